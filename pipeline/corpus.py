@@ -1,0 +1,315 @@
+"""The corpus folder: shards that are their own manifest, committed whole or not at all; the lock."""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..schemas.footer import FOOTER_KEY, Footer
+from ..schemas.recipe import Recipe, RecipeError, dump, load
+
+ROW_GROUP = 65_536
+"""Rows of a row group at most (DESIGN §3)."""
+
+STAGES = ("ingest", "filter", "dedup", "score", "convert")
+FOLDERS = ("ingest", "filter", "dedup", "score", "convert/pretrain", "convert/retrieval", "convert/sts")
+"""Where shards lie, in the order of the work."""
+
+_INCOMPLETE = ".incomplete"
+
+
+class CorpusError(RuntimeError):
+    """A corpus that can't be worked on as asked: says why and what to do."""
+
+
+def shards(corpus: Path, folder: str) -> list[Path]:
+    """The shards of a finished stage, in order.
+
+    Raises:
+        CorpusError: the stage was not run, or was interrupted.
+    """
+    stage = folder.partition("/")[0]
+    if (corpus / folder / _INCOMPLETE).exists():
+        raise CorpusError(f"{corpus / folder}: `conan {stage}` was interrupted; run it again first")
+    found = sorted((corpus / folder).glob("part-*.parquet"))
+    if not found:
+        raise CorpusError(f"{corpus / folder}: no shards; run `conan {stage} {corpus}` first")
+    return found
+
+
+def committed(corpus: Path, folder: str) -> list[Path]:
+    """The shards that are there, whether or not their stage is finished."""
+    return sorted((corpus / folder).glob("part-*.parquet"))
+
+
+def rejects(shard: Path) -> Path:
+    """Where the rejects of a shard lie."""
+    return shard.parent / "rejected" / shard.name
+
+
+def read_footer(shard: Path) -> Footer:
+    """A shard's own manifest. Raises CorpusError where the file is none of ours."""
+    try:
+        metadata = pq.read_metadata(shard).metadata or {}
+        return Footer.model_validate_json(metadata[FOOTER_KEY])
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise CorpusError(
+            f"{shard}: not a shard of Conan ({error}); remove it and run the stage again"
+        ) from error
+
+
+def fingerprint(*parts: Any) -> str:
+    """A 128-bit hash (hex) of anything JSON can say, the same on every machine."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class _HashingFile:
+    """A file that hashes what is written, so that a shard's content is known when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.file: BinaryIO = path.open("wb")
+        self.hash = hashlib.blake2b(digest_size=16)
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    @property
+    def closed(self) -> bool:
+        return self.file.closed
+
+    def close(self) -> None:
+        """Parquet closes its sink; the writer below still has to fsync it."""
+
+
+class _ParquetFile:
+    """One Parquet file under a temporary name, in full row groups; `commit` gives it its own."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.schema = path, schema
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.sink = _HashingFile(self.temporary)
+        self.writer = pq.ParquetWriter(self.sink, schema, compression="zstd")
+        self.pending: list[pa.Table] = []
+        self.pending_rows = 0
+        self.rows = 0
+
+    def write(self, table: pa.Table) -> None:
+        table = table.select(self.schema.names).cast(self.schema)
+        self.pending.append(table)
+        self.pending_rows += table.num_rows
+        self.rows += table.num_rows
+        while self.pending_rows >= ROW_GROUP:
+            self._write_group(ROW_GROUP)
+
+    def _write_group(self, rows: int) -> None:
+        whole = pa.concat_tables(self.pending)
+        # One dictionary for each group, so that equal rows are equal bytes however they arrived.
+        self.writer.write_table(_with_fresh_dictionaries(whole.slice(0, rows)), row_group_size=ROW_GROUP)
+        rest = whole.slice(rows)
+        self.pending, self.pending_rows = ([rest], rest.num_rows) if rest.num_rows else ([], 0)
+
+    def close(self, footer: Footer | None) -> None:
+        """Write what is pending, the footer (its content hash filled in), and make the file durable."""
+        if self.pending_rows:
+            self._write_group(self.pending_rows)
+        if footer is not None:
+            footer = footer.model_copy(update={"content": self.sink.hash.hexdigest()})
+            self.writer.add_key_value_metadata({FOOTER_KEY: footer.model_dump_json().encode()})
+        self.writer.close()
+        self.sink.file.flush()
+        os.fsync(self.sink.file.fileno())
+        self.sink.file.close()
+
+    def commit(self) -> None:
+        commit(self.temporary, self.path)
+
+    def discard(self) -> None:
+        """Leave nothing behind; after `commit` there is nothing to leave."""
+        if self.writer.is_open:
+            self.writer.close()
+        self.sink.file.close()
+        self.temporary.unlink(missing_ok=True)
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Give a whole, fsynced file or folder its name: after this it is there, before it is not."""
+    temporary.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _with_fresh_dictionaries(table: pa.Table) -> pa.Table:
+    for index, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            column = table.column(index).cast(field.type.value_type).combine_chunks().dictionary_encode()
+            table = table.set_column(index, field, column.cast(field.type))
+    return table
+
+
+class ShardWriter:
+    """Writes a shard and its rejects; both appear when the block ends well, neither when it raises.
+
+    The rejects are committed first: the shard is the sign that both are there. Raises ValueError (and commits
+    nothing) unless rows in = rows out + rejected.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        rejected: pa.Schema,
+        *,
+        stage: str,
+        version: int,
+        fingerprint: str,
+    ) -> None:
+        self.stage, self.version, self.fingerprint = stage, version, fingerprint
+        self.started = time.monotonic()
+        self.rows_in = 0
+        self.rows_out = 0
+        self.reasons: Counter[str] = Counter()
+        self.notes: dict[str, Any] = {}
+        self._out = _ParquetFile(path, schema)
+        self._rejected = _ParquetFile(rejects(path), rejected)
+
+    def received(self, rows: int) -> None:
+        """Count rows that came in."""
+        self.rows_in += rows
+
+    def keep(self, table: pa.Table, rows: int | None = None) -> None:
+        """Write rows out; `rows` is how many that came in they stand for, where it is another number."""
+        self._out.write(table)
+        self.rows_out += table.num_rows if rows is None else rows
+
+    def reject(self, table: pa.Table) -> None:
+        """Write rows with `reason` and `detail`."""
+        self._rejected.write(table)
+        counts = table.column("reason").value_counts().to_pylist()
+        self.reasons.update({count["values"]: count["counts"] for count in counts})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                footer = Footer(
+                    stage=self.stage,
+                    version=self.version,
+                    fingerprint=self.fingerprint,
+                    content="",
+                    rows_in=self.rows_in,
+                    rows_out=self.rows_out,
+                    rejected=dict(sorted(self.reasons.items())),
+                    seconds=round(time.monotonic() - self.started, 3),
+                    notes=self.notes,
+                )
+                footer.check()
+                self._rejected.close(None)
+                self._out.close(footer)
+                self._rejected.commit()
+                self._out.commit()
+        finally:
+            self._rejected.discard()
+            self._out.discard()
+
+
+def read_batches(shard: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The row groups of a shard, one at a time."""
+    with pq.ParquetFile(shard) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=columns)
+
+
+def begin(corpus: Path, folder: str) -> None:
+    """Mark a stage's folder as being written and clear what a killed run left half-written."""
+    place = corpus / folder
+    place.mkdir(parents=True, exist_ok=True)
+    (place / _INCOMPLETE).touch()
+    for leftover in [*place.glob(".*.tmp"), *place.glob("rejected/.*.tmp")]:
+        leftover.unlink()
+
+
+def finish(corpus: Path, folder: str, keep: set[str]) -> None:
+    """Remove shards of an earlier shape and take the mark away: the folder is whole now."""
+    for shard in [*committed(corpus, folder), *sorted((corpus / folder / "rejected").glob("part-*.parquet"))]:
+        if shard.name not in keep:
+            shard.unlink()
+    (corpus / folder / _INCOMPLETE).unlink(missing_ok=True)
+
+
+def save_recipe(corpus: Path, recipe: Recipe) -> None:
+    """Keep the recipe in the corpus, defaults filled in."""
+    corpus.mkdir(parents=True, exist_ok=True)
+    write_text(corpus / "recipe.yaml", dump(recipe))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    commit(temporary, path)
+
+
+def load_recipe(corpus: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe kept in a corpus."""
+    path = corpus / "recipe.yaml"
+    if not path.exists():
+        raise RecipeError(f"{corpus}: no recipe.yaml here; run `conan ingest {corpus} --recipe FILE` first")
+    return load(path, overrides)
+
+
+@contextmanager
+def locked(corpus: Path) -> Iterator[None]:
+    """Hold the corpus: one command works on it at a time.
+
+    The operating system frees the lock of an owner that dies, so there is nothing to clear by hand.
+
+    Raises:
+        CorpusError: another command holds it; names its process, machine and start.
+    """
+    corpus.mkdir(parents=True, exist_ok=True)
+    with (corpus / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner: Mapping[str, Any] = json.loads(file.read() or "{}")
+            raise CorpusError(
+                f"{corpus} is in use by process {owner.get('process', '?')} on {owner.get('machine', '?')} "
+                f"since {owner.get('since', '?')}; wait for it or stop it"
+            ) from error
+        file.truncate(0)
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        file.write(json.dumps({"process": os.getpid(), "machine": socket.gethostname(), "since": since}))
+        file.flush()
+        yield

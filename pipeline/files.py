@@ -1,0 +1,155 @@
+"""From a glob to decoded text: listing, decompression, encodings. Damage is marked, never hidden."""
+
+import bz2
+import gzip
+import lzma
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import charset_normalizer
+import fsspec
+import zstandard
+
+BROKEN = "\U0010ffff"
+"""Put around the byte offset of what could not be decoded; no text holds this noncharacter of its own right."""
+
+DAMAGED_SHARE = 0.1
+"""Ours: with more than this share of undecodable non-ASCII lines the encoding is wrong, not the lines."""
+
+_CHUNK = 1 << 20
+
+
+class FileError(ValueError):
+    """A file that can't be read at all; `reason` is one word for the rejects."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source. `version` changes when the file does."""
+
+    path: str
+    size: int
+    version: str
+
+
+def list_files(globs: Sequence[str], exclude: Sequence[str] = ()) -> list[SourceFile]:
+    """The files that match any of the globs (paths or fsspec URIs) and none of `exclude`, sorted by path."""
+    left_out = {path for pattern in exclude for path in _expand(pattern)}
+    found = {path: file for pattern in globs for path, file in _expand(pattern).items() if path not in left_out}
+    return [found[path] for path in sorted(found)]
+
+
+def _expand(pattern: str) -> dict[str, SourceFile]:
+    filesystem, path = fsspec.core.url_to_fs(pattern)
+    details = filesystem.glob(path, detail=True) if any(mark in path for mark in "*?[") else {}
+    if not details and filesystem.exists(path):
+        details = {path: filesystem.info(path)}
+    return {
+        name: SourceFile(filesystem.unstrip_protocol(name).removeprefix("file://"), info["size"], filesystem.ukey(name))
+        for name, info in details.items()
+        if info["type"] == "file"
+    }
+
+
+def read_text(path: str, declared: str | None = None) -> tuple[str, str, str | None]:
+    """A file's text, its encoding, and what cut it short (None where it is whole).
+
+    A compressed file that breaks off yields what came before the break. Lines that don't decode hold the marker BROKEN
+    around their byte offset.
+
+    Raises:
+        FileError: unreadable, not the compression its ending says, not in the declared encoding.
+    """
+    try:
+        with fsspec.open(path, "rb") as file:
+            data, problem = _decompress(file, path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
+    if problem and not data:
+        raise FileError("truncated", problem)
+    text, encoding = decode(data, declared)
+    return text, encoding, problem
+
+
+def _decompress(file: IO[bytes], path: str) -> tuple[bytes, str | None]:
+    stream: Any = file
+    if path.endswith(".gz"):
+        stream = gzip.GzipFile(fileobj=file)
+    elif path.endswith(".zst"):
+        stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    elif path.endswith(".bz2"):
+        stream = bz2.BZ2File(file)
+    elif path.endswith(".xz"):
+        stream = lzma.LZMAFile(file)  # noqa: SIM115
+    elif path.endswith(".zip"):
+        archive = zipfile.ZipFile(file)
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if len(members) != 1:
+            raise FileError("unreadable", f"expected one file in the archive, found {len(members)}")
+        stream = archive.open(members[0])
+    parts = []
+    try:
+        while part := stream.read(_CHUNK):
+            parts.append(part)
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile) as error:
+        return b"".join(parts), f"breaks off after {sum(map(len, parts)):,} bytes: {error}"
+    return b"".join(parts), None
+
+
+def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
+    """Text and encoding of a file's bytes; without a byte order mark.
+
+    Raises:
+        FileError: too many lines are not in the declared encoding; names the first offset and a likelier encoding.
+    """
+    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if data.startswith(mark) and declared is None:
+            declared = encoding
+    encoding = declared or detect(data)
+    try:
+        return data.decode(encoding).removeprefix("\ufeff"), encoding
+    except LookupError as error:
+        raise FileError("encoding", f"unknown encoding {encoding!r}; try utf-8, gb18030 or big5") from error
+    except UnicodeDecodeError as error:
+        lines = data.split(b"\n")
+        foreign = sum(not line.isascii() for line in lines)
+        text, broken = _decode_lines(lines, encoding)
+        if broken > DAMAGED_SHARE * foreign + 1 or encoding.startswith("utf-16"):
+            likely = detect(data)
+            hint = f"; it looks like {likely}" if likely != encoding else ""
+            raise FileError("encoding", f"not {encoding} at byte {error.start:,}{hint}") from error
+        return text.removeprefix("\ufeff"), encoding
+
+
+def _decode_lines(lines: list[bytes], encoding: str) -> tuple[str, int]:
+    decoded, offset, broken = [], 0, 0
+    for line in lines:
+        try:
+            decoded.append(line.decode(encoding))
+        except UnicodeDecodeError as error:
+            broken += 1
+            position = offset + error.start
+            decoded.append(f"{BROKEN}{position}{BROKEN}" + line.decode(encoding, errors="replace"))
+        offset += len(line) + 1
+    return "\n".join(decoded), broken
+
+
+def detect(data: bytes) -> str:
+    """The encoding of Chinese text: UTF-8 where it fits, else the likelier of GB18030 and Big5."""
+    lines = data[: 4 * _CHUNK].split(b"\n")
+    if len(data) > 4 * _CHUNK:
+        lines.pop()  # may be cut inside a character
+    broken = {encoding: _decode_lines(lines, encoding)[1] for encoding in ("utf-8", "gb18030", "big5")}
+    if broken["utf-8"] <= DAMAGED_SHARE * sum(not line.isascii() for line in lines):
+        return "utf-8"
+    if broken["gb18030"] == broken["big5"]:
+        best = charset_normalizer.from_bytes(b"\n".join(lines)[:65_536], cp_isolation=["gb18030", "big5"]).best()
+        return best.encoding if best else "gb18030"
+    return "gb18030" if broken["gb18030"] < broken["big5"] else "big5"

@@ -1,0 +1,252 @@
+"""conan ingest: files of any shape to pairs, with a reason for everything that did not become one."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+
+from ..schemas.pairs import PAIR, REJECTED_AT_INGEST
+from ..schemas.recipe import Recipe, RecipeError
+from ..schemas.settings import EvaluationSet, Source
+from . import readers
+from .corpus import ShardWriter, fingerprint
+from .engine import Engine, Summary, Task, run_stage
+from .files import SourceFile, list_files
+from .text import normalise
+
+VERSION = 1
+PART_BYTES = 64 << 20
+"""Ours: bytes of source files (as they lie on disk) that make one shard."""
+
+
+def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
+    """Read every source of the recipe into `corpus/ingest`, and its evaluation sets into `corpus/evaluation`.
+
+    Raises:
+        RecipeError: no source has any file.
+        StageError: a shard could not be made.
+    """
+    if not recipe.sources:
+        raise RecipeError("the recipe has no `sources:`; nothing to ingest")
+    files = {source.name: list_files(source.files, source.exclude) for source in recipe.sources}
+    empty = [source for source in recipe.sources if not files[source.name]]
+    if len(empty) == len(recipe.sources):
+        raise RecipeError(
+            f"no source has any file; {empty[0].name} looks for {', '.join(empty[0].files)}. Check the paths and "
+            "`variables:`"
+        )
+    tasks = [
+        Task((source, [file.path for file in part]), _fingerprint(source, part))
+        for source in recipe.sources
+        for part in _parts(files[source.name])
+    ]
+    summary = run_stage(corpus, "ingest", ingest_part, tasks, engine)
+    summary.notes["empty sources"] = [f"{source.name}: no file matches {', '.join(source.files)}" for source in empty]
+    for name in _ingest_evaluation(corpus, recipe.evaluation, engine):
+        summary.notes["empty sources"].append(name)
+    return summary
+
+
+def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engine) -> Iterator[str]:
+    """Each evaluation set is a shard: its own pairs, then pairs of `passages:` with `passage_only` in meta."""
+    tasks = []
+    for one in sets:
+        files, passages = list_files(one.files, one.exclude), list_files(one.passages)
+        if not files:
+            yield f"{one.name} (evaluation): no file matches {', '.join(one.files)}"
+            continue
+        paths = [file.path for file in files], [file.path for file in passages]
+        tasks.append(Task((one, *paths), _fingerprint(one, [*files, *passages])))
+    if tasks:
+        run_stage(corpus, "evaluation", ingest_evaluation_set, tasks, engine)
+
+
+def _fingerprint(source: Source, files: Sequence[SourceFile]) -> str:
+    settings = source.model_dump(mode="json", exclude={"priority", "licence", "label_range"})
+    return fingerprint("ingest", VERSION, settings, [(file.path, file.size, file.version) for file in files])
+
+
+def _parts(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
+    """Files packed in order into parts of about PART_BYTES."""
+    part: list[SourceFile] = []
+    size = 0
+    for file in files:
+        if part and size + file.size > PART_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(file)
+        size += file.size
+    if part:
+        yield part
+
+
+def ingest_part(source: Source, paths: Sequence[str], fingerprint: str, shard: Path) -> None:
+    """One shard: the pairs of some files of a source, and their rejects."""
+    with ShardWriter(
+        shard, PAIR, REJECTED_AT_INGEST, stage="ingest", version=VERSION, fingerprint=fingerprint
+    ) as writer:
+        _ingest_files(source, paths, writer)
+
+
+def ingest_evaluation_set(
+    source: EvaluationSet, paths: Sequence[str], passages: Sequence[str], fingerprint: str, shard: Path
+) -> None:
+    """One evaluation set as a shard."""
+    with ShardWriter(
+        shard, PAIR, REJECTED_AT_INGEST, stage="evaluation", version=VERSION, fingerprint=fingerprint
+    ) as writer:
+        _ingest_files(source, paths, writer)
+        if passages:
+            _ingest_files(source.model_copy(update={"meta": "{'passage_only': true}"}), passages, writer)
+
+
+def _ingest_files(source: Source, paths: Sequence[str], writer: ShardWriter) -> None:
+    with readers.sandbox() as connection:
+        problems = readers.read(connection, source, paths)
+        try:
+            projected = _project(connection, source)
+        except (duckdb.Error, UnicodeDecodeError) as error:
+            # The recipe's SQL does not fit these files: nothing is lost, every row says why it stayed out.
+            rows = connection.sql("SELECT _file AS file, _line AS line FROM rows").pl()
+            reason = f"source {source.name}: {str(error).strip()} Columns there are: {_columns(connection, 'rows')}"
+            problems = pl.concat(
+                [
+                    problems,
+                    rows.with_columns(
+                        record=pl.lit(None, pl.String), reason=pl.lit("projection"), detail=pl.lit(reason)
+                    ),
+                ]
+            )
+            projected = None
+    _write(writer, source, projected, problems)
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, table: str) -> str:
+    return ", ".join(name for name in connection.sql(f"FROM {table}").columns if not name.startswith("_")) or "none"
+
+
+def _project(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
+    """The pair's columns of every selected row; where SQL gives NULL, NULL.
+
+    Rows of the file that `select` makes no row of are there too, with `no_pair` true.
+    """
+    select = f"{source.select}, rows.*" if source.select and not source.from_ else source.select or "*"
+    connection.execute(f"CREATE VIEW selected AS SELECT {select} FROM {source.from_ or 'rows'}")
+    has_place = "_row" in connection.sql("FROM selected").columns
+    place = "_row, _file, _line" if has_place else "NULL AS _row, NULL AS _file, NULL AS _line"
+    columns = {
+        "query": _text(connection, source.query),
+        "positive": _text(connection, source.positive),
+        "negatives": f"CAST({_guarded(connection, source.negatives or _own(connection, 'negatives', '[]'))} AS VARCHAR[])",
+        "label": f"CAST({_guarded(connection, source.label or 'NULL')} AS FLOAT)",
+        "meta": f"CAST(to_json({source.meta or _own(connection, 'meta', '{}')}) AS VARCHAR)",
+    }
+    values = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
+    where = f"WHERE {source.where}" if source.where else ""
+    projected: pl.DataFrame = connection.sql(f"SELECT {place}, {values}, false AS no_pair FROM selected {where}").pl()
+    if has_place:
+        unused = connection.sql(
+            "SELECT _row, _file, _line FROM rows WHERE _row NOT IN (SELECT _row FROM selected)"
+        ).pl()
+        projected = pl.concat([projected, unused.with_columns(no_pair=pl.lit(True))], how="diagonal")
+    return projected
+
+
+def _guarded(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
+    """The expression with NULL where it fails on a row; as it is where DuckDB can't guard it (a subquery)."""
+    guarded = f"TRY({expression})"
+    try:
+        connection.sql(f"SELECT {guarded} FROM selected LIMIT 0")
+    except duckdb.BinderException:
+        return f"({expression})"
+    return guarded
+
+
+def _text(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
+    """An expression as text; of a JSON value its content, not its quoted form."""
+    guarded = _guarded(connection, expression)
+    kind = str(connection.sql(f"SELECT {guarded} AS value FROM selected LIMIT 0").types[0])
+    return f"{guarded} ->> '$'" if kind == "JSON" else f"CAST({guarded} AS VARCHAR)"
+
+
+def _own(connection: duckdb.DuckDBPyConnection, column: str, otherwise: str) -> str:
+    """What a shape brings where the recipe gives no SQL."""
+    return column if column in connection.sql("FROM selected").columns else f"'{otherwise}'::JSON"
+
+
+def _write(writer: ShardWriter, source: Source, projected: pl.DataFrame | None, problems: pl.DataFrame) -> None:
+    """Normalise, name and write pairs; write rejects."""
+    if projected is not None and not projected.is_empty():
+        reason = (
+            pl.when(pl.col("no_pair"))
+            .then(pl.lit("no_pair"))
+            .when(pl.col("query").is_null())
+            .then(pl.lit("no_query"))
+            .when(pl.col("positive").is_null())
+            .then(pl.lit("no_positive"))
+            .when(pl.lit(source.task == "sts") & pl.col("label").is_null())
+            .then(pl.lit("no_label"))
+        )
+        judged = projected.with_columns(reason=reason)
+        bad = judged.filter(pl.col("reason").is_not_null()).select(
+            file=pl.col("_file").cast(pl.String).fill_null(""),
+            line=pl.col("_line").cast(pl.Int64),
+            record=pl.struct("query", "positive", "label", "meta").struct.json_encode(),
+            reason="reason",
+            detail=pl.lit("the recipe's SQL gave NULL here"),
+        )
+        problems = pl.concat([problems, bad])
+        writer.received(judged.height - bad.height)
+        writer.keep(_pairs(source, judged.filter(pl.col("reason").is_null())))
+    if not problems.is_empty():
+        writer.received(problems.height)
+        writer.reject(_rejects(source, problems))
+
+
+def _pairs(source: Source, frame: pl.DataFrame) -> pa.Table:
+    named = frame.select(
+        source=pl.lit(source.name),
+        category=pl.lit(source.category),
+        format=pl.lit(source.format),
+        task=pl.lit(source.task),
+        query=normalise(pl.col("query")),
+        positive=normalise(pl.col("positive")),
+        negatives=_normalised_lists(frame["negatives"]),
+        label=pl.col("label").cast(pl.Float32),
+        meta=pl.col("meta").fill_null("{}"),
+    )
+    with duckdb.connect(":memory:") as connection:
+        connection.register("named", named.to_arrow())
+        # The unit separator can't stand in normalised text, so no two pairs run into each other.
+        return connection.sql(
+            "SELECT md5(concat_ws(chr(31), source, task, query, positive)) AS pair_id, * FROM named"
+        ).to_arrow_table()
+
+
+def _normalised_lists(lists: pl.Series) -> pl.Series:
+    """Normalise the texts of lists; empty ones and nulls are left out."""
+    frame = pl.DataFrame({"row": pl.arange(len(lists), eager=True), "text": lists.cast(pl.List(pl.String))})
+    texts = (
+        frame.explode("text")
+        .with_columns(normalise(pl.col("text")))
+        .filter(pl.col("text").is_not_null() & (pl.col("text") != ""))
+        .group_by("row", maintain_order=True)
+        .agg("text")
+    )
+    joined = frame.select("row").join(texts, on="row", how="left", maintain_order="left")
+    return joined["text"].fill_null([])
+
+
+def _rejects(source: Source, problems: pl.DataFrame) -> pa.Table:
+    table = problems.with_columns(
+        source=pl.lit(source.name),
+        category=pl.lit(source.category),
+        format=pl.lit(source.format),
+        task=pl.lit(source.task),
+    ).to_arrow()
+    for field in REJECTED_AT_INGEST:
+        if field.name not in table.column_names:
+            table = table.append_column(field.name, pa.nulls(table.num_rows, field.type))
+    return table

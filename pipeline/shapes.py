@@ -1,0 +1,99 @@
+"""Well-known shapes of training data as SQL over their records.
+
+Each statement reads the table `records(_row, _file, _line, record JSON)` and gives, for each pair of each record, the
+columns `_row, _file, _line, query, positive, negatives, meta`.
+"""
+
+_PLACE = "_row, _file, _line"
+
+ALPACA = f"""
+SELECT {_PLACE}, concat_ws(chr(10), r.instruction, nullif(r.input, '')) AS query, r.output AS positive,
+       CAST([] AS VARCHAR[]) AS negatives, {{'system': r.system}} AS meta
+FROM (SELECT *, from_json(record,
+        '{{"instruction":"VARCHAR","input":"VARCHAR","output":"VARCHAR","system":"VARCHAR"}}') AS r FROM records)
+"""
+
+TRIPLES = f"""
+SELECT {_PLACE}, r.query AS query, unnest(r.pos) AS positive, coalesce(r.neg, []) AS negatives,
+       {{'teacher_scores': r.pos_scores}} AS meta
+FROM (SELECT *, from_json(record,
+        '{{"query":"VARCHAR","pos":["VARCHAR"],"neg":["VARCHAR"],"pos_scores":["DOUBLE"]}}') AS r FROM records)
+"""
+
+# SQuAD's own document, and the flat list that CMRC 2018 is published as.
+SQUAD = f"""
+SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM (
+    SELECT *, CASE
+        WHEN r.data IS NOT NULL THEN flatten(flatten(list_transform(r.data, lambda article:
+            list_transform(article.paragraphs, lambda paragraph: list_transform(paragraph.qas, lambda qa: {{
+                'query': qa.question, 'positive': paragraph.context, 'negatives': CAST([] AS VARCHAR[]),
+                'meta': to_json({{'id': qa.id, 'title': article.title,
+                    'answers': list_transform(qa.answers, lambda answer: answer.text)}}) }})))))
+        ELSE list_transform(r.qas, lambda qa: {{
+                'query': qa.query_text, 'positive': r.context_text, 'negatives': CAST([] AS VARCHAR[]),
+                'meta': to_json({{'id': qa.query_id, 'title': r.title, 'answers': qa.answers}}) }})
+        END AS pairs
+    FROM (SELECT *, from_json(record, '{{
+        "data":[{{"title":"VARCHAR","paragraphs":[{{"context":"VARCHAR","qas":[{{"id":"VARCHAR","question":"VARCHAR",
+            "answers":[{{"text":"VARCHAR"}}]}}]}}]}}],
+        "title":"VARCHAR","context_text":"VARCHAR",
+        "qas":[{{"query_id":"VARCHAR","query_text":"VARCHAR","answers":["VARCHAR"]}}]}}') AS r FROM records)))
+"""
+
+_ASSISTANT = "('assistant', 'gpt', 'chatgpt', 'bot', 'model', 'counselor')"
+_MESSAGE = '[{"from":"VARCHAR","value":"VARCHAR","role":"VARCHAR","content":"VARCHAR"}]'
+
+
+def messages(turns: int) -> str:
+    """Conversations: a pair for each reply that follows something; the prompt is the last `turns` exchanges.
+
+    Reads `conversations` or `messages` with from/value or role/content. System prompts go to `meta`.
+    """
+    return f"""
+SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM (
+    SELECT *, list_filter(list_transform(range(1, len(turns) + 1), lambda i:
+        CASE WHEN i > 1 AND turns[i].role IN {_ASSISTANT} THEN {{
+            'query': array_to_string(list_transform(
+                turns[greatest(1, i - {2 * turns - 1}):(i - 1)], lambda turn: turn.text), chr(10)),
+            'positive': turns[i].text,
+            'negatives': CAST([] AS VARCHAR[]),
+            'meta': to_json({{'conversation': r.id, 'turn': i, 'system': system}})
+        }} END), lambda pair: pair IS NOT NULL) AS pairs
+    FROM (
+        SELECT *, list_filter(said, lambda turn: turn.role <> 'system') AS turns,
+            coalesce(r.system, list_filter(said, lambda turn: turn.role = 'system')[1].text) AS system
+        FROM (
+            SELECT *, list_transform(coalesce(r.conversations, r.messages, []), lambda message: {{
+                'role': lower(coalesce(message."from", message.role, '')),
+                'text': coalesce(message."value", message.content, '')}}) AS said
+            FROM (SELECT *, from_json(record,
+                '{{"conversations":{_MESSAGE},"messages":{_MESSAGE},"system":"VARCHAR","id":"VARCHAR"}}') AS r
+                FROM records)))))
+"""
+
+
+# The title is the front matter's, else the first heading (ATX or underlined); the body is what follows it.
+MARKDOWN = r"""
+SELECT _row, _file, _line, text,
+       coalesce(nullif(trim(regexp_extract(front, '(?m)^title\s*:\s*(.*)$', 1), ' "'''), ''), heading) AS query,
+       trim(CASE WHEN heading IS NULL OR front ~ '(?m)^title\s*:' THEN body
+                 ELSE substr(body, position(marked IN body) + length(marked)) END) AS positive,
+       CAST([] AS VARCHAR[]) AS negatives,
+       {'title': heading} AS meta
+FROM (
+    SELECT *, nullif(trim(coalesce(nullif(regexp_extract(marked, '^\s*#{1,6}[ \t]+(.*?)[# \t]*$', 1), ''),
+                                   regexp_extract(marked, '^\s*(.+)\n', 1)), ' #*' || chr(10)), '') AS heading
+    FROM (
+        SELECT *, regexp_extract(body, '(?m)(^#{1,6}[ \t]+[^\n]+$|^[^\s][^\n]*\n(=+|-{3,})[ \t]*$)') AS marked
+        FROM (
+            SELECT *, regexp_extract(text, '(?s)^---\n(.*?)\n---[ \t]*\n', 1) AS front,
+                   regexp_replace(text, '(?s)^---\n.*?\n---[ \t]*\n', '') AS body
+            FROM (SELECT * REPLACE (replace(text, chr(13), '') AS text) FROM texts))))
+"""
+
+
+def statement(shape: str, turns: int) -> str:
+    """The SQL of a shape by its name in the recipe."""
+    if shape in ("sharegpt", "messages"):
+        return messages(turns)
+    return {"alpaca": ALPACA, "triples": TRIPLES, "squad": SQUAD, "markdown": MARKDOWN}[shape]

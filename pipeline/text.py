@@ -1,0 +1,135 @@
+"""Text as every later stage sees it: `normalise` once at ingest, `key` for comparing."""
+
+import html
+from html.entities import name2codepoint
+from itertools import count
+
+import polars as pl
+
+DEEPEST = 16
+"""Passes that `normalise` gives to markup within markup."""
+
+_ENTITIES = {f"&{name};": chr(point) for name, point in name2codepoint.items() if name != "amp"}
+_ENTITIES |= {"&apos;": "'"}
+"""HTML 4's named entities. HTML 5's 2,000 more are not in use on pages, but look like C's `&in;` or `&it;`."""
+
+_NUMERIC_ENTITY = r"&#(?:[0-9]{1,7}|[xX][0-9a-fA-F]{1,6});"
+
+_BLOCK_TAGS = (
+    "article aside blockquote body br center dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 "
+    "h6 head header hr html iframe li link main meta nav noscript ol option p pre section table tbody tfoot "
+    "thead title tr ul"
+)
+_INLINE_TAGS = (
+    "a abbr audio b big button cite code col colgroup del em embed font i img input ins kbd label mark q s "
+    "small span strike strong sub sup svg td textarea th tt u video wbr"
+)
+# An attribute has a value, or is one of the few that need none: `a<b and c>d` is no tag.
+_ATTRIBUTES = (
+    r"""(?:\s+(?:[a-zA-Z:_-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
+    r"""|async|defer|disabled|checked|hidden|nowrap|noshade|controls|selected|allowfullscreen))*\s*/?"""
+)
+
+
+def _tags(names: str) -> str:
+    """A pattern for opening and closing tags of these names, in lower or in upper case.
+
+    Never capitalised: `List<Object>` and `<Button>` are code.
+    """
+    longest_first = sorted(names.split(), key=len, reverse=True)
+    return f"</?(?:{'|'.join(longest_first)}|{'|'.join(longest_first).upper()}){_ATTRIBUTES}>"
+
+
+_BLOCK = _tags(_BLOCK_TAGS)
+_INLINE = _tags(_INLINE_TAGS)
+_UNSEEN = r"(?s)<!--.*?-->|<!(?:DOCTYPE|doctype)[^<>]*>" + "".join(
+    rf"|<{name}{_ATTRIBUTES}>.*?</{name}\s*>" for name in ("script", "SCRIPT", "style", "STYLE")
+)
+
+# Code of one-letter generics: the tag-like part of `Box<A>` stays, so the match puts itself back.
+_GENERIC = r"[A-Za-z0-9_]<[abiqsuABIPQSU]>"
+
+_LINE_BREAK = r"\r\n?|[\x0b\x0c\x{85}\x{2028}\x{2029}]"
+_INVISIBLE = (
+    r"[\x00-\x08\x0e-\x1f\x7f-\x{9f}\x{ad}\x{61c}\x{180e}\x{200b}-\x{200f}\x{202a}-\x{202e}\x{2060}-\x{206f}"
+    r"\x{feff}\x{fff9}-\x{fffb}\x{e0000}-\x{e007f}]"
+)
+"""Control characters, soft hyphen, zero-width characters, bidi marks, byte-order mark, tag characters."""
+
+_FULL_WIDTH = [chr(0xFEE0 + ord(character)) for character in "0123456789"] + [
+    chr(0xFEE0 + ord(first) + step) for first in "Aa" for step in range(26)
+]
+_HALF_WIDTH = [chr(ord(character) - 0xFEE0) for character in _FULL_WIDTH]
+
+
+def normalise(column: pl.Expr) -> pl.Expr:
+    """The text in one shape: what ingest applies, once, to every text it reads.
+
+    - NFC.
+    - HTML entities decoded: HTML 4's names and numeric ones, always with their semicolon. Tags of a list of
+      names go: block tags become a line break, inline tags nothing; scripts, styles and comments go with what
+      they hold. `a < b and c > d`, `List<String>` and `vector<int>` stay.
+    - Line breaks of every kind become `\\n`; control, zero-width, bidi and other invisible characters go.
+    - Full-width letters and digits become ASCII; Chinese punctuation stays as it is.
+    - Runs of other white space become one space, three or more line breaks two; none at the ends of lines.
+
+    Repeated until nothing changes, since what one pass decodes may be markup for the next (`&amp;lt;br&amp;gt;`):
+    the result is a fixed point, so normalising twice is normalising once. The price: a tag that was escaped to
+    be shown goes as well. A text nested deeper than DEEPEST, which nobody writes by accident, loses every `&`
+    and `<`. Null stays null.
+    """
+    return column.map_batches(_until_stable, return_dtype=pl.String, is_elementwise=True)
+
+
+def key(column: pl.Expr) -> pl.Expr:
+    """What two texts are compared by: NFKC, lower case, letters and digits alone.
+
+    A text without letters and digits is its own key, so that `。。。` and `！！！` differ.
+    """
+    bare = column.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\p{L}\p{N}]+", "")
+    return pl.when(bare == "").then(column).otherwise(bare)
+
+
+def _until_stable(texts: pl.Series) -> pl.Series:
+    """Pass over the texts until none changes; each pass reads only those that the one before changed."""
+    texts = texts.rename("text")
+    rows = pl.int_range(len(texts), eager=True)
+    pending = texts
+    for depth in count():
+        if not len(pending):
+            break
+        if depth == DEEPEST:
+            pending = pending.str.replace_all("[&<]", "")
+        passed = _one_pass(pending)
+        changed = passed.ne_missing(pending)
+        rows, pending = rows.filter(changed), passed.filter(changed)
+        texts = texts.scatter(rows, pending) if len(rows) else texts
+    return texts
+
+
+def _one_pass(texts: pl.Series) -> pl.Series:
+    entities = _ENTITIES | _numeric_entities(texts)
+    text = (
+        pl.col("text")
+        .str.normalize("NFC")
+        .str.replace_all("&(?:amp;)+", "&")
+        .str.replace_many(list(entities), list(entities.values()))
+        .str.replace_all(_UNSEEN, "")
+        .str.replace_all(_BLOCK, "\n")
+        .str.replace_all(r"<(?:sup|SUP)>([0-9])", "^$1")  # 10<sup>6</sup> is not 106
+        .str.replace_all(f"({_GENERIC})|{_INLINE}", "$1")
+        .str.replace_all(_LINE_BREAK, "\n")
+        .str.replace_all(_INVISIBLE, "")
+        .str.replace_many(_FULL_WIDTH, _HALF_WIDTH)
+        .str.replace_all(r"[^\S\n]+", " ")
+        .str.replace_all(r" ?\n ?", "\n")
+        .str.replace_all(r"\n{3,}", "\n\n")
+        .str.strip_chars()
+    )
+    return texts.to_frame().select(text).to_series()
+
+
+def _numeric_entities(texts: pl.Series) -> dict[str, str]:
+    """The numeric entities that occur, each with its character (HTML's table: &#150; is an en dash)."""
+    found = texts.str.extract_all(_NUMERIC_ENTITY).explode().drop_nulls().unique()
+    return {entity: html.unescape(entity) for entity in found.sort()}

@@ -1,0 +1,192 @@
+"""The recipe: one YAML file that says what every stage does."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError, model_validator
+
+from .settings import (
+    BootstrapSettings,
+    ConvertSettings,
+    DedupSettings,
+    EvaluateSettings,
+    EvaluationSet,
+    ExportSettings,
+    FilterSettings,
+    FinetuneSettings,
+    MineSettings,
+    PretrainSettings,
+    ScoreSettings,
+    Settings,
+    Source,
+    given,
+)
+
+
+class RecipeError(ValueError):
+    """A recipe that can't be used: names the file, the line, what was expected and what to do."""
+
+
+class Recipe(Settings):
+    """All stages, defaults filled in."""
+
+    corpus: str | None = given(None, "ours: the folder to work in; `conan run` needs it or is given one")
+    variables: dict[str, str] = given({}, "ours: ${name} anywhere in the recipe")
+    sources: list[Source] = given([], "ours")
+    evaluation: list[EvaluationSet] = given([], "ours")
+    filter: FilterSettings = given(FilterSettings(), "paper §2.1.1")
+    dedup: DedupSettings = given(DedupSettings(), "InternLM2 (arXiv 2403.17297) §3.1.1")
+    bootstrap: BootstrapSettings | None = given(None, "ours: only where no pretrained encoder is at hand")
+    score: ScoreSettings = given(ScoreSettings(), "paper §2.1.1")
+    convert: ConvertSettings = given(ConvertSettings(), "paper §3.2")
+    mine: MineSettings = given(MineSettings(), "paper §2.2")
+    pretrain: PretrainSettings | None = given(None, "ours: `conan run` skips the stage where it is not named")
+    finetune: FinetuneSettings | None = given(None, "ours: `conan run` skips the stage where it is not named")
+    export: ExportSettings = given(ExportSettings(), "ours")
+    evaluate: EvaluateSettings = given(EvaluateSettings(), "ours")
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Recipe":
+        for kind, entries in (("sources", self.sources), ("evaluation", self.evaluation)):
+            names = [entry.name for entry in entries]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{kind}: the name {twice[0]} stands twice; names must differ")
+        return self
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, `key.key=value` overrides applied, `${variables}` replaced.
+
+    A variable is looked up in `variables:` and then in the environment.
+
+    Raises:
+        RecipeError: unreadable file, broken YAML, unknown key (the nearest valid one is named), value out of range,
+            unknown variable.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: the recipe can't be read: {error}") from error
+    try:
+        document = yaml.safe_load(text) or {}
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path}: expected a mapping of stages, found a {type(document).__name__}")
+    for override in overrides:
+        _override(document, override)
+    variables = {
+        **os.environ,
+        **{key: str(value) for key, value in (document.get("variables") or {}).items()},
+    }
+    try:
+        return Recipe.model_validate(_substitute(document, variables, str(path)))
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(error, str(path), root))) from error
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML, defaults filled in."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), allow_unicode=True, sort_keys=False)
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override}: expected key.key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(document.get(parent), dict):
+            document[parent] = {}
+        document = document[parent]
+    try:
+        document[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: {value} is not a YAML value: {error}") from error
+
+
+def _substitute(value: Any, variables: Mapping[str, str], path: str) -> Any:
+    if isinstance(value, str):
+
+        def lookup(match: re.Match[str]) -> str:
+            name = match.group(1)
+            if name not in variables:
+                near = difflib.get_close_matches(name, variables, 1)
+                hint = f"; did you mean ${{{near[0]}}}?" if near else ""
+                raise RecipeError(
+                    f"{path}: ${{{name}}} is not defined{hint} Define it under `variables:`, with "
+                    f"--set variables.{name}=… or in the environment"
+                )
+            return variables[name]
+
+        return re.sub(r"\$\{(\w+)\}", lookup, value)
+    if isinstance(value, dict):
+        return {key: _substitute(item, variables, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, variables, path) for item in value]
+    return value
+
+
+def _explain(error: ValidationError, path: str, root: yaml.Node | None) -> Iterator[str]:
+    for problem in error.errors():
+        location = problem["loc"]
+        line = _line(root, location)
+        name = ".".join(str(part) for part in location)
+        place = f"{path}:{line}" if line else path
+        if problem["type"] == "extra_forbidden":
+            valid = _valid_keys(Recipe, location[:-1])
+            near = difflib.get_close_matches(str(location[-1]), valid, 1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(valid)}"
+            yield f"{place}: unknown key `{name}`; {hint}"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            yield f"{place}: {name or 'recipe'}: {message}" + (
+                "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
+            )
+
+
+def _line(node: yaml.Node | None, location: Sequence[int | str]) -> int | None:
+    """The line of a key, or of its nearest parent that stands in the file."""
+    line = None
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == part]
+            if not found:
+                break
+            line, node = found[0][0].start_mark.line + 1, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _valid_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The keys that are valid at a place of the recipe."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        inner = _model_in(field.annotation) if field else None
+        if inner is None:
+            return []
+        model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,267 @@
+"""One validated model per stage: the paper's values as defaults, each with where it comes from.
+
+The description of a field begins with its origin: a section of the paper (Conan-embedding, arXiv 2408.15710), another
+source, or "ours" for what no source gives.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .pairs import Category, Format, Task
+
+
+def given(value: Any, origin: str, **limits: Any) -> Any:
+    """A default with its origin and its limits."""
+    return Field(value, description=origin, **limits)
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Globs = list[str]
+
+
+class ReaderOptions(Settings):
+    """How to read tables that don't describe themselves."""
+
+    header: bool | None = given(None, "ours: csv and tsv have a header unless columns are named")
+    delimiter: str | None = given(None, "ours: a comma for csv, a tab for tsv")
+    quote: str | None = given(None, 'ours: " for csv, none for tsv: a stray quote there must not lose lines')
+    columns: list[str] | None = given(None, "ours: names for a table without a header")
+    whole: bool = given(False, "ours: json only: one row a file, its document in the column `data`")
+    turns: int = given(3, "ours: chats only: exchanges of history kept in a prompt, the last included", ge=1)
+
+
+class Source(Settings):
+    """Files, a reader and a projection to the pair."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    category: Category = given("web_page", "ours: used by evaluation sets, which need no category")
+    format: Format = given("title_content", "paper Table 1: the most common format")
+    task: Task = given("pretrain", "paper §2.1.1: most data is for pre-training")
+    files: Globs
+    exclude: Globs = given([], "ours")
+    read: Literal[
+        "json",
+        "jsonl",
+        "csv",
+        "tsv",
+        "parquet",
+        "text",
+        "markdown",
+        "alpaca",
+        "sharegpt",
+        "messages",
+        "squad",
+        "triples",
+    ]
+    encoding: str | None = given(None, "ours: detected unless declared")
+    options: ReaderOptions = given(ReaderOptions(), "ours")
+    join: dict[str, str] = given({}, "ours: name → file whose lines are a table of that name")
+    select: str | None = given(None, "ours: DuckDB SQL over the file's rows")
+    from_: str | None = Field(None, alias="from", description="ours: replaces `rows` after FROM")
+    where: str | None = given(None, "ours: which rows belong to this source")
+    query: str = given("query", "ours: SQL; shapes bring a column of that name")
+    positive: str = given("positive", "ours: SQL; shapes bring a column of that name")
+    negatives: str | None = given(None, "ours: SQL, a list of strings")
+    label: str | None = given(None, "ours: SQL; needed for task sts")
+    label_range: tuple[float, float] = given((0.0, 1.0), "ours: the labels' own scale, mapped to 0…1")
+    meta: str | None = given(None, "ours: SQL struct, kept as JSON")
+    priority: int | None = given(None, "ours: the lower survives a duplicate; default: place in the recipe")
+    licence: str | None = given(None, "ours: for the reader of the recipe and the model card")
+
+    _listed = field_validator("files", "exclude", mode="before")(_as_list)
+
+    @model_validator(mode="after")
+    def _labelled(self) -> "Source":
+        if self.task == "sts" and self.label is None and self.read != "triples":
+            raise ValueError(f"source {self.name} has task sts and needs `label:`, an SQL expression")
+        if self.label_range[0] >= self.label_range[1]:
+            raise ValueError(f"source {self.name}: label_range must rise, got {list(self.label_range)}")
+        return self
+
+
+class EvaluationSet(Source):
+    """A source kept out of training."""
+
+    passages: Globs = given([], "ours: more files whose positives are searched among")
+
+    _listed_passages = field_validator("passages", mode="before")(_as_list)
+
+
+class FilterSettings(Settings):
+    """Rules by name; see `conan_embedding.pipeline.rules` for what they measure and where thresholds come from."""
+
+    rules: dict[str, float | bool] = given({}, "rules.py: name → another threshold, or false for off")
+    mask: bool = given(
+        True, "ours: personal data is masked, not dropped (DESIGN: mobile, ID card, e-mail, card)"
+    )
+    blocked_words: str | None = given(None, "InternLM2 (arXiv 2403.17297) §3.1.1: a file, a word a line")
+    blocked_domains: str | None = given(None, "InternLM2 (arXiv 2403.17297) §3.1.1: a file, a domain a line")
+
+
+class DedupSettings(Settings):
+    """Exact, then MinHash-LSH near-duplicates."""
+
+    on: Literal["pair", "query", "positive"] = given("pair", "ours: what must be alike to be a duplicate")
+    threshold: float = given(
+        0.7, "InternLM2 (arXiv 2403.17297) §3.1.1: MinHash, 128 permutations, 0.7", gt=0, le=1
+    )
+    bands: int = given(
+        20, "ours: 20 × 6 finds 92 % of pairs at Jaccard 0.7, the usual 14 × 9 finds 44 %", ge=1
+    )
+    rows: int = given(6, "ours: see bands", ge=1)
+    decontaminate: bool | list[str] = given(
+        True, "ours: evaluation sets (all of the recipe's, or names and files) that training may not contain"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DedupSettings":
+        if self.bands * self.rows > 128:
+            raise ValueError(f"bands × rows is {self.bands * self.rows}: more than the 128 permutations")
+        return self
+
+
+class EncoderSettings(Settings):
+    """Which model encodes and how."""
+
+    model: str = given("BAAI/bge-large-zh-v1.5", "paper §2.1.1: hub name, folder, or a stage of train")
+    pooling: Literal["cls", "mean"] | None = given(
+        None, "ours: the folder's own; cls where it says nothing (bge)"
+    )
+    max_length: int = given(512, "paper §3.1", ge=2)
+    batch_tokens: int = given(16_384, "ours: tokens a batch, padding included", ge=16)
+
+
+class ScoreSettings(EncoderSettings):
+    """Cosine of query and positive."""
+
+    cutoff: float = given(0.4, "paper §2.1.1: pairs scored below 0.4 are discarded", ge=-1, le=1)
+
+
+class ConvertSettings(Settings):
+    """From curated pairs to training records."""
+
+    max_prompt_characters: int = given(2000, "ours: longer prompts are code or pasted documents", ge=1)
+    min_response_characters: int = given(5, "ours", ge=1)
+    class_positives: int = given(1, "paper §3.2: same class positive; how many is ours", ge=1)
+    class_negatives: int = given(4, "paper §3.2: other classes negative; how many is ours", ge=1)
+    seed: int = given(0, "ours")
+
+
+class MineSettings(EncoderSettings):
+    """Negative pools."""
+
+    method: Literal["topk", "topk-abs", "topk-marginpos", "topk-percpos"] = given(
+        "topk-percpos", "NV-Retriever (arXiv 2407.15831): the best of its methods"
+    )
+    margin: float | None = given(None, "NV-Retriever: abs 0.7, marginpos 0.05, percpos 0.95, by method")
+    top_k: int = given(100, "ours: ranks kept for each query: nine windows of ten after rank 10", ge=1)
+    passages: list[Literal["retrieval", "pretrain"]] = given(["retrieval"], "DESIGN §6: convert's folders")
+    queries: list[Literal["retrieval", "pretrain"]] = given(["retrieval"], "ours: whose queries get pools")
+    index: str | None = given(
+        None, "DESIGN §6: Flat up to a million passages, else IVF; a FAISS factory string"
+    )
+
+
+MRL_DIMENSIONS = [256, 512, 768, 1024, 1280, 1536, 1792]
+
+
+class OptimizerSettings(Settings):
+    """What both training stages share."""
+
+    learning_rate: float = given(1e-5, "paper §3.1", gt=0)
+    warmup: float = given(0.05, "paper §3.1: share of all steps", ge=0, le=1)
+    weight_decay: float = given(0.001, "paper §3.1", ge=0)
+    gradient_clipping: float = given(1.0, "ours: DeepSpeed's own default since 0.19.3; 0 is off", ge=0)
+    steps: int | None = given(None, "ours: updates; default one epoch", ge=1)
+    epochs: float = given(1.0, "ours: the paper says hours, not epochs; used where steps is not given", gt=0)
+    max_length: int = given(512, "paper §3.1: tokens", ge=2)
+    temperature: float = given(0.02, "ours: the paper gives none; GTE and bge train near it", gt=0)
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = given(
+        "auto", "paper §3.1: mixed precision; ours: bf16 where the device has it, fp32 on a CPU"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = given(1, "paper §3.1: DeepSpeed ZeRO stage 1")
+    seed: int = given(0, "ours")
+    checkpoint_every: int = given(500, "ours: steps", ge=1)
+    keep_checkpoints: int = given(2, "ours", ge=1)
+    log_every: int = given(10, "ours: steps", ge=1)
+    gradient_checkpointing: bool = given(False, "ours: less memory, a third more time")
+
+
+class PretrainSettings(OptimizerSettings):
+    """InfoNCE with in-batch negatives (paper §2.1.1, eq. 1)."""
+
+    model: str = given("bootstrap", "ours: hub name, folder, or a stage of train; the paper takes BERT-large")
+    on: Literal["ingest", "filter", "dedup", "score", "convert"] = given(
+        "convert", "ours: whose pairs to train on"
+    )
+    batch_size: int = given(8, "paper §3.1: pairs on each GPU", ge=1)
+    dimension: int = given(1792, "paper §3.1: the linear layer's width", ge=1)
+    pooling: Literal["mean", "cls"] = given("mean", "DESIGN §7, as the released model does")
+    dimensions: list[int] = given(
+        MRL_DIMENSIONS, "paper §3.1: MRL widths; the paper names them for fine-tuning"
+    )
+
+
+class HardNegativeMining(Settings):
+    """Dynamic hard negative mining (paper §2.2)."""
+
+    enabled: bool = given(True, "paper §2.2")
+    check_every: int = given(100, "paper §2.2: iterations between checks", ge=1)
+    factor: float = given(1.15, "paper §2.2: no longer hard when factor × score < initial score", gt=0)
+    ceiling: float = given(0.8, "paper §2.2: and |score| is below it", gt=0)
+    offset: int = given(10, "paper §2.2: the i-th window starts at rank (i − 1) · n + 10", ge=0)
+
+
+class FinetuneSettings(OptimizerSettings):
+    """InfoNCE with hard negatives + β·CoSENT (paper §2.1.2, §2.3, eq. 3)."""
+
+    model: str = given("pretrain", "paper Figure 1: fine-tuning starts from the pre-trained model")
+    retrieval_batch: int = given(4, "paper §3.1: queries in an update", ge=1)
+    sts_batch: int = given(32, "paper §3.1: sentence pairs in an update", ge=0)
+    negatives: int = given(4, "ours: hard negatives of each query; the paper's n", ge=1)
+    beta: float = given(0.8, "paper §2.3, eq. 3: weight of CoSENT", ge=0)
+    sts_temperature: float = given(0.05, "CoSENT (kexue.fm 8847): scale 20", gt=0)
+    in_batch_positives: bool = given(False, "ours: eq. 3's denominator has no other query's positive")
+    dimensions: list[int] = given(MRL_DIMENSIONS, "paper §3.1: MRL widths")
+    hard_negative_mining: HardNegativeMining = given(HardNegativeMining(), "paper §2.2")
+
+
+class BootstrapSettings(Settings):
+    """A small BERT made from nothing, for machines without a pretrained encoder at hand."""
+
+    vocabulary: str | None = given(None, "ours: a vocab.txt; made of the corpus's characters otherwise")
+    vocabulary_size: int = given(8000, "ours: where no vocabulary is given", ge=100)
+    layers: int = given(2, "ours", ge=1)
+    hidden: int = given(128, "ours", ge=8)
+    heads: int = given(2, "ours", ge=1)
+    intermediate: int = given(512, "ours", ge=8)
+    max_length: int = given(512, "paper §3.1", ge=8)
+    training: PretrainSettings = given(
+        PretrainSettings(on="dedup", learning_rate=1e-3, batch_size=128, temperature=0.05, max_length=64),
+        "ours: a from-scratch encoder needs a larger rate and batch than the paper's",
+    )
+
+
+class ExportSettings(Settings):
+    """The folder that sentence-transformers loads."""
+
+    model: str = given("finetune", "ours: which training stage's model")
+    folder: str = given("model", "ours: inside the corpus unless absolute")
+
+
+class EvaluateSettings(Settings):
+    """Which models `conan run` compares on the evaluation sets, and how they are encoded."""
+
+    models: list[str] = given(["finetune"], "ours")
+    max_length: int = given(512, "paper §3.1", ge=2)
+    batch_tokens: int = given(16_384, "ours", ge=16)

@@ -1,0 +1,42 @@
+"""What convert writes and the trainer reads. `pair_ids` says which pairs made a record."""
+
+import pyarrow as pa
+
+from .pairs import NAME
+
+_ORIGIN = [
+    pa.field("pair_ids", pa.list_(pa.string()), nullable=False),
+    pa.field("source", NAME, nullable=False),
+    pa.field("category", NAME, nullable=False),
+]
+
+PRETRAIN = pa.schema(
+    [
+        *_ORIGIN,
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("positive", pa.string(), nullable=False),
+        pa.field("cluster_id", pa.int64(), nullable=False),
+    ]
+)
+
+RETRIEVAL = pa.schema(
+    [
+        *_ORIGIN,
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("positives", pa.list_(pa.string()), nullable=False),
+        pa.field("cluster_ids", pa.list_(pa.int64()), nullable=False),  # one for each positive
+        pa.field("negatives", pa.list_(pa.string()), nullable=False),
+    ]
+)
+
+STS = pa.schema(
+    [
+        *_ORIGIN,
+        pa.field("text_a", pa.string(), nullable=False),
+        pa.field("text_b", pa.string(), nullable=False),
+        pa.field("label", pa.float32(), nullable=False),  # 0 (unlike) to 1 (the same)
+    ]
+)
+
+TRAINING = {"pretrain": PRETRAIN, "retrieval": RETRIEVAL, "sts": STS}
+"""The folders under convert/ and their schemas."""

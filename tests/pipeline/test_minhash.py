@@ -1,0 +1,212 @@
+"""Signatures against datasketch, hashes against scikit-learn's MurmurHash3, bands against their theory."""
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from conan_embedding.pipeline.minhash import (
+    NO_BUCKET,
+    Shingling,
+    band_choice,
+    band_hashes,
+    recall,
+    shingle_hash,
+    shingle_sets,
+    signatures,
+)
+from datasketch import MinHash
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from sklearn.utils import murmurhash3_32
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("的一是𠀀🀄a"), max_size=70)
+HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
+
+
+def shingles(text: str | None, ngram: int = 5, short_ngram: int = 3, short_below: int = 50) -> set[str]:
+    text = text or ""
+    width = short_ngram if len(text) < short_below else ngram
+    return {text[i : i + width] for i in range(max(len(text) - width + 1, 1))} - {""}
+
+
+def reference(text: str | None, **cut: int) -> np.ndarray:
+    """What datasketch itself computes."""
+    sketch = MinHash(num_perm=128, scheme="affine32", hashfunc=shingle_hash)
+    sketch.update_batch([shingle.encode("utf-32-le") for shingle in shingles(text, **cut)])
+    return sketch.hashvalues
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=8))
+@example("")
+@example("\U0010ffff\U00020000的a")
+def test_shingle_hash_is_murmurhash3(shingle: str) -> None:
+    block = shingle.encode("utf-32-le")
+    assert shingle_hash(block) == murmurhash3_32(block, seed=0, positive=True)
+
+
+@settings(deadline=None)
+@given(st.lists(st.none() | TEXT, max_size=6))
+@example(["", "中", "中文", "𠀀🀄", None, HAN[:49], HAN[:50], HAN[:51], "ab" * 40, HAN, "é\x00\n" * 30])
+def test_signatures_are_datasketch(texts: list[str | None]) -> None:
+    result = signatures(pa.array(texts, type=pa.string()))
+    assert result.dtype == np.uint32
+    assert result.shape == (len(texts), 128)
+    for text, signature in zip(texts, result, strict=True):
+        np.testing.assert_array_equal(signature, reference(text))
+
+
+@pytest.mark.parametrize("length", [*range(1, 12), 48, 49, 50, 51, 53, 60])
+@pytest.mark.parametrize("cut", [(5, 3, 50), (1, 1, 0), (9, 2, 10), (60, 3, 4)])
+def test_signatures_for_each_length_and_cut(length: int, cut: tuple[int, int, int]) -> None:
+    texts = [HAN[:length], HAN[length : 2 * length]]
+    shingling = Shingling(*cut)
+    expected = [reference(text, **shingling._asdict()) for text in texts]
+    np.testing.assert_array_equal(signatures(pa.array(texts), shingling), expected)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_every_layout_of_a_column_gives_the_same_signatures(kind: pa.DataType) -> None:
+    texts = ["你好，世界", None, "", HAN, "a𠀀" * 30, "tail"]
+    whole = pa.array(texts, type=pa.string()).cast(kind)
+    expected = np.stack([reference(text) for text in texts])
+    chunked = pa.chunked_array([whole[:2], whole[2:2], whole[2:]])
+    np.testing.assert_array_equal(signatures(whole), expected)
+    np.testing.assert_array_equal(signatures(chunked), expected)
+    np.testing.assert_array_equal(signatures(whole[1:5]), expected[1:5])
+    np.testing.assert_array_equal(signatures(whole[2:][1:]), expected[3:])
+    np.testing.assert_array_equal(signatures(chunked[1:4]), expected[1:4])
+    np.testing.assert_array_equal(signatures(pl.Series(texts).to_arrow()), expected)
+
+
+def test_a_null_owns_no_bytes_of_its_slot() -> None:
+    valid, ends, data = pa.array(["secret", "shown"]).buffers()
+    hidden = pa.Array.from_buffers(pa.string(), 2, [pa.py_buffer(b"\x02"), ends, data])
+    assert valid is None
+    assert hidden.to_pylist() == [None, "shown"]
+    np.testing.assert_array_equal(signatures(hidden), [reference(""), reference("shown")])
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_empty_columns(kind: pa.DataType) -> None:
+    for column in (pa.array([], type=kind), pa.chunked_array([], type=kind), pa.array(["a"], type=kind)[1:]):
+        assert signatures(column).shape == (0, 128)
+        assert shingle_sets(column).offsets.tolist() == [0]
+
+
+def column_of(pieces: list[bytes]) -> pa.Array:
+    """A column of strings whose bytes nobody has checked."""
+    ends = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
+    return pa.Array.from_buffers(
+        pa.string(), len(pieces), [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(b"".join(pieces))]
+    )
+
+
+def test_broken_utf8_is_read_within_its_text() -> None:
+    pieces = [b"\xe4\xb8", b"\xff", b"\x80\x80", b"\xf0", b"ok"]
+    together = signatures(column_of(pieces))
+    alone = [signatures(column_of([piece])) for piece in pieces]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+    np.testing.assert_array_equal(together[-1], reference("ok"))
+
+
+def test_only_strings_have_signatures() -> None:
+    with pytest.raises(TypeError, match="int64"):
+        signatures(pa.array([1]))
+
+
+@settings(deadline=None)
+@given(st.lists(st.none() | TEXT, max_size=6))
+@example(["ab" * 500, "a" * 500, HAN * 3])
+def test_shingle_sets_are_sorted_sets_of_hashes(texts: list[str | None]) -> None:
+    column = pa.array(texts, type=pa.string())
+    backwards = np.arange(len(texts))[::-1]
+    sets, reverse = shingle_sets(column), shingle_sets(column, backwards)
+    for row, text in enumerate(texts):
+        hashes = sets.hashes[sets.offsets[row] : sets.offsets[row + 1]].tolist()
+        assert hashes == sorted({shingle_hash(shingle.encode("utf-32-le")) for shingle in shingles(text)})
+        place = len(texts) - 1 - row
+        assert hashes == reverse.hashes[reverse.offsets[place] : reverse.offsets[place + 1]].tolist()
+
+
+@pytest.mark.parametrize("row", [-1, 2])
+def test_a_row_outside_the_column_is_refused(row: int) -> None:
+    with pytest.raises(IndexError, match="column of 2"):
+        shingle_sets(pa.array(["a", "b"]), np.array([0, row]))
+
+
+def test_shingle_hashes_of_han_spread_over_every_bit() -> None:
+    hashes = shingle_sets(pa.array(["".join(map(chr, range(0x4E00, 0x9FA6)))])).hashes
+    assert len(hashes) == 0x9FA6 - 0x4E00 - 4
+    ones = np.unpackbits(hashes.view(np.uint8)).reshape(-1, 32).mean(axis=0)
+    assert np.abs(ones - 0.5).max() < 4.5 * 0.5 / np.sqrt(len(hashes))
+
+
+def test_agreement_of_signatures_estimates_jaccard() -> None:
+    rng = np.random.default_rng(0)
+    left, right = (["".join(rng.choice(list(HAN), 400)) for _ in range(60)] for _ in range(2))
+    texts = [a[: 100 + 5 * i] + b[100 + 5 * i :] for i, (a, b) in enumerate(zip(left, right, strict=True))]
+    pairs = [(shingles(a), shingles(b)) for a, b in zip(left, texts, strict=True)]
+    exact = [len(a & b) / len(a | b) for a, b in pairs]
+    estimate = (signatures(pa.array(left)) == signatures(pa.array(texts))).mean(axis=1)
+    error = (estimate - exact) / np.sqrt(np.multiply(exact, np.subtract(1, exact)) / 128)
+    assert abs(error.mean()) < 0.4
+    assert 0.7 < error.std() < 1.3
+
+
+def test_band_hashes_are_equal_where_the_bands_are() -> None:
+    first = np.random.default_rng(0).integers(0, 2**32, 128, dtype=np.uint32)
+    second = first.copy()
+    second[[0, 25]] += 1  # bands 0 and 4 of six rows
+    second[120:] = 0  # in no band
+    equal = np.equal(*band_hashes(np.stack([first, second])))
+    assert np.flatnonzero(~equal).tolist() == [0, 4]
+
+
+def test_band_hashes_tell_bands_apart_and_spread() -> None:
+    same = np.full((1, 128), 7, dtype=np.uint32)
+    assert len(np.unique(band_hashes(same))) == 20
+    small = np.arange(1000 * 128, dtype=np.uint32).reshape(1000, 128)
+    hashes = band_hashes(small, 16, 8).ravel()
+    assert len(np.unique(hashes)) == 16_000
+    ones = np.unpackbits(hashes.view(np.uint8)).reshape(-1, 64).mean(axis=0)
+    assert np.abs(ones - 0.5).max() < 4.5 * 0.5 / np.sqrt(len(hashes))
+
+
+def test_an_empty_text_is_in_no_bucket() -> None:
+    hashes = band_hashes(signatures(pa.array(["", None, "中"])))
+    assert (hashes[:2] == NO_BUCKET).all()
+    assert (hashes[2] != NO_BUCKET).all()
+
+
+def test_bands_must_fit_the_signature() -> None:
+    with pytest.raises(ValueError, match="22 bands of 6 rows"):
+        band_hashes(np.zeros((1, 128), dtype=np.uint32), 22, 6)
+
+
+@pytest.mark.parametrize("similarity", [0.5, 0.7, 0.8])
+@pytest.mark.parametrize(("bands", "rows"), [(20, 6), (14, 9)])
+def test_recall_is_the_share_of_signatures_that_meet(similarity: float, bands: int, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 2**32, (20_000, 128), dtype=np.uint32)
+    second = np.where(rng.random(first.shape) < similarity, first, first + np.uint32(1))
+    met = (band_hashes(first, bands, rows) == band_hashes(second, bands, rows)).any(axis=1).mean()
+    assert met == pytest.approx(recall(similarity, bands, rows), abs=0.015)
+
+
+def test_published_band_choices() -> None:
+    assert recall(0.7, 20, 6) == pytest.approx(0.918, abs=5e-4)
+    assert recall(0.7, 14, 9) == pytest.approx(0.44, abs=5e-3)
+    assert band_choice(0.918, 0.7) == (20, 6)
+    assert band_choice(0.92, 0.7) == (21, 6)
+
+
+@given(st.floats(0.05, 0.9999), st.floats(0.3, 0.95))
+def test_band_choice_is_the_brute_force_best(wanted: float, threshold: float) -> None:
+    choices = [(bands, rows) for rows in range(1, 129) for bands in range(1, 128 // rows + 1)]
+    enough = [(bands, rows) for bands, rows in choices if 1 - (1 - threshold**rows) ** bands >= wanted]
+    assert band_choice(wanted, threshold) == max(enough, key=lambda choice: (choice[1], -choice[0]))
+
+
+def test_a_recall_out_of_reach_is_refused() -> None:
+    with pytest.raises(ValueError, match="reach a recall"):
+        band_choice(0.9, 0.001)

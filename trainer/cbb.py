@@ -1,0 +1,195 @@
+"""Cross-GPU batch balance (paper §2.3): the batch of one update, who encodes what of it, and its loss.
+
+All ranks build the same `Update` from the same data. Each encodes its slice of the distinct texts, and only
+embeddings travel:
+
+    own, restore = slice_for(rank, world_size, lengths)
+    embeddings_TD = gather(encode([update.texts[row] for row in own]))[restore]
+    losses = update_loss(embeddings_TD, update, settings)
+
+No text is encoded twice, any number of ranks works, and the update of the parameters is that of one process.
+Shapes: T distinct texts, n queries, k negatives of each, p pairs of sentences, D the width of an embedding.
+"""
+# ruff: noqa: N803, N806 (capital letters are shapes: queries_ND is [n, D])
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from ..schemas.settings import FinetuneSettings, PretrainSettings
+from .losses import cosent, cosine_matrix, cosine_pairs, info_nce, matryoshka
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Update:
+    """The texts of one update and the parts they play. Rows point into `texts`; all tensors are on the CPU.
+
+    Texts of one group are never negatives of each other; a query is in the group of its positive.
+    """
+
+    texts: list[str]  # T, distinct
+    groups: Tensor  # [T] int64
+    query_rows: Tensor  # [n] int64
+    positive_rows: Tensor  # [n] int64
+    negative_rows: Tensor  # [n, k] int64, -1 where a query has fewer than k
+    left_rows: Tensor  # [p] int64
+    right_rows: Tensor  # [p] int64
+    labels: Tensor  # [p] float32
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What an update cost: scalars to differentiate (`total`) or log, and detached scores at full width."""
+
+    total: Tensor
+    retrieval: Tensor
+    sts: Tensor
+    positive_scores: Tensor  # [n]
+    negative_scores: Tensor  # [n, k], NaN where a query has fewer than k
+
+
+def build_update(
+    queries: Sequence[str] = (),
+    positives: Sequence[str] = (),
+    negatives: Sequence[Sequence[str]] = (),
+    *,
+    positive_clusters: Sequence[int] = (),
+    negative_clusters: Sequence[Sequence[int]] = (),
+    left: Sequence[str] = (),
+    right: Sequence[str] = (),
+    labels: Sequence[float] = (),
+) -> Update:
+    """Collect one update: n queries with a positive and up to k negatives each, and p labelled pairs.
+
+    `negatives` may be left out (pre-training); clusters, where given, go along with the texts (-1 for none). Two
+    texts end in one group when a query and its positive, or a shared cluster, connect them: so the second positive
+    of a query that comes twice, or a near-duplicate of a positive, is nobody's false negative. Raises ValueError
+    where two sequences that belong together differ in length.
+    """
+    negatives = negatives or [()] * len(queries)
+    positive_clusters = positive_clusters or [-1] * len(queries)
+    negative_clusters = negative_clusters or [[-1] * len(each) for each in negatives]
+    counts = np.array([len(each) for each in negatives], np.int64)
+    if not len(queries) == len(positives) == len(negatives) == len(positive_clusters):
+        raise ValueError("queries, positives, negatives and clusters of positives differ in number")
+    if counts.tolist() != [len(each) for each in negative_clusters]:
+        raise ValueError("negatives and clusters of negatives differ in number")
+    if not len(left) == len(right) == len(labels):
+        raise ValueError("left sentences, right sentences and labels differ in number")
+
+    parts = [queries, positives, list(chain.from_iterable(negatives)), left, right]
+    encoded = pa.array(list(chain.from_iterable(parts)), pa.string()).dictionary_encode()
+    rows = encoded.indices.to_numpy().astype(np.int64)
+    ends = np.cumsum([len(part) for part in parts])
+    query_rows, positive_rows, flat_negative_rows, left_rows, right_rows = np.split(rows, ends[:-1])
+    present = np.arange(counts.max(initial=0)) < counts[:, None]
+    negative_rows = np.full(present.shape, -1)
+    negative_rows[present] = flat_negative_rows
+    groups = _groups(
+        len(encoded.dictionary),
+        positive_of=(query_rows, positive_rows),
+        clustered_rows=np.concatenate([positive_rows, flat_negative_rows]),
+        clusters=np.array([*positive_clusters, *chain.from_iterable(negative_clusters)], np.int64),
+    )
+    return Update(
+        texts=encoded.dictionary.to_pylist(),
+        groups=torch.from_numpy(groups),
+        query_rows=torch.from_numpy(query_rows),
+        positive_rows=torch.from_numpy(positive_rows),
+        negative_rows=torch.from_numpy(negative_rows),
+        left_rows=torch.from_numpy(left_rows),
+        right_rows=torch.from_numpy(right_rows),
+        labels=torch.tensor(labels, dtype=torch.float32),
+    )
+
+
+def slice_for(rank: int, world_size: int, lengths: npt.ArrayLike) -> tuple[Rows, Rows]:
+    """Which texts this rank encodes, and how to put the gathered rows back in order.
+
+    Returns `own`, the rows of this rank, longest first, and `restore` [T]: `gathered[restore]` is in the order of
+    the texts. Texts are dealt longest first, to and fro over the ranks, so counts differ by at most one and summed
+    lengths by at most the longest text. `lengths` [T] in any unit; the deal is the same on every rank.
+    """
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    turn = np.arange(len(order)) % (2 * world_size)
+    dealt_to = np.minimum(turn, 2 * world_size - 1 - turn)
+    hands = [order[dealt_to == each] for each in range(world_size)]
+    return hands[rank], np.argsort(np.concatenate(hands))
+
+
+def update_loss(embeddings_TD: Tensor, update: Update, settings: FinetuneSettings) -> Losses:
+    """InfoNCE over the negatives of the whole update + β · CoSENT (paper eq. 3), both under matryoshka.
+
+    The denominator of a query holds its own positive and every negative drawn for any query, each as often as it
+    was drawn; with `settings.in_batch_positives` also the positives of the others. Texts of the query's own group
+    are left out. Either task may be empty: its loss is then 0. No `settings.dimensions` means the full width only.
+    """
+    device = embeddings_TD.device
+    dims = settings.dimensions or [embeddings_TD.shape[1]]
+    present_NK = update.negative_rows >= 0
+    columns_M = torch.cat([update.positive_rows, update.negative_rows[present_NK]])
+    own_N = torch.arange(len(update.query_rows))
+    mask_NM = update.groups[columns_M] == update.groups[update.positive_rows][:, None]
+    if not settings.in_batch_positives:
+        mask_NM[:, : len(own_N)] = True
+
+    queries_N, columns_M, mask_NM, index_N = (
+        each.to(device) for each in (update.query_rows, columns_M, mask_NM, own_N)
+    )
+    left_P, right_P, labels_P = (each.to(device) for each in (update.left_rows, update.right_rows, update.labels))
+
+    def retrieval_loss(cut_Td: Tensor) -> Tensor:
+        return info_nce(cut_Td[queries_N], cut_Td[columns_M], index_N, settings.temperature, mask_NM)
+
+    def sts_loss(cut_Td: Tensor) -> Tensor:
+        return cosent(cosine_pairs(cut_Td[left_P], cut_Td[right_P]), labels_P, settings.sts_temperature)
+
+    retrieval = matryoshka(retrieval_loss, dims)(embeddings_TD)
+    sts = matryoshka(sts_loss, dims)(embeddings_TD)
+    with torch.no_grad():
+        scores_NM = cosine_matrix(embeddings_TD[queries_N], embeddings_TD[columns_M])
+        negative_scores = scores_NM.new_full(present_NK.shape, float("nan"))
+        drawn_for = present_NK.nonzero()[:, 0].to(device)
+        drawn_columns = len(own_N) + torch.arange(len(drawn_for), device=device)
+        negative_scores[present_NK.to(device)] = scores_NM[drawn_for, drawn_columns]
+    return Losses(
+        total=retrieval + settings.beta * sts,
+        retrieval=retrieval,
+        sts=sts,
+        positive_scores=scores_NM[index_N, index_N],
+        negative_scores=negative_scores,
+    )
+
+
+def pretrain_loss(embeddings_TD: Tensor, update: Update, settings: PretrainSettings) -> Losses:
+    """InfoNCE with in-batch negatives (paper eq. 1): an update whose negatives are the other pairs' positives.
+
+    `update` is built from the pairs of all ranks with their clusters; pairs of one cluster or with a text in
+    common are not negatives of each other.
+    """
+    as_update = FinetuneSettings(
+        temperature=settings.temperature, dimensions=settings.dimensions, in_batch_positives=True
+    )
+    return update_loss(embeddings_TD, update, as_update)
+
+
+def _groups(texts: int, positive_of: tuple[Rows, Rows], clustered_rows: Rows, clusters: Rows) -> Rows:
+    """Connected components of the texts under "is a positive of" and "is in cluster": [T]."""
+    known = clusters >= 0
+    names, members = np.unique(clusters[known], return_inverse=True)
+    nodes = texts + len(names)  # a cluster is a node of its own, joined to its texts
+    start = np.concatenate([positive_of[0], clustered_rows[known]])
+    end = np.concatenate([positive_of[1], texts + members])
+    edges = coo_array((np.ones(len(start), np.bool_), (start, end)), shape=(nodes, nodes))
+    _, components = connected_components(edges, directed=False)
+    return components[:texts].astype(np.int64)

@@ -1,0 +1,48 @@
+"""Embeddings of all ranks on every rank, with gradients that come out as if one process had done it all."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenate the rows of all ranks in rank order, with gradient: [n_rank, …] -> [Σ n_rank, …].
+
+    Ranks may hold different numbers of rows, also none; the other dimensions, the dtype and the device's kind
+    must agree. Without a process group, or with a world of one, the tensor itself comes back.
+
+    Contract: every rank computes the *same whole loss* from the result, and parameter gradients are averaged
+    over ranks afterwards, as DeepSpeed and DDP do. The backward pass therefore keeps this rank's own rows of the
+    gradient times the world size: the factor cancels the division of the average, so the update is that of one
+    process, nothing travels in the backward pass, and the loss itself needs no factor. Parameters used after the
+    gather (a learnt temperature) hold the whole gradient on every rank, and their average is right as it is.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensor
+    gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        world_size, rank = dist.get_world_size(), dist.get_rank()
+        count = torch.tensor([len(tensor)], device=tensor.device)
+        counts = [torch.empty_like(count) for _ in range(world_size)]
+        dist.all_gather(counts, count)
+        sizes = torch.cat(counts).tolist()
+        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in range(world_size)]
+        dist.all_gather(parts, padded)
+        ctx.world_size, ctx.start, ctx.stop = world_size, sum(sizes[:rank]), sum(sizes[: rank + 1])
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        own: Tensor = gradient[ctx.start : ctx.stop] * ctx.world_size
+        return own

@@ -1,0 +1,84 @@
+"""The losses, as pure functions of tensors: computed in float32 or wider, and free of process groups.
+
+Shapes: n queries, m passages, p scored pairs, D the width of an embedding.
+"""
+# ruff: noqa: N803, N806 (capital letters are shapes: queries_ND is [n, D])
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+
+def cosine_matrix(queries_ND: Tensor, passages_MD: Tensor) -> Tensor:
+    """Cosine of every query with every passage: [n, m], float32 or wider also under autocast."""
+    with torch.autocast(queries_ND.device.type, enabled=False):
+        return _unit(queries_ND) @ _unit(passages_MD).T
+
+
+def cosine_pairs(left_PD: Tensor, right_PD: Tensor) -> Tensor:
+    """Cosine of each left vector with the right one beside it: [p], float32 or wider."""
+    return (_unit(left_PD) * _unit(right_PD)).sum(dim=1)
+
+
+def info_nce(
+    queries_ND: Tensor,
+    passages_MD: Tensor,
+    positive_index_N: Tensor,
+    temperature: float,
+    mask_NM: Tensor | None = None,
+) -> Tensor:
+    """Mean over queries of -log softmax of the positive among the passages (paper eq. 1 and 3).
+
+    `positive_index_N` (int64) is the column of each query's positive. `mask_NM` (bool) is True where a
+    passage is not a negative of the query; the positive itself always counts, whatever the mask says.
+    Without queries the loss is 0, still attached to the graph.
+    """
+    logits_NM = cosine_matrix(queries_ND, passages_MD) / temperature
+    if mask_NM is not None:
+        others_NM = mask_NM.scatter(1, positive_index_N[:, None], False)
+        logits_NM = logits_NM.masked_fill(others_NM, float("-inf"))
+    return cross_entropy(logits_NM, positive_index_N, reduction="sum") / max(len(logits_NM), 1)
+
+
+def cosent(scores_P: Tensor, labels_P: Tensor, temperature: float) -> Tensor:
+    """CoSENT: log(1 + Σ over label_i > label_j of exp((score_j - score_i) / τ)) (paper eq. 2).
+
+    Sorted by label, the pairs that i must outscore are a prefix, so one cumulative logsumexp holds every inner
+    sum: O(p log p) instead of p² terms. Equal labels make no pair. Without any ordered pair (no scores, one, or
+    all of one label) the loss is 0 with zero gradients.
+    """
+    scaled_P = scores_P.to(_at_least_float32(scores_P)) / temperature
+    labels_P, order_P = torch.sort(labels_P)
+    scaled_P = scaled_P[order_P]
+    lower_P = torch.searchsorted(labels_P, labels_P)  # how many pairs have a strictly smaller label
+    above = lower_P > 0
+    inner = torch.logcumsumexp(scaled_P, dim=0)[lower_P[above] - 1]
+    return torch.logsumexp(torch.cat([scaled_P.new_zeros(1), inner - scaled_P[above]]), dim=0)
+
+
+def matryoshka(loss: Callable[..., Tensor], dims: Sequence[int]) -> Callable[..., Tensor]:
+    """The mean over `dims` of `loss` on embeddings cut to their first dims (Kusupati et al., arXiv 2205.13147).
+
+    The returned function takes what `loss` takes, all of it embeddings [*, D]. The losses here compare by cosine,
+    which normalises each cut anew. Raises ValueError for no dims, or one outside 1…D.
+    """
+    if not dims or min(dims) < 1:
+        raise ValueError(f"matryoshka dims must be positive and at least one: {list(dims)}")
+
+    def mean_over_dims(*embeddings: Tensor) -> Tensor:
+        width = min(each.shape[1] for each in embeddings)
+        if max(dims) > width:
+            raise ValueError(f"matryoshka dims {list(dims)} reach beyond the embedding's width {width}")
+        return torch.stack([loss(*(each[:, :dim] for each in embeddings)) for dim in dims]).mean()
+
+    return mean_over_dims
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return normalize(vectors.to(_at_least_float32(vectors)), dim=1)
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
