@@ -1,8 +1,9 @@
 """Near-duplicates of text columns: buckets of equal band hashes, verified by exact Jaccard, joined.
 
 A bucket is held as a star, an edge from each member to its smallest row, so its size is linear in its rows.
-The candidates of a bucket are compared by the exact Jaccard similarity of their shingle hashes; the
-comparison stops as soon as the threshold is out of reach.
+The candidates of a bucket are compared by the exact Jaccard similarity of their shingle hashes, since
+agreement of 128 permutations errs by 0.04 (one standard deviation) at 0.7; a comparison stops as soon as the
+threshold is out of reach.
 
 Empty texts (and nulls) have no shingles: they are nobody's near-duplicate, not even each other's. Equal texts
 are the exact stage's to join.
@@ -78,7 +79,7 @@ def verified_edges(
 
 
 def jaccard(texts: Texts, left: Rows, right: Rows, shingling: Shingling = SHINGLING) -> NDArray[np.float64]:
-    """Exact Jaccard similarity of the shingle hashes of pairs of rows, float64[pairs]; 0 if both are empty."""
+    """Exact Jaccard similarity of the shingles of pairs of rows, float64[pairs]; 0 if both are empty."""
     rows, places = np.unique(np.concatenate([left, right]), return_inverse=True)
     sets = shingle_sets(texts, rows, shingling)
     return np.asarray(_similarities(sets, places[: len(left)], sets, places[len(left) :]), dtype=np.float64)
@@ -229,10 +230,9 @@ def _join(sets: ShingleSets, members: Rows, leaders: Rows, threshold: float) -> 
             for other in compared[:held]:
                 mine, yours = _root(forest, row), _root(forest, other)
                 if mine != yours and _alike(sets, row, other, threshold):
-                    forest[max(mine, yours)] = min(mine, yours)
+                    forest[mine] = mine = yours
                     joined[0, size], joined[1, size] = max(row, other), min(row, other)
                     size += 1
-                    mine = yours = min(mine, yours)
                 alone &= mine != yours
             if held < COMPARED and (alone or stop - start < COMPARED):
                 compared[held] = row

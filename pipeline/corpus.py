@@ -65,9 +65,7 @@ def read_footer(shard: Path) -> Footer:
         metadata = pq.read_metadata(shard).metadata or {}
         return Footer.model_validate_json(metadata[FOOTER_KEY])
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise CorpusError(
-            f"{shard}: not a shard of Conan ({error}); remove it and run the stage again"
-        ) from error
+        raise CorpusError(f"{shard}: not a shard of Conan ({error}); remove it and run the stage again") from error
 
 
 def fingerprint(*parts: Any) -> str:

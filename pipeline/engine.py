@@ -83,15 +83,7 @@ def run_stage(
     """
     started = time.monotonic()
     folders.begin(corpus, folder)
-    wanted = {task.fingerprint for task in tasks}
-    place: dict[str, Path] = {}
-    for shard in folders.committed(corpus, folder):
-        try:
-            found = folders.read_footer(shard).fingerprint
-        except folders.CorpusError:
-            continue  # not whole or not ours: it is made anew
-        if found in wanted:
-            place.setdefault(found, shard)
+    place = made(corpus, folder, tasks)
     skipped = len(place)
     taken = {shard.name for shard in place.values()}
     free = (name for number in range(len(tasks)) if (name := f"part-{number:05d}.parquet") not in taken)
@@ -115,6 +107,20 @@ def run_stage(
     summary = summarise(corpus, folder)
     summary.skipped, summary.seconds = skipped, time.monotonic() - started
     return summary
+
+
+def made(corpus: Path, folder: str, tasks: Sequence[Task]) -> dict[str, Path]:
+    """The shards that are there already, by fingerprint of their tasks."""
+    wanted = {task.fingerprint for task in tasks}
+    place: dict[str, Path] = {}
+    for shard in folders.committed(corpus, folder):
+        try:
+            found = folders.read_footer(shard).fingerprint
+        except folders.CorpusError:
+            continue  # not whole or not ours: it is made anew
+        if found in wanted:
+            place.setdefault(found, shard)
+    return place
 
 
 def summarise(corpus: Path, folder: str) -> Summary:
@@ -182,9 +188,7 @@ class _Worker:
     call: Call
 
 
-def _run_in_processes(
-    function: Callable[..., None], calls: Sequence[Call], processes: int
-) -> Iterator[Outcome]:
+def _run_in_processes(function: Callable[..., None], calls: Sequence[Call], processes: int) -> Iterator[Outcome]:
     context = multiprocessing.get_context("spawn")
     waiting = deque(calls)
     deaths: Counter[str] = Counter()

@@ -136,10 +136,11 @@ def _project(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFr
     connection.execute(f"CREATE VIEW selected AS SELECT {select} FROM {source.from_ or 'rows'}")
     has_place = "_row" in connection.sql("FROM selected").columns
     place = "_row, _file, _line" if has_place else "NULL AS _row, NULL AS _file, NULL AS _line"
+    negatives = source.negatives or _own(connection, "negatives", "[]")
     columns = {
         "query": _text(connection, source.query),
         "positive": _text(connection, source.positive),
-        "negatives": f"CAST({_guarded(connection, source.negatives or _own(connection, 'negatives', '[]'))} AS VARCHAR[])",
+        "negatives": f"CAST({_guarded(connection, negatives)} AS VARCHAR[])",
         "label": f"CAST({_guarded(connection, source.label or 'NULL')} AS FLOAT)",
         "meta": f"CAST(to_json({source.meta or _own(connection, 'meta', '{}')}) AS VARCHAR)",
     }

@@ -1,4 +1,4 @@
-"""MinHash signatures of a text column, bit for bit those of datasketch, at the speed of the memory.
+"""MinHash signatures of a text column, bit for bit those of datasketch, by kernels over its UTF-8 bytes.
 
 A text is the set of its character n-grams (shingles); a shingle is hashed by MurmurHash3 over its Unicode
 code points; a signature is what `datasketch.MinHash(num_perm=128, scheme="affine32", hashfunc=shingle_hash)`
@@ -101,8 +101,8 @@ def shingle_sets(
 ) -> ShingleSets:
     """The sets of shingle hashes of a string column, or of some rows of it in the order given.
 
-    A null is an empty text. Raises TypeError for a column that does not hold strings, IndexError for a row that
-    it does not have.
+    A null is an empty text. Raises TypeError for a column that does not hold strings and IndexError for a row
+    that it does not have.
     """
     chosen = np.arange(len(texts)) if rows is None else rows
     if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(texts):
@@ -295,7 +295,7 @@ def _collect(
 
 @kernel
 def _sort(hashes: Hashes, places: NDArray[np.int64], ordered: Hashes) -> None:
-    """Write n hashes to `ordered`, ascending, in linear time: h * n / 2**32 is near the rank of a uniform h."""
+    """Write n hashes to `ordered`, ascending, in linear time: h * n / 2**32 is about a uniform h's rank."""
     n = np.uint64(len(hashes))
     places[: n + 1] = 0
     for value in hashes:

@@ -4,12 +4,16 @@ Most filter rules are quotients of these counts, so they are taken once for each
 UTF-8 bytes of an Arrow buffer: a regular expression for every count would read each text a dozen times.
 """
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
-import numba
 import numpy as np
 import polars as pl
+from numba import njit
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+kernel: Callable[[Function], Function] = njit(cache=True, nogil=True)
 
 PROFILE = (
     "characters",  # code points
@@ -19,7 +23,7 @@ PROFILE = (
     "punctuation",  # \p{P}
     "symbols",  # \p{S}: currency, mathematics, boxes, emoji
     "damaged",  # U+FFFD, private use and unassigned code points
-    "dominant",  # occurrences of the commonest character, white space aside
+    "dominant",  # occurrences of the commonest character that is neither white space nor a digit
     "lines",  # lines that are not blank
     "finished_lines",  # of these, the ones that end a sentence
     "repeated_line_characters",  # characters in lines that stood there before
@@ -34,7 +38,7 @@ _CODE_POINTS = 0x110000
 _NEWLINE = 0x0A
 
 # What may close a sentence: full stops of both scripts, and the quotes and brackets that follow one.
-_SENTENCE_ENDS = "。！？；…：.!?;:”’」』）)】》〉\"~～"
+_SENTENCE_ENDS = '。．｡！？；…：.!?;:”’」』）)】》〉"~～'
 
 
 @cache
@@ -49,15 +53,22 @@ def _classes() -> Any:
         pl.Series("text", [chr(point) for point in points])
         .to_frame()
         .select(
-            pl.when(text.str.contains(r"\p{Han}")).then(_HAN)
-            .when(text.str.contains(r"\p{L}|\p{M}")).then(_LETTER)
-            .when(text.str.contains(r"\p{N}")).then(_DIGIT)
-            .when(text.str.contains(r"\p{P}")).then(_PUNCTUATION)
-            .when(text.str.contains(r"\x{fffd}|\p{Co}|\p{Cn}")).then(_DAMAGED)
-            .when(text.str.contains(r"\p{S}")).then(_SYMBOL)
-            .when(text.str.contains(r"\s")).then(_SPACE)
+            pl.when(text.str.contains(r"\p{Han}"))
+            .then(_HAN)
+            .when(text.str.contains(r"\p{L}|\p{M}"))
+            .then(_LETTER)
+            .when(text.str.contains(r"\p{N}"))
+            .then(_DIGIT)
+            .when(text.str.contains(r"\p{P}"))
+            .then(_PUNCTUATION)
+            .when(text.str.contains(r"\x{fffd}|\p{Co}|\p{Cn}"))
+            .then(_DAMAGED)
+            .when(text.str.contains(r"\p{S}"))
+            .then(_SYMBOL)
+            .when(text.str.contains(r"\s"))
+            .then(_SPACE)
             .otherwise(_OTHER)
-        )  # fmt: skip
+        )
         .to_series()
     )
     classes = np.full(_CODE_POINTS, _DAMAGED, np.uint8)
@@ -66,7 +77,7 @@ def _classes() -> Any:
     return classes
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _decode(data: Any, start: int, end: int, points: Any) -> int:
     """Write the code points of the UTF-8 bytes data[start:end] to `points`; return how many."""
     size, at = 0, start
@@ -86,8 +97,8 @@ def _decode(data: Any, start: int, end: int, points: Any) -> int:
     return size
 
 
-@numba.njit(cache=True, nogil=True)
-def _slot(key: np.uint64, keys: Any, counts: Any, mask: int) -> int:
+@kernel
+def _slot(key: np.uint64, keys: Any, counts: Any, mask: int) -> Any:
     """The place of `key` in an open-addressing table whose empty places have count 0."""
     place = np.int64((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & mask
     while counts[place] != 0 and keys[place] != key:
@@ -95,7 +106,7 @@ def _slot(key: np.uint64, keys: Any, counts: Any, mask: int) -> int:
     return place
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _cleared(wanted: int, counts: Any) -> int:
     """Empty a table for `wanted` keys at half load at most; return its mask (its size less one)."""
     size = 16
@@ -105,7 +116,7 @@ def _cleared(wanted: int, counts: Any) -> int:
     return size - 1
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _repeats(points: Any, size: int, n: int, keys: Any, counts: Any, places: Any) -> Any:
     """Count the n-grams of points[:size] by a 64-bit rolling hash.
 
@@ -133,7 +144,7 @@ def _repeats(points: Any, size: int, n: int, keys: Any, counts: Any, places: Any
     return distinct, counts[places[:repeated]]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _count_lines(points: Any, size: int, classes: Any, keys: Any, counts: Any, row: Any) -> None:
     """Set `lines`, `finished_lines` and `repeated_line_characters` in row[8:11]."""
     breaks = 0
@@ -159,7 +170,7 @@ def _count_lines(points: Any, size: int, classes: Any, keys: Any, counts: Any, r
         key, length, last = np.uint64(0), 0, 0
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _profile(data: Any, offsets: Any, classes: Any, rows: Any) -> None:
     """Fill rows, int64 of shape (texts, len(PROFILE)), from UTF-8 `data` cut at `offsets`."""
     longest = 1
@@ -180,7 +191,7 @@ def _profile(data: Any, offsets: Any, classes: Any, rows: Any) -> None:
         for point in points[:size]:
             kind = classes[point] & 15
             of_class[kind] += 1
-            if kind != _SPACE:
+            if kind != _SPACE and kind != _DIGIT:
                 seen[point] += 1
                 dominant = max(dominant, seen[point])
         for point in points[:size]:

@@ -1,13 +1,14 @@
 """Writes a small, dirty folder of Chinese sources, as `conan demo` and the tests read it.
 
-It is a miniature of what crawls and exports look like: seven file shapes, two encodings, broken files and lines,
-and texts that a filter should reject, each counted. The texts themselves come from `sample_world`.
+It is a miniature of what crawls and exports look like: many file shapes, two encodings, broken files and
+lines, and texts that a filter should reject, each counted. The texts themselves come from `sample_world`.
 """
 
 import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from datetime import date, timedelta
 from itertools import islice
@@ -20,7 +21,7 @@ import zstandard
 from .sample_words import ADVERTS, EDITORS, ENGLISH, PRODUCTS, REFUSALS, REVIEW_FORMS, REVIEWS, VERDICTS
 from .sample_world import Fact, asked, draw, facts, fill, neighbour, passage, query, statement_pair
 
-# Fewer rows leave a source without enough texts for every kind of damage; more exhaust the
+# Fewer rows leave a source without enough texts for every kind of damage; more exhaust the world.
 MIN_ROWS, MAX_ROWS = 300, 4000
 QUESTIONS, PASSAGES, STS_TESTS = 120, 320, 150
 BOILERPLATE = "更多内容请关注本台客户端。"
@@ -53,11 +54,13 @@ def mojibake(rng: Random, pair: Pair) -> Pair:
 
 
 def advert(rng: Random, pair: Pair) -> Pair:
+    """An advert with a telephone number where the text was."""
     text = fill(rng.choice(ADVERTS).replace("{mobile}", mobile_number(rng)), draw(rng), asked)
     return pair[0], text
 
 
 def too_long(rng: Random, pair: Pair) -> Pair:
+    """A hundred passages in one text, about 10,000 characters."""
     return pair[0], "\n".join(passage(rng, draw(rng), "web") for _ in range(100))
 
 
@@ -67,7 +70,7 @@ TEXT_DAMAGES: dict[str, Damage] = {
     "mobile_numbers": lambda rng, pair: (pair[0], f"{pair[1]}联系电话：{mobile_number(rng)}。"),
     "emails": lambda rng, pair: (pair[0], f"{pair[1]}来信请寄 reader{rng.randrange(1000)}@example.com 。"),
     "id_cards": lambda rng, pair: (pair[0], f"{pair[1]}登记人身份证号：{id_card(rng)}。"),
-    "too_short": lambda _, pair: (pair[0], "嗯。"),
+    "too_short": lambda _, pair: (pair[0], "嗯"),
     "too_long": too_long,
     "too_latin": lambda rng, pair: (pair[0], " ".join(rng.choices(ENGLISH.split(), k=40))),
     "symbols": lambda rng, pair: (pair[0], "".join(rng.choices("★☆◆◇■□●○※→↓～｜＝＊", k=80))),
@@ -114,6 +117,7 @@ def spoil(rng: Random, pairs: list[Pair], damages: dict[str, Damage], planted: P
 
 
 def to_json(record: Any) -> str:
+    """One line, Chinese as it is."""
     return json.dumps(record, ensure_ascii=False)
 
 
@@ -129,10 +133,12 @@ def write(path: Path, data: str | bytes, encoding: str = "utf-8") -> None:
 
 
 def write_lines(path: Path, records: list[Any]) -> None:
+    """JSON lines."""
     write(path, "".join(to_json(record) + "\n" for record in records))
 
 
 def write_table(path: Path, rows: list[tuple[Any, ...]], encoding: str = "utf-8") -> None:
+    """CSV with quotes where they are needed and CRLF, as spreadsheets export it."""
     buffer = io.StringIO()
     csv.writer(buffer).writerows(rows)
     write(path, buffer.getvalue(), encoding)
@@ -140,8 +146,7 @@ def write_table(path: Path, rows: list[tuple[Any, ...]], encoding: str = "utf-8"
 
 def paragraphs(text: str, line_end: str) -> str:
     """HTML with a paragraph a sentence."""
-    sentences = [sentence + "。" for sentence in text.split("。")[:-1]] or [text]
-    return line_end.join(f"<p>&nbsp;&nbsp;{sentence}</p>" for sentence in sentences)
+    return line_end.join(f"<p>&nbsp;&nbsp;{sentence}</p>" for sentence in re.findall("[^。]+。?", text))
 
 
 def write_news(folder: Path, records: list[Pair], lost: list[Pair], planted: Planted) -> None:
@@ -162,11 +167,16 @@ def write_news(folder: Path, records: list[Pair], lost: list[Pair], planted: Pla
     cut = folder / "2024-13.json.gz"
     write(cut, to_json(broadcast(13, lost)))
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 6 // 10])
-    planted["truncated_files"] = 1
+    archived = sum(len(month["videoList"]) for month in archive)
+    planted |= {
+        "truncated_files": 1,
+        "records/news": len(records) - archived,
+        "records/news_archive": archived,
+    }
 
 
 def write_chats(path: Path, rng: Random, opening_facts: list[Fact], planted: Planted) -> None:
-    """ShareGPT conversations of two turns; in the middle a line cut short and a line that ends in NUL bytes."""
+    """ShareGPT conversations of two turns; in the middle a line cut short and one that ends in NUL bytes."""
 
     def conversation(fact: Fact) -> bytes:
         second = neighbour(rng, fact, "place")
@@ -196,14 +206,60 @@ def write_wiki(folder: Path, records: list[Pair], planted: Planted) -> None:
 
 def write_reviews(path: Path, rng: Random, rows: int, planted: Planted) -> None:
     """Reviews with their class; some have a double quote that is never closed."""
-    topics = [(label, phrase) for label, phrases in REVIEWS.items() for phrase in phrases.split()]
-    combinations = [(*topic, product) for topic in topics for product in PRODUCTS.split()]
+    combinations = [
+        (label, phrase, product)
+        for label, phrases in REVIEWS.items()
+        for phrase in phrases.split()
+        for product in PRODUCTS.split()
+    ]
     lines = ["label\ttext_a"]
     for label, phrase, product in rng.sample(combinations, rows):
         slots = {"phrase": phrase, "product": product, "verdict": rng.choice(VERDICTS.split())}
         lines.append(f"{label}\t{rng.choice(REVIEW_FORMS).format(**slots, number=rng.randint(2, 30))}")
     planted["stray_quotes"] = sum(line.count('"') % 2 for line in lines)
     write(path, "\n".join(lines) + "\n")
+
+
+def write_exports(folder: Path, records: dict[str, list[Pair]]) -> None:
+    """The sources of one file each: CSV in GB18030, TSV without a header, JSON lines and arrays."""
+    answers = [(title, text.replace("。", "。\n", 1)) for title, text in records["community_qa"]]
+    write_table(folder / "qa.csv", [("title", "answer"), *answers], "gb18030")
+    posts = [
+        {"url": f"https://www.example.com/p/{number}", "title": title, "html": paragraphs(text, "\n")}
+        for number, (title, text) in enumerate(records["web_posts"])
+    ]
+    write_lines(folder / "posts.jsonl.gz", posts)
+    titles = [{"topic": f"#{title}#", "post": text} for title, text in records["social_posts"]]
+    write_lines(folder / "titles.jsonl", titles)
+    write(folder / "papers.tsv", "".join(f"{title}\t{text}\n" for title, text in records["papers"]))
+    instructions = [
+        {"instruction": prompt, "input": "", "output": response} for prompt, response in records["instructions"]
+    ]
+    write(folder / "instructions.json", json.dumps(instructions, ensure_ascii=False, indent=1))
+    generated = [
+        {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]}
+        for prompt, response in records["generated"]
+    ]
+    write_lines(folder / "generated.jsonl", generated)
+
+
+def write_triples(path: Path, rng: Random, told: list[Fact]) -> None:
+    """Questions with one or two answers, and two wrong ones: the same place, the same entity."""
+    triples = [
+        {
+            "query": query(rng, fact, "question"),
+            "pos": [passage(rng, fact, style) for style in ("answer", "web")[: rng.randint(1, 2)]],
+            "neg": [passage(rng, neighbour(rng, fact, slot), "answer") for slot in ("place", "entity")],
+        }
+        for fact in told
+    ]
+    write_lines(path, triples)
+
+
+def write_sts(path: Path, rng: Random, rows: int, held_out: bool, encoding: str) -> None:
+    """Sentence pairs scored 0 to 5."""
+    scored = [statement_pair(rng, held_out) for _ in range(rows)]
+    write_table(path, [("sentence1", "sentence2", "score"), *scored], encoding)
 
 
 def write_evaluation(folder: Path, seed: int) -> None:
@@ -216,14 +272,14 @@ def write_evaluation(folder: Path, seed: int) -> None:
     ]
     write_lines(folder / "questions.jsonl", records[:QUESTIONS])
     write_lines(folder / "passages.jsonl", records[QUESTIONS:])
-    scored = [statement_pair(rng, held_out=True) for _ in range(STS_TESTS)]
-    write_table(folder / "sts.csv", [("sentence1", "sentence2", "score"), *scored])
+    write_sts(folder / "sts.csv", rng, STS_TESTS, held_out=True, encoding="utf-8")
 
 
 def write_sample(folder: Path, rows: int = 1200, seed: int = 0) -> Planted:
     """Writes the sources and the evaluation sets that recipes/demo.yaml reads; the same seed, the same bytes.
 
     `rows` counts the records before duplicates are added; the evaluation is of one size whatever `rows` is.
+    Files that are in the folder already stay there unless they have the name of a new one.
     Returns what was planted: counts by kind of damage, and `records/SOURCE` for the records (rows, lines,
     news items, Markdown files) that a faultless reader finds in a source, bad texts and duplicates included.
     Raises ValueError if `rows` is outside 300 to 4000.
@@ -240,11 +296,8 @@ def write_sample(folder: Path, rows: int = 1200, seed: int = 0) -> Planted:
     def pairs(share: float, asks: str, tells: str) -> list[Pair]:
         return [(query(rng, fact, asks), passage(rng, fact, tells)) for fact in take(share)]
 
-    news = [
-        (title, text + BOILERPLATE if rng.random() < 0.3 else text)
-        for title, text in pairs(0.18, "title", "news")
-    ]
-    spoiled = {
+    news = [(title, text + BOILERPLATE if rng.random() < 0.3 else text) for title, text in pairs(0.18, "title", "news")]
+    records = {
         "news": spoil(rng, news, TEXT_DAMAGES, planted),
         "community_qa": spoil(rng, pairs(0.14, "question", "answer"), TEXT_DAMAGES, planted),
         "web_posts": spoil(rng, pairs(0.12, "title", "web"), TEXT_DAMAGES, planted),
@@ -254,44 +307,16 @@ def write_sample(folder: Path, rows: int = 1200, seed: int = 0) -> Planted:
         "generated": spoil(rng, pairs(0.07, "instruction", "web"), RESPONSE_DAMAGES, planted),
         "wiki": pairs(0.05, "title", "paper"),
     }
-    planted |= {f"records/{source}": len(records) for source, records in spoiled.items()}
+    triples, reviews, scored = take(0.08), round(0.08 * rows), round(0.10 * rows)
 
-    write_news(folder / "news", spoiled["news"], pairs(0.01, "title", "news"), planted)
-    answers = [(title, text.replace("。", "。\n", 1)) for title, text in spoiled["community_qa"]]
-    write_table(folder / "qa.csv", [("title", "answer"), *answers], "gb18030")
-    posts = [
-        {"url": f"https://www.example.com/p/{number}", "title": title, "html": paragraphs(text, "\n")}
-        for number, (title, text) in enumerate(spoiled["web_posts"])
-    ]
-    write_lines(folder / "posts.jsonl.gz", posts)
-    titles = [{"topic": f"#{title}#", "post": text} for title, text in spoiled["social_posts"]]
-    write_lines(folder / "titles.jsonl", titles)
-    write(folder / "papers.tsv", "".join(f"{title}\t{text}\n" for title, text in spoiled["papers"]))
-    alpaca = [
-        {"instruction": prompt, "input": "", "output": text} for prompt, text in spoiled["instructions"]
-    ]
-    write(folder / "instructions.json", json.dumps(alpaca, ensure_ascii=False, indent=1))
-    messages = [
-        {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]}
-        for prompt, text in spoiled["generated"]
-    ]
-    write_lines(folder / "generated.jsonl", messages)
-    write_wiki(folder / "wiki", spoiled["wiki"], planted)
+    write_news(folder / "news", records["news"], pairs(0.01, "title", "news"), planted)
+    write_exports(folder, records)
+    write_wiki(folder / "wiki", records["wiki"], planted)
     write_chats(folder / "chats.jsonl", rng, take(0.03), planted)
-
-    triples = [
-        {
-            "query": query(rng, fact, "question"),
-            "pos": [passage(rng, fact, style) for style in ("answer", "web")[: rng.randint(1, 2)]],
-            "neg": [passage(rng, neighbour(rng, fact, slot), "answer") for slot in ("place", "entity")],
-        }
-        for fact in take(0.08)
-    ]
-    write_lines(folder / "triples.jsonl", triples)
-    reviews = round(0.08 * rows)
-    scored = [statement_pair(rng, held_out=False) for _ in range(round(0.10 * rows))]
+    write_triples(folder / "triples.jsonl", rng, triples)
     write_reviews(folder / "reviews.tsv", rng, reviews, planted)
-    write_table(folder / "sts.csv", [("sentence1", "sentence2", "score"), *scored], "utf-8-sig")
-    planted |= {"records/triples": len(triples), "records/reviews": reviews, "records/sts": len(scored)}
+    write_sts(folder / "sts.csv", rng, scored, held_out=False, encoding="utf-8-sig")
     write_evaluation(folder / "evaluation", seed)
-    return planted
+    sizes = {source: len(written) for source, written in records.items() if source != "news"}
+    sizes |= {"triples": len(triples), "reviews": reviews, "sts": scored}
+    return planted | {f"records/{source}": size for source, size in sizes.items()}

@@ -354,14 +354,12 @@ STATEMENTS = [
 EDITORS = ["小林", "阿默", "老周", "青禾", "木子"]
 ADVERTS = [
     "想要了解详情请加微信，限时优惠名额有限，先到先得，欢迎来电咨询，电话{mobile}，{entity}爱好者免费领取资料。",
-    "本店长期诚信经营，支持货到付款，点击下方链接立即购买，热线{mobile}，报上暗号{entity}再打九折。",
-    "兼职日结，在家可做，月入过万不是梦，扫码进群，联系人{mobile}，凭{entity}截图可领红包。",
+    "本店长期诚信经营，全场包邮，支持货到付款，点击进入立即购买，客服热线{mobile}，报上{entity}再打九折。",
+    "兼职日结，在家可做，月入过万不是梦，扫码加群，或联系{mobile}，凭{entity}截图点击领取红包。",
 ]
 REFUSALS = [
     "作为一个AI语言模型，我无法提供关于{place}{entity}的信息。",
     "很抱歉，我不能回答这个问题。作为人工智能助手，我没有{place}的实时数据。",
     "对不起，作为一个AI语言模型，我没有个人看法，建议您向{office}咨询。",
 ]
-ENGLISH = (
-    "server request timeout warning module package update network cluster thread buffer memory stream driver"
-)
+ENGLISH = "server request timeout warning module package update network cluster thread buffer memory stream driver"

@@ -88,14 +88,11 @@ def neighbour(rng: Random, fact: Fact, slot: str) -> Fact:
 
 
 def variation(rng: Random, fact: Fact, shared: int) -> Fact:
-    """Replaces all but `shared` of the five slots, within the topic and the fact's part of the"""
+    """Replaces all but `shared` of the five slots, within the topic and the fact's part of the world."""
     options = choices(fact.topic)
     while True:
         replaced = rng.sample(list(options), len(options) - shared)
-        words = {
-            slot: rng.choice([word for word in options[slot] if word != fact.words[slot]])
-            for slot in replaced
-        }
+        words = {slot: rng.choice([word for word in options[slot] if word != fact.words[slot]]) for slot in replaced}
         other = fact._replace(words=fact.words | words)
         if is_held_out(other) == is_held_out(fact):
             return other

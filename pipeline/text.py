@@ -22,8 +22,9 @@ _BLOCK_TAGS = (
 )
 _INLINE_TAGS = (
     "a abbr audio b big button cite code col colgroup del em embed font i img input ins kbd label mark q s "
-    "small span strike strong sub sup svg td textarea th tt u video wbr"
+    "small span strike strong sub sup svg textarea tt u video wbr rb rp ruby"
 )
+_CELL_TAGS = "td th rt"  # side by side: a space keeps two cells, or a word and its gloss, apart
 # An attribute has a value, or is one of the few that need none: `a<b and c>d` is no tag.
 _ATTRIBUTES = (
     r"""(?:\s+(?:[a-zA-Z:_-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
@@ -42,6 +43,7 @@ def _tags(names: str) -> str:
 
 _BLOCK = _tags(_BLOCK_TAGS)
 _INLINE = _tags(_INLINE_TAGS)
+_CELL = _tags(_CELL_TAGS)
 _UNSEEN = r"(?s)<!--.*?-->|<!(?:DOCTYPE|doctype)[^<>]*>" + "".join(
     rf"|<{name}{_ATTRIBUTES}>.*?</{name}\s*>" for name in ("script", "SCRIPT", "style", "STYLE")
 )
@@ -67,8 +69,8 @@ def normalise(column: pl.Expr) -> pl.Expr:
 
     - NFC.
     - HTML entities decoded: HTML 4's names and numeric ones, always with their semicolon. Tags of a list of
-      names go: block tags become a line break, inline tags nothing; scripts, styles and comments go with what
-      they hold. `a < b and c > d`, `List<String>` and `vector<int>` stay.
+      names go: block tags become a line break, cells a space, inline tags nothing; scripts, styles and
+      comments go with what they hold. `a < b and c > d`, `List<String>` and `vector<int>` stay.
     - Line breaks of every kind become `\\n`; control, zero-width, bidi and other invisible characters go.
     - Full-width letters and digits become ASCII; Chinese punctuation stays as it is.
     - Runs of other white space become one space, three or more line breaks two; none at the ends of lines.
@@ -98,9 +100,7 @@ def _until_stable(texts: pl.Series) -> pl.Series:
     for depth in count():
         if not len(pending):
             break
-        if depth == DEEPEST:
-            pending = pending.str.replace_all("[&<]", "")
-        passed = _one_pass(pending)
+        passed = _one_pass(pending if depth < DEEPEST else pending.str.replace_all("[&<]", ""))
         changed = passed.ne_missing(pending)
         rows, pending = rows.filter(changed), passed.filter(changed)
         texts = texts.scatter(rows, pending) if len(rows) else texts
@@ -116,6 +116,7 @@ def _one_pass(texts: pl.Series) -> pl.Series:
         .str.replace_many(list(entities), list(entities.values()))
         .str.replace_all(_UNSEEN, "")
         .str.replace_all(_BLOCK, "\n")
+        .str.replace_all(_CELL, " ")
         .str.replace_all(r"<(?:sup|SUP)>([0-9])", "^$1")  # 10<sup>6</sup> is not 106
         .str.replace_all(f"({_GENERIC})|{_INLINE}", "$1")
         .str.replace_all(_LINE_BREAK, "\n")

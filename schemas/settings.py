@@ -152,7 +152,6 @@ class ConvertSettings(Settings):
 
     max_prompt_characters: int = given(2000, "ours: longer prompts are code or pasted documents", ge=1)
     min_response_characters: int = given(5, "ours", ge=1)
-    class_positives: int = given(1, "paper §3.2: same class positive; how many is ours", ge=1)
     class_negatives: int = given(4, "paper §3.2: other classes negative; how many is ours", ge=1)
     seed: int = given(0, "ours")
 

@@ -33,7 +33,7 @@ def build_vocabulary(texts: pa.ChunkedArray, size: int) -> list[str]:
         .len("count")
         .collect(engine="streaming")
     )
-    continuations = counted.filter(unsplit).with_columns(pl.concat_str(pl.lit("##"), piece))
+    continuations = counted.filter(unsplit).with_columns(pl.concat_str(pl.lit("##"), piece).alias("piece"))
     ranked = (
         pl.concat([counted, continuations])
         .filter(piece.is_not_null() & ~piece.is_in(fixed))

@@ -143,21 +143,20 @@ def update_loss(embeddings_TD: Tensor, update: Update, settings: FinetuneSetting
     if not settings.in_batch_positives:
         mask_NM[:, : len(own_N)] = True
 
-    queries_N, columns_M, mask_NM, index_N = (
-        each.to(device) for each in (update.query_rows, columns_M, mask_NM, own_N)
-    )
-    left_P, right_P, labels_P = (each.to(device) for each in (update.left_rows, update.right_rows, update.labels))
+    index_N, mask_NM, labels_P = own_N.to(device), mask_NM.to(device), update.labels.to(device)
+    queries_ND, passages_MD = embeddings_TD[update.query_rows.to(device)], embeddings_TD[columns_M.to(device)]
+    left_PD, right_PD = (embeddings_TD[rows.to(device)] for rows in (update.left_rows, update.right_rows))
 
-    def retrieval_loss(cut_Td: Tensor) -> Tensor:
-        return info_nce(cut_Td[queries_N], cut_Td[columns_M], index_N, settings.temperature, mask_NM)
+    def retrieval_loss(queries_Nd: Tensor, passages_Md: Tensor) -> Tensor:
+        return info_nce(queries_Nd, passages_Md, index_N, settings.temperature, mask_NM)
 
-    def sts_loss(cut_Td: Tensor) -> Tensor:
-        return cosent(cosine_pairs(cut_Td[left_P], cut_Td[right_P]), labels_P, settings.sts_temperature)
+    def sts_loss(left_Pd: Tensor, right_Pd: Tensor) -> Tensor:
+        return cosent(cosine_pairs(left_Pd, right_Pd), labels_P, settings.sts_temperature)
 
-    retrieval = matryoshka(retrieval_loss, dims)(embeddings_TD)
-    sts = matryoshka(sts_loss, dims)(embeddings_TD)
+    retrieval = matryoshka(retrieval_loss, dims)(queries_ND, passages_MD)
+    sts = matryoshka(sts_loss, dims)(left_PD, right_PD)
     with torch.no_grad():
-        scores_NM = cosine_matrix(embeddings_TD[queries_N], embeddings_TD[columns_M])
+        scores_NM = cosine_matrix(queries_ND, passages_MD)
         negative_scores = scores_NM.new_full(present_NK.shape, float("nan"))
         drawn_for = present_NK.nonzero()[:, 0].to(device)
         drawn_columns = len(own_N) + torch.arange(len(drawn_for), device=device)

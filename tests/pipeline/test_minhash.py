@@ -46,7 +46,8 @@ def test_shingle_hash_is_murmurhash3(shingle: str) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.none() | TEXT, max_size=6))
-@example(["", "中", "中文", "𠀀🀄", None, HAN[:49], HAN[:50], HAN[:51], "ab" * 40, HAN, "é\x00\n" * 30])
+@example(["", "中", "中文", "𠀀🀄", None, "ab" * 40, "é\x00\n" * 30])
+@example([HAN[:49], HAN[:50], HAN[:51], HAN])
 def test_signatures_are_datasketch(texts: list[str | None]) -> None:
     result = signatures(pa.array(texts, type=pa.string()))
     assert result.dtype == np.uint32

@@ -6,17 +6,17 @@ This file is also the program that each rank runs.
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-
 from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings
 from conan_embedding.trainer.cbb import build_update, pretrain_loss, slice_for, update_loss
 from conan_embedding.trainer.distributed import gather
+from torch import Tensor, nn
 
 TEMPERATURE, STS_TEMPERATURE, LEARNING_RATE = 0.1, 0.07, 0.5
 
@@ -71,10 +71,7 @@ STS = Batch(
 BOTH = Batch(**{**vars(RETRIEVAL), "left": STS.left, "right": STS.right, "labels": STS.labels})
 BATCHES = {"both": BOTH, "retrieval": RETRIEVAL, "sts": STS, "nothing": Batch()}
 CASES = [
-    (name, dimensions, in_batch)
-    for name in BATCHES
-    for dimensions in ([], [4, 8, 12])
-    for in_batch in (False, True)
+    (name, dimensions, in_batch) for name in BATCHES for dimensions in ([], [4, 8, 12]) for in_batch in (False, True)
 ]
 
 
@@ -149,13 +146,21 @@ def one_update(case: tuple[str, list[int], bool], rank: int, world_size: int) ->
     return parameters_after(encoder, loss, world_size), loss.detach()
 
 
-def assert_equal_the_reference(outcome: list[tuple[Tensor, Tensor]]) -> None:
-    for case, (after, loss) in zip(CASES, outcome, strict=True):
+@cache
+def reference_steps() -> list[tuple[Tensor, Tensor, float]]:
+    """For each case the parameters before the update, its step, and the loss."""
+    steps = []
+    for name, dimensions, in_batch in CASES:
         encoder = Encoder()
         before = torch.cat([each.detach().flatten() for each in encoder.parameters()])
-        expected_loss = reference_loss(encoder, BATCHES[case[0]], case[1], case[2])
-        step = parameters_after(encoder, expected_loss) - before
-        assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-9), case
+        loss = reference_loss(encoder, BATCHES[name], dimensions, in_batch)
+        steps.append((before, parameters_after(encoder, loss) - before, loss.item()))
+    return steps
+
+
+def assert_equal_the_reference(outcome: list[tuple[Tensor, Tensor]]) -> None:
+    for case, (after, loss), (before, step, expected) in zip(CASES, outcome, reference_steps(), strict=True):
+        assert loss.item() == pytest.approx(expected, rel=1e-9), case
         assert torch.norm(after - before - step) <= 1e-6 * torch.norm(step), case
         assert (torch.norm(step) > 0) == (case[0] != "nothing")
 
@@ -270,6 +275,7 @@ def test_slices_cover_every_text_once_and_are_balanced(world_size: int, texts: i
 
 
 def main(rank: int, world_size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     torch.save([one_update(case, rank, world_size) for case in CASES], folder / f"{rank}.pt")
     dist.destroy_process_group()

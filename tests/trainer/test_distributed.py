@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-
 from conan_embedding.trainer.distributed import gather
 
 COUNTS = [[2, 2], [3, 1], [0, 2], [4, 0], [0, 0]]  # rows on each of two ranks

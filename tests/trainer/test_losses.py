@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from conan_embedding.trainer.losses import cosent, cosine_matrix, info_nce, matryoshka
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from conan_embedding.trainer.losses import cosent, cosine_matrix, info_nce, matryoshka
 
 
 def cosine(left: Sequence[float], right: Sequence[float]) -> float:
@@ -39,9 +38,7 @@ def test_info_nce_is_the_formula_with_masked_passages_left_out() -> None:
     loss = info_nce(queries, passages, torch.tensor(positive), 0.1, mask)
     assert loss.dtype == torch.float64
     assert loss.item() == pytest.approx(expected, rel=1e-12)
-    assert torch.autograd.gradcheck(
-        lambda q, p: info_nce(q, p, torch.tensor(positive), 0.1, mask), (queries, passages)
-    )
+    assert torch.autograd.gradcheck(lambda q, p: info_nce(q, p, torch.tensor(positive), 0.1, mask), (queries, passages))
 
 
 def test_info_nce_ignores_the_length_of_vectors() -> None:
@@ -80,9 +77,7 @@ def test_cosent_is_the_double_sum(pairs: list[tuple[float, float]]) -> None:
     scores = torch.tensor([score for score, _ in pairs], dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([label for _, label in pairs], dtype=torch.float64)
     loss = cosent(scores, labels, 0.05)
-    assert loss.item() == pytest.approx(
-        literal_cosent(scores.tolist(), labels.tolist(), 0.05), rel=1e-9, abs=1e-12
-    )
+    assert loss.item() == pytest.approx(literal_cosent(scores.tolist(), labels.tolist(), 0.05), rel=1e-9, abs=1e-12)
     loss.backward()
     assert scores.grad is not None and torch.isfinite(scores.grad).all()
 

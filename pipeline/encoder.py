@@ -1,0 +1,257 @@
+"""Batched inference with any Hugging Face or SentenceTransformer model: used by score, mine and evaluate."""
+# ruff: noqa: N803, N806 (capital letters are shapes: hidden_NLH is [n, L, H])
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..schemas.settings import EncoderSettings
+
+Pooling = Literal["mean", "cls"]
+Vectors = npt.NDArray[np.float32]
+
+WINDOW = 65_536
+"""Ours: texts that are tokenised and sorted by length together."""
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "torch.nn.modules.linear.Identity": lambda vectors: vectors,
+    "torch.nn.modules.activation.Tanh": torch.tanh,
+    "torch.nn.modules.activation.ReLU": torch.relu,
+    "torch.nn.modules.activation.GELU": nn.functional.gelu,
+}
+
+
+class ModelError(ValueError):
+    """A folder or a hub name that no embedding model can be read from."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear layer and its activation, as SentenceTransformer folders hold them."""
+
+    weight: Tensor
+    bias: Tensor | None
+    activation: str
+
+
+@dataclass
+class Layout:
+    """What a folder says of a model: where the encoder lies and what follows it."""
+
+    encoder: Path
+    pooling: Pooling | None = None
+    dense: list[Dense] = field(default_factory=list)
+    normalise: bool = False
+    max_length: int | None = None
+
+
+@dataclass
+class Encoder:
+    """A model ready to encode. `fingerprint` is a hash of its weights and layout, never of its name."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+    pooling: Pooling
+    max_length: int
+    batch_tokens: int
+    fingerprint: str
+    device: torch.device
+
+
+def find_model(name: str) -> Path:
+    """The folder of a model: the folder itself, or a hub model downloaded (safetensors only).
+
+    Raises:
+        ModelError: neither a folder nor to be had from the hub.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
+                ignore_patterns=["onnx/*", "openvino/*"],
+            )
+        )
+    except Exception as error:
+        raise ModelError(
+            f"{name} is no folder here and can't be had from the Hugging Face hub ({type(error).__name__}); give the "
+            "path of a model folder, or run where the hub can be reached"
+        ) from error
+
+
+def read_layout(folder: Path) -> Layout:
+    """Read modules.json of a SentenceTransformer folder; a plain encoder has none.
+
+    Raises:
+        ModelError: a module that is not Transformer, Pooling, Dense or Normalize, or one that can't be honoured.
+    """
+    layout = Layout(encoder=folder)
+    for module in read_json(folder / "modules.json") or []:
+        kind, path = module["type"].rsplit(".", 1)[-1], folder / module["path"]
+        match kind:
+            case "Transformer":
+                layout.encoder = path
+            case "Pooling":
+                layout.pooling = _read_pooling(path)
+            case "Dense":
+                layout.dense.append(_read_dense(path))
+            case "Normalize":
+                layout.normalise = True
+            case _:
+                raise ModelError(
+                    f"{folder}/modules.json: expected Transformer, Pooling, Dense or Normalize, got {kind}"
+                )
+    layout.max_length = read_json(layout.encoder / "sentence_bert_config.json").get("max_seq_length")
+    return layout
+
+
+def _read_pooling(folder: Path) -> Pooling:
+    """Both forms of 1_Pooling/config.json: one flag a mode (before sentence-transformers 5.3), or its name."""
+    config = read_json(folder / "config.json")
+    flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    on = [flags.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    mode = config.get("pooling_mode") or "+".join(on)
+    known: dict[str, Pooling] = {"mean": "mean", "cls": "cls"}
+    if mode not in known:
+        raise ModelError(f"{folder}: pooling must be mean or cls, not {mode}")
+    return known[mode]
+
+
+def _read_dense(folder: Path) -> Dense:
+    config = read_json(folder / "config.json")
+    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if activation not in _ACTIVATIONS:
+        raise ModelError(f"{folder}: the activation must be one of {', '.join(_ACTIVATIONS)}, not {activation}")
+    weights = {name.removeprefix("linear."): value for name, value in load_file(folder / "model.safetensors").items()}
+    return Dense(weights["weight"], weights.get("bias"), activation)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file, or an empty object where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def load_transformer(layout: Layout, max_length: int | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The encoder and its tokenizer: float32, safetensors only, no code of the model is run.
+
+    `tokenizer.model_max_length` becomes the length asked for, else the folder's; never more than the encoder's
+    positions.
+    """
+    try:
+        model = AutoModel.from_pretrained(
+            layout.encoder,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(layout.encoder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{layout.encoder}: no Hugging Face model with safetensors can be read here: {error}"
+        ) from error
+    positions = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
+    tokenizer.model_max_length = min(max_length or layout.max_length or tokenizer.model_max_length, positions)
+    return model, tokenizer
+
+
+def pool(hidden_NLH: Tensor, attention_mask_NL: Tensor, pooling: Pooling) -> Tensor:
+    """One vector [n, H] a text: of its first token, or the mean over its tokens."""
+    if pooling == "cls":
+        return hidden_NLH[:, 0]
+    mask_NL1 = attention_mask_NL.unsqueeze(-1).to(hidden_NLH.dtype)
+    return (hidden_NLH * mask_NL1).sum(dim=1) / mask_NL1.sum(dim=1).clamp(min=1)
+
+
+def load_encoder(settings: EncoderSettings) -> Encoder:
+    """Load a model for inference, on the GPU where there is one (bf16 there where it can), else on the CPU.
+
+    A folder that names no pooling is taken as CLS, as bge's models are meant.
+    """
+    folder = find_model(settings.model)
+    layout = read_layout(folder)
+    model, tokenizer = load_transformer(layout, settings.max_length)
+    device = torch.device(torch.accelerator.current_accelerator() or "cpu")
+    dtype = torch.bfloat16 if device.type != "cpu" else torch.float32
+    return Encoder(
+        model=model.eval().to(device, dtype),
+        tokenizer=tokenizer,
+        layout=layout,
+        pooling=settings.pooling or layout.pooling or "cls",
+        max_length=tokenizer.model_max_length,
+        batch_tokens=settings.batch_tokens,
+        fingerprint=weights_fingerprint(folder),
+        device=device,
+    )
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """A 128-bit hash (hex) of a folder's weights, vocabulary and layout."""
+    digest = hashlib.blake2b(digest_size=16)
+    names = ("*.safetensors", "modules.json", "*/config.json", "config.json", "tokenizer.json", "vocab.txt")
+    for file in sorted({file for name in names for file in [*folder.glob(name), *folder.glob(f"*/{name}")]}):
+        digest.update(str(file.relative_to(folder)).encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def encode(encoder: Encoder, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> Vectors:
+    """Unit vectors of texts, float32 [n, D]. Each distinct text is encoded once."""
+    column = texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.string())
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    coded = column.dictionary_encode()
+    distinct = coded.dictionary.to_pylist()
+    if not distinct:
+        return np.zeros((0, dimension(encoder)), np.float32)
+    windows = [distinct[start : start + WINDOW] for start in range(0, len(distinct), WINDOW)]
+    vectors = np.concatenate([_encode_window(encoder, window) for window in windows])
+    return np.asarray(vectors[coded.indices.to_numpy()])
+
+
+def dimension(encoder: Encoder) -> int:
+    """The width of the vectors."""
+    return len(encoder.layout.dense[-1].weight) if encoder.layout.dense else int(encoder.model.config.hidden_size)
+
+
+def _encode_window(encoder: Encoder, texts: list[str]) -> Vectors:
+    tokens = encoder.tokenizer(texts, truncation=True, max_length=encoder.max_length, return_attention_mask=False)
+    ids: list[list[int]] = tokens["input_ids"]
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    order = np.argsort(-lengths, kind="stable")
+    vectors = np.empty((len(texts), dimension(encoder)), np.float32)
+    start = 0
+    while start < len(order):
+        rows = order[start : start + max(1, encoder.batch_tokens // max(1, int(lengths[order[start]])))]
+        vectors[rows] = _encode_batch(encoder, [ids[row] for row in rows])
+        start += len(rows)
+    return vectors
+
+
+@torch.inference_mode()
+def _encode_batch(encoder: Encoder, ids: list[list[int]]) -> Vectors:
+    batch = encoder.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(encoder.device)
+    hidden_NLH = encoder.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    vectors_ND = pool(hidden_NLH, batch["attention_mask"], encoder.pooling).float()
+    for dense in encoder.layout.dense:
+        bias = dense.bias.to(encoder.device) if dense.bias is not None else None
+        vectors_ND = nn.functional.linear(vectors_ND, dense.weight.to(encoder.device), bias)
+        vectors_ND = _ACTIVATIONS[dense.activation](vectors_ND)
+    return np.asarray(nn.functional.normalize(vectors_ND, dim=1).cpu().numpy(), np.float32)

@@ -1,0 +1,95 @@
+"""pools.duckdb: negative pools, written whole by mine, read by the trainer, appended to by rank 0 alone."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from ..schemas.catalog import POOLS
+from .corpus import CorpusError, commit
+
+FILE = "pools.duckdb"
+TABLES = ("runs", "passages", "queries", "positives", "candidates")
+
+
+def stored_fingerprint(corpus: Path) -> str | None:
+    """What decided the pools that are there; None where there are none."""
+    if not (corpus / FILE).exists():
+        return None
+    with duckdb.connect(str(corpus / FILE), read_only=True) as connection:
+        found = connection.execute("SELECT fingerprint FROM runs ORDER BY created_at DESC LIMIT 1").fetchone()
+    return str(found[0]) if found else None
+
+
+def write_pools(corpus: Path, tables: dict[str, pa.Table]) -> None:
+    """Replace the pools: whole or not at all. `tables` holds an Arrow table for each of TABLES."""
+    temporary = corpus / f".{FILE}.{os.getpid()}.tmp"
+    temporary.unlink(missing_ok=True)
+    with duckdb.connect(str(temporary)) as connection:
+        connection.execute(POOLS)
+        for name in TABLES:
+            connection.register("incoming", tables[name])
+            connection.execute(f"INSERT INTO {name} BY NAME FROM incoming")
+            connection.unregister("incoming")
+        connection.execute("CHECKPOINT")
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    commit(temporary, corpus / FILE)
+
+
+def read_candidates(corpus: Path) -> pl.DataFrame:
+    """Every query with its pool: `query_id, query, passage_ids, scores`, by query_id.
+
+    Raises:
+        CorpusError: no pools yet.
+    """
+    if not (corpus / FILE).exists():
+        raise CorpusError(f"{corpus}: no {FILE}; run `conan mine {corpus}` first")
+    with duckdb.connect(str(corpus / FILE), read_only=True) as connection:
+        pools: pl.DataFrame = connection.sql(
+            "SELECT query_id, text AS query, passage_ids, scores FROM queries JOIN candidates USING (query_id) "
+            "ORDER BY query_id"
+        ).pl()
+        return pools
+
+
+def read_passages(corpus: Path, passage_ids: npt.NDArray[np.int64]) -> pl.DataFrame:
+    """Texts of passages: `passage_id, text, cluster_id`, in one query."""
+    with duckdb.connect(str(corpus / FILE), read_only=True) as connection:
+        connection.register("wanted", pa.table({"passage_id": np.unique(passage_ids)}))
+        passages: pl.DataFrame = connection.sql(
+            "SELECT passage_id, text, cluster_id FROM passages JOIN wanted USING (passage_id)"
+        ).pl()
+        return passages
+
+
+def write_windows(corpus: Path, windows: pl.DataFrame, replacements: pl.DataFrame, step: int) -> None:
+    """Record DHNM's present state and append to its log; nothing of a later step (of a killed run) stays."""
+    with duckdb.connect(str(corpus / FILE)) as connection:
+        connection.register("new_windows", windows.to_arrow())
+        connection.register("new_replacements", replacements.to_arrow())
+        connection.execute("BEGIN")
+        connection.execute("DELETE FROM windows")
+        connection.execute("INSERT INTO windows BY NAME FROM new_windows")
+        connection.execute(f"DELETE FROM replacements WHERE step >= {int(step)}")
+        connection.execute("INSERT INTO replacements BY NAME FROM new_replacements")
+        connection.execute("COMMIT")
+
+
+def forget_windows(corpus: Path, after: int) -> None:
+    """Drop what a run wrote after a step: all of it (`after=0`) when a new run starts, its tail when one resumes."""
+    with duckdb.connect(str(corpus / FILE)) as connection:
+        connection.execute(f"DELETE FROM replacements WHERE step > {int(after)}")
+        if after == 0:
+            connection.execute("DELETE FROM windows")
+
+
+def as_lists(values: npt.NDArray[np.generic], counts: Sequence[int] | npt.NDArray[np.int64]) -> pa.Array:
+    """A list column of flat values: `counts[i]` of them belong to row i."""
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
