@@ -8,7 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -71,7 +71,7 @@ def read_footer(shard: Path) -> Footer:
 def fingerprint(*parts: Any) -> str:
     """A 128-bit hash (hex) of anything JSON can say, the same on every machine."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 class _HashingFile:
@@ -122,8 +122,9 @@ class _ParquetFile:
 
     def _write_group(self, rows: int) -> None:
         whole = pa.concat_tables(self.pending)
-        # One dictionary for each group, so that equal rows are equal bytes however they arrived.
-        self.writer.write_table(_with_fresh_dictionaries(whole.slice(0, rows)), row_group_size=ROW_GROUP)
+        # One chunk and one dictionary for each group, so that equal rows are equal bytes however they arrived.
+        group = _with_fresh_dictionaries(whole.slice(0, rows).combine_chunks())
+        self.writer.write_table(group, row_group_size=ROW_GROUP)
         rest = whole.slice(rows)
         self.pending, self.pending_rows = ([rest], rest.num_rows) if rest.num_rows else ([], 0)
 
@@ -143,11 +144,12 @@ class _ParquetFile:
         commit(self.temporary, self.path)
 
     def discard(self) -> None:
-        """Leave nothing behind; after `commit` there is nothing to leave."""
-        if self.writer.is_open:
-            self.writer.close()
-        self.sink.file.close()
+        """Leave nothing behind, on a full disk too; after `commit` there is nothing to leave."""
         self.temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            if self.writer.is_open:
+                self.writer.close()
+            self.sink.file.close()
 
 
 def commit(temporary: Path, path: Path) -> None:
@@ -299,7 +301,7 @@ def locked(corpus: Path) -> Iterator[None]:
     with (corpus / ".lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             owner: Mapping[str, Any] = json.loads(file.read() or "{}")
             raise CorpusError(

@@ -11,7 +11,7 @@ from ..schemas.pairs import CLUSTERED, PAIR, rejected
 from ..schemas.recipe import Recipe, RecipeError
 from ..schemas.settings import DedupSettings
 from .clusters import jaccard, matches, near_duplicates
-from .corpus import ShardWriter, committed, fingerprint, read_batches, read_footer, shards
+from .corpus import ShardWriter, fingerprint, read_batches, read_footer, shards
 from .engine import Engine, Summary, Task, made, run_stage
 from .text import key
 
@@ -23,7 +23,8 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     """Decide over the whole corpus, then write each filtered shard without its duplicates.
 
     Raises:
-        RecipeError: an evaluation set that `decontaminate` names is not there.
+        RecipeError: an evaluation set that `decontaminate` names is not there, or has no texts.
+        CorpusError: filter or the ingestion of evaluation sets was interrupted.
         StageError: a shard could not be made.
     """
     settings = recipe.dedup
@@ -56,7 +57,7 @@ def _evaluation_files(corpus: Path, wanted: bool | Sequence[str]) -> list[Path]:
     """The evaluation sets to keep out: the corpus's own, by name, or Parquet and JSONL files."""
     if wanted is False:
         return []
-    own = {_set_name(shard): shard for shard in committed(corpus, "evaluation")}
+    own = {_set_name(shard): shard for shard in _evaluation_shards(corpus)}
     if wanted is True:
         return list(own.values())
     found = []
@@ -69,6 +70,11 @@ def _evaluation_files(corpus: Path, wanted: bool | Sequence[str]) -> list[Path]:
             )
         found.append(file)
     return found
+
+
+def _evaluation_shards(corpus: Path) -> list[Path]:
+    """The corpus's own sets; half of them would let the others' texts through, so an interrupted ingest raises."""
+    return shards(corpus, "evaluation") if (corpus / "evaluation").exists() else []
 
 
 def _set_name(shard: Path) -> str:
@@ -88,8 +94,9 @@ def decide(
     """What becomes of every row: `shard, row, cluster_id, reason, detail`; reason is null for what stays.
 
     Two pairs are duplicates when they are of one task and both their queries and their positives are: the same passage
-    under another question is a pair of its own. With `on: query` or `on: positive` that side alone decides. Labelled
-    sentence pairs go only where texts and label are equal, as one word may carry the label.
+    under another question is a pair of its own. With `on: query` or `on: positive` that side alone decides, but not of
+    pairs with a label or a class, where one side says too little. Labelled sentence pairs go only where texts and label
+    are equal, as one word may carry the label.
     """
     columns = ["pair_id", "source", "task", "query", "positive", "label"]
     frame = pl.concat(
@@ -112,17 +119,25 @@ def decide(
         reason=pl.lit(None, pl.String),
         detail=pl.lit(None, pl.String),
     )
-    sides = {"pair": ["query", "positive"], "query": ["query"], "positive": ["positive"]}[settings.on]
-    keys = [f"{side}_key" for side in sides]
-    clusters = [{"query": "query_id", "positive": "cluster_id"}[side] for side in sides]
     frame = _mark_contaminated(frame, evaluation, settings)
-    frame = _mark_duplicates(frame, "exact_duplicate", ["task", *keys, _of_sts("label")], keys)
-    frame = _mark_duplicates(frame, "near_duplicate", ["task", *clusters, _of_sts("label")], keys)
+    for reason, query, positive in (
+        ("exact_duplicate", "query_key", "positive_key"),
+        ("near_duplicate", "query_id", "cluster_id"),
+    ):
+        frame = _mark_duplicates(frame, reason, _same(query, positive, settings), settings)
     return frame.select("shard", "row", "cluster_id", "reason", "detail")
 
 
-def _of_sts(column: str) -> pl.Expr:
-    return pl.when(pl.col("task") == "sts").then(column)
+def _same(query: str, positive: str, settings: DedupSettings) -> list[pl.Expr]:
+    """What duplicates agree in."""
+    task = pl.col("task")
+    labelled = task.is_in(["sts", "classification"])
+    return [
+        task,
+        pl.when(labelled | pl.lit(settings.on != "positive")).then(query),
+        pl.when(labelled | pl.lit(settings.on != "query")).then(positive),
+        pl.when(task == "sts").then("label"),
+    ]
 
 
 def text_clusters(keys: pl.Series, similar: pl.Series, settings: DedupSettings) -> pl.Series:
@@ -143,16 +158,14 @@ def text_clusters(keys: pl.Series, similar: pl.Series, settings: DedupSettings) 
     return named.join(known, on=["text", "similar"], how="left", maintain_order="left")["id"]
 
 
-def _mark(frame: pl.DataFrame, rows: np.ndarray, reason: str, detail: pl.Series) -> pl.DataFrame:
-    marks = pl.DataFrame({"place": rows, "new_reason": reason, "new_detail": detail}, strict=False)
-    joined = (
-        frame.with_row_index("place")
-        .with_columns(pl.col("place").cast(pl.Int64))
-        .join(marks.with_columns(pl.col("place").cast(pl.Int64)), on="place", how="left", maintain_order="left")
+def _mark(frame: pl.DataFrame, rows: pl.Series, reason: str, detail: pl.Series) -> pl.DataFrame:
+    """Give rows their reason; one that has a reason already keeps it."""
+    new = pl.repeat(None, frame.height, dtype=pl.String, eager=True).scatter(rows, detail)
+    unmarked = pl.col("reason").is_null() & pl.lit(new).is_not_null()
+    return frame.with_columns(
+        reason=pl.when(unmarked).then(pl.lit(reason)).otherwise("reason"),
+        detail=pl.when(unmarked).then(pl.lit(new)).otherwise("detail"),
     )
-    return joined.with_columns(
-        reason=pl.coalesce("reason", "new_reason"), detail=pl.coalesce("detail", "new_detail")
-    ).drop("place", "new_reason", "new_detail")
 
 
 def _mark_contaminated(frame: pl.DataFrame, evaluation: Sequence[Path], settings: DedupSettings) -> pl.DataFrame:
@@ -170,7 +183,7 @@ def _mark_contaminated(frame: pl.DataFrame, evaluation: Sequence[Path], settings
         named = pl.DataFrame({"set": held_out["set"].gather(other), "similarity": similarity})
         frame = _mark(
             frame,
-            rows[own],
+            pl.Series(rows[own]),
             "contaminated",
             named.select(pl.format("{} {}: {}", pl.lit(side), "set", pl.col("similarity").round(3))).to_series(),
         )
@@ -180,7 +193,7 @@ def _mark_contaminated(frame: pl.DataFrame, evaluation: Sequence[Path], settings
 def _evaluation_texts(file: Path) -> pl.DataFrame:
     """The texts of an evaluation set (`text, set`), without passages that only serve as a haystack."""
     frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_ndjson(file)
-    if "meta" in frame.columns:
+    if frame.schema.get("meta") == pl.String:
         frame = frame.filter(~pl.col("meta").str.contains('"passage_only":true', literal=True).fill_null(False))
     name = _set_name(file) if file.parent.name == "evaluation" else file.stem
     is_class = "task" in frame.columns and (frame["task"].cast(pl.String) == "classification").all()
@@ -189,6 +202,11 @@ def _evaluation_texts(file: Path) -> pl.DataFrame:
         for column in ("query", "positive", "positives", "text_a", "text_b")
         if column in frame.columns and not (is_class and column == "positive")
     ]
+    if not columns:
+        raise RecipeError(
+            f"dedup.decontaminate: {file} has none of the columns query, positive, positives, text_a, text_b; "
+            f"it has {', '.join(frame.columns)}"
+        )
     texts = [frame.select(pl.col(column).explode() if column == "positives" else column) for column in columns]
     return pl.concat([text.to_series().rename("text").to_frame() for text in texts]).select("text", set=pl.lit(name))
 
@@ -203,7 +221,7 @@ _PREFERENCE = [
 
 
 def _mark_duplicates(
-    frame: pl.DataFrame, reason: str, same: Sequence[str | pl.Expr], keys: Sequence[str]
+    frame: pl.DataFrame, reason: str, same: Sequence[pl.Expr], settings: DedupSettings
 ) -> pl.DataFrame:
     """Of the rows still there that agree in `same`, all but the best are rejected and name it and their similarity."""
     left = frame.with_row_index("place").filter(pl.col("reason").is_null())
@@ -211,10 +229,11 @@ def _mark_duplicates(
         within=pl.row_index().cast(pl.Int64), survivor=pl.col("pair_id").sort_by(_PREFERENCE).first().over(same)
     ).with_columns(survivor_row=pl.col("within").sort_by(_PREFERENCE).first().over(same))
     gone = judged.filter(pl.col("within") != pl.col("survivor_row"))
-    texts = judged.select(pl.concat_str(keys, separator="\n")).to_series().to_arrow()
+    keys = _same("query_key", "positive_key", settings)[1:3]
+    texts = judged.select(pl.concat_str(keys, separator="\n", ignore_nulls=True)).to_series().to_arrow()
     similarity = jaccard(texts, gone["within"].to_numpy(), gone["survivor_row"].to_numpy())
     detail = gone.select(pl.format("{}: {}", "survivor", pl.Series(similarity).round(3))).to_series()
-    return _mark(frame, gone["place"].to_numpy(), reason, detail)
+    return _mark(frame, gone["place"], reason, detail)
 
 
 def dedup_shard(filter_shard: Path, decisions: Path, fingerprint: str, shard: Path) -> None:

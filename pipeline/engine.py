@@ -10,11 +10,12 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from . import corpus as folders
@@ -67,7 +68,12 @@ class Engine:
     @property
     def processes(self) -> int:
         """Processes in use: as many as there are cores by default; with one, this process does the work."""
-        return self.workers or len(os.sched_getaffinity(0))
+        return self.workers or cores()
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_stage(
@@ -159,12 +165,23 @@ def _attempt(function: Callable[..., None], arguments: tuple[Any, ...]) -> str |
 
 
 def _serve(function: Callable[..., None], pipe: Connection) -> None:
-    """A worker: runs calls until the driver closes the pipe (or dies, which closes it too)."""
+    """A worker: runs calls until the driver closes the pipe; dies at once when the driver does.
+
+    A worker that lived on could commit a shard after the next run has taken the lock.
+    """
+    Thread(target=_die_with_driver, daemon=True).start()
     try:
         while True:
             pipe.send(_attempt(function, pipe.recv()))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
+
+
+def _die_with_driver() -> None:
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    os._exit(1)
 
 
 @contextmanager
@@ -197,10 +214,11 @@ def _run_in_processes(function: Callable[..., None], calls: Sequence[Call], proc
     def start(call: Call) -> None:
         pipe, other = context.Pipe()
         process = context.Process(target=_serve, args=(function, other), daemon=True)
-        with _threads(max(1, len(os.sched_getaffinity(0)) // processes)):
+        with _threads(max(1, cores() // processes)):
             process.start()
         other.close()
-        pipe.send(call[1])
+        with suppress(BrokenPipeError):  # it died already: its end of the pipe will tell
+            pipe.send(call[1])
         workers.append(_Worker(process, pipe, call))
 
     try:
@@ -224,7 +242,8 @@ def _run_in_processes(function: Callable[..., None], calls: Sequence[Call], proc
                 yield name, error
                 if waiting:
                     worker.call = waiting.popleft()
-                    worker.pipe.send(worker.call[1])
+                    with suppress(BrokenPipeError):
+                        worker.pipe.send(worker.call[1])
                 else:
                     worker.pipe.close()
                     workers.remove(worker)

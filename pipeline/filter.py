@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
 from ..schemas.pairs import PAIR, rejected
+from ..schemas.recipe import RecipeError
 from ..schemas.settings import FilterSettings
 from .corpus import ShardWriter, fingerprint, read_batches, read_footer, shards
 from .engine import Engine, Summary, Task, run_stage
@@ -21,10 +23,11 @@ def filter_pairs(corpus: Path, settings: FilterSettings, engine: Engine) -> Summ
 
     Raises:
         ValueError: a rule of the recipe does not exist; names the nearest.
+        RecipeError: a list of blocked words or domains can't be read.
         StageError: a shard could not be made.
     """
     rules_with(settings.rules)
-    words, domains = (_listed(path) for path in (settings.blocked_words, settings.blocked_domains))
+    words, domains = (_listed(settings, name) for name in ("blocked_words", "blocked_domains"))
     decisive = settings.model_dump(exclude={"blocked_words", "blocked_domains"}), words, domains
     tasks = [
         Task(
@@ -36,8 +39,16 @@ def filter_pairs(corpus: Path, settings: FilterSettings, engine: Engine) -> Summ
     return run_stage(corpus, "filter", filter_shard, tasks, engine)
 
 
-def _listed(path: str | None) -> list[str]:
-    return [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()] if path else []
+def _listed(settings: FilterSettings, name: Literal["blocked_words", "blocked_domains"]) -> list[str]:
+    """The lines of a list that the recipe names, without blank ones and without a byte-order mark."""
+    path = getattr(settings, name)
+    if path is None:
+        return []
+    try:
+        lines = Path(path).read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"filter.{name}: {path} can't be read as UTF-8 text: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def filter_shard(

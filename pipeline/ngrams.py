@@ -36,6 +36,7 @@ _OTHER, _HAN, _LETTER, _DIGIT, _PUNCTUATION, _SYMBOL, _SPACE, _DAMAGED = range(8
 _SENTENCE_END = 16  # a flag beside the class
 _CODE_POINTS = 0x110000
 _NEWLINE = 0x0A
+_READ_FOR_REPEATS = 1 << 20  # characters: what bounds the tables of a text that is one endless line
 
 # What may close a sentence: full stops of both scripts, and the quotes and brackets that follow one.
 _SENTENCE_ENDS = '。．｡！？；…：.!?;:”’」』）)】》〉"~～'
@@ -177,9 +178,9 @@ def _profile(data: Any, offsets: Any, classes: Any, rows: Any) -> None:
     for text in range(len(offsets) - 1):
         longest = max(longest, offsets[text + 1] - offsets[text])
     table = 16
-    while table < 2 * longest:
+    while table < 2 * (min(longest, _READ_FOR_REPEATS) + 1):  # a text has one line more than it has breaks
         table *= 2
-    points, places = np.empty(longest, np.uint32), np.empty(longest, np.int64)
+    points, places = np.empty(longest, np.uint32), np.empty(table, np.int64)
     keys, counts = np.empty(table, np.uint64), np.empty(table, np.int32)
     seen = np.zeros(_CODE_POINTS, np.int32)
     of_class = np.empty(8, np.int64)
@@ -205,6 +206,7 @@ def _profile(data: Any, offsets: Any, classes: Any, rows: Any) -> None:
         row[5] = of_class[_SYMBOL]
         row[6] = of_class[_DAMAGED]
         row[7] = dominant
+        size = min(size, _READ_FOR_REPEATS)
         _count_lines(points, size, classes, keys, counts, row)
         if size > 10:
             distinct, repeats = _repeats(points, size, 10, keys, counts, places)
@@ -220,6 +222,7 @@ def profile(texts: pl.Series) -> pl.DataFrame:
 
     The n-gram counts are those of data-juicer's `character_repetition_filter` (rep_len 10) and of
     ChineseWebText's `judge_inner_repeat` (13-grams; arXiv 2311.01149), the latter on the text as it stands.
+    Lines and n-grams are counted in a text's first 2²⁰ characters.
     """
     rows = np.zeros((len(texts), len(PROFILE)), np.int64)
     array = texts.fill_null("").to_arrow()

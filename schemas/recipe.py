@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,29 @@ from .settings import (
     Source,
     given,
 )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 in two points: `on` is a key of recipes, not a way to write true, and no key stands twice."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key.value}` stands twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|false|False)$"), list("tTfF"))
 
 
 class RecipeError(ValueError):
@@ -74,18 +98,23 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: the recipe can't be read: {error}") from error
     try:
-        document = yaml.safe_load(text) or {}
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        document = yaml.load(text, Loader=_Loader)
+        root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    if document is None:
+        document = {}
     if not isinstance(document, dict):
         raise RecipeError(f"{path}: expected a mapping of stages, found a {type(document).__name__}")
     for override in overrides:
         _override(document, override)
-    variables = {
-        **os.environ,
-        **{key: str(value) for key, value in (document.get("variables") or {}).items()},
-    }
+    variables = dict(os.environ)
+    if isinstance(document.get("variables"), dict):
+        document["variables"] = {
+            name: str(value) if isinstance(value, int | float | date) else value
+            for name, value in document["variables"].items()
+        }
+        variables |= {name: value for name, value in document["variables"].items() if isinstance(value, str)}
     try:
         return Recipe.model_validate(_substitute(document, variables, str(path)))
     except ValidationError as error:
@@ -103,11 +132,13 @@ def _override(document: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: expected key.key=value")
     *parents, last = key.split(".")
     for parent in parents:
-        if not isinstance(document.get(parent), dict):
+        if document.get(parent) is None:
             document[parent] = {}
         document = document[parent]
+        if not isinstance(document, dict):
+            raise RecipeError(f"--set {override}: {parent} is a {type(document).__name__} and has no keys to set")
     try:
-        document[last] = yaml.safe_load(value)
+        document[last] = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override}: {value} is not a YAML value: {error}") from error
 
@@ -124,7 +155,9 @@ def _substitute(value: Any, variables: Mapping[str, str], path: str) -> Any:
                     f"{path}: ${{{name}}} is not defined{hint} Define it under `variables:`, with "
                     f"--set variables.{name}=… or in the environment"
                 )
-            return variables[name]
+            # A variable may be made of others; of itself it is not defined.
+            others = {other: value for other, value in variables.items() if other != name}
+            return str(_substitute(variables[name], others, path))
 
         return re.sub(r"\$\{(\w+)\}", lookup, value)
     if isinstance(value, dict):

@@ -4,6 +4,7 @@ The description of a field begins with its origin: a section of the paper (Conan
 source, or "ours" for what no source gives.
 """
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -17,9 +18,9 @@ def given(value: Any, origin: str, **limits: Any) -> Any:
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, unknown keys are errors."""
+    """Base of all settings: frozen, unknown keys and numbers that are none are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 def _as_list(value: Any) -> Any:
@@ -28,13 +29,18 @@ def _as_list(value: Any) -> Any:
 
 Globs = list[str]
 
+RESERVED_TABLES = ("rows", "records", "texts", "selected")
+"""Names that a table of `join:` may not have."""
+
 
 class ReaderOptions(Settings):
     """How to read tables that don't describe themselves."""
 
     header: bool | None = given(None, "ours: csv and tsv have a header unless columns are named")
-    delimiter: str | None = given(None, "ours: a comma for csv, a tab for tsv")
-    quote: str | None = given(None, 'ours: " for csv, none for tsv: a stray quote there must not lose lines')
+    delimiter: str | None = given(None, "ours: a comma for csv, a tab for tsv", min_length=1)
+    quote: str | None = given(
+        None, 'ours: " for csv, none for tsv: a stray quote there must not lose lines', max_length=1
+    )
     columns: list[str] | None = given(None, "ours: names for a table without a header")
     whole: bool = given(False, "ours: json only: one row a file, its document in the column `data`")
     turns: int = given(3, "ours: chats only: exchanges of history kept in a prompt, the last included", ge=1)
@@ -82,10 +88,18 @@ class Source(Settings):
 
     @model_validator(mode="after")
     def _labelled(self) -> "Source":
-        if self.task == "sts" and self.label is None and self.read != "triples":
+        if self.task == "sts" and self.label is None:
             raise ValueError(f"source {self.name} has task sts and needs `label:`, an SQL expression")
         if self.label_range[0] >= self.label_range[1]:
             raise ValueError(f"source {self.name}: label_range must rise, got {list(self.label_range)}")
+        quoted = self.options.quote or (self.read == "csv" and self.options.quote is None)
+        if quoted and len(self.options.delimiter or ",") > 1:
+            raise ValueError(
+                f"source {self.name}: a table with quotes needs a delimiter of one character; quote: '' is none"
+            )
+        for name in self.join:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in RESERVED_TABLES:
+                raise ValueError(f"source {self.name}: join can't be named {name!r}")
         return self
 
 
@@ -101,9 +115,7 @@ class FilterSettings(Settings):
     """Rules by name; see `conan_embedding.pipeline.rules` for what they measure and where thresholds come from."""
 
     rules: dict[str, float | bool] = given({}, "rules.py: name → another threshold, or false for off")
-    mask: bool = given(
-        True, "ours: personal data is masked, not dropped (DESIGN: mobile, ID card, e-mail, card)"
-    )
+    mask: bool = given(True, "ours: personal data is masked, not dropped (DESIGN: mobile, ID card, e-mail, card)")
     blocked_words: str | None = given(None, "InternLM2 (arXiv 2403.17297) §3.1.1: a file, a word a line")
     blocked_domains: str | None = given(None, "InternLM2 (arXiv 2403.17297) §3.1.1: a file, a domain a line")
 
@@ -112,12 +124,8 @@ class DedupSettings(Settings):
     """Exact, then MinHash-LSH near-duplicates."""
 
     on: Literal["pair", "query", "positive"] = given("pair", "ours: what must be alike to be a duplicate")
-    threshold: float = given(
-        0.7, "InternLM2 (arXiv 2403.17297) §3.1.1: MinHash, 128 permutations, 0.7", gt=0, le=1
-    )
-    bands: int = given(
-        20, "ours: 20 × 6 finds 92 % of pairs at Jaccard 0.7, the usual 14 × 9 finds 44 %", ge=1
-    )
+    threshold: float = given(0.7, "InternLM2 (arXiv 2403.17297) §3.1.1: MinHash, 128 permutations, 0.7", gt=0, le=1)
+    bands: int = given(20, "ours: 20 × 6 finds 92 % of pairs at Jaccard 0.7, the usual 14 × 9 finds 44 %", ge=1)
     rows: int = given(6, "ours: see bands", ge=1)
     decontaminate: bool | list[str] = given(
         True, "ours: evaluation sets (all of the recipe's, or names and files) that training may not contain"
@@ -134,9 +142,7 @@ class EncoderSettings(Settings):
     """Which model encodes and how."""
 
     model: str = given("BAAI/bge-large-zh-v1.5", "paper §2.1.1: hub name, folder, or a stage of train")
-    pooling: Literal["cls", "mean"] | None = given(
-        None, "ours: the folder's own; cls where it says nothing (bge)"
-    )
+    pooling: Literal["cls", "mean"] | None = given(None, "ours: the folder's own; cls where it says nothing (bge)")
     max_length: int = given(512, "paper §3.1", ge=2)
     batch_tokens: int = given(16_384, "ours: tokens a batch, padding included", ge=16)
 
@@ -166,9 +172,7 @@ class MineSettings(EncoderSettings):
     top_k: int = given(100, "ours: ranks kept for each query: nine windows of ten after rank 10", ge=1)
     passages: list[Literal["retrieval", "pretrain"]] = given(["retrieval"], "DESIGN §6: convert's folders")
     queries: list[Literal["retrieval", "pretrain"]] = given(["retrieval"], "ours: whose queries get pools")
-    index: str | None = given(
-        None, "DESIGN §6: Flat up to a million passages, else IVF; a FAISS factory string"
-    )
+    index: str | None = given(None, "DESIGN §6: Flat up to a million passages, else IVF; a FAISS factory string")
 
 
 MRL_DIMENSIONS = [256, 512, 768, 1024, 1280, 1536, 1792]
@@ -189,6 +193,9 @@ class OptimizerSettings(Settings):
         "auto", "paper §3.1: mixed precision; ours: bf16 where the device has it, fp32 on a CPU"
     )
     zero_stage: Literal[0, 1, 2, 3] = given(1, "paper §3.1: DeepSpeed ZeRO stage 1")
+    mixing: float = given(
+        0.5, "ours: a source is drawn in proportion to its size to this power; 1 is by size", ge=0, le=1
+    )
     seed: int = given(0, "ours")
     checkpoint_every: int = given(500, "ours: steps", ge=1)
     keep_checkpoints: int = given(2, "ours", ge=1)
@@ -200,15 +207,11 @@ class PretrainSettings(OptimizerSettings):
     """InfoNCE with in-batch negatives (paper §2.1.1, eq. 1)."""
 
     model: str = given("bootstrap", "ours: hub name, folder, or a stage of train; the paper takes BERT-large")
-    on: Literal["ingest", "filter", "dedup", "score", "convert"] = given(
-        "convert", "ours: whose pairs to train on"
-    )
+    on: Literal["ingest", "filter", "dedup", "score", "convert"] = given("convert", "ours: whose pairs to train on")
     batch_size: int = given(8, "paper §3.1: pairs on each GPU", ge=1)
     dimension: int = given(1792, "paper §3.1: the linear layer's width", ge=1)
     pooling: Literal["mean", "cls"] = given("mean", "DESIGN §7, as the released model does")
-    dimensions: list[int] = given(
-        MRL_DIMENSIONS, "paper §3.1: MRL widths; the paper names them for fine-tuning"
-    )
+    dimensions: list[int] = given(MRL_DIMENSIONS, "paper §3.1: MRL widths; the paper names them for fine-tuning")
 
 
 class HardNegativeMining(Settings):
@@ -235,6 +238,16 @@ class FinetuneSettings(OptimizerSettings):
     hard_negative_mining: HardNegativeMining = given(HardNegativeMining(), "paper §2.2")
 
 
+class BootstrapTraining(PretrainSettings):
+    """Training from random weights wants a larger rate and batch than the paper's, which start from BERT-large."""
+
+    on: Literal["ingest", "filter", "dedup", "score", "convert"] = given("dedup", "ours: before anything can be scored")
+    learning_rate: float = given(1e-3, "ours: for random weights", gt=0)
+    batch_size: int = given(128, "ours: pairs on each process", ge=1)
+    temperature: float = given(0.05, "ours: softer at first", gt=0)
+    max_length: int = given(64, "ours: tokens", ge=2)
+
+
 class BootstrapSettings(Settings):
     """A small BERT made from nothing, for machines without a pretrained encoder at hand."""
 
@@ -245,10 +258,7 @@ class BootstrapSettings(Settings):
     heads: int = given(2, "ours", ge=1)
     intermediate: int = given(512, "ours", ge=8)
     max_length: int = given(512, "paper §3.1", ge=8)
-    training: PretrainSettings = given(
-        PretrainSettings(on="dedup", learning_rate=1e-3, batch_size=128, temperature=0.05, max_length=64),
-        "ours: a from-scratch encoder needs a larger rate and batch than the paper's",
-    )
+    training: BootstrapTraining = given(BootstrapTraining(), "ours")
 
 
 class ExportSettings(Settings):

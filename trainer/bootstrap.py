@@ -1,12 +1,19 @@
 """A small untrained BERT, for machines without a pretrained encoder at hand."""
 
 import string
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from ..pipeline.corpus import read_footer, write_text
+from ..schemas.settings import BootstrapSettings
+from .export import export
+from .model import load
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _ASCII = list(string.ascii_lowercase + string.digits)
@@ -81,3 +88,28 @@ def tiny_bert(
     tokens = {token: index for index, token in enumerate(vocabulary)}
     BertTokenizerFast(vocab=tokens, do_lower_case=True, model_max_length=max_length).save_pretrained(folder)
     return folder
+
+
+def make_untrained(folder: Path, settings: BootstrapSettings, shards: Sequence[Path]) -> None:
+    """Write the untrained model that bootstrapping starts from, unless the same one is there already."""
+    mark = folder.parent / "made-of.json"
+    made_of = settings.model_dump_json(exclude={"training"}) + str([read_footer(shard).content for shard in shards])
+    if folder.is_dir() and mark.exists() and mark.read_text("utf-8") == made_of:
+        return
+    texts = pl.concat([pl.read_parquet(shard, columns=["query", "positive"]) for shard in shards])
+    with tempfile.TemporaryDirectory() as plain:
+        tiny_bert(
+            plain,
+            settings.vocabulary,
+            None if settings.vocabulary else pl.concat([texts["query"], texts["positive"]]).to_arrow(),
+            vocabulary_size=settings.vocabulary_size,
+            layers=settings.layers,
+            hidden=settings.hidden,
+            heads=settings.heads,
+            intermediate=settings.intermediate,
+            max_length=settings.max_length,
+            seed=settings.training.seed,
+        )
+        torch.manual_seed(settings.training.seed)
+        export(*load(plain, settings.training.dimension, settings.training.pooling), folder)
+    write_text(mark, made_of)

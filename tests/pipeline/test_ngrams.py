@@ -53,6 +53,7 @@ def expected(text: str) -> dict[str, int]:
 TEXTS = st.one_of(
     st.text(ALPHABET, max_size=60),
     st.text("ab\n中", max_size=200),  # few letters: many repeats
+    st.text("a\n", max_size=40),  # as many lines as characters
     st.builds(lambda part, times: part * times, st.text(ALPHABET, max_size=20), st.integers(0, 12)),
 )
 
@@ -77,3 +78,9 @@ def test_profile_of_slices_nulls_and_nothing() -> None:
 )
 def test_classes_beyond_the_common_planes(character: str, kind: str) -> None:
     assert profile(pl.Series([character]))[kind].item() == 1
+
+
+def test_a_very_long_text_is_counted_whole_but_read_for_repeats_to_a_bound() -> None:
+    found = profile(pl.Series(["长" * 3_000_000, "短"]))
+    assert found["characters"].to_list() == [3_000_000, 1]
+    assert found["repeated_13grams"].to_list() == [2**20 - 12, 0]

@@ -1,0 +1,177 @@
+"""The whole job, from a recipe to an evaluated model: which stage runs on what. Everything else is in the stages.
+
+It stands at the root because it joins pipeline and trainer, which don't know each other's stages.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .schemas.recipe import Recipe, RecipeError
+
+if TYPE_CHECKING:
+    from .pipeline.engine import Engine, Summary
+
+DATA_STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine")
+TRAINED = ("untrained", "bootstrap", "pretrain", "finetune")
+"""Names that a recipe may use for models: those that this corpus's own training makes."""
+
+
+def data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") -> "Summary":
+    """Run one data stage and bring the catalog up to date."""
+    from .pipeline import catalog, convert, dedup, ingest, mine, score
+    from .pipeline import filter as filtering
+    from .pipeline.corpus import save_recipe
+
+    stages: dict[str, Callable[[], Summary]] = {
+        "ingest": lambda: ingest.ingest(corpus, recipe, engine),
+        "filter": lambda: filtering.filter_pairs(corpus, recipe.filter, engine),
+        "dedup": lambda: dedup.dedup(corpus, recipe, engine),
+        "score": lambda: score.score(corpus, with_model(recipe.score, corpus), engine),
+        "convert": lambda: convert.convert(corpus, recipe, engine),
+        "mine": lambda: mine.mine(corpus, with_model(recipe.mine, corpus), engine),
+    }
+    if name == "ingest":
+        save_recipe(corpus, recipe)
+    summary = stages[name]()
+    catalog.rebuild(corpus)
+    return summary
+
+
+def model_place(corpus: Path, name: str) -> str:
+    """Where a model that a recipe names lies: of a training stage its folder, else the name itself.
+
+    Raises:
+        CorpusError: the stage has not been trained.
+    """
+    if name not in TRAINED:
+        return name
+    folder = corpus / "train" / name / "model"
+    if not folder.is_dir():
+        from .pipeline.corpus import CorpusError
+
+        stage = "bootstrap" if name == "untrained" else name
+        raise CorpusError(f"no model in {folder}; run `conan train {corpus} --stage {stage}` first")
+    return str(folder)
+
+
+def with_model(settings: Any, corpus: Path) -> Any:
+    """Settings whose model is a place to load from."""
+    return settings.model_copy(update={"model": model_place(corpus, settings.model)})
+
+
+def train(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str, Any]:
+    """Run one training stage: bootstrap, pretrain or finetune. Returns its last figures.
+
+    Raises:
+        RecipeError: the recipe has no such stage.
+        CorpusError: what it trains on is not there.
+        TrainingError: a process failed.
+    """
+    from .pipeline.corpus import shards
+    from .pipeline.pools import stored_fingerprint
+    from .trainer.job import make_job, run_job
+
+    if stage == "bootstrap":
+        if recipe.bootstrap is None:
+            raise RecipeError("the recipe has no `bootstrap:`")
+        settings: Any = recipe.bootstrap.training.model_copy(update={"model": "untrained"})
+        _make_untrained(corpus, recipe)
+    else:
+        settings = getattr(recipe, stage)
+        if settings is None:
+            raise RecipeError(
+                f"the recipe has no `{stage}:`; name it there, even with nothing below it: `{stage}: {{}}`"
+            )
+    if stage == "finetune":
+        found = {kind: shards(corpus, f"convert/{kind}") for kind in ("retrieval", "sts")}
+        pools = stored_fingerprint(corpus)
+    else:
+        folder = "convert/pretrain" if settings.on == "convert" else settings.on
+        found, pools = {"pairs": shards(corpus, folder)}, None
+    job = make_job(corpus, stage, model_place(corpus, settings.model), settings, found, pools)
+    trained = run_job(job, processes)
+    return {"stage": stage, "trained": trained, "model": str(job.model_folder), **last_figures(corpus, stage)}
+
+
+def _make_untrained(corpus: Path, recipe: Recipe) -> None:
+    """The start of bootstrapping: a small BERT with random weights, and its linear layer."""
+    from .pipeline.corpus import shards
+    from .trainer.bootstrap import make_untrained
+
+    assert recipe.bootstrap is not None
+    make_untrained(
+        corpus / "train" / "untrained" / "model", recipe.bootstrap, shards(corpus, recipe.bootstrap.training.on)
+    )
+
+
+def last_figures(corpus: Path, stage: str) -> dict[str, Any]:
+    """The last step that a training run logged."""
+    log = corpus / "train" / stage / "log.jsonl"
+    lines = log.read_text("utf-8").splitlines() if log.exists() else []
+    steps = [entry for line in lines[-20:] if "loss" in (entry := json.loads(line))]
+    return steps[-1] if steps else {}
+
+
+def evaluate(corpus: Path, recipe: Recipe, models: list[str], sets: list[Path]) -> list[dict[str, Any]]:
+    """Each model's figures on each evaluation set: rows of model, set, metric, value."""
+    from .pipeline.encoder import load_encoder
+    from .schemas.settings import EncoderSettings
+    from .trainer.evaluate import evaluate as figures
+    from .trainer.evaluate import read_sets
+
+    found = [one for one in read_sets(sets or [corpus / "evaluation"]) if one.task in ("retrieval", "sts")]
+    rows = []
+    for name in models:
+        encoder = load_encoder(
+            EncoderSettings(
+                model=model_place(corpus, name),
+                max_length=recipe.evaluate.max_length,
+                batch_tokens=recipe.evaluate.batch_tokens,
+            )
+        )
+        for one in found:
+            for metric, value in figures(encoder, one).items():
+                rows.append({"model": name, "set": one.name, "metric": metric, "value": value})
+    return rows
+
+
+def export(corpus: Path, recipe: Recipe) -> Path:
+    """Put the trained model where it is to be used."""
+    from .trainer.export import export as write
+    from .trainer.model import load
+
+    target = corpus / recipe.export.folder  # an absolute folder stays what it is
+    write(*load(model_place(corpus, recipe.export.model)), target)
+    return target
+
+
+def steps(recipe: Recipe) -> list[str]:
+    """The stages that a recipe asks for, in the order of the work."""
+    order = ["ingest", "filter", "dedup"]
+    order += ["bootstrap"] if recipe.bootstrap else []
+    order += ["score", "convert"]
+    order += ["pretrain"] if recipe.pretrain else []
+    order += ["mine", "finetune", "export"] if recipe.finetune else []
+    return order + (["evaluate"] if recipe.evaluation else [])
+
+
+def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Iterator[tuple[str, Any]]:
+    """Every stage in turn; yields each stage's name and result. What is done already is skipped by the stage itself."""
+    for step in steps(recipe):
+        if step in DATA_STAGES:
+            yield step, data_stage(step, corpus, recipe, engine)
+        elif step == "export":
+            yield step, export(corpus, recipe)
+        elif step == "evaluate":
+            yield step, evaluate(corpus, recipe, list(recipe.evaluate.models), [])
+        else:
+            yield step, train(step, corpus, recipe, processes)
+
+
+def debug(on: bool) -> None:
+    """Full tracebacks, in workers too."""
+    if on:
+        os.environ["CONAN_DEBUG"] = "1"

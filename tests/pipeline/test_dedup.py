@@ -1,0 +1,313 @@
+"""The dedup stage against brute force over Python sets of shingles."""
+
+import json
+import unicodedata
+from collections import defaultdict
+from pathlib import Path
+from random import Random
+
+import polars as pl
+import pytest
+from conan_embedding.pipeline.corpus import CorpusError
+from conan_embedding.pipeline.dedup import dedup
+from conan_embedding.pipeline.engine import Engine
+from conan_embedding.schemas.recipe import Recipe, RecipeError
+
+ONE = Engine(workers=1)
+HAN = [chr(0x4E00 + place) for place in range(2000)]
+
+
+def recipe(*priorities: tuple[str, int | None], **dedup_settings) -> Recipe:
+    sources = [
+        {"name": name, "files": "*.json", "read": "json", "priority": priority} for name, priority in priorities
+    ]
+    return Recipe.model_validate({"sources": sources, "dedup": dedup_settings})
+
+
+def text(seed: int, length: int = 80) -> str:
+    return "".join(Random(seed).choices(HAN, k=length))
+
+
+def near(original: str, seed: int = 0) -> str:
+    """The text with one character changed: similar to 0.87 and more at 80 characters."""
+    place = Random(seed).randrange(len(original))
+    return original[:place] + "龘" + original[place + 1 :]
+
+
+def letters(words: str) -> str:
+    plain = unicodedata.normalize("NFKC", words).lower()
+    return "".join(letter for letter in plain if unicodedata.category(letter)[0] in "LN") or words
+
+
+def similarity(left: str, right: str) -> float:
+    a, b = ({each[i : i + n] for i in range(len(each) - n + 1)} for each in (left, right) for n in [5])
+    return len(a & b) / len(a | b)
+
+
+def clusters(texts: list[str]) -> dict[str, int]:
+    """The component of each distinct text, by comparing all with all."""
+    distinct = sorted(set(texts))
+    sets = [{each[i : i + 5] for i in range(len(each) - 4)} for each in distinct]
+    component = list(range(len(distinct)))
+    for i, left in enumerate(sets):
+        for j in range(i):
+            if len(left & sets[j]) >= 0.7 * len(left | sets[j]):
+                old, new = component[i], component[j]
+                component = [new if each == old else each for each in component]
+    return dict(zip(distinct, component, strict=True))
+
+
+def messy(pair, count: int) -> list[dict]:
+    """Pairs of three sources and two tasks, with exact and near copies of one side or both."""
+    dice = Random(3)
+    rows = [pair(text(2 * number), text(2 * number + 1), f"source{number % 3}") for number in range(count)]
+    for number in range(count):
+        original = dice.choice(rows)
+        query, positive = original["query"], original["positive"]
+        match dice.randrange(6):
+            case 0:
+                query, positive = query + "？", "“" + positive + "”"
+            case 1:
+                query, positive = near(query, number), near(positive, number)
+            case 2:
+                query = text(10_000 + number)
+            case 3:
+                positive = text(20_000 + number)
+            case 4:
+                positive += text(number, 9)
+            case 5:
+                query = query[:-1]
+        task = "retrieval" if dice.random() < 0.2 else "pretrain"
+        rows.append(pair(query, positive, f"source{dice.randrange(3)}", task))
+    return list({row["pair_id"]: row for row in rows}.values())
+
+
+def brute_force(rows: list[dict], priority: dict[str, int]) -> dict[str, tuple[str, str]]:
+    """pair_id → (reason, survivor) of everything that goes."""
+    queries = clusters([letters(row["query"]) for row in rows])
+    positives = clusters([letters(row["positive"]) for row in rows])
+    gone = {}
+
+    def remove(reason: str, name) -> None:
+        groups = defaultdict(list)
+        for row in rows:
+            if row["pair_id"] not in gone:
+                groups[row["task"], *name(letters(row["query"]), letters(row["positive"]))].append(row)
+        for group in groups.values():
+            group.sort(key=lambda row: (priority[row["source"]], -len(row["positive"]), row["pair_id"]))
+            gone.update({row["pair_id"]: (reason, group[0]["pair_id"]) for row in group[1:]})
+
+    remove("exact_duplicate", lambda query, positive: (query, positive))
+    remove("near_duplicate", lambda query, positive: (queries[query], positives[positive]))
+    return gone
+
+
+def outcome(corpus: Path, read) -> tuple[dict[str, int], dict[str, tuple[str, str]]]:
+    kept, thrown = read(corpus, "dedup"), read(corpus, "dedup/rejected")
+    clusters = dict(kept.select("pair_id", "cluster_id").iter_rows())
+    rejected = {row["pair_id"]: (row["reason"], row["detail"].partition(":")[0]) for row in thrown.to_dicts()}
+    return clusters, rejected
+
+
+def test_brute_force_agrees_however_the_rows_are_cut_into_shards(tmp_path: Path, pair, write_shards, read) -> None:
+    rows = messy(pair, 200)
+    expected = brute_force(rows, {"source0": 1, "source1": 0, "source2": 2})
+    assert {reason for reason, _ in expected.values()} == {"exact_duplicate", "near_duplicate"}
+    found = []
+    for name, shards in (
+        ("one", [rows]),
+        ("three", [rows[::2], [], rows[1::2]]),
+        ("back", [rows[::-1][:150], rows[::-1][150:]]),
+    ):
+        write_shards(tmp_path / name, "filter", *shards)
+        summary = dedup(tmp_path / name, recipe(("source1", None), ("source0", None), ("source2", None)), ONE)
+        assert summary.rows_in == len(rows) == summary.rows_out + sum(summary.rejected.values())
+        found.append(outcome(tmp_path / name, read))
+    kept, rejected = found[0]
+    assert rejected == expected
+    assert kept.keys() == {row["pair_id"] for row in rows} - expected.keys()
+    assert found[1] == found[2] == found[0]
+
+    positives = {row["pair_id"]: letters(row["positive"]) for row in rows}
+    component = clusters(list(positives.values()))
+    numbered = {(kept[pair_id], component[positives[pair_id]]) for pair_id in kept}
+    assert len(numbered) == len({number for number, _ in numbered}) == len({name for _, name in numbered})
+    assert min(kept.values()) >= 0
+
+
+def test_both_sides_must_be_alike(tmp_path: Path, pair, write_shards, read) -> None:
+    rows = [
+        pair(text(1), text(2)),
+        pair(text(3), near(text(2))),
+        pair(near(text(1)), text(4)),
+        pair(near(text(1)), near(text(2))),
+    ]
+    write_shards(tmp_path, "filter", rows)
+    dedup(tmp_path, recipe(), ONE)
+    kept = read(tmp_path, "dedup")
+    assert kept["pair_id"].is_in([row["pair_id"] for row in rows[1:3]]).sum() == 2
+    assert kept.height == 3
+    by_id = dict(kept.select("pair_id", "cluster_id").iter_rows())
+    passage = [by_id[row["pair_id"]] for row in rows if row["pair_id"] in by_id and row is not rows[2]]
+    assert len(set(passage)) == 1 and by_id[rows[2]["pair_id"]] not in passage
+
+    [gone] = read(tmp_path, "dedup/rejected").to_dicts()
+    survivor, _, shown = gone["detail"].partition(": ")
+    sides = {row["pair_id"]: letters(row["query"]) + "\n" + letters(row["positive"]) for row in rows}
+    assert float(shown) == round(similarity(sides[gone["pair_id"]], sides[survivor]), 3)
+
+
+def test_the_survivor_is_of_the_first_source_then_longest_then_first_by_id(
+    tmp_path: Path, pair, write_shards, read
+) -> None:
+    query, positive = text(1), text(2)
+    rows = [
+        pair(query, positive + "他们", "low"),
+        pair(query, positive, "high"),
+        pair(query + "!", positive + "。", "high"),
+        pair(query + "?", positive + "？", "high"),
+        pair(query, positive + "们", "unlisted"),
+    ]
+    write_shards(tmp_path, "filter", rows)
+    dedup(tmp_path, recipe(("low", 5), ("high", None)), ONE)
+    best = min(rows[2], rows[3], key=lambda row: row["pair_id"])
+    kept, rejected = outcome(tmp_path, read)
+    assert list(kept) == [best["pair_id"]]
+    assert {survivor for _, survivor in rejected.values()} == {best["pair_id"]}
+    assert rejected[rows[1]["pair_id"]][0] == "exact_duplicate"
+    assert rejected[rows[0]["pair_id"]][0] == "near_duplicate"
+
+
+def test_labelled_pairs(tmp_path: Path, pair, write_shards, read) -> None:
+    a, b = text(1), text(2)
+    scored = [
+        pair(a, b, "sts", "sts", label=0.5),
+        pair(a + "。", b, "sts", "sts", label=0.5),  # goes
+        pair(a, b + "，", "sts", "sts", label=0.8),
+        pair(near(a), b, "sts", "sts", label=0.5),
+        pair(a, text(3), "sts", "sts", label=0.5),
+    ]
+    classes = [
+        pair(a, "体育", "topics", "classification"),
+        pair(near(a), "体育", "topics", "classification"),  # one of these two goes
+        pair(b, "体育", "topics", "classification"),
+        pair(a, "财经", "topics", "classification"),
+        pair(a, "体育", "others", "classification"),
+    ]
+    write_shards(tmp_path, "filter", [*scored, *classes, pair(a, b), pair(a, b, task="retrieval")])
+    for on in ("pair", "query", "positive"):
+        dedup(tmp_path, recipe(on=on), ONE)
+        kept, rejected = outcome(tmp_path, read)
+        assert len(rejected) == 2
+        assert {reason for reason, _ in rejected.values()} == {"exact_duplicate", "near_duplicate"}
+        assert sum(row["pair_id"] in rejected for row in scored[:2]) == 1
+        assert sum(row["pair_id"] in rejected for row in classes[:2]) == 1
+    numbers = [kept[row["pair_id"]] for row in classes[2:]]
+    assert len(set(numbers)) == 3  # a cluster a class, each source with its own
+
+
+@pytest.mark.parametrize("on", ["query", "positive"])
+def test_one_side_alone_can_decide(on: str, tmp_path: Path, pair, write_shards, read) -> None:
+    same, other = ("query", "positive") if on == "query" else ("positive", "query")
+    rows = [pair(**{same: text(1), other: text(2)}), pair(**{same: near(text(1)), other: text(3)})]
+    rows.append(pair(**{same: text(4), other: text(2)}))
+    write_shards(tmp_path, "filter", rows)
+    dedup(tmp_path, recipe(on=on), ONE)
+    kept, rejected = outcome(tmp_path, read)
+    assert len(kept) == 2 and rows[2]["pair_id"] in kept
+    [shown] = read(tmp_path, "dedup/rejected")["detail"]
+    expected = similarity(*(row[same] for row in rows[:2]))
+    assert float(shown.partition(": ")[2]) == round(expected, 3)
+
+
+def test_contaminated_pairs(tmp_path: Path, pair, write_shards, read) -> None:
+    question, passage, haystack = text(1), text(2), text(3)
+    held_out = [
+        pair(question, passage, "exam", "retrieval"),
+        pair(haystack, haystack, "exam", "retrieval", meta='{"passage_only":true}'),
+    ]
+    classes = [pair(text(4), "体育", "labels", "classification")]
+    rows = [
+        pair(near(question), text(11)),
+        pair(text(12), near(passage)),
+        pair(passage, text(13)),
+        pair(near(haystack), text(14)),
+        pair(text(15), "体育", "topics", "classification"),
+        pair("体育", text(16)),
+        pair(near(text(4)), text(17)),
+    ]
+    write_shards(tmp_path, "filter", rows)
+    write_shards(tmp_path, "evaluation", held_out, classes)
+    summary = dedup(tmp_path, recipe(), ONE)
+    thrown = read(tmp_path, "dedup/rejected")
+    assert thrown["pair_id"].to_list() == [rows[place]["pair_id"] for place in (0, 1, 2, 6)]
+    assert set(thrown["reason"]) == {"contaminated"}
+    assert [each.partition(":")[0] for each in thrown["detail"]] == [
+        "query exam", "positive exam", "query exam", "query labels",
+    ]  # fmt: skip
+    assert float(thrown["detail"][0].partition(": ")[2]) == round(similarity(near(question), question), 3)
+    assert summary.rejected == {"contaminated": 4}
+
+    assert dedup(tmp_path, recipe(decontaminate=["labels"]), ONE).rejected == {"contaminated": 1}
+    assert dedup(tmp_path, recipe(decontaminate=False), ONE).rejected == {}
+
+
+def test_contamination_is_decided_before_survival(tmp_path: Path, pair, write_shards, read) -> None:
+    """The better of two duplicates is contaminated: the other stays."""
+    question = text(1, 100)
+    better, other = pair(near(near(question, 1), 2), text(2) + "们"), pair(question + text(9, 30), text(2))
+    write_shards(tmp_path, "filter", [better, other])
+    write_shards(tmp_path, "evaluation", [pair(question[:90], text(3), "exam")])
+    dedup(tmp_path, recipe(threshold=0.7), ONE)
+    kept, rejected = outcome(tmp_path, read)
+    assert rejected[better["pair_id"]][0] == "contaminated"
+    assert list(kept) == [other["pair_id"]]
+
+
+def test_evaluation_sets_from_files(tmp_path: Path, pair, write_shards) -> None:
+    write_shards(tmp_path, "filter", [pair(text(1), text(2)), pair(text(3), text(4)), pair(text(5), text(6))])
+    records = [{"query": text(90), "positives": [text(91), near(text(2))]}, {"query": text(3), "positives": []}]
+    lines, table = tmp_path / "held_out.jsonl", tmp_path / "held_out.parquet"
+    lines.write_text("\n".join(json.dumps(record) for record in records))
+    pl.DataFrame({"text_a": [text(6)], "text_b": [None]}, schema_overrides={"text_b": pl.String}).write_parquet(table)
+    assert dedup(tmp_path, recipe(decontaminate=[str(lines)]), ONE).rows_out == 1
+    assert dedup(tmp_path, recipe(decontaminate=[str(lines), str(table)]), ONE).rows_out == 0
+    pl.DataFrame({"question": [text(6)]}).write_parquet(table)
+    with pytest.raises(RecipeError, match="none of the columns query, .* it has question"):
+        dedup(tmp_path, recipe(decontaminate=[str(table)]), ONE)
+    with pytest.raises(RecipeError, match=r"exam is neither an evaluation set of the corpus \(none\)"):
+        dedup(tmp_path, recipe(decontaminate=["exam"]), ONE)
+
+
+def test_a_half_ingested_evaluation_is_not_trusted(tmp_path: Path, pair, write_shards) -> None:
+    write_shards(tmp_path, "filter", [pair(text(1), text(2))])
+    write_shards(tmp_path, "evaluation", [pair(text(1), text(2), "exam")])
+    (tmp_path / "evaluation" / ".incomplete").touch()
+    with pytest.raises(CorpusError, match="interrupted"):
+        dedup(tmp_path, recipe(), ONE)
+
+
+def test_a_second_run_has_nothing_to_do(tmp_path: Path, pair, write_shards) -> None:
+    write_shards(tmp_path, "filter", [pair(text(1), text(2))], [pair(text(1), text(2))], [])
+    first = dedup(tmp_path, recipe(), Engine(workers=2))
+    assert (first.rows_in, first.rows_out, first.skipped) == (2, 1, 0)
+    assert dedup(tmp_path, recipe(), ONE).skipped == 3
+    assert dedup(tmp_path, recipe(threshold=0.8), ONE).skipped == 0
+    assert sorted(file.name for file in (tmp_path / "dedup").iterdir() if file.is_file()) == [
+        f"part-0000{number}.parquet" for number in range(3)
+    ]
+
+
+def test_nothing_at_all(tmp_path: Path, pair, write_shards, read) -> None:
+    write_shards(tmp_path, "filter", [], [])
+    write_shards(tmp_path, "evaluation", [pair(text(1), text(2), "exam")], [])
+    assert dedup(tmp_path, recipe(), ONE).rows_in == 0
+    assert read(tmp_path, "dedup").is_empty()
+    assert "cluster_id" in read(tmp_path, "dedup").columns
+
+
+def test_texts_without_letters_are_compared_as_they_are(tmp_path: Path, pair, write_shards, read) -> None:
+    rows = [pair("。。。", text(2)), pair("！！！", text(2)), pair("。。。", text(2))]
+    write_shards(tmp_path, "filter", rows)
+    dedup(tmp_path, recipe(), ONE)
+    assert sorted(read(tmp_path, "dedup")["query"]) == ["。。。", "！！！"]

@@ -1,0 +1,241 @@
+"""The training loop: one process of it runs on each device (`python -m conan_embedding.trainer.train JOB`).
+
+Every rank builds the same updates from the same data, encodes its share of the texts and computes the same loss;
+DeepSpeed averages the gradients (see distributed.py). What a step does depends on seed, step and the state in the
+checkpoint alone, so a run that was killed and one that was not give the same losses.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+from ..schemas.settings import FinetuneSettings, PretrainSettings
+from . import checkpoints
+from .batches import (
+    draws,
+    finetune_update,
+    pretrain_update,
+    read_finetune,
+    read_pairs,
+    steps_of,
+    visits,
+)
+from .cbb import Losses, Update, pretrain_loss, slice_for, update_loss
+from .distributed import gather
+from .export import export
+from .job import Job
+from .mining import Mining
+from .model import EmbeddingModel, load
+
+LENGTH_RATIO = 1.5
+"""Ours: texts are run together while the longest has at most this many times the tokens of the shortest."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one stage of training is made of: its number of steps, the update of a step, and its loss."""
+
+    steps: int
+    update: Callable[[int], Update]
+    loss: Callable[[Tensor, Update], Losses]
+    mining: Mining | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """An update and this rank's share of its texts, tokenised."""
+
+    update: Update
+    ids: list[list[int]]
+    restore: Tensor
+    tokens: int
+
+
+def main(job: Job) -> None:
+    """Train as the job says: resume from its last checkpoint, log, save, and export the model at the end."""
+    rank, world_size = _start()
+    settings = job.settings
+    torch.manual_seed(settings.seed)
+    model, tokenizer = load(
+        job.model,
+        settings.dimension if isinstance(settings, PretrainSettings) else None,
+        settings.pooling if isinstance(settings, PretrainSettings) else None,
+        settings.max_length,
+    )
+    if settings.gradient_checkpointing:
+        model.encoder.gradient_checkpointing_enable()
+    task = (
+        _pretraining(job, settings, world_size)
+        if isinstance(settings, PretrainSettings)
+        else _finetuning(job, settings)
+    )
+    engine = _engine(model, settings, task.steps)
+    done = checkpoints.resume(engine, job, task.mining)
+    log = checkpoints.Log(job, done) if rank == 0 else None
+    if log and done == 0:
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        log.write(event="start", steps=task.steps, parameters=trained, world_size=world_size)
+
+    for step, batch in _batches(task, tokenizer, done, rank, world_size):
+        started = time.monotonic()
+        torch.manual_seed(settings.seed * 1_000_003 + step * 1009 + rank)  # dropout: of this step and rank alone
+        embeddings = gather(_encode(engine, tokenizer, batch))[batch.restore.to(engine.device)]
+        losses = task.loss(embeddings, batch.update)
+        engine.backward(losses.total)
+        engine.step()
+        replaced = task.mining.observe(step, losses) if task.mining else None
+        if replaced and task.mining and rank == 0:
+            task.mining.write(step)
+        if log and (step % settings.log_every == 0 or step == task.steps):
+            seconds = time.monotonic() - started
+            log.step(step, task.steps, losses, engine, batch.tokens * world_size / seconds, replaced)
+        if step % settings.checkpoint_every == 0 or step == task.steps:
+            checkpoints.save(engine, job, step, task.mining)
+    checkpoints.finish(engine, job, lambda: export(_full_precision(engine, job, model), tokenizer, job.model_folder))
+    if log:
+        log.write(event="end", step=task.steps)
+
+
+def _start() -> tuple[int, int]:
+    """Join the process group; returns rank and world size."""
+    # Compiling DeepSpeed's shared-memory op takes 40 s and a compiler; gloo does without it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
+    data = read_pairs(job.shards["pairs"])
+    batch = settings.batch_size * world_size
+    steps = steps_of(settings, len(data.sources), batch)
+    drawn = draws(data.sources, steps * batch, settings.mixing, settings.seed)
+
+    def update(step: int) -> Update:
+        return pretrain_update(data, drawn[(step - 1) * batch : step * batch])
+
+    return Task(steps, update, lambda embeddings, update: pretrain_loss(embeddings, update, settings))
+
+
+def _finetuning(job: Job, settings: FinetuneSettings) -> Task:
+    data = read_finetune(job.corpus, job.shards["retrieval"], job.shards["sts"])
+    queries, sentences = settings.retrieval_batch, settings.sts_batch if len(data.labels) else 0
+    steps = steps_of(settings, len(data.sources), queries)
+    drawn = draws(data.sources, steps * queries, settings.mixing, settings.seed)
+    before = visits(drawn)
+    if sentences:
+        paired = draws(data.sentence_sources, steps * sentences, settings.mixing, settings.seed + 1)
+    else:
+        paired = drawn[:0]
+    mining = Mining(job, settings, data, rows_of=lambda step: drawn[(step - 1) * queries : step * queries])
+
+    def update(step: int) -> Update:
+        place = slice((step - 1) * queries, step * queries)
+        pairs = paired[(step - 1) * sentences : step * sentences]
+        return finetune_update(data, mining.windows, drawn[place], pairs, settings.negatives, before[place])
+
+    return Task(steps, update, lambda embeddings, update: update_loss(embeddings, update, settings), mining)
+
+
+def _engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSettings, steps: int) -> Any:
+    """DeepSpeed around the model: AdamW, linear warm-up and decay, ZeRO."""
+    decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
+    plain = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+    )
+    warm = max(1, round(settings.warmup * steps))
+    precision = settings.precision
+    if precision == "auto":
+        precision = "fp32" if get_accelerator().device_name() == "cpu" else "bf16"
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=lambda built: torch.optim.lr_scheduler.LambdaLR(
+            built, lambda done: min((done + 1) / warm, max(0.0, (steps - done) / max(1, steps - warm)))
+        ),
+        config={
+            "train_micro_batch_size_per_gpu": 1,  # batches are made here; DeepSpeed only wants a number
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": settings.gradient_clipping,
+            "zero_optimization": {"stage": settings.zero_stage},
+            "bf16": {"enabled": precision == "bf16"},
+            "fp16": {"enabled": precision == "fp16"},
+            "steps_per_print": sys.maxsize,
+        },
+    )
+    return engine
+
+
+def _batches(task: Task, tokenizer: Any, done: int, rank: int, world_size: int) -> Iterator[tuple[int, Batch]]:
+    """The steps after `done` with their batches; the next is made while one is trained on.
+
+    Except where negatives may be replaced between the two: then it is made after.
+    """
+
+    def make(step: int) -> Batch:
+        update = task.update(step)
+        ids: list[list[int]] = tokenizer(
+            update.texts, truncation=True, max_length=tokenizer.model_max_length, return_attention_mask=False
+        )["input_ids"]
+        lengths = [len(each) for each in ids]
+        own, restore = slice_for(rank, world_size, lengths)
+        return Batch(update, [ids[row] for row in own], torch.from_numpy(restore), sum(lengths[row] for row in own))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        ahead = None
+        for step in range(done + 1, task.steps + 1):
+            batch = ahead.result() if ahead else make(step)
+            checks = task.mining is not None and task.mining.checks(step)
+            ahead = thread.submit(make, step + 1) if step < task.steps and not checks else None
+            yield step, batch
+
+
+def _encode(engine: Any, tokenizer: Any, batch: Batch) -> Tensor:
+    """This rank's texts, longest first, in runs of like length: [own texts, D]."""
+    lengths = [len(each) for each in batch.ids]
+    starts = [0]
+    for row, length in enumerate(lengths):
+        if lengths[starts[-1]] > LENGTH_RATIO * length:
+            starts.append(row)
+    vectors = []
+    for start, stop in zip(starts, [*starts[1:], len(lengths)], strict=True):
+        if start == stop:  # a rank without texts still takes part
+            nothing = torch.zeros(0, 1, dtype=torch.long, device=engine.device)
+            vectors.append(engine(nothing, nothing))
+            continue
+        padded = tokenizer.pad({"input_ids": batch.ids[start:stop]}, return_tensors="pt").to(engine.device)
+        vectors.append(engine(padded["input_ids"], padded["attention_mask"]))
+    return torch.cat(vectors)
+
+
+def _full_precision(engine: Any, job: Job, model: EmbeddingModel) -> EmbeddingModel:
+    """The model with float32 weights: under mixed precision those of the optimizer, not their rounded copies."""
+    if next(model.parameters()).dtype == torch.float32 and engine.zero_optimization_stage() < 3:
+        return model
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    last = checkpoints.saved(job)[-1]
+    weights = get_fp32_state_dict_from_zero_checkpoint(str(last.parent), last.name)
+    full = model.float()
+    full.load_state_dict(weights, strict=False)
+    return full
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    main(Job.model_validate_json(Path(sys.argv[1]).read_text("utf-8")))
