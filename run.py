@@ -4,17 +4,17 @@ It stands at the root because it joins pipeline and trainer, which don't know ea
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .schemas.recipe import Recipe, RecipeError
+from .schemas.recipe import Recipe, RecipeError, load
 
 if TYPE_CHECKING:
     from .pipeline.engine import Engine, Summary
 
 DATA_STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine")
+STAGES = ("bootstrap", "pretrain", "finetune")
 TRAINED = ("untrained", "bootstrap", "pretrain", "finetune")
 """Names that a recipe may use for models: those that this corpus's own training makes."""
 
@@ -86,7 +86,7 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str,
                 f"the recipe has no `{stage}:`; name it there, even with nothing below it: `{stage}: {{}}`"
             )
     if stage == "finetune":
-        found = {kind: shards(corpus, f"convert/{kind}") for kind in ("retrieval", "sts")}
+        found = {kind: shards(corpus, f"convert/{kind}") for kind in (*settings.queries, "sts")}
         pools = stored_fingerprint(corpus)
     else:
         folder = "convert/pretrain" if settings.on == "convert" else settings.on
@@ -171,7 +171,29 @@ def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Itera
             yield step, train(step, corpus, recipe, processes)
 
 
-def debug(on: bool) -> None:
-    """Full tracebacks, in workers too."""
-    if on:
-        os.environ["CONAN_DEBUG"] = "1"
+def place(recipe: Recipe, corpus: Path | None, file: Path) -> Path:
+    """The corpus folder to work in: the one given, else the recipe's.
+
+    Raises:
+        RecipeError: neither names one.
+    """
+    if corpus is None and recipe.corpus is None:
+        raise RecipeError(
+            f"{file}: no `corpus:`; name the folder there or on the command line: conan run {file} FOLDER"
+        )
+    return corpus or Path(str(recipe.corpus))
+
+
+def demo(folder: Path) -> tuple[Recipe, Path]:
+    """Write the sample into `folder/sources`; its recipe, and where the sources are.
+
+    Raises:
+        RecipeError: the folder holds something else.
+    """
+    from .pipeline.sample import write_sample
+
+    sources = folder / "sources"
+    if folder.exists() and any(folder.iterdir()) and not sources.exists():
+        raise RecipeError(f"{folder} holds something that is not a demo; name a new folder: conan demo FOLDER")
+    write_sample(sources)
+    return load(Path(__file__).parent / "recipes" / "demo.yaml", [f"variables.root={sources}"]), sources

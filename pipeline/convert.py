@@ -1,6 +1,6 @@
 """conan convert: curated pairs to what the trainer reads, in folders by task."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,8 @@ def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     content = {str(shard): (shard.name, read_footer(shard).content) for shard in inputs}
     ranges = {source.name: source.label_range for source in recipe.sources}
 
-    def task(paths: Sequence[str], *arguments: object) -> Task:
-        decisive = settings.model_dump(), [content[path] for path in paths], arguments
+    def task(paths: Sequence[str], *arguments: object, decided_by: Set[str] = frozenset()) -> Task:
+        decisive = settings.model_dump(include=set(decided_by)), [content[path] for path in paths], arguments
         return Task(([Path(path) for path in paths], *arguments, settings), fingerprint("convert", VERSION, decisive))
 
     pretrain = sorted(set(names.filter(pl.col("task") == "pretrain")["shard"]))
@@ -48,13 +48,19 @@ def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         .agg("shard")
     )
     parts = [
-        run_stage(corpus, "convert/pretrain", pretrain_shard, [task([path]) for path in pretrain], engine),
+        run_stage(
+            corpus,
+            "convert/pretrain",
+            pretrain_shard,
+            [task([path], decided_by={"max_prompt_characters", "min_response_characters"}) for path in pretrain],
+            engine,
+        ),
         run_stage(
             corpus,
             "convert/retrieval",
             retrieval_shard,
             [
-                task(paths, source, kind)
+                task(paths, source, kind, decided_by={"class_negatives", "seed"} if kind == "classification" else set())
                 for source, kind, paths in grouped.select("source", "task", "shard").iter_rows()
             ],
             engine,
@@ -95,10 +101,15 @@ def _frame(table: pa.Table) -> pl.DataFrame:
 
 
 _REFUSAL = (
-    r"作为(?:一[个名款]|由\S{1,12}(?:训练|开发)的)?\s*(?:大型)?\s*(?:AI|人工智能|语言模型|聊天机器人)|(?i:as an ai)|"
+    # Of itself, at the head of a clause: "机器学习作为人工智能的分支" speaks of its subject.
+    r"(?:^|[^\p{L}])作为(?:一[个名款种位]|由\S{1,12}(?:训练|开发)的)?\s*(?:大型)?\s*(?:语言模型|聊天机器人|"
+    r"(?:AI|人工智能)\s*(?:[，,我]|语言模型|模型|助手|助理|程序|系统|聊天机器人|机器人))|(?i:\bas an ai\b)|"
     r"^(?:非常|很)?(?:抱歉|对不起|不好意思)[，,]?\s*(?:但)?我(?:不能|无法|没有办法)|我(?:不能|无法)(?:提供|回答|协助|满足|访问|查看)"
 )
-_SLOT = r"\{\{[^{}]+\}\}|\[(?:插入|填写|填入|你的|您的|此处)[^\]]*\]|<(?:插入|填写)[^>]*>|\{[A-Z_]{2,}\}"
+_SLOT = (
+    r"\{\{[^{}]+\}\}|\[(?:插入|填写|填入|你的|您的|此处)[^\]]*\]|<(?:插入|填写)[^>]*>|"
+    r"(?:^|[^a-zA-Z^_}\\])\{[A-Z_]{2,}\}"  # but not \overline{AB}, which is LaTeX
+)
 _TOOL_CALL = r'^\s*(?:<tool_call>|<functioncall>|\{\s*"(?:name|function|arguments)"\s*:)'
 _CODE = r"(?s)```.*?(?:```|$)"
 
@@ -113,9 +124,7 @@ def response_reason(settings: ConvertSettings) -> pl.Expr:
     prompt, response = pl.col("query"), pl.col("positive")
     prose = response.str.replace_all(_CODE, "")
     return (
-        pl.when(pl.col("format") != "prompt_response")
-        .then(None)
-        .when(response.str.contains(_TOOL_CALL))
+        pl.when(response.str.contains(_TOOL_CALL))
         .then(pl.lit("tool_call"))
         .when(response.str.slice(0, 100).str.contains(_REFUSAL))
         .then(pl.lit("refusal"))
@@ -139,11 +148,14 @@ def pretrain_shard(paths: Sequence[Path], settings: ConvertSettings, fingerprint
     with _writer(shard, "pretrain", fingerprint) as writer:
         for table in (table for path in paths for table in read_batches(path)):
             frame = _frame(table).filter(pl.col("task") == "pretrain")
-            judged = frame.with_columns(reason=response_reason(settings), detail=pl.col("positive").str.slice(0, 40))
             writer.received(frame.height)
+            is_response = frame["format"] == "prompt_response"
+            judged = frame.filter(is_response).with_columns(
+                reason=response_reason(settings), detail=pl.col("positive").str.slice(0, 100)
+            )
             writer.reject(judged.filter(pl.col("reason").is_not_null()).to_arrow())
-            kept = judged.filter(pl.col("reason").is_null())
-            writer.keep(kept.with_columns(pair_ids=pl.concat_list("pair_id")).to_arrow())
+            for kept in (frame.filter(~is_response), judged.filter(pl.col("reason").is_null())):
+                writer.keep(kept.with_columns(pair_ids=pl.concat_list("pair_id")).to_arrow())
 
 
 def sts_shard(
@@ -166,7 +178,10 @@ def sts_shard(
                 frame.filter(outside)
                 .with_columns(
                     reason=pl.lit("label_range"),
-                    detail=pl.format(f"{{}} is not in {low:g}…{high:g}; set label_range", "label"),
+                    detail=pl.format(
+                        f"{{}} is not in {low:g}…{high:g}; set label_range",
+                        pl.col("label").cast(pl.String).fill_null("null"),
+                    ),
                 )
                 .to_arrow()
             )
@@ -187,61 +202,77 @@ def retrieval_shard(
 ) -> None:
     """One shard of retrieval records of a source: one a query, all its positives and given negatives."""
     with _writer(shard, "retrieval", fingerprint) as writer:
-        frame = pl.concat(_frame(table) for path in paths for table in read_batches(path)).filter(
-            (pl.col("source") == source) & (pl.col("task") == task)
-        )
+        wanted = (pl.col("source") == source) & (pl.col("task") == task)
+        frame = pl.concat(_frame(table).filter(wanted) for path in paths for table in read_batches(path))
         writer.received(frame.height)
         if task == "classification":
-            frame = _classes_as_retrieval(frame, settings)
-            writer.reject(frame.filter(pl.col("reason").is_not_null()).to_arrow())
-            frame = frame.filter(pl.col("reason").is_null())
+            judged = _judged_classes(frame.sort("pair_id"))  # the order of shards decides nothing
+            writer.reject(judged.filter(pl.col("reason").is_not_null()).to_arrow())
+            frame = _classes_as_retrieval(judged.filter(pl.col("reason").is_null()), settings)
         records = frame.group_by("query", maintain_order=True).agg(
             pl.col("source", "category").first(),
             pair_ids="pair_id",
             positives="positive",
             cluster_ids="cluster_id",
-            negatives=pl.col("negatives").explode(),
         )
-        records = records.with_columns(
-            negatives=pl.col("negatives")
-            .list.drop_nulls()
-            .list.unique(maintain_order=True)
-            .list.set_difference("positives")
-        )
-        writer.keep(records.to_arrow(), rows=frame.height)
+        records = records.join(_negatives(frame), on="query", how="left", maintain_order="left")
+        writer.keep(records.with_columns(pl.col("negatives").fill_null([])).to_arrow(), rows=frame.height)
+
+
+def _negatives(frame: pl.DataFrame) -> pl.DataFrame:
+    """The distinct negatives given for each query, in their order, without those that are its positives."""
+    return (
+        frame.select("query", "negatives")
+        .explode("negatives")
+        .drop_nulls()
+        .unique(maintain_order=True)
+        .join(frame.select("query", negatives="positive"), on=["query", "negatives"], how="anti", maintain_order="left")
+        .group_by("query", maintain_order=True)
+        .agg("negatives")
+    )
+
+
+def _judged_classes(frame: pl.DataFrame) -> pl.DataFrame:
+    """Add why a text can't be shown with its class (`reason`, `detail`), null where it can.
+
+    A text of two classes would be its own negative, a class of one text has no positive, a single class no negatives.
+    """
+    classes = pl.col("positive")
+    clear = classes.n_unique().over("query") == 1
+    frame = frame.with_columns(clear=clear, size=clear.sum().over("positive"))
+    left = frame.filter(pl.col("clear") & (pl.col("size") > 1))["positive"].n_unique()
+    return frame.with_columns(
+        reason=pl.when(~pl.col("clear"))
+        .then(pl.lit("ambiguous_class"))
+        .when(pl.col("size") == 1)
+        .then(pl.lit("lonely_class"))
+        .when(pl.lit(left) < 2)
+        .then(pl.lit("one_class")),
+        detail=pl.format("class {}", classes.unique().sort().str.join(", ").over("query")),
+    ).drop("clear", "size")
 
 
 def _classes_as_retrieval(frame: pl.DataFrame, settings: ConvertSettings) -> pl.DataFrame:
     """Texts of the same class become positives, texts of other classes negatives (paper §3.2).
 
     A text's positive is the one that follows it in a shuffled ring of its class; negatives are drawn at random from
-    the others. A class of one text has no positive and is rejected, as is a source of one class.
+    the others. There are two classes or more, each of two texts or more.
     """
+    if frame.is_empty():
+        return frame
     generator = np.random.default_rng(settings.seed)
-    frame = frame.sort("pair_id")  # the order of shards decides nothing
-    texts = frame["query"].to_numpy()
-    classes = frame["positive"].rank("dense").to_numpy().astype(np.int64)
-    shuffled = generator.permutation(len(texts))
+    classes = frame["positive"].rank("dense").to_numpy()
+    shuffled = generator.permutation(frame.height)
     order = shuffled[np.argsort(classes[shuffled], kind="stable")]
     _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
     start, size = np.repeat(starts, sizes), np.repeat(sizes, sizes)
-    within = np.arange(len(order)) - start
-    positive = np.empty_like(order)
-    positive[order] = order[start + (within + 1) % size]
-    # The places outside a class's own stretch of `order`, drawn by counting past it.
-    outside = len(order) - size
-    drawn = (generator.random((settings.class_negatives, len(order))) * outside).astype(np.int64)
-    other = order[(start + size + drawn) % len(order)]
-    negatives = np.empty_like(other)
-    negatives[:, order] = other
-    alone = np.empty(len(order), bool)
-    alone[order] = size == 1
-    reason: pl.Expr = pl.when(pl.Series(alone)).then(pl.lit("lonely_class"))
-    if len(sizes) == 1:
-        reason = pl.lit("one_class")
-    return frame.with_columns(
-        reason=reason,
-        detail=pl.format("class {}", "positive"),
-        positive=pl.Series(texts[positive]),
-        negatives=pl.Series([list(each) for each in texts[negatives].T], dtype=pl.List(pl.String)),
+    place = np.arange(frame.height)
+    # Another place of `order` outside a class's own stretch is so many places after the stretch's end.
+    after = generator.integers(frame.height - size, size=(settings.class_negatives, frame.height))
+    positives = order[start + (place - start + 1) % size]
+    negatives = order[(start + size + after) % frame.height]
+    texts = frame["query"]
+    return frame[order].with_columns(
+        positive=texts.gather(positives),
+        negatives=texts.gather(negatives.T.ravel()).reshape((-1, settings.class_negatives)).arr.to_list(),
     )

@@ -4,7 +4,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,7 +23,7 @@ from ..schemas.settings import EncoderSettings
 Pooling = Literal["mean", "cls"]
 Vectors = npt.NDArray[np.float32]
 
-WINDOW = 65_536
+WINDOW = 8_192
 """Ours: texts that are tokenised and sorted by length together."""
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -48,12 +49,11 @@ class Dense:
 
 @dataclass
 class Layout:
-    """What a folder says of a model: where the encoder lies and what follows it."""
+    """What a folder says of a model: where the encoder lies and what follows it. A Normalize at the end is implied."""
 
     encoder: Path
     pooling: Pooling | None = None
     dense: list[Dense] = field(default_factory=list)
-    normalise: bool = False
     max_length: int | None = None
 
 
@@ -101,7 +101,8 @@ def read_layout(folder: Path) -> Layout:
         ModelError: a module that is not Transformer, Pooling, Dense or Normalize, or one that can't be honoured.
     """
     layout = Layout(encoder=folder)
-    for module in read_json(folder / "modules.json") or []:
+    modules = read_json(folder / "modules.json") or []
+    for place, module in enumerate(modules, start=1):
         kind, path = module["type"].rsplit(".", 1)[-1], folder / module["path"]
         match kind:
             case "Transformer":
@@ -110,11 +111,12 @@ def read_layout(folder: Path) -> Layout:
                 layout.pooling = _read_pooling(path)
             case "Dense":
                 layout.dense.append(_read_dense(path))
-            case "Normalize":
-                layout.normalise = True
+            case "Normalize" if place == len(modules):
+                pass
             case _:
                 raise ModelError(
-                    f"{folder}/modules.json: expected Transformer, Pooling, Dense or Normalize, got {kind}"
+                    f"{folder}/modules.json: expected Transformer, Pooling, Dense and Normalize, the last at the end; "
+                    f"module {place} is {kind}"
                 )
     layout.max_length = read_json(layout.encoder / "sentence_bert_config.json").get("max_seq_length")
     return layout
@@ -125,10 +127,11 @@ def _read_pooling(folder: Path) -> Pooling:
     config = read_json(folder / "config.json")
     flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
     on = [flags.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    mode = config.get("pooling_mode") or "+".join(on)
+    named = config.get("pooling_mode") or on
+    mode = named if isinstance(named, str) else "+".join(named)
     known: dict[str, Pooling] = {"mean": "mean", "cls": "cls"}
     if mode not in known:
-        raise ModelError(f"{folder}: pooling must be mean or cls, not {mode}")
+        raise ModelError(f"{folder}: pooling must be mean or cls, not {mode or 'nothing'}")
     return known[mode]
 
 
@@ -137,13 +140,19 @@ def _read_dense(folder: Path) -> Dense:
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if activation not in _ACTIVATIONS:
         raise ModelError(f"{folder}: the activation must be one of {', '.join(_ACTIVATIONS)}, not {activation}")
-    weights = {name.removeprefix("linear."): value for name, value in load_file(folder / "model.safetensors").items()}
-    return Dense(weights["weight"], weights.get("bias"), activation)
+    try:
+        weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+        return Dense(weights["linear.weight"], weights.get("linear.bias"), activation)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ModelError(f"{folder}: model.safetensors with linear.weight can't be read: {error}") from error
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file, or an empty object where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """A JSON file, or an empty object where there is none. Raises ModelError for one that can't be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a JSON file: {error}") from error
 
 
 def load_transformer(layout: Layout, max_length: int | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -151,6 +160,9 @@ def load_transformer(layout: Layout, max_length: int | None) -> tuple[PreTrained
 
     `tokenizer.model_max_length` becomes the length asked for, else the folder's; never more than the encoder's
     positions.
+
+    Raises:
+        ModelError: no model that transformers can read.
     """
     try:
         model = AutoModel.from_pretrained(
@@ -161,7 +173,7 @@ def load_transformer(layout: Layout, max_length: int | None) -> tuple[PreTrained
             use_safetensors=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(layout.encoder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"{layout.encoder}: no Hugging Face model with safetensors can be read here: {error}"
         ) from error
@@ -182,12 +194,19 @@ def load_encoder(settings: EncoderSettings) -> Encoder:
     """Load a model for inference, on the GPU where there is one (bf16 there where it can), else on the CPU.
 
     A folder that names no pooling is taken as CLS, as bge's models are meant.
+
+    Raises:
+        ModelError: the model can't be had or read.
     """
     folder = find_model(settings.model)
     layout = read_layout(folder)
     model, tokenizer = load_transformer(layout, settings.max_length)
     device = torch.device(torch.accelerator.current_accelerator() or "cpu")
     dtype = torch.bfloat16 if device.type != "cpu" else torch.float32
+    layout.dense = [
+        replace(dense, weight=dense.weight.to(device), bias=None if dense.bias is None else dense.bias.to(device))
+        for dense in layout.dense
+    ]
     return Encoder(
         model=model.eval().to(device, dtype),
         tokenizer=tokenizer,
@@ -203,9 +222,10 @@ def load_encoder(settings: EncoderSettings) -> Encoder:
 def weights_fingerprint(folder: Path) -> str:
     """A 128-bit hash (hex) of a folder's weights, vocabulary and layout."""
     digest = hashlib.blake2b(digest_size=16)
-    names = ("*.safetensors", "modules.json", "*/config.json", "config.json", "tokenizer.json", "vocab.txt")
-    for file in sorted({file for name in names for file in [*folder.glob(name), *folder.glob(f"*/{name}")]}):
-        digest.update(str(file.relative_to(folder)).encode())
+    names = ("*.safetensors", "modules.json", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    found = {file for name in (*names, "*.model") for file in [*folder.glob(name), *folder.glob(f"*/{name}")]}
+    for file in sorted(found):
+        digest.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
@@ -251,7 +271,5 @@ def _encode_batch(encoder: Encoder, ids: list[list[int]]) -> Vectors:
     hidden_NLH = encoder.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     vectors_ND = pool(hidden_NLH, batch["attention_mask"], encoder.pooling).float()
     for dense in encoder.layout.dense:
-        bias = dense.bias.to(encoder.device) if dense.bias is not None else None
-        vectors_ND = nn.functional.linear(vectors_ND, dense.weight.to(encoder.device), bias)
-        vectors_ND = _ACTIVATIONS[dense.activation](vectors_ND)
+        vectors_ND = _ACTIVATIONS[dense.activation](nn.functional.linear(vectors_ND, dense.weight, dense.bias))
     return np.asarray(nn.functional.normalize(vectors_ND, dim=1).cpu().numpy(), np.float32)

@@ -174,7 +174,8 @@ def _serve(function: Callable[..., None], pipe: Connection) -> None:
         while True:
             pipe.send(_attempt(function, pipe.recv()))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        return
+        # All is committed. Taking the interpreter down in order only lets native libraries complain of leaks.
+        os._exit(0)
 
 
 def _die_with_driver() -> None:

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import IO, Any
 
 import charset_normalizer
@@ -17,7 +18,7 @@ BROKEN = "\U0010ffff"
 """Put around the byte offset of what could not be decoded; no text holds this noncharacter of its own right."""
 
 DAMAGED_SHARE = 0.1
-"""Ours: with more than this share of undecodable non-ASCII lines the encoding is wrong, not the lines."""
+"""Ours: with more than this share undecodable (of non-ASCII lines, or characters) the encoding is another."""
 
 _CHUNK = 1 << 20
 
@@ -40,7 +41,10 @@ class SourceFile:
 
 
 def list_files(globs: Sequence[str], exclude: Sequence[str] = ()) -> list[SourceFile]:
-    """The files that match any of the globs (paths or fsspec URIs) and none of `exclude`, sorted by path."""
+    """The files that match any of the globs (paths or fsspec URIs) and none of `exclude`, sorted by path.
+
+    What can't be read (a link to nothing, a folder that is named as a file) is listed too: reading it tells why.
+    """
     left_out = {path for pattern in exclude for path in _expand(pattern)}
     found = {path: file for pattern in globs for path, file in _expand(pattern).items() if path not in left_out}
     return [found[path] for path in sorted(found)]
@@ -48,18 +52,24 @@ def list_files(globs: Sequence[str], exclude: Sequence[str] = ()) -> list[Source
 
 def _expand(pattern: str) -> dict[str, SourceFile]:
     filesystem, path = fsspec.core.url_to_fs(pattern)
-    details = filesystem.glob(path, detail=True) if any(mark in path for mark in "*?[") else {}
-    if not details and filesystem.exists(path):
-        details = {path: filesystem.info(path)}
-    return {
-        name: SourceFile(filesystem.unstrip_protocol(name).removeprefix("file://"), info["size"], filesystem.ukey(name))
-        for name, info in details.items()
-        if info["type"] == "file"
-    }
+    names = filesystem.glob(path) if any(mark in path for mark in "*?[") else []
+    if not names and filesystem.lexists(path):
+        names = [path]
+    folders_too = "." in path.rpartition("/")[2]
+    files = {}
+    for name in names:
+        try:
+            info, version = filesystem.info(name), filesystem.ukey(name)
+        except OSError:
+            info, version = {"type": "link", "size": 0}, "unreadable"
+        if info["type"] != "directory" or folders_too:
+            uri = filesystem.unstrip_protocol(name).removeprefix("file://")
+            files[name] = SourceFile(uri, info["size"] or 0, version)
+    return files
 
 
 def read_text(path: str, declared: str | None = None) -> tuple[str, str, str | None]:
-    """A file's text, its encoding, and what cut it short (None where it is whole).
+    """A file's text (lines end in \\n), its encoding, and what cut it short (None where it is whole).
 
     A compressed file that breaks off yields what came before the break. Lines that don't decode hold the marker BROKEN
     around their byte offset.
@@ -70,25 +80,27 @@ def read_text(path: str, declared: str | None = None) -> tuple[str, str, str | N
     try:
         with fsspec.open(path, "rb") as file:
             data, problem = _decompress(file, path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: an archive with a password
         raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
     if problem and not data:
         raise FileError("truncated", problem)
     text, encoding = decode(data, declared)
-    return text, encoding, problem
+    text = text.replace("\r\n", "\n")
+    return text if "\n" in text else text.replace("\r", "\n"), encoding, problem
 
 
 def _decompress(file: IO[bytes], path: str) -> tuple[bytes, str | None]:
+    ending = PurePosixPath(path).suffix.lower()
     stream: Any = file
-    if path.endswith(".gz"):
+    if ending == ".gz":
         stream = gzip.GzipFile(fileobj=file)
-    elif path.endswith(".zst"):
-        stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-    elif path.endswith(".bz2"):
+    elif ending == ".zst":
+        stream = _ZstdFile(file)
+    elif ending == ".bz2":
         stream = bz2.BZ2File(file)
-    elif path.endswith(".xz"):
+    elif ending == ".xz":
         stream = lzma.LZMAFile(file)  # noqa: SIM115
-    elif path.endswith(".zip"):
+    elif ending == ".zip":
         archive = zipfile.ZipFile(file)
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) != 1:
@@ -101,6 +113,28 @@ def _decompress(file: IO[bytes], path: str) -> tuple[bytes, str | None]:
     except (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile) as error:
         return b"".join(parts), f"breaks off after {sum(map(len, parts)):,} bytes: {error}"
     return b"".join(parts), None
+
+
+class _ZstdFile:
+    """Zstandard frames one after the other; unlike the library's own reader it tells a frame that breaks off."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.frame: Any = None
+        self.rest = b""
+
+    def read(self, size: int) -> bytes:
+        while packed := self.rest or self.file.read(size):
+            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            unpacked: bytes = self.frame.decompress(packed)
+            self.rest = self.frame.unused_data
+            if self.frame.eof:
+                self.frame = None
+            if unpacked:
+                return unpacked
+        if self.frame is not None:
+            raise EOFError("the last frame is not whole")
+        return b""
 
 
 def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
@@ -121,7 +155,12 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
         lines = data.split(b"\n")
         foreign = sum(not line.isascii() for line in lines)
         text, broken = _decode_lines(lines, encoding)
-        if broken > DAMAGED_SHARE * foreign + 1 or encoding.startswith("utf-16"):
+        # A file of one line or two says more by its characters.
+        if (
+            broken > DAMAGED_SHARE * foreign + 1
+            or _damage(data.decode(encoding, "replace")) > 0.5
+            or encoding.startswith("utf-16")
+        ):
             likely = detect(data)
             hint = f"; it looks like {likely}" if likely != encoding else ""
             raise FileError("encoding", f"not {encoding} at byte {error.start:,}{hint}") from error
@@ -143,13 +182,17 @@ def _decode_lines(lines: list[bytes], encoding: str) -> tuple[str, int]:
 
 def detect(data: bytes) -> str:
     """The encoding of Chinese text: UTF-8 where it fits, else the likelier of GB18030 and Big5."""
-    lines = data[: 4 * _CHUNK].split(b"\n")
-    if len(data) > 4 * _CHUNK:
-        lines.pop()  # may be cut inside a character
-    broken = {encoding: _decode_lines(lines, encoding)[1] for encoding in ("utf-8", "gb18030", "big5")}
-    if broken["utf-8"] <= DAMAGED_SHARE * sum(not line.isascii() for line in lines):
+    head = data[: 4 * _CHUNK]
+    damage = {encoding: _damage(head.decode(encoding, "replace")) for encoding in ("utf-8", "gb18030", "big5")}
+    if damage["utf-8"] <= DAMAGED_SHARE:
         return "utf-8"
-    if broken["gb18030"] == broken["big5"]:
-        best = charset_normalizer.from_bytes(b"\n".join(lines)[:65_536], cp_isolation=["gb18030", "big5"]).best()
+    if damage["gb18030"] == damage["big5"]:
+        best = charset_normalizer.from_bytes(head[:65_536], cp_isolation=["gb18030", "big5"]).best()
         return best.encoding if best else "gb18030"
-    return "gb18030" if broken["gb18030"] < broken["big5"] else "big5"
+    return "gb18030" if damage["gb18030"] < damage["big5"] else "big5"
+
+
+def _damage(text: str) -> float:
+    """The share of replacement characters in a text's non-ASCII characters."""
+    foreign = len(text) - len(text.encode("ascii", "ignore"))
+    return text.count("\ufffd") / foreign if foreign else 0.0

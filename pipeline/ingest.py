@@ -11,7 +11,7 @@ from ..schemas.pairs import PAIR, REJECTED_AT_INGEST
 from ..schemas.recipe import Recipe, RecipeError
 from ..schemas.settings import EvaluationSet, Source
 from . import readers
-from .corpus import ShardWriter, fingerprint
+from .corpus import ShardWriter, committed, fingerprint
 from .engine import Engine, Summary, Task, run_stage
 from .files import SourceFile, list_files
 from .text import normalise
@@ -44,27 +44,32 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     ]
     summary = run_stage(corpus, "ingest", ingest_part, tasks, engine)
     summary.notes["empty sources"] = [f"{source.name}: no file matches {', '.join(source.files)}" for source in empty]
-    for name in _ingest_evaluation(corpus, recipe.evaluation, engine):
-        summary.notes["empty sources"].append(name)
+    summary.notes["empty sources"] += _ingest_evaluation(corpus, recipe.evaluation, engine)
     return summary
 
 
-def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engine) -> Iterator[str]:
-    """Each evaluation set is a shard: its own pairs, then pairs of `passages:` with `passage_only` in meta."""
-    tasks = []
+def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engine) -> list[str]:
+    """Each evaluation set is a shard: its own pairs, then pairs of `passages:` with `passage_only` in meta.
+
+    Returns the globs that no file matches.
+    """
+    tasks, empty = [], []
     for one in sets:
         files, passages = list_files(one.files, one.exclude), list_files(one.passages)
-        if not files:
-            yield f"{one.name} (evaluation): no file matches {', '.join(one.files)}"
-            continue
-        paths = [file.path for file in files], [file.path for file in passages]
-        tasks.append(Task((one, *paths), _fingerprint(one, [*files, *passages])))
-    if tasks:
+        for globs, found in ((one.files, files), (one.passages, passages)):
+            if globs and not found:
+                empty.append(f"{one.name} (evaluation): no file matches {', '.join(globs)}")
+        if files:
+            paths = [file.path for file in files], [file.path for file in passages]
+            tasks.append(Task((one, *paths), _fingerprint(one, [*files, *passages])))
+    if tasks or committed(corpus, "evaluation"):
         run_stage(corpus, "evaluation", ingest_evaluation_set, tasks, engine)
+    return empty
 
 
 def _fingerprint(source: Source, files: Sequence[SourceFile]) -> str:
     settings = source.model_dump(mode="json", exclude={"priority", "licence", "label_range"})
+    files = [*files, *list_files(list(source.join.values()))]
     return fingerprint("ingest", VERSION, settings, [(file.path, file.size, file.version) for file in files])
 
 
@@ -106,25 +111,24 @@ def _ingest_files(source: Source, paths: Sequence[str], writer: ShardWriter) -> 
     with readers.sandbox() as connection:
         problems = readers.read(connection, source, paths)
         try:
-            projected = _project(connection, source)
-        except (duckdb.Error, UnicodeDecodeError) as error:
+            readers.read_joined(connection, source)
+            pairs, bad = _judge(connection, source, _project(connection, source))
+        except (duckdb.Error, readers.SourceError, UnicodeDecodeError) as error:
             # The recipe's SQL does not fit these files: nothing is lost, every row says why it stayed out.
-            rows = connection.sql("SELECT _file AS file, _line AS line FROM rows").pl()
-            reason = f"source {source.name}: {str(error).strip()} Columns there are: {_columns(connection, 'rows')}"
-            problems = pl.concat(
-                [
-                    problems,
-                    rows.with_columns(
-                        record=pl.lit(None, pl.String), reason=pl.lit("projection"), detail=pl.lit(reason)
-                    ),
-                ]
-            )
-            projected = None
-    _write(writer, source, projected, problems)
+            names = [name for name in connection.sql("FROM rows").columns if name not in ("_row", "_file", "_line")]
+            detail = f"source {source.name}: {str(error).strip()} Columns there are: {', '.join(names) or 'none'}"
+            rows = connection.sql(f"SELECT {_REJECTED_ROW} FROM rows").pl()
+            pairs, bad = None, rows.drop("_row").with_columns(reason=pl.lit("projection"), detail=pl.lit(detail))
+    problems = pl.concat([problems, bad])
+    if pairs is not None and not pairs.is_empty():
+        writer.received(pairs.height)
+        writer.keep(_pairs(source, pairs))
+    if not problems.is_empty():
+        writer.received(problems.height)
+        writer.reject(_rejects(source, problems))
 
 
-def _columns(connection: duckdb.DuckDBPyConnection, table: str) -> str:
-    return ", ".join(name for name in connection.sql(f"FROM {table}").columns if not name.startswith("_")) or "none"
+_REJECTED_ROW = "_row, _file AS file, _line AS line, CAST(to_json(rows) AS VARCHAR) AS record"
 
 
 def _project(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
@@ -137,20 +141,19 @@ def _project(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFr
     has_place = "_row" in connection.sql("FROM selected").columns
     place = "_row, _file, _line" if has_place else "NULL AS _row, NULL AS _file, NULL AS _line"
     negatives = source.negatives or _own(connection, "negatives", "[]")
+    own_meta = _own(connection, "meta", "{}")
     columns = {
         "query": _text(connection, source.query),
         "positive": _text(connection, source.positive),
-        "negatives": f"CAST({_guarded(connection, negatives)} AS VARCHAR[])",
-        "label": f"CAST({_guarded(connection, source.label or 'NULL')} AS FLOAT)",
-        "meta": f"CAST(to_json({source.meta or _own(connection, 'meta', '{}')}) AS VARCHAR)",
+        "negatives": f"TRY_CAST({_guarded(connection, negatives)} AS VARCHAR[])",
+        "label": f"TRY_CAST({_guarded(connection, source.label or 'NULL')} AS FLOAT)",
+        "meta": f"CAST({_guarded(connection, f'to_json({source.meta or own_meta})')} AS VARCHAR)",
     }
     values = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
     where = f"WHERE {source.where}" if source.where else ""
     projected: pl.DataFrame = connection.sql(f"SELECT {place}, {values}, false AS no_pair FROM selected {where}").pl()
     if has_place:
-        unused = connection.sql(
-            "SELECT _row, _file, _line FROM rows WHERE _row NOT IN (SELECT _row FROM selected)"
-        ).pl()
+        unused = connection.sql("SELECT _row, _file, _line FROM rows ANTI JOIN selected USING (_row)").pl()
         projected = pl.concat([projected, unused.with_columns(no_pair=pl.lit(True))], how="diagonal")
     return projected
 
@@ -177,33 +180,36 @@ def _own(connection: duckdb.DuckDBPyConnection, column: str, otherwise: str) -> 
     return column if column in connection.sql("FROM selected").columns else f"'{otherwise}'::JSON"
 
 
-def _write(writer: ShardWriter, source: Source, projected: pl.DataFrame | None, problems: pl.DataFrame) -> None:
-    """Normalise, name and write pairs; write rejects."""
-    if projected is not None and not projected.is_empty():
-        reason = (
-            pl.when(pl.col("no_pair"))
-            .then(pl.lit("no_pair"))
-            .when(pl.col("query").is_null())
-            .then(pl.lit("no_query"))
-            .when(pl.col("positive").is_null())
-            .then(pl.lit("no_positive"))
-            .when(pl.lit(source.task == "sts") & pl.col("label").is_null())
-            .then(pl.lit("no_label"))
-        )
-        judged = projected.with_columns(reason=reason)
-        bad = judged.filter(pl.col("reason").is_not_null()).select(
-            file=pl.col("_file").cast(pl.String).fill_null(""),
-            line=pl.col("_line").cast(pl.Int64),
-            record=pl.struct("query", "positive", "label", "meta").struct.json_encode(),
-            reason="reason",
-            detail=pl.lit("the recipe's SQL gave NULL here"),
-        )
-        problems = pl.concat([problems, bad])
-        writer.received(judged.height - bad.height)
-        writer.keep(_pairs(source, judged.filter(pl.col("reason").is_null())))
-    if not problems.is_empty():
-        writer.received(problems.height)
-        writer.reject(_rejects(source, problems))
+def _judge(
+    connection: duckdb.DuckDBPyConnection, source: Source, projected: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Split projected rows into pairs and rejects."""
+    reason = (
+        pl.when(pl.col("no_pair"))
+        .then(pl.lit("no_pair"))
+        .when(pl.col("query").is_null())
+        .then(pl.lit("no_query"))
+        .when(pl.col("positive").is_null())
+        .then(pl.lit("no_positive"))
+        .when(pl.lit(source.task == "sts") & ~pl.col("label").is_finite().fill_null(False))
+        .then(pl.lit("no_label"))
+    )
+    judged = projected.with_columns(reason=reason)
+    bad = judged.filter(pl.col("reason").is_not_null())
+    connection.register("bad", bad.select(pl.col("_row").cast(pl.Int64)).to_arrow())
+    rows = connection.sql(f"SELECT {_REJECTED_ROW} FROM rows SEMI JOIN bad USING (_row)").pl()
+    rejects = bad.select(pl.col("_row").cast(pl.Int64), "query", "positive", "label", "meta", "reason").join(
+        rows.with_columns(pl.col("_row").cast(pl.Int64)), on="_row", how="left", maintain_order="left"
+    )
+    return judged.filter(pl.col("reason").is_null()), rejects.select(
+        pl.col("file").fill_null(""),  # `from:` left the row's place out
+        "line",
+        pl.coalesce("record", pl.struct("query", "positive", "label", "meta").struct.json_encode()),
+        "reason",
+        detail=pl.when(pl.col("reason") == "no_pair")
+        .then(pl.lit("`select` makes no row of it"))
+        .otherwise(pl.lit("the recipe's SQL gave NULL here")),
+    )
 
 
 def _pairs(source: Source, frame: pl.DataFrame) -> pa.Table:

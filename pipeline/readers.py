@@ -4,15 +4,15 @@ Files are decoded before DuckDB sees them, so its connection needs no access to 
 database that holds the source's own rows and nothing else (external access off, configuration locked).
 """
 
-import csv
-import io
 import json
-import tempfile
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import duckdb
+import fsspec
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..schemas.settings import ReaderOptions, Source
@@ -22,13 +22,17 @@ from .shapes import statement
 RECORD_SHAPES = ("alpaca", "sharegpt", "messages", "squad", "triples")
 LONGEST_RECORD = 16 << 20
 """Ours: characters; a longer record is a broken file or no text for an embedding model, and is rejected."""
+DEEPEST_RECORD = 100
+"""Ours: levels of JSON; DuckDB's json_structure ends at 128 and takes its database with it."""
 
+_PLACE = ("_row", "_file", "_line")
+_MARK = f"{BROKEN}(\\d+){BROKEN}"
 _PROBLEM = {"file": pl.String, "line": pl.Int64, "record": pl.String, "reason": pl.String, "detail": pl.String}
 _LINE = {"_file": pl.String, "_line": pl.Int64, "text": pl.String}
 
 
 class SourceError(ValueError):
-    """The recipe's SQL does not fit the source's rows."""
+    """What the recipe says of a source does not fit its files."""
 
 
 def sandbox() -> duckdb.DuckDBPyConnection:
@@ -38,6 +42,7 @@ def sandbox() -> duckdb.DuckDBPyConnection:
         "threads = 1",
         "enable_progress_bar = false",
         "enable_external_access = false",
+        "python_enable_replacements = false",
         "autoinstall_known_extensions = false",
         "autoload_known_extensions = false",
         "preserve_insertion_order = true",
@@ -49,55 +54,108 @@ def sandbox() -> duckdb.DuckDBPyConnection:
 
 def read(connection: duckdb.DuckDBPyConnection, source: Source, paths: Sequence[str]) -> pl.DataFrame:
     """Make the table `rows(_row, _file, _line, …)` from files; returns what was no row, with file, line and reason."""
-    problems: list[pl.DataFrame] = []
-    texts: list[tuple[str, str]] = []
+    problems = [_no_problems()]
     frames: list[pl.DataFrame] = []
+    texts: list[tuple[str, str]] = []
     for path in paths:
+        name = path.encode("utf-8", "backslashreplace").decode()  # the bytes of a file's name may be no text
         try:
             if source.read == "parquet":
-                frames.append(_parquet(path))
+                frames = [_beside(frames, _parquet(path, name))]
+                continue
+            text, _, cut = read_text(path, source.encoding)
+            if cut:
+                problems.append(problem(name, None, None, "truncated", cut))
+            if source.read in ("csv", "tsv", "text", "markdown"):
+                frame, bad = _table(name, text, source)
+                frames.append(frame)
+                problems.append(bad)
             else:
-                text, _, cut = read_text(path, source.encoding)
-                texts.append((path, text))
-                if cut:
-                    problems.append(problem(path, None, None, "truncated", cut))
+                texts.append((name, _mark_lone_surrogates(text)))
         except FileError as error:
-            problems.append(problem(path, None, None, error.reason, error.detail))
-    if source.read in ("csv", "tsv", "text", "markdown"):
-        read = [_table(path, text, source) for path, text in texts]
-    else:
-        read = [_records(connection, texts, source)]
-    for frame, bad in read:
-        good, broken = _without_broken(frame)
-        frames.append(good)
-        problems += [bad, broken]
-    for name, path in source.join.items():
-        connection.register(f"{name}_table", _join_table(path).to_arrow())
-        connection.execute(f'CREATE TABLE "{name}" AS FROM "{name}_table"')
+            problems.append(problem(name, None, None, error.reason, error.detail))
+    if texts:
+        frame, bad = _records(connection, texts, source)
+        frames.append(frame)
+        problems.append(bad)
     rows = pl.concat(frames, how="diagonal") if frames else pl.DataFrame(schema=_LINE)
+    if source.read != "parquet":
+        rows, broken = _without_broken(rows)
+        problems.append(broken)
     connection.register("frame", rows.with_row_index("_row").to_arrow())
-    _make_rows(connection, source)
+    problems.append(_make_rows(connection, source))
     connection.unregister("frame")
-    return pl.concat([_no_problems(), *problems])
+    return pl.concat(problems).with_columns(pl.col("record").str.replace_all(_MARK, ""))
 
 
-def _make_rows(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
+def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
+    """Make a table of the lines of each file in the source's `join:`. Raises SourceError where it can't be read."""
+    for name, path in source.join.items():
+        try:
+            text, _, _ = read_text(path)
+        except FileError as error:
+            raise SourceError(f"join {name}: {path}: {error}") from error
+        lines, _ = _without_broken(_lines(path, text)[0])
+        connection.register("joined", lines.select(line="text", line_number="_line").to_arrow())
+        connection.execute(f'CREATE TABLE "{name}" AS FROM joined')
+        connection.unregister("joined")
+
+
+def _make_rows(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
+    """The table `rows`; returns the records of which a shape makes no row."""
     if source.read in ("csv", "tsv", "text", "parquet"):
         connection.execute("CREATE TABLE rows AS FROM frame")
-    elif source.read == "markdown":
+        return _no_problems()
+    if source.read == "markdown":
         connection.execute("CREATE TABLE texts AS FROM frame")
         connection.execute(f"CREATE TABLE rows AS {statement('markdown', 1)}")
+        return _no_problems()
+    connection.execute("CREATE TABLE records AS SELECT _row, _file, _line, CAST(text AS JSON) AS record FROM frame")
+    if source.read in RECORD_SHAPES:
+        connection.execute(f"CREATE TABLE rows AS {statement(source.read, source.options.turns)}")
+    elif source.options.whole:
+        connection.execute("CREATE TABLE rows AS SELECT _row, _file, _line, record AS data FROM records")
     else:
-        connection.execute("CREATE TABLE records AS SELECT _row, _file, _line, CAST(text AS JSON) AS record FROM frame")
-        if source.read in RECORD_SHAPES:
-            connection.execute(f"CREATE TABLE rows AS {statement(source.read, source.options.turns)}")
-        elif source.options.whole:
-            connection.execute("CREATE TABLE rows AS SELECT _row, _file, _line, record AS data FROM records")
-        else:
-            found = connection.execute("SELECT json_group_structure(record) FROM records").fetchone()
-            structure = found[0] if found and found[0] else "{}"
-            columns = f", unnest(from_json(record, {_quoted(structure)}))" if structure != "{}" else ""
-            connection.execute(f"CREATE TABLE rows AS SELECT _row, _file, _line{columns} FROM records")
+        found = connection.execute("SELECT json_group_structure(record) FROM records").fetchone()
+        structure = _nameable(json.loads(found[0])) if found and found[0] else {}
+        columns = f", unnest(from_json(record, {_quoted(json.dumps(structure))}))" if structure else ""
+        connection.execute(f"CREATE TABLE rows AS SELECT _row, _file, _line{columns} FROM records")
+    return connection.sql(
+        f"""SELECT _file AS file, _line AS line, CAST(record AS VARCHAR) AS record, 'no_pair' AS reason,
+                'no pair of the shape {source.read} in it' AS detail
+            FROM records WHERE _row NOT IN (SELECT _row FROM rows) ORDER BY _row"""
+    ).pl()
+
+
+def _nameable(structure: Any) -> dict[str, Any]:
+    """The keys of an object that can be columns: DuckDB knows no empty name, and none in both upper and lower case.
+
+    Objects further in that have such keys stay JSON.
+    """
+
+    def inner(kind: Any) -> Any:
+        if isinstance(kind, list):
+            return [inner(kind[0])]
+        if isinstance(kind, dict):
+            return _nameable(kind) if len(_nameable(kind)) == len(kind) else "JSON"
+        return kind
+
+    columns: dict[str, Any] = {}
+    for key, kind in structure.items() if isinstance(structure, dict) else ():
+        if key and key.lower() not in map(str.lower, columns):
+            columns[key] = inner(kind)
+    return columns
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names as DuckDB tells them apart, in the way it does: the second `a`, or `A`, is `a_1`."""
+    taken = set(_PLACE)
+    distinct = []
+    for name in names:
+        candidates = (name if number == 0 else f"{name}_{number}" for number in range(len(names) + len(taken)))
+        distinct.append(next(candidate for candidate in candidates if candidate.lower() not in taken))
+        taken.add(distinct[-1].lower())
+    return distinct
 
 
 def _quoted(text: str) -> str:
@@ -115,20 +173,22 @@ def _no_problems() -> pl.DataFrame:
 
 def _lines(path: str, text: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The lines of a text that hold something, with their numbers; over-long ones and NUL bytes are problems."""
-    lines = (
-        pl.DataFrame({"text": text.split("\n")})
-        .with_columns(_line=pl.int_range(1, pl.len() + 1, dtype=pl.Int64), _file=pl.lit(path))
-        .with_columns(pl.col("text").str.strip_suffix("\r"))
-        .filter(pl.col("text").str.strip_chars() != "")
-        .select("_file", "_line", "text")
-    )
+    lines = pl.DataFrame({"text": text.split("\n")})
+    return _fit(path, lines.with_columns(_line=pl.int_range(1, pl.len() + 1, dtype=pl.Int64)))
+
+
+def _fit(path: str, lines: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     reason = (
         pl.when(pl.col("text").str.len_chars() > LONGEST_RECORD)
         .then(pl.lit("too_long"))
         .when(pl.col("text").str.contains("\0", literal=True))
         .then(pl.lit("nul_bytes"))
     )
-    marked = lines.with_columns(reason=reason)
+    marked = (
+        lines.filter(pl.col("text").str.strip_chars() != "")
+        .select(pl.lit(path).alias("_file"), "_line", "text")
+        .with_columns(reason=reason)
+    )
     bad = marked.filter(pl.col("reason").is_not_null()).select(
         file="_file",
         line="_line",
@@ -142,7 +202,7 @@ def _lines(path: str, text: str) -> tuple[pl.DataFrame, pl.DataFrame]:
 def _without_broken(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Split off the rows that hold bytes which are no text in the file's encoding."""
     columns = [name for name, kind in frame.schema.items() if kind == pl.String and name != "_file"]
-    damaged = pl.any_horizontal(pl.col(columns).str.contains(BROKEN, literal=True).fill_null(False))
+    damaged = pl.any_horizontal(pl.col(columns).str.contains(_MARK).fill_null(False))
     bad = frame.filter(damaged)
     if bad.is_empty():
         return frame, _no_problems()
@@ -150,10 +210,22 @@ def _without_broken(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     return frame.filter(~damaged), bad.select(
         file="_file",
         line="_line",
-        record=record.str.replace_all(f"{BROKEN}\\d+{BROKEN}", ""),
+        record=record,
         reason=pl.lit("encoding"),
-        detail=pl.format("undecodable byte at offset {}", record.str.extract(f"{BROKEN}(\\d+){BROKEN}")),
+        detail=pl.format("no text at offset {}", record.str.extract(_MARK)),
     )
+
+
+_SURROGATES = re.compile(
+    r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
+
+
+def _mark_lone_surrogates(text: str) -> str:
+    """Half a character, escaped (`\\ud83d` alone), makes one record no text, not the whole document no JSON."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return text
+    return _SURROGATES.sub(lambda found: f"{BROKEN}{found.start()}{BROKEN}" if found[1] else found[0], text)
 
 
 def _records(
@@ -190,14 +262,14 @@ def _records(
     no_lines = found.filter(~pl.col("valid")).join(lines, on="_file", how="anti")
     bad_lines = bad_lines.join(no_lines, left_on="file", right_on="_file", how="anti")
     broken = [
-        problem(path, error.lineno, text[:LONGEST_RECORD], "broken_json", str(error))
+        problem(path, error.lineno, text[:LONGEST_RECORD].replace("\0", "␀"), "broken_json", str(error))
         for path, text in no_lines.select("_file", "text").iter_rows()
-        if (error := _json_error(text)) is not None
+        for error in (_json_error(text),)
     ]
     return pl.concat([records, lines]), pl.concat([not_objects, bad_lines, *broken])
 
 
-def _json_error(text: str) -> json.JSONDecodeError | None:
+def _json_error(text: str) -> json.JSONDecodeError:
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
@@ -229,7 +301,27 @@ def _objects(connection: duckdb.DuckDBPyConnection, frame: pl.DataFrame) -> tupl
         .then(pl.lit("not valid JSON"))
         .otherwise(pl.format("expected an object, found {}", pl.col("kind"))),
     )
-    return judged.filter(is_object).drop("kind"), bad
+    good, deep = _without_deep(judged.filter(is_object).drop("kind"))
+    return good, pl.concat([bad, deep])
+
+
+def _without_deep(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Split off records of more levels than DEEPEST_RECORD."""
+    text = pl.col("text")
+    frame = frame.with_row_index("row")
+    nested = frame.filter(text.str.count_matches(r"[\[{]") > DEEPEST_RECORD)
+    brackets = nested.select("row", text.str.replace_all(r'"(?:[^"\\]|\\.)*"|[^\[\]{}]', ""))
+    for _ in range(DEEPEST_RECORD):  # each pass takes the innermost levels away
+        brackets = brackets.with_columns(text.str.replace_all(r"\[\]|\{\}", "")).filter(text != "")
+    deep = pl.col("row").is_in(brackets["row"].implode())
+    bad = frame.filter(deep).select(
+        file="_file",
+        line="_line",
+        record="text",
+        reason=pl.lit("too_deep"),
+        detail=pl.lit(f"more than {DEEPEST_RECORD} levels"),
+    )
+    return frame.filter(~deep).drop("row"), bad
 
 
 def _table(path: str, text: str, source: Source) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -252,91 +344,75 @@ def _csv(
     delimiter = options.delimiter if options.delimiter is not None else default_delimiter
     quote = options.quote if options.quote is not None else default_quote
     has_header = options.header if options.header is not None else options.columns is None
-    if not text.strip():
-        return pl.DataFrame(schema=_LINE), _no_problems()
-    first = text.lstrip("\r\n").partition("\n")[0].rstrip("\r")
-    header = next(csv.reader(io.StringIO(first), delimiter=delimiter)) if quote else first.split(delimiter)
-    names = options.columns or ([*header] if has_header else [f"column{index}" for index in range(len(header))])
-    names = [name.strip() or f"column{index}" for index, name in enumerate(names)]
-    read = _quoted_table if quote else _plain_table
-    return read(path, text, delimiter, quote, names, has_header)
-
-
-def _plain_table(
-    path: str, text: str, delimiter: str, quote: str, names: list[str], has_header: bool
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """A table whose lines are its rows: nothing is quoted, so a stray quote is a character as any other."""
-    lines, bad = _lines(path, text)
-    split = lines.slice(1 if has_header else 0).with_columns(fields=pl.col("text").str.split(delimiter))
-    fits = pl.col("fields").list.len() == len(names)
+    records, bad = _quoted_records(path, text, delimiter, quote) if quote else _lines(path, text)
+    if records.is_empty():
+        return records.select("_file", "_line"), bad
+    if has_header and bad.height and bad["line"][0] < records["_line"][0]:
+        raise FileError("columns", f"the header can't be read: {bad['reason'][0]}")
+    split = records.with_columns(fields=_fields(pl.col("text"), delimiter, quote))
+    first = split["fields"][0]
+    header = records["text"][0].split(delimiter) if first is None else first.to_list()
+    names = options.columns or (header if has_header else [""] * len(header))
+    names = _distinct([name.strip() or f"column{index}" for index, name in enumerate(names)])
+    split = split.slice(int(has_header))
+    fits = (pl.col("fields").list.len() == len(names)).fill_null(False)
     misfits = split.filter(~fits).select(
         file="_file",
         line="_line",
         record="text",
         reason=pl.lit("columns"),
-        detail=pl.format("expected {} fields, found {}", pl.lit(len(names)), pl.col("fields").list.len()),
+        detail=pl.coalesce(
+            pl.format("expected {} fields, found {}", pl.lit(len(names)), pl.col("fields").list.len()),
+            pl.lit("a quote is not closed, or text stands after it"),
+        ),
     )
     fields = [pl.col("fields").list.get(index).alias(name) for index, name in enumerate(names)]
     return split.filter(fits).select("_file", "_line", *fields), pl.concat([bad, misfits])
 
 
-def _quoted_table(
-    path: str, text: str, delimiter: str, quote: str, names: list[str], has_header: bool
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """A table with quoted fields, read by DuckDB, which tells the line of each row that it rejects."""
-    nul = text.count("\0")
-    with tempfile.TemporaryDirectory(prefix="conan-") as folder, duckdb.connect(":memory:") as connection:
-        file = Path(folder) / "table.csv"
-        file.write_text(text.replace("\0", "␀"), "utf-8", errors="replace", newline="")
-        columns = "{" + ", ".join(f"{_quoted(name)}: 'VARCHAR'" for name in names) + "}"
-        connection.execute(
-            f"""CREATE TABLE found AS FROM read_csv(?, auto_detect = false, columns = {columns}, header = false,
-                    skip = {int(has_header)}, delim = {_quoted(delimiter)}, quote = {_quoted(quote)},
-                    escape = {_quoted(quote)}, strict_mode = true, store_rejects = true, rejects_limit = 0,
-                    parallel = false, max_line_size = {4 * LONGEST_RECORD}, nullstr = chr(1))""",
-            [str(file)],
-        )
-        frame = connection.sql("FROM found").pl()
-        rejected = connection.sql(
-            "SELECT line, any_value(csv_line) AS record, any_value(error_type) AS kind, "
-            "any_value(error_message) AS message FROM reject_errors GROUP BY line ORDER BY line"
-        ).pl()
-    bad = rejected.select(
-        file=pl.lit(path),
-        line=pl.col("line").cast(pl.Int64),
-        record="record",
-        reason=pl.lit("columns"),
-        detail=pl.format("{}: {}", pl.col("kind").cast(pl.String).str.to_lowercase(), pl.col("message")),
-    )
-    # A row's line: those before it, and the line breaks inside their fields.
-    breaks = pl.sum_horizontal([pl.col(name).str.count_matches("\n", literal=True).fill_null(0) for name in names])
-    before = (breaks + 1).cum_sum() - breaks
-    frame = frame.with_columns(pl.col(names).fill_null("")).with_columns(
-        _file=pl.lit(path), _line=(before + int(has_header)).cast(pl.Int64)
-    )
-    if nul:
-        damaged = pl.any_horizontal(pl.col(names).str.contains("␀", literal=True))
-        nul_rows = frame.filter(damaged).select(
-            file="_file",
-            line="_line",
-            record=pl.concat_str(names, separator=delimiter),
-            reason=pl.lit("nul_bytes"),
-            detail=pl.lit("NUL bytes in a field"),
-        )
-        frame, bad = frame.filter(~damaged), pl.concat([bad, nul_rows])
-    return frame, bad
+def _field_pattern(delimiter: str, quote: str) -> str:
+    """A field of RFC 4180: in quotes, or without any at its start."""
+    d, q = (f"\\x{{{ord(character):x}}}" for character in (delimiter, quote))
+    return f"(?:{q}(?:[^{q}]|{q}{q})*{q}|[^{q}{d}\\n][^{d}\\n]*|)"
 
 
-def _parquet(path: str) -> pl.DataFrame:
+def _quoted_records(path: str, text: str, delimiter: str, quote: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The records of a table with quoted fields, which may hold line breaks; each with its first line's number.
+
+    What is no record is taken line by line, so a quote that nothing closes costs its own line and no other.
+    """
+    field = _field_pattern(delimiter, quote)
+    record = f"{field}(?:\\x{{{ord(delimiter):x}}}{field})*\\n|[^\\n]*\\n"
+    found = pl.DataFrame({"text": [text + "\n"]}).select(pl.col("text").str.extract_all(record)).explode("text")
+    breaks = pl.col("text").str.count_matches("\n", literal=True).cast(pl.Int64)
+    return _fit(path, found.select(pl.col("text").str.strip_suffix("\n"), _line=1 + breaks.cum_sum() - breaks))
+
+
+def _fields(text: pl.Expr, delimiter: str, quote: str) -> pl.Expr:
+    """The fields of records, without their quotes; null where a record is none."""
+    if not quote:
+        return text.str.split(delimiter)
+    ended = text + delimiter
+    found = ended.str.extract_all(_field_pattern(delimiter, quote) + f"\\x{{{ord(delimiter):x}}}")
+    bare = pl.element().str.strip_suffix(delimiter)
+    inside = bare.str.slice(1).str.strip_suffix(quote).str.replace_all(quote * 2, quote, literal=True)
+    unquoted = found.list.eval(pl.when(bare.str.starts_with(quote)).then(inside).otherwise(bare))
+    return pl.when(found.list.join("") == ended).then(unquoted)
+
+
+def _beside(frames: Sequence[pl.DataFrame], frame: pl.DataFrame) -> pl.DataFrame:
     try:
-        frame = pl.from_arrow(pq.read_table(path))
-    except (OSError, ValueError) as error:
+        return pl.concat([*frames, frame], how="diagonal_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise FileError("columns", f"they don't fit those of the files before: {error}") from error
+
+
+def _parquet(path: str, name: str) -> pl.DataFrame:
+    try:
+        with fsspec.open(path, "rb") as file:
+            frame = pl.from_arrow(pq.read_table(file))
+    except (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
     assert isinstance(frame, pl.DataFrame)
-    return frame.with_columns(_file=pl.lit(path), _line=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
-
-
-def _join_table(path: str) -> pl.DataFrame:
-    """The lines of a file that the recipe joins."""
-    frame, _ = _lines(path, read_text(path)[0])
-    return frame.select(line="text", line_number="_line")
+    frame.columns = _distinct(frame.columns)
+    return frame.with_columns(_file=pl.lit(name), _line=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))

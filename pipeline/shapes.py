@@ -40,25 +40,32 @@ SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM 
         "qas":[{{"query_id":"VARCHAR","query_text":"VARCHAR","answers":["VARCHAR"]}}]}}') AS r FROM records)))
 """
 
-_ASSISTANT = "('assistant', 'gpt', 'chatgpt', 'bot', 'model', 'counselor')"
+_ASSISTANT = "'assistant', 'gpt', 'chatgpt', 'bot', 'model', 'counselor'"
+_TOOL = "'function_call', 'tool_call', 'function', 'tool', 'observation', 'ipython'"
 _MESSAGE = '[{"from":"VARCHAR","value":"VARCHAR","role":"VARCHAR","content":"VARCHAR"}]'
 
 
 def messages(turns: int) -> str:
-    """Conversations: a pair for each reply that follows something; the prompt is the last `turns` exchanges.
+    """Conversations: a pair for each reply to a user; the prompt is the last `turns` exchanges, the reply left out.
 
-    Reads `conversations` or `messages` with from/value or role/content. System prompts go to `meta`.
+    An exchange begins where the user speaks after somebody else, so a prompt never begins with a reply or with what
+    a tool said. Reads `conversations` or `messages` with from/value or role/content. System prompts go to `meta`.
     """
     return f"""
 SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM (
     SELECT *, list_filter(list_transform(range(1, len(turns) + 1), lambda i:
-        CASE WHEN i > 1 AND turns[i].role IN {_ASSISTANT} THEN {{
+        CASE WHEN turns[i].role IN ({_ASSISTANT}) AND begun[i] > 0 THEN {{
             'query': array_to_string(list_transform(
-                turns[greatest(1, i - {2 * turns - 1}):(i - 1)], lambda turn: turn.text), chr(10)),
+                turns[beginnings[greatest(1, begun[i] - {turns - 1})]:(i - 1)], lambda turn: turn.text), chr(10)),
             'positive': turns[i].text,
             'negatives': CAST([] AS VARCHAR[]),
             'meta': to_json({{'conversation': r.id, 'turn': i, 'system': system}})
         }} END), lambda pair: pair IS NOT NULL) AS pairs
+    FROM (SELECT *, list_transform(range(1, len(turns) + 1), lambda i:
+            len(list_filter(beginnings, lambda beginning: beginning < i))) AS begun
+    FROM (SELECT *, list_filter(range(1, len(turns) + 1), lambda i:
+            turns[i].role NOT IN ({_ASSISTANT}, {_TOOL})
+            AND (i = 1 OR turns[i - 1].role IN ({_ASSISTANT}, {_TOOL}))) AS beginnings
     FROM (
         SELECT *, list_filter(said, lambda turn: turn.role <> 'system') AS turns,
             coalesce(r.system, list_filter(said, lambda turn: turn.role = 'system')[1].text) AS system
@@ -68,7 +75,7 @@ SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM 
                 'text': coalesce(message."value", message.content, '')}}) AS said
             FROM (SELECT *, from_json(record,
                 '{{"conversations":{_MESSAGE},"messages":{_MESSAGE},"system":"VARCHAR","id":"VARCHAR"}}') AS r
-                FROM records)))))
+                FROM records)))))))
 """
 
 
@@ -88,7 +95,7 @@ FROM (
         FROM (
             SELECT *, regexp_extract(text, '(?s)^---\n(.*?)\n---[ \t]*\n', 1) AS front,
                    regexp_replace(text, '(?s)^---\n.*?\n---[ \t]*\n', '') AS body
-            FROM (SELECT * REPLACE (replace(text, chr(13), '') AS text) FROM texts))))
+            FROM texts)))
 """
 
 

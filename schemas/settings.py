@@ -228,6 +228,7 @@ class FinetuneSettings(OptimizerSettings):
     """InfoNCE with hard negatives + β·CoSENT (paper §2.1.2, §2.3, eq. 3)."""
 
     model: str = given("pretrain", "paper Figure 1: fine-tuning starts from the pre-trained model")
+    queries: list[Literal["retrieval", "pretrain"]] = given(["retrieval"], "paper §3.2; ours: more pairs as retrieval")
     retrieval_batch: int = given(4, "paper §3.1: queries in an update", ge=1)
     sts_batch: int = given(32, "paper §3.1: sentence pairs in an update", ge=0)
     negatives: int = given(4, "ours: hard negatives of each query; the paper's n", ge=1)

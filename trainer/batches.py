@@ -1,6 +1,6 @@
 """Which records each update sees, and their texts: a pure function of seed and step, so any step can be resumed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,14 +106,25 @@ class FinetuneData:
         return np.diff(self.pool_starts)
 
 
-def read_finetune(corpus: Path, retrieval: Sequence[Path], sts: Sequence[Path]) -> FinetuneData:
+_RECORDS = {
+    "retrieval": "SELECT query, source, pair_ids, positives, cluster_ids, negatives FROM read_parquet({})",
+    "pretrain": "SELECT query, source, pair_ids, [positive], [cluster_id], CAST([] AS VARCHAR[]) FROM read_parquet({})",
+}
+
+
+def read_finetune(corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Sequence[Path]) -> FinetuneData:
     """Training records of both tasks, with the pools of the queries that were mined.
 
+    `retrieval` holds the shards of convert/retrieval, and of convert/pretrain where its pairs serve as retrieval too.
     A query that several records share is one: its positives and given negatives come together.
     """
     with duckdb.connect(":memory:") as connection:
         connection.register("pools", read_candidates(corpus).select("query_id", "query", "passage_ids").to_arrow())
-        connection.execute(f"CREATE VIEW records AS FROM read_parquet({[str(shard) for shard in retrieval]})")
+        parts = [_RECORDS[kind].format([str(shard) for shard in each]) for kind, each in sorted(retrieval.items())]
+        connection.execute(
+            "CREATE VIEW records(query, source, pair_ids, positives, cluster_ids, negatives) AS "
+            + " UNION ALL ".join(parts)
+        )
         queries: pl.DataFrame = connection.sql(
             """SELECT query_id, query, first(CAST(source AS VARCHAR) ORDER BY source, pair_ids) AS source,
                       flatten(list(positives ORDER BY source, pair_ids)) AS positives,

@@ -131,7 +131,7 @@ def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
 
 
 def _finetuning(job: Job, settings: FinetuneSettings) -> Task:
-    data = read_finetune(job.corpus, job.shards["retrieval"], job.shards["sts"])
+    data = read_finetune(job.corpus, {kind: job.shards[kind] for kind in settings.queries}, job.shards["sts"])
     queries, sentences = settings.retrieval_batch, settings.sts_batch if len(data.labels) else 0
     steps = steps_of(settings, len(data.sources), queries)
     drawn = draws(data.sources, steps * queries, settings.mixing, settings.seed)

@@ -18,9 +18,7 @@ HAN = [chr(0x4E00 + place) for place in range(2000)]
 
 
 def recipe(*priorities: tuple[str, int | None], **dedup_settings) -> Recipe:
-    sources = [
-        {"name": name, "files": "*.json", "read": "json", "priority": priority} for name, priority in priorities
-    ]
+    sources = [{"name": name, "files": "*.json", "read": "json", "priority": priority} for name, priority in priorities]
     return Recipe.model_validate({"sources": sources, "dedup": dedup_settings})
 
 
@@ -213,7 +211,7 @@ def test_one_side_alone_can_decide(on: str, tmp_path: Path, pair, write_shards, 
     rows.append(pair(**{same: text(4), other: text(2)}))
     write_shards(tmp_path, "filter", rows)
     dedup(tmp_path, recipe(on=on), ONE)
-    kept, rejected = outcome(tmp_path, read)
+    kept, _ = outcome(tmp_path, read)
     assert len(kept) == 2 and rows[2]["pair_id"] in kept
     [shown] = read(tmp_path, "dedup/rejected")["detail"]
     expected = similarity(*(row[same] for row in rows[:2]))
@@ -273,7 +271,7 @@ def test_evaluation_sets_from_files(tmp_path: Path, pair, write_shards) -> None:
     assert dedup(tmp_path, recipe(decontaminate=[str(lines)]), ONE).rows_out == 1
     assert dedup(tmp_path, recipe(decontaminate=[str(lines), str(table)]), ONE).rows_out == 0
     pl.DataFrame({"question": [text(6)]}).write_parquet(table)
-    with pytest.raises(RecipeError, match="none of the columns query, .* it has question"):
+    with pytest.raises(RecipeError, match=r"none of the columns query, .* it has question"):
         dedup(tmp_path, recipe(decontaminate=[str(table)]), ONE)
     with pytest.raises(RecipeError, match=r"exam is neither an evaluation set of the corpus \(none\)"):
         dedup(tmp_path, recipe(decontaminate=["exam"]), ONE)

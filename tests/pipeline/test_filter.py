@@ -46,7 +46,9 @@ def test_every_shard_adds_up(tmp_path: Path, pair, write_shards) -> None:
 
 
 def test_personal_data_is_masked_and_counted(tmp_path: Path, pair, write_shards, read) -> None:
-    mail = pair(QUESTION, ANSWER + "联系 13812345678 或 name@example.com。", negatives=["请写信到 a@example.com 来", ANSWER])
+    mail = pair(
+        QUESTION, ANSWER + "联系 13812345678 或 name@example.com。", negatives=["请写信到 a@example.com 来", ANSWER]
+    )
     write_shards(tmp_path, "ingest", [mail])
     filter_pairs(tmp_path, FilterSettings(), ONE)
     [row] = read(tmp_path, "filter").to_dicts()

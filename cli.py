@@ -1,0 +1,405 @@
+"""The command line: parses, calls one function, prints. No logic, and nothing heavy is imported before it is needed."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .pipeline.engine import Engine, Summary
+    from .schemas.recipe import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Curate text pairs, mine hard negatives, train text-embedding models.",
+)
+errors = Console(stderr=True, highlight=False)
+BAD_INPUT = 3
+
+Corpus = Annotated[Path, typer.Argument(help="The corpus folder.")]
+Overrides = Annotated[list[str], typer.Option("--set", help="Override the recipe: key.key=value. May be repeated.")]
+Workers = Annotated[int, typer.Option(help="Processes; 0 is one for each core.", min=0)]
+Processes = Annotated[int, typer.Option("--nproc", help="Training processes on this machine, one a device.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
+Strict = Annotated[bool, typer.Option(help="Exit with 3 if any input was bad.")]
+Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
+RecipeFile = Annotated[Path | None, typer.Option(help="A recipe (YAML); default: the one kept in the corpus.")]
+
+
+def main() -> None:
+    """Run a command; an error is one message and an exit code: 2 usage, 3 bad input under --strict, 1 anything else."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        from .schemas.recipe import RecipeError
+
+        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, RecipeError) else 1)
+
+
+def _recipe(corpus: Path, file: Path | None, overrides: list[str]) -> "Recipe":
+    from .pipeline.corpus import load_recipe
+    from .schemas.recipe import load
+
+    return load(file, overrides) if file else load_recipe(corpus, overrides)
+
+
+@contextmanager
+def _work(corpus: Path, workers: int, debug: bool) -> Iterator["Engine"]:
+    """The corpus held, and an engine that shows its progress."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from .pipeline.corpus import locked
+    from .pipeline.engine import Engine
+
+    if debug:
+        os.environ["CONAN_DEBUG"] = "1"
+    bars: dict[str, Any] = {}
+    columns = (
+        TextColumn("{task.description:20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+    )
+    with locked(corpus), Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+
+        def show(stage: str, done: int, total: int, rows: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=total, rows=0, rate=0.0)
+            elapsed = progress.tasks[bars[stage]].elapsed or 0.0
+            progress.update(bars[stage], completed=done, total=total, rows=rows, rate=rows / max(elapsed, 0.1))
+
+        yield Engine(workers, show)
+
+
+def _print(value: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    if as_json:
+        typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+    else:
+        show(value)
+
+
+def _summary(summary: "Summary") -> dict[str, Any]:
+    return {**summary.__dict__, "rejected": dict(summary.rejected.most_common())}
+
+
+def _show_summary(summary: dict[str, Any]) -> None:
+    seconds = f"{summary['seconds']:.1f} s" + (f", {summary['skipped']} shards as before" if summary["skipped"] else "")
+    table = Table(title=f"{summary['stage']} ({seconds})", title_justify="left")
+    for heading in ("", "rows"):
+        table.add_column(heading, justify="right" if heading else "left")
+    table.add_row("in", f"{summary['rows_in']:,}")
+    for reason, rows in summary["rejected"].items():
+        table.add_row(f"  rejected: {reason}", f"{rows:,}")
+    table.add_row("out", f"{summary['rows_out']:,}", style="bold")
+    Console().print(table)
+    for name, note in summary["notes"].items():
+        if note:
+            Console().print(f"{name}: {note}", highlight=False, markup=False)
+
+
+def _show_figures(rows: list[dict[str, Any]]) -> None:
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    table = Table(title="evaluate", title_justify="left")
+    table.add_column("set")
+    table.add_column("metric")
+    for model in models:
+        table.add_column(model, justify="right")
+    for one, metric in dict.fromkeys((row["set"], row["metric"]) for row in rows):
+        values = {row["model"]: row["value"] for row in rows if (row["set"], row["metric"]) == (one, metric)}
+        table.add_row(one, metric, *(f"{values[model]:.4f}" if model in values else "" for model in models))
+    Console().print(table)
+
+
+def _show_training(figures: dict[str, Any]) -> None:
+    if not figures["trained"]:
+        typer.echo(f"{figures['stage']}: trained before; {figures['model']}")
+    else:
+        loss = f"loss {figures['loss']:.4f}, " if "loss" in figures else ""
+        typer.echo(f"{figures['stage']}: {figures.get('step', 0):,} steps, {loss}model in {figures['model']}")
+
+
+def _show_result(step: str, result: Any, as_json: bool) -> None:
+    if step == "evaluate":
+        _print(result, as_json, _show_figures)
+    elif step == "export":
+        _print({"stage": "export", "folder": str(result)}, as_json, lambda _: typer.echo(f"export: {result}"))
+    elif isinstance(result, dict):
+        _print(result, as_json, _show_training)
+    else:
+        _print(_summary(result), as_json, _show_summary)
+
+
+def _bad_input(summary: "Summary") -> bool:
+    return summary.stage == "ingest" and bool(summary.rejected or summary.notes.get("empty sources"))
+
+
+def _data_stage(
+    name: str, corpus: Path, recipe: "Recipe", workers: int, as_json: bool, debug: bool, strict: bool = False
+) -> None:
+    from .run import data_stage
+
+    with _work(corpus, workers, debug) as engine:
+        summary = data_stage(name, corpus, recipe, engine)
+    _show_result(name, summary, as_json)
+    if strict and _bad_input(summary):
+        raise typer.Exit(BAD_INPUT)
+
+
+def _with(overrides: list[str], **values: Any) -> list[str]:
+    """Options of a command as overrides of the recipe."""
+    return overrides + [f"{key.replace('__', '.')}={value}" for key, value in values.items() if value is not None]
+
+
+@app.command()
+def ingest(
+    corpus: Corpus,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    workers: Workers = 0,
+    strict: Strict = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Read the recipe's sources into pairs; what is no pair is rejected with file, line and reason."""
+    _data_stage("ingest", corpus, _recipe(corpus, recipe, overrides), workers, as_json, debug, strict)
+
+
+@app.command("filter")
+def filter_(
+    corpus: Corpus,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    workers: Workers = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Drop pairs that break a rule; mask personal data."""
+    _data_stage("filter", corpus, _recipe(corpus, recipe, overrides), workers, as_json, debug)
+
+
+@app.command()
+def dedup(
+    corpus: Corpus,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    workers: Workers = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Drop exact and near-duplicates, and pairs that evaluation sets contain."""
+    _data_stage("dedup", corpus, _recipe(corpus, recipe, overrides), workers, as_json, debug)
+
+
+@app.command()
+def score(
+    corpus: Corpus,
+    model: Annotated[str | None, typer.Option(help="Hub name, folder, or bootstrap.")] = None,
+    cutoff: Annotated[float | None, typer.Option(help="Pre-training pairs scored below it are rejected.")] = None,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Score query against positive with an embedding model; drop what is below the cutoff."""
+    overrides = _with(overrides, score__model=model, score__cutoff=cutoff)
+    _data_stage("score", corpus, _recipe(corpus, recipe, overrides), 1, as_json, debug)
+
+
+@app.command()
+def convert(
+    corpus: Corpus,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    workers: Workers = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Turn pairs into training records: pretrain, retrieval, sts."""
+    _data_stage("convert", corpus, _recipe(corpus, recipe, overrides), workers, as_json, debug)
+
+
+@app.command()
+def mine(
+    corpus: Corpus,
+    model: Annotated[str | None, typer.Option(help="Hub name, folder, or bootstrap, pretrain, finetune.")] = None,
+    method: Annotated[str | None, typer.Option(help="topk, topk-abs, topk-marginpos, topk-percpos.")] = None,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Find candidates for hard negatives; write pools.duckdb."""
+    overrides = _with(overrides, mine__model=model, mine__method=method)
+    _data_stage("mine", corpus, _recipe(corpus, recipe, overrides), 1, as_json, debug)
+
+
+@app.command()
+def train(
+    corpus: Corpus,
+    stage: Annotated[str, typer.Option(help="bootstrap, pretrain or finetune.")] = "finetune",
+    on: Annotated[str | None, typer.Option(help="pretrain: train on this stage's pairs, as dedup.")] = None,
+    model: Annotated[str | None, typer.Option(help="Start from: hub name, folder, or a stage of train.")] = None,
+    processes: Processes = 1,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train with DeepSpeed; a run that was interrupted goes on from its last checkpoint."""
+    from .run import STAGES, train
+    from .schemas.recipe import RecipeError
+
+    if stage not in STAGES:
+        raise RecipeError(f"--stage {stage}: expected one of {', '.join(STAGES)}")
+    section = "bootstrap.training" if stage == "bootstrap" else stage
+    overrides = _with(overrides, **{f"{section}.on": on, f"{section}.model": model})
+    resolved = _recipe(corpus, recipe, overrides)
+    with _work(corpus, 1, debug):
+        figures = train(stage, corpus, resolved, processes)
+    _show_result(stage, figures, as_json)
+
+
+@app.command()
+def evaluate(
+    corpus: Corpus,
+    models: Annotated[
+        list[str], typer.Argument(help="Hub names, folders, or stages of train; default: the recipe's.")
+    ] = [],
+    sets: Annotated[list[Path], typer.Option(help="Folders or files of sets; default: the corpus's own.")] = [],
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """nDCG@10, Recall@10 and Spearman of models on evaluation sets."""
+    from .run import evaluate
+
+    resolved = _recipe(corpus, recipe, overrides)
+    _show_result("evaluate", evaluate(corpus, resolved, models or list(resolved.evaluate.models), sets), as_json)
+
+
+@app.command()
+def export(
+    corpus: Corpus,
+    model: Annotated[str | None, typer.Option(help="A stage of train.")] = None,
+    to: Annotated[Path | None, typer.Option(help="The folder to write; default: model, inside the corpus.")] = None,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write the trained model as a folder that SentenceTransformer(folder) loads."""
+    from .run import export
+
+    overrides = _with(overrides, export__model=model, export__folder=to.resolve() if to else None)
+    _show_result("export", export(corpus, _recipe(corpus, recipe, overrides)), as_json)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe (YAML).")],
+    corpus: Annotated[Path | None, typer.Argument(help="The corpus folder; default: the recipe's `corpus:`.")] = None,
+    overrides: Overrides = [],
+    workers: Workers = 0,
+    processes: Processes = 1,
+    strict: Strict = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run every stage of a recipe. What is done already is skipped; after a kill, run it again."""
+    from .run import place, run
+    from .schemas.recipe import load
+
+    resolved = load(recipe, overrides)
+    folder = place(resolved, corpus, recipe)
+    bad = False
+    with _work(folder, workers, debug) as engine:
+        for step, result in run(folder, resolved, engine, processes):
+            _show_result(step, result, as_json)
+            bad = bad or (step == "ingest" and _bad_input(result))
+    if strict and bad:
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def sql(
+    corpus: Corpus,
+    query: Annotated[str, typer.Argument(help="SQL over the corpus's views; its negative pools are pools.…")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Ask the corpus in SQL: views ingest … convert, rejected, funnel, rules, runs; pools.candidates …"""
+    from .pipeline.catalog import query as ask
+
+    found = ask(corpus, query)
+    if as_json:
+        for record in found.to_pylist():
+            typer.echo(json.dumps(record, ensure_ascii=False, default=str))
+        return
+    table = Table()
+    for name in found.column_names:
+        table.add_column(name, overflow="fold")
+    for record in found.to_pylist():
+        table.add_row(*("" if value is None else str(value) for value in record.values()))
+    Console().print(table)
+
+
+@app.command()
+def report(
+    corpus: Corpus,
+    to: Annotated[Path | None, typer.Option(help="The page to write; default: report.html in the corpus.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one self-contained HTML page: funnel, rejects, training curves, figures."""
+    from .pipeline.report import write_report
+
+    typer.echo(f"report: {write_report(corpus, to or corpus / 'report.html')}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to work; must be new or an earlier demo's.")] = Path("demo"),
+    debug: Debug = False,
+) -> None:
+    """Write a small dirty sample, run everything on it, and show what came out."""
+    from .run import demo
+
+    resolved, sources = demo(folder)
+    typer.echo(f"Sample sources in {sources}, corpus in {folder / 'corpus'}\n")
+    run_results = []
+    with _work(folder / "corpus", 0, debug) as engine:
+        from .run import run
+
+        for step, result in run(folder / "corpus", resolved, engine, 1):
+            run_results.append((step, result))
+            errors.print(f"{step} done", highlight=False)
+    for step, result in run_results:
+        _show_result(step, result, as_json=False)
+    for question in DEMO_QUESTIONS:
+        typer.echo(f'\n$ conan sql {folder / "corpus"} "{question}"')
+        sql(folder / "corpus", question)
+
+
+DEMO_QUESTIONS = (
+    "PIVOT (SELECT stage, category, rows FROM funnel) ON stage IN ('ingest', 'filter', 'dedup', 'score', 'convert') "
+    "USING sum(rows) ORDER BY category",
+    "SELECT stage, reason, detail, coalesce(query, record)[:40] AS record FROM rejected "
+    "WHERE reason IN ('broken_json', 'near_duplicate', 'refusal') ORDER BY reason, record LIMIT 3 BY reason",
+    "SELECT q.text AS query, p.text[:40] AS hardest_negative, round(scores[1], 3) AS score FROM pools.candidates "
+    "JOIN pools.queries q USING (query_id) JOIN pools.passages p ON p.passage_id = passage_ids[1] "
+    "ORDER BY scores[1] DESC LIMIT 3",
+)
