@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from .pipeline.engine import Engine, Summary
@@ -22,8 +23,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Curate text pairs, mine hard negatives, train text-embedding models.",
 )
-errors = Console(stderr=True, highlight=False)
+# What is printed is often data: "[/img]" in it is no markup.
+out = Console(markup=False, emoji=False, highlight=False)
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 BAD_INPUT = 3
+
+
+def _debug(wanted: bool) -> bool:
+    """Workers read it from the environment, too."""
+    if wanted:
+        os.environ["CONAN_DEBUG"] = "1"
+    return wanted
+
 
 Corpus = Annotated[Path, typer.Argument(help="The corpus folder.")]
 Overrides = Annotated[list[str], typer.Option("--set", help="Override the recipe: key.key=value. May be repeated.")]
@@ -31,7 +42,7 @@ Workers = Annotated[int, typer.Option(help="Processes; 0 is one for each core.",
 Processes = Annotated[int, typer.Option("--nproc", help="Training processes on this machine, one a device.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
 Strict = Annotated[bool, typer.Option(help="Exit with 3 if any input was bad.")]
-Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
+Debug = Annotated[bool, typer.Option(help="Show tracebacks.", callback=_debug)]
 RecipeFile = Annotated[Path | None, typer.Option(help="A recipe (YAML); default: the one kept in the corpus.")]
 
 
@@ -41,11 +52,13 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        if "--debug" in sys.argv:
-            raise
         from .schemas.recipe import RecipeError
 
-        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        if os.environ.get("CONAN_DEBUG"):
+            traceback.print_exc()
+        foreseen = isinstance(error, OSError) or type(error).__module__ != "builtins"
+        message = str(error) if foreseen else f"{type(error).__name__}: {error} (--debug shows where)"
+        errors.print(f"error: {message}", style="red", soft_wrap=True)
         sys.exit(2 if isinstance(error, RecipeError) else 1)
 
 
@@ -57,16 +70,13 @@ def _recipe(corpus: Path, file: Path | None, overrides: list[str]) -> "Recipe":
 
 
 @contextmanager
-def _work(corpus: Path, workers: int, debug: bool) -> Iterator["Engine"]:
-    """The corpus held, and an engine that shows its progress."""
+def _work(corpus: Path, workers: int) -> Iterator["Engine"]:
+    """The corpus held, and an engine that shows its progress: one bar, while there is something to show."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from .pipeline.corpus import locked
     from .pipeline.engine import Engine
 
-    if debug:
-        os.environ["CONAN_DEBUG"] = "1"
-    bars: dict[str, Any] = {}
     columns = (
         TextColumn("{task.description:20}"),
         BarColumn(),
@@ -74,20 +84,41 @@ def _work(corpus: Path, workers: int, debug: bool) -> Iterator["Engine"]:
         TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,.0f}/s"),
         TimeRemainingColumn(),
     )
-    with locked(corpus), Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    progress = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
 
-        def show(stage: str, done: int, total: int, rows: int) -> None:
-            if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=total, rows=0, rate=0.0)
-            elapsed = progress.tasks[bars[stage]].elapsed or 0.0
-            progress.update(bars[stage], completed=done, total=total, rows=rows, rate=rows / max(elapsed, 0.1))
+    def show(stage: str, done: int, total: int, rows: int) -> None:
+        if not progress.tasks or progress.tasks[0].description != stage:
+            clear()
+            progress.add_task(stage, rows=0, rate=0.0)
+            progress.start()
+        task = progress.tasks[0]
+        progress.update(task.id, completed=done, total=total, rows=rows, rate=rows / max(task.elapsed or 0.0, 0.1))
+        if done == total:
+            clear()
 
-        yield Engine(workers, show)
+    def clear() -> None:
+        """Leave the terminal to what is printed next, and to the processes that train."""
+        progress.stop()
+        for task in progress.task_ids:
+            progress.remove_task(task)
+
+    with locked(corpus):
+        try:
+            yield Engine(workers, show)
+        finally:
+            clear()
 
 
-def _print(value: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+def _echo_json(value: dict[str, Any]) -> None:
+    """One line of JSON; numbers that JSON can't say are null."""
+    from pydantic_core import to_json
+
+    typer.echo(to_json(value, inf_nan_mode="null", bytes_mode="base64", fallback=str).decode())
+
+
+def _print(value: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
     if as_json:
-        typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+        _echo_json(value)
     else:
         show(value)
 
@@ -98,30 +129,27 @@ def _summary(summary: "Summary") -> dict[str, Any]:
 
 def _show_summary(summary: dict[str, Any]) -> None:
     seconds = f"{summary['seconds']:.1f} s" + (f", {summary['skipped']} shards as before" if summary["skipped"] else "")
-    table = Table(title=f"{summary['stage']} ({seconds})", title_justify="left")
-    for heading in ("", "rows"):
-        table.add_column(heading, justify="right" if heading else "left")
+    out.print(f"{summary['stage']} ({seconds})", style="bold")
+    table = Table("", Column("rows", justify="right"))
     table.add_row("in", f"{summary['rows_in']:,}")
     for reason, rows in summary["rejected"].items():
         table.add_row(f"  rejected: {reason}", f"{rows:,}")
     table.add_row("out", f"{summary['rows_out']:,}", style="bold")
-    Console().print(table)
+    out.print(table)
     for name, note in summary["notes"].items():
         if note:
-            Console().print(f"{name}: {note}", highlight=False, markup=False)
+            out.print(f"{name}: {note}")
 
 
-def _show_figures(rows: list[dict[str, Any]]) -> None:
+def _show_figures(evaluated: dict[str, Any]) -> None:
+    rows = evaluated["figures"]
     models = list(dict.fromkeys(row["model"] for row in rows))
-    table = Table(title="evaluate", title_justify="left")
-    table.add_column("set")
-    table.add_column("metric")
-    for model in models:
-        table.add_column(model, justify="right")
+    out.print("evaluate", style="bold")
+    table = Table("set", "metric", *(Column(model, justify="right") for model in models))
     for one, metric in dict.fromkeys((row["set"], row["metric"]) for row in rows):
         values = {row["model"]: row["value"] for row in rows if (row["set"], row["metric"]) == (one, metric)}
         table.add_row(one, metric, *(f"{values[model]:.4f}" if model in values else "" for model in models))
-    Console().print(table)
+    out.print(table)
 
 
 def _show_training(figures: dict[str, Any]) -> None:
@@ -134,9 +162,9 @@ def _show_training(figures: dict[str, Any]) -> None:
 
 def _show_result(step: str, result: Any, as_json: bool) -> None:
     if step == "evaluate":
-        _print(result, as_json, _show_figures)
+        _print({"stage": step, "figures": result}, as_json, _show_figures)
     elif step == "export":
-        _print({"stage": "export", "folder": str(result)}, as_json, lambda _: typer.echo(f"export: {result}"))
+        _print({"stage": step, "folder": str(result)}, as_json, lambda _: typer.echo(f"export: {result}"))
     elif isinstance(result, dict):
         _print(result, as_json, _show_training)
     else:
@@ -147,21 +175,19 @@ def _bad_input(summary: "Summary") -> bool:
     return summary.stage == "ingest" and bool(summary.rejected or summary.notes.get("empty sources"))
 
 
-def _data_stage(
-    name: str, corpus: Path, recipe: "Recipe", workers: int, as_json: bool, debug: bool, strict: bool = False
-) -> None:
+def _data_stage(name: str, corpus: Path, recipe: "Recipe", workers: int, as_json: bool, strict: bool = False) -> None:
     from .run import data_stage
 
-    with _work(corpus, workers, debug) as engine:
+    with _work(corpus, workers) as engine:
         summary = data_stage(name, corpus, recipe, engine)
     _show_result(name, summary, as_json)
     if strict and _bad_input(summary):
         raise typer.Exit(BAD_INPUT)
 
 
-def _with(overrides: list[str], **values: Any) -> list[str]:
-    """Options of a command as overrides of the recipe."""
-    return overrides + [f"{key.replace('__', '.')}={value}" for key, value in values.items() if value is not None]
+def _with(overrides: list[str], options: dict[str, Any]) -> list[str]:
+    """Options of a command as overrides of the recipe; quoted, so that no text is taken for another YAML value."""
+    return overrides + [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
 
 
 @app.command()
@@ -175,7 +201,7 @@ def ingest(
     debug: Debug = False,
 ) -> None:
     """Read the recipe's sources into pairs; what is no pair is rejected with file, line and reason."""
-    _data_stage("ingest", corpus, _recipe(corpus, recipe, overrides), workers, as_json, debug, strict)
+    _data_stage("ingest", corpus, _recipe(corpus, recipe, overrides), workers, as_json, strict)
 
 
 @app.command("filter")
@@ -188,7 +214,7 @@ def filter_(
     debug: Debug = False,
 ) -> None:
     """Drop pairs that break a rule; mask personal data."""
-    _data_stage("filter", corpus, _recipe(corpus, recipe, overrides), workers, as_json, debug)
+    _data_stage("filter", corpus, _recipe(corpus, recipe, overrides), workers, as_json)
 
 
 @app.command()
@@ -201,7 +227,7 @@ def dedup(
     debug: Debug = False,
 ) -> None:
     """Drop exact and near-duplicates, and pairs that evaluation sets contain."""
-    _data_stage("dedup", corpus, _recipe(corpus, recipe, overrides), workers, as_json, debug)
+    _data_stage("dedup", corpus, _recipe(corpus, recipe, overrides), workers, as_json)
 
 
 @app.command()
@@ -215,8 +241,8 @@ def score(
     debug: Debug = False,
 ) -> None:
     """Score query against positive with an embedding model; drop what is below the cutoff."""
-    overrides = _with(overrides, score__model=model, score__cutoff=cutoff)
-    _data_stage("score", corpus, _recipe(corpus, recipe, overrides), 1, as_json, debug)
+    overrides = _with(overrides, {"score.model": model, "score.cutoff": cutoff})
+    _data_stage("score", corpus, _recipe(corpus, recipe, overrides), 1, as_json)
 
 
 @app.command()
@@ -229,7 +255,7 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Turn pairs into training records: pretrain, retrieval, sts."""
-    _data_stage("convert", corpus, _recipe(corpus, recipe, overrides), workers, as_json, debug)
+    _data_stage("convert", corpus, _recipe(corpus, recipe, overrides), workers, as_json)
 
 
 @app.command()
@@ -243,8 +269,8 @@ def mine(
     debug: Debug = False,
 ) -> None:
     """Find candidates for hard negatives; write pools.duckdb."""
-    overrides = _with(overrides, mine__model=model, mine__method=method)
-    _data_stage("mine", corpus, _recipe(corpus, recipe, overrides), 1, as_json, debug)
+    overrides = _with(overrides, {"mine.model": model, "mine.method": method})
+    _data_stage("mine", corpus, _recipe(corpus, recipe, overrides), 1, as_json)
 
 
 @app.command()
@@ -266,9 +292,9 @@ def train(
     if stage not in STAGES:
         raise RecipeError(f"--stage {stage}: expected one of {', '.join(STAGES)}")
     section = "bootstrap.training" if stage == "bootstrap" else stage
-    overrides = _with(overrides, **{f"{section}.on": on, f"{section}.model": model})
+    overrides = _with(overrides, {f"{section}.on": on, f"{section}.model": model})
     resolved = _recipe(corpus, recipe, overrides)
-    with _work(corpus, 1, debug):
+    with _work(corpus, 1):
         figures = train(stage, corpus, resolved, processes)
     _show_result(stage, figures, as_json)
 
@@ -305,8 +331,11 @@ def export(
     """Write the trained model as a folder that SentenceTransformer(folder) loads."""
     from .run import export
 
-    overrides = _with(overrides, export__model=model, export__folder=to.resolve() if to else None)
-    _show_result("export", export(corpus, _recipe(corpus, recipe, overrides)), as_json)
+    overrides = _with(overrides, {"export.model": model, "export.folder": str(to.resolve()) if to else None})
+    resolved = _recipe(corpus, recipe, overrides)
+    with _work(corpus, 1):
+        folder = export(corpus, resolved)
+    _show_result("export", folder, as_json)
 
 
 @app.command()
@@ -327,7 +356,7 @@ def run(
     resolved = load(recipe, overrides)
     folder = place(resolved, corpus, recipe)
     bad = False
-    with _work(folder, workers, debug) as engine:
+    with _work(folder, workers) as engine:
         for step, result in run(folder, resolved, engine, processes):
             _show_result(step, result, as_json)
             bad = bad or (step == "ingest" and _bad_input(result))
@@ -348,14 +377,12 @@ def sql(
     found = ask(corpus, query)
     if as_json:
         for record in found.to_pylist():
-            typer.echo(json.dumps(record, ensure_ascii=False, default=str))
+            _echo_json(record)
         return
-    table = Table()
-    for name in found.column_names:
-        table.add_column(name, overflow="fold")
+    table = Table(*(Column(name, overflow="fold") for name in found.column_names))
     for record in found.to_pylist():
         table.add_row(*("" if value is None else str(value) for value in record.values()))
-    Console().print(table)
+    out.print(table)
 
 
 @app.command()
@@ -376,22 +403,21 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Write a small dirty sample, run everything on it, and show what came out."""
-    from .run import demo
+    from .run import demo, run
 
+    corpus = folder / "corpus"
     resolved, sources = demo(folder)
-    typer.echo(f"Sample sources in {sources}, corpus in {folder / 'corpus'}\n")
-    run_results = []
-    with _work(folder / "corpus", 0, debug) as engine:
-        from .run import run
-
-        for step, result in run(folder / "corpus", resolved, engine, 1):
-            run_results.append((step, result))
-            errors.print(f"{step} done", highlight=False)
-    for step, result in run_results:
+    typer.echo(f"Sample sources in {sources}, corpus in {corpus}\n")
+    results = []
+    with _work(corpus, 0) as engine:
+        for step, result in run(corpus, resolved, engine, 1):
+            results.append((step, result))
+            errors.print(f"{step} done")
+    for step, result in results:
         _show_result(step, result, as_json=False)
     for question in DEMO_QUESTIONS:
-        typer.echo(f'\n$ conan sql {folder / "corpus"} "{question}"')
-        sql(folder / "corpus", question)
+        typer.echo(f'\n$ conan sql {corpus} "{question}"')
+        sql(corpus, question)
 
 
 DEMO_QUESTIONS = (

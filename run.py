@@ -4,7 +4,7 @@ It stands at the root because it joins pipeline and trainer, which don't know ea
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +21,38 @@ TRAINED = ("untrained", "bootstrap", "pretrain", "finetune")
 
 def data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") -> "Summary":
     """Run one data stage and bring the catalog up to date."""
-    from .pipeline import catalog, convert, dedup, ingest, mine, score
-    from .pipeline import filter as filtering
+    from .pipeline import catalog
     from .pipeline.corpus import save_recipe
 
-    stages: dict[str, Callable[[], Summary]] = {
-        "ingest": lambda: ingest.ingest(corpus, recipe, engine),
-        "filter": lambda: filtering.filter_pairs(corpus, recipe.filter, engine),
-        "dedup": lambda: dedup.dedup(corpus, recipe, engine),
-        "score": lambda: score.score(corpus, with_model(recipe.score, corpus), engine),
-        "convert": lambda: convert.convert(corpus, recipe, engine),
-        "mine": lambda: mine.mine(corpus, with_model(recipe.mine, corpus), engine),
-    }
-    if name == "ingest":
-        save_recipe(corpus, recipe)
-    summary = stages[name]()
+    # Each stage is imported when it runs: score and mine load torch and FAISS, which takes seconds.
+    match name:
+        case "ingest":
+            from .pipeline.ingest import ingest
+
+            save_recipe(corpus, recipe)
+            summary = ingest(corpus, recipe, engine)
+        case "filter":
+            from .pipeline.filter import filter_pairs
+
+            summary = filter_pairs(corpus, recipe.filter, engine)
+        case "dedup":
+            from .pipeline.dedup import dedup
+
+            summary = dedup(corpus, recipe, engine)
+        case "score":
+            from .pipeline.score import score
+
+            summary = score(corpus, with_model(recipe.score, corpus), engine)
+        case "convert":
+            from .pipeline.convert import convert
+
+            summary = convert(corpus, recipe, engine)
+        case "mine":
+            from .pipeline.mine import mine
+
+            summary = mine(corpus, with_model(recipe.mine, corpus), engine)
+        case _:
+            raise ValueError(f"no data stage is called {name!r}; there are {', '.join(DATA_STAGES)}")
     catalog.rebuild(corpus)
     return summary
 
@@ -70,7 +87,7 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str,
         CorpusError: what it trains on is not there.
         TrainingError: a process failed.
     """
-    from .pipeline.corpus import shards
+    from .pipeline.corpus import CorpusError, shards
     from .pipeline.pools import stored_fingerprint
     from .trainer.job import make_job, run_job
 
@@ -86,14 +103,26 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str,
                 f"the recipe has no `{stage}:`; name it there, even with nothing below it: `{stage}: {{}}`"
             )
     if stage == "finetune":
-        found = {kind: shards(corpus, f"convert/{kind}") for kind in (*settings.queries, "sts")}
-        pools = stored_fingerprint(corpus)
+        found = {kind: shards(corpus, f"convert/{kind}") for kind in settings.queries}
+        found["sts"] = _sentence_shards(corpus)
+        if (pools := stored_fingerprint(corpus)) is None:
+            raise CorpusError(f"{corpus}: no negative pools; run `conan mine {corpus}` first")
     else:
         folder = "convert/pretrain" if settings.on == "convert" else settings.on
         found, pools = {"pairs": shards(corpus, folder)}, None
     job = make_job(corpus, stage, model_place(corpus, settings.model), settings, found, pools)
     trained = run_job(job, processes)
     return {"stage": stage, "trained": trained, "model": str(job.model_folder), **last_figures(corpus, stage)}
+
+
+def _sentence_shards(corpus: Path) -> list[Path]:
+    """The shards of convert/sts; none in a corpus without sentence pairs, whose folder has no files."""
+    from .pipeline.corpus import shards
+
+    folder = corpus / "convert" / "sts"
+    if folder.is_dir() and not any(path.is_file() for path in folder.iterdir()):
+        return []
+    return shards(corpus, "convert/sts")
 
 
 def _make_untrained(corpus: Path, recipe: Recipe) -> None:
@@ -122,7 +151,7 @@ def evaluate(corpus: Path, recipe: Recipe, models: list[str], sets: list[Path]) 
     from .trainer.evaluate import evaluate as figures
     from .trainer.evaluate import read_sets
 
-    found = [one for one in read_sets(sets or [corpus / "evaluation"]) if one.task in ("retrieval", "sts")]
+    found = read_sets(sets or [corpus / "evaluation"])
     rows = []
     for name in models:
         encoder = load_encoder(

@@ -1,16 +1,15 @@
 """catalog.duckdb: views over the shards, rebuilt by every command; `conan sql`."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ..schemas.footer import FOOTER_KEY
 from ..schemas.pairs import CLUSTERED, PAIR, REJECTED_AT_INGEST, SCORED, rejected
 from ..schemas.training import TRAINING
-from .corpus import FOLDERS, STAGES, commit, committed, rejects
+from .corpus import FOLDERS, STAGES, CorpusError, commit, committed, read_footer, rejects
 from .pools import FILE as POOLS_FILE
 
 FILE = "catalog.duckdb"
@@ -22,31 +21,51 @@ _REJECTED = {"ingest": REJECTED_AT_INGEST, "filter": rejected(PAIR), "dedup": re
 
 
 def rebuild(corpus: Path) -> Path:
-    """Make the catalog anew: views only, so it may be deleted at any time."""
+    """Make the catalog anew: views only, so it may be deleted at any time. The corpus must be held (see `locked`).
+
+    Raises:
+        CorpusError: no corpus there, or a shard that is none of ours.
+    """
+    statements = _statements(corpus)
+    for leftover in corpus.glob(f".{FILE}.*.tmp*"):  # of killed runs
+        leftover.unlink(missing_ok=True)
     temporary = corpus / f".{FILE}.{os.getpid()}.tmp"
-    temporary.unlink(missing_ok=True)
-    with duckdb.connect(str(temporary)) as connection:
-        connection.execute("SET enable_progress_bar = false")
-        for statement in _statements(corpus):
-            connection.execute(statement)
-    commit(temporary, corpus / FILE)
+    commit(_write(temporary, statements), corpus / FILE)
     return corpus / FILE
+
+
+def _write(file: Path, statements: list[str]) -> Path:
+    with duckdb.connect(str(file)) as connection:
+        connection.execute("SET enable_progress_bar = false")
+        for statement in statements:
+            connection.execute(statement)
+    return file
 
 
 def query(corpus: Path, sql: str) -> pa.Table:
     """The result of an SQL query over the corpus's views and, as `pools.…`, its negative pools.
 
+    A statement that has no result, such as SET, gives a table without columns. The views are made elsewhere, so
+    that asking needs no right to write in the corpus and is in no stage's way.
+
     Raises:
         duckdb.Error: what is wrong with the SQL.
+        CorpusError: no corpus there, or a shard that is none of ours.
     """
-    with duckdb.connect(str(rebuild(corpus)), read_only=True) as connection:
-        connection.execute("SET enable_progress_bar = false")
-        if (corpus / POOLS_FILE).exists():
-            connection.execute(f"ATTACH '{_escaped(corpus / POOLS_FILE)}' AS pools (READ_ONLY)")
-        return connection.sql(sql).to_arrow_table()
+    with tempfile.TemporaryDirectory() as folder:
+        catalog = _write(Path(folder) / FILE, _statements(corpus))
+        with duckdb.connect(str(catalog), read_only=True) as connection:
+            connection.execute("SET enable_progress_bar = false")
+            if (corpus / POOLS_FILE).exists():
+                connection.execute(f"ATTACH '{_escaped(corpus / POOLS_FILE)}' AS pools (READ_ONLY)")
+            result = connection.sql(sql)
+            # `*` tells columns of one name apart: a, a_1.
+            return pa.table({}) if result is None else result.select("*").to_arrow_table()
 
 
 def _statements(corpus: Path) -> list[str]:
+    if not corpus.is_dir():
+        raise CorpusError(f"{corpus}: no such folder; name the corpus that `conan ingest` wrote")
     statements = []
     for folder in FOLDERS:
         name = folder.rpartition("/")[2]
@@ -119,7 +138,7 @@ def _funnel() -> str:
 def _runs(corpus: Path) -> str:
     """What each shard's footer says."""
     rows = [
-        (folder, str(shard), (pq.read_metadata(shard).metadata or {}).get(FOOTER_KEY, b"{}").decode())
+        (folder, str(shard), read_footer(shard).model_dump_json())
         for folder in FOLDERS
         for shard in committed(corpus, folder)
     ]

@@ -91,7 +91,7 @@ def read_text(path: str, declared: str | None = None) -> tuple[str, str, str | N
 
 def _decompress(file: IO[bytes], path: str) -> tuple[bytes, str | None]:
     ending = PurePosixPath(path).suffix.lower()
-    stream: Any = file
+    stream: Any
     if ending == ".gz":
         stream = gzip.GzipFile(fileobj=file)
     elif ending == ".zst":
@@ -106,9 +106,11 @@ def _decompress(file: IO[bytes], path: str) -> tuple[bytes, str | None]:
         if len(members) != 1:
             raise FileError("unreadable", f"expected one file in the archive, found {len(members)}")
         stream = archive.open(members[0])
+    else:
+        return file.read(), None
     parts = []
     try:
-        while part := stream.read(_CHUNK):
+        while part := stream.read1(_CHUNK):  # `read` would lose what it has when it comes to the break
             parts.append(part)
     except (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile) as error:
         return b"".join(parts), f"breaks off after {sum(map(len, parts)):,} bytes: {error}"
@@ -123,7 +125,7 @@ class _ZstdFile:
         self.frame: Any = None
         self.rest = b""
 
-    def read(self, size: int) -> bytes:
+    def read1(self, size: int) -> bytes:
         while packed := self.rest or self.file.read(size):
             self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
             unpacked: bytes = self.frame.decompress(packed)
@@ -155,13 +157,9 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
         lines = data.split(b"\n")
         foreign = sum(not line.isascii() for line in lines)
         text, broken = _decode_lines(lines, encoding)
-        # A file of one line or two says more by its characters.
-        if (
-            broken > DAMAGED_SHARE * foreign + 1
-            or _damage(data.decode(encoding, "replace")) > 0.5
-            or encoding.startswith("utf-16")
-        ):
-            likely = detect(data)
+        likely = detect(data)
+        flawless = likely != encoding and not _damage(data.decode(likely, "replace"))
+        if broken > DAMAGED_SHARE * foreign + 1 or flawless or encoding.startswith("utf-16"):
             hint = f"; it looks like {likely}" if likely != encoding else ""
             raise FileError("encoding", f"not {encoding} at byte {error.start:,}{hint}") from error
         return text.removeprefix("\ufeff"), encoding
@@ -184,7 +182,7 @@ def detect(data: bytes) -> str:
     """The encoding of Chinese text: UTF-8 where it fits, else the likelier of GB18030 and Big5."""
     head = data[: 4 * _CHUNK]
     damage = {encoding: _damage(head.decode(encoding, "replace")) for encoding in ("utf-8", "gb18030", "big5")}
-    if damage["utf-8"] <= DAMAGED_SHARE:
+    if damage["utf-8"] <= max(DAMAGED_SHARE, min(damage.values())):
         return "utf-8"
     if damage["gb18030"] == damage["big5"]:
         best = charset_normalizer.from_bytes(head[:65_536], cp_isolation=["gb18030", "big5"]).best()

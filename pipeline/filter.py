@@ -22,11 +22,14 @@ def filter_pairs(corpus: Path, settings: FilterSettings, engine: Engine) -> Summ
     """Filter what ingest found.
 
     Raises:
-        ValueError: a rule of the recipe does not exist; names the nearest.
-        RecipeError: a list of blocked words or domains can't be read.
+        RecipeError: a rule that does not exist (the nearest is named), a list of blocked words or domains that can't be
+            read.
         StageError: a shard could not be made.
     """
-    rules_with(settings.rules)
+    try:
+        rules_with(settings.rules)
+    except ValueError as error:
+        raise RecipeError(f"filter.rules: {error}") from error
     words, domains = (_listed(settings, name) for name in ("blocked_words", "blocked_domains"))
     decisive = settings.model_dump(exclude={"blocked_words", "blocked_domains"}), words, domains
     tasks = [

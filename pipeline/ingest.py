@@ -1,5 +1,6 @@
 """conan ingest: files of any shape to pairs, with a reason for everything that did not become one."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from ..schemas.pairs import PAIR, REJECTED_AT_INGEST
 from ..schemas.recipe import Recipe, RecipeError
 from ..schemas.settings import EvaluationSet, Source
 from . import readers
-from .corpus import ShardWriter, committed, fingerprint
-from .engine import Engine, Summary, Task, run_stage
+from .corpus import ShardWriter, committed, fingerprint, read_footer
+from .engine import Engine, Summary, Task, made, run_stage
 from .files import SourceFile, list_files
 from .text import normalise
 
@@ -44,6 +45,7 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     ]
     summary = run_stage(corpus, "ingest", ingest_part, tasks, engine)
     summary.notes["empty sources"] = [f"{source.name}: no file matches {', '.join(source.files)}" for source in empty]
+    summary.notes["empty sources"] += _barren(corpus, "ingest", tasks)
     summary.notes["empty sources"] += _ingest_evaluation(corpus, recipe.evaluation, engine)
     return summary
 
@@ -51,7 +53,7 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
 def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engine) -> list[str]:
     """Each evaluation set is a shard: its own pairs, then pairs of `passages:` with `passage_only` in meta.
 
-    Returns the globs that no file matches.
+    Returns the globs that no file matches, and the sets whose files hold no pair.
     """
     tasks, empty = [], []
     for one in sets:
@@ -64,7 +66,16 @@ def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engi
             tasks.append(Task((one, *paths), _fingerprint(one, [*files, *passages])))
     if tasks or committed(corpus, "evaluation"):
         run_stage(corpus, "evaluation", ingest_evaluation_set, tasks, engine)
-    return empty
+    return empty + _barren(corpus, "evaluation", tasks)
+
+
+def _barren(corpus: Path, folder: str, tasks: Sequence[Task]) -> list[str]:
+    """The sources whose files hold no pair."""
+    place = made(corpus, folder, tasks)
+    pairs: Counter[str] = Counter()
+    for task in tasks:
+        pairs[task.arguments[0].name] += read_footer(place[task.fingerprint]).rows_out
+    return [f"{name}: no pair in its files; {folder}/rejected says why" for name, rows in pairs.items() if not rows]
 
 
 def _fingerprint(source: Source, files: Sequence[SourceFile]) -> str:
@@ -141,6 +152,9 @@ def _project(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFr
     has_place = "_row" in connection.sql("FROM selected").columns
     place = "_row, _file, _line" if has_place else "NULL AS _row, NULL AS _file, NULL AS _line"
     negatives = source.negatives or _own(connection, "negatives", "[]")
+    kind = _kind(connection, negatives)
+    if not kind.endswith("]") and kind not in ("JSON", '"NULL"', "NULL"):
+        raise readers.SourceError(f"negatives: expected a list of strings, found {kind}.")
     own_meta = _own(connection, "meta", "{}")
     columns = {
         "query": _text(connection, source.query),
@@ -171,8 +185,11 @@ def _guarded(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
 def _text(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
     """An expression as text; of a JSON value its content, not its quoted form."""
     guarded = _guarded(connection, expression)
-    kind = str(connection.sql(f"SELECT {guarded} AS value FROM selected LIMIT 0").types[0])
-    return f"{guarded} ->> '$'" if kind == "JSON" else f"CAST({guarded} AS VARCHAR)"
+    return f"{guarded} ->> '$'" if _kind(connection, guarded) == "JSON" else f"CAST({guarded} AS VARCHAR)"
+
+
+def _kind(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
+    return str(connection.sql(f"SELECT {expression} AS value FROM selected LIMIT 0").types[0])
 
 
 def _own(connection: duckdb.DuckDBPyConnection, column: str, otherwise: str) -> str:

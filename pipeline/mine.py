@@ -1,8 +1,10 @@
 """conan mine: candidates for hard negatives, from the model's own neighbours (NV-Retriever, arXiv 2407.15831)."""
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import duckdb
 import faiss
@@ -10,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+from numba import njit, prange
 
 from ..schemas.settings import EncoderSettings, MineSettings
 from .corpus import fingerprint, read_footer, shards
-from .encoder import Vectors, encode, find_model, load_encoder, weights_fingerprint
+from .encoder import WINDOW, Vectors, encode, find_model, load_encoder, weights_fingerprint
 from .engine import Engine, Summary
 from .pools import as_lists, read_candidates, stored_fingerprint, write_pools
 
@@ -21,8 +24,14 @@ VERSION = 1
 MARGINS = {"topk": 1.0, "topk-abs": 0.7, "topk-marginpos": 0.05, "topk-percpos": 0.95}
 """NV-Retriever §4: the margins its ablation found best; naive top-k has none."""
 FLAT_LIMIT = 1_000_000
-"""DESIGN §6: an exact index up to this many passages."""
-_QUERIES_AT_ONCE = 1024
+"""Ours: up to this many passages every one is compared, and each query finds all that it may have."""
+APPROXIMATE_DEPTH = 10
+"""Ours: how many times `top_k` neighbours an approximate index is asked for, before any are dropped."""
+SCORES_AT_ONCE = 1 << 26
+"""Ours: scores of a block of queries that are held in memory (256 MB)."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+parallel_kernel: Callable[[Function], Function] = njit(cache=True, parallel=True)
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -45,13 +54,13 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
     decisive = fingerprint("mine", VERSION, weights, settings.model_dump(exclude={"model", "batch_tokens"}), content)
     if stored_fingerprint(corpus) != decisive:
         engine.progress("mine", 0, 3, 0)
-        queries, passages, positives = _texts(inputs, settings)
+        texts = _texts(inputs, settings)
         encoder = load_encoder(EncoderSettings(**settings.model_dump(include=set(EncoderSettings.model_fields))))
-        passage_vectors = encode(encoder, passages["text"].to_arrow())
-        engine.progress("mine", 1, 3, passages.height)
-        query_vectors = encode(encoder, queries["text"].to_arrow())
-        engine.progress("mine", 2, 3, queries.height)
-        tables = _pools(queries, passages, positives, query_vectors, passage_vectors, settings)
+        passage_vectors = encode(encoder, texts.passages["text"].to_arrow())
+        engine.progress("mine", 1, 3, texts.passages.height)
+        query_vectors = encode(encoder, texts.queries["text"].to_arrow())
+        engine.progress("mine", 2, 3, texts.queries.height)
+        tables = _pools(texts, query_vectors, passage_vectors, settings)
         run = {
             "run_id": decisive[:12],
             "model_fingerprint": encoder.fingerprint,
@@ -62,11 +71,10 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
             "created_at": datetime.now(UTC).replace(tzinfo=None),
         }
         tables["runs"] = pa.Table.from_pylist([run])
-        tables["candidates"] = tables["candidates"].append_column(
-            "run_id", pa.array([run["run_id"]] * queries.height, pa.string())
-        )
+        run_ids = pa.repeat(run["run_id"], texts.queries.height)
+        tables["candidates"] = tables["candidates"].append_column("run_id", run_ids)
         write_pools(corpus, tables)
-        engine.progress("mine", 3, 3, queries.height)
+        engine.progress("mine", 3, 3, texts.queries.height)
     pools = read_candidates(corpus)
     sizes = pools["passage_ids"].list.len()
     summary = Summary("mine", rows_in=pools.height, rows_out=pools.height)
@@ -78,81 +86,91 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
     return summary
 
 
-def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Distinct queries (`query_id, text`), passages (`passage_id, text, cluster_id`) and which belong together."""
+class Texts(NamedTuple):
+    """Distinct texts, numbered in their order, and what belongs together."""
+
+    queries: pl.DataFrame  # query_id, text
+    passages: pl.DataFrame  # passage_id, text, cluster_id: the least of its clusters
+    positives: pl.DataFrame  # query_id, passage_id
+    members: pl.DataFrame  # passage_id, cluster: a text of two sources' classes is in both
+    own: pl.DataFrame  # query_id, cluster: those of its positives
+
+
+def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> Texts:
     selects = {
         "retrieval": "SELECT query, unnest(positives) AS positive, unnest(cluster_ids) AS cluster_id "
-        "FROM read_parquet({})",
-        "pretrain": "SELECT query, positive, cluster_id FROM read_parquet({})",
+        "FROM read_parquet(?)",
+        "pretrain": "SELECT query, positive, cluster_id FROM read_parquet(?)",
     }
     with duckdb.connect(":memory:") as connection:
+        connection.execute("SET enable_progress_bar = false")
         for name, wanted in (("asked", settings.queries), ("searched", settings.passages)):
-            parts = [selects[folder].format([str(shard) for shard in inputs[folder]]) for folder in sorted(wanted)]
-            connection.execute(f"CREATE TABLE {name} AS {' UNION ALL '.join(parts)}")
+            folders = sorted(set(wanted))
+            select = " UNION ALL ".join(selects[folder] for folder in folders)
+            files = [[str(shard) for shard in inputs[folder]] for folder in folders]
+            connection.execute(f"CREATE TABLE {name} AS {select}", files)
         connection.execute(
-            "CREATE TABLE passages AS SELECT row_number() OVER (ORDER BY text) - 1 AS passage_id, text, cluster_id "
-            "FROM (SELECT positive AS text, min(cluster_id) AS cluster_id FROM "
-            "(FROM searched UNION ALL FROM asked) GROUP BY positive) ORDER BY text"
+            "CREATE TABLE queries AS SELECT row_number() OVER (ORDER BY query) - 1 AS query_id, query AS text "
+            "FROM (SELECT DISTINCT query FROM asked);"
+            "CREATE TABLE clustered AS SELECT DISTINCT positive AS text, cluster_id "
+            "FROM (FROM asked UNION ALL FROM searched);"
+            "CREATE TABLE passages AS SELECT row_number() OVER (ORDER BY text) - 1 AS passage_id, text, "
+            "min(cluster_id) AS cluster_id FROM clustered GROUP BY text;"
+            "CREATE TABLE members AS SELECT passage_id, clustered.cluster_id AS cluster "
+            "FROM clustered JOIN passages USING (text);"
+            "CREATE TABLE positives AS SELECT DISTINCT query_id, passage_id FROM asked "
+            "JOIN queries ON query = queries.text JOIN passages ON positive = passages.text;"
         )
-        connection.execute(
-            "CREATE TABLE queries AS SELECT row_number() OVER (ORDER BY text) - 1 AS query_id, text "
-            "FROM (SELECT DISTINCT query AS text FROM asked) ORDER BY text"
+        return Texts(
+            connection.sql("FROM queries ORDER BY query_id").pl(),
+            connection.sql("FROM passages ORDER BY passage_id").pl(),
+            connection.sql("FROM positives ORDER BY ALL").pl(),
+            connection.sql("FROM members ORDER BY ALL").pl(),
+            connection.sql(
+                "SELECT DISTINCT query_id, cluster FROM positives JOIN members USING (passage_id) ORDER BY ALL"
+            ).pl(),
         )
-        positives = connection.sql(
-            "SELECT DISTINCT query_id, passage_id, asked.cluster_id FROM asked JOIN queries ON query = queries.text "
-            "JOIN passages ON positive = passages.text ORDER BY ALL"
-        ).pl()
-        return connection.sql("FROM queries").pl(), connection.sql("FROM passages").pl(), positives
 
 
 def _pools(
-    queries: pl.DataFrame,
-    passages: pl.DataFrame,
-    positives: pl.DataFrame,
-    query_vectors: Vectors,
-    passage_vectors: Vectors,
-    settings: MineSettings,
+    texts: Texts, query_vectors: Vectors, passage_vectors: Vectors, settings: MineSettings
 ) -> dict[str, pa.Table]:
-    owner, passage = positives["query_id"].to_numpy(), positives["passage_id"].to_numpy()
-    positive_scores = np.einsum("pd,pd->p", query_vectors[owner], passage_vectors[passage])
-    ceiling = ceilings(owner, positive_scores, queries.height, settings)
-    clusters, cluster_of = np.unique(passages["cluster_id"].to_numpy(), return_inverse=True)
-    own_cluster = np.searchsorted(clusters, positives["cluster_id"].to_numpy())
-    # A query and a cluster as one number, so that membership is one lookup.
-    own = np.unique(np.concatenate([owner * len(clusters) + own_cluster, owner * len(clusters) + cluster_of[passage]]))
-    index = _index(passage_vectors, settings.index)
-    ids, scores, counts = [], [], []
-    for start in range(0, queries.height, _QUERIES_AT_ONCE):
-        rows = np.arange(start, min(start + _QUERIES_AT_ONCE, queries.height))
-        for chosen_ids, chosen_scores, chosen_counts in _search(
-            index, query_vectors[rows], rows, ceiling[rows], own, cluster_of, len(clusters), settings.top_k
-        ):
-            ids.append(chosen_ids)
-            scores.append(chosen_scores)
-            counts.append(chosen_counts)
-    every = np.concatenate(counts) if counts else np.zeros(0, np.int64)
-    flat_ids = np.concatenate(ids) if ids else np.zeros(0, np.int64)
-    flat_scores = np.concatenate(scores) if scores else np.zeros(0, np.float32)
+    """The tables of pools.duckdb, without the run."""
+    count = texts.queries.height
+    owner, passage = (texts.positives[name].to_numpy() for name in ("query_id", "passage_id"))
+    positive_scores = _cosines(query_vectors, owner, passage_vectors, passage)
+    ceiling = ceilings(owner, positive_scores, count, settings)
+    own_starts = np.searchsorted(texts.own["query_id"].to_numpy(), np.arange(count + 1))
+    member_starts = np.searchsorted(texts.members["passage_id"].to_numpy(), np.arange(len(passage_vectors) + 1))
+    own, members = texts.own["cluster"].to_numpy(), texts.members["cluster"].to_numpy()
+    ids = np.empty((count, settings.top_k), np.int64)
+    scores = np.empty((count, settings.top_k), np.float32)
+    for start, found_ids, found in _neighbours(query_vectors, passage_vectors, settings):
+        block = slice(start, start + len(found))
+        starts = own_starts[start : start + len(found) + 1]
+        _choose(found_ids, found, ceiling[block], starts, own, member_starts, members, ids[block], scores[block])
+    there = ids >= 0
     return {
-        "passages": passages.to_arrow(),
-        "queries": queries.to_arrow(),
-        "positives": positives.unique(["query_id", "passage_id"], maintain_order=True)
-        .select(
-            "query_id",
-            "passage_id",
-            score=pl.Series(positive_scores).gather(
-                positives.with_row_index("place").unique(["query_id", "passage_id"], maintain_order=True)["place"]
-            ),
-        )
-        .to_arrow(),
+        "passages": texts.passages.to_arrow(),
+        "queries": texts.queries.to_arrow(),
+        "positives": texts.positives.with_columns(score=pl.Series(positive_scores)).to_arrow(),
         "candidates": pa.table(
             {
-                "query_id": queries["query_id"].to_arrow(),
-                "passage_ids": as_lists(flat_ids, every),
-                "scores": as_lists(flat_scores, every),
+                "query_id": texts.queries["query_id"].to_arrow(),
+                "passage_ids": as_lists(ids[there], there.sum(axis=1)),
+                "scores": as_lists(scores[there], there.sum(axis=1)),
             }
         ),
     }
+
+
+def _cosines(query_vectors: Vectors, owner: Integers, passage_vectors: Vectors, passage: Integers) -> Floats:
+    """The cosine of each pair of rows, float32 [pairs]."""
+    scores = np.empty(len(owner), np.float32)
+    for start in range(0, len(owner), WINDOW):
+        pairs = slice(start, start + WINDOW)
+        np.einsum("nd,nd->n", query_vectors[owner[pairs]], passage_vectors[passage[pairs]], out=scores[pairs])
+    return scores
 
 
 def ceilings(owner: Integers, positive_scores: Floats, queries: int, settings: MineSettings) -> Floats:
@@ -176,45 +194,87 @@ def ceilings(owner: Integers, positive_scores: Floats, queries: int, settings: M
             return np.asarray(lowest - (1 - margin) * np.abs(lowest), np.float32)
 
 
+def _neighbours(
+    query_vectors: Vectors, passage_vectors: Vectors, settings: MineSettings
+) -> Iterator[tuple[int, Integers, Floats]]:
+    """Blocks of queries: the first one's row, passage ids [1 or n, m] (-1 for none) and their scores [n, m].
+
+    Every passage up to FLAT_LIMIT, where a query whose best neighbours are its own or above its ceiling must be able
+    to go far down; the nearest ones by FAISS above it, or where the recipe names an index.
+    """
+    passages = len(passage_vectors)
+    exact = settings.index is None and passages <= FLAT_LIMIT
+    index = None if exact else _index(passage_vectors, settings.index)
+    depth = passages if exact else min(APPROXIMATE_DEPTH * settings.top_k, passages)
+    at_once = max(1, SCORES_AT_ONCE // max(1, depth))
+    every = np.arange(passages)[None]
+    product = np.empty((at_once, depth), np.float32)
+    for start in range(0, len(query_vectors), at_once):
+        vectors = query_vectors[start : start + at_once]
+        if index is None:
+            yield start, every, np.matmul(vectors, passage_vectors.T, out=product[: len(vectors)])
+        else:
+            scores, ids = index.search(vectors, depth)
+            yield start, ids, scores
+
+
 def _index(passage_vectors: Vectors, factory: str | None) -> faiss.Index:
-    """FAISS over unit vectors by inner product: exact up to FLAT_LIMIT passages, else IVF with √n lists."""
+    """A FAISS index of unit vectors by inner product: IVF of 4√n lists by default, of which 1/16 are searched."""
     count, width = passage_vectors.shape
-    if factory is None:
-        factory = "Flat" if count <= FLAT_LIMIT else f"IVF{int(4 * count**0.5)},Flat"
-    index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(width, factory or f"IVF{int(4 * count**0.5)},Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(passage_vectors)
     index.add(passage_vectors)
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is not None:
+        lists.nprobe = max(1, lists.nlist // 16)
     return index
 
 
-def _search(
-    index: faiss.Index,
-    vectors: Vectors,
-    rows: Integers,
+@parallel_kernel
+def _choose(
+    ids: Integers,
+    scores: Floats,
     ceiling: Floats,
+    own_starts: Integers,
     own: Integers,
-    cluster_of: Integers,
-    clusters: int,
-    top_k: int,
-) -> Iterator[tuple[Integers, Floats, Integers]]:
-    """Candidates of a block of queries: flat passage ids and scores, best first, and how many each query has.
+    member_starts: Integers,
+    members: Integers,
+    chosen_ids: Integers,
+    chosen_scores: Floats,
+) -> None:
+    """Write the candidates of a block of queries, best first, equal ones by place; id -1 where there are no more.
 
-    Own positives and their clusters go first, then the positive-aware filter, then the rank counts. Where that leaves
-    a query short, it is searched deeper until it has top_k or the index is used up.
+    Own positives and their clusters go first, then the positive-aware filter, then the rank counts. Row i's own
+    clusters are `own[own_starts[i] : own_starts[i + 1]]`, a passage's are so in `members`.
     """
-    depth = min(2 * top_k + 8, index.ntotal)
-    found_ids = np.full((len(rows), top_k), -1, np.int64)
-    found_scores = np.zeros((len(rows), top_k), np.float32)
-    pending = np.arange(len(rows))
-    while len(pending):
-        scores, ids = index.search(vectors[pending], depth)
-        key = rows[pending, None] * clusters + cluster_of[ids]
-        allowed = (ids >= 0) & ~np.isin(key, own) & (scores < ceiling[pending, None])
-        rank = np.cumsum(allowed, axis=1)
-        query, place = np.nonzero(allowed & (rank <= top_k))
-        found_ids[pending[query], rank[query, place] - 1] = ids[query, place]
-        found_scores[pending[query], rank[query, place] - 1] = scores[query, place]
-        pending = pending[rank[:, -1] < top_k] if depth < index.ntotal else pending[:0]
-        depth = min(4 * depth, index.ntotal)
-    there = found_ids >= 0
-    yield found_ids[there], found_scores[there], there.sum(axis=1)
+    for row in prange(len(scores)):
+        best = [(scores[row, 0], 0) for _ in range(0)]  # a heap, the worst on top; empty, but of known type
+        floor, below = np.float32(-np.inf), ceiling[row]
+        for start in range(0, scores.shape[1], 64):
+            stretch = scores[row, start : start + 64]
+            promising = np.int32(0)  # counted without a branch, as a vector: most stretches have none
+            for score in stretch:
+                promising += np.int32(score > floor) & np.int32(score < below)
+            if promising == 0:
+                continue
+            for place, score in enumerate(stretch, start):
+                passage = ids[row % len(ids), place]
+                if not floor < score < below or passage < 0:
+                    continue
+                mine = False
+                for cluster in members[member_starts[passage] : member_starts[passage + 1]]:
+                    for other in own[own_starts[row] : own_starts[row + 1]]:
+                        mine |= cluster == other
+                if mine:
+                    continue
+                if len(best) < chosen_ids.shape[1]:
+                    heapq.heappush(best, (score, -place))
+                else:
+                    heapq.heapreplace(best, (score, -place))
+                if len(best) == chosen_ids.shape[1]:
+                    floor = best[0][0]
+        chosen_ids[row, len(best) :] = -1
+        while best:
+            score, place = heapq.heappop(best)
+            chosen_ids[row, len(best)] = ids[row % len(ids), -place]
+            chosen_scores[row, len(best)] = score

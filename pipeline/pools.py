@@ -18,19 +18,32 @@ TABLES = ("runs", "passages", "queries", "positives", "candidates")
 
 
 def stored_fingerprint(corpus: Path) -> str | None:
-    """What decided the pools that are there; None where there are none."""
+    """What decided the pools that are there; None where there are none, or only tables of an earlier shape."""
     if not (corpus / FILE).exists():
         return None
-    with duckdb.connect(str(corpus / FILE), read_only=True) as connection:
-        found = connection.execute("SELECT fingerprint FROM runs ORDER BY created_at DESC LIMIT 1").fetchone()
+    try:
+        with _opened(corpus) as connection:
+            found = connection.execute("SELECT fingerprint FROM runs").fetchone()
+    except (duckdb.CatalogException, duckdb.BinderException):
+        return None
     return str(found[0]) if found else None
+
+
+def _opened(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
+    if not (corpus / FILE).exists():
+        raise CorpusError(f"{corpus}: no {FILE}; run `conan mine {corpus}` first")
+    connection = duckdb.connect(str(corpus / FILE), read_only=read_only)
+    connection.execute("SET enable_progress_bar = false")
+    return connection
 
 
 def write_pools(corpus: Path, tables: dict[str, pa.Table]) -> None:
     """Replace the pools: whole or not at all. `tables` holds an Arrow table for each of TABLES."""
+    for leftover in corpus.glob(f".{FILE}.*.tmp*"):  # of killed runs
+        leftover.unlink()
     temporary = corpus / f".{FILE}.{os.getpid()}.tmp"
-    temporary.unlink(missing_ok=True)
     with duckdb.connect(str(temporary)) as connection:
+        connection.execute("SET enable_progress_bar = false")
         connection.execute(POOLS)
         for name in TABLES:
             connection.register("incoming", tables[name])
@@ -39,6 +52,8 @@ def write_pools(corpus: Path, tables: dict[str, pa.Table]) -> None:
         connection.execute("CHECKPOINT")
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
+    # What a killed trainer left unmerged belongs to the old pools and must not be replayed on the new ones.
+    (corpus / f"{FILE}.wal").unlink(missing_ok=True)
     commit(temporary, corpus / FILE)
 
 
@@ -48,9 +63,7 @@ def read_candidates(corpus: Path) -> pl.DataFrame:
     Raises:
         CorpusError: no pools yet.
     """
-    if not (corpus / FILE).exists():
-        raise CorpusError(f"{corpus}: no {FILE}; run `conan mine {corpus}` first")
-    with duckdb.connect(str(corpus / FILE), read_only=True) as connection:
+    with _opened(corpus) as connection:
         pools: pl.DataFrame = connection.sql(
             "SELECT query_id, text AS query, passage_ids, scores FROM queries JOIN candidates USING (query_id) "
             "ORDER BY query_id"
@@ -59,37 +72,52 @@ def read_candidates(corpus: Path) -> pl.DataFrame:
 
 
 def read_passages(corpus: Path, passage_ids: npt.NDArray[np.int64]) -> pl.DataFrame:
-    """Texts of passages: `passage_id, text, cluster_id`, in one query."""
-    with duckdb.connect(str(corpus / FILE), read_only=True) as connection:
+    """Texts of passages: `passage_id, text, cluster_id`, by passage_id, in one query.
+
+    Raises:
+        CorpusError: no pools yet.
+    """
+    with _opened(corpus) as connection:
         connection.register("wanted", pa.table({"passage_id": np.unique(passage_ids)}))
         passages: pl.DataFrame = connection.sql(
-            "SELECT passage_id, text, cluster_id FROM passages JOIN wanted USING (passage_id)"
+            "SELECT passage_id, text, cluster_id FROM passages JOIN wanted USING (passage_id) ORDER BY passage_id"
         ).pl()
         return passages
 
 
 def write_windows(corpus: Path, windows: pl.DataFrame, replacements: pl.DataFrame, step: int) -> None:
-    """Record DHNM's present state and append to its log; nothing of a later step (of a killed run) stays."""
-    with duckdb.connect(str(corpus / FILE)) as connection:
+    """Record DHNM's present state and append to its log; nothing of a later step (of a killed run) stays.
+
+    Writing the same replacements twice leaves them there once.
+
+    Raises:
+        CorpusError: no pools yet.
+    """
+    with _opened(corpus, read_only=False) as connection:
         connection.register("new_windows", windows.to_arrow())
         connection.register("new_replacements", replacements.to_arrow())
         connection.execute("BEGIN")
         connection.execute("DELETE FROM windows")
         connection.execute("INSERT INTO windows BY NAME FROM new_windows")
-        connection.execute(f"DELETE FROM replacements WHERE step >= {int(step)}")
+        connection.execute(
+            "DELETE FROM replacements WHERE step > ? OR step IN (SELECT step FROM new_replacements)", [step]
+        )
         connection.execute("INSERT INTO replacements BY NAME FROM new_replacements")
         connection.execute("COMMIT")
 
 
 def forget_windows(corpus: Path, after: int) -> None:
-    """Drop what a run wrote after a step: all of it (`after=0`) when a new run starts, its tail when one resumes."""
-    with duckdb.connect(str(corpus / FILE)) as connection:
-        connection.execute(f"DELETE FROM replacements WHERE step > {int(after)}")
-        if after == 0:
-            connection.execute("DELETE FROM windows")
+    """Drop what a run wrote after a step: all of it (`after=0`) when a new run starts, its tail when one resumes.
+
+    Raises:
+        CorpusError: no pools yet.
+    """
+    with _opened(corpus, read_only=False) as connection:
+        for table in ("windows", "replacements"):
+            connection.execute(f"DELETE FROM {table} WHERE step > ? OR ? = 0", [after, after])
 
 
 def as_lists(values: npt.NDArray[np.generic], counts: Sequence[int] | npt.NDArray[np.int64]) -> pa.Array:
     """A list column of flat values: `counts[i]` of them belong to row i."""
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))

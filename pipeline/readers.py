@@ -120,11 +120,12 @@ def _make_rows(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.Data
         structure = _nameable(json.loads(found[0])) if found and found[0] else {}
         columns = f", unnest(from_json(record, {_quoted(json.dumps(structure))}))" if structure else ""
         connection.execute(f"CREATE TABLE rows AS SELECT _row, _file, _line{columns} FROM records")
-    return connection.sql(
+    barren: pl.DataFrame = connection.sql(
         f"""SELECT _file AS file, _line AS line, CAST(record AS VARCHAR) AS record, 'no_pair' AS reason,
                 'no pair of the shape {source.read} in it' AS detail
-            FROM records WHERE _row NOT IN (SELECT _row FROM rows) ORDER BY _row"""
+            FROM records ANTI JOIN rows USING (_row) ORDER BY _row"""
     ).pl()
+    return barren
 
 
 def _nameable(structure: Any) -> dict[str, Any]:
@@ -404,7 +405,7 @@ def _beside(frames: Sequence[pl.DataFrame], frame: pl.DataFrame) -> pl.DataFrame
     try:
         return pl.concat([*frames, frame], how="diagonal_relaxed")
     except pl.exceptions.PolarsError as error:
-        raise FileError("columns", f"they don't fit those of the files before: {error}") from error
+        raise FileError("columns", f"they don't fit those of the files before: {str(error).splitlines()[0]}") from error
 
 
 def _parquet(path: str, name: str) -> pl.DataFrame:

@@ -192,7 +192,9 @@ class OptimizerSettings(Settings):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = given(
         "auto", "paper §3.1: mixed precision; ours: bf16 where the device has it, fp32 on a CPU"
     )
-    zero_stage: Literal[0, 1, 2, 3] = given(1, "paper §3.1: DeepSpeed ZeRO stage 1")
+    # Not 0: it keeps mixed precision's float32 weights from the export. Not 3: it gathers weights whenever a rank runs
+    # the encoder, and ranks run it different numbers of times.
+    zero_stage: Literal[1, 2] = given(1, "paper §3.1: DeepSpeed ZeRO stage 1")
     mixing: float = given(
         0.5, "ours: a source is drawn in proportion to its size to this power; 1 is by size", ge=0, le=1
     )

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from ..pipeline.corpus import CorpusError
 from ..pipeline.pools import read_candidates
 from ..schemas.settings import FinetuneSettings, PretrainSettings
 from .cbb import Update, build_update
@@ -33,33 +34,44 @@ def draws(sources: npt.ArrayLike, total: int, mixing: float, seed: int) -> Integ
     for source, own in enumerate(records):
         places = np.flatnonzero(drawn == source)
         rounds = -(-len(places) // len(own))
-        order = np.concatenate([generator.permutation(own) for _ in range(rounds)] or [own[:0]])
+        order = generator.permuted(np.tile(own, (rounds, 1)), axis=1).ravel()
         result[places] = order[: len(places)]
     return result
 
 
 @dataclass(frozen=True)
 class PairData:
-    """Pairs for pre-training."""
+    """Pairs for pre-training; sources as numbers."""
 
-    queries: pa.ChunkedArray
-    positives: pa.ChunkedArray
+    queries: pa.Array
+    positives: pa.Array
     clusters: Integers
-    sources: list[str]
+    sources: Integers
 
 
 def read_pairs(shards: Sequence[Path]) -> PairData:
     """The pairs of shards of any stage. Before dedup there are no clusters: only equal texts count as one.
 
     Of convert, all are for pre-training; of earlier stages those whose task is pretrain or retrieval.
+
+    Raises:
+        CorpusError: there are none.
     """
     frame = pl.concat([_pairs(shard) for shard in shards])
+    if frame.is_empty():
+        raise CorpusError(f"{shards[0].parent}: no pairs to train on")
     return PairData(
         frame["query"].to_arrow(),
         frame["positive"].to_arrow(),
         frame["cluster_id"].to_numpy(),
-        frame["source"].to_list(),
+        _numbered(frame["source"]),
     )
+
+
+def _numbered(names: pl.Series) -> Integers:
+    """Names as their places in sorted order: the same whatever shards they came from."""
+    numbers: Integers = names.rank("dense").cast(pl.Int64).to_numpy()
+    return numbers
 
 
 def _pairs(shard: Path) -> pl.DataFrame:
@@ -83,22 +95,22 @@ def pretrain_update(data: PairData, rows: Integers) -> Update:
 
 @dataclass(frozen=True)
 class FinetuneData:
-    """Queries with positives, given negatives and pools, by row; sentence pairs; passages by id."""
+    """Queries with positives, given negatives and pools, by row; sentence pairs; passages by id; sources as numbers."""
 
     query_ids: Integers
-    queries: pa.ChunkedArray
-    positives: pa.ChunkedArray  # list<string>
-    clusters: pa.ChunkedArray  # list<int64>, of the positives
-    given: pa.ChunkedArray  # list<string>
-    sources: list[str]
+    queries: pa.Array
+    positives: pa.Array  # list<string>
+    clusters: pa.Array  # list<int64>, of the positives
+    given: pa.Array  # list<string>
+    sources: Integers
     pool_starts: Integers  # [queries + 1], into pool_passages
     pool_passages: Integers
-    passages: pa.ChunkedArray
+    passages: pa.Array
     passage_clusters: Integers
-    left: pa.ChunkedArray
-    right: pa.ChunkedArray
+    left: pa.Array
+    right: pa.Array
     labels: npt.NDArray[np.float32]
-    sentence_sources: list[str]
+    sentence_sources: Integers
 
     @property
     def pool_sizes(self) -> Integers:
@@ -116,7 +128,11 @@ def read_finetune(corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Se
     """Training records of both tasks, with the pools of the queries that were mined.
 
     `retrieval` holds the shards of convert/retrieval, and of convert/pretrain where its pairs serve as retrieval too.
-    A query that several records share is one: its positives and given negatives come together.
+    A query that several records share is one: its positives and given negatives come together, and what is a positive
+    in one of them is a negative in none.
+
+    Raises:
+        CorpusError: no queries, queries without a pool, or pools whose passages are not numbered from 0.
     """
     with duckdb.connect(":memory:") as connection:
         connection.register("pools", read_candidates(corpus).select("query_id", "query", "passage_ids").to_arrow())
@@ -126,23 +142,36 @@ def read_finetune(corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Se
             + " UNION ALL ".join(parts)
         )
         queries: pl.DataFrame = connection.sql(
-            """SELECT query_id, query, first(CAST(source AS VARCHAR) ORDER BY source, pair_ids) AS source,
-                      flatten(list(positives ORDER BY source, pair_ids)) AS positives,
-                      flatten(list(cluster_ids ORDER BY source, pair_ids)) AS clusters,
-                      list_distinct(flatten(list(negatives ORDER BY source, pair_ids))) AS given,
-                      any_value(passage_ids) AS pool
-               FROM records JOIN pools USING (query) GROUP BY query_id, query ORDER BY query_id"""
+            """SELECT * REPLACE (list_filter(given, lambda text: NOT list_contains(positives, text)) AS given)
+               FROM (SELECT query_id, query, first(CAST(source AS VARCHAR) ORDER BY source, pair_ids) AS source,
+                            flatten(list(positives ORDER BY source, pair_ids)) AS positives,
+                            flatten(list(cluster_ids ORDER BY source, pair_ids)) AS clusters,
+                            flatten(list(negatives ORDER BY source, pair_ids)) AS given,
+                            any_value(passage_ids) AS pool
+                     FROM records LEFT JOIN pools USING (query) GROUP BY query_id, query)
+               ORDER BY query_id"""
         ).pl()
         connection.execute(f"ATTACH '{corpus / 'pools.duckdb'}' AS stored (READ_ONLY)")
         passages: pl.DataFrame = connection.sql("FROM stored.passages ORDER BY passage_id").pl()
+    if not queries.height:
+        raise CorpusError(f"{corpus}: no queries to train on in {', '.join(retrieval)}")
+    if missing := queries["query_id"].null_count():
+        raise CorpusError(
+            f"{corpus}: {missing} of {queries.height} queries have no pool; name {', '.join(retrieval)} under "
+            f"`queries:` of mine and run `conan mine {corpus}`"
+        )
+    if not (passages["passage_id"].to_numpy() == np.arange(passages.height)).all():
+        raise CorpusError(
+            f"{corpus}: passages in pools.duckdb are not numbered from 0; run `conan mine {corpus}` again"
+        )
     sentences = pl.concat([pl.read_parquet(shard) for shard in sts]) if sts else _no_sentences()
     return FinetuneData(
         query_ids=queries["query_id"].to_numpy(),
         queries=queries["query"].to_arrow(),
         positives=queries["positives"].to_arrow(),
         clusters=queries["clusters"].to_arrow(),
-        given=queries["given"].to_arrow(),
-        sources=queries["source"].to_list(),
+        given=queries["given"].list.unique(maintain_order=True).to_arrow(),
+        sources=_numbered(queries["source"]),
         pool_starts=np.concatenate([[0], np.cumsum(queries["pool"].list.len().to_numpy())]).astype(np.int64),
         pool_passages=queries["pool"].explode().drop_nulls().to_numpy(),
         passages=passages["text"].to_arrow(),
@@ -150,7 +179,7 @@ def read_finetune(corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Se
         left=sentences["text_a"].to_arrow(),
         right=sentences["text_b"].to_arrow(),
         labels=sentences["label"].to_numpy(),
-        sentence_sources=sentences["source"].cast(pl.String).to_list(),
+        sentence_sources=_numbered(sentences["source"].cast(pl.String)),
     )
 
 
@@ -165,15 +194,15 @@ def given_counts(data: FinetuneData) -> Integers:
 
 
 def finetune_update(
-    data: FinetuneData, windows: Windows, rows: Integers, sentence_rows: Integers, negatives: int, epoch_of: Integers
+    data: FinetuneData, windows: Windows, rows: Integers, sentence_rows: Integers, negatives: int, visits: Integers
 ) -> Update:
     """One update: queries with a positive and the negatives of their present windows, and sentence pairs.
 
-    `epoch_of` says how often each query was drawn before: a query of several positives shows the next one each time.
+    `visits` says how often each query was drawn before: a query of several positives shows the next one each time.
     """
     taken = pa.array(rows)
     positives, clusters = data.positives.take(taken).to_pylist(), data.clusters.take(taken).to_pylist()
-    chosen = [int(visit) % len(each) for visit, each in zip(epoch_of, positives, strict=True)]
+    chosen = [int(visit) % len(each) for visit, each in zip(visits, positives, strict=True)]
     texts, groups = _negatives(data, windows, rows, negatives)
     sentences = pa.array(sentence_rows)
     return build_update(

@@ -1,11 +1,11 @@
 """Checkpoints and the log of a run: whole or not there, and enough to go on as if nothing had happened."""
 
 import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from pathlib import Path
+import time
 from typing import Any
 
 import numpy as np
@@ -15,30 +15,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..pipeline.corpus import commit, write_text
 from .cbb import Losses
-from .job import Job, TrainingError
+from .job import Job, TrainingError, check_processes
 from .mining import Mining
-
-
-def saved(job: Job) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted((job.folder / "checkpoints").glob("step-*"))
 
 
 def save(engine: Any, job: Job, step: int, mining: Mining | None) -> None:
     """Save weights, optimizer and DHNM's state under a temporary name, and give it its own when all ranks are done."""
     folder = job.folder / "checkpoints"
     place, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
-    if place.exists():
-        return
     if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in folder.glob(".step-*.tmp"):
+            shutil.rmtree(leftover)
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)
     if dist.get_rank() == 0:
         if mining is not None:
-            np.savez(temporary / "windows.npz", **mining.state())
             mining.write(step)
+            np.savez(temporary / "windows.npz", **mining.state())
         state = {"step": step, "world_size": dist.get_world_size(), "fingerprint": job.fingerprint}
         (temporary / "state.json").write_text(json.dumps(state), "utf-8")
     dist.barrier()
@@ -47,7 +41,7 @@ def save(engine: Any, job: Job, step: int, mining: Mining | None) -> None:
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         commit(temporary, place)
-        for old in saved(job)[: -job.settings.keep_checkpoints]:
+        for old in job.checkpoints[: -job.settings.keep_checkpoints]:
             shutil.rmtree(old)
     dist.barrier()
 
@@ -58,41 +52,45 @@ def resume(engine: Any, job: Job, mining: Mining | None) -> int:
     Raises:
         TrainingError: it was made by another number of processes.
     """
+    check_processes(job, dist.get_world_size())
     step = 0
-    if found := saved(job):
-        state = json.loads((found[-1] / "state.json").read_text("utf-8"))
-        if state["world_size"] != dist.get_world_size():
-            raise TrainingError(
-                f"{found[-1]} was saved by {state['world_size']} processes and this run has {dist.get_world_size()}; "
-                f"run with --nproc {state['world_size']}, or remove {job.folder} to start anew"
-            )
+    if found := job.checkpoints:
         engine.load_checkpoint(str(found[-1].parent), tag=found[-1].name)
-        step = int(state["step"])
+        step = int(json.loads((found[-1] / "state.json").read_text("utf-8"))["step"])
         if mining is not None:
             with np.load(found[-1] / "windows.npz") as arrays:
                 mining.restore(dict(arrays))
     if mining is not None and dist.get_rank() == 0:
-        mining.forget(step)
+        mining.write(step)
     return step
 
 
-def finish(engine: Any, job: Job, export: Callable[[], Any]) -> None:
-    """Export the trained model and mark the run as done."""
-    if dist.get_rank() == 0:
-        export()
-        write_text(job.done, job.fingerprint)
-    dist.barrier()
+def finish(job: Job, step: int, mining: Mining | None) -> None:
+    """Mark the run as done (rank 0), once pools.duckdb has all of DHNM's log.
+
+    Raises:
+        TrainingError: somebody has kept pools.duckdb open for a minute.
+    """
+    for _ in range(60):
+        if mining is None or mining.write(step):
+            break
+        time.sleep(1)
+    else:
+        raise TrainingError(f"{job.corpus / 'pools.duckdb'} is open in another process; close it and try again")
+    write_text(job.done, job.fingerprint)
 
 
 class Log:
     """log.jsonl, one object a line, and on a terminal a progress bar. What a killed run wrote too far is cut off."""
 
-    def __init__(self, job: Job, step: int) -> None:
+    def __init__(self, job: Job, step: int, steps: int) -> None:
         path = job.folder / "log.jsonl"
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if _is_whole(line) and json.loads(line).get("step", 0) <= step] if step else []
         write_text(path, "".join(f"{line}\n" for line in kept))
         self.file = path.open("a", encoding="utf-8")
+        self.steps, self.every = steps, job.settings.log_every
+        self.tokens, self.since = 0, time.monotonic()
         self.progress = Progress(
             TextColumn(f"train {job.name}"),
             BarColumn(),
@@ -102,7 +100,7 @@ class Log:
             console=Console(file=sys.stderr),
             disable=not sys.stderr.isatty(),
         )
-        self.bar = self.progress.add_task("", figures="")
+        self.bar = self.progress.add_task("", completed=step, total=steps, figures="")
         self.progress.start()
 
     def write(self, **entry: Any) -> None:
@@ -115,32 +113,41 @@ class Log:
     def step(
         self,
         step: int,
-        steps: int,
         losses: Losses,
-        engine: Any,
-        tokens_per_second: float,
+        tokens: int,
+        learning_rate: float,
+        gradient_norm: Any,
         replaced: dict[str, int] | None,
     ) -> None:
-        """Append the figures of a step."""
-        norm = engine.get_global_grad_norm()
+        """Append the figures of a step, where it is one of those to log: every so many, DHNM's checks and the last.
+
+        `tokens_per_second` counts from the entry before, whatever took the time.
+
+        Raises:
+            TrainingError: the loss is no number any more.
+        """
+        self.tokens += tokens
+        if step % self.every and step != self.steps and replaced is None:
+            return
+        loss = float(losses.total.detach())
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {step}; a lower learning_rate may help")
+        now = time.monotonic()
+        rate = self.tokens / (now - self.since)
+        self.tokens, self.since = 0, now
         entry = {
             "step": step,
-            "loss": float(losses.total.detach()),
+            "loss": loss,
             "retrieval": float(losses.retrieval.detach()),
             "sts": float(losses.sts.detach()),
             "positive_score": _mean(losses.positive_scores),
             "negative_score": _mean(losses.negative_scores),
-            "learning_rate": engine.get_lr()[0],
-            "gradient_norm": None if norm is None else float(norm),
-            "tokens_per_second": round(tokens_per_second),
+            "learning_rate": learning_rate,
+            "gradient_norm": None if gradient_norm is None else float(gradient_norm),
+            "tokens_per_second": round(rate),
         }
         self.write(**entry, **({"mining": replaced} if replaced else {}))
-        self.progress.update(
-            self.bar,
-            completed=step,
-            total=steps,
-            figures=f"loss {entry['loss']:.3f}, {tokens_per_second:,.0f} tokens/s",
-        )
+        self.progress.update(self.bar, completed=step, figures=f"loss {loss:.3f}, {rate:,.0f} tokens/s")
 
 
 def _mean(scores: Any) -> float | None:

@@ -1,11 +1,13 @@
 """Embeddings of all ranks on every rank, with gradients that come out as if one process had done it all."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Value = TypeVar("Value")
 
 
 def gather(tensor: Tensor) -> Tensor:
@@ -24,6 +26,15 @@ def gather(tensor: Tensor) -> Tensor:
         return tensor
     gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def of_rank_zero(value: Value) -> Value:
+    """The value that rank 0 has, on every rank. Without a process group, or with a world of one, `value` itself."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 class _Gather(torch.autograd.Function):

@@ -14,7 +14,11 @@ from ..pipeline.encoder import Encoder, encode
 
 CUT = 10
 """C-MTEB's rank for nDCG of retrieval (mteb)."""
-_QUERIES_AT_ONCE = 512
+_SCORES_AT_ONCE = 1 << 26
+
+
+_OPTIONAL: dict[str, pl.DataType] = {"negatives": pl.List(pl.String), "label": pl.Float32(), "meta": pl.String()}
+"""Columns of pairs that a file may do without."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,11 @@ def read_sets(places: Sequence[Path]) -> list[EvaluationSet]:
     """Evaluation sets of Parquet or JSONL files, or of all such files in folders.
 
     A file of pairs (`query, positive, task`, as ingest writes them) is one set for each source in it; a file of records
-    has `query, positives` (and `negatives`, searched among too) or `text_a, text_b, label`.
+    has `query, positives` (and `negatives`, searched among too) or `text_a, text_b, label`. Pairs of any task but sts
+    ask for their positives. A query without any is left out.
 
     Raises:
-        CorpusError: no such file, or one with other columns.
+        CorpusError: no such file, one that can't be read or has other columns, or a set that asks nothing.
     """
     files = [
         file
@@ -44,21 +49,36 @@ def read_sets(places: Sequence[Path]) -> list[EvaluationSet]:
     if not files or not all(file.exists() for file in files):
         missing = [str(file) for file in files if not file.exists()] or [str(place) for place in places]
         raise CorpusError(f"no evaluation sets in {', '.join(missing)}; expected Parquet or JSONL files")
-    return [one for file in files for one in _read_file(file)]
+    found = [one for file in files for one in _read_file(file)]
+    if empty := [one.name for one in found if one.frame.is_empty()]:
+        raise CorpusError(f"evaluation sets with nothing to ask: {', '.join(empty)}")
+    return found
 
 
 def _read_file(file: Path) -> list[EvaluationSet]:
-    frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_ndjson(file)
+    try:
+        frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_ndjson(file)
+        return _sets_of(file, frame)
+    except pl.exceptions.PolarsError as error:
+        raise CorpusError(f"{file}: can't be read as an evaluation set: {error}") from error
+
+
+def _sets_of(file: Path, frame: pl.DataFrame) -> list[EvaluationSet]:
     columns = set(frame.columns)
     none = pl.Series([], dtype=pl.String)
     if {"source", "task", "query", "positive"} <= columns:
-        frame = frame.with_columns(pl.col("source", "task").cast(pl.String))
+        frame = frame.with_columns(
+            pl.col("source", "task").cast(pl.String),
+            *(pl.lit(None, kind).alias(name) for name, kind in _OPTIONAL.items() if name not in columns),
+        )
         return [_of_pairs(str(name[0]), part) for name, part in frame.group_by("source", maintain_order=True)]
     if {"text_a", "text_b", "label"} <= columns:
-        return [EvaluationSet(file.stem, "sts", frame.select("text_a", "text_b", "label"), none)]
+        return [EvaluationSet(file.stem, "sts", frame.select("text_a", "text_b", "label").drop_nulls(), none)]
     if {"query", "positives"} <= columns:
         extra = frame["negatives"].explode().drop_nulls() if "negatives" in columns else none
-        return [EvaluationSet(file.stem, "retrieval", frame.select("query", "positives"), extra.cast(pl.String))]
+        queries = frame.select("query", pl.col("positives").list.drop_nulls()).drop_nulls()
+        queries = queries.filter(pl.col("positives").list.len() > 0)
+        return [EvaluationSet(file.stem, "retrieval", queries, extra.cast(pl.String))]
     raise CorpusError(
         f"{file}: expected the columns source, task, query, positive; or text_a, text_b, label; or query, positives; "
         f"found {', '.join(frame.columns)}"
@@ -67,13 +87,14 @@ def _read_file(file: Path) -> list[EvaluationSet]:
 
 def _of_pairs(name: str, frame: pl.DataFrame) -> EvaluationSet:
     task = str(frame["task"][0])
-    only_passages = pl.col("meta").str.contains('"passage_only":true', literal=True)
-    passages = pl.concat([frame["positive"], frame["negatives"].explode().drop_nulls().cast(pl.String)])
-    asked = frame.filter(~only_passages & (pl.col("query") != "") & (pl.col("positive") != ""))
     if task == "sts":
-        return EvaluationSet(name, task, asked.select(text_a="query", text_b="positive", label="label"), passages)
+        pairs = frame.select(text_a="query", text_b="positive", label="label").drop_nulls()
+        return EvaluationSet(name, task, pairs, pl.Series([], dtype=pl.String))
+    passages = pl.concat([frame["positive"], frame["negatives"].explode().cast(pl.String)])
+    only_passages = pl.col("meta").str.contains('"passage_only":true', literal=True).fill_null(False)
+    asked = frame.filter(~only_passages & (pl.col("query") != "") & (pl.col("positive") != ""))
     queries = asked.group_by("query", maintain_order=True).agg(positives="positive")
-    return EvaluationSet(name, task, queries, passages)
+    return EvaluationSet(name, "retrieval", queries, passages.drop_nulls().filter(passages.drop_nulls() != ""))
 
 
 def evaluate(encoder: Encoder, one: EvaluationSet) -> dict[str, float]:
@@ -108,8 +129,9 @@ def retrieval_figures(
     counts = np.bincount(answers // len(passages), minlength=len(queries))
     gains = np.zeros((len(queries), CUT))
     depth = min(CUT, len(passages))
-    for start in range(0, len(queries), _QUERIES_AT_ONCE):
-        scores = queries[start : start + _QUERIES_AT_ONCE] @ passages.T
+    at_once = max(1, _SCORES_AT_ONCE // len(passages))
+    for start in range(0, len(queries), at_once):
+        scores = queries[start : start + at_once] @ passages.T
         best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
         ranked = np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable"), 1)
         rows = np.arange(start, start + len(ranked))[:, None]

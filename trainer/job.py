@@ -1,5 +1,6 @@
 """A training run as one file: what to train, on which shards, with which settings; and its processes."""
 
+import json
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from ..pipeline.corpus import fingerprint, read_footer, write_text
@@ -15,6 +17,8 @@ from ..pipeline.encoder import find_model, weights_fingerprint
 from ..schemas.settings import FinetuneSettings, PretrainSettings
 
 VERSION = 1
+PARENT = "CONAN_PARENT"
+"""The environment variable that tells a training process whose end is its own."""
 
 
 class TrainingError(RuntimeError):
@@ -39,6 +43,16 @@ class Job(BaseModel):
         return self.corpus / "train" / self.name
 
     @property
+    def file(self) -> Path:
+        """The job itself, as its processes read it."""
+        return self.folder / "job.json"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that are whole, oldest first."""
+        return sorted((self.folder / "checkpoints").glob("step-*"))
+
+    @property
     def model_folder(self) -> Path:
         """The trained model, in the layout of sentence-transformers."""
         return self.folder / "model"
@@ -57,11 +71,16 @@ def make_job(
     shards: dict[str, list[Path]],
     pools: str | None = None,
 ) -> Job:
-    """A job with the fingerprint of all that decides its result: weights, settings, data, pools."""
+    """A job with the fingerprint of all that decides its result: weights, settings, data, pools.
+
+    Raises:
+        ModelError: no such model.
+        TrainingError: the model is the one that this job would replace.
+    """
     content = {kind: [read_footer(shard).content for shard in each] for kind, each in shards.items()}
     cosmetic = {"model", "checkpoint_every", "keep_checkpoints", "log_every"}
     decisive = settings.model_dump(mode="json", exclude=cosmetic)
-    return Job(
+    job = Job(
         corpus=corpus.resolve(),
         name=name,
         model=model,
@@ -71,6 +90,9 @@ def make_job(
             "train", VERSION, name, weights_fingerprint(find_model(model)), decisive, content, pools
         ),
     )
+    if Path(model).resolve().is_relative_to(job.folder):
+        raise TrainingError(f"{name} can't start from its own result, {model}: copy that elsewhere and name the copy")
+    return job
 
 
 def run_job(job: Job, processes: int) -> bool:
@@ -79,65 +101,83 @@ def run_job(job: Job, processes: int) -> bool:
     Returns False where the very same run had ended already. A folder of another run of this name is replaced.
 
     Raises:
-        TrainingError: a process failed; what it printed stands above.
+        TrainingError: a process failed (what it printed stands above), or their number has changed meanwhile.
     """
-    if job.done.exists() and job.done.read_text("utf-8") == job.fingerprint:
+    if job.model_folder.is_dir() and job.done.exists() and job.done.read_text("utf-8") == job.fingerprint:
         return False
-    file = job.folder / "job.json"
-    if job.folder.exists() and not (file.exists() and _fingerprint(file) == job.fingerprint):
+    if job.folder.exists() and _fingerprint(job.file) != job.fingerprint:
+        for mark in (job.done, job.file):  # first, so that a folder half removed is taken for no run at all
+            mark.unlink(missing_ok=True)
         shutil.rmtree(job.folder)
+    check_processes(job, processes)
     job.folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, job.model_dump_json(indent=1))
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # started by torchrun: this is one of the processes
-        from .train import main
-
-        main(job)
-    else:
-        _run_processes(file, processes)
+    write_text(job.file, job.model_dump_json(indent=1))
+    _run_processes(job, processes)
     return True
+
+
+def check_processes(job: Job, processes: int) -> None:
+    """Raise TrainingError where the last checkpoint was made by another number of processes: each holds its part."""
+    if not job.checkpoints:
+        return
+    last = job.checkpoints[-1]
+    before = json.loads((last / "state.json").read_text("utf-8"))["world_size"]
+    if before != processes:
+        raise TrainingError(
+            f"{last} was saved by {before} processes and this run has {processes}; run with --nproc {before}, or "
+            f"remove {job.folder} to start anew"
+        )
 
 
 def _fingerprint(file: Path) -> str:
     try:
         return Job.model_validate_json(file.read_text("utf-8")).fingerprint
-    except ValueError:
+    except (OSError, ValueError):
         return ""
 
 
-def _run_processes(file: Path, processes: int) -> None:
+def _run_processes(job: Job, processes: int) -> None:
+    """Run the ranks until all have ended well, or one has not: then the others are ended too."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     common = {
+        "OMP_NUM_THREADS": str(threads),
+        **({} if torch.accelerator.is_available() else {"DS_ACCELERATOR": "cpu"}),  # else DeepSpeed warns of it
+        **os.environ,
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        "DS_LOG_LEVEL": os.environ.get("DS_LOG_LEVEL", "ERROR"),
+        PARENT: str(os.getpid()),
     }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "conan_embedding.trainer.train", str(file)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(processes)
-    ]
+    ranks: list[subprocess.Popen[bytes]] = []
     try:
-        while any(rank.poll() is None for rank in ranks):
-            if any(rank.poll() for rank in ranks):
-                break
+        for rank in range(processes):
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "conan_embedding.trainer.train", str(job.file)],
+                    env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=2,  # DeepSpeed logs to stdout, which is ours to answer on
+                )
+            )
+        while not (failed := [number for number, rank in enumerate(ranks) if rank.poll()]):
+            if all(rank.poll() == 0 for rank in ranks):
+                return
             time.sleep(0.1)
     finally:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.terminate()
-    failed = [(number, rank.wait()) for number, rank in enumerate(ranks) if rank.wait() != 0]
-    if failed:
-        number, code = failed[0]
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        raise TrainingError(
-            f"training process {number} of {processes} {how}; the same command goes on from the last checkpoint in "
-            f"{file.parent / 'checkpoints'}"
-        )
+        for each in ranks:
+            if each.poll() is None:
+                each.terminate()
+        codes = [each.wait() for each in ranks]
+    ends = ", ".join(
+        f"{number} was killed by signal {-codes[number]}"
+        if codes[number] < 0
+        else f"{number} ended with exit code {codes[number]}"
+        for number in failed
+    )
+    raise TrainingError(
+        f"of {processes} training processes (counted from 0), {ends}; what went wrong stands above. The same command "
+        f"goes on from the last checkpoint in {job.folder / 'checkpoints'}"
+    )

@@ -7,10 +7,11 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from ..pipeline.pools import forget_windows, write_windows
+from ..pipeline.pools import write_windows
 from ..schemas.settings import FinetuneSettings
 from .batches import FinetuneData, Integers, given_counts
 from .cbb import Losses
+from .distributed import of_rank_zero
 from .job import Job
 from .negatives import Windows, advance, no_longer_hard, observe, start
 
@@ -36,7 +37,8 @@ class Mining:
         self.n, self.rows_of = settings.negatives, rows_of
         self.query_ids, self.pool_sizes = data.query_ids, data.pool_sizes
         self.windows = start(data.pool_sizes, settings.negatives, given_counts(data))
-        self.unwritten = pl.DataFrame(schema=REPLACEMENTS)
+        self.written = 0  # the step up to which pools.duckdb has the log of replacements
+        self.unwritten = pl.DataFrame(schema=REPLACEMENTS)  # the log after that step
 
     def checks(self, step: int) -> bool:
         """Whether negatives may be replaced after this step."""
@@ -54,7 +56,8 @@ class Mining:
         if not self.checks(step):
             return None
         before = self.windows
-        flagged = no_longer_hard(before, self.settings.factor, self.settings.ceiling)
+        # Scores may differ in the last bit from device to device, and all ranks must build the same updates.
+        flagged = of_rank_zero(no_longer_hard(before, self.settings.factor, self.settings.ceiling))
         self.windows = advance(before, flagged, self.pool_sizes, self.n, self.settings.offset)
         moved = np.flatnonzero(self.windows.round > before.round)
         replaced = {
@@ -74,8 +77,11 @@ class Mining:
             "exhausted": int(self.windows.exhausted.sum()),
         }
 
-    def write(self, step: int) -> None:
-        """Bring pools.duckdb up to date (rank 0). A file that somebody has open right now is written the next time."""
+    def write(self, step: int) -> bool:
+        """Bring pools.duckdb up to date (rank 0): what another run, or this one before it was killed, wrote goes.
+
+        Returns False where somebody has the file open right now; the next call then writes what this one could not.
+        """
         windows = pl.DataFrame(
             {
                 "query_id": self.query_ids,
@@ -87,21 +93,20 @@ class Mining:
                 "step": np.full(len(self.query_ids), step, np.int64),
             }
         ).filter((pl.col("round") > 0) | pl.col("last_score").is_not_null())
-        first = self.unwritten["step"].min() if self.unwritten.height else step + 1
         try:
-            write_windows(self.corpus, windows, self.unwritten, int(first))  # type: ignore[arg-type]
+            write_windows(self.corpus, windows, self.unwritten, self.written + 1)
         except duckdb.IOException:
-            return
-        self.unwritten = self.unwritten.clear()
+            return False
+        self.written, self.unwritten = step, self.unwritten.clear()
+        return True
 
     def state(self) -> dict[str, Any]:
         """Arrays for the checkpoint."""
-        return {name: getattr(self.windows, name) for name in FIELDS}
+        unwritten = {f"unwritten_{name}": self.unwritten[name].to_numpy() for name in REPLACEMENTS}
+        return {name: getattr(self.windows, name) for name in FIELDS} | unwritten | {"written": np.array(self.written)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's arrays."""
         self.windows = Windows(**{name: state[name] for name in FIELDS})
-
-    def forget(self, after: int) -> None:
-        """Drop what a killed run recorded after its last checkpoint, or all of an earlier run (`after=0`)."""
-        forget_windows(self.corpus, after)
+        self.written = int(state["written"])
+        self.unwritten = pl.DataFrame({name: state[f"unwritten_{name}"] for name in REPLACEMENTS}, schema=REPLACEMENTS)

@@ -1,4 +1,7 @@
-"""The training loop: one process of it runs on each device (`python -m conan_embedding.trainer.train JOB`).
+"""The training loop: one process of it runs on each device.
+
+`conan train` starts them on its machine; on several, `torchrun … -m conan_embedding.trainer.train JOB` does, with the
+job.json that it has written.
 
 Every rank builds the same updates from the same data, encodes its share of the texts and computes the same loss;
 DeepSpeed averages the gradients (see distributed.py). What a step does depends on seed, step and the state in the
@@ -6,8 +9,12 @@ checkpoint alone, so a run that was killed and one that was not give the same lo
 """
 
 import os
+import signal
 import sys
+import threading
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +25,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 
 from ..schemas.settings import FinetuneSettings, PretrainSettings
@@ -34,7 +42,7 @@ from .batches import (
 from .cbb import Losses, Update, pretrain_loss, slice_for, update_loss
 from .distributed import gather
 from .export import export
-from .job import Job
+from .job import PARENT, Job
 from .mining import Mining
 from .model import EmbeddingModel, load
 
@@ -54,7 +62,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Batch:
-    """An update and this rank's share of its texts, tokenised."""
+    """An update and this rank's share of its texts, tokenised; `tokens` are those of all ranks."""
 
     update: Update
     ids: list[list[int]]
@@ -82,33 +90,37 @@ def main(job: Job) -> None:
     )
     engine = _engine(model, settings, task.steps)
     done = checkpoints.resume(engine, job, task.mining)
-    log = checkpoints.Log(job, done) if rank == 0 else None
+    log = checkpoints.Log(job, done, task.steps) if rank == 0 else None
     if log and done == 0:
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         log.write(event="start", steps=task.steps, parameters=trained, world_size=world_size)
 
     for step, batch in _batches(task, tokenizer, done, rank, world_size):
-        started = time.monotonic()
         torch.manual_seed(settings.seed * 1_000_003 + step * 1009 + rank)  # dropout: of this step and rank alone
         embeddings = gather(_encode(engine, tokenizer, batch))[batch.restore.to(engine.device)]
         losses = task.loss(embeddings, batch.update)
         engine.backward(losses.total)
+        rate = engine.get_lr()[0]
         engine.step()
         replaced = task.mining.observe(step, losses) if task.mining else None
         if replaced and task.mining and rank == 0:
             task.mining.write(step)
-        if log and (step % settings.log_every == 0 or step == task.steps):
-            seconds = time.monotonic() - started
-            log.step(step, task.steps, losses, engine, batch.tokens * world_size / seconds, replaced)
+        if log:
+            log.step(step, losses, batch.tokens, rate, engine.get_global_grad_norm(), replaced)
         if step % settings.checkpoint_every == 0 or step == task.steps:
             checkpoints.save(engine, job, step, task.mining)
-    checkpoints.finish(engine, job, lambda: export(_full_precision(engine, job, model), tokenizer, job.model_folder))
+    _to_full_precision(model)
     if log:
+        export(model, tokenizer, job.model_folder)
+        checkpoints.finish(job, task.steps, task.mining)
         log.write(event="end", step=task.steps)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def _start() -> tuple[int, int]:
     """Join the process group; returns rank and world size."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's to heed
     # Compiling DeepSpeed's shared-memory op takes 40 s and a compiler; gloo does without it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
@@ -194,7 +206,7 @@ def _batches(task: Task, tokenizer: Any, done: int, rank: int, world_size: int) 
         )["input_ids"]
         lengths = [len(each) for each in ids]
         own, restore = slice_for(rank, world_size, lengths)
-        return Batch(update, [ids[row] for row in own], torch.from_numpy(restore), sum(lengths[row] for row in own))
+        return Batch(update, [ids[row] for row in own], torch.from_numpy(restore), sum(lengths))
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         ahead = None
@@ -223,19 +235,41 @@ def _encode(engine: Any, tokenizer: Any, batch: Batch) -> Tensor:
     return torch.cat(vectors)
 
 
-def _full_precision(engine: Any, job: Job, model: EmbeddingModel) -> EmbeddingModel:
-    """The model with float32 weights: under mixed precision those of the optimizer, not their rounded copies."""
-    if next(model.parameters()).dtype == torch.float32 and engine.zero_optimization_stage() < 3:
-        return model
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+def _to_full_precision(model: EmbeddingModel) -> None:
+    """Give the trained model float32 weights: under mixed precision the optimizer's own, not their rounded copies.
 
-    last = checkpoints.saved(job)[-1]
-    weights = get_fp32_state_dict_from_zero_checkpoint(str(last.parent), last.name)
-    full = model.float()
-    full.load_state_dict(weights, strict=False)
-    return full
+    The optimizer's are spread over the ranks, so all of them do this together; none can train any more after it.
+    """
+    for parameter in model.parameters():
+        full = safe_get_full_fp32_param(parameter)
+        parameter.data = (parameter.data if full is None else full).float()
+
+
+def _end_with(parent: int) -> None:
+    """End this process as soon as the one that started it is gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _run(file: Path) -> int:
+    """Train; an error is one line, and its traceback too where CONAN_DEBUG is set. Returns the exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if parent := os.environ.get(PARENT):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends its processes
+        threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    try:
+        main(Job.model_validate_json(file.read_text("utf-8")))
+    except Exception as error:
+        if os.environ.get("CONAN_DEBUG"):
+            traceback.print_exc()
+        print(f"error in training process {os.environ.get('RANK')}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    main(Job.model_validate_json(Path(sys.argv[1]).read_text("utf-8")))
+    code = _run(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # tearing down the interpreter takes seconds, and libraries report leaks that are none

@@ -1,0 +1,458 @@
+"""Each kind of `read`, on good files and on damaged ones: every line is a row or a problem with its line."""
+
+import csv
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import duckdb
+import fsspec
+import polars as pl
+import pytest
+from conan_embedding.pipeline import readers
+from conan_embedding.pipeline.files import BROKEN
+from conan_embedding.schemas.settings import Source
+
+Rows = list[dict[str, Any]]
+Problems = list[tuple[int | None, str, str | None]]
+"""Line, reason, record."""
+
+
+class Read:
+    """What a source's files gave."""
+
+    def __init__(self, paths: list[str], **source: Any) -> None:
+        with readers.sandbox() as connection:
+            one = Source.model_validate({"name": "web", "files": "*", **source})
+            self.problems_frame = readers.read(connection, one, paths)
+            self.rows: Rows = connection.sql("FROM rows ORDER BY _row").pl().to_dicts()
+        self.problems: Problems = self.problems_frame.select("line", "reason", "record").rows()
+
+    def values(self, *names: str) -> list[Any]:
+        """Of one column its values, of more their tuples."""
+        found = [tuple(row[name] for name in names) for row in self.rows]
+        return [value for (value,) in found] if len(names) == 1 else found
+
+    @property
+    def lines(self) -> list[Any]:
+        return self.values("_line")
+
+    @property
+    def details(self) -> list[str]:
+        return self.problems_frame["detail"].to_list()
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., Read]:
+    def read(data: str | bytes, name: str, **source: Any) -> Read:
+        path = tmp_path / name
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+        return Read([str(path)], **({"read": path.suffix[1:]} | source))
+
+    return read
+
+
+Reader = Callable[..., Read]
+
+
+# JSON
+
+
+def test_lines(read: Reader) -> None:
+    found = read('{"a": "甲", "b": {"c": [1]}}\r\n\n  \n{"a": "乙"}\n', "a.jsonl")
+    assert found.values("a", "_line") == [("甲", 1), ("乙", 4)]
+    assert found.rows[0]["b"] == {"c": [1]}
+    assert found.rows[1]["b"] is None
+    assert found.problems == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['[{"a": 1}, {"a": 2}]', '[\n {"a": 1},\n {"a": 2}\n]\n', '{"a": 1}\n{"a": 2}\n', "\ufeff" + '[{"a":1},{"a":2}]'],
+)
+def test_an_array_or_lines_under_a_json_name(read: Reader, text: str) -> None:
+    assert read(text, "a.json").values("a") == [1, 2]
+
+
+def test_a_document(read: Reader) -> None:
+    text = json.dumps({"甲": [["甲", "属性", "值"]], "a b": []}, indent=1)
+    assert json.loads(read(text, "a.json", options={"whole": True}).rows[0]["data"]) == json.loads(text)
+    assert read(text, "a.json").rows[0]["甲"] == [["甲", "属性", "值"]]
+
+
+def test_a_line_that_is_no_object_costs_itself(read: Reader) -> None:
+    found = read('{"a": 1}\n{"a": \n[1]\n"s"\n3\nnull\nplain\n{"a": 2}\n', "a.jsonl")
+    assert found.values("a", "_line") == [(1, 1), (2, 8)]
+    assert [(line, reason) for line, reason, _ in found.problems] == [(line, "broken_json") for line in range(2, 8)]
+    assert found.problems[0][2] == '{"a": '
+    assert found.details[1] == "expected an object, found ARRAY"
+
+
+def test_an_element_that_is_no_object_costs_itself(read: Reader) -> None:
+    found = read('[{"a": 1}, 3, null, {"a": 2}]', "a.json")
+    assert found.values("a") == [1, 2]
+    assert [record for _, _, record in found.problems] == ["3", None]
+
+
+def test_a_broken_document_tells_its_line(read: Reader) -> None:
+    found = read('{\n "a": 1,\n "b": oops\n}\n', "a.json")
+    assert found.rows == []
+    assert [(line, reason) for line, reason, _ in found.problems] == [(3, "broken_json")]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_document_is_told_and_empty_lines_are_none(read: Reader, text: str) -> None:
+    assert [reason for _, reason, _ in read(text, "a.json").problems] == ["broken_json"]
+    assert read(text, "a.jsonl").problems == []
+    assert read("[]", "b.json").problems == []
+
+
+def test_a_cut_archive_keeps_the_records_before_the_break(tmp_path: Path) -> None:
+    rng = Random(0)
+    lines = [json.dumps({"a": number, "b": rng.random()}) for number in range(2000)]
+    packed = gzip.compress("\n".join(lines).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "b.jsonl").write_text(lines[0])
+    found = Read([f"{tmp_path}/a.jsonl.gz", f"{tmp_path}/b.jsonl"], read="jsonl")
+    numbers = found.values("a")
+    assert numbers == [*range(len(numbers) - 1), 0]
+    assert len(numbers) > 500
+    assert {reason for _, reason, _ in found.problems} == {"truncated", "broken_json"}  # the file, and its last line
+
+
+def test_half_characters_in_escapes_cost_their_record(read: Reader) -> None:
+    text = r'{"a": "x\ud83dy"}', r'{"a": "\ud83d\ude00 \\ud83d"}', r'{"a": "\udE00"}'
+    for found in (read("\n".join(text), "a.jsonl"), read(f"[{','.join(text)}]", "a.json")):
+        assert found.values("a") == [r"😀 \ud83d"]
+        assert [reason for _, reason, _ in found.problems] == ["encoding", "encoding"]
+        assert json.loads(found.problems[0][2] or "") == {"a": "xy"}
+    assert found.details[0] == "no text at offset 9"
+
+
+def test_nul_bytes(read: Reader) -> None:
+    found = read(b'{"a": 1}\n{"a": 2\0\0\n{"a": "\\u0000"}\n', "a.jsonl")
+    assert [(line, reason, record) for line, reason, record in found.problems] == [(2, "nul_bytes", '{"a": 2␀␀')]
+    assert found.lines == [1, 3]
+
+
+def test_over_long_lines(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "LONGEST_RECORD", 100)
+    found = read('{"a": "' + "x" * 200 + '"}\n{"a": 1}\n', "a.jsonl")
+    assert found.lines == [2]
+    ((line, reason, record),) = found.problems
+    assert (line, reason, len(record or "")) == (1, "too_long", 100)
+    assert found.details == ["209 characters"]
+
+
+def nested(levels: int, opening: str = "[", closing: str = "]") -> str:
+    return '{"a": 1, "b": ' + opening * levels + closing * levels + "}"
+
+
+def test_deep_records(read: Reader) -> None:
+    """Deeper ones than DuckDB's 128 levels would end the whole database."""
+    many = json.dumps({"a": 2, "b": [{"c": []}] * 300})
+    quoted = json.dumps({"a": 3, "b": '[{"' * 3000})
+    texts = [nested(5000), many, nested(99), nested(100), quoted, '{"a":1,"b":' + '{"b":' * 5000 + "1" + "}" * 5001]
+    for found in (read("\n".join(texts), "a.jsonl"), read(f"[{','.join(texts)}]", "a.json")):
+        assert found.values("a") == [2, 1, 3]
+        assert [reason for _, reason, _ in found.problems] == ["too_deep"] * 3
+    assert read(nested(5000), "c.json", options={"whole": True}).problems[0][1] == "too_deep"
+
+
+def test_values_of_other_types_in_some_records(read: Reader) -> None:
+    found = read('{"a": 1}\n{"a": "x"}\n{"a": {"b": 1}}\n{"a": null}\n{}\n', "a.jsonl")
+    assert found.values("a") == ["1", '"x"', '{"b":1}', None, None]
+
+
+def test_names_that_duckdb_can_not_tell_apart(read: Reader) -> None:
+    found = read('{"a": 1, "A": 2, "": 3, "_file": 4, "_row": 5, "b": {"x": 1, "X": 2}, "it\'s": 6}\n', "a.jsonl")
+    (row,) = found.rows
+    assert (row["a"], row["_file_1"], row["_row_1"], row["it's"]) == (1, 4, 5, 6)
+    assert json.loads(row["b"]) == {"x": 1, "X": 2}
+    assert row["_file"].endswith("a.jsonl")
+
+
+def test_a_noncharacter_of_its_own_right_is_text(read: Reader) -> None:
+    found = read(f'{{"a": "x{BROKEN}y"}}\n{{"a": "{BROKEN}12{BROKEN}"}}\n', "a.jsonl")
+    assert found.values("a") == [f"x{BROKEN}y"]
+    assert [reason for _, reason, _ in found.problems] == ["encoding"]
+
+
+# Tables
+
+
+def test_csv(read: Reader) -> None:
+    text = '\ufeffa, b ,\r\n1,"x, ""y""\r\nz",\r\n\r\n2,,"3"\r\n'
+    found = read(text, "a.csv")
+    assert found.values("a", "b", "column2") == [("1", 'x, "y"\nz', ""), ("2", "", "3")]
+    assert found.lines == [2, 5]
+    assert found.problems == []
+
+
+def test_csv_against_the_standard_library(read: Reader) -> None:
+    rng = Random(0)
+    rows = [["".join(rng.choices('甲b,"\n ', k=rng.randrange(6))) for _ in range(3)] for _ in range(500)]
+    rows = [row for row in rows if any(field.strip() for field in row)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([["a", "b", "c"], *rows])
+    found = read(buffer.getvalue(), "a.csv")
+    assert found.problems == []
+    assert found.values("a", "b", "c") == [tuple(row) for row in rows]
+    lines, before = [], 2
+    for row in rows:
+        lines.append(before)
+        before += 1 + sum(field.count("\n") for field in row)
+    assert found.lines == lines
+
+
+def test_damaged_records_of_a_csv_cost_themselves(read: Reader) -> None:
+    text = 'a,b\n1,"x\ny"\n2,c,d\n3\n4,"p"q\n5,ok\n6,"never closed\n7,5" disk\n8,"z"\n'
+    found = read(text, "a.csv")
+    assert found.values("a", "b") == [("1", "x\ny"), ("5", "ok"), ("7", '5" disk'), ("8", "z")]
+    assert found.lines == [2, 7, 9, 10]
+    assert found.problems == [
+        (4, "columns", "2,c,d"),
+        (5, "columns", "3"),
+        (6, "columns", '4,"p"q'),
+        (8, "columns", '6,"never closed'),
+    ]
+    assert found.details[0] == "expected 2 fields, found 3"
+    assert found.details[2] == "a quote is not closed, or text stands after it"
+
+
+def test_a_quote_not_closed_in_the_last_line_is_told(read: Reader) -> None:
+    for end in ("", "\n"):
+        found = read(f'a,b\n1,"x{end}', "a.csv")
+        assert found.rows == []
+        assert found.problems == [(2, "columns", '1,"x')]
+
+
+def test_line_ends_of_two_kinds(read: Reader) -> None:
+    found = read('a,b\r\n1,"x\ny"\n2,z\r\n', "a.csv")
+    assert found.values("a", "b", "_line") == [("1", "x\ny", 2), ("2", "z", 4)]
+    assert read("a,b\r1,2\r3,4\r", "b.csv").values("b") == ["2", "4"]
+
+
+def test_stray_quotes_in_a_tsv_lose_no_line(read: Reader) -> None:
+    quotes = ['"', "", '""', 'a"b']
+    lines = [f"{number}\t{quotes[number % 4]}评论" for number in range(30)]
+    found = read("label\ttext\n" + "\n".join(lines), "a.tsv")
+    assert found.values("label", "text") == [tuple(line.split("\t")) for line in lines]
+    assert found.lines == list(range(2, 32))
+
+
+def test_misfits_of_a_tsv(read: Reader) -> None:
+    found = read("a\tb\n1\t2\n3\n4\t5\t6\n7\t8\n", "a.tsv")
+    assert found.values("a", "b") == [("1", "2"), ("7", "8")]
+    assert found.problems == [(3, "columns", "3"), (4, "columns", "4\t5\t6")]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("text", ["", "\n\n", "a{d}b", "a{d}b\n", "\n\na{d}b\r\n"])
+def test_a_table_without_rows(read: Reader, name: str, text: str) -> None:
+    found = read(text.format(d="," if name == "a.csv" else "\t"), name)
+    assert found.rows == []
+    assert found.problems == []
+
+
+def test_options_of_tables(read: Reader) -> None:
+    named = {"columns": ["a", "b"]}
+    assert read("1\t2\n", "a.tsv", options=named).values("a", "b") == [("1", "2")]
+    assert read("x\ty\n1\t2\n", "a.tsv", options=named | {"header": True}).values("a", "b") == [("1", "2")]
+    assert read("1\t2\n", "a.tsv", options={"header": False}).values("column0", "column1") == [("1", "2")]
+    assert read("a||b\n1||2\n", "a.tsv", options={"delimiter": "||"}).values("b") == ["2"]
+    assert read("a|b\n'1|''2'|3\n", "a.csv", options={"delimiter": "|", "quote": "'"}).values("a", "b") == [
+        ("1|'2", "3")
+    ]
+    assert read('a\tb\n"1\t2"\t3\n', "a.tsv", options={"quote": '"'}).values("a", "b") == [("1\t2", "3")]
+    assert read('a,b\n"1,2\n', "a.csv", options={"quote": ""}).values("a", "b") == [('"1', "2")]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_names_that_stand_twice_or_are_ours(read: Reader, name: str) -> None:
+    delimiter = "," if name == "a.csv" else "\t"
+    header = ["a", "b", "a", "A", "_file", "_line", "_row", "a_1", ""]
+    found = read("\n".join(delimiter.join(row) for row in (header, list("123456789"))), name)
+    (row,) = found.rows
+    names = ["a", "b", "a_1", "A_2", "_file_1", "_line_1", "_row_1", "a_1_1", "column8"]
+    assert [row[name] for name in names] == list("123456789")
+    assert row["_line"] == 2
+
+
+def test_a_header_that_can_not_be_read_costs_its_file(read: Reader) -> None:
+    found = read(b"a\0,b\n1,2\n", "a.csv")
+    assert found.rows == []
+    assert found.problems == [(None, "columns", None)]
+
+
+def test_nul_bytes_in_tables(read: Reader) -> None:
+    for name, text in (("a.csv", b'a,b\n1,"\0\n"\n2,3\n'), ("a.tsv", b"a\tb\n1\t\0\n\n2\t3\n")):
+        found = read(text, name)
+        assert found.values("a", "_line") == [("2", 4)]
+        assert [(line, reason) for line, reason, _ in found.problems] == [(2, "nul_bytes")]
+
+
+def test_broken_bytes_in_a_table(read: Reader) -> None:
+    lines = [f"{number},今天天气很好我们去公园散步\n".encode() for number in range(30)]
+    lines[4] = b"4,\xe4\xbb\n"
+    found = read(b"a,b\n" + b"".join(lines), "a.csv")
+    assert found.values("a") == [str(number) for number in range(30) if number != 4]
+    assert [(line, reason) for line, reason, _ in found.problems] == [(6, "encoding")]
+    assert found.details == [f"no text at offset {4 + sum(map(len, lines[:4])) + 2}"]
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-8-sig", "utf-16"])
+def test_encodings(read: Reader, encoding: str) -> None:
+    text = "问题,回答\n感冒怎么办,多喝水多休息。\n发烧了怎么办,应该及时去医院就诊。\n" * 3
+    assert read(text.encode(encoding), "a.csv").values("问题")[0] == "感冒怎么办"
+
+
+def test_the_wrong_encoding_costs_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("问题,回答\n感冒怎么办,多喝水\n".encode("gb18030"))
+    (tmp_path / "b.csv").write_text("问题,回答\n甲,乙\n", "utf-8")
+    found = Read([f"{tmp_path}/a.csv", f"{tmp_path}/b.csv"], read="csv", encoding="utf-8")
+    assert found.values("问题") == ["甲"]
+    assert found.problems == [(None, "encoding", None)]
+    assert "it looks like gb18030" in found.details[0]
+
+
+# Text, Markdown, Parquet, shapes
+
+
+def test_text(read: Reader) -> None:
+    found = read("甲 乙\n\n\t\n丙\n", "a.txt", read="text")
+    assert found.values("line", "line_number") == [("甲 乙", 1), ("丙", 4)]
+
+
+def test_markdown(read: Reader) -> None:
+    assert read("# 题\r\n\r\n文", "a.md", read="markdown").values("query", "positive", "_line") == [("题", "\n\n文", 1)]
+    assert read("", "b.md", read="markdown").values("query") == [None]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pl.DataFrame({"a": ["甲"], "_row": [7], "text": [[1]]}).write_parquet(tmp_path / "1.parquet")
+    pl.DataFrame({"a": ["乙", "丙"], "b": [1.5, None]}).write_parquet(tmp_path / "2.parquet")
+    pl.DataFrame({"a": [["list"]]}).write_parquet(tmp_path / "3.parquet")
+    (tmp_path / "4.parquet").write_bytes(b"garbage")
+    found = Read([f"{tmp_path}/{number}.parquet" for number in (1, 2, 3, 4)], read="parquet")
+    assert found.values("a", "b", "_row_1", "text", "_line") == [
+        ("甲", None, 7, [1], 1),
+        ("乙", 1.5, None, None, 1),
+        ("丙", None, None, None, 2),
+    ]
+    assert [reason for _, reason, _ in found.problems] == ["columns", "unreadable"]
+    assert found.problems_frame["file"][0].endswith("3.parquet")
+
+
+def test_parquet_of_a_uri_and_of_a_folder_that_looks_like_a_partition(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"a": ["甲"]})
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    fsspec.filesystem("memory").pipe("/conan_readers/a.parquet", buffer.getvalue())
+    (tmp_path / "a=wrong").mkdir()
+    frame.write_parquet(tmp_path / "a=wrong/1.parquet")
+    for path in ("memory://conan_readers/a.parquet", f"{tmp_path}/a=wrong/1.parquet"):
+        found = Read([path], read="parquet")
+        assert found.values("a") == ["甲"]
+        assert found.problems == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("alpaca", {"instruction": "问", "output": "答"}, None),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]}, {"id": 1}),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]},
+            {"id": 1},
+        ),
+        ("squad", {"context_text": "答", "qas": [{"query_text": "问"}]}, {"context_text": "答", "qas": []}),
+        ("triples", {"query": "问", "pos": ["答"], "neg": []}, {"query": "问", "pos": []}),
+    ],
+)
+def test_a_record_of_a_shape_without_a_pair_is_told(read: Reader, kind: str, good: Any, bad: Any) -> None:
+    records = [record for record in (good, bad, good) if record]
+    for text, name in (("\n".join(map(json.dumps, records)), "a.jsonl"), (json.dumps(records), "a.json")):
+        found = read(text, name, read=kind)
+        assert found.values("query", "positive") == [("问", "答")] * 2
+        assert [(reason, json.loads(record or "")) for _, reason, record in found.problems] == (
+            [("no_pair", bad)] if bad else []
+        )
+
+
+def test_a_conversation_as_a_bare_list(read: Reader) -> None:
+    text = json.dumps([{"role": "client", "content": "问"}, {"role": "counselor", "content": "答"}])
+    assert read(text, "a.json", read="messages").values("query", "positive") == [("问", "答")]
+
+
+# Files that are none
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "text", "markdown", "parquet", "sharegpt"])
+def test_unreadable_files(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "link.json").symlink_to("/nowhere/at/all")
+    found = Read([f"{tmp_path}/folder.json", f"{tmp_path}/link.json"], read=kind)
+    assert found.rows == []
+    assert [reason for _, reason, _ in found.problems] == ["unreadable", "unreadable"]
+    assert found.problems_frame["file"].to_list() == [f"{tmp_path}/folder.json", f"{tmp_path}/link.json"]
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xd6\xd0.jsonl"
+    with open(path, "wb") as file:  # noqa: PTH123
+        file.write(b'{"a": 1}\n')
+    assert Read([os.fsdecode(path)], read="jsonl").values("_file") == [f"{tmp_path}/\\udcd6\\udcd0.jsonl"]
+
+
+# Joins and the sandbox
+
+
+def test_joined_files(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_bytes("1 甲\n\n2 乙\n".encode() + b"\xff\n3\0\n")
+    source = Source.model_validate(
+        {"name": "web", "files": "*", "read": "text", "join": {"other": f"{tmp_path}/lines.txt"}}
+    )
+    with readers.sandbox() as connection:
+        readers.read_joined(connection, source)
+        assert connection.sql("SELECT line, line_number FROM other").fetchall() == [("1 甲", 1), ("2 乙", 3)]
+    nowhere = source.model_copy(update={"join": {"other": "/nowhere.txt"}})
+    with readers.sandbox() as connection, pytest.raises(readers.SourceError, match=r"join other: /nowhere\.txt"):
+        readers.read_joined(connection, nowhere)
+
+
+secret = pl.DataFrame({"secret": [1]})
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "FROM read_text('{file}')",
+        "FROM read_csv('{file}')",
+        "FROM '{file}'",
+        "FROM glob('{folder}/*')",
+        "COPY (SELECT 1) TO '{folder}/out.csv'",
+        "EXPORT DATABASE '{folder}/out'",
+        "ATTACH '{folder}/out.duckdb'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "SET threads = 8",
+        "RESET lock_configuration",
+        "SELECT getenv('HOME')",
+        "FROM secret",
+    ],
+)
+def test_the_sandbox_is_closed(statement: str, tmp_path: Path) -> None:
+    file = tmp_path / "in.csv"
+    file.write_text("secret\n1\n")
+    with readers.sandbox() as connection, pytest.raises(duckdb.Error):
+        connection.execute(statement.format(file=file, folder=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]

@@ -1,0 +1,105 @@
+"""Every default has an origin; limits hold; sources are checked as a whole."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conan_embedding.schemas import settings
+from conan_embedding.schemas.recipe import Recipe
+from pydantic import BaseModel, ValidationError
+
+ORIGINS = ("paper", "ours", "DESIGN", "InternLM2", "NV-Retriever", "CoSENT", "rules.py")
+MODELS = [
+    Recipe,
+    *(
+        model
+        for model in vars(settings).values()
+        if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ == settings.__name__
+    ),
+]
+SOURCE: dict[str, Any] = {"name": "web", "files": "*.json", "read": "json"}
+
+
+def defaults() -> Iterator[tuple[str, str | None]]:
+    for model in MODELS:
+        for name, field in model.model_fields.items():
+            if not field.is_required():
+                yield f"{model.__name__}.{name}", field.description
+
+
+@pytest.mark.parametrize(("name", "origin"), list(defaults()))
+def test_a_default_says_where_it_comes_from(name: str, origin: str | None) -> None:
+    assert origin is not None
+    assert origin.startswith(ORIGINS), f"{name}: {origin}"
+
+
+def test_the_papers_values_are_the_defaults() -> None:
+    recipe = Recipe()
+    assert (recipe.score.model, recipe.score.cutoff) == ("BAAI/bge-large-zh-v1.5", 0.4)
+    assert recipe.dedup.threshold == 0.7
+    pretrain, finetune = settings.PretrainSettings(), settings.FinetuneSettings()
+    assert (pretrain.learning_rate, pretrain.warmup, pretrain.weight_decay) == (1e-5, 0.05, 0.001)
+    assert (pretrain.batch_size, pretrain.max_length, pretrain.dimension) == (8, 512, 1792)
+    assert (finetune.retrieval_batch, finetune.sts_batch, finetune.beta) == (4, 32, 0.8)
+    mining = finetune.hard_negative_mining
+    assert (mining.check_every, mining.factor, mining.ceiling, mining.offset) == (100, 1.15, 0.8, 10)
+    assert finetune.dimensions == [256, 512, 768, 1024, 1280, 1536, 1792]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_settings_are_frozen_and_closed(model: type[BaseModel]) -> None:
+    assert model.model_config["frozen"]
+    assert model.model_config["extra"] == "forbid"
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        (settings.DedupSettings, {"threshold": 0}),
+        (settings.DedupSettings, {"threshold": 1.1}),
+        (settings.DedupSettings, {"threshold": float("nan")}),
+        (settings.DedupSettings, {"bands": 20, "rows": 7}),
+        (settings.ScoreSettings, {"cutoff": float("nan")}),
+        (settings.ScoreSettings, {"cutoff": 2}),
+        (settings.FinetuneSettings, {"learning_rate": float("inf")}),
+        (settings.OptimizerSettings, {"warmup": 1.5}),
+        (settings.ReaderOptions, {"turns": 0}),
+        (settings.ReaderOptions, {"delimiter": ""}),
+        (settings.ReaderOptions, {"quote": "''"}),
+        (settings.Source, SOURCE | {"name": "a b"}),
+        (settings.Source, SOURCE | {"read": "xml"}),
+        (settings.Source, SOURCE | {"category": "blog"}),
+    ],
+)
+def test_a_value_out_of_range_is_refused(model: type[BaseModel], values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        model.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"task": "sts"}, "needs `label:`"),
+        ({"task": "sts", "read": "triples"}, "needs `label:`"),
+        ({"label_range": [5, 0]}, "label_range must rise"),
+        ({"join": {"rows": "x.txt"}}, "join can't be named 'rows'"),
+        ({"join": {'a"; DROP': "x.txt"}}, "join can't be named"),
+        ({"read": "csv", "options": {"delimiter": "||"}}, "a delimiter of one character"),
+    ],
+)
+def test_a_source_is_checked_as_a_whole(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        settings.Source.model_validate(SOURCE | values)
+
+
+def test_a_table_without_quotes_may_have_a_long_delimiter() -> None:
+    for read in (
+        {"read": "tsv", "options": {"delimiter": "||"}},
+        {"read": "csv", "options": {"delimiter": "||", "quote": ""}},
+    ):
+        assert settings.Source.model_validate(SOURCE | read).options.delimiter == "||"
+
+
+def test_one_glob_is_a_list_of_one() -> None:
+    assert settings.Source.model_validate(SOURCE | {"exclude": "b.json"}).files == ["*.json"]
+    assert settings.EvaluationSet.model_validate(SOURCE | {"passages": "p.json"}).passages == ["p.json"]

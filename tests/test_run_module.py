@@ -1,0 +1,85 @@
+"""The small parts of run.py; whole runs are in test_train.py and the demo."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conan_embedding.pipeline.corpus import CorpusError
+from conan_embedding.run import _sentence_shards, last_figures, model_place, place, steps, train
+from conan_embedding.schemas.recipe import Recipe, RecipeError
+
+SOURCE = {"name": "s", "files": "*.jsonl", "read": "jsonl"}
+
+
+def recipe(**sections: object) -> Recipe:
+    return Recipe.model_validate({"sources": [SOURCE], **sections})
+
+
+def test_stages_follow_from_the_recipe() -> None:
+    assert steps(recipe()) == ["ingest", "filter", "dedup", "score", "convert"]
+    whole = recipe(bootstrap={}, pretrain={}, finetune={}, evaluation=[{**SOURCE, "task": "retrieval"}])
+    assert steps(whole) == [
+        "ingest",
+        "filter",
+        "dedup",
+        "bootstrap",
+        "score",
+        "convert",
+        "pretrain",
+        "mine",
+        "finetune",
+        "export",
+        "evaluate",
+    ]
+
+
+def test_a_stage_that_the_recipe_lacks_is_said(tmp_path: Path) -> None:
+    for stage in ("bootstrap", "pretrain", "finetune"):
+        with pytest.raises(RecipeError, match=stage):
+            train(stage, tmp_path, recipe(), 1)
+
+
+def test_models_of_the_corpus_are_places_in_it(tmp_path: Path) -> None:
+    (tmp_path / "train" / "pretrain" / "model").mkdir(parents=True)
+    assert model_place(tmp_path, "pretrain") == str(tmp_path / "train" / "pretrain" / "model")
+    assert model_place(tmp_path, "BAAI/bge-large-zh-v1.5") == "BAAI/bge-large-zh-v1.5"
+    with pytest.raises(CorpusError, match="--stage bootstrap"):
+        model_place(tmp_path, "untrained")
+
+
+def test_a_corpus_may_have_no_sentence_pairs(tmp_path: Path) -> None:
+    folder = tmp_path / "convert" / "sts"
+    with pytest.raises(CorpusError, match="run `conan convert"):
+        _sentence_shards(tmp_path)
+    (folder / "rejected").mkdir(parents=True)
+    assert _sentence_shards(tmp_path) == []
+    (folder / ".incomplete").touch()
+    with pytest.raises(CorpusError, match="interrupted"):
+        _sentence_shards(tmp_path)
+    (folder / ".incomplete").unlink()
+    (folder / "part-00000.parquet").touch()
+    assert _sentence_shards(tmp_path) == [folder / "part-00000.parquet"]
+
+
+def test_fine_tuning_wants_pools(tmp_path: Path) -> None:
+    for kind in ("retrieval", "sts"):
+        (tmp_path / "convert" / kind).mkdir(parents=True)
+        (tmp_path / "convert" / kind / "part-00000.parquet").touch()
+    with pytest.raises(CorpusError, match="conan mine"):
+        train("finetune", tmp_path, recipe(finetune={}), 1)
+
+
+def test_the_last_figures_are_those_of_the_last_step(tmp_path: Path) -> None:
+    assert last_figures(tmp_path, "pretrain") == {}
+    log = tmp_path / "train" / "pretrain" / "log.jsonl"
+    log.parent.mkdir(parents=True)
+    lines = [{"event": "start"}, *({"step": step, "loss": 1 / step} for step in range(1, 40)), {"event": "end"}]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert last_figures(tmp_path, "pretrain") == {"step": 39, "loss": 1 / 39}
+
+
+def test_the_corpus_is_named_by_the_command_or_the_recipe(tmp_path: Path) -> None:
+    assert place(recipe(corpus="there"), None, tmp_path) == Path("there")
+    assert place(recipe(corpus="there"), Path("here"), tmp_path) == Path("here")
+    with pytest.raises(RecipeError, match="conan run"):
+        place(recipe(), None, tmp_path)

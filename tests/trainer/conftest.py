@@ -1,0 +1,157 @@
+"""A corpus as convert and mine leave it, small enough to train on in a second."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conan_embedding.pipeline.corpus import ShardWriter, fingerprint
+from conan_embedding.pipeline.pools import write_pools
+from conan_embedding.schemas.pairs import SCORED, rejected
+from conan_embedding.schemas.training import TRAINING
+from conan_embedding.trainer.bootstrap import tiny_bert
+
+CHARACTERS = [chr(point) for point in range(0x4E00, 0x4E00 + 150)]
+
+Row = dict[str, Any]
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """Random texts of 3 to 24 Han characters, all different."""
+    random = np.random.default_rng(seed)
+    texts = ("".join(random.choice(CHARACTERS, random.integers(3, 25))) for _ in iter(int, 1))
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[next(texts)] = None
+    return list(found)
+
+
+def write_shard(corpus: Path, kind: str, rows: list[Row], number: int = 0) -> Path:
+    """One shard of convert, with what no test looks at filled in."""
+    path = corpus / "convert" / kind / f"part-{number:05d}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    filled = [{"category": "news", "pair_ids": [f"{kind}-{number}-{i}"]} | row for i, row in enumerate(rows)]
+    with ShardWriter(
+        path, TRAINING[kind], rejected(SCORED), stage="convert", version=1, fingerprint=fingerprint(filled)
+    ) as writer:
+        writer.received(len(rows))
+        writer.keep(pa.Table.from_pylist(filled, TRAINING[kind]))
+    return path
+
+
+def write_mined(corpus: Path, passages: dict[int, tuple[str, int]], pools: dict[str, list[int]]) -> None:
+    """pools.duckdb: passages by id with their clusters, and the pool of each query, best first."""
+    ids = list(range(len(pools)))
+    run = {
+        "run_id": "r",
+        "model_fingerprint": "m",
+        "method": "topk",
+        "margin": 1.0,
+        "top_k": 100,
+        "fingerprint": fingerprint(str(passages), pools),
+        "created_at": np.datetime64("2025-01-01", "us"),
+    }
+    tables = {
+        "runs": pa.table({name: pa.array([value]) for name, value in run.items()}),
+        "passages": pa.table(
+            {
+                "passage_id": pa.array(passages.keys(), pa.int64()),
+                "text": pa.array([text for text, _ in passages.values()], pa.string()),
+                "cluster_id": pa.array([cluster for _, cluster in passages.values()], pa.int64()),
+            }
+        ),
+        "queries": pa.table({"query_id": pa.array(ids, pa.int64()), "text": pa.array(pools.keys(), pa.string())}),
+        "positives": pa.table(
+            {"query_id": pa.array([], pa.int64()), "passage_id": pa.array([], pa.int64()), "score": pa.array([], "f4")}
+        ),
+        "candidates": pa.table(
+            {
+                "query_id": pa.array(ids, pa.int64()),
+                "run_id": pa.array(["r"] * len(ids), pa.string()),
+                "passage_ids": pa.array(pools.values(), pa.list_(pa.int64())),
+                "scores": pa.array([[0.5] * len(pool) for pool in pools.values()], pa.list_(pa.float32())),
+            }
+        ),
+    }
+    write_pools(corpus, tables)
+
+
+def make_corpus(corpus: Path) -> None:
+    """40 queries of two sources with pools of 0 to 39 candidates, 40 pairs, 30 pairs of sentences."""
+    random = np.random.default_rng(5)
+    texts = sentences(200, seed=1)
+    queries, positives, others = texts[:40], texts[40:100], texts[100:]
+    passages = {number: (text, number) for number, text in enumerate([*positives, *others])}
+    retrieval = [
+        {
+            "source": "big" if i < 30 else "small",
+            "query": query,
+            "positives": positives[i : i + 1] + (positives[40 + i : 41 + i] if i < 20 else []),
+            "cluster_ids": [i, 40 + i] if i < 20 else [i],
+            "negatives": others[i : i + 2] if i % 5 == 0 else [],
+        }
+        for i, query in enumerate(queries)
+    ]
+    pools = {
+        query: [60 + int(one) for one in random.permutation(100)[:size]]
+        for query, size in zip(queries, [*range(40)], strict=True)
+    }
+    write_shard(corpus, "retrieval", retrieval[:25])
+    write_shard(corpus, "retrieval", retrieval[25:], number=1)
+    pairs = [
+        {"source": "a" if i < 33 else "b", "query": queries[i], "positive": positives[i], "cluster_id": i // 2}
+        for i in range(40)
+    ]
+    write_shard(corpus, "pretrain", pairs)
+    scored = [
+        {"source": "sts", "text_a": a, "text_b": b, "label": float(random.integers(0, 6)) / 5}
+        for a, b in zip(texts[:30], texts[30:60], strict=True)
+    ]
+    write_shard(corpus, "sts", scored)
+    write_mined(corpus, passages, pools)
+
+
+@pytest.fixture(scope="session")
+def made_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus as it is before any training; not to be written to."""
+    corpus = tmp_path_factory.mktemp("made") / "corpus"
+    make_corpus(corpus)
+    return corpus
+
+
+@pytest.fixture
+def corpus(made_corpus: Path, tmp_path: Path) -> Path:
+    """A copy of the corpus, of this test alone."""
+    return Path(shutil.copytree(made_corpus, tmp_path / "corpus"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained encoder of two layers and 32 wide; without dropout, so that runs can be compared."""
+    texts = pa.chunked_array([CHARACTERS], pa.string())
+    shape = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 64, "max_length": 64}
+    return tiny_bert(tmp_path_factory.mktemp("tiny") / "model", texts=texts, **shape)
+
+
+@pytest.fixture
+def write() -> SimpleNamespace:
+    """Write parts of a corpus: `shard(corpus, kind, rows, number)`, `mined(corpus, passages, pools)`."""
+    return SimpleNamespace(shard=write_shard, mined=write_mined)
+
+
+@pytest.fixture
+def shards() -> Callable[[Path, str], list[Path]]:
+    """The shards of a folder under convert."""
+    return lambda corpus, kind: sorted((corpus / "convert" / kind).glob("part-*.parquet"))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test asks the Hugging Face hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    yield

@@ -1,0 +1,132 @@
+"""The log and the marks of a run; whole runs that are killed and resumed are in test_train.py."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conan_embedding.schemas.settings import PretrainSettings
+from conan_embedding.trainer import checkpoints
+from conan_embedding.trainer.cbb import Losses
+from conan_embedding.trainer.checkpoints import Log
+from conan_embedding.trainer.job import Job, TrainingError
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    settings = PretrainSettings(log_every=10)
+    job = Job(corpus=tmp_path, name="pretrain", model="", settings=settings, shards={}, fingerprint="f")
+    job.folder.mkdir(parents=True)
+    return job
+
+
+def losses(total: float) -> Losses:
+    return Losses(
+        torch.tensor(total),
+        torch.tensor(1.0),
+        torch.tensor(2.0),
+        torch.tensor([0.5, 0.7]),
+        torch.tensor([[0.1, float("nan")], [0.3, 0.5]]),
+    )
+
+
+def lines(job: Job) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
+
+
+def write_steps(log: Log, *steps: int, total: float = 1.0) -> None:
+    for step in steps:
+        log.step(step, losses(total), 100, 0.001, None, None)
+
+
+def test_steps_are_logged_every_so_often_and_at_checks_and_the_end(job: Job) -> None:
+    log = Log(job, 0, 25)
+    for step in range(1, 26):
+        log.step(step, losses(0.25), 100, 1e-3, 4.5, {"flagged": 0} if step == 7 else None)
+    log.write(event="end", step=25)
+    assert [(line["step"], line.get("mining")) for line in lines(job)] == [
+        (7, {"flagged": 0}),
+        (10, None),
+        (20, None),
+        (25, None),
+        (25, None),
+    ]
+    first = lines(job)[0]
+    assert first.pop("tokens_per_second") > 0
+    assert first == {
+        "step": 7,
+        "loss": 0.25,
+        "retrieval": 1.0,
+        "sts": 2.0,
+        "positive_score": 0.6,
+        "negative_score": 0.3,
+        "learning_rate": 1e-3,
+        "gradient_norm": 4.5,
+        "mining": {"flagged": 0},
+    }
+
+
+def test_tokens_are_counted_from_entry_to_entry(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 102.0, 106.0])
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
+    log = Log(job, 0, 20)
+    log.progress = type("Quiet", (), {"update": lambda *_, **__: None})()
+    write_steps(log, *range(1, 21))
+    assert [line["tokens_per_second"] for line in lines(job)] == [500, 250]
+
+
+@pytest.mark.parametrize(("resumed_at", "kept"), [(0, []), (10, [0, 10]), (20, [0, 10, 20])])
+def test_a_resumed_log_ends_at_the_checkpoint(job: Job, resumed_at: int, kept: list[int]) -> None:
+    log = Log(job, 0, 100)
+    log.write(event="start")
+    write_steps(log, 10, 20, 30)
+    log.file.write('{"step": 40, "lo')
+    log.file.close()
+    again = Log(job, resumed_at, 100)
+    write_steps(again, 40)
+    assert [line.get("step", 0) for line in lines(job)] == [*kept, 40]
+
+
+@pytest.mark.parametrize("total", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_run(job: Job, total: float) -> None:
+    with pytest.raises(TrainingError, match="at step 10; a lower learning_rate"):
+        write_steps(Log(job, 0, 100), *range(1, 11), total=total)
+    assert lines(job) == []
+
+
+def test_nothing_is_shown_where_there_is_no_terminal(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    log = Log(job, 0, 20)
+    write_steps(log, 10, 20)
+    log.write(event="end", step=20)
+    assert capfd.readouterr() == ("", "")
+
+
+class Stubborn:
+    """A mining whose file is open elsewhere for so many attempts."""
+
+    def __init__(self, attempts: int) -> None:
+        self.attempts = attempts
+
+    def write(self, step: int) -> bool:
+        self.attempts -= 1
+        return self.attempts < 0
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda _: None)
+    return lambda: None
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_run_is_done_when_pools_have_its_log(job: Job) -> None:
+    checkpoints.finish(job, 10, Stubborn(5))  # type: ignore[arg-type]
+    assert job.done.read_text() == "f"
+    job.done.unlink()
+    with pytest.raises(TrainingError, match="open in another process"):
+        checkpoints.finish(job, 10, Stubborn(100))  # type: ignore[arg-type]
+    assert not job.done.exists()
+    checkpoints.finish(job, 10, None)
+    assert job.done.exists()
