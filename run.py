@@ -222,7 +222,7 @@ def demo(folder: Path) -> tuple[Recipe, Path]:
     from .pipeline.sample import write_sample
 
     sources = folder / "sources"
-    if folder.exists() and any(folder.iterdir()) and not sources.exists():
+    if folder.exists() and {place.name for place in folder.iterdir()} - {"sources", "corpus"}:
         raise RecipeError(f"{folder} holds something that is not a demo; name a new folder: conan demo FOLDER")
     write_sample(sources)
-    return load(Path(__file__).parent / "recipes" / "demo.yaml", [f"variables.root={sources}"]), sources
+    return load(Path(__file__).parent / "recipes" / "demo.yaml", [f"variables.root={sources.resolve()}"]), sources

@@ -354,7 +354,8 @@ def test_looking_at_no_corpus(conan: Conan, tmp_path: Path, command: list[str]) 
 
 def test_demo_leaves_a_folder_with_other_things_alone(conan: Conan, tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("mine", "utf-8")
+    (tmp_path / "sources").mkdir()
     code, _, error = conan("demo", tmp_path)
     assert code == 2
     assert f"{tmp_path} holds something that is not a demo" in error
-    assert [place.name for place in tmp_path.iterdir()] == ["letters.txt"]
+    assert not list((tmp_path / "sources").iterdir())

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from conan_embedding.cli import DEMO_QUESTIONS
 from conan_embedding.pipeline.sample import write_sample
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
@@ -194,6 +195,7 @@ def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_is_not(tmp_path: P
         assert unbroken.wait() == 0, (tmp_path / "whole.log").read_text("utf-8")
 
     check_accounts(whole, planted)
+    assert all(ask(whole, question) for question in DEMO_QUESTIONS)
     assert files(broken) == files(whole)
     assert not [name for name in files(whole) if ".tmp" in name or name.endswith((".incomplete", ".decisions.parquet"))]
     assert rows(broken) == rows(whole)

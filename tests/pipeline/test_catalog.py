@@ -121,6 +121,8 @@ def test_the_catalog_is_made_anew(tmp_path: Path, pair, write_shards) -> None:
     place.write_bytes(b"not a database")
     write_shards(tmp_path, "filter", [pair("丙", "丁")], [pair("戊", "己")])
     assert rows(tmp_path, "SELECT query FROM filter ORDER BY ALL") == [("丙",), ("戊",)]
+    with duckdb.connect(str(catalog.rebuild(tmp_path)), read_only=True) as connection:
+        assert connection.execute("SELECT query FROM filter ORDER BY ALL").fetchall() == [("丙",), ("戊",)]
     assert sorted(file.name for file in tmp_path.iterdir()) == [catalog.FILE, "filter"]
 
 

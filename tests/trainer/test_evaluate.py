@@ -30,10 +30,9 @@ def test_retrieval_figures_are_scikit_learns(
     monkeypatch.setattr(module, "_SCORES_AT_ONCE", at_once)
     random = np.random.default_rng(queries)
     asked, searched = unit(random, queries), unit(random, passages)
-    answers = [
-        random.choice(passages, random.integers(1, min(most, passages) + 1), replace=False) for _ in range(queries)
-    ]
-    owner = np.repeat(np.arange(queries), [len(each) for each in answers])
+    counts = [min(most, passages), *random.integers(1, min(most, passages) + 1, queries - 1)]
+    answers = [random.choice(passages, count, replace=False) for count in counts]
+    owner = np.repeat(np.arange(queries), counts)
     found = retrieval_figures(asked, searched, owner, np.concatenate(answers))
 
     relevance, scores = np.zeros((queries, passages)), asked @ searched.T

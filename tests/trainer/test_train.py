@@ -365,6 +365,8 @@ def run_here(job: Job, processes: int) -> None:
 
 
 if __name__ == "__main__":
+    import torch._inductor.compile_fx  # DeepSpeed loads it: once for all here
+
     for argument in sys.argv[1:]:
         file, _, count = argument.rpartition("@")
         run_here(Job.model_validate_json(Path(file).read_text()), int(count))
