@@ -403,7 +403,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Write a small dirty sample, run everything on it, and show what came out."""
-    from .run import demo, run
+    from .run import DEMO_QUESTIONS, demo, run
 
     corpus = folder / "corpus"
     resolved, sources = demo(folder)
@@ -418,15 +418,3 @@ def demo(
     for question in DEMO_QUESTIONS:
         typer.echo(f'\n$ conan sql {corpus} "{question}"')
         sql(corpus, question)
-
-
-DEMO_QUESTIONS = (
-    "PIVOT (SELECT stage, category, rows FROM funnel) ON stage IN ('ingest', 'filter', 'dedup', 'score', 'convert') "
-    "USING sum(rows) ORDER BY category",
-    "SELECT stage, reason, detail, coalesce(query, record)[:40] AS record FROM rejected "
-    "WHERE reason IN ('broken_json', 'near_duplicate', 'refusal') "
-    "QUALIFY row_number() OVER (PARTITION BY reason ORDER BY record) = 1 ORDER BY reason",
-    "SELECT q.text AS query, p.text[:40] AS hardest_negative, round(scores[1]::DOUBLE, 3) AS score "
-    "FROM pools.candidates JOIN pools.queries q USING (query_id) "
-    "JOIN pools.passages p ON p.passage_id = passage_ids[1] ORDER BY scores[1] DESC LIMIT 3",
-)

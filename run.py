@@ -164,7 +164,18 @@ def evaluate(corpus: Path, recipe: Recipe, models: list[str], sets: list[Path]) 
         for one in found:
             for metric, value in figures(encoder, one).items():
                 rows.append({"model": name, "set": one.name, "metric": metric, "value": value})
+    if not sets:
+        _keep_figures(corpus / "evaluation" / "figures.json", rows)
     return rows
+
+
+def _keep_figures(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Figures on the corpus's own sets, for the report: these in place of earlier ones of the same models."""
+    from .pipeline.corpus import write_text
+
+    models = {row["model"] for row in rows}
+    before = json.loads(file.read_text("utf-8")) if file.exists() else []
+    write_text(file, json.dumps([*(row for row in before if row["model"] not in models), *rows], indent=1))
 
 
 def export(corpus: Path, recipe: Recipe) -> Path:
@@ -211,6 +222,19 @@ def place(recipe: Recipe, corpus: Path | None, file: Path) -> Path:
             f"{file}: no `corpus:`; name the folder there or on the command line: conan run {file} FOLDER"
         )
     return corpus or Path(str(recipe.corpus))
+
+
+DEMO_QUESTIONS = (
+    "PIVOT (SELECT stage, category, rows FROM funnel) ON stage IN ('ingest', 'filter', 'dedup', 'score', 'convert') "
+    "USING sum(rows) ORDER BY category",
+    "SELECT stage, reason, detail, coalesce(query, record)[:40] AS record FROM rejected "
+    "WHERE reason IN ('broken_json', 'near_duplicate', 'refusal') "
+    "QUALIFY row_number() OVER (PARTITION BY reason ORDER BY record) = 1 ORDER BY reason",
+    "SELECT q.text AS query, p.text[:40] AS hardest_negative, round(scores[1]::DOUBLE, 3) AS score "
+    "FROM pools.candidates JOIN pools.queries q USING (query_id) "
+    "JOIN pools.passages p ON p.passage_id = passage_ids[1] ORDER BY scores[1] DESC LIMIT 3",
+)
+"""What the demo asks its corpus: the funnel, a reject of each of three kinds, the hardest negatives."""
 
 
 def demo(folder: Path) -> tuple[Recipe, Path]:

@@ -15,20 +15,16 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..schemas.settings import ReaderOptions, Source
+from ..schemas.settings import Source
 from .files import BROKEN, FileError, read_text
 from .shapes import statement
+from .tables import LINE, LONGEST_RECORD, distinct, lines_of, no_problems, problem, table
 
 RECORD_SHAPES = ("alpaca", "sharegpt", "messages", "squad", "triples")
-LONGEST_RECORD = 16 << 20
-"""Ours: characters; a longer record is a broken file or no text for an embedding model, and is rejected."""
 DEEPEST_RECORD = 100
 """Ours: levels of JSON; DuckDB's json_structure ends at 128 and takes its database with it."""
 
-_PLACE = ("_row", "_file", "_line")
 _MARK = f"{BROKEN}(\\d+){BROKEN}"
-_PROBLEM = {"file": pl.String, "line": pl.Int64, "record": pl.String, "reason": pl.String, "detail": pl.String}
-_LINE = {"_file": pl.String, "_line": pl.Int64, "text": pl.String}
 
 
 class SourceError(ValueError):
@@ -54,7 +50,7 @@ def sandbox() -> duckdb.DuckDBPyConnection:
 
 def read(connection: duckdb.DuckDBPyConnection, source: Source, paths: Sequence[str]) -> pl.DataFrame:
     """Make the table `rows(_row, _file, _line, …)` from files; returns what was no row, with file, line and reason."""
-    problems = [_no_problems()]
+    problems = [no_problems()]
     frames: list[pl.DataFrame] = []
     texts: list[tuple[str, str]] = []
     for path in paths:
@@ -78,7 +74,7 @@ def read(connection: duckdb.DuckDBPyConnection, source: Source, paths: Sequence[
         frame, bad = _records(connection, texts, source)
         frames.append(frame)
         problems.append(bad)
-    rows = pl.concat(frames, how="diagonal") if frames else pl.DataFrame(schema=_LINE)
+    rows = pl.concat(frames, how="diagonal") if frames else pl.DataFrame(schema=LINE)
     if source.read != "parquet":
         rows, broken = _without_broken(rows)
         problems.append(broken)
@@ -95,7 +91,7 @@ def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
             text, _, _ = read_text(path)
         except FileError as error:
             raise SourceError(f"join {name}: {path}: {error}") from error
-        lines, _ = _without_broken(_lines(path, text)[0])
+        lines, _ = _without_broken(lines_of(path, text)[0])
         connection.register("joined", lines.select(line="text", line_number="_line").to_arrow())
         connection.execute(f'CREATE TABLE "{name}" AS FROM joined')
         connection.unregister("joined")
@@ -105,11 +101,11 @@ def _make_rows(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.Data
     """The table `rows`; returns the records of which a shape makes no row."""
     if source.read in ("csv", "tsv", "text", "parquet"):
         connection.execute("CREATE TABLE rows AS FROM frame")
-        return _no_problems()
+        return no_problems()
     if source.read == "markdown":
         connection.execute("CREATE TABLE texts AS FROM frame")
         connection.execute(f"CREATE TABLE rows AS {statement('markdown', 1)}")
-        return _no_problems()
+        return no_problems()
     connection.execute("CREATE TABLE records AS SELECT _row, _file, _line, CAST(text AS JSON) AS record FROM frame")
     if source.read in RECORD_SHAPES:
         connection.execute(f"CREATE TABLE rows AS {statement(source.read, source.options.turns)}")
@@ -148,56 +144,8 @@ def _nameable(structure: Any) -> dict[str, Any]:
     return columns
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names as DuckDB tells them apart, in the way it does: the second `a`, or `A`, is `a_1`."""
-    taken = set(_PLACE)
-    distinct = []
-    for name in names:
-        candidates = (name if number == 0 else f"{name}_{number}" for number in range(len(names) + len(taken)))
-        distinct.append(next(candidate for candidate in candidates if candidate.lower() not in taken))
-        taken.add(distinct[-1].lower())
-    return distinct
-
-
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-
-def problem(file: str, line: int | None, record: str | None, reason: str, detail: str) -> pl.DataFrame:
-    """One reject that is no row."""
-    return pl.DataFrame([[file], [line], [record], [reason], [detail]], _PROBLEM)
-
-
-def _no_problems() -> pl.DataFrame:
-    return pl.DataFrame(schema=_PROBLEM)
-
-
-def _lines(path: str, text: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The lines of a text that hold something, with their numbers; over-long ones and NUL bytes are problems."""
-    lines = pl.DataFrame({"text": text.split("\n")})
-    return _fit(path, lines.with_columns(_line=pl.int_range(1, pl.len() + 1, dtype=pl.Int64)))
-
-
-def _fit(path: str, lines: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    reason = (
-        pl.when(pl.col("text").str.len_chars() > LONGEST_RECORD)
-        .then(pl.lit("too_long"))
-        .when(pl.col("text").str.contains("\0", literal=True))
-        .then(pl.lit("nul_bytes"))
-    )
-    marked = (
-        lines.filter(pl.col("text").str.strip_chars() != "")
-        .select(pl.lit(path).alias("_file"), "_line", "text")
-        .with_columns(reason=reason)
-    )
-    bad = marked.filter(pl.col("reason").is_not_null()).select(
-        file="_file",
-        line="_line",
-        record=pl.col("text").str.slice(0, LONGEST_RECORD).str.replace_all("\0", "␀", literal=True),
-        reason="reason",
-        detail=pl.format("{} characters", pl.col("text").str.len_chars()),
-    )
-    return marked.filter(pl.col("reason").is_null()).drop("reason"), bad
 
 
 def _without_broken(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -206,7 +154,7 @@ def _without_broken(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     damaged = pl.any_horizontal(pl.col(columns).str.contains(_MARK).fill_null(False))
     bad = frame.filter(damaged)
     if bad.is_empty():
-        return frame, _no_problems()
+        return frame, no_problems()
     record = pl.concat_str(columns, separator="\t", ignore_nulls=True)
     return frame.filter(~damaged), bad.select(
         file="_file",
@@ -281,10 +229,10 @@ def _json_error(text: str) -> json.JSONDecodeError:
 
 
 def _json_lines(connection: duckdb.DuckDBPyConnection, documents: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    split = [_lines(path, text) for path, text in documents.iter_rows()]
-    lines = pl.concat([pl.DataFrame(schema=_LINE), *[good for good, _ in split]])
+    split = [lines_of(path, text) for path, text in documents.iter_rows()]
+    lines = pl.concat([pl.DataFrame(schema=LINE), *[good for good, _ in split]])
     frame, not_objects = _objects(connection, lines)
-    return frame, pl.concat([_no_problems(), *[bad for _, bad in split], not_objects])
+    return frame, pl.concat([no_problems(), *[bad for _, bad in split], not_objects])
 
 
 def _objects(connection: duckdb.DuckDBPyConnection, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -329,76 +277,14 @@ def _table(path: str, text: str, source: Source) -> tuple[pl.DataFrame, pl.DataF
     """The rows of a file of lines, of a table or of a document."""
     match source.read:
         case "csv":
-            return _csv(path, text, source.options, default_delimiter=",", default_quote='"')
+            return table(path, text, source.options, default_delimiter=",", default_quote='"')
         case "tsv":
-            return _csv(path, text, source.options, default_delimiter="\t", default_quote="")
+            return table(path, text, source.options, default_delimiter="\t", default_quote="")
         case "text":
-            frame, bad = _lines(path, text)
+            frame, bad = lines_of(path, text)
             return frame.rename({"text": "line"}).with_columns(line_number=pl.col("_line")), bad
         case _:
-            return pl.DataFrame({"_file": [path], "_line": [1], "text": [text]}, _LINE), _no_problems()
-
-
-def _csv(
-    path: str, text: str, options: ReaderOptions, default_delimiter: str, default_quote: str
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    delimiter = options.delimiter if options.delimiter is not None else default_delimiter
-    quote = options.quote if options.quote is not None else default_quote
-    has_header = options.header if options.header is not None else options.columns is None
-    records, bad = _quoted_records(path, text, delimiter, quote) if quote else _lines(path, text)
-    if records.is_empty():
-        return records.select("_file", "_line"), bad
-    if has_header and bad.height and bad["line"][0] < records["_line"][0]:
-        raise FileError("columns", f"the header can't be read: {bad['reason'][0]}")
-    split = records.with_columns(fields=_fields(pl.col("text"), delimiter, quote))
-    first = split["fields"][0]
-    header = records["text"][0].split(delimiter) if first is None else first.to_list()
-    names = options.columns or (header if has_header else [""] * len(header))
-    names = _distinct([name.strip() or f"column{index}" for index, name in enumerate(names)])
-    split = split.slice(int(has_header))
-    fits = (pl.col("fields").list.len() == len(names)).fill_null(False)
-    misfits = split.filter(~fits).select(
-        file="_file",
-        line="_line",
-        record="text",
-        reason=pl.lit("columns"),
-        detail=pl.coalesce(
-            pl.format("expected {} fields, found {}", pl.lit(len(names)), pl.col("fields").list.len()),
-            pl.lit("a quote is not closed, or text stands after it"),
-        ),
-    )
-    fields = [pl.col("fields").list.get(index).alias(name) for index, name in enumerate(names)]
-    return split.filter(fits).select("_file", "_line", *fields), pl.concat([bad, misfits])
-
-
-def _field_pattern(delimiter: str, quote: str) -> str:
-    """A field of RFC 4180: in quotes, or without any at its start."""
-    d, q = (f"\\x{{{ord(character):x}}}" for character in (delimiter, quote))
-    return f"(?:{q}(?:[^{q}]|{q}{q})*{q}|[^{q}{d}\\n][^{d}\\n]*|)"
-
-
-def _quoted_records(path: str, text: str, delimiter: str, quote: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The records of a table with quoted fields, which may hold line breaks; each with its first line's number.
-
-    What is no record is taken line by line, so a quote that nothing closes costs its own line and no other.
-    """
-    field = _field_pattern(delimiter, quote)
-    record = f"{field}(?:\\x{{{ord(delimiter):x}}}{field})*\\n|[^\\n]*\\n"
-    found = pl.DataFrame({"text": [text + "\n"]}).select(pl.col("text").str.extract_all(record)).explode("text")
-    breaks = pl.col("text").str.count_matches("\n", literal=True).cast(pl.Int64)
-    return _fit(path, found.select(pl.col("text").str.strip_suffix("\n"), _line=1 + breaks.cum_sum() - breaks))
-
-
-def _fields(text: pl.Expr, delimiter: str, quote: str) -> pl.Expr:
-    """The fields of records, without their quotes; null where a record is none."""
-    if not quote:
-        return text.str.split(delimiter)
-    ended = text + delimiter
-    found = ended.str.extract_all(_field_pattern(delimiter, quote) + f"\\x{{{ord(delimiter):x}}}")
-    bare = pl.element().str.strip_suffix(delimiter)
-    inside = bare.str.slice(1).str.strip_suffix(quote).str.replace_all(quote * 2, quote, literal=True)
-    unquoted = found.list.eval(pl.when(bare.str.starts_with(quote)).then(inside).otherwise(bare))
-    return pl.when(found.list.join("") == ended).then(unquoted)
+            return pl.DataFrame({"_file": [path], "_line": [1], "text": [text]}, LINE), no_problems()
 
 
 def _beside(frames: Sequence[pl.DataFrame], frame: pl.DataFrame) -> pl.DataFrame:
@@ -415,5 +301,5 @@ def _parquet(path: str, name: str) -> pl.DataFrame:
     except (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
     assert isinstance(frame, pl.DataFrame)
-    frame.columns = _distinct(frame.columns)
+    frame.columns = distinct(frame.columns)
     return frame.with_columns(_file=pl.lit(name), _line=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from ..pipeline.corpus import read_footer, write_text
+from ..pipeline.corpus import fingerprint, read_footer, write_text
 from ..schemas.settings import BootstrapSettings
 from .export import export
 from .model import load
@@ -95,7 +95,12 @@ def tiny_bert(
 def make_untrained(folder: Path, settings: BootstrapSettings, shards: Sequence[Path]) -> None:
     """Write the untrained model that bootstrapping starts from, unless the same one is there already."""
     mark = folder.parent / "made-of.json"
-    made_of = settings.model_dump_json(exclude={"training"}) + str([read_footer(shard).content for shard in shards])
+    made_of = fingerprint(
+        settings.model_dump(exclude={"training"}),
+        settings.training.model_dump(include={"dimension", "pooling", "seed"}),
+        Path(settings.vocabulary).read_text("utf-8") if settings.vocabulary else None,
+        [read_footer(shard).content for shard in shards],
+    )
     if folder.is_dir() and mark.exists() and mark.read_text("utf-8") == made_of:
         return
     texts = pl.concat([pl.read_parquet(shard, columns=["query", "positive"]) for shard in shards])

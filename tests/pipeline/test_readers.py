@@ -14,7 +14,7 @@ import duckdb
 import fsspec
 import polars as pl
 import pytest
-from conan_embedding.pipeline import readers
+from conan_embedding.pipeline import readers, tables
 from conan_embedding.pipeline.files import BROKEN
 from conan_embedding.schemas.settings import Source
 
@@ -141,7 +141,7 @@ def test_nul_bytes(read: Reader) -> None:
 
 
 def test_over_long_lines(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "LONGEST_RECORD", 100)
+    monkeypatch.setattr(tables, "LONGEST_RECORD", 100)
     found = read('{"a": "' + "x" * 200 + '"}\n{"a": 1}\n', "a.jsonl")
     assert found.lines == [2]
     ((line, reason, record),) = found.problems

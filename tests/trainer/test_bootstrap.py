@@ -1,10 +1,13 @@
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
-from conan_embedding.trainer.bootstrap import SPECIAL, build_vocabulary, tiny_bert
+from conan_embedding.schemas.settings import BootstrapSettings
+from conan_embedding.trainer.bootstrap import SPECIAL, build_vocabulary, make_untrained, tiny_bert
+from conan_embedding.trainer.model import load
 from transformers import AutoModel, AutoTokenizer
 
 TEXTS = ["天气好，天气真好", "天空 AI ai Ai café", "Привет", "天 2024年", None]
@@ -62,6 +65,34 @@ def test_the_seed_decides_the_weights_and_nothing_else(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(1), expected)
     one, again, other = ((folder / "model.safetensors").read_bytes() for folder in folders)
     assert one == again != other
+
+
+def test_an_untrained_model_is_made_anew_when_what_makes_it_changes(
+    made_corpus: Path, shards: Callable[[Path, str], list[Path]], tmp_path: Path
+) -> None:
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join([*SPECIAL, "天"]), encoding="utf-8")
+    folder, pairs = tmp_path / "untrained" / "model", shards(made_corpus, "pretrain")
+    shape = {"layers": 1, "hidden": 8, "heads": 1, "intermediate": 8, "max_length": 8}
+
+    def make(shards: list[Path] = pairs, training: dict[str, int] = {}, **changes: object) -> bool:  # noqa: B006
+        before = folder.stat().st_ino if folder.exists() else None
+        settings = BootstrapSettings.model_validate({**shape, "training": {"dimension": 12, **training}, **changes})
+        make_untrained(folder, settings, shards)
+        return folder.stat().st_ino != before
+
+    assert make()
+    assert not make()
+    assert not make(training={"steps": 7, "batch_size": 3})
+    assert make(training={"dimension": 6})
+    assert load(folder, dimension=6)[0].dimension == 6
+    assert make(training={"dimension": 6, "seed": 1})
+    assert make(layers=2)
+    assert make(pairs * 2, layers=2)
+    assert make(vocabulary=str(vocabulary))
+    vocabulary.write_text("\n".join([*SPECIAL, "地"]), encoding="utf-8")
+    assert make(vocabulary=str(vocabulary))
+    assert not make(vocabulary=str(vocabulary))
 
 
 def test_without_vocabulary_or_texts_there_is_nothing_to_build(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 DeepSpeed takes seconds to load, so this file is also the program that runs many jobs after loading it once.
 """
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -82,24 +83,31 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(made_corpus: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
-    """The runs above, each in a corpus of its own, all from one program."""
-    base = tmp_path_factory.mktemp("runs")
-    jobs, arguments = {}, []
-    for number, (name, (settings, processes)) in enumerate(RUNS.items()):
-        job = jobs[name] = job_of(Path(shutil.copytree(made_corpus, base / str(number))), tiny, settings)
+    """The runs above, each in a corpus of its own, all from one program; workers of pytest-xdist share them."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with (base / "runs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / "runs").exists():
+            _train_all(base / "runs", made_corpus, tiny)
+    files = {name: next((base / "runs" / name).glob("train/*/job.json")) for name in RUNS}
+    return {name: Job.model_validate_json(file.read_text()) for name, file in files.items()}
+
+
+def _train_all(base: Path, made_corpus: Path, tiny: Path) -> None:
+    arguments = []
+    for name, (settings, processes) in RUNS.items():
+        job = job_of(Path(shutil.copytree(made_corpus, base / name)), tiny, settings)
         job.folder.mkdir(parents=True)
         job.file.write_text(job.model_dump_json())
         arguments.append(f"{job.file}@{processes}")
     (base / "extensions").mkdir()
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(base / "extensions"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments], env=environment, stderr=subprocess.PIPE, text=True, check=False
-    )
-    failed = [name for name, job in jobs.items() if not job.done.exists()]
-    assert not failed, (failed, done.stderr)
-    return jobs
+    program = [sys.executable, __file__, *arguments]
+    assert subprocess.run(program, env=environment, check=False).returncode == 0
 
 
 def test_no_operation_is_compiled(runs: dict[str, Job]) -> None:
@@ -360,8 +368,9 @@ def run_here(job: Job, processes: int) -> None:
             sys.excepthook(*sys.exc_info())
             os.kill(os.getpid(), signal.SIGKILL)
         os._exit(0)
-    for pid in ranks:
-        os.waitpid(pid, 0)
+    codes = [os.waitpid(pid, 0)[1] for pid in ranks]
+    if any(codes):
+        sys.exit(f"{job.folder}: a process failed")
 
 
 if __name__ == "__main__":
