@@ -151,7 +151,8 @@ def evaluate(corpus: Path, recipe: Recipe, models: list[str], sets: list[Path]) 
     from .trainer.evaluate import evaluate as figures
     from .trainer.evaluate import read_sets
 
-    found = read_sets(sets or [corpus / "evaluation"])
+    # Classification sets are kept out of training, but have no figure yet.
+    found = [one for one in read_sets(sets or [corpus / "evaluation"]) if one.task != "classification"]
     rows = []
     for name in models:
         encoder = load_encoder(

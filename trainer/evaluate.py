@@ -94,7 +94,8 @@ def _of_pairs(name: str, frame: pl.DataFrame) -> EvaluationSet:
     only_passages = pl.col("meta").str.contains('"passage_only":true', literal=True).fill_null(False)
     asked = frame.filter(~only_passages & (pl.col("query") != "") & (pl.col("positive") != ""))
     queries = asked.group_by("query", maintain_order=True).agg(positives="positive")
-    return EvaluationSet(name, "retrieval", queries, passages.drop_nulls().filter(passages.drop_nulls() != ""))
+    kind = "classification" if task == "classification" else "retrieval"
+    return EvaluationSet(name, kind, queries, passages.drop_nulls().filter(passages.drop_nulls() != ""))
 
 
 def evaluate(encoder: Encoder, one: EvaluationSet) -> dict[str, float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from rich.console import Console
 
 from ..pipeline.corpus import fingerprint, read_footer, write_text
 from ..pipeline.encoder import find_model, weights_fingerprint
@@ -171,6 +172,7 @@ def _run_processes(job: Job, processes: int) -> None:
             if each.poll() is None:
                 each.terminate()
         codes = [each.wait() for each in ranks]
+        Console(stderr=True).show_cursor()  # a process that was ended in the middle of its progress bar left it hidden
     ends = ", ".join(
         f"{number} was killed by signal {-codes[number]}"
         if codes[number] < 0
