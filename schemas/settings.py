@@ -234,6 +234,9 @@ class FinetuneSettings(OptimizerSettings):
     retrieval_batch: int = given(4, "paper §3.1: queries in an update", ge=1)
     sts_batch: int = given(32, "paper §3.1: sentence pairs in an update", ge=0)
     negatives: int = given(4, "ours: hard negatives of each query; the paper's n", ge=1)
+    sts_by_source: bool = given(
+        True, "ours: an update's sentence pairs are of one source, as one source's 0/1 is not another's 0…5"
+    )
     beta: float = given(0.8, "paper §2.3, eq. 3: weight of CoSENT", ge=0)
     sts_temperature: float = given(0.05, "CoSENT (kexue.fm 8847): scale 20", gt=0)
     in_batch_positives: bool = given(False, "ours: eq. 3's denominator has no other query's positive")

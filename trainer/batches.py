@@ -19,17 +19,18 @@ from .negatives import Windows
 Integers = npt.NDArray[np.int64]
 
 
-def draws(sources: npt.ArrayLike, total: int, mixing: float, seed: int) -> Integers:
+def draws(sources: npt.ArrayLike, total: int, mixing: float, seed: int, run: int = 1) -> Integers:
     """Which record each of `total` draws takes, int64 [total].
 
     `sources` names the source of each record. A draw picks a source in proportion to its size to the power `mixing`
     and then that source's next record in a shuffled order, so no record comes back before its source is used up.
+    `run` successive draws share their source.
     """
     names, source_of = np.unique(np.asarray(sources), return_inverse=True)
     records = [np.flatnonzero(source_of == source) for source in range(len(names))]
     generator = np.random.default_rng(seed)
     weights = np.array([len(each) for each in records], np.float64) ** mixing
-    drawn = generator.choice(len(names), total, p=weights / weights.sum())
+    drawn = np.repeat(generator.choice(len(names), -(-total // run), p=weights / weights.sum()), run)[:total]
     result = np.empty(total, np.int64)
     for source, own in enumerate(records):
         places = np.flatnonzero(drawn == source)

@@ -149,7 +149,8 @@ def _finetuning(job: Job, settings: FinetuneSettings) -> Task:
     drawn = draws(data.sources, steps * queries, settings.mixing, settings.seed)
     before = visits(drawn)
     if sentences:
-        paired = draws(data.sentence_sources, steps * sentences, settings.mixing, settings.seed + 1)
+        run = sentences if settings.sts_by_source else 1
+        paired = draws(data.sentence_sources, steps * sentences, settings.mixing, settings.seed + 1, run)
     else:
         paired = drawn[:0]
     mining = Mining(job, settings, data, rows_of=lambda step: drawn[(step - 1) * queries : step * queries])
