@@ -16,7 +16,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	mkdir -p .mypy && ln -sfn .. .mypy/conan_embedding
-	MYPYPATH=.mypy $(BIN)/mypy -p conan_embedding
+	MYPYPATH=.mypy $(BIN)/mypy -m conan_embedding.cli -p conan_embedding.schemas -p conan_embedding.pipeline -p conan_embedding.trainer
 
 bench: $(INSTALLED)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-from conan_embedding.cli import DEMO_QUESTIONS
+from conan_embedding.run import DEMO_QUESTIONS
 from conan_embedding.pipeline.sample import write_sample
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
