@@ -106,17 +106,6 @@ def write_windows(corpus: Path, windows: pl.DataFrame, replacements: pl.DataFram
         connection.execute("COMMIT")
 
 
-def forget_windows(corpus: Path, after: int) -> None:
-    """Drop what a run wrote after a step: all of it (`after=0`) when a new run starts, its tail when one resumes.
-
-    Raises:
-        CorpusError: no pools yet.
-    """
-    with _opened(corpus, read_only=False) as connection:
-        for table in ("windows", "replacements"):
-            connection.execute(f"DELETE FROM {table} WHERE step > ? OR ? = 0", [after, after])
-
-
 def as_lists(values: npt.NDArray[np.generic], counts: Sequence[int] | npt.NDArray[np.int64]) -> pa.Array:
     """A list column of flat values: `counts[i]` of them belong to row i."""
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -11,7 +11,6 @@ from conan_embedding.pipeline.corpus import CorpusError
 from conan_embedding.pipeline.pools import (
     FILE,
     as_lists,
-    forget_windows,
     read_candidates,
     read_passages,
     stored_fingerprint,
@@ -141,23 +140,15 @@ def test_nothing_of_a_later_step_survives_a_resume(tmp_path: Path) -> None:
     write_pools(tmp_path, tables())
     for step in (100, 200, 300):
         write_windows(tmp_path, windows(step, [0]), log((step, step)), step)
-    forget_windows(tmp_path, after=200)
-    assert stored(tmp_path, "replacements", "step") == [(100,), (200,)]
-    assert stored(tmp_path, "windows", "step") == []
-    write_windows(tmp_path, windows(250, [0]), log((250, 1)), 250)
-    write_windows(tmp_path, windows(150, [0]), log((150, 1)), 150)  # without forgetting first
+    write_windows(tmp_path, windows(150, [0]), log((150, 1)), 150)
     assert stored(tmp_path, "replacements", "step") == [(100,), (150,)]
     assert stored(tmp_path, "windows", "step") == [(150,)]
-    write_windows(tmp_path, windows(0, [0]), log((0, 1)), 200)
-    forget_windows(tmp_path, after=0)
-    assert stored(tmp_path, "replacements", "step") == stored(tmp_path, "windows", "step") == []
 
 
 def test_no_pools_yet(tmp_path: Path) -> None:
     for call in (
         lambda: read_candidates(tmp_path),
         lambda: read_passages(tmp_path, np.array([0])),
-        lambda: forget_windows(tmp_path, 0),
         lambda: write_windows(tmp_path, windows(1, [0]), log(), 1),
     ):
         with pytest.raises(CorpusError, match=f"no {FILE}; run `conan mine"):
