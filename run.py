@@ -230,7 +230,7 @@ DEMO_QUESTIONS = (
     "USING sum(rows) ORDER BY category",
     "SELECT stage, reason, detail, coalesce(query, record)[:40] AS record FROM rejected "
     "WHERE reason IN ('broken_json', 'near_duplicate', 'refusal') "
-    "QUALIFY row_number() OVER (PARTITION BY reason ORDER BY record) = 1 ORDER BY reason",
+    "QUALIFY row_number() OVER (PARTITION BY reason ORDER BY pair_id, file, line) = 1 ORDER BY reason",
     "SELECT q.text AS query, p.text[:40] AS hardest_negative, round(scores[1]::DOUBLE, 3) AS score "
     "FROM pools.candidates JOIN pools.queries q USING (query_id) "
     "JOIN pools.passages p ON p.passage_id = passage_ids[1] ORDER BY scores[1] DESC LIMIT 3",
