@@ -226,3 +226,14 @@ def test_queries_without_any_negatives_are_an_update_too(tmp_path: Path, write: 
     windows = start(data.pool_sizes, 4, given_counts(data))
     update = finetune_update(data, windows, np.array([0, 0]), np.zeros(0, np.int64), 4, np.array([0, 1]))
     assert update.negative_rows.shape == (2, 0)
+
+
+def test_draws_in_runs_share_their_source() -> None:
+    sources = np.array(["a"] * 50 + ["b"] * 30 + ["c"] * 5)
+    drawn = draws(sources, total=95, mixing=0.5, seed=3, run=10)
+    assert len(drawn) == 95
+    for start in range(0, 95, 10):
+        assert len(set(sources[drawn[start : start + 10]])) == 1
+    assert set(sources[drawn]) == {"a", "b", "c"}
+    of_a = drawn[sources[drawn] == "a"]
+    assert len(set(of_a[:50])) == min(50, len(of_a))  # still none before its source is used up
