@@ -1,5 +1,6 @@
 """conan dedup: contaminated pairs, exact duplicates and near-duplicates go; the best of each cluster stays."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         CorpusError: filter or the ingestion of evaluation sets was interrupted.
         StageError: a shard could not be made.
     """
+    started = time.monotonic()
     settings = recipe.dedup
     inputs = shards(corpus, "filter")
     evaluation = _evaluation_files(corpus, settings.decontaminate)
@@ -49,6 +51,7 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         engine.progress("dedup: clusters", 0, 1, 0)
         decide(inputs, evaluation, priorities, settings).write_parquet(decisions)
     summary = run_stage(corpus, "dedup", dedup_shard, tasks, engine)
+    summary.seconds = time.monotonic() - started  # with the decision, which is most of it
     decisions.unlink(missing_ok=True)
     return summary
 

@@ -1,6 +1,7 @@
 """conan mine: candidates for hard negatives, from the model's own neighbours (NV-Retriever, arXiv 2407.15831)."""
 
 import heapq
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +46,7 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
     Raises:
         ModelError: the model can't be read.
     """
+    started = time.monotonic()
     weights = weights_fingerprint(find_model(settings.model))
     folders: list[str] = sorted({*settings.passages, *settings.queries})
     inputs = {folder: shards(corpus, f"convert/{folder}") for folder in folders}
@@ -77,7 +79,7 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
         engine.progress("mine", 3, 3, texts.queries.height)
     pools = read_candidates(corpus)
     sizes = pools["passage_ids"].list.len()
-    summary = Summary("mine", rows_in=pools.height, rows_out=pools.height)
+    summary = Summary("mine", rows_in=pools.height, rows_out=pools.height, seconds=time.monotonic() - started)
     summary.notes = {
         "queries": pools.height,
         "candidates a query": round(float(np.mean(sizes.to_numpy())), 1) if pools.height else 0.0,
