@@ -4,6 +4,7 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -15,7 +16,7 @@ from .corpus import ShardWriter, fingerprint, read_batches, read_footer, shards
 from .engine import Engine, Summary, Task, run_stage
 from .text import key
 
-VERSION = 1
+VERSION = 2
 
 
 def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
@@ -52,7 +53,7 @@ def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
             corpus,
             "convert/pretrain",
             pretrain_shard,
-            [task([path], decided_by={"max_prompt_characters", "min_response_characters"}) for path in pretrain],
+            [task([path], decided_by={"max_prompt_chars", "min_response_chars"}) for path in pretrain],
             engine,
         ),
         run_stage(
@@ -60,7 +61,12 @@ def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
             "convert/retrieval",
             retrieval_shard,
             [
-                task(paths, source, kind, decided_by={"class_negatives", "seed"} if kind == "classification" else set())
+                task(
+                    paths,
+                    source,
+                    kind,
+                    decided_by={"class_positives", "class_negatives", "seed"} if kind == "classification" else set(),
+                )
                 for source, kind, paths in grouped.select("source", "task", "shard").iter_rows()
             ],
             engine,
@@ -100,43 +106,71 @@ def _frame(table: pa.Table) -> pl.DataFrame:
     return frame.with_columns(pl.col("source", "category", "format", "task").cast(pl.String))
 
 
+_MACHINE = (
+    r"(?:(?:AI|人工智能|语言|机器学习|自然语言处理|文本|文字型|聊天|虚拟|计算机|电脑)\s*)+"
+    r"(?:模型|助手|助理|程序|系统|机器人)|AI|人工智能|基于文本的模型"
+)
 _REFUSAL = (
     # Of itself, at the head of a clause: "机器学习作为人工智能的分支" speaks of its subject.
     r"(?:^|[^\p{L}]|[但我])作为(?:一[个名款种位]|由\S{1,12}(?:训练|开发)的)?\s*(?:大型)?\s*(?:语言模型|聊天机器人|"
     r"(?:AI|人工智能)\s*(?:[，,我]|语言模型|模型|助手|助理|程序|系统|聊天机器人|机器人))|(?i:\bas an ai\b)|"
-    r"^(?:非常|很)?(?:抱歉|对不起|不好意思)[，,]?\s*(?:但)?我(?:不能|无法|没有办法)|我(?:不能|无法)(?:提供|回答|协助|满足|访问|查看)"
+    # With more words of itself between, the clause that follows must be its own: "作为计算机程序，我没有…".
+    rf"(?:^|[^\p{{L}}]|[但我])作为[^\p{{P}}\n]{{0,24}}(?:{_MACHINE})\s*[，,]\s*(?:我[^们]|很?抱歉|无法|不能|没有)|"
+    rf"我(?:只|仅仅?)?是[^\p{{P}}\n]{{0,20}}(?:{_MACHINE})[，,。]\s*[^\p{{P}}\n]{{0,8}}(?:无法|没有|不能|不具备|不会)|"
+    r"^我?(?:非常|很|十分|深感)?(?:抱歉|对不起|不好意思|遗憾)[，,]?\s*(?:但是?)?我?(?:目前|现在|暂时|可能|并|还)?"
+    r"(?:不能|无法|没有(?:能力|办法|权限)|不(?:太|是很|能)?(?:知道|明白|理解|确定|清楚)|没有(?:完全)?(?:理解|明白))|"
+    r"^我?(?:非常|很)?(?:抱歉|对不起)[^。\n]{0,60}(?:不合适|不恰当|不道德)|"
+    r"我(?:不能|无法|没有能力)(?:直接|实际)?(?:提供|回答|协助|满足|访问|查看|生成|创建|执行)"
 )
 _SLOT = (
-    r"\{\{[^{}]+\}\}|\[(?:插入|填写|填入|你的|您的|此处)[^\]]*\]|<(?:插入|填写)[^>]*>|"
-    r"(?:^|[^a-zA-Z^_}\\])\{[A-Z_]{2,}\}"  # but not \overline{AB}, which is LaTeX
+    r"\{\{[^{}]+\}\}|[\[【](?:请?在?此处?)?(?:插入|填写|填入|输入[您你]|[您你]的|此处)[^\]】]*[\]】]|"
+    r"[（(]请?在?(?:此处?|这里)(?:插入|填写)[^）)]*[）)]|[（(【][您你]的(?:姓名|名字|名称|公司|电话|地址)[）)】]|"
+    r"\[[^\[\]\n]{0,12}(?:姓名|名字|(?:公司|机构|职位|产品|客户)名称?)\]|<(?:插入|填写)[^>]*>|"
+    r"(?:^|[^a-zA-Z^_}\\$])\{[A-Z_]{2,}\}"  # but neither \overline{AB}, which is LaTeX, nor ${NAME} of a shell
 )
-_TOOL_CALL = r'^\s*(?:<tool_call>|<functioncall>|\{\s*"(?:name|function|arguments)"\s*:)'
-_CODE = r"(?s)```.*?(?:```|$)"
+_TOOL_CALL = (
+    r"^\s*<[|｜]?(?:tool[_▁]?calls?|function_?calls?|python_tag)|^\s*Action:[^\n]+\n+Action Input:|"
+    r'(?s)^\s*\[?\s*\{.*"(?:arguments|parameters)"\s*:'
+)
+_CODE = r"(?s)```.*?(?:```|$)|`[^`\n]*`"
+_PLEASANTRY = r"^(?:不客气|不用客气|不用谢|别客气|不必客气|没关系，随时|再见|拜拜)"
+_LONGEST_REFUSAL = 250  # characters; a longer response says what it can't do and then does what it can
+_LONGEST_PLEASANTRY = 100
+_BARE_CODE = (
+    r"^(?:#include\b|#!/|import [\w.]+(?:\n|$)|from [\w.]+ import |def \w+\(|class \w+[(:{]|public (?:static|class) |"
+    r"(?:const|let|var) \w+ = |function \w*\(|(?i:SELECT)\s[^\n]*(?i:\bFROM\b)|<\?php)"
+)
 
 
 def response_reason(settings: ConvertSettings) -> pl.Expr:
     """Why a prompt-response pair is no training pair (a reason, or null), by the first of these that holds.
 
     The paper filters prompt-response pairs "by rules" (§3.2) and names none; these are ours: tool calls, refusals in
-    the response's first 100 characters, template slots left open, responses of code or of numbers only, responses
-    that repeat the prompt, prompts and responses of a length that is no text for an embedding.
+    the response's first 100 characters with little after them, pleasantries, template slots left open outside of code,
+    responses of code or of numbers only, responses that repeat the prompt, prompts and responses of a length that is no
+    text for an embedding.
     """
     prompt, response = pl.col("query"), pl.col("positive")
+    length = response.str.len_chars()
     prose = response.str.replace_all(_CODE, "")
+    is_code = ~prose.str.contains(r"\p{L}") & response.str.contains("`", literal=True)
+    is_bare_code = response.str.contains(_BARE_CODE) & ~response.str.contains(r"(?m)^\p{Han}.*[。：:]$")
     return (
         pl.when(response.str.contains(_TOOL_CALL))
         .then(pl.lit("tool_call"))
-        .when(response.str.slice(0, 100).str.contains(_REFUSAL))
+        .when((length <= _LONGEST_REFUSAL) & response.str.slice(0, 100).str.contains(_REFUSAL))
         .then(pl.lit("refusal"))
-        .when(pl.concat_str(prompt, response, separator="\n").str.contains(_SLOT))
+        .when((length <= _LONGEST_PLEASANTRY) & response.str.contains(_PLEASANTRY))
+        .then(pl.lit("pleasantry"))
+        .when(pl.concat_str(prompt.str.replace_all(_CODE, ""), prose, separator="\n").str.contains(_SLOT))
         .then(pl.lit("template_slot"))
-        .when(prompt.str.len_chars() > settings.max_prompt_characters)
+        .when(prompt.str.len_chars() > settings.max_prompt_chars)
         .then(pl.lit("prompt_length"))
-        .when(~prose.str.contains(r"\p{L}") & response.str.contains("```", literal=True))
+        .when(is_code | is_bare_code)
         .then(pl.lit("code_only"))
         .when(~response.str.contains(r"\p{L}"))
         .then(pl.lit("number_only"))
-        .when(response.str.len_chars() < settings.min_response_characters)
+        .when(length < settings.min_response_chars)
         .then(pl.lit("response_length"))
         .when(key(prompt) == key(response))
         .then(pl.lit("echo"))
@@ -166,7 +200,7 @@ def sts_shard(
     fingerprint: str,
     shard: Path,
 ) -> None:
-    """One shard of sentence pairs, labels mapped from the source's own range to 0…1."""
+    """One shard of sentence pairs, labels mapped from the source's own range to 0…1 and kept as they were."""
     low, high = label_range
     with _writer(shard, "sts", fingerprint) as writer:
         writer.notes["label_range"] = [low, high]
@@ -192,6 +226,7 @@ def sts_shard(
                     text_a="query",
                     text_b="positive",
                     label=(pl.col("label") - low) / (high - low),
+                    original_label="label",
                 )
                 .to_arrow()
             )
@@ -200,7 +235,7 @@ def sts_shard(
 def retrieval_shard(
     paths: Sequence[Path], source: str, task: str, settings: ConvertSettings, fingerprint: str, shard: Path
 ) -> None:
-    """One shard of retrieval records of a source: one a query, all its positives and given negatives."""
+    """One shard of retrieval records of a source: one a query, with its positives and negatives."""
     with _writer(shard, "retrieval", fingerprint) as writer:
         wanted = (pl.col("source") == source) & (pl.col("task") == task)
         frame = pl.concat(_frame(table).filter(wanted) for path in paths for table in read_batches(path))
@@ -208,20 +243,19 @@ def retrieval_shard(
         if task == "classification":
             judged = _judged_classes(frame.sort("pair_id"))  # the order of shards decides nothing
             writer.reject(judged.filter(pl.col("reason").is_not_null()).to_arrow())
-            frame = _classes_as_retrieval(judged.filter(pl.col("reason").is_null()), settings)
-        records = frame.group_by("query", maintain_order=True).agg(
-            pl.col("source", "category").first(),
-            pair_ids="pair_id",
-            positives="positive",
-            cluster_ids="cluster_id",
-        )
-        records = records.join(_negatives(frame), on="query", how="left", maintain_order="left")
-        writer.keep(records.with_columns(pl.col("negatives").fill_null([])).to_arrow(), rows=frame.height)
+            frame = judged.filter(pl.col("reason").is_null())
+            records = _class_records(frame, settings)
+        else:
+            records = _records(frame)
+        writer.keep(records.to_arrow(), rows=frame.height)
 
 
-def _negatives(frame: pl.DataFrame) -> pl.DataFrame:
-    """The distinct negatives given for each query, in their order, without those that are its positives."""
-    return (
+def _records(frame: pl.DataFrame) -> pl.DataFrame:
+    """One record a query: all its positives, and the distinct negatives given for it that are none of them."""
+    records = frame.group_by("query", maintain_order=True).agg(
+        pl.col("source", "category").first(), pair_ids="pair_id", positives="positive", cluster_ids="cluster_id"
+    )
+    negatives = (
         frame.select("query", "negatives")
         .explode("negatives")
         .drop_nulls()
@@ -230,17 +264,24 @@ def _negatives(frame: pl.DataFrame) -> pl.DataFrame:
         .group_by("query", maintain_order=True)
         .agg("negatives")
     )
+    return records.join(negatives, on="query", how="left", maintain_order="left").with_columns(
+        pl.col("negatives").fill_null([])
+    )
 
 
 def _judged_classes(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add why a text can't be shown with its class (`reason`, `detail`), null where it can.
+    """Add why a text can't be shown with its class (`reason`, `detail`), null where it can; and its `key` and `class`.
 
     A text of two classes would be its own negative, a class of one text has no positive, a single class no negatives.
+    Texts are told apart by their keys, as dedup does, so `好！` is not a negative of `好`. Names that share a cluster
+    are one class.
     """
-    classes = pl.col("positive")
-    clear = classes.n_unique().over("query") == 1
-    frame = frame.with_columns(clear=clear, size=clear.sum().over("positive"))
-    left = frame.filter(pl.col("clear") & (pl.col("size") > 1))["positive"].n_unique()
+    names = pl.col("positive").unique().sort().str.join(", ")
+    frame = frame.with_columns(key=key(pl.col("query")), **{"class": pl.col("cluster_id").min().over("positive")})
+    clear = pl.col("class").n_unique().over("key") == 1
+    size = pl.col("key").filter(pl.col("clear")).n_unique().over("class")
+    frame = frame.with_columns(clear=clear).with_columns(size=size)
+    left = frame.filter(pl.col("clear") & (pl.col("size") > 1))["class"].n_unique()
     return frame.with_columns(
         reason=pl.when(~pl.col("clear"))
         .then(pl.lit("ambiguous_class"))
@@ -248,31 +289,46 @@ def _judged_classes(frame: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("lonely_class"))
         .when(pl.lit(left) < 2)
         .then(pl.lit("one_class")),
-        detail=pl.format("class {}", classes.unique().sort().str.join(", ").over("query")),
+        detail=pl.format("class {}", names.over("key")),
     ).drop("clear", "size")
 
 
-def _classes_as_retrieval(frame: pl.DataFrame, settings: ConvertSettings) -> pl.DataFrame:
-    """Texts of the same class become positives, texts of other classes negatives (paper §3.2).
+def _class_records(frame: pl.DataFrame, settings: ConvertSettings) -> pl.DataFrame:
+    """One record a text: texts of its class become positives, texts of other classes negatives (paper §3.2).
 
-    A text's positive is the one that follows it in a shuffled ring of its class; negatives are drawn at random from
-    the others. There are two classes or more, each of two texts or more.
+    A text's positives are those that follow it in a shuffled ring of its class, so each text is shown equally often;
+    its negatives are drawn at random, one from each of as many equal stretches of the others as are wanted, so none
+    comes twice. A class with fewer texts gives fewer. There are two classes or more, each of two texts or more.
     """
-    if frame.is_empty():
-        return frame
+    texts = frame.unique("key", keep="first", maintain_order=True)
+    count = texts.height
     generator = np.random.default_rng(settings.seed)
-    classes = frame["positive"].rank("dense").to_numpy()
-    shuffled = generator.permutation(frame.height)
+    classes = texts["class"].to_numpy()
+    shuffled = generator.permutation(count)
     order = shuffled[np.argsort(classes[shuffled], kind="stable")]
     _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
-    start, size = np.repeat(starts, sizes), np.repeat(sizes, sizes)
-    place = np.arange(frame.height)
+    start, size = np.repeat(starts, sizes)[:, None], np.repeat(sizes, sizes)[:, None]
+    step = np.arange(1, settings.class_positives + 1)
+    positives = order[start + (np.arange(count)[:, None] - start + step) % np.maximum(size, 1)]
     # Another place of `order` outside a class's own stretch is so many places after the stretch's end.
-    after = generator.integers(frame.height - size, size=(settings.class_negatives, frame.height))
-    positives = order[start + (place - start + 1) % size]
-    negatives = order[(start + size + after) % frame.height]
-    texts = frame["query"]
-    return frame[order].with_columns(
-        positive=texts.gather(positives),
-        negatives=texts.gather(negatives.T.ravel()).reshape((-1, settings.class_negatives)).arr.to_list(),
+    edges = np.arange(settings.class_negatives + 1) * (count - size) // settings.class_negatives
+    after = generator.integers(edges[:, :-1], np.maximum(edges[:, 1:], edges[:, :-1] + 1))
+    negatives = order[(start + size + after) % max(count, 1)]
+    shown = texts[order].select(
+        "key",
+        positives=_lists(texts["query"], positives, step < size),
+        negatives=_lists(texts["query"], negatives, np.diff(edges) > 0),
     )
+    records = frame.group_by("query", maintain_order=True).agg(
+        pl.col("source", "category", "key", "class").first(), pair_ids="pair_id"
+    )
+    return records.join(shown, on="key", maintain_order="left").with_columns(
+        cluster_ids=pl.col("class").repeat_by(pl.col("positives").list.len())
+    )
+
+
+def _lists(texts: pl.Series, rows: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_]) -> pl.Series:
+    """The texts at `rows` [n, m] as n lists, without those that are not wanted."""
+    ends = np.cumsum(wanted.sum(axis=1))
+    chosen = texts.gather(rows[wanted]).to_arrow()
+    return pl.Series(pa.LargeListArray.from_arrays(np.concatenate([[0], ends]), chosen))

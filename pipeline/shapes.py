@@ -40,35 +40,46 @@ SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM 
         "qas":[{{"query_id":"VARCHAR","query_text":"VARCHAR","answers":["VARCHAR"]}}]}}') AS r FROM records)))
 """
 
+_SYSTEM = "'system', 'developer'"
 _ASSISTANT = "'assistant', 'gpt', 'chatgpt', 'bot', 'model', 'counselor'"
 _TOOL = "'function_call', 'tool_call', 'function', 'tool', 'observation', 'ipython'"
 _MESSAGE = '[{"from":"VARCHAR","value":"VARCHAR","role":"VARCHAR","content":"VARCHAR"}]'
 
 
-def messages(turns: int) -> str:
-    """Conversations: a pair for each reply to a user; the prompt is the last `turns` exchanges, the reply left out.
+def messages(turns: int, max_prompt_chars: int) -> str:
+    """Conversations: a pair for each reply to a user; the prompt is the last exchanges before it, the reply left out.
 
-    An exchange begins where the user speaks after somebody else, so a prompt never begins with a reply or with what
-    a tool said. Reads `conversations` or `messages` with from/value or role/content. System prompts go to `meta`.
+    At most `turns` exchanges, and of these the last that are `max_prompt_chars` characters together; the very last is
+    there however long. An exchange begins where the user speaks after somebody else, so a prompt never begins with a
+    reply; calls of tools and what they said are left out of it. Reads `conversations` or `messages` with from/value or role/content. System prompts
+    go to `meta`.
     """
     return f"""
 SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM (
     SELECT *, list_filter(list_transform(range(1, len(turns) + 1), lambda i:
-        CASE WHEN turns[i].role IN ({_ASSISTANT}) AND begun[i] > 0 THEN {{
-            'query': array_to_string(list_transform(
-                turns[beginnings[greatest(1, begun[i] - {turns - 1})]:(i - 1)], lambda turn: turn.text), chr(10)),
+        CASE WHEN turns[i].role IN ({_ASSISTANT}) AND len(begun[i]) > 0 THEN {{
+            'query': array_to_string(list_transform(list_filter(turns[list_filter(begun[i], lambda beginning:
+                beginning = begun[i][-1] OR until[i] - until[beginning] - 1 <= {max_prompt_chars}
+                )[1]:(i - 1)], lambda turn: turn.role NOT IN ({_TOOL})), lambda turn: turn.text), chr(10)),
             'positive': turns[i].text,
             'negatives': CAST([] AS VARCHAR[]),
             'meta': to_json({{'conversation': r.id, 'turn': i, 'system': system}})
         }} END), lambda pair: pair IS NOT NULL) AS pairs
-    FROM (SELECT *, list_transform(range(1, len(turns) + 1), lambda i:
-            len(list_filter(beginnings, lambda beginning: beginning < i))) AS begun
-    FROM (SELECT *, list_filter(range(1, len(turns) + 1), lambda i:
+    FROM (SELECT *,
+            -- Of each turn: where the exchanges before it begin that its prompt may have; the characters before it,
+            -- each earlier turn with a line break.
+            list_transform(range(1, len(turns) + 1), lambda i:
+                list_filter(beginnings, lambda beginning: beginning < i)[-{turns}:]) AS begun,
+            list_transform(range(1, len(turns) + 1), lambda i: coalesce(list_sum(lengths[:(i - 1)]), 0)) AS until
+    FROM (SELECT *,
+        list_transform(turns, lambda turn: CASE WHEN turn.role IN ({_TOOL}) THEN 0 ELSE length(turn.text) + 1 END)
+            AS lengths,
+        list_filter(range(1, len(turns) + 1), lambda i:
             turns[i].role NOT IN ({_ASSISTANT}, {_TOOL})
             AND (i = 1 OR turns[i - 1].role IN ({_ASSISTANT}, {_TOOL}))) AS beginnings
     FROM (
-        SELECT *, list_filter(said, lambda turn: turn.role <> 'system') AS turns,
-            coalesce(r.system, list_filter(said, lambda turn: turn.role = 'system')[1].text) AS system
+        SELECT *, list_filter(said, lambda turn: turn.role NOT IN ({_SYSTEM})) AS turns,
+            coalesce(r.system, list_filter(said, lambda turn: turn.role IN ({_SYSTEM}))[1].text) AS system
         FROM (
             SELECT *, list_transform(coalesce(r.conversations, r.messages, []), lambda message: {{
                 'role': lower(coalesce(message."from", message.role, '')),
@@ -99,8 +110,8 @@ FROM (
 """
 
 
-def statement(shape: str, turns: int) -> str:
+def statement(shape: str, turns: int, max_prompt_chars: int = 2000) -> str:
     """The SQL of a shape by its name in the recipe."""
     if shape in ("sharegpt", "messages"):
-        return messages(turns)
+        return messages(turns, max_prompt_chars)
     return {"alpaca": ALPACA, "triples": TRIPLES, "squad": SQUAD, "markdown": MARKDOWN}[shape]

@@ -29,7 +29,7 @@ def _as_list(value: Any) -> Any:
 
 Globs = list[str]
 
-RESERVED_TABLES = ("rows", "records", "texts", "selected")
+RESERVED_TABLES = ("rows", "batch", "records", "texts", "selected")
 """Names that a table of `join:` may not have."""
 
 
@@ -44,6 +44,9 @@ class ReaderOptions(Settings):
     columns: list[str] | None = given(None, "ours: names for a table without a header")
     whole: bool = given(False, "ours: json only: one row a file, its document in the column `data`")
     turns: int = given(3, "ours: chats only: exchanges of history kept in a prompt, the last included", ge=1)
+    max_prompt_chars: int = given(
+        2000, "ours: chats only: the oldest exchanges are left out of a prompt longer than this", ge=1
+    )
 
 
 class Source(Settings):
@@ -68,8 +71,12 @@ class Source(Settings):
         "messages",
         "squad",
         "triples",
+        "hf",
+        "html",
+        "warc",
     ]
     encoding: str | None = given(None, "ours: detected unless declared")
+    simplify: bool = given(False, "ours: Traditional Chinese becomes Simplified (opencc, the extra `[zh]`)")
     options: ReaderOptions = given(ReaderOptions(), "ours")
     join: dict[str, str] = given({}, "ours: name → file whose lines are a table of that name")
     select: str | None = given(None, "ours: DuckDB SQL over the file's rows")
@@ -111,10 +118,30 @@ class EvaluationSet(Source):
     _listed_passages = field_validator("passages", mode="before")(_as_list)
 
 
+Thresholds = dict[str, float | bool]
+
+
+class ClassifierSettings(Settings):
+    """A model that judges texts as one more rule of the filter."""
+
+    model: str = Field(description="ours: a folder or hub name of a classifier")
+    label: str | int = Field(description="ours: the class whose probability is measured, by name or place")
+    min: float = given(0.5, "ours: pairs below this probability are rejected", ge=0, le=1)
+    side: Literal["query", "positive"] = given("positive", "ours: the text that is judged")
+    tasks: list[Task] = given(["pretrain"], "DESIGN §4: labelled tasks pass")
+    max_length: int = given(512, "paper §3.1: tokens", ge=2)
+    batch_tokens: int = given(16_384, "ours: tokens a batch, padding included", ge=16)
+
+
 class FilterSettings(Settings):
     """Rules by name; see `conan_embedding.pipeline.rules` for what they measure and where thresholds come from."""
 
-    rules: dict[str, float | bool] = given({}, "rules.py: name → another threshold, or false for off")
+    rules: Thresholds = given({}, "rules.py: name → another threshold, or false for off")
+    categories: dict[Category, Thresholds] = given({}, "ours: the same for one category; over `rules`")
+    sources: dict[str, Thresholds] = given({}, "ours: the same for one source; over `categories`")
+    classifiers: dict[str, ClassifierSettings] = given(
+        {}, "InternLM2 (arXiv 2403.17297) §3.1.1: advert, fluency, toxicity, pornography; the name is the reason"
+    )
     mask: bool = given(True, "ours: personal data is masked, not dropped (DESIGN: mobile, ID card, e-mail, card)")
     blocked_words: str | None = given(None, "InternLM2 (arXiv 2403.17297) §3.1.1: a file, a word a line")
     blocked_domains: str | None = given(None, "InternLM2 (arXiv 2403.17297) §3.1.1: a file, a domain a line")
@@ -156,8 +183,9 @@ class ScoreSettings(EncoderSettings):
 class ConvertSettings(Settings):
     """From curated pairs to training records."""
 
-    max_prompt_characters: int = given(2000, "ours: longer prompts are code or pasted documents", ge=1)
-    min_response_characters: int = given(5, "ours", ge=1)
+    max_prompt_chars: int = given(2000, "ours: longer prompts are code or pasted documents", ge=1)
+    min_response_chars: int = given(5, "ours", ge=1)
+    class_positives: int = given(1, "paper §3.2: the same class positive; how many is ours", ge=1)
     class_negatives: int = given(4, "paper §3.2: other classes negative; how many is ours", ge=1)
     seed: int = given(0, "ours")
 
@@ -178,6 +206,16 @@ class MineSettings(EncoderSettings):
 MRL_DIMENSIONS = [256, 512, 768, 1024, 1280, 1536, 1792]
 
 
+class Mixing(Settings):
+    """How often the sources are drawn. A bare number in the recipe is `power`."""
+
+    power: float = given(0.5, "ours: a source is drawn in proportion to its size to this power; 1 is by size", ge=0, le=1)
+    categories: dict[Category, float] | Literal["paper"] | None = given(
+        None, "ours: shares of the categories, `power` works within each; paper: the proportions of its Table 1"
+    )
+    sources: dict[str, float] = given({}, "ours: a source is drawn so many times as often")
+
+
 class OptimizerSettings(Settings):
     """What both training stages share."""
 
@@ -195,14 +233,17 @@ class OptimizerSettings(Settings):
     # Not 0: it keeps mixed precision's float32 weights from the export. Not 3: it gathers weights whenever a rank runs
     # the encoder, and ranks run it different numbers of times.
     zero_stage: Literal[1, 2] = given(1, "paper §3.1: DeepSpeed ZeRO stage 1")
-    mixing: float = given(
-        0.5, "ours: a source is drawn in proportion to its size to this power; 1 is by size", ge=0, le=1
-    )
+    mixing: Mixing = given(Mixing(), "ours")
     seed: int = given(0, "ours")
     checkpoint_every: int = given(500, "ours: steps", ge=1)
     keep_checkpoints: int = given(2, "ours", ge=1)
     log_every: int = given(10, "ours: steps", ge=1)
     gradient_checkpointing: bool = given(False, "ours: less memory, a third more time")
+
+    @field_validator("mixing", mode="before")
+    @classmethod
+    def _power(cls, value: Any) -> Any:
+        return {"power": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 class PretrainSettings(OptimizerSettings):

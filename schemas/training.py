@@ -35,6 +35,7 @@ STS = pa.schema(
         pa.field("text_a", pa.string(), nullable=False),
         pa.field("text_b", pa.string(), nullable=False),
         pa.field("label", pa.float32(), nullable=False),  # 0 (unlike) to 1 (the same)
+        pa.field("original_label", pa.float32()),  # on the source's own scale
     ]
 )
 

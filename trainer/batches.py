@@ -1,5 +1,6 @@
 """Which records each update sees, and their texts: a pure function of seed and step, so any step can be resumed."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,25 +13,84 @@ import pyarrow as pa
 
 from ..pipeline.corpus import CorpusError
 from ..pipeline.pools import read_candidates
-from ..schemas.settings import FinetuneSettings, PretrainSettings
+from ..schemas.pairs import Category
+from ..schemas.recipe import RecipeError
+from ..schemas.settings import FinetuneSettings, Mixing, PretrainSettings
 from .cbb import Update, build_update
 from .negatives import Windows
 
 Integers = npt.NDArray[np.int64]
 
 
-def draws(sources: npt.ArrayLike, total: int, mixing: float, seed: int, run: int = 1) -> Integers:
+PAPER_SHARES: dict[Category, float] = {
+    "news": 27.3,
+    "knowledge_base": 7.7,
+    "social_media": 39.9,
+    "web_page": 4.6,
+    "academic_paper": 6.0,
+    "community_qa": 1.6,
+    "instruction": 11.7,
+    "llm_generated": 1.2,
+}
+"""Per cent of the pre-training pairs by category (Conan-embedding, arXiv 2408.15710, Table 1)."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where records come from: each record's source as a place in `names`, and the category of each source."""
+
+    of_records: Integers
+    names: list[str]
+    categories: list[Category]
+
+
+def source_weights(sizes: npt.ArrayLike, sources: Sources, mixing: Mixing) -> npt.NDArray[np.float64]:
+    """How often each source is drawn against the others, float64 [sources]; `sizes` are their numbers of records.
+
+    Its size to the power `mixing.power`. With shares of categories, these are divided in that proportion: a category
+    weighs what its share says against the others that are there. What `mixing.sources` says multiplies the result.
+
+    Raises:
+        RecipeError: a category that is there has no share, a number is negative, or nothing is left to draw.
+    """
+    weights = np.asarray(sizes, np.float64) ** mixing.power
+    if mixing.categories is not None:
+        shares = PAPER_SHARES if mixing.categories == "paper" else mixing.categories
+        if missing := sorted(set(sources.categories) - set(shares)):
+            held = [name for name, own in zip(sources.names, sources.categories, strict=True) if own == missing[0]]
+            raise RecipeError(
+                f"mixing.categories has no share for {missing[0]}, the category of {', '.join(held)}; 0 leaves it out"
+            )
+        _, category = np.unique(sources.categories, return_inverse=True)
+        weights *= np.array([shares[own] for own in sources.categories]) / np.bincount(category, weights)[category]
+    weights *= np.array([mixing.sources.get(name, 1.0) for name in sources.names])
+    if (weights < 0).any():
+        raise RecipeError("mixing: shares of categories and factors of sources can't be negative")
+    if len(weights) and not weights.any():
+        raise RecipeError(f"mixing leaves nothing to draw of {', '.join(sources.names)}: all have the weight 0")
+    return weights
+
+
+def check_mixing(mixing: Mixing, *drawn: Sources) -> None:
+    """Raise RecipeError where `mixing.sources` names a source that none of those drawn from has."""
+    known = sorted({name for sources in drawn for name in sources.names})
+    for name in mixing.sources:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise RecipeError(f"mixing.sources: no records of a source {name}; {hint}")
+
+
+def draws(sources: Sources, total: int, mixing: Mixing, seed: int, run: int = 1) -> Integers:
     """Which record each of `total` draws takes, int64 [total].
 
-    `sources` names the source of each record. A draw picks a source in proportion to its size to the power `mixing`
-    and then that source's next record in a shuffled order, so no record comes back before its source is used up.
-    `run` successive draws share their source.
+    A draw picks a source by its weight (see `source_weights`) and then that source's next record in a shuffled order,
+    so no record comes back before its source is used up. `run` successive draws share their source.
     """
-    names, source_of = np.unique(np.asarray(sources), return_inverse=True)
-    records = [np.flatnonzero(source_of == source) for source in range(len(names))]
+    records = [np.flatnonzero(sources.of_records == source) for source in range(len(sources.names))]
     generator = np.random.default_rng(seed)
-    weights = np.array([len(each) for each in records], np.float64) ** mixing
-    drawn = np.repeat(generator.choice(len(names), -(-total // run), p=weights / weights.sum()), run)[:total]
+    weights = source_weights([len(each) for each in records], sources, mixing)
+    drawn = np.repeat(generator.choice(len(records), -(-total // run), p=weights / weights.sum()), run)[:total]
     result = np.empty(total, np.int64)
     for source, own in enumerate(records):
         places = np.flatnonzero(drawn == source)
@@ -42,12 +102,12 @@ def draws(sources: npt.ArrayLike, total: int, mixing: float, seed: int, run: int
 
 @dataclass(frozen=True)
 class PairData:
-    """Pairs for pre-training; sources as numbers."""
+    """Pairs for pre-training."""
 
     queries: pa.Array
     positives: pa.Array
     clusters: Integers
-    sources: Integers
+    sources: Sources
 
 
 def read_pairs(shards: Sequence[Path]) -> PairData:
@@ -65,14 +125,16 @@ def read_pairs(shards: Sequence[Path]) -> PairData:
         frame["query"].to_arrow(),
         frame["positive"].to_arrow(),
         frame["cluster_id"].to_numpy(),
-        _numbered(frame["source"]),
+        _sources(frame),
     )
 
 
-def _numbered(names: pl.Series) -> Integers:
-    """Names as their places in sorted order: the same whatever shards they came from."""
-    numbers: Integers = names.rank("dense").cast(pl.Int64).to_numpy()
-    return numbers
+def _sources(frame: pl.DataFrame) -> Sources:
+    """The sources of records, by name: the same whatever shards they came from."""
+    named = frame.select(pl.col("source", "category").cast(pl.String))
+    of_records = (named["source"].rank("dense").cast(pl.Int64) - 1).to_numpy()
+    known = named.group_by("source").agg(pl.col("category").min()).sort("source")
+    return Sources(of_records, known["source"].to_list(), known["category"].to_list())
 
 
 def _pairs(shard: Path) -> pl.DataFrame:
@@ -81,7 +143,7 @@ def _pairs(shard: Path) -> pl.DataFrame:
         frame = frame.filter(pl.col("task").cast(pl.String).is_in(["pretrain", "retrieval"]))
     if "cluster_id" not in frame.columns:
         frame = frame.with_columns(cluster_id=pl.lit(-1, pl.Int64))
-    return frame.select("query", "positive", "cluster_id", pl.col("source").cast(pl.String))
+    return frame.select("query", "positive", "cluster_id", pl.col("source", "category").cast(pl.String))
 
 
 def pretrain_update(data: PairData, rows: Integers) -> Update:
@@ -96,14 +158,14 @@ def pretrain_update(data: PairData, rows: Integers) -> Update:
 
 @dataclass(frozen=True)
 class FinetuneData:
-    """Queries with positives, given negatives and pools, by row; sentence pairs; passages by id; sources as numbers."""
+    """Queries with positives, given negatives and pools, by row; sentence pairs; passages by id."""
 
     query_ids: Integers
     queries: pa.Array
     positives: pa.Array  # list<string>
     clusters: pa.Array  # list<int64>, of the positives
     given: pa.Array  # list<string>
-    sources: Integers
+    sources: Sources
     pool_starts: Integers  # [queries + 1], into pool_passages
     pool_passages: Integers
     passages: pa.Array
@@ -111,7 +173,7 @@ class FinetuneData:
     left: pa.Array
     right: pa.Array
     labels: npt.NDArray[np.float32]
-    sentence_sources: Integers
+    sentence_sources: Sources
 
     @property
     def pool_sizes(self) -> Integers:
@@ -120,8 +182,9 @@ class FinetuneData:
 
 
 _RECORDS = {
-    "retrieval": "SELECT query, source, pair_ids, positives, cluster_ids, negatives FROM read_parquet({})",
-    "pretrain": "SELECT query, source, pair_ids, [positive], [cluster_id], CAST([] AS VARCHAR[]) FROM read_parquet({})",
+    "retrieval": "SELECT query, source, category, pair_ids, positives, cluster_ids, negatives FROM read_parquet({})",
+    "pretrain": "SELECT query, source, category, pair_ids, [positive], [cluster_id], CAST([] AS VARCHAR[]) "
+    "FROM read_parquet({})",
 }
 
 
@@ -139,12 +202,13 @@ def read_finetune(corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Se
         connection.register("pools", read_candidates(corpus).select("query_id", "query", "passage_ids").to_arrow())
         parts = [_RECORDS[kind].format([str(shard) for shard in each]) for kind, each in sorted(retrieval.items())]
         connection.execute(
-            "CREATE VIEW records(query, source, pair_ids, positives, cluster_ids, negatives) AS "
+            "CREATE VIEW records(query, source, category, pair_ids, positives, cluster_ids, negatives) AS "
             + " UNION ALL ".join(parts)
         )
         queries: pl.DataFrame = connection.sql(
             """SELECT * REPLACE (list_filter(given, lambda text: NOT list_contains(positives, text)) AS given)
                FROM (SELECT query_id, query, first(CAST(source AS VARCHAR) ORDER BY source, pair_ids) AS source,
+                            first(CAST(category AS VARCHAR) ORDER BY source, pair_ids) AS category,
                             flatten(list(positives ORDER BY source, pair_ids)) AS positives,
                             flatten(list(cluster_ids ORDER BY source, pair_ids)) AS clusters,
                             flatten(list(negatives ORDER BY source, pair_ids)) AS given,
@@ -165,14 +229,14 @@ def read_finetune(corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Se
         raise CorpusError(
             f"{corpus}: passages in pools.duckdb are not numbered from 0; run `conan mine {corpus}` again"
         )
-    sentences = pl.concat([pl.read_parquet(shard) for shard in sts]) if sts else _no_sentences()
+    sentences = pl.concat([pl.DataFrame(schema=_SENTENCES), *(_sentences(shard) for shard in sts)])
     return FinetuneData(
         query_ids=queries["query_id"].to_numpy(),
         queries=queries["query"].to_arrow(),
         positives=queries["positives"].to_arrow(),
         clusters=queries["clusters"].to_arrow(),
         given=queries["given"].list.unique(maintain_order=True).to_arrow(),
-        sources=_numbered(queries["source"]),
+        sources=_sources(queries),
         pool_starts=np.concatenate([[0], np.cumsum(queries["pool"].list.len().to_numpy())]).astype(np.int64),
         pool_passages=queries["pool"].explode().drop_nulls().to_numpy(),
         passages=passages["text"].to_arrow(),
@@ -180,12 +244,17 @@ def read_finetune(corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Se
         left=sentences["text_a"].to_arrow(),
         right=sentences["text_b"].to_arrow(),
         labels=sentences["label"].to_numpy(),
-        sentence_sources=_numbered(sentences["source"].cast(pl.String)),
+        sentence_sources=_sources(sentences),
     )
 
 
-def _no_sentences() -> pl.DataFrame:
-    return pl.DataFrame(schema={"text_a": pl.String, "text_b": pl.String, "label": pl.Float32, "source": pl.String})
+_SENTENCES = pl.Schema(
+    {"text_a": pl.String, "text_b": pl.String, "label": pl.Float32, "source": pl.String, "category": pl.String}
+)
+
+
+def _sentences(shard: Path) -> pl.DataFrame:
+    return pl.read_parquet(shard, columns=list(_SENTENCES)).cast(_SENTENCES)
 
 
 def given_counts(data: FinetuneData) -> Integers:

@@ -31,6 +31,7 @@ from torch import Tensor
 from ..schemas.settings import FinetuneSettings, PretrainSettings
 from . import checkpoints
 from .batches import (
+    check_mixing,
     draws,
     finetune_update,
     pretrain_update,
@@ -132,8 +133,9 @@ def _start() -> tuple[int, int]:
 
 def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
     data = read_pairs(job.shards["pairs"])
+    check_mixing(settings.mixing, data.sources)
     batch = settings.batch_size * world_size
-    steps = steps_of(settings, len(data.sources), batch)
+    steps = steps_of(settings, len(data.queries), batch)
     drawn = draws(data.sources, steps * batch, settings.mixing, settings.seed)
 
     def update(step: int) -> Update:
@@ -144,8 +146,9 @@ def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
 
 def _finetuning(job: Job, settings: FinetuneSettings) -> Task:
     data = read_finetune(job.corpus, {kind: job.shards[kind] for kind in settings.queries}, job.shards["sts"])
+    check_mixing(settings.mixing, data.sources, data.sentence_sources)
     queries, sentences = settings.retrieval_batch, settings.sts_batch if len(data.labels) else 0
-    steps = steps_of(settings, len(data.sources), queries)
+    steps = steps_of(settings, len(data.queries), queries)
     drawn = draws(data.sources, steps * queries, settings.mixing, settings.seed)
     before = visits(drawn)
     if sentences:

@@ -1,17 +1,18 @@
 """The shapes of training data, each against what its own documentation says of it."""
 
 import json
-from random import Random
 from typing import Any
 
 import duckdb
 import pytest
 from conan_embedding.pipeline.shapes import statement
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 Found = list[dict[str, Any]]
 
 
-def read(shape: str, *records: Any, turns: int = 3) -> Found:
+def read(shape: str, *records: Any, **window: int) -> Found:
     with duckdb.connect() as connection:
         if shape == "markdown":
             connection.execute("CREATE TABLE texts (_row INT, _file VARCHAR, _line INT, text VARCHAR)")
@@ -21,8 +22,9 @@ def read(shape: str, *records: Any, turns: int = 3) -> Found:
         texts = [record if shape == "markdown" else json.dumps(record) for record in records]
         rows = [[number, number + 1, text] for number, text in enumerate(texts)]
         connection.executemany(f"INSERT INTO {table} VALUES (?, 'f', ?, ?)", rows)
+        pairs = statement(shape, **{"turns": 3} | window)
         found = connection.sql(
-            f"SELECT _row, query, positive, negatives, to_json(meta)::VARCHAR AS meta FROM ({statement(shape, turns)})"
+            f"SELECT _row, query, positive, negatives, to_json(meta)::VARCHAR AS meta FROM ({pairs})"
         ).fetchall()
     names = ("row", "query", "positive", "negatives", "meta")
     return [dict(zip(names, (*row[:4], json.loads(row[4])), strict=True)) for row in found]
@@ -107,7 +109,12 @@ def test_messages_have_the_same_meaning() -> None:
         {"role": "user", "content": "问"},
         {"role": "assistant", "content": "答"},
     ]
-    for one in (read("messages", {"messages": messages}), read("sharegpt", {"messages": messages})):
+    developer = [{"role": "developer", "content": "你是医生"}, *messages[1:]]
+    for one in (
+        read("messages", {"messages": messages}),
+        read("sharegpt", {"messages": messages}),
+        read("messages", {"messages": developer}),
+    ):
         assert pairs(one) == [("问", "答")]
         assert one[0]["meta"]["system"] == "你是医生"
     assert read("messages", {"system": "甲", "messages": messages[1:]})[0]["meta"]["system"] == "甲"
@@ -134,9 +141,9 @@ TOOLS = sharegpt(
 @pytest.mark.parametrize(
     ("turns", "prompts"),
     [
-        (1, ["u1", "u2 call seen", "u3", "u4 u5"]),
-        (2, ["u1", "u1 a1 u2 call seen", "u2 call seen a2 u3", "u3 a3 u4 u5"]),
-        (3, ["u1", "u1 a1 u2 call seen", "u1 a1 u2 call seen a2 u3", "u2 call seen a2 u3 a3 u4 u5"]),
+        (1, ["u1", "u2", "u3", "u4 u5"]),
+        (2, ["u1", "u1 a1 u2", "u2 a2 u3", "u3 a3 u4 u5"]),
+        (3, ["u1", "u1 a1 u2", "u1 a1 u2 a2 u3", "u2 a2 u3 a3 u4 u5"]),
     ],
 )
 def test_a_window_begins_where_the_user_speaks(turns: int, prompts: list[str]) -> None:
@@ -144,30 +151,56 @@ def test_a_window_begins_where_the_user_speaks(turns: int, prompts: list[str]) -
     assert found == [(prompt.replace(" ", "\n"), f"a{number}") for number, prompt in enumerate(prompts, start=1)]
 
 
-def reference(roles: list[str], turns: int) -> list[tuple[str, str]]:
-    """Walk through the conversation, as a reader would."""
+Said = list[tuple[str, str]]
+
+
+def reference(said: Said, turns: int, max_prompt_chars: int) -> list[tuple[str, str]]:
+    """Walk through the conversation as a reader would, deaf to tools; leave out the oldest exchange until it fits."""
     found: list[tuple[str, str]] = []
     exchanges: list[list[str]] = []
     before = "nobody"
-    for number, role in enumerate(roles):
+    for role, text in said:
         if role == "gpt" and exchanges:
-            found.append(("\n".join(text for exchange in exchanges[-turns:] for text in exchange), str(number)))
+            window = ["\n".join(exchange) for exchange in exchanges[-turns:]]
+            while len(window) > 1 and len("\n".join(window)) > max_prompt_chars:
+                window = window[1:]
+            found.append(("\n".join(window), text))
         if role == "human" and before != "human":
             exchanges.append([])
-        if exchanges:
-            exchanges[-1].append(str(number))
+        if exchanges and role != "observation":
+            exchanges[-1].append(text)
         before = role
     return found
 
 
-@pytest.mark.parametrize("turns", [1, 2, 4])
-def test_windows_of_any_conversation(turns: int) -> None:
-    rng = Random(turns)
-    conversations = [rng.choices(["human", "gpt", "observation"], k=rng.randrange(13)) for _ in range(100)]
-    records = [sharegpt(*((role, str(number)) for number, role in enumerate(roles))) for roles in conversations]
-    expected = [(row, *pair) for row, roles in enumerate(conversations) for pair in reference(roles, turns)]
-    found = read("sharegpt", *records, turns=turns)
+@given(
+    conversations=st.lists(
+        st.lists(
+            st.tuples(st.sampled_from(["human", "gpt", "observation"]), st.text("问答一🙂\n", max_size=9)), max_size=12
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    turns=st.integers(1, 5),
+    max_prompt_chars=st.integers(1, 60),
+)
+@settings(max_examples=40, deadline=None)
+def test_windows_of_any_conversation(conversations: list[Said], turns: int, max_prompt_chars: int) -> None:
+    expected = [
+        (row, *pair) for row, said in enumerate(conversations) for pair in reference(said, turns, max_prompt_chars)
+    ]
+    records = [sharegpt(*said) for said in conversations]
+    found = read("sharegpt", *records, turns=turns, max_prompt_chars=max_prompt_chars)
     assert sorted((one["row"], one["query"], one["positive"]) for one in found) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("max_prompt_chars", "prompt"),
+    [(15, "问一\n答一\n问二问二\n答二\n三"), (14, "问二问二\n答二\n三"), (8, "三"), (1, "三")],
+)
+def test_the_oldest_exchanges_are_left_out_of_a_long_prompt(max_prompt_chars: int, prompt: str) -> None:
+    said = [("human", "问一"), ("gpt", "答一"), ("human", "问二问二"), ("gpt", "答二"), ("human", "三"), ("gpt", "完")]
+    assert pairs(read("sharegpt", sharegpt(*said), max_prompt_chars=max_prompt_chars))[-1] == (prompt, "完")
 
 
 @pytest.mark.parametrize(

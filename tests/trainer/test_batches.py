@@ -1,7 +1,7 @@
 """What each update is made of, against plain loops over the same records."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,21 @@ import numpy as np
 import polars as pl
 import pytest
 from conan_embedding.pipeline.corpus import CorpusError
-from conan_embedding.schemas.settings import PretrainSettings
+from conan_embedding.schemas.pairs import CATEGORIES as CATEGORY_NAMES
+from conan_embedding.schemas.recipe import RecipeError
+from conan_embedding.schemas.settings import Mixing, PretrainSettings
 from conan_embedding.trainer.batches import (
+    PAPER_SHARES,
     FinetuneData,
+    Sources,
+    check_mixing,
     draws,
     finetune_update,
     given_counts,
     pretrain_update,
     read_finetune,
     read_pairs,
+    source_weights,
     steps_of,
     visits,
 )
@@ -25,36 +31,117 @@ from conan_embedding.trainer.negatives import Windows, advance, start
 
 Shards = Callable[[Path, str], list[Path]]
 
-SOURCES = ["large"] * 400 + ["middle"] * 100 + ["single"]
+NAMES = ["large"] * 400 + ["middle"] * 100 + ["single"]
 
 
-@pytest.mark.parametrize("mixing", [0.0, 0.5, 1.0])
-def test_no_record_comes_back_before_its_source_is_used_up(mixing: float) -> None:
-    drawn = draws(SOURCES, 3000, mixing, seed=4)
-    for source in set(SOURCES):
-        records = [row for row in drawn.tolist() if SOURCES[row] == source]
-        size = SOURCES.count(source)
+def sources_of(names: Sequence[str], **categories: str) -> Sources:
+    """Sources as they are read: in the order of their names; of the category news where none is given."""
+    known = sorted(set(names))
+    numbers = np.array([known.index(name) for name in names])
+    return Sources(numbers, known, [categories.get(name, "news") for name in known])
+
+
+SOURCES = sources_of(NAMES)
+
+
+def plain_draws(names: Sequence[str], total: int, power: float, seed: int, run: int = 1) -> list[int]:
+    """What draws gave before sources had weights of their own: by size to a power."""
+    known, source_of = np.unique(np.asarray(names), return_inverse=True)
+    records = [np.flatnonzero(source_of == source) for source in range(len(known))]
+    generator = np.random.default_rng(seed)
+    weights = np.array([len(each) for each in records], np.float64) ** power
+    drawn = np.repeat(generator.choice(len(known), -(-total // run), p=weights / weights.sum()), run)[:total]
+    result = np.empty(total, np.int64)
+    for source, own in enumerate(records):
+        places = np.flatnonzero(drawn == source)
+        order = generator.permuted(np.tile(own, (-(-len(places) // len(own)), 1)), axis=1).ravel()
+        result[places] = order[: len(places)]
+    return result.tolist()
+
+
+@pytest.mark.parametrize("run", [1, 7])
+@pytest.mark.parametrize("power", [0.0, 0.25, 0.5, 1.0])
+def test_a_power_alone_draws_what_it_always_drew(power: float, run: int) -> None:
+    assert draws(SOURCES, 3000, Mixing(power=power), 5, run).tolist() == plain_draws(NAMES, 3000, power, 5, run)
+
+
+CATEGORIES = {"a": "news", "b": "news", "c": "web_page", "d": "instruction"}
+SIZES = {"a": 900, "b": 100, "c": 400, "d": 1}
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("factors", [{}, {"b": 3.0, "c": 0.5}, {"a": 0.0}])
+@pytest.mark.parametrize("shares", [None, "paper", {"news": 2, "web_page": 1, "instruction": 0, "academic_paper": 5}])
+def test_weights_of_sources(shares: Any, factors: dict[str, float], power: float) -> None:
+    paper = {"news": 27.3, "web_page": 4.6, "instruction": 11.7}
+    expected = {}
+    for name, size in SIZES.items():
+        within = sum(SIZES[other] ** power for other in SIZES if CATEGORIES[other] == CATEGORIES[name])
+        share = (paper if shares == "paper" else shares)[CATEGORIES[name]] / within if shares else 1
+        expected[name] = share * size**power * factors.get(name, 1)
+    mixing = Mixing(power=power, categories=shares, sources=factors)
+    sources = Sources(np.zeros(0, np.int64), list(SIZES), list(CATEGORIES.values()))
+    weights = source_weights(list(SIZES.values()), sources, mixing)
+    assert weights / weights.sum() == pytest.approx(np.array(list(expected.values())) / sum(expected.values()))
+
+
+def test_the_papers_shares_are_of_all_categories() -> None:
+    assert set(PAPER_SHARES) == set(CATEGORY_NAMES)
+    assert sum(PAPER_SHARES.values()) == pytest.approx(100)
+
+
+def test_draws_follow_the_weights() -> None:
+    names = [name for name, size in SIZES.items() for _ in range(size)]
+    mixing = Mixing(categories={"news": 3, "web_page": 1, "instruction": 1}, sources={"d": 0})
+    drawn = Counter(names[row] for row in draws(sources_of(names, **CATEGORIES), 30_000, mixing, seed=0).tolist())
+    for name, share in {"a": 0.75 * 0.75, "b": 0.75 * 0.25, "c": 0.25}.items():
+        assert abs(drawn[name] / 30_000 - share) < 4 * np.sqrt(share / 30_000)
+    assert drawn["d"] == 0
+
+
+def test_a_mixing_that_does_not_fit_is_said() -> None:
+    sources = sources_of(["weibo", "zhihu", "xwlb"], weibo="social_media", zhihu="social_media")
+    with pytest.raises(RecipeError, match=r"no share for social_media.*weibo, zhihu"):
+        draws(sources, 5, Mixing(categories={"news": 1}), 0)
+    with pytest.raises(RecipeError, match="negative"):
+        draws(sources, 5, Mixing(sources={"weibo": -1}), 0)
+    with pytest.raises(RecipeError, match="nothing to draw of weibo, xwlb, zhihu"):
+        draws(sources, 5, Mixing(sources={"weibo": 0, "zhihu": 0, "xwlb": 0}), 0)
+    pairs = sources_of(["stsb"])
+    check_mixing(Mixing(sources={"weibo": 2, "stsb": 0.5}), sources, pairs)
+    with pytest.raises(RecipeError, match="a source wiebo; did you mean weibo"):
+        check_mixing(Mixing(sources={"wiebo": 2}), sources, pairs)
+    with pytest.raises(RecipeError, match="there are stsb, weibo, xwlb, zhihu"):
+        check_mixing(Mixing(sources={"q": 2}), sources, pairs)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_no_record_comes_back_before_its_source_is_used_up(power: float) -> None:
+    drawn = draws(SOURCES, 3000, Mixing(power=power), seed=4)
+    for source in set(NAMES):
+        records = [row for row in drawn.tolist() if NAMES[row] == source]
+        size = NAMES.count(source)
         for begin in range(0, len(records), size):
             assert len(set(records[begin : begin + size])) == len(records[begin : begin + size])
 
 
-@pytest.mark.parametrize(("mixing", "shares"), [(0.0, [1, 1, 1]), (0.5, [20, 10, 1]), (1.0, [400, 100, 1])])
-def test_sources_mix_by_their_size_to_a_power(mixing: float, shares: list[int]) -> None:
-    drawn = Counter(SOURCES[row] for row in draws(SOURCES, 30_000, mixing, seed=0).tolist())
+@pytest.mark.parametrize(("power", "shares"), [(0.0, [1, 1, 1]), (0.5, [20, 10, 1]), (1.0, [400, 100, 1])])
+def test_sources_mix_by_their_size_to_a_power(power: float, shares: list[int]) -> None:
+    drawn = Counter(NAMES[row] for row in draws(SOURCES, 30_000, Mixing(power=power), seed=0).tolist())
     for source, share in zip(["large", "middle", "single"], shares, strict=True):
         expected = share / sum(shares)
         assert abs(drawn[source] / 30_000 - expected) < 4 * np.sqrt(expected / 30_000)
 
 
 def test_draws_follow_the_seed_alone() -> None:
-    assert np.array_equal(draws(SOURCES, 700, 0.5, 1), draws(SOURCES, 700, 0.5, 1))
-    assert not np.array_equal(draws(SOURCES, 700, 0.5, 1), draws(SOURCES, 700, 0.5, 2))
-    assert draws(["one"], 5, 0.5, 0).tolist() == [0] * 5
-    assert len(draws(SOURCES, 0, 0.5, 0)) == 0
+    assert np.array_equal(draws(SOURCES, 700, Mixing(), 1), draws(SOURCES, 700, Mixing(), 1))
+    assert not np.array_equal(draws(SOURCES, 700, Mixing(), 1), draws(SOURCES, 700, Mixing(), 2))
+    assert draws(sources_of(["one"]), 5, Mixing(), 0).tolist() == [0] * 5
+    assert len(draws(SOURCES, 0, Mixing(), 0)) == 0
 
 
 def test_orders_of_later_rounds_differ() -> None:
-    drawn = draws(["a"] * 50, 150, 1.0, 0).reshape(3, 50)
+    drawn = draws(sources_of(["a"] * 50), 150, Mixing(power=1), 0).reshape(3, 50)
     assert not np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[1], drawn[2])
 
@@ -86,6 +173,7 @@ def test_steps_are_given_or_follow_from_epochs(settings: PretrainSettings, steps
 def test_pairs_of_any_stage_are_read(tmp_path: Path) -> None:
     tasks = ["retrieval", "sts", "pretrain", "classification"]
     columns = {"query": ["甲", "乙", "丙", "丁"], "positive": list("abcd"), "source": ["y", "y", "x", "x"]}
+    columns["category"] = ["news", "news", "web_page", "web_page"]
     early = pl.DataFrame({**columns, "task": tasks}).with_columns(pl.col("task", "source").cast(pl.Categorical))
     early.write_parquet(tmp_path / "filter.parquet")
     early.with_columns(cluster_id=pl.Series([4, 5, 6, 7])).write_parquet(tmp_path / "dedup.parquet")
@@ -96,7 +184,8 @@ def test_pairs_of_any_stage_are_read(tmp_path: Path) -> None:
     assert of_filter.queries.to_pylist() == ["甲", "丙"]
     assert of_filter.positives.to_pylist() == ["a", "c"]
     assert of_filter.clusters.tolist() == [-1, -1]
-    assert of_filter.sources.tolist() == [2, 1]
+    assert of_filter.sources.of_records.tolist() == [1, 0]
+    assert (of_filter.sources.names, of_filter.sources.categories) == (["x", "y"], ["web_page", "news"])
     assert read_pairs([tmp_path / "dedup.parquet"]).clusters.tolist() == [4, 6]
     of_convert = read_pairs([tmp_path / "convert.parquet", tmp_path / "convert.parquet"])
     assert of_convert.queries.to_pylist() == ["甲", "乙", "丙", "丁"] * 2
@@ -131,7 +220,9 @@ def test_records_meet_their_pools(made_corpus: Path, shards: Shards) -> None:
     assert data.clusters.to_pylist() == records["cluster_ids"].to_list()
     assert data.given.to_pylist() == records["negatives"].to_list()
     assert given_counts(data).tolist() == [2 if i % 5 == 0 else 0 for i in range(40)]
-    assert data.sources.tolist() == [1] * 30 + [2] * 10
+    assert data.sources.of_records.tolist() == [0] * 30 + [1] * 10
+    assert (data.sources.names, data.sources.categories) == (["big", "small"], ["news", "news"])
+    assert (data.sentence_sources.names, data.sentence_sources.categories) == (["sts"], ["news"])
     assert data.pool_sizes.tolist() == list(range(40))
     assert len(data.passages) == 160
     scored = pl.read_parquet(shards(made_corpus, "sts")[0])
@@ -230,7 +321,7 @@ def test_queries_without_any_negatives_are_an_update_too(tmp_path: Path, write: 
 
 def test_draws_in_runs_share_their_source() -> None:
     sources = np.array(["a"] * 50 + ["b"] * 30 + ["c"] * 5)
-    drawn = draws(sources, total=95, mixing=0.5, seed=3, run=10)
+    drawn = draws(sources_of(sources.tolist()), total=95, mixing=Mixing(), seed=3, run=10)
     assert len(drawn) == 95
     for first in range(0, 95, 10):
         assert len(set(sources[drawn[first : first + 10]])) == 1

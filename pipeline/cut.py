@@ -1,0 +1,260 @@
+"""conan sample: a small corpus cut out of a finished one, on which every later stage runs."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .corpus import FOLDERS, CorpusError, ShardWriter, commit, committed, fingerprint, read_footer, rejects, shards
+from .engine import Summary, summarise
+from .pools import FILE as POOLS_FILE
+from .pools import TABLES, write_pools
+
+VERSION = 1
+_BATCH = 2048
+"""Rows in memory at a time, with their texts."""
+
+_REJECT = "md5(concat_ws(chr(31), source, file, line, reason, record))"
+"""What tells the rejects of ingest apart, which have no pair_id."""
+
+
+def cut(corpus: Path, out: Path, rows: int, seed: int = 0) -> list[Summary]:
+    """Cut about `rows` of the pairs that ingest kept, and what every stage made of them; a summary of each stage.
+
+    Every source and format has its share of the pairs, and one at least; a pair that ingest found twice is there twice,
+    so there may be a few more. The same share of ingest's rejects comes along, by reason too. Later stages hold what
+    they kept and rejected of these pairs, a training record only those of its pairs that are there, pools.duckdb the
+    queries of these records and the passages that they name; evaluation sets have `rows` rows at most. A duplicate's
+    survivor may be outside: this is a cut of what was decided, not a second run. Trained models are left out.
+
+    Which pairs are taken follows from their pair_ids and the seed, however the corpus is divided into shards. Memory
+    grows with `rows`, not with the corpus. `out` appears whole or not at all.
+
+    Raises:
+        CorpusError: there is something in `out`, ingest was not run, or a stage was interrupted.
+        ValueError: `rows` is below 1.
+    """
+    if rows < 1:
+        raise ValueError(f"rows must be 1 or more, got {rows}")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise CorpusError(f"{out}: there is something here already; name a new folder, or remove this one")
+    inputs = {folder: shards(corpus, folder) for folder in FOLDERS if folder == "ingest" or committed(corpus, folder)}
+    sets = shards(corpus, "evaluation") if committed(corpus, "evaluation") else []
+    for leftover in out.parent.glob(f".{out.name}.*.tmp"):  # of killed runs
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        spill = temporary / ".spill"
+        with duckdb.connect(":memory:", config={"temp_directory": str(spill)}) as connection:
+            connection.execute("SET enable_progress_bar = false")
+            for shard in sets:
+                _pick(connection, [shard], ["source", "contains(meta, 'passage_only')"], rows, seed)
+                _write(connection, "evaluation", [shard], temporary, (rows, seed))
+            _pick(connection, inputs["ingest"], ["source", "format"], rows, seed)
+            for folder, files in inputs.items():
+                _write(connection, folder, files, temporary, (rows, seed))
+            summaries = [summarise(temporary, folder) for folder in [*inputs, *(["evaluation"] if sets else [])]]
+            records = [shard for kind in ("retrieval", "pretrain") for shard in committed(temporary, f"convert/{kind}")]
+            if records and (corpus / POOLS_FILE).exists():
+                summaries.append(_cut_pools(connection, corpus, records, temporary))
+        if (corpus / "recipe.yaml").exists():
+            shutil.copyfile(corpus / "recipe.yaml", temporary / "recipe.yaml")
+        shutil.rmtree(spill, ignore_errors=True)
+        commit(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return summaries
+
+
+def allotted(sizes: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:
+    """How many rows of each stratum are taken, int64 [strata]: one each, the rest in proportion by largest remainder.
+
+    All where there are no more than `rows`; one of each where there are more strata than rows.
+    """
+    total, strata = int(sizes.sum()), len(sizes)
+    if rows >= total:
+        return sizes
+    left = max(0, rows - strata)
+    shares, remainders = np.divmod((sizes - 1) * left, max(1, total - strata))
+    shares[np.argsort(-remainders, kind="stable")[: left - int(shares.sum())]] += 1
+    return 1 + shares
+
+
+def _pick(
+    connection: duckdb.DuckDBPyConnection, files: Sequence[Path], strata: Sequence[str], rows: int, seed: int
+) -> None:
+    """Make the tables `picked` and `picked_rejects` (`identity`): what to take of what ingest kept and rejected."""
+    kept = _sizes(connection, files, strata)
+    thrown_files, thrown_strata = [rejects(file) for file in files], ["source", "format", "reason"]
+    thrown = _sizes(connection, thrown_files, thrown_strata)
+    total = int(kept["size"].sum())
+    thrown_rows = round(int(thrown["size"].sum()) * min(1.0, rows / max(1, total)))
+    for table, picked in (
+        ("picked", _lowest(connection, files, strata, "pair_id", kept, rows, seed)),
+        ("picked_rejects", _lowest(connection, thrown_files, thrown_strata, _REJECT, thrown, thrown_rows, seed)),
+    ):
+        connection.register("found", picked.to_arrow())
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT DISTINCT identity FROM found")
+        connection.unregister("found")
+
+
+def _sizes(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], strata: Sequence[str]) -> pl.DataFrame:
+    """The rows of each stratum: `stratum, size`, by stratum."""
+    sizes: pl.DataFrame = connection.sql(
+        f"SELECT {_stratum(strata)} AS stratum, count(*) AS size FROM read_parquet(?) GROUP BY ALL ORDER BY ALL",
+        params=[[str(file) for file in files]],
+    ).pl()
+    return sizes
+
+
+def _stratum(strata: Sequence[str]) -> str:
+    return f"concat_ws(chr(31), {', '.join(strata)})"
+
+
+def _lowest(
+    connection: duckdb.DuckDBPyConnection,
+    files: Sequence[Path],
+    strata: Sequence[str],
+    identity: str,
+    sizes: pl.DataFrame,
+    rows: int,
+    seed: int,
+) -> pl.DataFrame:
+    """Of each stratum the rows whose hashes with the seed are the least: `stratum, place, identity, copies`.
+
+    File after file, so that no more than these and a file's own are held.
+    """
+    quotas = sizes.select("stratum", quota=pl.Series(allotted(sizes["size"].to_numpy().astype(np.int64), rows)))
+    picked: pl.DataFrame | None = None
+    for file in files:
+        found = connection.sql(
+            f"SELECT {_stratum(strata)} AS stratum, md5(concat_ws(chr(31), ?, {identity})) AS place, "
+            f"{identity} AS identity, CAST(count(*) AS BIGINT) AS copies FROM read_parquet(?) GROUP BY ALL",
+            params=[str(seed), str(file)],
+        ).pl()
+        picked = (
+            (found if picked is None else pl.concat([picked, found]))
+            .group_by("stratum", "place", "identity")
+            .agg(pl.col("copies").sum())
+            .join(quotas, on="stratum")
+            .sort("place", "identity")
+            .filter((pl.col("copies").cum_sum() - pl.col("copies")).over("stratum") < pl.col("quota"))
+            .drop("quota")
+        )
+    assert picked is not None
+    return picked
+
+
+_PICKED_PAIRS = "SELECT * FROM read_parquet(?) SEMI JOIN picked ON pair_id = identity"
+_PICKED_REJECTS = f"SELECT * FROM read_parquet(?) SEMI JOIN picked_rejects ON {_REJECT} = identity"
+
+_READ_RECORDS = "read_parquet($1, filename = true, file_row_number = true)"
+_PICKED_RECORDS = f"""
+WITH known AS (
+    SELECT filename, file_row_number, list(place ORDER BY place) AS places
+    FROM (SELECT filename, file_row_number, unnest(pair_ids) AS pair_id, generate_subscripts(pair_ids, 1) AS place
+          FROM {_READ_RECORDS}) SEMI JOIN picked ON pair_id = identity
+    GROUP BY ALL)
+SELECT * EXCLUDE (filename, file_row_number, places) REPLACE ({{}})
+FROM {_READ_RECORDS} JOIN known USING (filename, file_row_number)
+"""
+_OWN_PAIRS = "list_select(pair_ids, places) AS pair_ids"
+# Of retrieval each pair brought a positive; of classes they are other pairs' texts, and as many as were asked for.
+_OWN_POSITIVES = ", ".join(
+    f"CASE WHEN len({name}) = len(pair_ids) THEN list_select({name}, places) ELSE {name} END AS {name}"
+    for name in ("positives", "cluster_ids")
+)
+
+
+def _write(
+    connection: duckdb.DuckDBPyConnection, folder: str, files: Sequence[Path], out: Path, decisive: tuple[int, int]
+) -> None:
+    """Write what was picked of a folder's shards and their rejects: a shard for each source, in order of pair_id."""
+    if folder == "convert/retrieval":
+        kept = _PICKED_RECORDS.format(f"{_OWN_PAIRS}, {_OWN_POSITIVES}")
+    elif folder.startswith("convert/"):
+        kept = _PICKED_RECORDS.format(_OWN_PAIRS)
+    else:
+        kept = _PICKED_PAIRS
+    thrown = _PICKED_REJECTS if folder in ("ingest", "evaluation") else _PICKED_PAIRS
+    thrown_files = [rejects(file) for file in files]
+    for table, sql, places in (("kept", kept, files), ("thrown", thrown, thrown_files)):
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS {sql}", [[str(place) for place in places]])
+    sources = connection.sql("SELECT source FROM kept UNION SELECT source FROM thrown ORDER BY source").fetchall()
+    footer = read_footer(files[0])
+    content = sorted(read_footer(file).content for file in files)
+    for number, (source,) in enumerate(sources, start=len(committed(out, folder))):
+        with ShardWriter(
+            out / folder / f"part-{number:05d}.parquet",
+            pq.read_schema(files[0]).remove_metadata(),
+            pq.read_schema(thrown_files[0]).remove_metadata(),
+            stage=footer.stage,
+            version=footer.version,
+            fingerprint=fingerprint("sample", VERSION, decisive, folder, source, content),
+        ) as writer:
+            for table in _batches(connection, "kept", source):
+                pairs = len(pc.list_flatten(table["pair_ids"])) if "pair_ids" in table.column_names else len(table)
+                writer.received(pairs)
+                writer.keep(table, rows=pairs)
+            for table in _batches(connection, "thrown", source):
+                writer.received(len(table))
+                writer.reject(table)
+
+
+def _batches(connection: duckdb.DuckDBPyConnection, table: str, source: str) -> Iterator[pa.Table]:
+    rows = connection.sql(f"SELECT * FROM {table} WHERE source = ? ORDER BY ALL", params=[source])
+    return (pa.Table.from_batches([batch]) for batch in rows.to_arrow_reader(_BATCH))
+
+
+def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Sequence[Path], out: Path) -> Summary:
+    """Write the pools of the queries of `records`, with the passages they name, both numbered anew from 0.
+
+    What a training run wrote into the pools is left out.
+    """
+    path = str(corpus / POOLS_FILE).replace("'", "''")
+    connection.execute(f"ATTACH '{path}' AS pools (READ_ONLY)")
+    connection.execute(
+        """
+        CREATE TEMP TABLE asked AS
+        SELECT query_id AS old, row_number() OVER (ORDER BY query_id) - 1 AS query_id, text FROM pools.queries
+        SEMI JOIN read_parquet(?, union_by_name = true) AS records ON text = records.query
+        """,
+        [[str(shard) for shard in records]],
+    )
+    connection.execute(
+        """
+        CREATE TEMP TABLE ranked AS
+        SELECT query_id AS old_query, unnest(passage_ids) AS old, generate_subscripts(passage_ids, 1) AS place
+        FROM pools.candidates SEMI JOIN asked ON candidates.query_id = asked.old;
+        CREATE TEMP TABLE told AS
+        SELECT passage_id AS old, row_number() OVER (ORDER BY passage_id) - 1 AS passage_id, text, cluster_id
+        FROM pools.passages SEMI JOIN (
+            SELECT old FROM ranked UNION
+            SELECT passage_id FROM pools.positives SEMI JOIN asked ON positives.query_id = asked.old
+        ) AS named ON passage_id = named.old;
+        CREATE TEMP TABLE renamed AS
+        SELECT old_query, list(passage_id ORDER BY place) AS passage_ids FROM ranked JOIN told USING (old) GROUP BY ALL
+        """
+    )
+    selects = {
+        "runs": "FROM pools.runs",
+        "passages": "SELECT passage_id, text, cluster_id FROM told ORDER BY passage_id",
+        "queries": "SELECT query_id, text FROM asked ORDER BY query_id",
+        "positives": "SELECT asked.query_id, told.passage_id, score FROM pools.positives "
+        "JOIN asked ON positives.query_id = asked.old JOIN told ON positives.passage_id = told.old ORDER BY ALL",
+        "candidates": "SELECT asked.query_id, run_id, coalesce(renamed.passage_ids, []) AS passage_ids, scores "
+        "FROM pools.candidates JOIN asked ON candidates.query_id = asked.old "
+        "LEFT JOIN renamed ON renamed.old_query = asked.old ORDER BY asked.query_id",
+    }
+    tables = {name: connection.sql(selects[name]).to_arrow_table() for name in TABLES}
+    write_pools(out, tables)
+    queries = tables["queries"].num_rows
+    return Summary("pools", queries, queries, notes={"passages": tables["passages"].num_rows})
