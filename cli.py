@@ -4,14 +4,14 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
+
+from . import display
 
 if TYPE_CHECKING:
     from .pipeline.engine import Engine, Summary
@@ -23,9 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Curate text pairs, mine hard negatives, train text-embedding models.",
 )
-# What is printed is often data: "[/img]" in it is no markup.
-out = Console(markup=False, emoji=False, highlight=False)
-errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 BAD_INPUT = 3
 
 
@@ -58,7 +55,7 @@ def main() -> None:
             traceback.print_exc()
         foreseen = isinstance(error, OSError) or type(error).__module__ != "builtins"
         message = str(error) if foreseen else f"{type(error).__name__}: {error} (--debug shows where)"
-        errors.print(f"error: {message}", style="red", soft_wrap=True)
+        display.errors.print(f"error: {message}", style="red", soft_wrap=True)
         sys.exit(2 if isinstance(error, RecipeError) else 1)
 
 
@@ -71,104 +68,12 @@ def _recipe(corpus: Path, file: Path | None, overrides: list[str]) -> "Recipe":
 
 @contextmanager
 def _work(corpus: Path, workers: int) -> Iterator["Engine"]:
-    """The corpus held, and an engine that shows its progress: one bar, while there is something to show."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """The corpus held, and an engine that shows its progress."""
     from .pipeline.corpus import locked
     from .pipeline.engine import Engine
 
-    columns = (
-        TextColumn("{task.description:20}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,.0f}/s"),
-        TimeRemainingColumn(),
-    )
-    progress = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
-
-    def show(stage: str, done: int, total: int, rows: int) -> None:
-        if not progress.tasks or progress.tasks[0].description != stage:
-            clear()
-            progress.add_task(stage, rows=0, rate=0.0)
-            progress.start()
-        task = progress.tasks[0]
-        progress.update(task.id, completed=done, total=total, rows=rows, rate=rows / max(task.elapsed or 0.0, 0.1))
-        if done == total:
-            clear()
-
-    def clear() -> None:
-        """Leave the terminal to what is printed next, and to the processes that train."""
-        progress.stop()
-        for task in progress.task_ids:
-            progress.remove_task(task)
-
-    with locked(corpus):
-        try:
-            yield Engine(workers, show)
-        finally:
-            clear()
-
-
-def _echo_json(value: dict[str, Any]) -> None:
-    """One line of JSON; numbers that JSON can't say are null."""
-    from pydantic_core import to_json
-
-    typer.echo(to_json(value, inf_nan_mode="null", bytes_mode="base64", fallback=str).decode())
-
-
-def _print(value: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    if as_json:
-        _echo_json(value)
-    else:
-        show(value)
-
-
-def _summary(summary: "Summary") -> dict[str, Any]:
-    return {**summary.__dict__, "rejected": dict(summary.rejected.most_common())}
-
-
-def _show_summary(summary: dict[str, Any]) -> None:
-    seconds = f"{summary['seconds']:.1f} s" + (f", {summary['skipped']} shards as before" if summary["skipped"] else "")
-    out.print(f"{summary['stage']} ({seconds})", style="bold")
-    table = Table("", Column("rows", justify="right"))
-    table.add_row("in", f"{summary['rows_in']:,}")
-    for reason, rows in summary["rejected"].items():
-        table.add_row(f"  rejected: {reason}", f"{rows:,}")
-    table.add_row("out", f"{summary['rows_out']:,}", style="bold")
-    out.print(table)
-    for name, note in summary["notes"].items():
-        if note:
-            out.print(f"{name}: {note}")
-
-
-def _show_figures(evaluated: dict[str, Any]) -> None:
-    rows = evaluated["figures"]
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    out.print("evaluate", style="bold")
-    table = Table("set", "metric", *(Column(model, justify="right") for model in models))
-    for one, metric in dict.fromkeys((row["set"], row["metric"]) for row in rows):
-        values = {row["model"]: row["value"] for row in rows if (row["set"], row["metric"]) == (one, metric)}
-        table.add_row(one, metric, *(f"{values[model]:.4f}" if model in values else "" for model in models))
-    out.print(table)
-
-
-def _show_training(figures: dict[str, Any]) -> None:
-    if not figures["trained"]:
-        typer.echo(f"{figures['stage']}: trained before; {figures['model']}")
-    else:
-        loss = f"loss {figures['loss']:.4f}, " if "loss" in figures else ""
-        typer.echo(f"{figures['stage']}: {figures.get('step', 0):,} steps, {loss}model in {figures['model']}")
-
-
-def _show_result(step: str, result: Any, as_json: bool) -> None:
-    if step == "evaluate":
-        _print({"stage": step, "figures": result}, as_json, _show_figures)
-    elif step == "export":
-        _print({"stage": step, "folder": str(result)}, as_json, lambda _: typer.echo(f"export: {result}"))
-    elif isinstance(result, dict):
-        _print(result, as_json, _show_training)
-    else:
-        _print(_summary(result), as_json, _show_summary)
+    with locked(corpus), display.progress() as show:
+        yield Engine(workers, show)
 
 
 def _bad_input(summary: "Summary") -> bool:
@@ -180,7 +85,7 @@ def _data_stage(name: str, corpus: Path, recipe: "Recipe", workers: int, as_json
 
     with _work(corpus, workers) as engine:
         summary = data_stage(name, corpus, recipe, engine)
-    _show_result(name, summary, as_json)
+    display.show_result(name, summary, as_json)
     if strict and _bad_input(summary):
         raise typer.Exit(BAD_INPUT)
 
@@ -207,6 +112,13 @@ def ingest(
 @app.command("filter")
 def filter_(
     corpus: Corpus,
+    explain: Annotated[
+        str | None, typer.Option(metavar="PAIR_ID", help="Print every rule's value for one pair; write nothing.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what each rule would drop of a sample; write nothing.")
+    ] = False,
+    sample: Annotated[int, typer.Option(help="Pairs that --dry-run judges.", min=1)] = 10_000,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     workers: Workers = 0,
@@ -214,7 +126,17 @@ def filter_(
     debug: Debug = False,
 ) -> None:
     """Drop pairs that break a rule; mask personal data."""
-    _data_stage("filter", corpus, _recipe(corpus, recipe, overrides), workers, as_json)
+    resolved = _recipe(corpus, recipe, overrides)
+    if explain is not None:
+        from .pipeline.preview import explain as explained
+
+        display.show_explanation(explained(corpus, explain, resolved.filter), as_json)
+    elif dry_run:
+        from .pipeline.preview import dry_run as tried
+
+        display.show_dry_run(tried(corpus, resolved.filter, sample), as_json)
+    else:
+        _data_stage("filter", corpus, resolved, workers, as_json)
 
 
 @app.command()
@@ -296,7 +218,7 @@ def train(
     resolved = _recipe(corpus, recipe, overrides)
     with _work(corpus, 1):
         figures = train(stage, corpus, resolved, processes)
-    _show_result(stage, figures, as_json)
+    display.show_result(stage, figures, as_json)
 
 
 @app.command()
@@ -315,7 +237,7 @@ def evaluate(
     from .run import evaluate
 
     resolved = _recipe(corpus, recipe, overrides)
-    _show_result("evaluate", evaluate(corpus, resolved, models or list(resolved.evaluate.models), sets), as_json)
+    display.show_result("evaluate", evaluate(corpus, resolved, models or list(resolved.evaluate.models), sets), as_json)
 
 
 @app.command()
@@ -335,7 +257,7 @@ def export(
     resolved = _recipe(corpus, recipe, overrides)
     with _work(corpus, 1):
         folder = export(corpus, resolved)
-    _show_result("export", folder, as_json)
+    display.show_result("export", folder, as_json)
 
 
 @app.command()
@@ -358,7 +280,7 @@ def run(
     bad = False
     with _work(folder, workers) as engine:
         for step, result in run(folder, resolved, engine, processes):
-            _show_result(step, result, as_json)
+            display.show_result(step, result, as_json)
             bad = bad or (step == "ingest" and _bad_input(result))
     if strict and bad:
         raise typer.Exit(BAD_INPUT)
@@ -374,15 +296,26 @@ def sql(
     """Ask the corpus in SQL: views ingest … convert, rejected, funnel, rules, runs; pools.candidates …"""
     from .pipeline.catalog import query as ask
 
-    found = ask(corpus, query)
-    if as_json:
-        for record in found.to_pylist():
-            _echo_json(record)
-        return
-    table = Table(*(Column(name, overflow="fold") for name in found.column_names))
-    for record in found.to_pylist():
-        table.add_row(*("" if value is None else str(value) for value in record.values()))
-    out.print(table)
+    display.show_rows(ask(corpus, query), as_json)
+
+
+@app.command()
+def sample(
+    corpus: Corpus,
+    out: Annotated[Path, typer.Argument(help="The folder to write; must be new.")],
+    rows: Annotated[int, typer.Option(help="Pairs to take.", min=1)] = 1_000,
+    seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Cut a small corpus out of a big one: every stage, its rejects and the pools, by source and format."""
+    from .pipeline.corpus import locked
+    from .pipeline.cut import cut
+
+    with locked(corpus):
+        summaries = cut(corpus, out, rows, seed)
+    for summary in summaries:
+        display.show_result(summary.stage, summary, as_json)
 
 
 @app.command()
@@ -412,9 +345,9 @@ def demo(
     with _work(corpus, 0) as engine:
         for step, result in run(corpus, resolved, engine, 1):
             results.append((step, result))
-            errors.print(f"{step} done")
+            display.errors.print(f"{step} done")
     for step, result in results:
-        _show_result(step, result, as_json=False)
+        display.show_result(step, result, as_json=False)
     for question in DEMO_QUESTIONS:
         typer.echo(f'\n$ conan sql {corpus} "{question}"')
         sql(corpus, question)

@@ -155,28 +155,34 @@ def read_json(path: Path) -> Any:
         raise ModelError(f"{path}: not a JSON file: {error}") from error
 
 
-def load_transformer(layout: Layout, max_length: int | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_transformer(
+    layout: Layout, max_length: int | None, kind: type[Any] = AutoModel
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The encoder and its tokenizer: float32, safetensors only, no code of the model is run.
 
     `tokenizer.model_max_length` becomes the length asked for, else the folder's; never more than the encoder's
-    positions.
+    positions. `kind` is the auto class of transformers; another than AutoModel must find all its weights.
 
     Raises:
         ModelError: no model that transformers can read.
     """
     try:
-        model = AutoModel.from_pretrained(
+        model, loading = kind.from_pretrained(
             layout.encoder,
             attn_implementation="sdpa",
             dtype=torch.float32,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(layout.encoder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"{layout.encoder}: no Hugging Face model with safetensors can be read here: {error}"
         ) from error
+    if kind is not AutoModel and loading["missing_keys"]:  # transformers makes them of random numbers
+        missing = ", ".join(sorted(loading["missing_keys"]))
+        raise ModelError(f"{layout.encoder}: the weights lack {missing}")
     positions = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
     tokenizer.model_max_length = min(max_length or layout.max_length or tokenizer.model_max_length, positions)
     return model, tokenizer
@@ -190,17 +196,17 @@ def pool(hidden_NLH: Tensor, attention_mask_NL: Tensor, pooling: Pooling) -> Ten
     return (hidden_NLH * mask_NL1).sum(dim=1) / mask_NL1.sum(dim=1).clamp(min=1)
 
 
-def load_encoder(settings: EncoderSettings) -> Encoder:
+def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel) -> Encoder:
     """Load a model for inference, on the GPU where there is one (bf16 there where it can), else on the CPU.
 
-    A folder that names no pooling is taken as CLS, as bge's models are meant.
+    A folder that names no pooling is taken as CLS, as bge's models are meant. `kind` is as in load_transformer.
 
     Raises:
         ModelError: the model can't be had or read.
     """
     folder = find_model(settings.model)
     layout = read_layout(folder)
-    model, tokenizer = load_transformer(layout, settings.max_length)
+    model, tokenizer = load_transformer(layout, settings.max_length, kind)
     device = torch.device(torch.accelerator.current_accelerator() or "cpu")
     dtype = torch.bfloat16 if device.type != "cpu" else torch.float32
     layout.dense = [
@@ -234,16 +240,7 @@ def weights_fingerprint(folder: Path) -> str:
 
 def encode(encoder: Encoder, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> Vectors:
     """Unit vectors of texts, float32 [n, D]. Each distinct text is encoded once."""
-    column = texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.string())
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    coded = column.dictionary_encode()
-    distinct = coded.dictionary.to_pylist()
-    if not distinct:
-        return np.zeros((0, dimension(encoder)), np.float32)
-    windows = [distinct[start : start + WINDOW] for start in range(0, len(distinct), WINDOW)]
-    vectors = np.concatenate([_encode_window(encoder, window) for window in windows])
-    return np.asarray(vectors[coded.indices.to_numpy()])
+    return in_batches(encoder, texts, dimension(encoder), _encode_batch)
 
 
 def dimension(encoder: Encoder) -> int:
@@ -251,25 +248,63 @@ def dimension(encoder: Encoder) -> int:
     return len(encoder.layout.dense[-1].weight) if encoder.layout.dense else int(encoder.model.config.hidden_size)
 
 
-def _encode_window(encoder: Encoder, texts: list[str]) -> Vectors:
+TokenIds = list[list[int]]
+
+
+def in_batches(
+    encoder: Encoder,
+    texts: pa.Array | pa.ChunkedArray | Sequence[str],
+    width: int,
+    infer: Callable[[Encoder, TokenIds], Vectors],
+) -> Vectors:
+    """What `infer` makes of the texts, float32 [n, width]: it is given batches of token ids, long texts first.
+
+    Each distinct text is inferred once. A batch holds as many texts of a length-sorted window as fit `batch_tokens`.
+    """
+    column = texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.string())
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    coded = column.dictionary_encode()
+    distinct = coded.dictionary.to_pylist()
+    rows = np.empty((len(distinct), width), np.float32)
+    for start in range(0, len(distinct), WINDOW):
+        window = slice(start, start + WINDOW)
+        rows[window] = _infer_window(encoder, distinct[window], width, infer)
+    return np.asarray(rows[coded.indices.to_numpy()])
+
+
+def _infer_window(
+    encoder: Encoder, texts: list[str], width: int, infer: Callable[[Encoder, TokenIds], Vectors]
+) -> Vectors:
     tokens = encoder.tokenizer(texts, truncation=True, max_length=encoder.max_length, return_attention_mask=False)
-    ids: list[list[int]] = tokens["input_ids"]
+    ids: TokenIds = tokens["input_ids"]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     order = np.argsort(-lengths, kind="stable")
-    vectors = np.empty((len(texts), dimension(encoder)), np.float32)
+    found = np.empty((len(texts), width), np.float32)
     start = 0
     while start < len(order):
         rows = order[start : start + max(1, encoder.batch_tokens // max(1, int(lengths[order[start]])))]
-        vectors[rows] = _encode_batch(encoder, [ids[row] for row in rows])
+        found[rows] = infer(encoder, [ids[row] for row in rows])
         start += len(rows)
-    return vectors
+    return found
 
 
-@torch.inference_mode()
-def _encode_batch(encoder: Encoder, ids: list[list[int]]) -> Vectors:
+def padded(encoder: Encoder, ids: TokenIds) -> dict[str, Tensor]:
+    """A batch as the model takes it: input_ids and attention_mask, int64 [n, L]."""
     batch = encoder.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(encoder.device)
-    hidden_NLH = encoder.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+
+def embed(encoder: Encoder, ids: TokenIds) -> Tensor:
+    """Raw vectors of a batch, float32 [n, D]: pooled and through the dense layers, not normalised."""
+    batch = padded(encoder, ids)
+    hidden_NLH = encoder.model(**batch).last_hidden_state
     vectors_ND = pool(hidden_NLH, batch["attention_mask"], encoder.pooling).float()
     for dense in encoder.layout.dense:
         vectors_ND = _ACTIVATIONS[dense.activation](nn.functional.linear(vectors_ND, dense.weight, dense.bias))
-    return np.asarray(nn.functional.normalize(vectors_ND, dim=1).cpu().numpy(), np.float32)
+    return vectors_ND
+
+
+@torch.inference_mode()
+def _encode_batch(encoder: Encoder, ids: TokenIds) -> Vectors:
+    return np.asarray(nn.functional.normalize(embed(encoder, ids), dim=1).cpu().numpy(), np.float32)

@@ -1,45 +1,100 @@
 """conan filter: the rules of rules.py over every pair; the first rule that fails is the reason."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
 from ..schemas.pairs import PAIR, rejected
 from ..schemas.recipe import RecipeError
-from ..schemas.settings import FilterSettings
-from .corpus import ShardWriter, fingerprint, read_batches, read_footer, shards
-from .engine import Engine, Summary, Task, run_stage
+from ..schemas.settings import ClassifierSettings, FilterSettings, Thresholds
+from .corpus import ShardWriter, fingerprint, load_recipe, read_batches, read_footer, shards
+from .engine import Engine, Summary, Task, made, run_stage
 from .masks import mask_personal_data
-from .rules import judge, rules_with, strip_title
+from .rules import Rule, check_names, first_failing, judge, rules_with, strip_title
 
-VERSION = 1
+VERSION = 2
+
+Group = tuple[str, str]
+"""A source and its category: pairs of one group are judged by the same thresholds."""
+
+
+@dataclass(frozen=True)
+class Rulebook:
+    """The settings and what they name, read: lists of words and domains, the fingerprint of each classifier."""
+
+    settings: FilterSettings
+    words: list[str]
+    domains: list[str]
+    models: dict[str, str]
 
 
 def filter_pairs(corpus: Path, settings: FilterSettings, engine: Engine) -> Summary:
     """Filter what ingest found.
 
     Raises:
-        RecipeError: a rule that does not exist (the nearest is named), a list of blocked words or domains that can't be
-            read.
+        RecipeError: a rule, source or label that does not exist (the nearest is named), a list of blocked words or
+            domains that can't be read.
+        ModelError: a classifier can't be read.
         StageError: a shard could not be made.
     """
-    try:
-        rules_with(settings.rules)
-    except ValueError as error:
-        raise RecipeError(f"filter.rules: {error}") from error
-    words, domains = (_listed(settings, name) for name in ("blocked_words", "blocked_domains"))
-    decisive = settings.model_dump(exclude={"blocked_words", "blocked_domains"}), words, domains
+    found = {shard: groups(shard) for shard in shards(corpus, "ingest")}
+    book = read_rulebook(corpus, settings, found.values())
     tasks = [
         Task(
-            (shard, settings, words, domains),
-            fingerprint("filter", VERSION, decisive, shard.name, read_footer(shard).content),
+            (shard, book),
+            fingerprint("filter", VERSION, _decisive(book, found[shard]), shard.name, read_footer(shard).content),
         )
-        for shard in shards(corpus, "ingest")
+        for shard in found
     ]
+    if settings.classifiers:
+        engine = replace(engine, workers=1)  # a model uses all cores, so the shards take turns
+        if len(made(corpus, "filter", tasks)) < len(tasks):
+            load_classifiers(book)  # one that can't be read is said once, not by every shard
     return run_stage(corpus, "filter", filter_shard, tasks, engine)
+
+
+def groups(shard: Path) -> list[Group]:
+    """The groups in a shard; only their two columns are read."""
+    names = pl.scan_parquet(shard).select(pl.col("source", "category").cast(pl.String))
+    return sorted(names.unique().collect(engine="streaming").iter_rows())
+
+
+def read_rulebook(corpus: Path, settings: FilterSettings, found: Iterable[Collection[Group]]) -> Rulebook:
+    """Read what the settings name and check their names against the rules and the groups found in the shards.
+
+    Raises:
+        RecipeError: an unknown name, with the nearest, or a list that can't be read.
+        ModelError: a classifier that can't be had.
+    """
+    levels: dict[str, Thresholds] = {"rules": settings.rules}
+    levels |= {f"categories.{category}": thresholds for category, thresholds in settings.categories.items()}
+    levels |= {f"sources.{source}": thresholds for source, thresholds in settings.sources.items()}
+    for place, thresholds in levels.items():
+        try:
+            rules_with(thresholds, classifiers=settings.classifiers)
+        except ValueError as error:
+            raise RecipeError(f"filter.{place}: {error}") from error
+    _check_sources(corpus, settings, {source for shard in found for source, _ in shard})
+    return Rulebook(
+        settings,
+        _listed(settings, "blocked_words"),
+        _listed(settings, "blocked_domains"),
+        {name: _fingerprint_of(classifier) for name, classifier in settings.classifiers.items()},
+    )
+
+
+def _check_sources(corpus: Path, settings: FilterSettings, known: set[str]) -> None:
+    """A source of the recipe in which ingest found nothing is known, too."""
+    if not known.issuperset(settings.sources) and (corpus / "recipe.yaml").exists():
+        known |= {source.name for source in load_recipe(corpus).sources}
+    try:
+        check_names("source", settings.sources, sorted(known))
+    except ValueError as error:
+        raise RecipeError(f"filter.sources: {error}") from error
 
 
 def _listed(settings: FilterSettings, name: Literal["blocked_words", "blocked_domains"]) -> list[str]:
@@ -54,27 +109,92 @@ def _listed(settings: FilterSettings, name: Literal["blocked_words", "blocked_do
     return [line.strip() for line in lines if line.strip()]
 
 
-def filter_shard(
-    ingest_shard: Path,
-    settings: FilterSettings,
-    words: Sequence[str],
-    domains: Sequence[str],
-    fingerprint: str,
-    shard: Path,
-) -> None:
+def rules_for(book: Rulebook, group: Group) -> tuple[Rule, ...]:
+    """The rules in force for a group: its source's thresholds over its category's over the recipe's `rules`."""
+    source, category = group
+    settings = book.settings
+    of_category: Mapping[Any, Thresholds] = settings.categories
+    thresholds = settings.rules | of_category.get(category, {}) | settings.sources.get(source, {})
+    return rules_with(thresholds, book.words, book.domains, settings.classifiers)
+
+
+def _decisive(book: Rulebook, found: Iterable[Group]) -> Any:
+    """Everything in the settings that decides what becomes of these groups, and nothing else."""
+    thresholds = [(*group, [(rule.name, float(rule.threshold)) for rule in rules_for(book, group)]) for group in found]
+    inputs: dict[str, Any] = {"blocked_words": book.words, "blocked_domains": book.domains}
+    for name, classifier in book.settings.classifiers.items():
+        inputs[name] = book.models[name], classifier.model_dump(exclude={"model", "min", "batch_tokens"})
+    in_force = {name for *_, rules in thresholds for name, _ in rules}
+    return book.settings.mask, thresholds, {name: what for name, what in inputs.items() if name in in_force}
+
+
+def prepare(frame: pl.DataFrame, settings: FilterSettings) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Mend before judging: personal data masked, leaked titles cut. Also gives how many of each kind were masked."""
+    frame = frame.with_columns(pl.col("source", "category", "format", "task").cast(pl.String))
+    counts: dict[str, int] = {}
+    if settings.mask:
+        texts = [name for name in ("query", "positive", "negatives") if name in frame.columns]
+        frame, counts = mask_personal_data(frame, texts)
+    return strip_title(frame), counts
+
+
+def by_group(frame: pl.DataFrame) -> dict[Group, pl.DataFrame]:
+    """The rows of each group, with `row`, their place in the frame."""
+    parts = frame.with_row_index("row").partition_by("source", "category", as_dict=True)
+    return {(source, category): part for (source, category), part in parts.items()}
+
+
+def filter_shard(ingest_shard: Path, book: Rulebook, fingerprint: str, shard: Path) -> None:
     """One shard: personal data masked, leaked titles cut, then every rule."""
-    rules = rules_with(settings.rules, words, domains)
     masked: Counter[str] = Counter()
     with ShardWriter(shard, PAIR, rejected(PAIR), stage="filter", version=VERSION, fingerprint=fingerprint) as writer:
         for table in read_batches(ingest_shard):
             frame = pl.from_arrow(table)
             assert isinstance(frame, pl.DataFrame)
             writer.received(frame.height)
-            frame = frame.with_columns(pl.col("source", "category", "format", "task").cast(pl.String))
-            if settings.mask:
-                frame, counts = mask_personal_data(frame)
-                masked.update(counts)
-            judged = judge(strip_title(frame), rules)
+            frame, counts = prepare(frame, book.settings)
+            masked.update(counts)
+            parts = [_judge_group(part, book, group) for group, part in by_group(frame).items()]
+            judged = pl.concat(parts).sort("row")
             writer.keep(judged.filter(pl.col("reason").is_null()).to_arrow())
             writer.reject(judged.filter(pl.col("reason").is_not_null()).to_arrow())
         writer.notes["masked"] = dict(masked)
+
+
+def _judge_group(frame: pl.DataFrame, book: Rulebook, group: Group) -> pl.DataFrame:
+    """Add `reason` and `detail`. A classifier is dear, so it judges only what all before it kept."""
+    rules = rules_for(book, group)
+    judged = judge(frame, [rule for rule in rules if rule.name not in book.models])
+    for rule in rules:
+        if rule.name in book.models:
+            values = classify(judged, rule, book, pl.col("reason").is_null())
+            found = first_failing(values.to_frame(), [rule])
+            judged = judged.with_columns(judged[name].fill_null(found[name]) for name in found.columns)
+    return judged
+
+
+def classify(frame: pl.DataFrame, rule: Rule, book: Rulebook, wanted: pl.Expr) -> pl.Series:
+    """A classifier's value for the wanted rows that its rule is for; null for the others."""
+    from .classify import probabilities  # imports torch
+
+    rows = frame.select((wanted & rule.applies).arg_true()).to_series()
+    texts = frame[rule.side].gather(rows)
+    values = probabilities(texts, book.settings.classifiers[rule.name], book.models[rule.name])
+    return pl.repeat(None, frame.height, dtype=pl.Float64, eager=True).scatter(rows, values).alias(rule.name)
+
+
+def load_classifiers(book: Rulebook) -> None:
+    """Load every classifier and find its label. Raises ModelError and RecipeError."""
+    for name, classifier in book.settings.classifiers.items():
+        from .classify import label_place, load
+
+        try:
+            label_place(classifier.label, load(classifier, book.models[name]).labels)
+        except RecipeError as error:
+            raise RecipeError(f"filter.classifiers.{name}: {error}") from error
+
+
+def _fingerprint_of(classifier: ClassifierSettings) -> str:
+    from .classify import model_fingerprint
+
+    return model_fingerprint(classifier)

@@ -14,10 +14,12 @@ they reject.
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Literal
 
 import polars as pl
 
+from ..schemas.settings import ClassifierSettings
 from .masks import MASKS
 from .ngrams import PROFILE, profile
 from .text import key
@@ -128,11 +130,20 @@ _MOJIBAKE = (
 
 
 def _mojibake(side: str) -> pl.Expr:
-    return _share(side, "damaged") + _matched(side, _MOJIBAKE)
+    return _matched(side, _MOJIBAKE)
+
+
+def _damaged(side: str) -> pl.Expr:
+    return _share(side, "damaged")
+
+
+def _in_prose(side: str, value: pl.Expr) -> pl.Expr:
+    """The value, in texts that are mostly Han: code, logs and formulas repeat themselves and are no worse for it."""
+    return pl.when(_share(side, "han") >= 0.5).then(value)
 
 
 def _ellipsis_lines(side: str) -> pl.Expr:
-    return _of_lines(side, 3, pl.col(side).str.count_matches(r"(?m)(?:…|\.\.\.)$"))
+    return _of_lines(side, 5, pl.col(side).str.count_matches(r"(?m)(?:…|\.\.\.)$"))
 
 
 _URL = r"""https?://[^\s\p{Han}，。；、（）【】《》“”"'<>]+|www\.[a-zA-Z0-9-]+\.[a-zA-Z0-9./?=&%#_-]+"""
@@ -162,11 +173,13 @@ def _after_title() -> pl.Expr:
 
 
 _OURS = "ours"
+_LABELLED = "ours, set by reading what was rejected"
+_WORDS = "ChineseWebText's 0.3, in words: a Han character stands for about five letters of other scripts"
 _DATA_JUICER = "data-juicer, alpaca-cot-zh-refine.yaml"
 _CHINESE_WEB_TEXT = "ChineseWebText, preprocess.py"
 _FINEWEB = "FineWeb 2, cmn_Hani.yml"
 _GOPHER = "Gopher, section A1.1"
-_GOPHER_LINES = "Gopher, table A1: its bound on lines, here on their characters, since code repeats short lines"
+_GOPHER_LINES = "Gopher, table A1: its bound on lines, here on their characters"
 _TITLED = ("title_content",)
 _UNSCORED = ("pretrain", "retrieval")
 _ALL_TASKS = ("pretrain", "retrieval", "sts", "classification")
@@ -179,17 +192,19 @@ RULES: tuple[Rule, ...] = (
     Rule("same_sides", "pair", "max", 0, _same_sides(), _OURS, tasks=_UNSCORED),
     Rule("query_length", "query", "min", 2, _characters("query"), _OURS),
     Rule("query_limit", "query", "max", 8_192, _characters("query"), _OURS),
-    Rule("title_limit", "query", "max", 200, _characters("query"), _OURS, _TITLED),
+    Rule("title_limit", "query", "max", 512, _characters("query"), _LABELLED, _TITLED),
     Rule("positive_length", "positive", "min", 2, _characters("positive"), _OURS),
     Rule("positive_limit", "positive", "max", 100_000, _characters("positive"), _OURS),
     Rule("content_length", "positive", "min", 10, _characters("positive"), _DATA_JUICER, _TITLED),
+    Rule("wordless", "positive", "min", 1, _count("positive", "letters"), _LABELLED),
     Rule("title_leak", "pair", "min", _TITLE_LEFT, _after_title().str.len_chars(), _OURS, _TITLED),
     # Characters. The language is the better side's: a Chinese question may have code or English for an answer.
     Rule("mojibake", "pair", "max", 0.01, _both("max", _mojibake), _OURS, tasks=_ALL_TASKS),
+    Rule("damaged_characters", "pair", "max", 0.2, _both("max", _damaged), _LABELLED, tasks=_ALL_TASKS),
     Rule("alphanumeric_ratio", "pair", "min", 0.1, _both("min", _alphanumeric), _DATA_JUICER),
-    Rule("han_ratio", "pair", "min", 0.3, pl.max_horizontal(_han("query"), _han("positive")), _CHINESE_WEB_TEXT),
+    Rule("han_ratio", "pair", "min", 0.08, pl.max_horizontal(_han("query"), _han("positive")), _WORDS),
     Rule("digit_ratio", "positive", "max", 0.5, _in_long("positive", 20, _share("positive", "digits")), _OURS),
-    Rule("symbol_ratio", "positive", "max", 0.2, _in_long("positive", 10, _share("positive", "symbols")), _OURS),
+    Rule("symbol_ratio", "positive", "max", 0.3, _in_long("positive", 10, _share("positive", "symbols")), _LABELLED),
     Rule("punctuation_ratio", "pair", "max", 0.5, _both("max", _punctuation), _OURS),
     Rule("unpunctuated", "positive", "min", 0.01,
          _in_long("positive", 200, _share("positive", "punctuation")), _OURS),
@@ -197,15 +212,17 @@ RULES: tuple[Rule, ...] = (
     # Repetition.
     Rule("character_repetition", "positive", "max", 0.6, _of_ngrams("positive", "top_10grams", 10), _DATA_JUICER),
     Rule("repeated_ngrams", "positive", "max", 0.5,
-         _of_ngrams("positive", "repeated_13grams", 13), _CHINESE_WEB_TEXT),
-    Rule("line_repetition", "positive", "max", 0.3, _share("positive", "repeated_line_characters"), _GOPHER_LINES),
+         _in_prose("positive", _of_ngrams("positive", "repeated_13grams", 13)), _CHINESE_WEB_TEXT),
+    Rule("line_repetition", "positive", "max", 0.3,
+         _in_prose("positive", _share("positive", "repeated_line_characters")), _GOPHER_LINES),
     # Lines and separators.
     Rule("line_length", "positive", "min", 10,
-         _in_long("positive", 200, _characters("positive") / _count("positive", "lines").clip(1)), _CHINESE_WEB_TEXT),
+         _in_long("positive", 200, _characters("positive") / _count("positive", "lines").clip(1)),
+         _CHINESE_WEB_TEXT, _TITLED),
     Rule("finished_lines", "positive", "min", 0.106,
          _of_lines("positive", 5, _count("positive", "finished_lines")), _FINEWEB, _TITLED),
     Rule("ellipsis_lines", "positive", "max", 0.3, _ellipsis_lines("positive"), _GOPHER),
-    Rule("separator_ratio", "positive", "max", 0.2, _matched("positive", _SEPARATORS), _OURS),
+    Rule("separator_ratio", "positive", "max", 0.4, _matched("positive", _SEPARATORS), _LABELLED),
     # What is not prose.
     Rule("url_density", "positive", "max", 0.6, _matched("positive", _CONTACT), _OURS),
     Rule("markup_density", "positive", "max", 0.2, _matched("positive", _MARKUP), _OURS),
@@ -233,28 +250,45 @@ def blocked_domains(domains: Iterable[str]) -> Rule:
     return Rule("blocked_domains", "pair", "max", 0, value, "the recipe's list", tasks=_ALL_TASKS)
 
 
+def classifier_rule(name: str, settings: ClassifierSettings) -> Rule:
+    """The probability of a classifier's label, in a column of the rule's name: classify.py computes it."""
+    origin = f"the recipe's classifier: probability of {settings.label}"
+    return Rule(name, settings.side, "min", settings.min, pl.col(name), origin, tasks=tuple(settings.tasks))
+
+
 def rules_with(
     settings: Mapping[str, float | bool | None],
     words: Collection[str] = (),
     domains: Collection[str] = (),
+    classifiers: Mapping[str, ClassifierSettings] = MappingProxyType({}),
 ) -> tuple[Rule, ...]:
     """The rules under a recipe's settings: a number is a new threshold, False is off, True and None the default.
 
-    Lists of blocked words and domains add their rules. Raises ValueError at an unknown name, with the nearest.
+    Lists of blocked words and domains add their rules, and classifiers theirs, which are the last. Raises ValueError
+    at an unknown name, with the nearest, and at a classifier that has the name of another rule.
     """
     listed = [rule(entries) for rule, entries in ((blocked_words, words), (blocked_domains, domains)) if entries]
+    models = [classifier_rule(name, classifier) for name, classifier in classifiers.items()]
     names = [*(rule.name for rule in RULES), "blocked_words", "blocked_domains"]
-    for name in settings:
-        if name not in names:
-            nearest = get_close_matches(name, names, n=1, cutoff=0)
-            raise ValueError(f"no filter rule is called {name!r}; the nearest is {nearest[0]!r}")
-
-    chosen = [(rule, settings.get(rule.name)) for rule in (*RULES, *listed)]
+    if taken := sorted(set(names) & set(classifiers)):
+        raise ValueError(f"a classifier can't be called {taken[0]!r}: another rule is")
+    check_names("filter rule", settings, [*names, *classifiers])
+    chosen = [(rule, settings.get(rule.name)) for rule in (*RULES, *listed, *models)]
     return tuple(
         rule if setting is None or setting is True else replace(rule, threshold=float(setting))
         for rule, setting in chosen
         if setting is not False
     )
+
+
+def check_names(kind: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise ValueError at a name that is not known, with the nearest."""
+    for name in given:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1, cutoff=0)
+            raise ValueError(
+                f"no {kind} is called {name!r}" + "".join(f"; the nearest is {near!r}" for near in nearest)
+            )
 
 
 def measure(frame: pl.DataFrame, rules: Iterable[Rule] = RULES) -> pl.DataFrame:
@@ -272,25 +306,22 @@ def judge(frame: pl.DataFrame, rules: Collection[Rule] = RULES) -> pl.DataFrame:
 
     The frame has the columns of schemas.pairs.PAIR; the rules are tried in their order.
     """
+    if not rules:
+        return frame.with_columns(pl.lit(None, pl.String).alias(name) for name in ("reason", "detail"))
+    return frame.with_columns(first_failing(measure(frame, rules), rules).get_columns())
 
-    def of_first_failing(values: Iterable[pl.Expr]) -> pl.Expr:
-        return pl.coalesce([pl.when(rule.fails).then(value) for rule, value in zip(rules, values, strict=True)])
+
+def first_failing(values: pl.DataFrame, rules: Collection[Rule]) -> pl.DataFrame:
+    """`reason` and `detail` of judge, from a column of values for each rule; there is one rule at least."""
+
+    def of_first(columns: Iterable[pl.Expr]) -> pl.Expr:
+        return pl.coalesce([pl.when(rule.fails).then(column) for rule, column in zip(rules, columns, strict=True)])
 
     sign = {"min": "<", "max": ">"}
-    found = (
-        measure(frame, rules)
-        .lazy()
-        .select(
-            of_first_failing(pl.lit(rule.name) for rule in rules).alias("reason"),
-            of_first_failing(pl.col(rule.name) for rule in rules).round(4).alias("value"),
-            of_first_failing(pl.lit(f"{sign[rule.bound]} {rule.threshold:g}") for rule in rules).alias("bound"),
-        )
-        .with_columns(
-            pl.format("{} {}", pl.col("value").cast(pl.String).str.strip_suffix(".0"), "bound").alias("detail")
-        )
-        .collect()
-    )
-    return frame.with_columns(found["reason"], found["detail"])
+    value = of_first(pl.col(rule.name) for rule in rules).round(4).cast(pl.String).str.strip_suffix(".0")
+    bound = of_first(pl.lit(f"{sign[rule.bound]} {rule.threshold:g}") for rule in rules)
+    reason = of_first(pl.lit(rule.name) for rule in rules)
+    return values.lazy().select(reason=reason, detail=pl.format("{} {}", value, bound)).collect()
 
 
 def strip_title(frame: pl.DataFrame) -> pl.DataFrame:

@@ -14,13 +14,14 @@ import pytest
 from conan_embedding.cli import app
 from conan_embedding.pipeline.corpus import locked, read_footer
 from conan_embedding.pipeline.engine import Engine
+from conan_embedding.pipeline.rules import RULES
 from conan_embedding.run import data_stage
 from conan_embedding.schemas.recipe import load
 from typer.testing import CliRunner
 
 COMMANDS = [
     "ingest", "filter", "dedup", "score", "convert", "mine", "train",
-    "evaluate", "export", "run", "sql", "report", "demo",
+    "evaluate", "export", "run", "sql", "sample", "report", "demo",
 ]  # fmt: skip
 HEAVY = ["torch", "ray", "faiss", "deepspeed", "transformers"]
 RECIPE = """\
@@ -177,7 +178,7 @@ def test_json_is_one_object_a_stage(conan: Conan, corpus: Path) -> None:
     assert code == 0
     assert json.loads(output) | {"seconds": 0} == {
         "stage": "ingest", "rows_in": 3, "rows_out": 3, "rejected": {}, "shards": 1, "skipped": 1, "seconds": 0,
-        "notes": {"empty sources": []},
+        "notes": {"empty sources": [], "absent columns": []},
     }  # fmt: skip
 
 
@@ -186,6 +187,50 @@ def test_a_summary_has_rows_in_out_and_rejected_for_each_reason(conan: Conan, co
     assert code == 0
     words = output.replace("│", " ").split()
     assert " ".join(words[words.index("in") :]).startswith("in 3 rejected: query_length 1 out 2")
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_explain_prints_every_rule_of_one_pair(conan: Conan, corpus: Path) -> None:
+    before = files(corpus)
+    found = json.loads(conan("sql", corpus, "SELECT pair_id FROM ingest WHERE query = '长城有多长？'", "--json")[1])
+    code, output, _ = conan(
+        "filter", corpus, "--explain", found["pair_id"][:10], "--set", "filter.rules.query_length=7"
+    )
+    assert code == 0
+    assert "长城有多长？" in output and "rejected: query_length (6 < 7)" in output
+    assert all(rule.name in output for rule in RULES)
+    code, output, _ = conan("filter", corpus, "--explain", found["pair_id"], "--json")
+    told = json.loads(output)
+    assert (told["reason"], len(told["findings"])) == (None, len(RULES))
+    assert conan("filter", corpus, "--explain", "0" * 32)[0] == 1
+    assert files(corpus) == before
+
+
+def test_a_dry_run_tells_what_rules_would_drop_and_writes_nothing(conan: Conan, corpus: Path) -> None:
+    before = files(corpus)
+    code, output, _ = conan("filter", corpus, "--dry-run", "--set", "filter.rules.query_length=10")
+    assert code == 0
+    assert "3 of 3 pairs: 2 kept, 1 rejected; nothing written" in output
+    assert "query_length 6 < 10" in output and "query: 长城有多长？" in output
+    code, output, _ = conan("filter", corpus, "--dry-run", "--sample", 2, "--json")
+    assert json.loads(output) | {"rules": []} == {
+        "corpus_rows": 3, "rows": 2, "kept": 2, "rejected": 0, "rules": [],
+    }  # fmt: skip
+    assert conan("filter", corpus, "--dry-run", "--sample", 0)[0] == 2
+    assert files(corpus) == before
+
+
+def test_a_sample_is_a_corpus(conan: Conan, corpus: Path, tmp_path: Path) -> None:
+    code, output, _ = conan("sample", corpus, tmp_path / "small", "--rows", 2, "--json")
+    assert code == 0
+    assert [json.loads(line)["stage"] for line in output.splitlines()][:2] == ["ingest", "filter"]
+    assert json.loads(conan("sql", tmp_path / "small", "SELECT count(*) AS n FROM filter", "--json")[1]) == {"n": 2}
+    assert conan("filter", tmp_path / "small", "--workers", 1)[0] == 0
+    code, _, error = conan("sample", corpus, tmp_path / "small")
+    assert code != 0 and str(tmp_path / "small") in error.replace("\n", "")
 
 
 def test_sql_prints_a_table(conan: Conan, corpus: Path) -> None:

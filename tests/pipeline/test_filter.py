@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 from conan_embedding.pipeline.corpus import read_footer
 from conan_embedding.pipeline.engine import Engine
-from conan_embedding.pipeline.filter import filter_pairs
+from conan_embedding.pipeline.filter import filter_pairs, groups
+from conan_embedding.pipeline.rules import RULES
 from conan_embedding.schemas.recipe import RecipeError
 from conan_embedding.schemas.settings import FilterSettings
 
@@ -114,3 +115,94 @@ def test_an_unknown_rule_names_the_nearest(tmp_path: Path, pair, write_shards) -
     write_shards(tmp_path, "ingest", [pair(QUESTION, ANSWER)])
     with pytest.raises(ValueError, match="han_ratio"):
         filter_pairs(tmp_path, FilterSettings(rules={"han_ration": 0.5}), ONE)
+
+
+def test_a_source_is_over_its_category_is_over_the_rules(tmp_path: Path, pair, write_shards, read) -> None:
+    kinds = [("one", "web_page"), ("two", "web_page"), ("three", "web_page"), ("four", "news")]
+    rows = [
+        pair(QUESTION + "吗" * number, "秋天" * length, source=source, category=category)
+        for number in range(3)
+        for length in (2, 3, 4, 5)
+        for source, category in kinds
+    ]
+    write_shards(tmp_path, "ingest", rows, rows[::-1])  # all groups in one shard
+    settings = FilterSettings(
+        rules={"positive_length": 6},
+        categories={"web_page": {"positive_length": 8}},
+        sources={"two": {"positive_length": 10}, "three": {"positive_length": False}},
+    )
+    assert filter_pairs(tmp_path, settings, ONE).rejected == {"positive_length": 2 * 3 * (2 + 3 + 0 + 1)}
+    least = {"one": 8, "two": 10, "three": 0, "four": 6}
+    kept = [row["pair_id"] for row in rows if len(row["positive"]) >= least[row["source"]]]
+    assert read(tmp_path, "filter")["pair_id"].to_list() == [*kept, *kept[::-1]]  # in the order they came
+    details = read(tmp_path, "filter/rejected").filter(source="two")["detail"].unique().sort()
+    assert details.to_list() == ["4 < 10", "6 < 10", "8 < 10"]
+
+
+def test_true_is_a_rules_own_threshold_again(tmp_path: Path, pair, write_shards) -> None:
+    write_shards(tmp_path, "ingest", [pair(QUESTION, "好", source=source) for source in ("one", "two")])
+    settings = FilterSettings(rules={"positive_length": False}, sources={"two": {"positive_length": True}})
+    assert filter_pairs(tmp_path, settings, ONE).rows_out == 1
+
+
+def test_a_source_may_be_left_unfiltered(tmp_path: Path, pair, write_shards, read) -> None:
+    write_shards(tmp_path, "ingest", [pair("", "", source=source) for source in ("one", "two")])
+    off = {rule.name: False for rule in RULES}
+    filter_pairs(tmp_path, FilterSettings(sources={"two": off}), ONE)
+    assert read(tmp_path, "filter")["source"].to_list() == ["two"]
+
+
+def test_only_the_shards_that_a_threshold_touches_are_done_again(tmp_path: Path, pair, write_shards) -> None:
+    places = [("one", "web_page"), ("two", "web_page"), ("three", "news")]
+    write_shards(tmp_path, "ingest", *([pair(QUESTION, ANSWER, source=s, category=c)] for s, c in places))
+    words = tmp_path / "words.txt"
+    words.write_text("赌场")
+
+    def skipped(**settings) -> int:
+        return filter_pairs(tmp_path, FilterSettings.model_validate(settings), ONE).skipped
+
+    assert skipped() == 0
+    assert skipped(sources={"one": {"han_ratio": 0.5}}) == 2
+    assert skipped(sources={"one": {"han_ratio": 0.5}, "two": {"query_length": 2}}) == 3  # 2 is the default
+    assert skipped(sources={"one": {"han_ratio": 0.5}}, categories={"web_page": {"han_ratio": 0.5}}) == 2
+    assert skipped(categories={"web_page": {"han_ratio": 0.5}}) == 3
+    assert skipped() == 1
+    assert skipped(categories={"academic_paper": {"han_ratio": 0.5}}) == 3
+    unblocked = {"one": {"blocked_words": False}}
+    assert skipped(blocked_words=str(words), sources=unblocked) == 1
+    words.write_text("红叶")
+    assert skipped(blocked_words=str(words), sources=unblocked) == 1
+    assert skipped(blocked_words=str(words)) == 2
+    assert skipped(blocked_words=str(words), mask=False) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"categories": {"web_page": {"han_ration": 0.5}}}, r"filter\.categories\.web_page: .*'han_ratio'"),
+        ({"sources": {"lctt": {"repeated_ngram": 0.5}}}, r"filter\.sources\.lctt: .*'repeated_ngrams'"),
+        ({"sources": {"lcct": {"han_ratio": 0.5}}}, r"filter\.sources: no source is called 'lcct'; .* 'lctt'"),
+    ],
+)
+def test_unknown_names_name_the_nearest(tmp_path: Path, settings, message: str, pair, write_shards) -> None:
+    write_shards(tmp_path, "ingest", [pair(QUESTION, ANSWER, source="lctt")], [pair(QUESTION, ANSWER, source="csl")])
+    with pytest.raises(RecipeError, match=message):
+        filter_pairs(tmp_path, FilterSettings.model_validate(settings), ONE)
+
+
+def test_a_source_in_which_nothing_was_found_is_known(tmp_path: Path, pair, write_shards) -> None:
+    write_shards(tmp_path, "ingest", [pair(QUESTION, ANSWER)])
+    (tmp_path / "recipe.yaml").write_text("sources: [{name: empty, files: none.txt, read: text}]")
+    assert filter_pairs(tmp_path, FilterSettings(sources={"empty": {"han_ratio": 0.5}}), ONE).rows_out == 1
+
+
+def test_groups_of_a_shard_without_rows(tmp_path: Path, pair, write_shards) -> None:
+    write_shards(
+        tmp_path,
+        "ingest",
+        [],
+        [pair(QUESTION, ANSWER, source=s, category=c) for s, c in (("b", "news"), ("a", "news"))],
+    )
+    first, second = sorted((tmp_path / "ingest").glob("*.parquet"))
+    assert groups(first) == []
+    assert groups(second) == [("a", "news"), ("b", "news")]

@@ -4,7 +4,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.rules import RULES, judge, measure, rules_with, strip_title
+from conan_embedding.pipeline.rules import RULES, first_failing, judge, measure, rules_with, strip_title
+from conan_embedding.schemas.settings import ClassifierSettings
 
 QUERY = "北京今天的天气怎么样"
 PROSE = "今天北京晴转多云，最高气温二十六度，最低气温十五度，东北风三级，适合外出活动。"
@@ -34,20 +35,26 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str], tuple[str, str]]] = 
     "same_sides": ((QUERY, PROSE), (QUERY, QUERY + "？"), (QUERY, QUERY + "呢")),
     "query_length": ((QUERY, PROSE), ("吃", PROSE), ("吃饭", PROSE)),
     "query_limit": ((QUERY, PROSE), (words(8_193), PROSE), (words(8_192), PROSE)),
-    "title_limit": ((QUERY, PROSE), (words(201), PROSE), (words(200), PROSE)),
+    "title_limit": ((QUERY, PROSE), (words(513), PROSE), (words(512), PROSE)),
     "positive_length": ((QUERY, PROSE), (QUERY, "晴"), (QUERY, "晴天")),
     "positive_limit": ((QUERY, PROSE), (QUERY, words(100_001)), (QUERY, words(100_000))),
     "content_length": ((QUERY, PROSE), (QUERY, words(9)), (QUERY, words(10))),
+    "wordless": (("几点开门？", "早上 8:00 - 17:00"), ("电话是多少？", "010-6513 2255"), ("几点开门？", "8 点")),
     "title_leak": (
         (QUERY, QUERY + "是很多人关心的事。"),
         (QUERY, QUERY + "\n" + words(9)),
         (QUERY, QUERY + "\n" + words(10)),
     ),
-    "mojibake": ((QUERY, PROSE), (QUERY, words(98) + "\ufffd\ufffd"), (QUERY, words(99) + "\ufffd")),
+    "mojibake": ((QUERY, PROSE), (QUERY, words(98) + "銆鈥"), (QUERY, words(99) + "銆")),
+    "damaged_characters": (
+        ("李\ufffd讲述父子间的故事", PROSE + "\ue107\ue107"),
+        (QUERY, words(15) + "\ufffd\ue107\ue001\ufffd"),
+        (QUERY, words(16) + "\ufffd\ue107\ue001\ufffd"),
+    ),
     "alphanumeric_ratio": ((QUERY, PROSE), (QUERY, "，" * 10 + "好"), (QUERY, "，" * 9 + "好")),
-    "han_ratio": (("问 a+b", PROSE), ("the first", "b" * 20), ("the first", "中文字" + "abcdefg")),
+    "han_ratio": (("问 a+b", PROSE), ("the first", "中" + "b" * 20), ("the first", "中文" + "b" * 23)),
     "digit_ratio": ((QUERY, PROSE), (QUERY, "1234567890123" + words(12)), (QUERY, "123456789012" + words(12))),
-    "symbol_ratio": ((QUERY, PROSE), (QUERY, "★" * 4 + words(11)), (QUERY, "★" * 4 + words(16))),
+    "symbol_ratio": ((QUERY, PROSE), (QUERY, "★" * 5 + words(11)), (QUERY, "★" * 6 + words(14))),
     "punctuation_ratio": ((QUERY, PROSE), (QUERY, "，。！？、；" * 2 + words(11)), (QUERY, "，。！？、；" + words(6))),
     "unpunctuated": ((QUERY, words(200)), (QUERY, "，，" + words(300)), (QUERY, "，，，" + words(297))),
     "dominant_character": ((QUERY, "哈" * 10), (QUERY, "哈" * 11 + words(14)), (QUERY, "哈" * 10 + words(15))),
@@ -65,11 +72,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str], tuple[str, str]]] = 
         (QUERY, "首页\n" * 447 + "一句。\n" * 53),
     ),
     "ellipsis_lines": (
-        (QUERY, "嗯…\n好\n行\n走"),
-        (QUERY, "嗯…\n好...\n行\n走"),
+        (QUERY, "嗯…\n好\n行…\n走"),
+        (QUERY, "嗯…\n好...\n行\n走\n来"),
         (QUERY, "\n".join(["嗯…"] * 3 + ["好"] * 7)),
     ),
-    "separator_ratio": ((QUERY, PROSE), (QUERY, "=" * 6 + words(20)), (QUERY, "-" * 5 + words(20))),
+    "separator_ratio": ((QUERY, PROSE), (QUERY, "=" * 15 + words(20)), (QUERY, "-" * 20 + words(30))),
     "url_density": (
         (QUERY, "见 https://example.com ，" + PROSE),
         (QUERY, "见 https://example.com/a/b"),
@@ -106,7 +113,7 @@ def test_the_third_example_is_at_the_threshold(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["锟斤拷锟斤拷", "烫烫烫烫烫", "ä½ å¥½ä¸–ç•Œ", "cafÃ©", "浣犲ソ锛屼笘鐣屻€銆", "\ue001\ue002\ue003"]
+    "text", ["锟斤拷锟斤拷", "烫烫烫烫烫", "ä½ å¥½ä¸–ç•Œ", "cafÃ©", "浣犲ソ锛屼笘鐣屻€銆", "Stalloneâ€™s son"]
 )
 def test_mojibake_in_all_its_shapes(text: str) -> None:
     assert judge(pairs((QUERY, text)), [rule_named("mojibake")])["reason"].item() == "mojibake"
@@ -158,7 +165,55 @@ def test_settings_change_thresholds_and_switch_rules_off() -> None:
     assert named["mojibake"].threshold == rule_named("mojibake").threshold
     assert len(rules) == len(RULES) - 1
     assert judge(pairs((QUERY, PROSE)), rules)["detail"].item() == "10 < 20"
-    assert rules_with({"han_ratio": 0})[11].threshold == 0  # zero is a threshold, not an off switch
+    assert {rule.name: rule.threshold for rule in rules_with({"han_ratio": 0})}["han_ratio"] == 0  # no off switch
+
+
+def test_code_and_logs_may_repeat_themselves() -> None:
+    log = "\n".join(
+        f"Jan  1 10:00:{second:02d} host kernel: usb 1-1: new device found, id=1d6b" for second in range(30)
+    )
+    article = "用 dmesg 命令查看内核日志，输出如下：\n" + log + "\n" + log
+    prose = (PROSE + "\n") * 3
+    names = ["repeated_ngrams", "line_repetition"]
+    for rule in map(rule_named, names):
+        judged = judge(pairs((QUERY, article), (QUERY, prose)), [rule])
+        assert judged["reason"].to_list() == [None, rule.name]
+
+
+def test_short_lines_are_no_fault_of_a_list_that_was_asked_for() -> None:
+    shopping = "\n".join(f"- 第{number}种水果" for number in range(40))
+    for form, reason in (("title_content", "line_length"), ("prompt_response", None)):
+        assert judge(pairs((QUERY, shopping), format=form), [rule_named("line_length")])["reason"].item() == reason
+
+
+def test_no_rules_keep_all() -> None:
+    judged = judge(pairs((QUERY, ""), ("", "")), rules_with({rule.name: False for rule in RULES}))
+    assert judged["reason"].to_list() == judged["detail"].to_list() == [None, None]
+
+
+def test_classifiers_are_the_last_rules() -> None:
+    advert = ClassifierSettings(model="anywhere", label="clean", min=0.7, side="query", tasks=["pretrain", "sts"])
+    *_, blocked, rule = rules_with({}, words=["赌场"], classifiers={"advert": advert})
+    assert (blocked.name, rule.name, rule.side, rule.bound, rule.threshold) == (
+        "blocked_words",
+        "advert",
+        "query",
+        "min",
+        0.7,
+    )
+    assert rule.tasks == ("pretrain", "sts")
+    assert rules_with({"advert": 0.9}, classifiers={"advert": advert})[-1].threshold == 0.9
+    assert rules_with({"advert": False}, classifiers={"advert": advert})[-1].name == "boilerplate"
+    with pytest.raises(ValueError, match="'advert'"):
+        rules_with({"adverd": 0.9}, classifiers={"advert": advert})
+    with pytest.raises(ValueError, match="a classifier can't be called 'mojibake'"):
+        rules_with({}, classifiers={"mojibake": advert})
+
+
+def test_first_failing_is_of_the_values_alone() -> None:
+    rules = rules_with({}, classifiers={"advert": ClassifierSettings(model="anywhere", label=0)})[-1:]
+    found = first_failing(pl.DataFrame({"advert": [0.123456, 0.5, None, 0.0]}), rules)
+    assert found.rows() == [("advert", "0.1235 < 0.5"), (None, None), (None, None), ("advert", "0 < 0.5")]
 
 
 def test_an_unknown_rule_names_the_nearest() -> None:

@@ -1,0 +1,185 @@
+"""What commands print: tables for people, JSON for machines, a progress bar while something runs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .pipeline.engine import Progress, Summary
+    from .pipeline.preview import DryRun, Explanation
+
+# What is printed is often data: "[/img]" in it is no markup.
+out = Console(markup=False, emoji=False, highlight=False)
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+
+@contextmanager
+def progress() -> Iterator["Progress"]:
+    """One bar, while there is something to show."""
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("{task.description:20}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,.0f}/s"),
+        bars.TimeRemainingColumn(),
+    )
+    bar = bars.Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+
+    def show(stage: str, done: int, total: int, rows: int) -> None:
+        if not bar.tasks or bar.tasks[0].description != stage:
+            clear()
+            bar.add_task(stage, rows=0, rate=0.0)
+            bar.start()
+        task = bar.tasks[0]
+        bar.update(task.id, completed=done, total=total, rows=rows, rate=rows / max(task.elapsed or 0.0, 0.1))
+        if done == total:
+            clear()
+
+    def clear() -> None:
+        """Leave the terminal to what is printed next, and to the processes that train."""
+        bar.stop()
+        for task in bar.task_ids:
+            bar.remove_task(task)
+
+    try:
+        yield show
+    finally:
+        clear()
+
+
+def echo_json(value: dict[str, Any]) -> None:
+    """One line of JSON; numbers that JSON can't say are null."""
+    from pydantic_core import to_json
+
+    typer.echo(to_json(value, inf_nan_mode="null", bytes_mode="base64", fallback=str).decode())
+
+
+def _print(value: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
+    if as_json:
+        echo_json(value)
+    else:
+        show(value)
+
+
+def _summary(summary: "Summary") -> dict[str, Any]:
+    return {**summary.__dict__, "rejected": dict(summary.rejected.most_common())}
+
+
+def _show_summary(summary: dict[str, Any]) -> None:
+    seconds = f"{summary['seconds']:.1f} s" + (f", {summary['skipped']} shards as before" if summary["skipped"] else "")
+    out.print(f"{summary['stage']} ({seconds})", style="bold")
+    table = Table("", Column("rows", justify="right"))
+    table.add_row("in", f"{summary['rows_in']:,}")
+    for reason, rows in summary["rejected"].items():
+        table.add_row(f"  rejected: {reason}", f"{rows:,}")
+    table.add_row("out", f"{summary['rows_out']:,}", style="bold")
+    out.print(table)
+    for name, note in summary["notes"].items():
+        if note:
+            out.print(f"{name}: {note}")
+
+
+def _show_figures(evaluated: dict[str, Any]) -> None:
+    rows = evaluated["figures"]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    out.print("evaluate", style="bold")
+    table = Table("set", "metric", *(Column(model, justify="right") for model in models))
+    for one, metric in dict.fromkeys((row["set"], row["metric"]) for row in rows):
+        values = {row["model"]: row["value"] for row in rows if (row["set"], row["metric"]) == (one, metric)}
+        table.add_row(one, metric, *(f"{values[model]:.4f}" if model in values else "" for model in models))
+    out.print(table)
+
+
+def _show_training(figures: dict[str, Any]) -> None:
+    if not figures["trained"]:
+        typer.echo(f"{figures['stage']}: trained before; {figures['model']}")
+    else:
+        loss = f"loss {figures['loss']:.4f}, " if "loss" in figures else ""
+        typer.echo(f"{figures['stage']}: {figures.get('step', 0):,} steps, {loss}model in {figures['model']}")
+
+
+def show_result(step: str, result: Any, as_json: bool) -> None:
+    if step == "evaluate":
+        _print({"stage": step, "figures": result}, as_json, _show_figures)
+    elif step == "export":
+        _print({"stage": step, "folder": str(result)}, as_json, lambda _: typer.echo(f"export: {result}"))
+    elif isinstance(result, dict):
+        _print(result, as_json, _show_training)
+    else:
+        _print(_summary(result), as_json, _show_summary)
+
+
+def show_rows(found: "pa.Table", as_json: bool) -> None:
+    """What SQL found."""
+    if as_json:
+        for record in found.to_pylist():
+            echo_json(record)
+        return
+    table = Table(*(Column(name, overflow="fold") for name in found.column_names))
+    for record in found.to_pylist():
+        table.add_row(*("" if value is None else str(value) for value in record.values()))
+    out.print(table)
+
+
+def show_explanation(explanation: "Explanation", as_json: bool) -> None:
+    """One pair and what each rule says of it."""
+    _print(asdict(explanation), as_json, _show_explanation)
+
+
+def _show_explanation(explanation: dict[str, Any]) -> None:
+    pair = explanation["pair"]
+    out.print(
+        f"{pair['pair_id']}  {pair['source']}, {pair['category']}, {pair['format']}, {pair['task']}", style="bold"
+    )
+    for side in ("query", "positive"):
+        text = pair[side]
+        out.print(f"{side}: {text[:500]}{' …' if len(text) > 500 else ''}", soft_wrap=True)
+    reason = explanation["reason"]
+    out.print(f"rejected: {reason} ({explanation['detail']})" if reason else "kept", style="bold")
+    rule, value = Column("rule", no_wrap=True), Column("value", justify="right")
+    table = Table(rule, "side", value, "bound", Column("verdict", no_wrap=True))
+    for finding in explanation["findings"]:
+        measured, threshold = finding["value"], finding["threshold"]
+        table.add_row(
+            finding["rule"],
+            finding["side"],
+            "" if measured is None else f"{measured:.4g}",
+            "" if threshold is None else f"{finding['bound']} {threshold:g}",
+            finding["verdict"],
+        )
+    out.print(table)
+    for finding in explanation["findings"]:
+        if finding["verdict"] == "fails":
+            out.print(f"{finding['rule']}: threshold from {finding['origin']}", soft_wrap=True)
+
+
+def show_dry_run(tried: "DryRun", as_json: bool) -> None:
+    """What each rule would drop of a sample, with examples."""
+    _print(asdict(tried), as_json, _show_dry_run)
+
+
+def _show_dry_run(tried: dict[str, Any]) -> None:
+    rows, kept, rejected = (f"{tried[key]:,}" for key in ("rows", "kept", "rejected"))
+    out.print(
+        f"{rows} of {tried['corpus_rows']:,} pairs: {kept} kept, {rejected} rejected; nothing written", style="bold"
+    )
+    table = Table("rule", *(Column(name, justify="right") for name in ("rejects", "share", "fails in all")))
+    for losses in tried["rules"]:
+        table.add_row(losses["rule"], f"{losses['first']:,}", f"{losses['share']:.2%}", f"{losses['fails']:,}")
+    out.print(table)
+    for losses in tried["rules"]:
+        for example in losses["examples"]:
+            out.print(
+                f"{losses['rule']} {example['detail']}  {example['source']} {example['pair_id'][:8]}", style="bold"
+            )
+            for side in ("query", "positive"):
+                out.print(f"  {side}: {' '.join(example[side].split())}", soft_wrap=True)

@@ -1,0 +1,140 @@
+"""Quality models as rules of the filter: the probability that a classifier gives a text's label.
+
+InternLM2 (arXiv 2403.17297, section 3.1.1) filters by classifiers of adverts, fluency, toxicity and pornography.
+Importing this module imports torch, so the filter does it only where a recipe has `classifiers:`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from scipy.special import expit, softmax
+from transformers import AutoModelForSequenceClassification
+
+from ..schemas.recipe import RecipeError
+from ..schemas.settings import ClassifierSettings, EncoderSettings
+from .corpus import fingerprint
+from .encoder import (
+    Encoder,
+    Layout,
+    ModelError,
+    TokenIds,
+    Vectors,
+    dimension,
+    embed,
+    find_model,
+    in_batches,
+    load_encoder,
+    padded,
+    read_json,
+    read_layout,
+    weights_fingerprint,
+)
+
+_SHOWN = 50
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model ready to judge.
+
+    `infer` gives the logits of a batch, one for each of `labels`; `exclusive` classes share one probability, others
+    have each their own.
+    """
+
+    encoder: Encoder
+    infer: Callable[[Encoder, TokenIds], Vectors]
+    labels: tuple[str, ...]
+    exclusive: bool
+
+
+def probabilities(texts: pl.Series, settings: ClassifierSettings, weights: str) -> pl.Series:
+    """The probability of the settings' label for each text, Float64: softmax, or sigmoid where classes don't exclude.
+
+    `weights` is `model_fingerprint`'s, by which a model is kept between calls.
+
+    Raises:
+        ModelError: no classifier can be read from the model's folder.
+        RecipeError: the model has no such label; lists those it has.
+    """
+    classifier = load(settings, weights)
+    place = label_place(settings.label, classifier.labels)
+    logits = in_batches(classifier.encoder, texts.to_arrow(), len(classifier.labels), classifier.infer)
+    found = softmax(logits, axis=1) if classifier.exclusive else expit(logits)
+    return pl.Series(found[:, place], dtype=pl.Float64)
+
+
+def load(settings: ClassifierSettings, weights: str) -> Classifier:
+    """The model of these settings, read once a process."""
+    encoder = EncoderSettings(model=settings.model, max_length=settings.max_length, batch_tokens=settings.batch_tokens)
+    return _load(encoder, weights)
+
+
+@cache
+def _load(settings: EncoderSettings, weights: str) -> Classifier:
+    """`weights` is there so that another model of the same name is read anew."""
+    folder = find_model(settings.model)
+    layout = read_layout(folder)
+    if layout.dense:
+        encoder, infer, several = load_encoder(settings), _dense, False
+        width = dimension(encoder)
+    elif _has_head(layout):
+        encoder, infer = load_encoder(settings, AutoModelForSequenceClassification), _head
+        width = int(encoder.model.config.num_labels)
+        several = encoder.model.config.problem_type == "multi_label_classification"
+    else:
+        raise ModelError(
+            f"{settings.model}: no classifier: expected a *ForSequenceClassification architecture in config.json, or "
+            "a SentenceTransformer folder whose last Dense has an output for each class"
+        )
+    names = _names(folder)
+    labels = tuple(names.get(place, f"LABEL_{place}") for place in range(width))
+    return Classifier(encoder, infer, labels, exclusive=width > 1 and not several)
+
+
+def label_place(label: str | int, labels: tuple[str, ...]) -> int:
+    """The place of a label that is given by name or by place. Raises RecipeError, listing the labels, if it is none."""
+    if label in labels:
+        return labels.index(str(label))
+    if isinstance(label, int) and 0 <= label < len(labels):
+        return label
+    near = get_close_matches(str(label), labels, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+    raise RecipeError(f"the model has no label {label!r}{hint}; its labels are {', '.join(labels[:_SHOWN])}{more}")
+
+
+def model_fingerprint(settings: ClassifierSettings) -> str:
+    """A hash of the weights and the names of the labels, never of the model's name. Raises ModelError."""
+    folder = find_model(settings.model)
+    return fingerprint(weights_fingerprint(folder), sorted(_names(folder).items()))
+
+
+def _names(folder: Path) -> dict[int, str]:
+    """The labels' names by place, as far as the folder gives any."""
+    files = (read_layout(folder).encoder / "config.json", folder / "config_sentence_transformers.json")
+    return {int(place): str(name) for file in files for place, name in read_json(file).get("id2label", {}).items()}
+
+
+def _has_head(layout: Layout) -> bool:
+    """Whether the encoder is a Hugging Face model with its own classification head."""
+    architectures: list[Any] = read_json(layout.encoder / "config.json").get("architectures") or []
+    return any(str(name).endswith("ForSequenceClassification") for name in architectures)
+
+
+@torch.inference_mode()
+def _head(encoder: Encoder, ids: TokenIds) -> Vectors:
+    """Logits of a model with a classification head, float32 [n, labels]."""
+    return np.asarray(encoder.model(**padded(encoder, ids)).logits.float().cpu().numpy())
+
+
+@torch.inference_mode()
+def _dense(encoder: Encoder, ids: TokenIds) -> Vectors:
+    """Logits of an encoder whose last dense layer has an output for each class, float32 [n, labels]."""
+    return np.asarray(embed(encoder, ids).cpu().numpy())
