@@ -4,10 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+CUT_STAGES = filter dedup score convert mine
+
+.PHONY: demo cut test check bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/conan demo demo
+
+cut: demo
+	rm -rf demo/cut
+	$(BIN)/conan sample demo/corpus demo/cut --rows 300
+	for stage in $(CUT_STAGES); do $(BIN)/conan $$stage demo/cut --set score.model=demo/corpus/model \
+		--set mine.model=demo/corpus/model || exit 1; done
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto

@@ -14,6 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,6 +25,8 @@ from ..schemas.recipe import Recipe, RecipeError, dump, load
 
 ROW_GROUP = 65_536
 """Rows of a row group at most (DESIGN §3)."""
+GROUP_BYTES = 32 << 20
+"""Ours: bytes of text with which a row group is full, however few its rows: stages hold a group in memory."""
 
 STAGES = ("ingest", "filter", "dedup", "score", "convert")
 FOLDERS = ("ingest", "filter", "dedup", "score", "convert/pretrain", "convert/retrieval", "convert/sts")
@@ -109,29 +114,31 @@ class _ParquetFile:
         self.sink = _HashingFile(self.temporary)
         self.writer = pq.ParquetWriter(self.sink, schema, compression="zstd")
         self.pending: list[pa.Table] = []
-        self.pending_rows = 0
-        self.rows = 0
+        self.sizes = np.zeros(0, np.int64)  # bytes of each pending row
 
     def write(self, table: pa.Table) -> None:
         table = table.select(self.schema.names).cast(self.schema)
         self.pending.append(table)
-        self.pending_rows += table.num_rows
-        self.rows += table.num_rows
-        while self.pending_rows >= ROW_GROUP:
-            self._write_group(ROW_GROUP)
+        self.sizes = np.concatenate([self.sizes, _row_bytes(table)])
+        while rows := self._full_group():
+            self._write_group(rows)
+
+    def _full_group(self) -> int:
+        """How many pending rows make a full group; 0 where they make none."""
+        rows = min(ROW_GROUP, int(np.searchsorted(np.cumsum(self.sizes), GROUP_BYTES)) + 1)
+        return rows if rows <= len(self.sizes) else 0
 
     def _write_group(self, rows: int) -> None:
         whole = pa.concat_tables(self.pending)
         # One chunk and one dictionary for each group, so that equal rows are equal bytes however they arrived.
         group = _with_fresh_dictionaries(whole.slice(0, rows).combine_chunks())
         self.writer.write_table(group, row_group_size=ROW_GROUP)
-        rest = whole.slice(rows)
-        self.pending, self.pending_rows = ([rest], rest.num_rows) if rest.num_rows else ([], 0)
+        self.pending, self.sizes = [whole.slice(rows)], self.sizes[rows:]
 
     def close(self, footer: Footer | None) -> None:
         """Write what is pending, the footer (its content hash filled in), and make the file durable."""
-        if self.pending_rows:
-            self._write_group(self.pending_rows)
+        if len(self.sizes):
+            self._write_group(len(self.sizes))
         if footer is not None:
             footer = footer.model_copy(update={"content": self.sink.hash.hexdigest()})
             self.writer.add_key_value_metadata({FOOTER_KEY: footer.model_dump_json().encode()})
@@ -160,6 +167,15 @@ def commit(temporary: Path, path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _row_bytes(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Bytes of text in each row, int64 [rows]."""
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    texts = [pl.col(pl.String).str.len_bytes(), pl.col(pl.List(pl.String)).list.join("").str.len_bytes()]
+    sizes = frame.select(texts).select(pl.sum_horizontal(pl.lit(0, pl.Int64), pl.all()))
+    return np.broadcast_to(sizes.to_series().to_numpy(), frame.height)
 
 
 def _with_fresh_dictionaries(table: pa.Table) -> pa.Table:

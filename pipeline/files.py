@@ -1,34 +1,38 @@
-"""From a glob to decoded text: listing, decompression, encodings. Damage is marked, never hidden."""
+"""From a glob to bytes: listing, archives, decompression within bounds, and the stretches that workers share."""
 
 import bz2
-import gzip
 import lzma
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-import charset_normalizer
 import fsspec
 import zstandard
 
-BROKEN = "\U0010ffff"
-"""Put around the byte offset of what could not be decoded; no text holds this noncharacter of its own right."""
-
-DAMAGED_SHARE = 0.1
-"""Ours: with more than this share undecodable (of non-ASCII lines, or characters) the encoding is another."""
+UNPACKED_RATIO = 200
+"""Ours: how many times its size a compressed file may unpack to; text seldom packs 30 times."""
+UNPACKED_FLOOR = 256 << 20
+"""Ours: bytes that any compressed file may unpack to."""
 
 _CHUNK = 1 << 20
+_SLICE = 512  # bytes that a decompressor is given at a time
+_BLOCK_OF_BZIP2 = 32  # two dozen bytes may stand for a block of 46 MB, 900,000 bytes of runs
+_MEMORY_OF_XZ = 256 << 20  # that a file may ask for; `xz -9` asks for 65 MB
+_PACKED = (".gz", ".zst", ".bz2", ".xz")
+_UNREADABLE = (OSError, RuntimeError, ValueError, ImportError, zipfile.BadZipFile)  # RuntimeError: a password
+_CUT = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile)
 
 
 class FileError(ValueError):
-    """A file that can't be read at all; `reason` is one word for the rejects."""
+    """A file that can't be read, or not further; `reason` is one word for the rejects."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, line: int | None = None) -> None:
         super().__init__(detail)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail, self.line = reason, detail, line
 
 
 @dataclass(frozen=True)
@@ -40,22 +44,46 @@ class SourceFile:
     version: str
 
 
-def list_files(globs: Sequence[str], exclude: Sequence[str] = ()) -> list[SourceFile]:
-    """The files that match any of the globs (paths or fsspec URIs) and none of `exclude`, sorted by path.
+@dataclass(frozen=True)
+class Stretch:
+    """What one task reads of a file: bytes from a line's start to a line's end, or row groups of a Parquet file."""
 
-    What can't be read (a link to nothing, a folder that is named as a file) is listed too: reading it tells why.
+    path: str
+    start: int = 0
+    end: int | None = None
+    first_line: int = 1
+    encoding: str | None = None  # where whoever cut the file has found it out
+
+    @property
+    def name(self) -> str:
+        """The path as it stands in rejects: the bytes of a file's name may be no text."""
+        return self.path.encode("utf-8", "backslashreplace").decode()
+
+
+def list_files(globs: Sequence[str], exclude: Sequence[str] = (), folders: bool = False) -> list[SourceFile]:
+    """The files (and folders) that match any of the globs (paths or fsspec URIs) and none of `exclude`, by path.
+
+    A .zip archive counts as the files in it. What can't be read (a link to nothing, a folder that is named as a file)
+    is listed too: reading it tells why.
     """
-    left_out = {path for pattern in exclude for path in _expand(pattern)}
-    found = {path: file for pattern in globs for path, file in _expand(pattern).items() if path not in left_out}
-    return [found[path] for path in sorted(found)]
+    left_out = {path for pattern in exclude for path in _expand(pattern, folders)}
+    listed = (item for pattern in globs for item in _expand(pattern, folders).items())
+    found = {path: file for path, file in listed if path not in left_out}
+    return [member for path in sorted(found) for member in _members(found[path])]
 
 
-def _expand(pattern: str) -> dict[str, SourceFile]:
+def file_at(path: str) -> SourceFile:
+    """A file by its path or URI."""
+    filesystem, name = fsspec.core.url_to_fs(path)
+    return SourceFile(path, filesystem.size(name) or 0, filesystem.ukey(name))
+
+
+def _expand(pattern: str, folders: bool) -> dict[str, SourceFile]:
     filesystem, path = fsspec.core.url_to_fs(pattern)
     names = filesystem.glob(path) if any(mark in path for mark in "*?[") else []
     if not names and filesystem.lexists(path):
         names = [path]
-    folders_too = "." in path.rpartition("/")[2]
+    folders_too = folders or "." in path.rpartition("/")[2]
     files = {}
     for name in names:
         try:
@@ -63,134 +91,147 @@ def _expand(pattern: str) -> dict[str, SourceFile]:
         except OSError:
             info, version = {"type": "link", "size": 0}, "unreadable"
         if info["type"] != "directory" or folders_too:
-            uri = filesystem.unstrip_protocol(name).removeprefix("file://")
+            uri = pattern if "::" in pattern else filesystem.unstrip_protocol(name).removeprefix("file://")
             files[name] = SourceFile(uri, info["size"] or 0, version)
     return files
 
 
-def read_text(path: str, declared: str | None = None) -> tuple[str, str, str | None]:
-    """A file's text (lines end in \\n), its encoding, and what cut it short (None where it is whole).
+def _members(file: SourceFile) -> list[SourceFile]:
+    """The files of an archive, named as fsspec chains URIs; they are read in place, nothing is unpacked to disk."""
+    if not file.path.lower().endswith(".zip") or "::" in file.path:
+        return [file]
+    try:
+        with fsspec.open(file.path, "rb") as opened, zipfile.ZipFile(opened) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+    except _UNREADABLE:
+        return [file]
+    return [
+        SourceFile(f"zip://{member.filename}::{file.path}", member.compress_size, f"{file.version} {member.CRC}")
+        for member in members
+    ] or [file]
 
-    A compressed file that breaks off yields what came before the break. Lines that don't decode hold the marker BROKEN
-    around their byte offset.
 
-    Raises:
-        FileError: unreadable, not the compression its ending says, not in the declared encoding.
-    """
+def is_packed(path: str) -> bool:
+    """Whether a file is compressed, and so can be read from its start only."""
+    return "::" in path or PurePosixPath(path).suffix.lower() in (*_PACKED, ".zip")
+
+
+@contextmanager
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """A file's own bytes. Raises FileError where there are none to be had."""
     try:
         with fsspec.open(path, "rb") as file:
-            data, problem = _decompress(file, path)
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: an archive with a password
+            yield file
+    except FileError:
+        raise
+    except _UNREADABLE as error:
         raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
-    if problem and not data:
-        raise FileError("truncated", problem)
-    text, encoding = decode(data, declared)
-    text = text.replace("\r\n", "\n")
-    return text if "\n" in text else text.replace("\r", "\n"), encoding, problem
 
 
-def _decompress(file: IO[bytes], path: str) -> tuple[bytes, str | None]:
-    ending = PurePosixPath(path).suffix.lower()
-    stream: Any
-    if ending == ".gz":
-        stream = gzip.GzipFile(fileobj=file)
-    elif ending == ".zst":
-        stream = _ZstdFile(file)
-    elif ending == ".bz2":
-        stream = bz2.BZ2File(file)
-    elif ending == ".xz":
-        stream = lzma.LZMAFile(file)  # noqa: SIM115
-    elif ending == ".zip":
-        archive = zipfile.ZipFile(file)
-        members = [member for member in archive.infolist() if not member.is_dir()]
-        if len(members) != 1:
-            raise FileError("unreadable", f"expected one file in the archive, found {len(members)}")
-        stream = archive.open(members[0])
-    else:
-        return file.read(), None
-    parts = []
-    try:
-        while part := stream.read1(_CHUNK):  # `read` would lose what it has when it comes to the break
-            parts.append(part)
-    except (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile) as error:
-        return b"".join(parts), f"breaks off after {sum(map(len, parts)):,} bytes: {error}"
-    return b"".join(parts), None
-
-
-class _ZstdFile:
-    """Zstandard frames one after the other; unlike the library's own reader it tells a frame that breaks off."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.frame: Any = None
-        self.rest = b""
-
-    def read1(self, size: int) -> bytes:
-        while packed := self.rest or self.file.read(size):
-            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
-            unpacked: bytes = self.frame.decompress(packed)
-            self.rest = self.frame.unused_data
-            if self.frame.eof:
-                self.frame = None
-            if unpacked:
-                return unpacked
-        if self.frame is not None:
-            raise EOFError("the last frame is not whole")
-        return b""
-
-
-def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
-    """Text and encoding of a file's bytes; without a byte order mark.
+def read_chunks(stretch: Stretch) -> Iterator[bytes]:
+    """The bytes of a stretch, unpacked, about a megabyte at a time.
 
     Raises:
-        FileError: too many lines are not in the declared encoding; names the first offset and a likelier encoding.
+        FileError: unreadable, not the compression its ending says, cut short, or unpacking without end; what came
+            before is given first.
     """
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if data.startswith(mark) and declared is None:
-            declared = encoding
-    encoding = declared or detect(data)
+    member, _, archive = stretch.path.rpartition("::")
+    with opened(archive if member.startswith("zip://") else stretch.path) as file:
+        if not is_packed(stretch.path):
+            file.seek(stretch.start)
+            yield from _slices(file, None if stretch.end is None else stretch.end - stretch.start)
+            return
+        packed = _CountingFile(file)
+        if member.startswith("zip://"):
+            with zipfile.ZipFile(packed) as archive_file, archive_file.open(member.removeprefix("zip://")) as inside:
+                inside.MIN_READ_SIZE = _SLICE  # type: ignore[attr-defined]
+                yield from _bounded(_unpacked(inside, member), packed)
+        else:
+            yield from _bounded(_unpacked(packed, stretch.path.partition("::")[0]), packed)
+
+
+def _bounded(pieces: Iterator[bytes], packed: "_CountingFile") -> Iterator[bytes]:
+    """Pieces together, as long as they don't grow out of all proportion to what was taken from `packed`."""
+    parts: list[bytes] = []
+    size = total = 0
+    damage = None
     try:
-        return data.decode(encoding).removeprefix("\ufeff"), encoding
-    except LookupError as error:
-        raise FileError("encoding", f"unknown encoding {encoding!r}; try utf-8, gb18030 or big5") from error
-    except UnicodeDecodeError as error:
-        lines = data.split(b"\n")
-        foreign = sum(not line.isascii() for line in lines)
-        text, broken = _decode_lines(lines, encoding)
-        likely = detect(data)
-        flawless = likely != encoding and not _damage(data.decode(likely, "replace"))
-        if broken > DAMAGED_SHARE * foreign + 1 or flawless or encoding.startswith("utf-16"):
-            hint = f"; it looks like {likely}" if likely != encoding else ""
-            raise FileError("encoding", f"not {encoding} at byte {error.start:,}{hint}") from error
-        return text.removeprefix("\ufeff"), encoding
+        for piece in pieces:
+            parts.append(piece)
+            size += len(piece)
+            if size < _CHUNK:
+                continue
+            total += size
+            if total > max(UNPACKED_FLOOR, UNPACKED_RATIO * packed.taken):
+                detail = (
+                    f"unpacks to more than {UNPACKED_RATIO} times its size; unpack it yourself if it can be trusted"
+                )
+                raise FileError("too_large", detail)
+            yield b"".join(parts)
+            parts, size = [], 0
+    except _CUT as error:
+        damage = error
+    if size:
+        yield b"".join(parts)
+    if damage:
+        after = f"after {total + size:,} bytes" if total + size else "before its first byte, if it is packed so at all"
+        raise FileError("truncated", f"breaks off {after}: {damage}") from damage
 
 
-def _decode_lines(lines: list[bytes], encoding: str) -> tuple[str, int]:
-    decoded, offset, broken = [], 0, 0
-    for line in lines:
-        try:
-            decoded.append(line.decode(encoding))
-        except UnicodeDecodeError as error:
-            broken += 1
-            position = offset + error.start
-            decoded.append(f"{BROKEN}{position}{BROKEN}" + line.decode(encoding, errors="replace"))
-        offset += len(line) + 1
-    return "\n".join(decoded), broken
+def _slices(file: IO[bytes], left: int | None) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK if left is None else min(_CHUNK, left)):
+        yield chunk
+        left = None if left is None else left - len(chunk)
 
 
-def detect(data: bytes) -> str:
-    """The encoding of Chinese text: UTF-8 where it fits, else the likelier of GB18030 and Big5."""
-    head = data[: 4 * _CHUNK]
-    damage = {encoding: _damage(head.decode(encoding, "replace")) for encoding in ("utf-8", "gb18030", "big5")}
-    if damage["utf-8"] <= max(DAMAGED_SHARE, min(damage.values())):
-        return "utf-8"
-    if damage["gb18030"] == damage["big5"]:
-        best = charset_normalizer.from_bytes(head[:65_536], cp_isolation=["gb18030", "big5"]).best()
-        return best.encoding if best else "gb18030"
-    return "gb18030" if damage["gb18030"] < damage["big5"] else "big5"
+class _CountingFile:
+    """A file that counts what was taken from it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.taken = file, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.file.read(size)
+        self.taken += len(data)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
 
 
-def _damage(text: str) -> float:
-    """The share of replacement characters in a text's non-ASCII characters."""
-    foreign = len(text) - len(text.encode("ascii", "ignore"))
-    return text.count("\ufffd") / foreign if foreign else 0.0
+def _unpacked(file: Any, path: str) -> Iterator[bytes]:
+    match PurePosixPath(path).suffix.lower():
+        case ".gz":
+            return _streams(file, lambda: zlib.decompressobj(zlib.MAX_WBITS | 16))
+        case ".zst":
+            return _streams(file, lambda: zstandard.ZstdDecompressor().decompressobj())
+        case ".bz2":
+            return _streams(file, bz2.BZ2Decompressor, _BLOCK_OF_BZIP2)
+        case ".xz":
+            return _streams(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _MEMORY_OF_XZ))
+        case ".zip":
+            raise FileError("unreadable", "no zip archive that can be read, or an empty one")
+        case _:  # a member of an archive that is not packed once more
+            return iter(lambda: file.read1(_SLICE), b"")
+
+
+def _streams(file: IO[bytes], start: Callable[[], Any], some: int = _SLICE) -> Iterator[bytes]:
+    """What streams one after the other unpack to, zeros between them left out; one that breaks off is told.
+
+    A decompressor that comes to a break gives nothing of what it was called with, so it is given little.
+    """
+    stream, begun = start(), False
+    while packed := file.read(_CHUNK):
+        at, begun = 0, True
+        while at < len(packed):
+            if stream is None and packed[at] == 0:
+                at += 1
+                continue
+            stream = stream or start()
+            yield stream.decompress(packed[at : at + some])
+            at += some
+            if stream.eof:
+                at = min(at, len(packed)) - len(stream.unused_data)
+                stream = None
+    if begun and stream is not None:
+        raise EOFError("the last stream is not whole")

@@ -1,7 +1,7 @@
 """conan ingest: files of any shape to pairs, with a reason for everything that did not become one."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import duckdb
@@ -14,12 +14,12 @@ from ..schemas.settings import EvaluationSet, Source
 from . import readers
 from .corpus import ShardWriter, committed, fingerprint, read_footer
 from .engine import Engine, Summary, Task, made, run_stage
-from .files import SourceFile, list_files
-from .text import normalise
+from .files import SourceFile, Stretch, list_files
+from .projection import project, unfit
+from .stretches import parts, source_files
+from .text import normalise, simplify
 
-VERSION = 1
-PART_BYTES = 64 << 20
-"""Ours: bytes of source files (as they lie on disk) that make one shard."""
+VERSION = 2
 
 
 def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
@@ -31,7 +31,7 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     """
     if not recipe.sources:
         raise RecipeError("the recipe has no `sources:`; nothing to ingest")
-    files = {source.name: list_files(source.files, source.exclude) for source in recipe.sources}
+    files = {source.name: source_files(source, source.files) for source in recipe.sources}
     empty = [source for source in recipe.sources if not files[source.name]]
     if len(empty) == len(recipe.sources):
         raise RecipeError(
@@ -39,14 +39,15 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
             "`variables:`"
         )
     tasks = [
-        Task((source, [file.path for file in part]), _fingerprint(source, part))
+        Task((source, part), _fingerprint(source, part, files[source.name]))
         for source in recipe.sources
-        for part in _parts(files[source.name])
+        for part in parts(source, files[source.name])
     ]
     summary = run_stage(corpus, "ingest", ingest_part, tasks, engine)
     summary.notes["empty sources"] = [f"{source.name}: no file matches {', '.join(source.files)}" for source in empty]
     summary.notes["empty sources"] += _barren(corpus, "ingest", tasks)
     summary.notes["empty sources"] += _ingest_evaluation(corpus, recipe.evaluation, engine)
+    summary.notes["absent columns"] = _absent(corpus, tasks)
     return summary
 
 
@@ -57,13 +58,14 @@ def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engi
     """
     tasks, empty = [], []
     for one in sets:
-        files, passages = list_files(one.files, one.exclude), list_files(one.passages)
+        files, passages = source_files(one, one.files), source_files(one, one.passages)
         for globs, found in ((one.files, files), (one.passages, passages)):
             if globs and not found:
                 empty.append(f"{one.name} (evaluation): no file matches {', '.join(globs)}")
         if files:
-            paths = [file.path for file in files], [file.path for file in passages]
-            tasks.append(Task((one, *paths), _fingerprint(one, [*files, *passages])))
+            whole = [Stretch(file.path) for file in files], [Stretch(file.path) for file in passages]
+            decided_by = _fingerprint(one, [*whole[0], *whole[1]], [*files, *passages])
+            tasks.append(Task((one, *whole), decided_by))
     if tasks or committed(corpus, "evaluation"):
         run_stage(corpus, "evaluation", ingest_evaluation_set, tasks, engine)
     return empty + _barren(corpus, "evaluation", tasks)
@@ -78,166 +80,87 @@ def _barren(corpus: Path, folder: str, tasks: Sequence[Task]) -> list[str]:
     return [f"{name}: no pair in its files; {folder}/rejected says why" for name, rows in pairs.items() if not rows]
 
 
-def _fingerprint(source: Source, files: Sequence[SourceFile]) -> str:
+def _absent(corpus: Path, tasks: Sequence[Task]) -> list[str]:
+    """The columns that the SQL of a source names and none of its rows has: NULL everywhere, perhaps misspelt."""
+    place = made(corpus, "ingest", tasks)
+    rows: Counter[str] = Counter()
+    absent: Counter[tuple[str, str]] = Counter()
+    for task in tasks:
+        name, footer = task.arguments[0].name, read_footer(place[task.fingerprint])
+        rows[name] += footer.rows_in
+        absent.update({(name, column): lacking for column, lacking in footer.notes.get("absent_columns", {}).items()})
+    return [f"{name}: no file has {column}" for (name, column), lacking in absent.items() if lacking == rows[name]]
+
+
+def _fingerprint(source: Source, stretches: Sequence[Stretch], files: Sequence[SourceFile]) -> str:
+    versions = {file.path: file.version for file in files}
     settings = source.model_dump(mode="json", exclude={"priority", "licence", "label_range"})
-    files = [*files, *list_files(list(source.join.values()))]
-    return fingerprint("ingest", VERSION, settings, [(file.path, file.size, file.version) for file in files])
+    joined = [(file.path, file.version) for file in list_files(list(source.join.values()))]
+    read = [(part.path, part.start, part.end, versions[part.path]) for part in stretches]
+    return fingerprint("ingest", VERSION, settings, read, joined)
 
 
-def _parts(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
-    """Files packed in order into parts of about PART_BYTES."""
-    part: list[SourceFile] = []
-    size = 0
-    for file in files:
-        if part and size + file.size > PART_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(file)
-        size += file.size
-    if part:
-        yield part
-
-
-def ingest_part(source: Source, paths: Sequence[str], fingerprint: str, shard: Path) -> None:
+def ingest_part(source: Source, stretches: Sequence[Stretch], fingerprint: str, shard: Path) -> None:
     """One shard: the pairs of some files of a source, and their rejects."""
     with ShardWriter(
         shard, PAIR, REJECTED_AT_INGEST, stage="ingest", version=VERSION, fingerprint=fingerprint
     ) as writer:
-        _ingest_files(source, paths, writer)
+        _ingest_stretches(source, stretches, writer)
 
 
 def ingest_evaluation_set(
-    source: EvaluationSet, paths: Sequence[str], passages: Sequence[str], fingerprint: str, shard: Path
+    source: EvaluationSet, stretches: Sequence[Stretch], passages: Sequence[Stretch], fingerprint: str, shard: Path
 ) -> None:
     """One evaluation set as a shard."""
     with ShardWriter(
         shard, PAIR, REJECTED_AT_INGEST, stage="evaluation", version=VERSION, fingerprint=fingerprint
     ) as writer:
-        _ingest_files(source, paths, writer)
+        _ingest_stretches(source, stretches, writer)
         if passages:
-            _ingest_files(source.model_copy(update={"meta": "{'passage_only': true}"}), passages, writer)
+            _ingest_stretches(source.model_copy(update={"meta": "{'passage_only': true}"}), passages, writer)
 
 
-def _ingest_files(source: Source, paths: Sequence[str], writer: ShardWriter) -> None:
+def _ingest_stretches(source: Source, stretches: Sequence[Stretch], writer: ShardWriter) -> None:
+    absent: Counter[str] = Counter(writer.notes.get("absent_columns", {}))
     with readers.sandbox() as connection:
-        problems = readers.read(connection, source, paths)
-        try:
-            readers.read_joined(connection, source)
-            pairs, bad = _judge(connection, source, _project(connection, source))
-        except (duckdb.Error, readers.SourceError, UnicodeDecodeError) as error:
-            # The recipe's SQL does not fit these files: nothing is lost, every row says why it stayed out.
-            names = [name for name in connection.sql("FROM rows").columns if name not in ("_row", "_file", "_line")]
-            detail = f"source {source.name}: {str(error).strip()} Columns there are: {', '.join(names) or 'none'}"
-            rows = connection.sql(f"SELECT {_REJECTED_ROW} FROM rows").pl()
-            pairs, bad = None, rows.drop("_row").with_columns(reason=pl.lit("projection"), detail=pl.lit(detail))
-    problems = pl.concat([problems, bad])
-    if pairs is not None and not pairs.is_empty():
-        writer.received(pairs.height)
-        writer.keep(_pairs(source, pairs))
-    if not problems.is_empty():
-        writer.received(problems.height)
-        writer.reject(_rejects(source, problems))
+        unjoined = _join(connection, source)
+        for problems in readers.read(connection, source, stretches):
+            try:
+                if unjoined:
+                    raise unjoined
+                pairs, bad, missing = project(connection, source)
+            except (duckdb.Error, readers.SourceError, UnicodeDecodeError) as error:
+                pairs, bad, missing = None, unfit(connection, source, error), []
+            problems = pl.concat([problems, bad])
+            rows = problems.height + (0 if pairs is None else pairs.height)
+            writer.received(rows)
+            absent.update(dict.fromkeys(missing, rows))
+            if pairs is not None and not pairs.is_empty():
+                writer.keep(_pairs(source, pairs))
+            if not problems.is_empty():
+                writer.reject(_rejects(source, problems))
+    if absent:
+        writer.notes["absent_columns"] = dict(absent)
 
 
-_REJECTED_ROW = "_row, _file AS file, _line AS line, CAST(to_json(rows) AS VARCHAR) AS record"
-
-
-def _project(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
-    """The pair's columns of every selected row; where SQL gives NULL, NULL.
-
-    Rows of the file that `select` makes no row of are there too, with `no_pair` true.
-    """
-    select = f"{source.select}, rows.*" if source.select and not source.from_ else source.select or "*"
-    connection.execute(f"CREATE VIEW selected AS SELECT {select} FROM {source.from_ or 'rows'}")
-    has_place = "_row" in connection.sql("FROM selected").columns
-    place = "_row, _file, _line" if has_place else "NULL AS _row, NULL AS _file, NULL AS _line"
-    negatives = source.negatives or _own(connection, "negatives", "[]")
-    kind = _kind(connection, negatives)
-    if not kind.endswith("]") and kind not in ("JSON", '"NULL"', "NULL"):
-        raise readers.SourceError(f"negatives: expected a list of strings, found {kind}.")
-    own_meta = _own(connection, "meta", "{}")
-    columns = {
-        "query": _text(connection, source.query),
-        "positive": _text(connection, source.positive),
-        "negatives": f"TRY_CAST({_guarded(connection, negatives)} AS VARCHAR[])",
-        "label": f"TRY_CAST({_guarded(connection, source.label or 'NULL')} AS FLOAT)",
-        "meta": f"CAST({_guarded(connection, f'to_json({source.meta or own_meta})')} AS VARCHAR)",
-    }
-    values = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
-    where = f"WHERE {source.where}" if source.where else ""
-    projected: pl.DataFrame = connection.sql(f"SELECT {place}, {values}, false AS no_pair FROM selected {where}").pl()
-    if has_place:
-        unused = connection.sql("SELECT _row, _file, _line FROM rows ANTI JOIN selected USING (_row)").pl()
-        projected = pl.concat([projected, unused.with_columns(no_pair=pl.lit(True))], how="diagonal")
-    return projected
-
-
-def _guarded(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
-    """The expression with NULL where it fails on a row; as it is where DuckDB can't guard it (a subquery)."""
-    guarded = f"TRY({expression})"
+def _join(connection: duckdb.DuckDBPyConnection, source: Source) -> readers.SourceError | None:
     try:
-        connection.sql(f"SELECT {guarded} FROM selected LIMIT 0")
-    except duckdb.BinderException:
-        return f"({expression})"
-    return guarded
-
-
-def _text(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
-    """An expression as text; of a JSON value its content, not its quoted form."""
-    guarded = _guarded(connection, expression)
-    return f"{guarded} ->> '$'" if _kind(connection, guarded) == "JSON" else f"CAST({guarded} AS VARCHAR)"
-
-
-def _kind(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
-    return str(connection.sql(f"SELECT {expression} AS value FROM selected LIMIT 0").types[0])
-
-
-def _own(connection: duckdb.DuckDBPyConnection, column: str, otherwise: str) -> str:
-    """What a shape brings where the recipe gives no SQL."""
-    return column if column in connection.sql("FROM selected").columns else f"'{otherwise}'::JSON"
-
-
-def _judge(
-    connection: duckdb.DuckDBPyConnection, source: Source, projected: pl.DataFrame
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Split projected rows into pairs and rejects."""
-    reason = (
-        pl.when(pl.col("no_pair"))
-        .then(pl.lit("no_pair"))
-        .when(pl.col("query").is_null())
-        .then(pl.lit("no_query"))
-        .when(pl.col("positive").is_null())
-        .then(pl.lit("no_positive"))
-        .when(pl.lit(source.task == "sts") & ~pl.col("label").is_finite().fill_null(False))
-        .then(pl.lit("no_label"))
-    )
-    judged = projected.with_columns(reason=reason)
-    bad = judged.filter(pl.col("reason").is_not_null())
-    connection.register("bad", bad.select(pl.col("_row").cast(pl.Int64)).to_arrow())
-    rows = connection.sql(f"SELECT {_REJECTED_ROW} FROM rows SEMI JOIN bad USING (_row)").pl()
-    rejects = bad.select(pl.col("_row").cast(pl.Int64), "query", "positive", "label", "meta", "reason").join(
-        rows.with_columns(pl.col("_row").cast(pl.Int64)), on="_row", how="left", maintain_order="left"
-    )
-    return judged.filter(pl.col("reason").is_null()), rejects.select(
-        pl.col("file").fill_null(""),  # `from:` left the row's place out
-        "line",
-        pl.coalesce("record", pl.struct("query", "positive", "label", "meta").struct.json_encode()),
-        "reason",
-        detail=pl.when(pl.col("reason") == "no_pair")
-        .then(pl.lit("`select` makes no row of it"))
-        .otherwise(pl.lit("the recipe's SQL gave NULL here")),
-    )
+        readers.read_joined(connection, source)
+    except readers.SourceError as error:
+        return error
+    return None
 
 
 def _pairs(source: Source, frame: pl.DataFrame) -> pa.Table:
+    clean = _clean(source)
     named = frame.select(
         source=pl.lit(source.name),
         category=pl.lit(source.category),
         format=pl.lit(source.format),
         task=pl.lit(source.task),
-        query=normalise(pl.col("query")),
-        positive=normalise(pl.col("positive")),
-        negatives=_normalised_lists(frame["negatives"]),
+        query=clean(pl.col("query")),
+        positive=clean(pl.col("positive")),
+        negatives=_clean_lists(frame["negatives"], clean),
         label=pl.col("label").cast(pl.Float32),
         meta=pl.col("meta").fill_null("{}"),
     )
@@ -249,12 +172,16 @@ def _pairs(source: Source, frame: pl.DataFrame) -> pa.Table:
         ).to_arrow_table()
 
 
-def _normalised_lists(lists: pl.Series) -> pl.Series:
-    """Normalise the texts of lists; empty ones and nulls are left out."""
+def _clean(source: Source) -> Callable[[pl.Expr], pl.Expr]:
+    return (lambda column: simplify(normalise(column))) if source.simplify else normalise
+
+
+def _clean_lists(lists: pl.Series, clean: Callable[[pl.Expr], pl.Expr]) -> pl.Series:
+    """Clean the texts of lists; empty ones and nulls are left out."""
     frame = pl.DataFrame({"row": pl.arange(len(lists), eager=True), "text": lists.cast(pl.List(pl.String))})
     texts = (
         frame.explode("text")
-        .with_columns(normalise(pl.col("text")))
+        .with_columns(clean(pl.col("text")))
         .filter(pl.col("text").is_not_null() & (pl.col("text") != ""))
         .group_by("row", maintain_order=True)
         .agg("text")

@@ -1,28 +1,30 @@
-"""From the files of a source to rows in DuckDB: the table `rows`, and `problems` for what never became a row.
+"""From the files of a source to rows in DuckDB, a batch at a time: the table `rows`, and what never became a row.
 
 Files are decoded before DuckDB sees them, so its connection needs no access to any file: the recipe's SQL runs in a
 database that holds the source's own rows and nothing else (external access off, configuration locked).
 """
 
-import json
-import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import duckdb
-import fsspec
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..schemas.settings import Source
-from .files import BROKEN, FileError, read_text
+from .arrow_folder import read_arrow
+from .documents import read_json, structure_of
+from .encodings import BROKEN, decoded, read_blocks, read_text
+from .files import FileError, Stretch, opened, read_chunks
+from .pages import read_html, read_warc
+from .records import LINE, LONGEST_RECORD, lines
 from .shapes import statement
-from .tables import LINE, LONGEST_RECORD, distinct, lines_of, no_problems, problem, table
+from .tables import Frames, distinct, fitting, no_problems, problem, read_table
 
 RECORD_SHAPES = ("alpaca", "sharegpt", "messages", "squad", "triples")
-DEEPEST_RECORD = 100
-"""Ours: levels of JSON; DuckDB's json_structure ends at 128 and takes its database with it."""
+
+BATCH = 4 << 20
+"""Ours: bytes of rows that DuckDB works on at a time."""
 
 _MARK = f"{BROKEN}(\\d+){BROKEN}"
 
@@ -48,109 +50,204 @@ def sandbox() -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def read(connection: duckdb.DuckDBPyConnection, source: Source, paths: Sequence[str]) -> pl.DataFrame:
-    """Make the table `rows(_row, _file, _line, …)` from files; returns what was no row, with file, line and reason."""
-    problems = [no_problems()]
-    frames: list[pl.DataFrame] = []
-    texts: list[tuple[str, str]] = []
-    for path in paths:
-        name = path.encode("utf-8", "backslashreplace").decode()  # the bytes of a file's name may be no text
-        try:
-            if source.read == "parquet":
-                frames = [_beside(frames, _parquet(path, name))]
-                continue
-            text, _, cut = read_text(path, source.encoding)
-            if cut:
-                problems.append(problem(name, None, None, "truncated", cut))
-            if source.read in ("csv", "tsv", "text", "markdown"):
-                frame, bad = _table(name, text, source)
-                frames.append(frame)
-                problems.append(bad)
-            else:
-                texts.append((name, _mark_lone_surrogates(text)))
-        except FileError as error:
-            problems.append(problem(name, None, None, error.reason, error.detail))
-    if texts:
-        frame, bad = _records(connection, texts, source)
-        frames.append(frame)
-        problems.append(bad)
-    rows = pl.concat(frames, how="diagonal") if frames else pl.DataFrame(schema=LINE)
-    if source.read != "parquet":
-        rows, broken = _without_broken(rows)
-        problems.append(broken)
-    connection.register("frame", rows.with_row_index("_row").to_arrow())
-    problems.append(_make_rows(connection, source))
-    connection.unregister("frame")
-    return pl.concat(problems).with_columns(pl.col("record").str.replace_all(_MARK, ""))
+def read(connection: duckdb.DuckDBPyConnection, source: Source, stretches: Sequence[Stretch]) -> Iterator[pl.DataFrame]:
+    """Make `rows(_row, _file, _line, …)`, a view of the table `batch`, anew for each batch of a source's rows.
+
+    Yields what was no row, with file, line and reason, while the rows of the same batch are there.
+    """
+    structure = None
+    if source.read in ("json", "jsonl") and not source.options.whole:
+        structure = structure_of(connection, _records(connection, source, stretches))
+    number = 0
+    for frame, problems in _batches(connection, source, stretches):
+        connection.register("frame", frame.with_row_index("_row", number).to_arrow())
+        number += frame.height
+        barren = _make_batch(connection, source, structure)
+        connection.execute("CREATE OR REPLACE VIEW rows AS FROM batch")
+        connection.unregister("frame")
+        yield _with_offsets(pl.concat([problems, barren]))
+
+
+def _with_offsets(problems: pl.DataFrame) -> pl.DataFrame:
+    """Problems as they are rejected: where bytes are no text, that is the reason, whatever else came of it."""
+    broken = pl.col("record").str.contains(_MARK).fill_null(False)
+    return problems.with_columns(
+        record=pl.col("record").str.replace_all(_MARK, ""),
+        reason=pl.when(broken).then(pl.lit("encoding")).otherwise("reason"),
+        detail=pl.when(broken)
+        .then(pl.format("no text at offset {}", pl.col("record").str.extract(_MARK)))
+        .otherwise("detail"),
+    )
+
+
+def _records(
+    connection: duckdb.DuckDBPyConnection, source: Source, stretches: Sequence[Stretch]
+) -> Iterator[pl.DataFrame]:
+    return (frame for frame, _ in _batches(connection, source, stretches))
 
 
 def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
     """Make a table of the lines of each file in the source's `join:`. Raises SourceError where it can't be read."""
     for name, path in source.join.items():
         try:
-            text, _, _ = read_text(path)
+            frames = [_without_broken(fitting(frame)[0])[0] for frame in lines(read_blocks(Stretch(path)), path)]
         except FileError as error:
             raise SourceError(f"join {name}: {path}: {error}") from error
-        lines, _ = _without_broken(lines_of(path, text)[0])
-        connection.register("joined", lines.select(line="text", line_number="_line").to_arrow())
+        joined = pl.concat([pl.DataFrame(schema=LINE), *frames]).select(line="text", line_number="_line")
+        connection.register("joined", joined.to_arrow())
         connection.execute(f'CREATE TABLE "{name}" AS FROM joined')
         connection.unregister("joined")
 
 
-def _make_rows(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
-    """The table `rows`; returns the records of which a shape makes no row."""
-    if source.read in ("csv", "tsv", "text", "parquet"):
-        connection.execute("CREATE TABLE rows AS FROM frame")
-        return no_problems()
+def _batches(connection: duckdb.DuckDBPyConnection, source: Source, stretches: Sequence[Stretch]) -> Iterator[Frames]:
+    """Rows and problems of about BATCH bytes; small files share a batch."""
+    frames: list[pl.DataFrame] = []
+    problems: list[pl.DataFrame] = []
+    size = 0.0
+    for frame, bad in (found for stretch in stretches for found in _frames(connection, source, stretch)):
+        frame, broken = _without_broken(frame)
+        frames.append(frame)
+        problems += [bad, broken]
+        size += frame.estimated_size() + bad.estimated_size()
+        if size >= BATCH or source.read in ("parquet", "hf"):  # whose columns may have other types in the next file
+            yield pl.concat(frames, how="diagonal"), pl.concat(problems)
+            frames, problems, size = [], [], 0.0
+    if frames:
+        yield pl.concat(frames, how="diagonal"), pl.concat(problems)
+
+
+def _frames(connection: duckdb.DuckDBPyConnection, source: Source, stretch: Stretch) -> Iterator[Frames]:
+    """The rows of one stretch, and its problems; where it can't be read further, that is the last problem."""
+    try:
+        match source.read:
+            case "csv":
+                yield from read_table(stretch, source.encoding, source.options, ",", '"')
+            case "tsv":
+                yield from read_table(stretch, source.encoding, source.options, "\t", "")
+            case "text":
+                for frame in lines(read_blocks(stretch, source.encoding), stretch.name):
+                    good, bad = fitting(frame)
+                    yield good.rename({"text": "line"}).with_columns(line_number="_line"), bad
+            case "markdown":
+                yield _document(stretch, source)
+            case "parquet":
+                yield from _parquet(stretch)
+            case "hf":
+                with opened(stretch.path) as file:
+                    for table in read_arrow(file, stretch.name):
+                        yield _frame(table), no_problems()
+            case "warc":
+                yield from read_warc(read_chunks(stretch), stretch.name, source.encoding)
+            case "html":
+                yield from read_html(read_chunks(stretch), stretch.name, source.encoding)
+            case _:
+                yield from read_json(connection, stretch, source)
+    except FileError as error:
+        nothing = pl.DataFrame(schema=LINE)
+        if source.read not in (*RECORD_SHAPES, "json", "jsonl", "markdown"):
+            nothing = nothing.drop("text")  # the others would get a column of that name
+        yield nothing, problem(stretch.name, error.line, None, error.reason, error.detail)
+
+
+def _document(stretch: Stretch, source: Source) -> Frames:
+    text, cut = read_text(stretch.path, source.encoding)
+    whole = pl.DataFrame({"_file": [stretch.name], "_line": [1], "text": [text]}, LINE)
+    cuts = problem(stretch.name, None, None, "truncated", cut) if cut else no_problems()
+    if not text.strip():
+        return whole, cuts  # a row without a title, and so told
+    good, bad = fitting(whole)
+    return good, pl.concat([bad, cuts])
+
+
+def _parquet(stretch: Stretch) -> Iterator[Frames]:
+    line = stretch.first_line
+    try:
+        with opened(stretch.path) as opened_file, pq.ParquetFile(opened_file) as file:
+            groups = range(stretch.start, file.num_row_groups if stretch.end is None else stretch.end)
+            for batch in file.iter_batches(batch_size=_rows_of(file), row_groups=groups):
+                table = pa.Table.from_batches([batch])
+                table = table.rename_columns(distinct(table.column_names))
+                frame = _frame(_checked(table)).with_columns(
+                    _file=pl.lit(stretch.name), _line=pl.int_range(line, line + table.num_rows, dtype=pl.Int64)
+                )
+                line += table.num_rows
+                yield frame, no_problems()
+    except (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """The table, with the offset between BROKEN for what is no UTF-8 in its texts: nothing else checks a writer's word.
+
+    Raises:
+        pa.ArrowInvalid: there is more wrong with it.
+    """
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid:
+        for place, field in enumerate(table.schema):
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                values = table.column(place).cast(pa.large_binary()).to_pylist()
+                texts = [value if value is None else decoded(value, "utf-8", 0).decode() for value in values]
+                table = table.set_column(place, field.name, pa.array(texts, pa.large_string()))
+        table.validate(full=True)
+    return table
+
+
+def _rows_of(file: pq.ParquetFile) -> int:
+    """How many rows make a batch, by the sizes that the file tells."""
+    metadata = file.metadata
+    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return int(max(1, min(65_536, BATCH * metadata.num_rows // max(1, size))))
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _make_batch(connection: duckdb.DuckDBPyConnection, source: Source, structure: str | None) -> pl.DataFrame:
+    """The table `batch` of the registered `frame`; returns the records of which a shape makes no row."""
     if source.read == "markdown":
-        connection.execute("CREATE TABLE texts AS FROM frame")
-        connection.execute(f"CREATE TABLE rows AS {statement('markdown', 1)}")
+        connection.execute("CREATE OR REPLACE TABLE texts AS FROM frame")
+        connection.execute(f"CREATE OR REPLACE TABLE batch AS {statement('markdown', 1)}")
         return no_problems()
-    connection.execute("CREATE TABLE records AS SELECT _row, _file, _line, CAST(text AS JSON) AS record FROM frame")
+    if source.read not in (*RECORD_SHAPES, "json", "jsonl"):
+        connection.execute("CREATE OR REPLACE TABLE batch AS FROM frame")
+        return no_problems()
+    connection.execute(
+        "CREATE OR REPLACE TABLE records AS SELECT _row, _file, _line, CAST(text AS JSON) AS record FROM frame"
+    )
     if source.read in RECORD_SHAPES:
-        connection.execute(f"CREATE TABLE rows AS {statement(source.read, source.options.turns)}")
-    elif source.options.whole:
-        connection.execute("CREATE TABLE rows AS SELECT _row, _file, _line, record AS data FROM records")
+        options = source.options
+        connection.execute(
+            f"CREATE OR REPLACE TABLE batch AS {statement(source.read, options.turns, options.max_prompt_chars)}"
+        )
+    elif structure is None:
+        connection.execute("CREATE OR REPLACE TABLE batch AS SELECT _row, _file, _line, record AS data FROM records")
     else:
-        found = connection.execute("SELECT json_group_structure(record) FROM records").fetchone()
-        structure = _nameable(json.loads(found[0])) if found and found[0] else {}
-        columns = f", unnest(from_json(record, {_quoted(json.dumps(structure))}))" if structure else ""
-        connection.execute(f"CREATE TABLE rows AS SELECT _row, _file, _line{columns} FROM records")
+        columns = f", unnest(from_json(record, {_quoted(structure)}))" if structure != "{}" else ""
+        connection.execute(f"CREATE OR REPLACE TABLE batch AS SELECT _row, _file, _line{columns} FROM records")
     barren: pl.DataFrame = connection.sql(
         f"""SELECT _file AS file, _line AS line, CAST(record AS VARCHAR) AS record, 'no_pair' AS reason,
                 'no pair of the shape {source.read} in it' AS detail
-            FROM records ANTI JOIN rows USING (_row) ORDER BY _row"""
+            FROM records ANTI JOIN batch USING (_row) ORDER BY _row"""
     ).pl()
     return barren
-
-
-def _nameable(structure: Any) -> dict[str, Any]:
-    """The keys of an object that can be columns: DuckDB knows no empty name, and none in both upper and lower case.
-
-    Objects further in that have such keys stay JSON.
-    """
-
-    def inner(kind: Any) -> Any:
-        if isinstance(kind, list):
-            return [inner(kind[0])]
-        if isinstance(kind, dict):
-            return _nameable(kind) if len(_nameable(kind)) == len(kind) else "JSON"
-        return kind
-
-    columns: dict[str, Any] = {}
-    for key, kind in structure.items() if isinstance(structure, dict) else ():
-        if key and key.lower() not in map(str.lower, columns):
-            columns[key] = inner(kind)
-    return columns
 
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _without_broken(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _without_broken(frame: pl.DataFrame) -> Frames:
     """Split off the rows that hold bytes which are no text in the file's encoding."""
     columns = [name for name, kind in frame.schema.items() if kind == pl.String and name != "_file"]
+    if not columns:
+        return frame, no_problems()
     damaged = pl.any_horizontal(pl.col(columns).str.contains(_MARK).fill_null(False))
     bad = frame.filter(damaged)
     if bad.is_empty():
@@ -159,147 +256,7 @@ def _without_broken(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     return frame.filter(~damaged), bad.select(
         file="_file",
         line="_line",
-        record=record,
+        record=record.str.slice(0, LONGEST_RECORD),
         reason=pl.lit("encoding"),
         detail=pl.format("no text at offset {}", record.str.extract(_MARK)),
     )
-
-
-_SURROGATES = re.compile(
-    r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
-)
-
-
-def _mark_lone_surrogates(text: str) -> str:
-    """Half a character, escaped (`\\ud83d` alone), makes one record no text, not the whole document no JSON."""
-    if "\\ud" not in text and "\\uD" not in text:
-        return text
-    return _SURROGATES.sub(lambda found: f"{BROKEN}{found.start()}{BROKEN}" if found[1] else found[0], text)
-
-
-def _records(
-    connection: duckdb.DuckDBPyConnection, texts: Sequence[tuple[str, str]], source: Source
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The JSON records of files: of their lines, of their arrays, or the documents themselves."""
-    documents = pl.DataFrame(texts, {"_file": pl.String, "text": pl.String}, orient="row")
-    if source.read == "jsonl":
-        return _json_lines(connection, documents)
-    connection.register("documents", documents.to_arrow())
-    if source.options.whole:
-        found = connection.sql("SELECT *, json_valid(text) AS valid FROM documents").pl()
-    else:
-        is_chat = source.read in ("sharegpt", "messages")
-        found = connection.sql(
-            f"""WITH judged AS (
-                    SELECT *, CASE WHEN json_valid(text) THEN json_type(text) END AS kind,
-                           CASE WHEN {is_chat} AND kind = 'ARRAY' THEN json_exists(text, '$[0].role') ELSE false END
-                               AS conversation
-                    FROM documents)
-                SELECT _file, unnest(CASE
-                           WHEN conversation THEN ['{{"messages":' || text || '}}']
-                           WHEN kind = 'ARRAY' THEN CAST(from_json(text, '["JSON"]') AS VARCHAR[])
-                           ELSE [text] END) AS text,
-                       kind IS NOT NULL AS valid
-                FROM judged"""
-        ).pl()
-    connection.unregister("documents")
-    records, not_objects = _objects(
-        connection, found.filter("valid").select("_file", pl.lit(None, pl.Int64).alias("_line"), "text")
-    )
-    # Lines under a .json name; and of a damaged file of lines, the records that are whole.
-    lines, bad_lines = _json_lines(connection, found.filter(~pl.col("valid")).select("_file", "text"))
-    no_lines = found.filter(~pl.col("valid")).join(lines, on="_file", how="anti")
-    bad_lines = bad_lines.join(no_lines, left_on="file", right_on="_file", how="anti")
-    broken = [
-        problem(path, error.lineno, text[:LONGEST_RECORD].replace("\0", "␀"), "broken_json", str(error))
-        for path, text in no_lines.select("_file", "text").iter_rows()
-        for error in (_json_error(text),)
-    ]
-    return pl.concat([records, lines]), pl.concat([not_objects, bad_lines, *broken])
-
-
-def _json_error(text: str) -> json.JSONDecodeError:
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        return error
-    except RecursionError:
-        return json.JSONDecodeError("nested too deep", "", 0)
-    return json.JSONDecodeError("not valid JSON", "", 0)
-
-
-def _json_lines(connection: duckdb.DuckDBPyConnection, documents: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    split = [lines_of(path, text) for path, text in documents.iter_rows()]
-    lines = pl.concat([pl.DataFrame(schema=LINE), *[good for good, _ in split]])
-    frame, not_objects = _objects(connection, lines)
-    return frame, pl.concat([no_problems(), *[bad for _, bad in split], not_objects])
-
-
-def _objects(connection: duckdb.DuckDBPyConnection, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Split off what is not a JSON object."""
-    connection.register("objects", frame.to_arrow())
-    judged = connection.sql("SELECT *, CASE WHEN json_valid(text) THEN json_type(text) END AS kind FROM objects").pl()
-    connection.unregister("objects")
-    is_object = (pl.col("kind") == "OBJECT").fill_null(False)
-    bad = judged.filter(~is_object).select(
-        file="_file",
-        line="_line",
-        record="text",
-        reason=pl.lit("broken_json"),
-        detail=pl.when(pl.col("kind").is_null())
-        .then(pl.lit("not valid JSON"))
-        .otherwise(pl.format("expected an object, found {}", pl.col("kind"))),
-    )
-    good, deep = _without_deep(judged.filter(is_object).drop("kind"))
-    return good, pl.concat([bad, deep])
-
-
-def _without_deep(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Split off records of more levels than DEEPEST_RECORD."""
-    text = pl.col("text")
-    frame = frame.with_row_index("row")
-    nested = frame.filter(text.str.count_matches(r"[\[{]") > DEEPEST_RECORD)
-    brackets = nested.select("row", text.str.replace_all(r'"(?:[^"\\]|\\.)*"|[^\[\]{}]', ""))
-    for _ in range(DEEPEST_RECORD):  # each pass takes the innermost levels away
-        brackets = brackets.with_columns(text.str.replace_all(r"\[\]|\{\}", "")).filter(text != "")
-    deep = pl.col("row").is_in(brackets["row"].implode())
-    bad = frame.filter(deep).select(
-        file="_file",
-        line="_line",
-        record="text",
-        reason=pl.lit("too_deep"),
-        detail=pl.lit(f"more than {DEEPEST_RECORD} levels"),
-    )
-    return frame.filter(~deep).drop("row"), bad
-
-
-def _table(path: str, text: str, source: Source) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The rows of a file of lines, of a table or of a document."""
-    match source.read:
-        case "csv":
-            return table(path, text, source.options, default_delimiter=",", default_quote='"')
-        case "tsv":
-            return table(path, text, source.options, default_delimiter="\t", default_quote="")
-        case "text":
-            frame, bad = lines_of(path, text)
-            return frame.rename({"text": "line"}).with_columns(line_number=pl.col("_line")), bad
-        case _:
-            return pl.DataFrame({"_file": [path], "_line": [1], "text": [text]}, LINE), no_problems()
-
-
-def _beside(frames: Sequence[pl.DataFrame], frame: pl.DataFrame) -> pl.DataFrame:
-    try:
-        return pl.concat([*frames, frame], how="diagonal_relaxed")
-    except pl.exceptions.PolarsError as error:
-        raise FileError("columns", f"they don't fit those of the files before: {str(error).splitlines()[0]}") from error
-
-
-def _parquet(path: str, name: str) -> pl.DataFrame:
-    try:
-        with fsspec.open(path, "rb") as file:
-            frame = pl.from_arrow(pq.read_table(file))
-    except (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
-        raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
-    assert isinstance(frame, pl.DataFrame)
-    frame.columns = distinct(frame.columns)
-    return frame.with_columns(_file=pl.lit(name), _line=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))

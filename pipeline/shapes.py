@@ -51,8 +51,8 @@ def messages(turns: int, max_prompt_chars: int) -> str:
 
     At most `turns` exchanges, and of these the last that are `max_prompt_chars` characters together; the very last is
     there however long. An exchange begins where the user speaks after somebody else, so a prompt never begins with a
-    reply; calls of tools and what they said are left out of it. Reads `conversations` or `messages` with from/value or role/content. System prompts
-    go to `meta`.
+    reply; calls of tools and what they said are left out of it. Reads `conversations` or `messages` with from/value or
+    role/content. System prompts go to `meta`.
     """
     return f"""
 SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM (

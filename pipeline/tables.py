@@ -1,18 +1,19 @@
-"""Lines and delimited tables: text to rows with their line numbers, and what is no row with its reason."""
+"""Delimited tables: records to rows with their line numbers, and what is no row with its reason."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 
 from ..schemas.settings import ReaderOptions
-from .files import FileError
-
-LONGEST_RECORD = 16 << 20
-"""Ours: characters; a longer record is a broken file or no text for an embedding model, and is rejected."""
+from .encodings import read_blocks
+from .files import FileError, Stretch
+from .records import LINE, LONGEST_RECORD, lines, quoted_records
 
 PLACE = ("_row", "_file", "_line")
 PROBLEM = {"file": pl.String, "line": pl.Int64, "record": pl.String, "reason": pl.String, "detail": pl.String}
-LINE = {"_file": pl.String, "_line": pl.Int64, "text": pl.String}
+
+Frames = tuple[pl.DataFrame, pl.DataFrame]
+"""Rows, and problems: what is none."""
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -35,51 +36,85 @@ def no_problems() -> pl.DataFrame:
     return pl.DataFrame(schema=PROBLEM)
 
 
-def lines_of(path: str, text: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The lines of a text that hold something, with their numbers; over-long ones and NUL bytes are problems."""
-    lines = pl.DataFrame({"text": text.split("\n")})
-    return _fit(path, lines.with_columns(_line=pl.int_range(1, pl.len() + 1, dtype=pl.Int64)))
-
-
-def _fit(path: str, lines: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def fitting(records: pl.DataFrame) -> Frames:
+    """The records that hold something; over-long ones and NUL bytes are problems."""
+    text = pl.col("text")
     reason = (
-        pl.when(pl.col("text").str.len_chars() > LONGEST_RECORD)
+        pl.when(text.str.len_chars() > LONGEST_RECORD)
         .then(pl.lit("too_long"))
-        .when(pl.col("text").str.contains("\0", literal=True))
+        .when(text.str.contains("\0", literal=True))
         .then(pl.lit("nul_bytes"))
     )
-    marked = (
-        lines.filter(pl.col("text").str.strip_chars() != "")
-        .select(pl.lit(path).alias("_file"), "_line", "text")
-        .with_columns(reason=reason)
-    )
+    marked = records.filter(text.str.strip_chars() != "").with_columns(reason=reason)
     bad = marked.filter(pl.col("reason").is_not_null()).select(
         file="_file",
         line="_line",
-        record=pl.col("text").str.slice(0, LONGEST_RECORD).str.replace_all("\0", "␀", literal=True),
+        record=shown(text),
         reason="reason",
-        detail=pl.format("{} characters", pl.col("text").str.len_chars()),
+        detail=pl.format("{} characters", text.str.len_chars()),
     )
     return marked.filter(pl.col("reason").is_null()).drop("reason"), bad
 
 
-def table(
-    path: str, text: str, options: ReaderOptions, default_delimiter: str, default_quote: str
-) -> tuple[pl.DataFrame, pl.DataFrame]:
+def shown(text: pl.Expr) -> pl.Expr:
+    """A record as rejects keep it: no longer than a record may be, and without NUL, which few tools can read."""
+    return text.str.slice(0, LONGEST_RECORD).str.replace_all("\0", "␀", literal=True)
+
+
+def read_table(
+    stretch: Stretch, encoding: str | None, options: ReaderOptions, default_delimiter: str, default_quote: str
+) -> Iterator[Frames]:
+    """The rows of a stretch of a table; the header of a file stands at its start, wherever the stretch is.
+
+    Raises:
+        FileError: see encodings.read_blocks; or the header can't be read.
+    """
     delimiter = options.delimiter if options.delimiter is not None else default_delimiter
     quote = options.quote if options.quote is not None else default_quote
     has_header = options.header if options.header is not None else options.columns is None
-    records, bad = _quoted_records(path, text, delimiter, quote) if quote else lines_of(path, text)
-    if records.is_empty():
-        return records.select("_file", "_line"), bad
-    if has_header and bad.height and bad["line"][0] < records["_line"][0]:
-        raise FileError("columns", f"the header can't be read: {bad['reason'][0]}")
+
+    def records(part: Stretch) -> Iterator[pl.DataFrame]:
+        blocks = read_blocks(part, encoding)
+        return quoted_records(blocks, part.name, delimiter, quote) if quote else lines(blocks, part.name)
+
+    names = options.columns
+    if stretch.start and has_header:
+        head = Stretch(stretch.path, end=stretch.start, encoding=stretch.encoding)
+        names = next((found for frame in records(head) if (found := _names(frame, delimiter, quote, options))), None)
+        has_header = False
+    for frame in records(stretch):
+        good, bad = fitting(frame)
+        if names is None or has_header:
+            names = _names(frame, delimiter, quote, options)
+            if names is None:
+                yield pl.DataFrame(schema=LINE).drop("text"), bad
+                continue
+            good, has_header = good.slice(int(has_header)), False
+        rows, misfits = _rows(good, names, delimiter, quote)
+        yield rows, pl.concat([bad, misfits])
+
+
+def _names(records: pl.DataFrame, delimiter: str, quote: str, options: ReaderOptions) -> list[str] | None:
+    """The names of the columns by the first record of a file; None where there is none.
+
+    Raises:
+        FileError: that record is the header and can't be read.
+    """
+    is_header = options.header if options.header is not None else options.columns is None
+    good, bad = fitting(records)
+    if is_header and bad.height and (good.is_empty() or bad["line"][0] < good["_line"][0]):
+        raise FileError("columns", f"the header can't be read: {bad['reason'][0]}", bad["line"][0])
+    first = good.head(1)
+    if first.is_empty():
+        return None
+    fields = first.select(_fields(pl.col("text"), delimiter, quote)).to_series()[0]
+    header = first["text"][0].split(delimiter) if fields is None else fields.to_list()
+    names = options.columns or (header if is_header else [""] * len(header))
+    return distinct([name.strip() or f"column{index}" for index, name in enumerate(names)])
+
+
+def _rows(records: pl.DataFrame, names: Sequence[str], delimiter: str, quote: str) -> Frames:
     split = records.with_columns(fields=_fields(pl.col("text"), delimiter, quote))
-    first = split["fields"][0]
-    header = records["text"][0].split(delimiter) if first is None else first.to_list()
-    names = options.columns or (header if has_header else [""] * len(header))
-    names = distinct([name.strip() or f"column{index}" for index, name in enumerate(names)])
-    split = split.slice(int(has_header))
     fits = (pl.col("fields").list.len() == len(names)).fill_null(False)
     misfits = split.filter(~fits).select(
         file="_file",
@@ -92,25 +127,13 @@ def table(
         ),
     )
     fields = [pl.col("fields").list.get(index).alias(name) for index, name in enumerate(names)]
-    return split.filter(fits).select("_file", "_line", *fields), pl.concat([bad, misfits])
+    return split.filter(fits).select("_file", "_line", *fields), misfits
 
 
 def _field_pattern(delimiter: str, quote: str) -> str:
     """A field of RFC 4180: in quotes, or without any at its start."""
     d, q = (f"\\x{{{ord(character):x}}}" for character in (delimiter, quote))
     return f"(?:{q}(?:[^{q}]|{q}{q})*{q}|[^{q}{d}\\n][^{d}\\n]*|)"
-
-
-def _quoted_records(path: str, text: str, delimiter: str, quote: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The records of a table with quoted fields, which may hold line breaks; each with its first line's number.
-
-    What is no record is taken line by line, so a quote that nothing closes costs its own line and no other.
-    """
-    field = _field_pattern(delimiter, quote)
-    record = f"{field}(?:\\x{{{ord(delimiter):x}}}{field})*\\n|[^\\n]*\\n"
-    found = pl.DataFrame({"text": [text + "\n"]}).select(pl.col("text").str.extract_all(record)).explode("text")
-    breaks = pl.col("text").str.count_matches("\n", literal=True).cast(pl.Int64)
-    return _fit(path, found.select(pl.col("text").str.strip_suffix("\n"), _line=1 + breaks.cum_sum() - breaks))
 
 
 def _fields(text: pl.Expr, delimiter: str, quote: str) -> pl.Expr:

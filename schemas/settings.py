@@ -209,7 +209,9 @@ MRL_DIMENSIONS = [256, 512, 768, 1024, 1280, 1536, 1792]
 class Mixing(Settings):
     """How often the sources are drawn. A bare number in the recipe is `power`."""
 
-    power: float = given(0.5, "ours: a source is drawn in proportion to its size to this power; 1 is by size", ge=0, le=1)
+    power: float = given(
+        0.5, "ours: a source is drawn in proportion to its size to this power; 1 is by size", ge=0, le=1
+    )
     categories: dict[Category, float] | Literal["paper"] | None = given(
         None, "ours: shares of the categories, `power` works within each; paper: the proportions of its Table 1"
     )

@@ -50,7 +50,7 @@ class Damage:
 
 DAMAGES = {
     "truncated gzip": Damage("b.jsonl.gz", half_of_gzip, "truncated", "breaks off after", pairs=None),
-    "no gzip at all": Damage("b.jsonl.gz", lambda path: path.write_bytes(b"hello"), "truncated", "gzip"),
+    "no gzip at all": Damage("b.jsonl.gz", lambda path: path.write_bytes(b"hello"), "truncated", "packed so at all"),
     "GB18030 declared as UTF-8": Damage(
         "b.jsonl",
         lambda path: path.write_bytes(lines(PAIRS).decode().encode("gb18030")),

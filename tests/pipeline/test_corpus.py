@@ -149,7 +149,33 @@ def test_the_content_depends_on_the_rows_alone(tmp_path: Path) -> None:
     assert folders.read_footer(tmp_path / "other.parquet").content not in contents.values()
 
 
-def test_row_groups_are_full_and_no_longer_than_64k(tmp_path: Path) -> None:
+def test_a_row_group_is_full_by_its_bytes_however_rows_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "GROUP_BYTES", 10_000)
+    table = rows(0, 300)
+    table = table.append_column("texts", pa.array([["一", "二三"] * (row % 7) for row in range(300)]))
+    schema = SCHEMA.append(pa.field("texts", pa.list_(pa.string()), nullable=False))
+    sizes = [len(row["text"].encode()) + sum(len(text.encode()) for text in row["texts"]) for row in table.to_pylist()]
+    expected, filled = [0], 0
+    for size in sizes:
+        expected[-1] += 1
+        filled += size
+        if filled >= 10_000:
+            expected.append(0)
+            filled = 0
+    expected = [count for count in expected if count]
+    for step in (300, 7, 1):
+        shard = tmp_path / f"{step}.parquet"
+        with ShardWriter(shard, schema, schema, stage="filter", version=1, fingerprint="f") as out:
+            out.received(300)
+            for first in range(0, 300, step):
+                out.keep(table.slice(first, step))
+        metadata = pq.read_metadata(shard)
+        assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == expected
+        assert folders.read_footer(shard).content == folders.read_footer(tmp_path / "300.parquet").content
+
+
+def test_row_groups_are_full_and_no_longer_than_64k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "GROUP_BYTES", 1 << 40)
     shard = tmp_path / "part-00000.parquet"
     with writer(shard) as out:
         out.received(150_000)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conan_embedding.pipeline import corpus as folders
 from conan_embedding.pipeline import ingest as stage
+from conan_embedding.pipeline import stretches
 from conan_embedding.pipeline.engine import Engine, Summary
 from conan_embedding.pipeline.sample import Planted, write_sample
 from conan_embedding.schemas.pairs import PAIR, REJECTED_AT_INGEST
@@ -306,7 +307,7 @@ def test_files_are_packed_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for number in range(5):
         (tmp_path / f"{number}.jsonl").write_text(lines({"query": str(number), "positive": "答"}))
     size = (tmp_path / "0.jsonl").stat().st_size
-    monkeypatch.setattr(stage, "PART_BYTES", 2 * size)
+    monkeypatch.setattr(stretches, "PART_BYTES", 2 * size)
     recipe = Recipe.model_validate({"sources": [{"name": "web", "files": f"{tmp_path}/*.jsonl", "read": "jsonl"}]})
     found = Ingested(tmp_path / "corpus", recipe)
     assert found.summary.shards == 3

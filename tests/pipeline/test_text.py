@@ -2,12 +2,21 @@
 
 import html
 import re
+import sys
 import unicodedata
+from collections.abc import Callable
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.text import DEEPEST, key, normalise
-from hypothesis import given, settings
+from conan_embedding.pipeline.text import (
+    DEEPEST,
+    MissingExtraError,
+    _traditional_to_simplified,
+    key,
+    normalise,
+    simplify,
+)
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 
@@ -99,6 +108,13 @@ def test_normalise_is_idempotent(texts: list[str]) -> None:
         assert text == text.strip() and "\n\n\n" not in text and "\t" not in text
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(MARKUP, st.text()), min_size=1, max_size=30))
+def test_normalise_judges_each_row_alone(texts: list[str]) -> None:
+    assert normalised(*texts) == [normalised(text)[0] for text in texts]
+    assert normalised(*reversed(texts)) == normalised(*texts)[::-1]
+
+
 @given(st.integers(0x20, 0x2FFFF).filter(lambda point: not 0xD800 <= point < 0xE000))
 @settings(max_examples=100, deadline=None)
 def test_numeric_entities_are_html_s(point: int) -> None:
@@ -112,3 +128,69 @@ def test_key_is_blind_to_case_width_and_punctuation() -> None:
 
 def test_key_of_a_text_without_letters_is_the_text() -> None:
     assert keys("。。。", "！！！", "") == ["。。。", "！！！", ""]
+
+
+@pytest.fixture(scope="module")
+def to_simplified() -> Callable[[str], str]:
+    opencc = pytest.importorskip("opencc", reason="the extra [zh] is not installed")
+    convert: Callable[[str], str] = opencc.OpenCC("t2s").convert
+    return convert
+
+
+def simplified(*texts: str | None) -> list[str | None]:
+    frame = pl.DataFrame({"text": texts}, schema={"text": pl.String})
+    found = frame.select(simplify(pl.col("text")).alias("simple"), "text")
+    assert found["text"].to_list() == list(texts)
+    return found["simple"].to_list()
+
+
+def test_simplify_knows_phrases(to_simplified: Callable[[str], str]) -> None:
+    assert simplified("臺灣的頭髮", None, "plain", "", "乾坤與乾燥", "后来") == [
+        "台湾的头发",
+        None,
+        "plain",
+        "",
+        "乾坤与干燥",
+        "后来",
+    ]
+
+
+def test_simplify_makes_no_phrase_of_two_texts(to_simplified: Callable[[str], str]) -> None:
+    assert to_simplified("乾坤") == "乾坤"
+    assert simplified("乾", "坤", "乾\x1f坤", "乾坤") == ["干", "坤", "干\x1f坤", "乾坤"]
+
+
+HAN = st.text(
+    st.sampled_from("臺灣頭髮發展乾坤後皇后裡里面麵著作瞭望徵信干預幹部隻只鬱金香藉口慰藉\U00030000㐀ab \n，")
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(st.none(), HAN, st.text()), max_size=30))
+def test_simplify_is_opencc_of_each_text(to_simplified: Callable[[str], str], texts: list[str | None]) -> None:
+    assert simplified(*texts) == [None if text is None else to_simplified(text) for text in texts]
+
+
+def test_simplify_converts_many_calls_worth(to_simplified: Callable[[str], str]) -> None:
+    texts = [f"{number}頭髮{'發展' * (number % 900)}" for number in range(3_000)]
+    assert simplified(*texts) == [to_simplified(text) for text in texts]
+
+
+def test_opencc_leaves_what_holds_no_han_character(to_simplified: Callable[[str], str]) -> None:
+    everything = pl.Series([chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000])
+    others = "".join(everything.filter(~everything.str.contains(r"\p{Han}")))
+    assert to_simplified(others) == others
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(HAN, st.text(), MARKUP), min_size=1, max_size=20))
+def test_simplify_leaves_texts_normalised(to_simplified: Callable[[str], str], texts: list[str]) -> None:
+    simple = simplified(*normalised(*texts))
+    assert normalised(*simple) == simple
+
+
+def test_simplify_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opencc", None)
+    _traditional_to_simplified.cache_clear()
+    with pytest.raises(MissingExtraError, match=r"conan-embedding\[zh\]"):
+        simplify(pl.col("text"))

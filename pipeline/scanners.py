@@ -1,0 +1,127 @@
+"""The kernels that find records in bytes, apart from their callers: to load Numba takes a second and 70 MB."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numba import njit
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+kernel: Callable[[Function], Function] = njit(cache=True, nogil=True)
+
+MORE, ENDED, DAMAGED, FULL = range(4)
+"""What `elements` came to."""
+
+
+@kernel
+def copy_spans(data: Any, starts: Any, offsets: Any, copied: Any) -> None:
+    for record in range(len(starts)):
+        size = offsets[record + 1] - offsets[record]
+        copied[offsets[record] : offsets[record + 1]] = data[starts[record] : starts[record] + size]
+
+
+@kernel
+def elements(data: Any, at: int, starts: Any, ends: Any) -> Any:
+    """Find elements from data[at:], which begins within an array and outside of its elements.
+
+    Returns how many, where the next begins, and whether there is more to read, the array has ended, what is there is
+    no JSON, or `starts` is full. A line break within a string is none; a comma between elements may be missing.
+    """
+    opening = np.empty(1_000, np.uint8)  # further in, only the depth counts
+    count, size = 0, len(data)
+    while True:
+        while at < size and (data[at] in (0x20, 0x09, 0x0A, 0x0D) or data[at] == 0x2C):
+            at += 1
+        if at >= size:
+            return count, at, MORE
+        if data[at] == 0x5D:  # ]
+            return count, at + 1, ENDED
+        if count == len(starts):
+            return count, at, FULL
+        start, depth, in_string, whole = at, 0, False, False
+        while at < size:
+            byte = data[at]
+            if in_string:
+                if byte == 0x5C:  # backslash
+                    at += 1
+                elif byte == 0x22:
+                    in_string = False
+                elif byte == 0x0A:
+                    return count, start, DAMAGED
+            elif byte == 0x22:
+                in_string = True
+            elif byte == 0x7B or byte == 0x5B:  # { [
+                if depth < len(opening):
+                    opening[depth] = byte
+                depth += 1
+            elif depth == 0 and (byte == 0x2C or byte == 0x5D):
+                whole = True
+                break
+            elif byte == 0x7D or byte == 0x5D:
+                depth -= 1
+                if depth < 0 or (depth < len(opening) and opening[depth] != byte - 2):
+                    return count, start, DAMAGED
+                if depth == 0 and (data[start] == 0x7B or data[start] == 0x5B):
+                    at, whole = at + 1, True
+                    break
+            elif byte == 0x3A and depth == 0:  # a key where none can be
+                return count, start, DAMAGED
+            at += 1
+        if not whole:
+            return count, start, MORE
+        end = at
+        while data[end - 1] in (0x20, 0x09, 0x0A, 0x0D):
+            end -= 1
+        starts[count], ends[count] = start, end
+        count += 1
+
+
+@kernel
+def _stands(mark: Any, data: Any, at: int) -> bool:
+    if at + len(mark) > len(data):
+        return False
+    for place in range(len(mark)):  # noqa: SIM110 (a kernel knows no generators)
+        if data[at + place] != mark[place]:
+            return False
+    return True
+
+
+@kernel
+def quoted(data: Any, at: int, delimiter: Any, quote: Any, patience: int, starts: Any, ends: Any) -> Any:
+    """Find the records of data[at:], whole lines of a table; returns how many and where the next one begins.
+
+    A quote that is not closed within `patience` bytes (by the end, where it is negative) makes no record of its line.
+    """
+    count, size = 0, len(data)
+    while at < size and count < len(starts):
+        start, is_record = at, True
+        while is_record:
+            if _stands(quote, data, at):
+                at += len(quote)
+                closed = False
+                while at < size and not closed:
+                    if not _stands(quote, data, at):
+                        at += 1
+                    elif _stands(quote, data, at + len(quote)):
+                        at += 2 * len(quote)
+                    else:
+                        at += len(quote)
+                        closed = True
+                if not closed and size - start <= patience:
+                    return count, start
+                is_record = closed and (data[at] == 0x0A or _stands(delimiter, data, at))
+            else:
+                while data[at] != 0x0A and not _stands(delimiter, data, at):
+                    at += 1
+            if is_record:
+                if data[at] == 0x0A:
+                    break
+                at += len(delimiter)
+        if not is_record:
+            at = start
+            while data[at] != 0x0A:
+                at += 1
+        starts[count], ends[count] = start, at
+        count += 1
+        at += 1
+    return count, at
