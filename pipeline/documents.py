@@ -60,12 +60,16 @@ def structure_of(connection: duckdb.DuckDBPyConnection, records: Iterable[pl.Dat
         connection.register("texts", frame.to_arrow())
         ((found,),) = connection.execute("SELECT json_group_structure(CAST(text AS JSON)) FROM texts").fetchall()
         connection.unregister("texts")
-        structure = merged(structure, json.loads(found)) if found else structure
+        if found and found != '"JSON"':  # objects without any key
+            structure = merged(structure, json.loads(found))
     return json.dumps(_nameable(structure))
 
 
 def merged(one: Any, other: Any) -> Any:
-    """The structure that holds both, as DuckDB's json_group_structure merges."""
+    """The structure that holds both, as DuckDB's json_group_structure merges.
+
+    An object that is empty wherever it stands in one of them is JSON there, and then in both.
+    """
     if one == other or other == "NULL":
         return one
     if one == "NULL":

@@ -1,7 +1,7 @@
 """conan filter: the rules of rules.py over every pair; the first rule that fails is the reason."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -110,12 +110,19 @@ def _listed(settings: FilterSettings, name: Literal["blocked_words", "blocked_do
 
 
 def rules_for(book: Rulebook, group: Group) -> tuple[Rule, ...]:
-    """The rules in force for a group: its source's thresholds over its category's over the recipe's `rules`."""
+    """The rules in force for a group."""
+    return _rules(book, thresholds_for(book, group))
+
+
+def thresholds_for(book: Rulebook, group: Group) -> Thresholds:
+    """A group's thresholds: its source's over its category's over the recipe's `rules`."""
     source, category = group
-    settings = book.settings
-    of_category: Mapping[Any, Thresholds] = settings.categories
-    thresholds = settings.rules | of_category.get(category, {}) | settings.sources.get(source, {})
-    return rules_with(thresholds, book.words, book.domains, settings.classifiers)
+    of_category: Mapping[Any, Thresholds] = book.settings.categories
+    return book.settings.rules | of_category.get(category, {}) | book.settings.sources.get(source, {})
+
+
+def _rules(book: Rulebook, thresholds: Thresholds) -> tuple[Rule, ...]:
+    return rules_with(thresholds, book.words, book.domains, book.settings.classifiers)
 
 
 def _decisive(book: Rulebook, found: Iterable[Group]) -> Any:
@@ -138,10 +145,15 @@ def prepare(frame: pl.DataFrame, settings: FilterSettings) -> tuple[pl.DataFrame
     return strip_title(frame), counts
 
 
-def by_group(frame: pl.DataFrame) -> dict[Group, pl.DataFrame]:
-    """The rows of each group, with `row`, their place in the frame."""
-    parts = frame.with_row_index("row").partition_by("source", "category", as_dict=True)
-    return {(source, category): part for (source, category), part in parts.items()}
+def by_rules(frame: pl.DataFrame, book: Rulebook) -> Iterator[tuple[tuple[Rule, ...], pl.DataFrame]]:
+    """The rows that share their rules, with `row`, their place in the frame."""
+    parts: dict[tuple[tuple[str, float], ...], list[pl.DataFrame]] = {}
+    groups = frame.with_row_index("row").partition_by("source", "category", as_dict=True)
+    for (source, category), part in groups.items():
+        thresholds = thresholds_for(book, (source, category))
+        parts.setdefault(tuple(sorted(thresholds.items())), []).append(part)
+    for chosen, alike in parts.items():
+        yield _rules(book, dict(chosen)), pl.concat(alike)
 
 
 def filter_shard(ingest_shard: Path, book: Rulebook, fingerprint: str, shard: Path) -> None:
@@ -154,16 +166,14 @@ def filter_shard(ingest_shard: Path, book: Rulebook, fingerprint: str, shard: Pa
             writer.received(frame.height)
             frame, counts = prepare(frame, book.settings)
             masked.update(counts)
-            parts = [_judge_group(part, book, group) for group, part in by_group(frame).items()]
-            judged = pl.concat(parts).sort("row")
+            judged = pl.concat(_judge(part, book, rules) for rules, part in by_rules(frame, book)).sort("row")
             writer.keep(judged.filter(pl.col("reason").is_null()).to_arrow())
             writer.reject(judged.filter(pl.col("reason").is_not_null()).to_arrow())
         writer.notes["masked"] = dict(masked)
 
 
-def _judge_group(frame: pl.DataFrame, book: Rulebook, group: Group) -> pl.DataFrame:
+def _judge(frame: pl.DataFrame, book: Rulebook, rules: Sequence[Rule]) -> pl.DataFrame:
     """Add `reason` and `detail`. A classifier is dear, so it judges only what all before it kept."""
-    rules = rules_for(book, group)
     judged = judge(frame, [rule for rule in rules if rule.name not in book.models])
     for rule in rules:
         if rule.name in book.models:

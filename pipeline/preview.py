@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ..schemas.settings import FilterSettings
 from .corpus import CorpusError, shards
-from .filter import Rulebook, by_group, classify, groups, load_classifiers, prepare, read_rulebook, rules_for
+from .filter import Rulebook, by_rules, classify, groups, load_classifiers, prepare, read_rulebook, rules_for
 from .rules import Bound, Rule, Side, first_failing, measure, rules_with
 
 SHORTEST_PREFIX = 6
@@ -125,8 +125,8 @@ def dry_run(corpus: Path, settings: FilterSettings, sample: int, seed: int = 0) 
     dropped = pl.DataFrame(schema=dict.fromkeys(_EXAMPLE, pl.String))
     for frame in _draw(found, sizes, sample, seed):
         rows += frame.height
-        for group, part in by_group(prepare(frame, settings)[0]).items():
-            if not (rules := rules_for(book, group)):
+        for rules, part in by_rules(prepare(frame, settings)[0], book):
+            if not rules:
                 continue
             values = _measure(part, rules, book)
             judged = pl.concat([part, first_failing(values, rules)], how="horizontal").drop_nulls("reason")

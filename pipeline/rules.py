@@ -14,10 +14,13 @@ they reject.
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Literal
 
+import numpy as np
 import polars as pl
+from ahocorasick_rs import BytesAhoCorasick
 
 from ..schemas.settings import ClassifierSettings
 from .masks import MASKS
@@ -88,10 +91,11 @@ def _of_ngrams(side: str, what: str, n: int) -> pl.Expr:
     return _count(side, what) / (_count(side, "characters") - n + 1).clip(1)
 
 
-def _matched(side: str, pattern: str) -> pl.Expr:
-    """The share of a side's characters that a regular expression matches."""
-    rest = pl.col(side).str.replace_all(pattern, "").str.len_chars()
-    return (_count(side, "characters") - rest) / _count(side, "characters").clip(1)
+def _matched(side: str, pattern: str, text: pl.Expr | None = None) -> pl.Expr:
+    """The share of a side's characters that a regular expression matches, or matches in this part of its texts."""
+    text = pl.col(side) if text is None else text
+    matched = text.str.len_chars() - text.str.replace_all(pattern, "").str.len_chars()
+    return matched / _count(side, "characters").clip(1)
 
 
 def _characters(side: str) -> pl.Expr:
@@ -100,9 +104,17 @@ def _characters(side: str) -> pl.Expr:
 
 def _same_sides() -> pl.Expr:
     """1 where the sides have one key; only texts of as many letters are worth the comparison."""
-    alike = _count("query", "letters") == _count("positive", "letters")
-    query, positive = (key(pl.when(alike).then(pl.col(side))) for side in ("query", "positive"))
-    return (query == positive).fill_null(False).cast(pl.Int8)
+    alike = (_count("query", "letters") == _count("positive", "letters")).alias("alike")
+    return pl.struct(alike, "query", "positive").map_batches(_of_one_key, return_dtype=pl.Int8, is_elementwise=True)
+
+
+def _of_one_key(sides: pl.Series) -> pl.Series:
+    """1 where `query` and `positive` have one key; reads only the rows that are `alike`, and both sides at once."""
+    rows = sides.struct.field("alike").arg_true()
+    texts = pl.concat([sides.struct.field(side).gather(rows).alias("text") for side in ("query", "positive")])
+    keys = texts.to_frame().lazy().select(key(pl.col("text"))).collect().to_series()
+    same = keys.head(len(rows)) == keys.tail(len(rows))
+    return pl.zeros(len(sides), pl.Int8, eager=True).scatter(rows, same.cast(pl.Int8))
 
 
 def _alphanumeric(side: str) -> pl.Expr:
@@ -122,7 +134,8 @@ def _han(side: str) -> pl.Expr:
     return pl.when(_count(side, "letters") > 0).then(_share(side, "han", "letters"))
 
 
-# U+FFFD saved as GBK; uninitialised memory read as GBK; UTF-8 read as GBK; UTF-8 read as Windows-1252.
+# U+FFFD saved as GBK; uninitialised memory read as GBK; UTF-8 read as GBK; UTF-8 read as Windows-1252. Every match
+# begins with a character that ngrams.PROFILE counts as misread.
 _MOJIBAKE = (
     "锟斤拷|烫{3,}|屯{3,}|[銆鈥]|鐨[勪勬勫]|锛[屾屽屼岃]|ï»¿|Ã[\u0080-¿]|â€|"
     "(?:[À-ÿ][¡-¿ŒœŠšŸŽžƒˆ˜–—‘’‚“”„†‡•…‰‹›€™]{1,2}){2,}"
@@ -130,7 +143,9 @@ _MOJIBAKE = (
 
 
 def _mojibake(side: str) -> pl.Expr:
-    return _matched(side, _MOJIBAKE)
+    # Not null elsewhere: Polars would still search what lies beneath it.
+    suspect = pl.when(_count(side, "misread") > 0).then(pl.col(side)).otherwise(pl.lit(""))
+    return _matched(side, _MOJIBAKE, suspect)
 
 
 def _damaged(side: str) -> pl.Expr:
@@ -149,7 +164,6 @@ def _ellipsis_lines(side: str) -> pl.Expr:
 _URL = r"""https?://[^\s\p{Han}，。；、（）【】《》“”"'<>]+|www\.[a-zA-Z0-9-]+\.[a-zA-Z0-9./?=&%#_-]+"""
 _CONTACT = "|".join([_URL, *(rf"\[{mask[1:-1]}\]" for mask in MASKS.values())])
 _MARKUP = r"</?[a-zA-Z][^<>\n:]{0,80}>|\{\{[^{}]*\}\}|\{%[^{}]*%\}|\[/?[a-z]+(?:=[^\]\n]*)?\]|\[\[|\]\]"
-_SEPARATORS = r"[-=_*#~+.·•…—|/\\^@$%&]{4,}"
 
 # A news text may say one of them, an advert or a page's frame says little else.
 _BOILERPLATE = (
@@ -222,7 +236,7 @@ RULES: tuple[Rule, ...] = (
     Rule("finished_lines", "positive", "min", 0.106,
          _of_lines("positive", 5, _count("positive", "finished_lines")), _FINEWEB, _TITLED),
     Rule("ellipsis_lines", "positive", "max", 0.3, _ellipsis_lines("positive"), _GOPHER),
-    Rule("separator_ratio", "positive", "max", 0.4, _matched("positive", _SEPARATORS), _LABELLED),
+    Rule("separator_ratio", "positive", "max", 0.4, _share("positive", "separators"), _LABELLED),
     # What is not prose.
     Rule("url_density", "positive", "max", 0.6, _matched("positive", _CONTACT), _OURS),
     Rule("markup_density", "positive", "max", 0.2, _matched("positive", _MARKUP), _OURS),
@@ -233,12 +247,30 @@ RULES: tuple[Rule, ...] = (
 
 
 def blocked_words(words: Iterable[str]) -> Rule:
-    """Occurrences of the recipe's words on both sides, by an Aho-Corasick automaton; none are allowed."""
-    listed = sorted(set(words))
-    value = pl.sum_horizontal(
-        pl.col(side).str.find_many(listed, ascii_case_insensitive=True).list.len() for side in ("query", "positive")
-    )
+    """Occurrences of the recipe's words on both sides, in upper or lower case; none are allowed."""
+    listed = tuple(sorted({word.lower() for word in words}))
+    # A line break after each side: no word runs from one text into the next.
+    texts = pl.concat_str(["query", "positive", pl.lit("")], separator="\n").str.to_lowercase()
+    value = texts.map_batches(partial(_occurrences, listed), return_dtype=pl.Int64, is_elementwise=True)
     return Rule("blocked_words", "pair", "max", 0, value, "the recipe's list", tasks=_ALL_TASKS)
+
+
+def _occurrences(words: tuple[str, ...], texts: pl.Series) -> pl.Series:
+    """How many words stand in each text, overlapping ones counted once; all texts are read in one go."""
+    column = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    _, ends, data = column.buffers()
+    if not len(column) or data is None:
+        return pl.Series([0] * len(texts), dtype=pl.Int64)
+    offsets = np.frombuffer(ends, np.int64)[column.offset : column.offset + len(column) + 1]
+    found = _automaton(words).find_matches_as_indexes(memoryview(data)[: offsets[-1]].cast("B"))
+    starts = np.array([start for _, start, _ in found], np.int64)
+    rows = np.searchsorted(offsets, starts[starts >= offsets[0]], side="right") - 1
+    return pl.Series(np.bincount(rows, minlength=len(texts)), dtype=pl.Int64)
+
+
+@cache
+def _automaton(words: tuple[str, ...]) -> BytesAhoCorasick:
+    return BytesAhoCorasick([word.encode() for word in words])
 
 
 def blocked_domains(domains: Iterable[str]) -> Rule:
@@ -312,16 +344,22 @@ def judge(frame: pl.DataFrame, rules: Collection[Rule] = RULES) -> pl.DataFrame:
 
 
 def first_failing(values: pl.DataFrame, rules: Collection[Rule]) -> pl.DataFrame:
-    """`reason` and `detail` of judge, from a column of values for each rule; there is one rule at least."""
-
-    def of_first(columns: Iterable[pl.Expr]) -> pl.Expr:
-        return pl.coalesce([pl.when(rule.fails).then(column) for rule, column in zip(rules, columns, strict=True)])
-
+    """`reason` and `detail` of judge, from a column of values for each rule."""
     sign = {"min": "<", "max": ">"}
-    value = of_first(pl.col(rule.name) for rule in rules).round(4).cast(pl.String).str.strip_suffix(".0")
-    bound = of_first(pl.lit(f"{sign[rule.bound]} {rule.threshold:g}") for rule in rules)
-    reason = of_first(pl.lit(rule.name) for rule in rules)
-    return values.lazy().select(reason=reason, detail=pl.format("{} {}", value, bound)).collect()
+    names = pl.Series([rule.name for rule in rules], dtype=pl.String)
+    bounds = pl.Series([f"{sign[rule.bound]} {rule.threshold:g}" for rule in rules], dtype=pl.String)
+    places = [pl.lit(place, pl.UInt32) for place in range(len(rules))]
+    failing = [pl.when(rule.fails).then(place) for rule, place in zip(rules, places, strict=True)]
+    first = values.select(pl.coalesce(failing)).to_series()
+    # Few rows fail, so only theirs are worded.
+    rows = first.is_not_null().arg_true()
+    failed = first.gather(rows)
+    value = pl.coalesce(pl.when(failed == place).then(rule.name) for place, rule in enumerate(rules))
+    worded = values.select(rule.name for rule in rules)[rows].select(
+        pl.format("{} {}", value.round(4).cast(pl.String).str.strip_suffix(".0"), bounds.gather(failed))
+    )
+    detail = pl.repeat(None, values.height, dtype=pl.String, eager=True).scatter(rows, worded.to_series())
+    return pl.DataFrame({"reason": names.gather(first), "detail": detail})
 
 
 def strip_title(frame: pl.DataFrame) -> pl.DataFrame:

@@ -1,6 +1,7 @@
 """The counts of the kernel against plain Python over str, unicodedata and Counter."""
 
 import math
+import re
 import unicodedata
 from collections import Counter
 
@@ -10,7 +11,7 @@ from conan_embedding.pipeline.ngrams import PROFILE, profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-ALPHABET = "中文字天地人ab1２½，。!…“\n\n  $≈😀é\u0301\ufffd\ue000々〇"
+ALPHABET = "中文字天地人ab1２½，。!…“\n\n  $≈😀é\u0301\ufffd\ue000々〇Ãÿ锟锛--=|"
 
 
 def is_han(character: str) -> bool:
@@ -41,6 +42,8 @@ def expected(text: str) -> dict[str, int]:
         "punctuation": kinds["P"],
         "symbols": kinds["S"] - text.count("\ufffd"),
         "damaged": damaged,
+        "misread": sum("À" <= c <= "ÿ" or c in "锟烫屯銆鈥鐨锛" for c in text),
+        "separators": sum(map(len, re.findall(r"[-=_*#~+.·•…—|/\\^@$%&]{4,}", text))),
         "dominant": max(solid.values(), default=0),
         "lines": len(lines),
         "finished_lines": sum(line.rstrip()[-1] in "。!…" for line in lines),
@@ -54,6 +57,7 @@ TEXTS = st.one_of(
     st.text(ALPHABET, max_size=60),
     st.text("ab\n中", max_size=200),  # few letters: many repeats
     st.text("a\n", max_size=40),  # as many lines as characters
+    st.text("-=…a", max_size=40),  # separators
     st.builds(lambda part, times: part * times, st.text(ALPHABET, max_size=20), st.integers(0, 12)),
 )
 

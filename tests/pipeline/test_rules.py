@@ -1,5 +1,6 @@
 """Every rule: a pair it keeps, a pair it rejects, and the threshold itself."""
 
+from random import Random
 from typing import Any
 
 import polars as pl
@@ -228,6 +229,25 @@ def test_blocked_words() -> None:
     assert judged["detail"].to_list() == [None, "2 > 0", "1 > 0"]
     allowed = rules_with({"blocked_words": 1}, words=["赌场", "Casino"])
     assert judge(pairs(("赌场在哪", PROSE)), allowed)["reason"].item() is None
+
+
+def test_blocked_words_are_found_wherever_they_stand_and_not_across_texts() -> None:
+    generator = Random(0)
+    texts = ["".join(generator.choices("赌场博Ab ", k=generator.randint(0, 6))) for _ in range(4_000)]
+    frame = pairs(*zip(texts[::2], texts[1::2], strict=True))
+    words = ["赌场", "博A", "ab b", "场博a赌"]
+    (*_, rule) = rules_with({}, words=words)
+    expected = [
+        any(word.lower() in side.lower() for word in words for side in (query, positive))
+        for query, positive in frame.select("query", "positive").iter_rows()
+    ]
+    found = frame.select(rule.value).to_series() > 0
+    assert found.to_list() == expected
+    assert (
+        frame[100:200].select(rule.value).to_series().to_list()
+        == frame.select(rule.value).to_series()[100:200].to_list()
+    )
+    assert frame[:0].select(rule.value).is_empty()
 
 
 def test_blocked_domains() -> None:
