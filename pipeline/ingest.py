@@ -48,6 +48,7 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     summary.notes["empty sources"] += _barren(corpus, "ingest", tasks)
     summary.notes["empty sources"] += _ingest_evaluation(corpus, recipe.evaluation, engine)
     summary.notes["absent columns"] = _absent(corpus, tasks)
+    summary.notes["left out by where"] = _left_out(corpus, tasks)
     return summary
 
 
@@ -92,6 +93,15 @@ def _absent(corpus: Path, tasks: Sequence[Task]) -> list[str]:
     return [f"{name}: no file has {column}" for (name, column), lacking in absent.items() if lacking == rows[name]]
 
 
+def _left_out(corpus: Path, tasks: Sequence[Task]) -> dict[str, int]:
+    """The rows of each source that its `where` leaves out: they are none of the source's, and no rejects."""
+    place = made(corpus, "ingest", tasks)
+    rows: Counter[str] = Counter()
+    for task in tasks:
+        rows[task.arguments[0].name] += read_footer(place[task.fingerprint]).notes.get("left_out", 0)
+    return {name: left_out for name, left_out in rows.items() if left_out}
+
+
 def _fingerprint(source: Source, stretches: Sequence[Stretch], files: Sequence[SourceFile]) -> str:
     versions = {file.path: file.version for file in files}
     settings = source.model_dump(mode="json", exclude={"priority", "licence", "label_range"})
@@ -122,25 +132,29 @@ def ingest_evaluation_set(
 
 def _ingest_stretches(source: Source, stretches: Sequence[Stretch], writer: ShardWriter) -> None:
     absent: Counter[str] = Counter(writer.notes.get("absent_columns", {}))
+    left_out = writer.notes.get("left_out", 0)
     with readers.sandbox() as connection:
         unjoined = _join(connection, source)
         for problems in readers.read(connection, source, stretches):
+            pairs = None
             try:
                 if unjoined:
                     raise unjoined
-                pairs, bad, missing = project(connection, source)
+                found = project(connection, source)
             except (duckdb.Error, readers.SourceError, UnicodeDecodeError) as error:
-                pairs, bad, missing = None, unfit(connection, source, error), []
-            problems = pl.concat([problems, bad])
-            rows = problems.height + (0 if pairs is None else pairs.height)
-            writer.received(rows)
-            absent.update(dict.fromkeys(missing, rows))
+                problems = pl.concat([problems, unfit(connection, source, error)])
+            else:
+                pairs, problems = found.pairs, pl.concat([problems, found.problems])
+                absent.update(dict.fromkeys(found.missing, pairs.height + problems.height))
+                left_out += found.left_out
             if pairs is not None and not pairs.is_empty():
+                writer.received(pairs.height)
                 writer.keep(_pairs(source, pairs))
             if not problems.is_empty():
+                writer.received(problems.height)
                 writer.reject(_rejects(source, problems))
-    if absent:
-        writer.notes["absent_columns"] = dict(absent)
+    writer.notes |= {"absent_columns": dict(absent)} if absent else {}
+    writer.notes |= {"left_out": left_out} if left_out else {}
 
 
 def _join(connection: duckdb.DuckDBPyConnection, source: Source) -> readers.SourceError | None:

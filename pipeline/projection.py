@@ -1,6 +1,7 @@
 """The recipe's SQL over the table `rows`: the columns of the pair, and for every row that gives no pair the reason."""
 
 import re
+from dataclasses import dataclass
 
 import duckdb
 import polars as pl
@@ -13,8 +14,18 @@ REJECTED_ROW = "_row, _file AS file, _line AS line, CAST(to_json(rows) AS VARCHA
 _MISSING = re.compile(r'Referenced column "(.+?)" not found|does not have a column named "(.+?)"')
 
 
-def project(connection: duckdb.DuckDBPyConnection, source: Source) -> tuple[pl.DataFrame, pl.DataFrame, list[str]]:
-    """Pairs and problems of the rows in the table `rows`, and the columns that the SQL names and no row has.
+@dataclass(frozen=True)
+class Projected:
+    """What became of the rows in the table `rows`."""
+
+    pairs: pl.DataFrame
+    problems: pl.DataFrame
+    missing: list[str]  # columns that the SQL names and none of these rows has
+    left_out: int  # rows that `where` gives to no source, or to another
+
+
+def project(connection: duckdb.DuckDBPyConnection, source: Source) -> Projected:
+    """Pairs and problems of the rows in the table `rows`.
 
     A column that these rows lack is NULL: others of the source may have it.
 
@@ -35,7 +46,15 @@ def project(connection: duckdb.DuckDBPyConnection, source: Source) -> tuple[pl.D
             missing.append(name)
         else:
             pairs, problems = _judge(connection, source, projected, missing)
-            return pairs, problems, missing
+            return Projected(pairs, problems, missing, _left_out(connection, source))
+
+
+def _left_out(connection: duckdb.DuckDBPyConnection, source: Source) -> int:
+    if not source.where:
+        return 0
+    query = f"SELECT count(*) FROM selected WHERE NOT coalesce(({source.where})::BOOLEAN, false)"
+    ((rows,),) = connection.execute(query).fetchall()
+    return int(rows)
 
 
 def unfit(connection: duckdb.DuckDBPyConnection, source: Source, error: Exception) -> pl.DataFrame:

@@ -11,6 +11,7 @@ import bz2
 import csv
 import faulthandler
 import gzip
+import importlib.util
 import io
 import json
 import lzma
@@ -28,15 +29,15 @@ from typing import Any
 
 import duckdb
 import polars as pl
+import pyarrow as pa
 import zstandard
 from conan_embedding.pipeline import readers
 from conan_embedding.pipeline.files import Stretch, list_files
 from conan_embedding.pipeline.projection import project, unfit
 from conan_embedding.schemas.settings import Source
 
-RECORDS = 40
 SECONDS = 10.0
-"""Of a processor, that a file of 40 records may take."""
+"""Of a processor, that a file may take."""
 
 Pair = tuple[str, str]
 
@@ -52,6 +53,7 @@ class Format:
     pack: Callable[[list[bytes]], bytes] = b"".join
     unpacked: Callable[[bytes, int, bytes], int] = lambda file, damage, damaged: damage
     """How many bytes before the damage of a good file must be read, unpacked; the damaged file is there to see."""
+    records: int = 40
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Tally:
     """Good records before the damage."""
 
 
-def pairs(rng: Random) -> list[Pair]:
+def pairs(rng: Random, count: int) -> list[Pair]:
     """Chinese questions and answers; each is there once."""
     words = [chr(rng.randrange(0x4E00, 0x9F00)) for _ in range(300)]
     words = [word for word in words if _is_common(word)]
@@ -76,7 +78,7 @@ def pairs(rng: Random) -> list[Pair]:
             f"提問{number}：{''.join(rng.choices(words, k=rng.randrange(3, 15)))}？",
             f"{''.join(rng.choices([*words, ' ', '，', 'a'], k=rng.randrange(10, 30)))}。{number}",
         )
-        for number in range(RECORDS)
+        for number in range(count)
     ]
 
 
@@ -141,6 +143,44 @@ def _parquet(good: list[Pair]) -> list[bytes]:
     buffer = io.BytesIO()
     pl.DataFrame(good, ["query", "positive"], orient="row").write_parquet(buffer, row_group_size=10)
     return [buffer.getvalue()]
+
+
+def _arrow(good: list[Pair]) -> list[bytes]:
+    """Arrow's stream; a record ends where its batch does."""
+    schema = pa.schema({"query": pa.string(), "positive": pa.string()})
+    sink = io.BytesIO()
+    parts, before = [], 0
+
+    def written() -> bytes:
+        nonlocal before
+        part = sink.getvalue()[before:]
+        before += len(part)
+        return part
+
+    with pa.ipc.new_stream(sink, schema) as writer:
+        for start in range(0, len(good), 10):
+            batch = [dict(zip(schema.names, pair, strict=True)) for pair in good[start : start + 10]]
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+            parts += [written(), *[b""] * (len(batch) - 1)]
+    return [b"", *parts, written()]
+
+
+def _page(pair: Pair) -> bytes:
+    body = f"<html><head><title>{pair[0]}</title></head><body><article><p>{pair[1] * 4}</p></article></body></html>"
+    return body.encode()
+
+
+def _warc(good: list[Pair]) -> list[bytes]:
+    parts = []
+    for pair in good:
+        http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + _page(pair)
+        head = (
+            "WARC/1.0\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:1>\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
+            "WARC-Target-URI: http://example.com/\r\nContent-Type: application/http; msgtype=response\r\n"
+            f"Content-Length: {len(http)}\r\n\r\n"
+        )
+        parts.append(head.encode() + http + b"\r\n\r\n")
+    return [b"", *parts, b""]
 
 
 def _chat(pair: Pair) -> dict[str, Any]:
@@ -237,7 +277,12 @@ FORMATS: dict[str, Format] = {
     "xz": Format(".jsonl.xz", _lines(_record), LINES, _streams(lzma.compress), _whole_streams(lzma.LZMADecompressor)),
     "bz2": Format(".jsonl.bz2", _lines(_record), LINES, _streams(bz2.compress), _whole_streams(bz2.BZ2Decompressor)),
     "zip": Format(".zip", _lines(_record), LINES, _zipped, _before_in_zip),
+    "hf": Format(".arrow", _arrow, {"read": "hf"}),
 }
+PAGES = {"query": "title", "positive": "text"}
+if all(map(importlib.util.find_spec, ("trafilatura", "warcio"))):
+    FORMATS["html"] = Format(".html", lambda good: [_page(good[0])], PAGES | {"read": "html"}, records=1)
+    FORMATS["warc"] = Format(".warc", _warc, PAGES | {"read": "warc"}, records=8)
 
 
 # Damage
@@ -288,7 +333,7 @@ def try_file(connection: duckdb.DuckDBPyConnection, name: str, number: int, fold
     """Damage a file and read it; returns what is wrong with that."""
     kind = FORMATS[name]
     rng = Random(f"{name} {number}")
-    good = pairs(rng)
+    good = pairs(rng, kind.records)
     parts = kind.write(good)
     whole = kind.pack(parts)
     damaged = damage(rng, whole)
@@ -331,7 +376,8 @@ def _read(connection: duckdb.DuckDBPyConnection, source: Source, path: Path) -> 
     rows = rejected = 0
     for problems in readers.read(connection, source, [Stretch(file.path) for file in list_files([str(path)])]):
         try:
-            kept, bad, _ = project(connection, source)
+            projected = project(connection, source)
+            kept, bad = projected.pairs, projected.problems
         except (duckdb.Error, readers.SourceError, UnicodeDecodeError) as error:
             kept, bad = pl.DataFrame({"query": [], "positive": []}), unfit(connection, source, error)
         found.update(kept.select("query", "positive").iter_rows())
@@ -358,12 +404,14 @@ def _ends(parts: list[bytes]) -> Iterator[int]:
 def _read_as(kind: Format, good: list[Pair]) -> list[Pair]:
     if kind.source["read"] == "csv":
         return [(query, positive.replace(" ", '"').replace("a", ",\n")) for query, positive in good]
+    if kind.source["read"] == "warc":
+        return [(query, " ".join((positive * 4).split())) for query, positive in good]
     return good
 
 
 def _is_another_encoding(damaged: bytes, kind: Format) -> bool:
     """Whether so much of a file can't be decoded that it is taken for one in another encoding."""
-    if kind.pack != b"".join:
+    if kind.pack != b"".join or kind.source["read"] in ("hf", "warc"):
         return False
     text = damaged.decode(kind.source.get("encoding", "utf-8"), "replace")
     foreign = sum(character > "\x7f" for character in text)

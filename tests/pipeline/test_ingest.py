@@ -123,6 +123,7 @@ def test_select_from_and_where(ingest: Ingest, tmp_path: Path) -> None:
     chosen = ingest(data, **parts, where="item.q <> '乙' AND id = 1")
     assert chosen.values("query") == ["甲"]
     assert chosen.summary.rows_in == 1  # the others belong to no source
+    assert chosen.summary.notes["left out by where"] == {"web": 2}
     (tmp_path / "names.txt").write_text("1 壹\n2 贰\n")
     joined = ingest(
         data,
