@@ -16,7 +16,7 @@ from .corpus import ShardWriter, fingerprint, read_batches, read_footer, shards
 from .engine import Engine, Summary, Task, run_stage
 from .text import key
 
-VERSION = 2
+VERSION = 3
 
 
 def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
@@ -122,8 +122,9 @@ _REFUSAL = (
     r"^我?(?:非常|很)?(?:抱歉|对不起)[^。\n]{0,60}(?:不合适|不恰当|不道德)|"
     r"我(?:不能|无法|没有能力)(?:直接|实际)?(?:提供|回答|协助|满足|访问|查看|生成|创建|执行)"
 )
+_TEMPLATE = r"\{\{[^{}]+\}\}"
 _SLOT = (
-    r"\{\{[^{}]+\}\}|[\[【](?:请?在?此处?)?(?:插入|填写|填入|输入[您你]|[您你]的|此处)[^\]】]*[\]】]|"
+    r"[\[【](?:请?在?此处?)?(?:插入|填写|填入|输入[您你]|[您你]的|此处)[^\]】]*[\]】]|"
     r"[（(]请?在?(?:此处?|这里)(?:插入|填写)[^）)]*[）)]|[（(【][您你]的(?:姓名|名字|名称|公司|电话|地址)[）)】]|"
     r"\[[^\[\]\n]{0,12}(?:姓名|名字|(?:公司|机构|职位|产品|客户)名称?)\]|<(?:插入|填写)[^>]*>|"
     r"(?:^|[^a-zA-Z^_}\\$])\{[A-Z_]{2,}\}"  # but neither \overline{AB}, which is LaTeX, nor ${NAME} of a shell
@@ -133,9 +134,10 @@ _TOOL_CALL = (
     r'(?s)^\s*\[?\s*\{.*"(?:arguments|parameters)"\s*:'
 )
 _CODE = r"(?s)```.*?(?:```|$)|`[^`\n]*`"
-_PLEASANTRY = r"^(?:不客气|不用客气|不用谢|别客气|不必客气|没关系，随时|再见|拜拜)"
+_PLEASANTRY = r"^(?:不客气|不谢|不用客气|不用谢|别客气|不必客气|没关系，随时|再见|拜拜)"
 _LONGEST_REFUSAL = 250  # characters; a longer response says what it can't do and then does what it can
 _LONGEST_PLEASANTRY = 100
+_MOST_SLOTS = 0.1  # of a response's characters; a letter with one [您的姓名] at its end is a letter
 _BARE_CODE = (
     r"^(?:#include\b|#!/|import [\w.]+(?:\n|$)|from [\w.]+ import |def \w+\(|class \w+[(:{]|public (?:static|class) |"
     r"(?:const|let|var) \w+ = |function \w*\(|(?i:SELECT)\s[^\n]*(?i:\bFROM\b)|<\?php)"
@@ -162,7 +164,11 @@ def response_reason(settings: ConvertSettings) -> pl.Expr:
         .then(pl.lit("refusal"))
         .when((length <= _LONGEST_PLEASANTRY) & response.str.contains(_PLEASANTRY))
         .then(pl.lit("pleasantry"))
-        .when(pl.concat_str(prompt.str.replace_all(_CODE, ""), prose, separator="\n").str.contains(_SLOT))
+        .when(
+            prompt.str.replace_all(_CODE, "").str.contains(_TEMPLATE)
+            | prose.str.contains(_TEMPLATE)
+            | (prose.str.len_chars() - prose.str.replace_all(_SLOT, "").str.len_chars() > _MOST_SLOTS * length)
+        )
         .then(pl.lit("template_slot"))
         .when(prompt.str.len_chars() > settings.max_prompt_chars)
         .then(pl.lit("prompt_length"))

@@ -228,14 +228,14 @@ RULES: tuple[Rule, ...] = (
     Rule("repeated_ngrams", "positive", "max", 0.5,
          _in_prose("positive", _of_ngrams("positive", "repeated_13grams", 13)), _CHINESE_WEB_TEXT),
     Rule("line_repetition", "positive", "max", 0.3,
-         _in_prose("positive", _share("positive", "repeated_line_characters")), _GOPHER_LINES),
+         _in_prose("positive", _share("positive", "repeated_line_characters")), _GOPHER_LINES, _TITLED),
     # Lines and separators.
     Rule("line_length", "positive", "min", 10,
          _in_long("positive", 200, _characters("positive") / _count("positive", "lines").clip(1)),
          _CHINESE_WEB_TEXT, _TITLED),
     Rule("finished_lines", "positive", "min", 0.106,
          _of_lines("positive", 5, _count("positive", "finished_lines")), _FINEWEB, _TITLED),
-    Rule("ellipsis_lines", "positive", "max", 0.3, _ellipsis_lines("positive"), _GOPHER),
+    Rule("ellipsis_lines", "positive", "max", 0.3, _ellipsis_lines("positive"), _GOPHER, _TITLED),
     Rule("separator_ratio", "positive", "max", 0.4, _share("positive", "separators"), _LABELLED),
     # What is not prose.
     Rule("url_density", "positive", "max", 0.6, _matched("positive", _CONTACT), _OURS),

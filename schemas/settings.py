@@ -184,7 +184,7 @@ class ConvertSettings(Settings):
     """From curated pairs to training records."""
 
     max_prompt_chars: int = given(2000, "ours: longer prompts are code or pasted documents", ge=1)
-    min_response_chars: int = given(5, "ours", ge=1)
+    min_response_chars: int = given(3, "ours: 氟西汀 is an answer", ge=1)
     class_positives: int = given(1, "paper §3.2: the same class positive; how many is ours", ge=1)
     class_negatives: int = given(4, "paper §3.2: other classes negative; how many is ours", ge=1)
     seed: int = given(0, "ours")
