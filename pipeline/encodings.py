@@ -241,9 +241,10 @@ def detect(data: bytes) -> str:
     if damage["utf-8"] <= max(DAMAGED_SHARE, min(damage.values())) or _begins_as_utf_8(head):
         return "utf-8"
     few = head[:65_536]
-    common = {encoding: len(_COMMON.findall(few.decode(encoding, "replace"))) for encoding in ("gb18030", "big5")}
-    if abs(common["gb18030"] - common["big5"]) >= _CLEARLY:  # a broken byte in Big5 is none in GB18030
-        return max(common, key=common.__getitem__)
+    common = {encoding: len(_COMMON.findall(few.decode(encoding, "replace"))) for encoding in damage}
+    likely, next_likely = sorted(common, key=common.__getitem__, reverse=True)[:2]
+    if common[likely] - common[next_likely] >= _CLEARLY:  # for what is broken in one may be text in another
+        return likely
     if damage["gb18030"] == damage["big5"]:
         best = charset_normalizer.from_bytes(few, cp_isolation=["gb18030", "big5"]).best()
         return best.encoding if best else "gb18030"

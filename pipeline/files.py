@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -119,9 +120,14 @@ def is_packed(path: str) -> bool:
 @contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
     """A file's own bytes. Raises FileError where there are none to be had."""
+    with _told(), fsspec.open(path, "rb") as file:
+        yield file
+
+
+@contextmanager
+def _told() -> Iterator[None]:
     try:
-        with fsspec.open(path, "rb") as file:
-            yield file
+        yield
     except FileError:
         raise
     except _UNREADABLE as error:
@@ -136,22 +142,38 @@ def read_chunks(stretch: Stretch) -> Iterator[bytes]:
             before is given first.
     """
     member, _, archive = stretch.path.rpartition("::")
-    with opened(archive if member.startswith("zip://") else stretch.path) as file:
+    if member.startswith("zip://"):
+        with _told():
+            yield from _member_chunks(archive, member.removeprefix("zip://"))
+        return
+    with opened(stretch.path) as file:
         if not is_packed(stretch.path):
             file.seek(stretch.start)
             yield from _slices(file, None if stretch.end is None else stretch.end - stretch.start)
             return
         packed = _CountingFile(file)
-        if member.startswith("zip://"):
-            with zipfile.ZipFile(packed) as archive_file, archive_file.open(member.removeprefix("zip://")) as inside:
-                inside.MIN_READ_SIZE = _SLICE  # type: ignore[attr-defined]
-                yield from _bounded(_unpacked(inside, member), packed)
-        else:
-            yield from _bounded(_unpacked(packed, stretch.path.partition("::")[0]), packed)
+        yield from _bounded(_unpacked(packed, stretch.path.partition("::")[0]), lambda: packed.taken)
 
 
-def _bounded(pieces: Iterator[bytes], packed: "_CountingFile") -> Iterator[bytes]:
-    """Pieces together, as long as they don't grow out of all proportion to what was taken from `packed`."""
+def _member_chunks(path: str, name: str) -> Iterator[bytes]:
+    archive, packed = _opened_archive(path, file_at(path).version)
+    if name not in archive.NameToInfo:
+        raise FileError("unreadable", f"{path} holds no {name} any more")
+    before = packed.taken
+    with archive.open(name) as inside:
+        inside.MIN_READ_SIZE = _SLICE  # type: ignore[attr-defined]
+        yield from _bounded(_unpacked(inside, name), lambda: packed.taken - before)
+
+
+@lru_cache(maxsize=1)
+def _opened_archive(path: str, version: str) -> tuple[zipfile.ZipFile, "_CountingFile"]:
+    """An archive, which stays open: to find thousands of files in its directory takes as long as to read one."""
+    packed = _CountingFile(fsspec.open(path, "rb").open())
+    return zipfile.ZipFile(packed), packed
+
+
+def _bounded(pieces: Iterator[bytes], taken: Callable[[], int]) -> Iterator[bytes]:
+    """Pieces together, as long as they don't grow out of all proportion to the bytes that were taken for them."""
     parts: list[bytes] = []
     size = total = 0
     damage = None
@@ -162,7 +184,7 @@ def _bounded(pieces: Iterator[bytes], packed: "_CountingFile") -> Iterator[bytes
             if size < _CHUNK:
                 continue
             total += size
-            if total > max(UNPACKED_FLOOR, UNPACKED_RATIO * packed.taken):
+            if total > max(UNPACKED_FLOOR, UNPACKED_RATIO * taken()):
                 detail = (
                     f"unpacks to more than {UNPACKED_RATIO} times its size; unpack it yourself if it can be trusted"
                 )

@@ -11,7 +11,7 @@ from .readers import SourceError
 
 REJECTED_ROW = "_row, _file AS file, _line AS line, CAST(to_json(rows) AS VARCHAR) AS record"
 
-_MISSING = re.compile(r'Referenced column "(.+?)" not found|does not have a column named "(.+?)"')
+_MISSING = re.compile(r'Referenced (?:column|table) "(.+?)" not found|does not have a column named "(.+?)"')
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,22 @@ def project(connection: duckdb.DuckDBPyConnection, source: Source) -> Projected:
     Raises:
         SourceError, duckdb.Error: the SQL does not fit the rows.
     """
-    missing: list[str] = []
+    missing: dict[str, str] = {}
     while True:
-        nulls = "".join(f', NULL AS "{name}"' for name in missing)
+        nulls = "".join(f', {null} AS "{name}"' for name, null in missing.items())
         connection.execute(f"CREATE OR REPLACE VIEW rows AS SELECT *{nulls} FROM batch")
         try:
             projected = _project(connection, source)
         except duckdb.BinderException as error:
             found = _MISSING.search(str(error))
-            name = (found[1] or found[2]) if found else None
+            is_struct = "Referenced table" in str(error)  # `name.field` or `name.field.field`
+            name = (found[1].partition(".")[0] if is_struct else found[1] or found[2]) if found else None
             if name is None or name in missing or re.search(rf"\b{re.escape(name)}\b", source.where or ""):
                 raise  # a row that `where` can't judge is none that belongs elsewhere
-            missing.append(name)
+            missing[name] = "NULL::JSON" if is_struct else "NULL"  # JSON has every field
         else:
-            pairs, problems = _judge(connection, source, projected, missing)
-            return Projected(pairs, problems, missing, _left_out(connection, source))
+            pairs, problems = _judge(connection, source, projected, list(missing))
+            return Projected(pairs, problems, list(missing), _left_out(connection, source))
 
 
 def _left_out(connection: duckdb.DuckDBPyConnection, source: Source) -> int:

@@ -96,7 +96,8 @@ def array_elements(blocks: Iterator[Block], file: str) -> Iterator[tuple[pl.Data
         if ended:
             rest = Block(data[at:], number + int(np.searchsorted(breaks, at)))
             for frame in lines(chain([rest], (block for block, _ in pending)), file):
-                yield frame, frame.clear()
+                # Where it was damage that closed the array, its other elements are here.
+                yield frame.with_columns(pl.col("text").str.strip_chars().str.strip_suffix(",")), frame.clear()
             return
         kept = _indented_from(data, at)
         number += int(np.searchsorted(breaks, kept))

@@ -140,6 +140,12 @@ def test_what_comes_later_makes_no_other_encoding_of_utf_8(text: Text) -> None:
     assert text(SIMPLIFIED.encode() + rest).startswith(SIMPLIFIED)
 
 
+def test_damage_all_over_makes_no_other_encoding_of_utf_8(text: Text) -> None:
+    """GB18030 would take most of it, for other characters."""
+    found = text("今天{}天气{}很好{}，\n".encode().replace(b"{}", b"\xff") * 3)
+    assert found.startswith(f"今天{BROKEN}6{BROKEN}天气")
+
+
 def test_marks_at_the_start_of_lines_go(text: Text) -> None:
     """Files that were joined have them."""
     one = "\ufeff甲\r\n".encode()
@@ -179,6 +185,7 @@ def test_blocks_of_any_size_are_one_text(
 ) -> None:
     data = end.join(content).replace("\r\n", "\n").replace("\n", end).encode(encoding)
     for at, fault in faults:
+        at = max(at, 4)  # behind the mark
         data = data[:at] + fault + data[at:]
     path = tmp_path / "a.txt"
     path.write_bytes(data)

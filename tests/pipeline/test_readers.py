@@ -13,6 +13,8 @@ from typing import Any
 import duckdb
 import fsspec
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conan_embedding.pipeline import readers, tables
 from conan_embedding.pipeline.encodings import BROKEN
@@ -312,6 +314,18 @@ def test_broken_bytes_in_a_table(read: Reader) -> None:
     assert found.details == [f"no text at offset {4 + sum(map(len, lines[:4])) + 2}"]
 
 
+def test_broken_bytes_in_json_are_told_with_their_place(read: Reader) -> None:
+    """Within a text, and where they leave no JSON."""
+    text = '{"a": "今天天气很好"}\n'.encode()
+    lines = [text, text[:10] + b"\xff" + text[10:], text[:5] + b"\xff" + text[5:], text]
+    for data in (b"".join(lines), b"[\n" + b",".join(lines) + b"]"):
+        found = read(data, "a.jsonl" if data[:1] == b"{" else "a.json")
+        assert found.values("a") == ["今天天气很好"] * 2
+        assert [reason for _, reason, _ in found.problems] == ["encoding", "encoding"]
+        places = {f"no text at offset {offset}" for offset in range(len(data)) if data[offset] == 0xFF}
+        assert set(found.details) == places
+
+
 @pytest.mark.parametrize("encoding", ["gb18030", "utf-8-sig", "utf-16"])
 def test_encodings(read: Reader, encoding: str) -> None:
     text = "问题,回答\n感冒怎么办,多喝水多休息。\n发烧了怎么办,应该及时去医院就诊。\n" * 3
@@ -354,6 +368,16 @@ def test_parquet(tmp_path: Path) -> None:
     ]
     assert [reason for _, reason, _ in found.problems] == ["unreadable"]
     assert found.problems_frame["file"][0].endswith("4.parquet")
+
+
+def test_a_text_in_parquet_that_is_none_costs_its_row(tmp_path: Path) -> None:
+    """Arrow believes its writer, and Polars would read on behind the end of a text."""
+    texts = pa.array(["甲".encode(), b"ab\xff", None, "乙".encode()], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"a": texts, "n": [1, 2, 3, 4]}), tmp_path / "a.parquet")
+    found = Read([f"{tmp_path}/a.parquet"], read="parquet")
+    assert found.values("a", "n", "_line") == [("甲", 1, 1), (None, 3, 3), ("乙", 4, 4)]
+    assert found.problems == [(2, "encoding", "ab")]
+    assert found.details == ["no text at offset 2"]
 
 
 def test_parquet_of_a_uri_and_of_a_folder_that_looks_like_a_partition(tmp_path: Path) -> None:
@@ -409,6 +433,12 @@ def test_unreadable_files(kind: str, tmp_path: Path) -> None:
     assert found.rows == []
     assert [reason for _, reason, _ in found.problems] == ["unreadable", "unreadable"]
     assert found.problems_frame["file"].to_list() == [f"{tmp_path}/folder.json", f"{tmp_path}/link.json"]
+
+
+def test_a_file_that_can_not_be_read_brings_no_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
+    found = Read([f"{tmp_path}/a.csv", "/nowhere.csv"], read="csv")
+    assert [set(row) - {"_row", "_file", "_line"} for row in found.rows] == [{"a", "b"}]
 
 
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:

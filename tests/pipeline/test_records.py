@@ -114,7 +114,9 @@ def test_one_damaged_element_costs_itself(array: list[Any], data: st.DataObject,
     """Where each stands on a line of its own."""
     records = [json.dumps(element, ensure_ascii=False) for element in array]
     place = data.draw(st.integers(0, len(records) - 1))
-    at = data.draw(st.integers(1, len(records[place])))
+    at = data.draw(
+        st.integers(1, len(records[place]) - 1)
+    )  # within it: a bracket behind it may be closed by the array's
     fault = data.draw(st.sampled_from(['"', "{", "[", "}", "]", '{"a":', "x", ":"]))
     size = data.draw(st.integers(1, 200))
     broken = [*records]

@@ -97,6 +97,15 @@ def test_lines_of_json_in_stretches(size: int, expected: int, tmp_path: Path) ->
     assert [(row[1], row[2]) for row in rows] == [(number + 1, number) for number in range(60)]
 
 
+def test_a_carriage_return_in_the_last_line_means_what_it_means_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.text"
+    path.write_bytes(b"one\ntwo\nth\rree")
+    some = cut(path, 1)
+    assert len(some) == 3
+    assert [row[2] for row in read(path, some)[0]] == ["one", "two", "th\rree"]
+    assert read(path, some) == read(path, [Stretch(str(path))])
+
+
 def test_a_table_whose_header_can_not_be_read_has_no_rows_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_bytes(b"a\0\tb\n" + b"1\t2\n" * 50)
