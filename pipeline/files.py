@@ -24,7 +24,8 @@ _SLICE = 512  # bytes that a decompressor is given at a time
 _BLOCK_OF_BZIP2 = 32  # two dozen bytes may stand for a block of 46 MB, 900,000 bytes of runs
 _MEMORY_OF_XZ = 256 << 20  # that a file may ask for; `xz -9` asks for 65 MB
 _PACKED = (".gz", ".zst", ".bz2", ".xz")
-_UNREADABLE = (OSError, RuntimeError, ValueError, ImportError, zipfile.BadZipFile)  # RuntimeError: a password
+# RuntimeError: a password; MemoryError: a size that can't be
+_UNREADABLE = (OSError, RuntimeError, MemoryError, ValueError, ImportError, zipfile.BadZipFile)
 _CUT = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile)
 
 

@@ -30,14 +30,14 @@ def cut(path: Path, size: int, chunk: int = 1 << 20, **more: Any) -> list[Stretc
 
 
 def read(path: Path, some: list[Stretch], **more: Any) -> Read:
-    """Rows and problems of each stretch on its own, as workers read them."""
+    """Rows and problems of each stretch on its own, as workers read them; problems have no order of their own."""
     rows, problems = [], []
     for one in some:
         with readers.sandbox() as connection:
             for batch in readers.read(connection, source(path, **more), [one]):
                 rows += connection.sql("FROM rows ORDER BY _row").pl().select(pl.exclude("_row")).rows()
                 problems += batch.rows()
-    return rows, problems
+    return rows, sorted(problems, key=str)
 
 
 words = st.text(st.sampled_from('甲乙天 a"\x0b'), max_size=12)
