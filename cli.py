@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,13 @@ app = typer.Typer(
 BAD_INPUT = 3
 
 
+class EngineName(StrEnum):
+    """Where data stages run."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 def _debug(wanted: bool) -> bool:
     """Workers read it from the environment, too."""
     if wanted:
@@ -35,7 +43,9 @@ def _debug(wanted: bool) -> bool:
 
 Corpus = Annotated[Path, typer.Argument(help="The corpus folder.")]
 Overrides = Annotated[list[str], typer.Option("--set", help="Override the recipe: key.key=value. May be repeated.")]
-Workers = Annotated[int, typer.Option(help="Processes; 0 is one for each core.", min=0)]
+Workers = Annotated[int, typer.Option(help="Processes at a time; 0 is one for each core.", min=0)]
+EngineOption = Annotated[EngineName, typer.Option("--engine", help="Processes of this machine, or a Ray cluster.")]
+Address = Annotated[str | None, typer.Option(help="The Ray cluster: HOST:PORT; default: the one this machine is in.")]
 Processes = Annotated[int, typer.Option("--nproc", help="Training processes on this machine, one a device.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
 Strict = Annotated[bool, typer.Option(help="Exit with 3 if any input was bad.")]
@@ -66,24 +76,44 @@ def _recipe(corpus: Path, file: Path | None, overrides: list[str]) -> "Recipe":
     return load(file, overrides) if file else load_recipe(corpus, overrides)
 
 
+def _cluster(engine: EngineName, address: str | None) -> str | None:
+    """The Ray cluster to work on; None is this machine."""
+    if engine == EngineName.RAY:
+        return address or "auto"
+    if address is not None:
+        raise typer.BadParameter("only with --engine ray", param_hint="--address")
+    return None
+
+
 @contextmanager
-def _work(corpus: Path, workers: int) -> Iterator["Engine"]:
+def _work(corpus: Path, workers: int = 1, cluster: str | None = None) -> Iterator["Engine"]:
     """The corpus held, and an engine that shows its progress."""
     from .pipeline.corpus import locked
-    from .pipeline.engine import Engine
+    from .pipeline.engine import Engine, close_workers
 
     with locked(corpus), display.progress() as show:
-        yield Engine(workers, show)
+        try:
+            yield Engine(workers, show, cluster)
+        finally:
+            close_workers()
 
 
 def _bad_input(summary: "Summary") -> bool:
     return summary.stage == "ingest" and bool(summary.rejected or summary.notes.get("empty sources"))
 
 
-def _data_stage(name: str, corpus: Path, recipe: "Recipe", workers: int, as_json: bool, strict: bool = False) -> None:
+def _data_stage(
+    name: str,
+    corpus: Path,
+    recipe: "Recipe",
+    as_json: bool,
+    workers: int = 1,
+    cluster: str | None = None,
+    strict: bool = False,
+) -> None:
     from .run import data_stage
 
-    with _work(corpus, workers) as engine:
+    with _work(corpus, workers, cluster) as engine:
         summary = data_stage(name, corpus, recipe, engine)
     display.show_result(name, summary, as_json)
     if strict and _bad_input(summary):
@@ -101,12 +131,15 @@ def ingest(
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     workers: Workers = 0,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     strict: Strict = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Read the recipe's sources into pairs; what is no pair is rejected with file, line and reason."""
-    _data_stage("ingest", corpus, _recipe(corpus, recipe, overrides), workers, as_json, strict)
+    resolved = _recipe(corpus, recipe, overrides)
+    _data_stage("ingest", corpus, resolved, as_json, workers, _cluster(engine, address), strict)
 
 
 @app.command("filter")
@@ -122,6 +155,8 @@ def filter_(
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     workers: Workers = 0,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -136,7 +171,7 @@ def filter_(
 
         display.show_dry_run(tried(corpus, resolved.filter, sample), as_json)
     else:
-        _data_stage("filter", corpus, resolved, workers, as_json)
+        _data_stage("filter", corpus, resolved, as_json, workers, _cluster(engine, address))
 
 
 @app.command()
@@ -145,11 +180,13 @@ def dedup(
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     workers: Workers = 0,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Drop exact and near-duplicates, and pairs that evaluation sets contain."""
-    _data_stage("dedup", corpus, _recipe(corpus, recipe, overrides), workers, as_json)
+    _data_stage("dedup", corpus, _recipe(corpus, recipe, overrides), as_json, workers, _cluster(engine, address))
 
 
 @app.command()
@@ -159,12 +196,15 @@ def score(
     cutoff: Annotated[float | None, typer.Option(help="Pre-training pairs scored below it are rejected.")] = None,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Score query against positive with an embedding model; drop what is below the cutoff."""
     overrides = _with(overrides, {"score.model": model, "score.cutoff": cutoff})
-    _data_stage("score", corpus, _recipe(corpus, recipe, overrides), 1, as_json)
+    resolved = _recipe(corpus, recipe, overrides)
+    _data_stage("score", corpus, resolved, as_json, cluster=_cluster(engine, address))
 
 
 @app.command()
@@ -173,11 +213,13 @@ def convert(
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     workers: Workers = 0,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Turn pairs into training records: pretrain, retrieval, sts."""
-    _data_stage("convert", corpus, _recipe(corpus, recipe, overrides), workers, as_json)
+    _data_stage("convert", corpus, _recipe(corpus, recipe, overrides), as_json, workers, _cluster(engine, address))
 
 
 @app.command()
@@ -192,7 +234,7 @@ def mine(
 ) -> None:
     """Find candidates for hard negatives; write pools.duckdb."""
     overrides = _with(overrides, {"mine.model": model, "mine.method": method})
-    _data_stage("mine", corpus, _recipe(corpus, recipe, overrides), 1, as_json)
+    _data_stage("mine", corpus, _recipe(corpus, recipe, overrides), as_json)
 
 
 @app.command()
@@ -216,7 +258,7 @@ def train(
     section = "bootstrap.training" if stage == "bootstrap" else stage
     overrides = _with(overrides, {f"{section}.on": on, f"{section}.model": model})
     resolved = _recipe(corpus, recipe, overrides)
-    with _work(corpus, 1):
+    with _work(corpus):
         figures = train(stage, corpus, resolved, processes)
     display.show_result(stage, figures, as_json)
 
@@ -255,7 +297,7 @@ def export(
 
     overrides = _with(overrides, {"export.model": model, "export.folder": str(to.resolve()) if to else None})
     resolved = _recipe(corpus, recipe, overrides)
-    with _work(corpus, 1):
+    with _work(corpus):
         folder = export(corpus, resolved)
     display.show_result("export", folder, as_json)
 
@@ -266,6 +308,8 @@ def run(
     corpus: Annotated[Path | None, typer.Argument(help="The corpus folder; default: the recipe's `corpus:`.")] = None,
     overrides: Overrides = [],
     workers: Workers = 0,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     processes: Processes = 1,
     strict: Strict = False,
     as_json: AsJson = False,
@@ -278,8 +322,8 @@ def run(
     resolved = load(recipe, overrides)
     folder = place(resolved, corpus, recipe)
     bad = False
-    with _work(folder, workers) as engine:
-        for step, result in run(folder, resolved, engine, processes):
+    with _work(folder, workers, _cluster(engine, address)) as chosen:
+        for step, result in run(folder, resolved, chosen, processes):
             display.show_result(step, result, as_json)
             bad = bad or (step == "ingest" and _bad_input(result))
     if strict and bad:

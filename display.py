@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,25 +25,34 @@ errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 @contextmanager
 def progress() -> Iterator["Progress"]:
-    """One bar, while there is something to show."""
+    """One bar, while there is something to show: shards, rows and their rate, the time that is left."""
     from rich import progress as bars
+
+    class Left(bars.ProgressColumn):
+        """Counts down; rich's own looks back half a minute only, which may be less than one shard takes."""
+
+        def render(self, task: bars.Task) -> Text:
+            seconds = task.fields["end"] - (task.elapsed or 0.0)
+            return Text(str(timedelta(seconds=max(0, round(seconds)))) if seconds < inf else "-:--:--")
 
     columns = (
         bars.TextColumn("{task.description:20}"),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,.0f}/s"),
-        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,.0f} rows/s"),
+        Left(),
     )
     bar = bars.Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
 
     def show(stage: str, done: int, total: int, rows: int) -> None:
         if not bar.tasks or bar.tasks[0].description != stage:
             clear()
-            bar.add_task(stage, rows=0, rate=0.0)
+            bar.add_task(stage, rows=0, rate=0.0, end=inf, skipped=done)
             bar.start()
         task = bar.tasks[0]
-        bar.update(task.id, completed=done, total=total, rows=rows, rate=rows / max(task.elapsed or 0.0, 0.1))
+        elapsed, made = max(task.elapsed or 0.0, 0.1), done - task.fields["skipped"]
+        end = elapsed + elapsed / made * (total - done) if made else inf
+        bar.update(task.id, completed=done, total=total, rows=rows, rate=rows / elapsed, end=end)
         if done == total:
             clear()
 

@@ -88,6 +88,7 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str,
         TrainingError: a process failed.
     """
     from .pipeline.corpus import CorpusError, shards
+    from .pipeline.engine import close_workers
     from .pipeline.pools import stored_fingerprint
     from .trainer.job import make_job, run_job
 
@@ -110,6 +111,7 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str,
     else:
         folder = "convert/pretrain" if settings.on == "convert" else settings.on
         found, pools = {"pairs": shards(corpus, folder)}, None
+    close_workers()  # training takes the whole machine
     job = make_job(corpus, stage, model_place(corpus, settings.model), settings, found, pools)
     trained = run_job(job, processes)
     return {"stage": stage, "trained": trained, "model": str(job.model_folder), **last_figures(corpus, stage)}

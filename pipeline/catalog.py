@@ -1,6 +1,5 @@
 """catalog.duckdb: views over the shards, rebuilt by every command; `conan sql`."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 
 from ..schemas.pairs import CLUSTERED, PAIR, REJECTED_AT_INGEST, SCORED, rejected
 from ..schemas.training import TRAINING
-from .corpus import FOLDERS, STAGES, CorpusError, commit, committed, read_footer, rejects
+from .corpus import FOLDERS, STAGES, CorpusError, committed, read_footer, rejects, replacing
 from .pools import FILE as POOLS_FILE
 
 FILE = "catalog.duckdb"
@@ -27,18 +26,19 @@ def rebuild(corpus: Path) -> Path:
         CorpusError: no corpus there, or a shard that is none of ours.
     """
     statements = _statements(corpus)
-    for leftover in corpus.glob(f".{FILE}.*.tmp*"):  # of killed runs
-        leftover.unlink(missing_ok=True)
-    temporary = corpus / f".{FILE}.{os.getpid()}.tmp"
-    commit(_write(temporary, statements), corpus / FILE)
+    with replacing(corpus / FILE) as temporary:
+        _write(temporary, statements)
     return corpus / FILE
 
 
 def _write(file: Path, statements: list[str]) -> Path:
     with duckdb.connect(str(file)) as connection:
         connection.execute("SET enable_progress_bar = false")
+        connection.execute("BEGIN")  # one commit, not one a view
         for statement in statements:
             connection.execute(statement)
+        connection.execute("COMMIT")
+        connection.execute("CHECKPOINT")  # closing does it, too, but says nothing of a full disk
     return file
 
 

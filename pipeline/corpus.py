@@ -1,9 +1,11 @@
 """The corpus folder: shards that are their own manifest, committed whole or not at all; the lock."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections import Counter
@@ -16,8 +18,8 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..schemas.footer import FOOTER_KEY, Footer
@@ -45,7 +47,7 @@ def shards(corpus: Path, folder: str) -> list[Path]:
     Raises:
         CorpusError: the stage was not run, or was interrupted.
     """
-    stage = folder.partition("/")[0]
+    stage = "ingest" if folder == "evaluation" else folder.partition("/")[0]
     if (corpus / folder / _INCOMPLETE).exists():
         raise CorpusError(f"{corpus / folder}: `conan {stage}` was interrupted; run it again first")
     found = sorted((corpus / folder).glob("part-*.parquet"))
@@ -107,12 +109,12 @@ class _HashingFile:
 class _ParquetFile:
     """One Parquet file under a temporary name, in full row groups; `commit` gives it its own."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, compression: str = "zstd") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.schema = path, schema
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.sink = _HashingFile(self.temporary)
-        self.writer = pq.ParquetWriter(self.sink, schema, compression="zstd")
+        self.writer = pq.ParquetWriter(self.sink, schema, compression=compression, use_dictionary=compression != "none")
         self.pending: list[pa.Table] = []
         self.sizes = np.zeros(0, np.int64)  # bytes of each pending row
 
@@ -156,6 +158,7 @@ class _ParquetFile:
         with suppress(OSError):
             if self.writer.is_open:
                 self.writer.close()
+        with suppress(OSError):
             self.sink.file.close()
 
 
@@ -171,11 +174,15 @@ def commit(temporary: Path, path: Path) -> None:
 
 def _row_bytes(table: pa.Table) -> npt.NDArray[np.int64]:
     """Bytes of text in each row, int64 [rows]."""
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    texts = [pl.col(pl.String).str.len_bytes(), pl.col(pl.List(pl.String)).list.join("").str.len_bytes()]
-    sizes = frame.select(texts).select(pl.sum_horizontal(pl.lit(0, pl.Int64), pl.all()))
-    return np.broadcast_to(sizes.to_series().to_numpy(), frame.height)
+    sizes = np.zeros(table.num_rows, np.int64)
+    for column in table.itercolumns():
+        if pa.types.is_string(column.type):
+            sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy()
+        elif pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type):
+            texts = pc.fill_null(pc.binary_length(pc.list_flatten(column)), 0).to_numpy()
+            rows = pc.list_parent_indices(column).to_numpy()
+            sizes += np.bincount(rows, weights=texts, minlength=table.num_rows).astype(np.int64)
+    return sizes
 
 
 def _with_fresh_dictionaries(table: pa.Table) -> pa.Table:
@@ -187,7 +194,8 @@ def _with_fresh_dictionaries(table: pa.Table) -> pa.Table:
 
 
 class ShardWriter:
-    """Writes a shard and its rejects; both appear when the block ends well, neither when it raises.
+    """Writes a shard and its rejects (none, where their schema is None); both appear when the block ends well, neither
+    when it raises.
 
     The rejects are committed first: the shard is the sign that both are there. Raises ValueError (and commits
     nothing) unless rows in = rows out + rejected.
@@ -197,11 +205,12 @@ class ShardWriter:
         self,
         path: Path,
         schema: pa.Schema,
-        rejected: pa.Schema,
+        rejected: pa.Schema | None,
         *,
         stage: str,
         version: int,
         fingerprint: str,
+        compression: str = "zstd",
     ) -> None:
         self.stage, self.version, self.fingerprint = stage, version, fingerprint
         self.started = time.monotonic()
@@ -209,8 +218,12 @@ class ShardWriter:
         self.rows_out = 0
         self.reasons: Counter[str] = Counter()
         self.notes: dict[str, Any] = {}
-        self._out = _ParquetFile(path, schema)
-        self._rejected = _ParquetFile(rejects(path), rejected)
+        self._out = _ParquetFile(path, schema, compression)
+        try:
+            self._rejected = None if rejected is None else _ParquetFile(rejects(path), rejected)
+        except OSError:  # no room for one more file
+            self._out.discard()
+            raise
 
     def received(self, rows: int) -> None:
         """Count rows that came in."""
@@ -223,6 +236,7 @@ class ShardWriter:
 
     def reject(self, table: pa.Table) -> None:
         """Write rows with `reason` and `detail`."""
+        assert self._rejected is not None, f"{self.stage} has no rejects"
         self._rejected.write(table)
         counts = table.column("reason").value_counts().to_pylist()
         self.reasons.update({count["values"]: count["counts"] for count in counts})
@@ -247,12 +261,17 @@ class ShardWriter:
                     notes=self.notes,
                 )
                 footer.check()
-                self._rejected.close(None)
+                if self._rejected:
+                    self._rejected.close(None)
                 self._out.close(footer)
-                self._rejected.commit()
+                # So that at no moment a shard of before stands beside the rejects of this one.
+                self._out.path.unlink(missing_ok=True)
+                if self._rejected:
+                    self._rejected.commit()
                 self._out.commit()
         finally:
-            self._rejected.discard()
+            if self._rejected:
+                self._rejected.discard()
             self._out.discard()
 
 
@@ -268,16 +287,27 @@ def begin(corpus: Path, folder: str) -> None:
     place = corpus / folder
     place.mkdir(parents=True, exist_ok=True)
     (place / _INCOMPLETE).touch()
-    for leftover in [*place.glob(".*.tmp"), *place.glob("rejected/.*.tmp")]:
-        leftover.unlink()
+    _clear_temporaries(place)
+    _clear_temporaries(place / "rejected")
 
 
 def finish(corpus: Path, folder: str, keep: set[str]) -> None:
-    """Remove shards of an earlier shape and take the mark away: the folder is whole now."""
+    """Remove shards of an earlier shape and what killed workers left, then the mark: the folder is whole now."""
+    _clear_temporaries(corpus / folder)
+    _clear_temporaries(corpus / folder / "rejected")
     for shard in [*committed(corpus, folder), *sorted((corpus / folder / "rejected").glob("part-*.parquet"))]:
         if shard.name not in keep:
             shard.unlink()
     (corpus / folder / _INCOMPLETE).unlink(missing_ok=True)
+
+
+def _clear_temporaries(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left of a file; where DuckDB had no memory left, that is a folder, too."""
+    for leftover in folder.glob(f".{name}.*.tmp*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def save_recipe(corpus: Path, recipe: Recipe) -> None:
@@ -288,12 +318,28 @@ def save_recipe(corpus: Path, recipe: Recipe) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which gets its own when the block ends well; nothing stays when it raises.
+
+    What killed runs left goes, too: one process at a time may replace a file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    commit(temporary, path)
+    try:
+        _clear_temporaries(path.parent, path.name)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        commit(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        _clear_temporaries(path.parent, path.name)
 
 
 def load_recipe(corpus: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -311,21 +357,36 @@ def locked(corpus: Path) -> Iterator[None]:
     The operating system frees the lock of an owner that dies, so there is nothing to clear by hand.
 
     Raises:
-        CorpusError: another command holds it; names its process, machine and start.
+        CorpusError: another command holds it; names its process, machine and start. Or its disk is full.
     """
-    corpus.mkdir(parents=True, exist_ok=True)
-    with (corpus / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner: Mapping[str, Any] = json.loads(file.read() or "{}")
-            raise CorpusError(
-                f"{corpus} is in use by process {owner.get('process', '?')} on {owner.get('machine', '?')} "
-                f"since {owner.get('since', '?')}; wait for it or stop it"
-            ) from error
-        file.truncate(0)
-        since = datetime.now().astimezone().isoformat(timespec="seconds")
-        file.write(json.dumps({"process": os.getpid(), "machine": socket.gethostname(), "since": since}))
-        file.flush()
+    with _full_disk_explained(corpus):
+        corpus.mkdir(parents=True, exist_ok=True)
+        with (corpus / ".lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                owner: Mapping[str, Any] = json.loads(file.read() or "{}")
+                raise CorpusError(
+                    f"{corpus} is in use by process {owner.get('process', '?')} on {owner.get('machine', '?')} "
+                    f"since {owner.get('since', '?')}; wait for it or stop it"
+                ) from error
+            file.truncate(0)
+            since = datetime.now().astimezone().isoformat(timespec="seconds")
+            file.write(json.dumps({"process": os.getpid(), "machine": socket.gethostname(), "since": since}))
+            file.flush()
+            yield
+
+
+@contextmanager
+def _full_disk_explained(corpus: Path) -> Iterator[None]:
+    """Say what to do about a full disk, whoever met it: this process, a worker, DuckDB or Polars."""
+    try:
         yield
+    except Exception as error:
+        if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        raise CorpusError(
+            f"{error}\nThere is no space left for {corpus}. What is committed there is whole: make room, then run the "
+            "same command again, and it goes on where it stopped"
+        ) from error

@@ -1,4 +1,4 @@
-"""Maps a stage over its shards in local processes, and survives the death of any of them.
+"""Maps a stage over its shards, in local processes or on a Ray cluster, and survives the death of any worker.
 
 A stage is a pure function from shards to a shard. Each task carries the fingerprint of all that decides its rows, so a
 task whose shard is there already is skipped, and a killed run goes on where it stopped.
@@ -6,6 +6,7 @@ task whose shard is there already is skipped, and a killed run goes on where it 
 
 import multiprocessing
 import os
+import pickle
 import time
 import traceback
 from collections import Counter, deque
@@ -60,15 +61,22 @@ def quiet(stage: str, done: int, total: int, rows: int) -> None:
 
 @dataclass(frozen=True)
 class Engine:
-    """How tasks are run: in how many processes, and who is told."""
+    """Where tasks are run, how many at a time, and who is told.
+
+    `workers`: tasks at a time; 0 is one for each core. `address`: a Ray cluster's, as `auto`, `host:port` or `ray://…`;
+    None is this machine. `one_a_device`: a task runs a model, which takes a whole device, so that there is one at a
+    time on each GPU; on each machine where the cluster has none.
+    """
 
     workers: int = 0
     progress: Progress = quiet
+    address: str | None = None
+    one_a_device: bool = False
 
     @property
     def processes(self) -> int:
-        """Processes in use: as many as there are cores by default; with one, this process does the work."""
-        return self.workers or cores()
+        """Processes in use on this machine; with one, this process does the work."""
+        return 1 if self.one_a_device else self.workers or cores()
 
 
 def cores() -> int:
@@ -101,9 +109,11 @@ def run_stage(
     rows = 0
     engine.progress(folder, skipped, len(tasks), rows)
     failures: list[str] = []
-    for done, (name, error) in enumerate(run_calls(function, calls, engine.processes), start=skipped + 1):
+    for done, (name, error) in enumerate(run_calls(function, calls, engine), start=skipped + 1):
         if error:
             failures.append(f"{name}: {error}")
+        elif not Path(name).exists():
+            failures.append(f"{name}: made on a node that does not share this folder")
         else:
             rows += folders.read_footer(Path(name)).rows_in
         engine.progress(folder, done, len(tasks), rows)
@@ -146,16 +156,28 @@ Call = tuple[str, tuple[Any, ...]]
 Outcome = tuple[str, str | None]
 
 
-def run_calls(function: Callable[..., None], calls: Sequence[Call], processes: int) -> Iterator[Outcome]:
-    """Run `function(*arguments)` for each named call; yields (name, None or what went wrong) as they end."""
-    if processes == 1:
+def run_calls(function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> Iterator[Outcome]:
+    """Run `function(*arguments)` for each named call; yields (name, None or what went wrong) as they end.
+
+    The function is one that a worker can import by its name. A call whose worker dies is tried again.
+
+    Raises:
+        ClusterError: the engine's Ray cluster can't be used.
+    """
+    if not calls:
+        return
+    if engine.address is not None:
+        from .ray_engine import run_on_cluster
+
+        yield from run_on_cluster(function, calls, engine)
+    elif engine.processes == 1:
         for name, arguments in calls:
-            yield name, _attempt(function, arguments)
-    elif calls:
-        yield from _run_in_processes(function, calls, min(processes, len(calls)))
+            yield name, _attempt(function, *arguments)
+    else:
+        yield from _run_in_processes(function, calls, min(engine.processes, len(calls)))
 
 
-def _attempt(function: Callable[..., None], arguments: tuple[Any, ...]) -> str | None:
+def _attempt(function: Callable[..., None], *arguments: Any) -> str | None:
     try:
         function(*arguments)
     except Exception as error:
@@ -164,7 +186,34 @@ def _attempt(function: Callable[..., None], arguments: tuple[Any, ...]) -> str |
     return None
 
 
-def _serve(function: Callable[..., None], pipe: Connection) -> None:
+def attempt_pickled(call: bytes) -> str | None:
+    """In a worker: run a pickled (function, arguments); what went wrong, if only that the function is not there."""
+    return _attempt(_run_pickled, call)
+
+
+def _run_pickled(call: bytes) -> None:
+    function, arguments = pickle.loads(call)
+    function(*arguments)
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    pipe: Connection
+    threads: int
+
+
+_idle: list[_Worker] = []
+"""Workers that wait for calls: one takes a second to import its libraries, and a stage may run calls several times."""
+
+
+def close_workers() -> None:
+    """End the workers that wait for calls: at the end of a command, and before training takes the machine."""
+    while _idle:
+        _idle.pop().pipe.close()
+
+
+def _serve(pipe: Connection) -> None:
     """A worker: runs calls until the driver closes the pipe; dies at once when the driver does.
 
     A worker that lived on could commit a shard after the next run has taken the lock.
@@ -172,8 +221,8 @@ def _serve(function: Callable[..., None], pipe: Connection) -> None:
     Thread(target=_die_with_driver, daemon=True).start()
     try:
         while True:
-            pipe.send(_attempt(function, pipe.recv()))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+            pipe.send(attempt_pickled(pipe.recv_bytes()))
+    except (EOFError, ConnectionError, KeyboardInterrupt):
         # All is committed. Taking the interpreter down in order only lets native libraries complain of leaks.
         os._exit(0)
 
@@ -185,11 +234,14 @@ def _die_with_driver() -> None:
     os._exit(1)
 
 
+THREAD_VARIABLES = ("POLARS_MAX_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
+"""What libraries read when they are loaded, to know how many threads to use."""
+
+
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Share the cores: a process started in this block reads these variables when its libraries load."""
-    names = ("POLARS_MAX_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
+    """Share the cores: for processes started in this block, where the user has not said otherwise."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update({name: value or str(count) for name, value in before.items()})
     try:
         yield
@@ -199,55 +251,55 @@ def _threads(count: int) -> Iterator[None]:
                 del os.environ[name]
 
 
-@dataclass
-class _Worker:
-    process: SpawnProcess
-    pipe: Connection
-    call: Call
+def _worker(threads: int) -> _Worker:
+    """A worker that waits, with as many threads; else a new one."""
+    while _idle:
+        worker = _idle.pop()
+        if worker.threads == threads and worker.process.is_alive():
+            return worker
+        worker.pipe.close()
+    context = multiprocessing.get_context("spawn")
+    pipe, other = context.Pipe()
+    process = context.Process(target=_serve, args=(other,), daemon=True)
+    with _threads(threads):
+        process.start()
+    other.close()
+    return _Worker(process, pipe, threads)
 
 
 def _run_in_processes(function: Callable[..., None], calls: Sequence[Call], processes: int) -> Iterator[Outcome]:
-    context = multiprocessing.get_context("spawn")
+    threads = max(1, cores() // processes)
     waiting = deque(calls)
     deaths: Counter[str] = Counter()
-    workers: list[_Worker] = []
+    busy: dict[Connection, tuple[_Worker, Call]] = {}
 
-    def start(call: Call) -> None:
-        pipe, other = context.Pipe()
-        process = context.Process(target=_serve, args=(function, other), daemon=True)
-        with _threads(max(1, cores() // processes)):
-            process.start()
-        other.close()
-        with suppress(BrokenPipeError):  # it died already: its end of the pipe will tell
-            pipe.send(call[1])
-        workers.append(_Worker(process, pipe, call))
+    def start() -> None:
+        while waiting and len(busy) < processes:
+            worker, call = _worker(threads), waiting.popleft()
+            with suppress(ConnectionError):  # it died already: its end of the pipe will tell
+                worker.pipe.send((function, call[1]))
+            busy[worker.pipe] = worker, call
 
     try:
-        while waiting or workers:
-            while waiting and len(workers) < processes:
-                start(waiting.popleft())
-            ready = wait([worker.pipe for worker in workers])
-            for worker in [worker for worker in workers if worker.pipe in ready]:
-                name = worker.call[0]
+        while waiting or busy:
+            start()
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                worker, call = busy.pop(pipe)
+                name = call[0]
                 try:
-                    error = worker.pipe.recv()
-                except (EOFError, ConnectionResetError):
+                    error = pipe.recv()
+                except (EOFError, ConnectionError):
                     worker.process.join()
-                    workers.remove(worker)
                     deaths[name] += 1
                     if deaths[name] < ATTEMPTS:
-                        waiting.append(worker.call)
+                        waiting.append(call)
                     else:
                         yield name, f"its worker died {ATTEMPTS} times (exit code {worker.process.exitcode})"
                     continue
+                _idle.append(worker)
+                start()  # before the driver looks at the outcome
                 yield name, error
-                if waiting:
-                    worker.call = waiting.popleft()
-                    with suppress(BrokenPipeError):
-                        worker.pipe.send(worker.call[1])
-                else:
-                    worker.pipe.close()
-                    workers.remove(worker)
     finally:
-        for worker in workers:
+        for worker, _ in busy.values():
             worker.process.kill()

@@ -51,7 +51,7 @@ def filter_pairs(corpus: Path, settings: FilterSettings, engine: Engine) -> Summ
         for shard in found
     ]
     if settings.classifiers:
-        engine = replace(engine, workers=1)  # a model uses all cores, so the shards take turns
+        engine = replace(engine, one_a_device=True)
         if len(made(corpus, "filter", tasks)) < len(tasks):
             load_classifiers(book)  # one that can't be read is said once, not by every shard
     return run_stage(corpus, "filter", filter_shard, tasks, engine)

@@ -12,7 +12,7 @@ from ..schemas.pairs import PAIR, REJECTED_AT_INGEST
 from ..schemas.recipe import Recipe, RecipeError
 from ..schemas.settings import EvaluationSet, Source
 from . import readers
-from .corpus import ShardWriter, committed, fingerprint, read_footer
+from .corpus import ShardWriter, fingerprint, read_footer
 from .engine import Engine, Summary, Task, made, run_stage
 from .files import SourceFile, Stretch, list_files
 from .projection import project, unfit
@@ -67,7 +67,7 @@ def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engi
             whole = [Stretch(file.path) for file in files], [Stretch(file.path) for file in passages]
             decided_by = _fingerprint(one, [*whole[0], *whole[1]], [*files, *passages])
             tasks.append(Task((one, *whole), decided_by))
-    if tasks or committed(corpus, "evaluation"):
+    if tasks or (corpus / "evaluation").exists():
         run_stage(corpus, "evaluation", ingest_evaluation_set, tasks, engine)
     return empty + _barren(corpus, "evaluation", tasks)
 

@@ -1,4 +1,4 @@
-"""MinHash signatures of a text column, bit for bit those of datasketch, by kernels over its UTF-8 bytes.
+"""MinHash signatures of a text column, bit for bit those of datasketch, and exact Jaccard similarity.
 
 A text is the set of its character n-grams (shingles); a shingle is hashed by MurmurHash3 over its Unicode
 code points; a signature is what `datasketch.MinHash(num_perm=128, scheme="affine32", hashfunc=shingle_hash)`
@@ -26,9 +26,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 kernel: Callable[[Function], Function] = njit(cache=True, nogil=True)
 
 PERMUTATIONS = 128
-NO_BUCKET = 0
-"""Band hash of a text without shingles: it belongs in no bucket."""
-
 # Shingles that meet the 128 permutations together, so that a signature is loaded and stored once for eight.
 _TOGETHER = 8
 
@@ -90,7 +87,7 @@ def signatures(texts: Texts, shingling: Shingling = SHINGLING) -> NDArray[np.uin
     """
     multipliers, increments = MinHash(num_perm=PERMUTATIONS, scheme="affine32").permutations
     result = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
-    _sign(*_utf8(texts), shingling, multipliers, increments, result)
+    _sign(*utf8(texts), shingling, multipliers, increments, result)
     return result
 
 
@@ -107,44 +104,34 @@ def shingle_sets(
     chosen = np.arange(len(texts)) if rows is None else rows
     if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(texts):
         raise IndexError(f"rows {chosen.min()} to {chosen.max()} of a column of {len(texts)}")
-    return ShingleSets(*_collect(*_utf8(texts), chosen, shingling))
+    return ShingleSets(*_collect(*utf8(texts), chosen, shingling))
 
 
-def band_hashes(signatures: NDArray[np.uint32], bands: int = 20, rows: int = 6) -> NDArray[np.uint64]:
-    """One hash for every band of every signature: uint64[n, bands].
+def jaccard(
+    left_sets: ShingleSets,
+    left: NDArray[np.int64],
+    right_sets: ShingleSets,
+    right: NDArray[np.int64],
+    threshold: float = 0.0,
+) -> NDArray[np.float64]:
+    """Exact Jaccard similarity of pairs of sets, float64[pairs]; 0 where both are empty.
 
-    Band i covers permutations `[i * rows, (i + 1) * rows)` and its number is part of the hash; an empty
-    text's hashes are NO_BUCKET. Raises ValueError if the bands need more permutations than there are.
+    Below the threshold it is 0, too: the comparison stops as soon as the threshold is out of reach.
     """
-    if bands * rows > signatures.shape[1]:
-        raise ValueError(f"{bands} bands of {rows} rows need more than {signatures.shape[1]} permutations")
-    result = np.empty((len(signatures), bands), dtype=np.uint64)
-    _hash_bands(signatures, rows, result)
+    return _compare(left_sets, left, right_sets, right, threshold)
+
+
+def text_hashes(texts: Texts) -> NDArray[np.int64]:
+    """63 bits of MurmurHash64A (seed 0) of each text's UTF-8 bytes: int64[n], never negative; a null is empty.
+
+    Source: MurmurHash2.cpp, https://github.com/aappleby/smhasher.
+    """
+    result = np.empty(len(texts), dtype=np.int64)
+    _hash_texts(*utf8(texts), result)
     return result
 
 
-def recall(similarity: float, bands: int, rows: int) -> float:
-    """Chance that two texts of this Jaccard similarity share a bucket: `1 - (1 - s**rows)**bands`.
-
-    Source: Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4.2.
-    """
-    return float(1 - (1 - similarity**rows) ** bands)
-
-
-def band_choice(wanted: float, threshold: float, permutations: int = PERMUTATIONS) -> tuple[int, int]:
-    """(bands, rows) with the most rows, then the fewest bands, whose recall at the threshold is at least
-    `wanted`.
-
-    More rows mean fewer false candidates; fewer bands mean less to sort. Raises ValueError if there is none.
-    """
-    for rows in range(permutations, 0, -1):
-        if recall(threshold, permutations // rows, rows) >= wanted:
-            fewest = (b for b in range(1, permutations // rows + 1) if recall(threshold, b, rows) >= wanted)
-            return next(fewest), rows
-    raise ValueError(f"no bands of {permutations} permutations reach a recall of {wanted} at {threshold}")
-
-
-def _utf8(texts: Texts) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+def utf8(texts: Texts) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """(offsets int64[n + 1], data uint8) of a string column, without copying the data of a single chunk."""
     kind = texts.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
@@ -315,15 +302,50 @@ def _sort(hashes: Hashes, places: NDArray[np.int64], ordered: Hashes) -> None:
 
 
 @kernel
-def _hash_bands(signatures: Hashes, rows: int, result: NDArray[np.uint64]) -> None:
-    """FNV-1a over a band's values with a 64-bit prime, seeded by the band's number, finished by fmix64."""
-    for i in range(result.shape[0]):
-        for band in range(result.shape[1]):
-            value = np.uint64(0xCBF29CE484222325) ^ np.uint64(band)
-            empty = True
-            for k in range(band * rows, (band + 1) * rows):
-                empty &= signatures[i, k] == np.uint32(0xFFFFFFFF)
-                value = (value ^ np.uint64(signatures[i, k])) * np.uint64(0x100000001B3)
-            value = (value ^ (value >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-            value = (value ^ (value >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-            result[i, band] = np.uint64(NO_BUCKET) if empty else value ^ (value >> np.uint64(33))
+def _hash_texts(offsets: Offsets, data: NDArray[np.uint8], result: NDArray[np.int64]) -> None:
+    factor = np.uint64(0xC6A4A7935BD1E995)
+    for row in range(len(result)):
+        start, end = offsets[row], offsets[row + 1]
+        value = np.uint64(end - start) * factor
+        for at in range(start, end - 7, 8):
+            block = np.uint64(0)
+            for i in range(8):
+                block |= np.uint64(data[at + i]) << np.uint64(8 * i)
+            block *= factor
+            value = (value ^ (block ^ block >> np.uint64(47)) * factor) * factor
+        tail = (end - start) % 8
+        if tail:
+            for i in range(tail):
+                value ^= np.uint64(data[end - tail + i]) << np.uint64(8 * i)
+            value *= factor
+        value = (value ^ value >> np.uint64(47)) * factor
+        result[row] = np.int64((value ^ value >> np.uint64(47)) >> np.uint64(1))
+
+
+@kernel
+def _common(left: Hashes, right: Hashes, needed: int) -> int:
+    """Size of the intersection of two ascending sets, or less than `needed` if it is less than that."""
+    spare_left, spare_right = len(left) - needed, len(right) - needed
+    i = j = common = 0
+    while i < len(left) and j < len(right) and i - common <= spare_left and j - common <= spare_right:
+        a, b = left[i], right[j]
+        common += a == b
+        i += a <= b
+        j += b <= a
+    return common
+
+
+@kernel
+def _compare(
+    left_sets: ShingleSets, left: NDArray[np.int64], right_sets: ShingleSets, right: NDArray[np.int64], threshold: float
+) -> NDArray[np.float64]:
+    result = np.zeros(len(left), np.float64)
+    for k in range(len(left)):
+        a = left_sets.hashes[left_sets.offsets[left[k]] : left_sets.offsets[left[k] + 1]]
+        b = right_sets.hashes[right_sets.offsets[right[k]] : right_sets.offsets[right[k] + 1]]
+        # J >= t is |a & b| >= t / (1 + t) * (|a| + |b|); one less, so that rounding can't stop too soon.
+        common = _common(a, b, int(threshold / (1 + threshold) * (len(a) + len(b))) - 1)
+        if common:
+            similarity = common / (len(a) + len(b) - common)
+            result[k] = similarity if similarity >= threshold else 0.0
+    return result

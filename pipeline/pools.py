@@ -1,6 +1,5 @@
 """pools.duckdb: negative pools, written whole by mine, read by the trainer, appended to by rank 0 alone."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from ..schemas.catalog import POOLS
-from .corpus import CorpusError, commit
+from .corpus import CorpusError, replacing
 
 FILE = "pools.duckdb"
 TABLES = ("runs", "passages", "queries", "positives", "candidates")
@@ -39,22 +38,17 @@ def _opened(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
 
 def write_pools(corpus: Path, tables: dict[str, pa.Table]) -> None:
     """Replace the pools: whole or not at all. `tables` holds an Arrow table for each of TABLES."""
-    for leftover in corpus.glob(f".{FILE}.*.tmp*"):  # of killed runs
-        leftover.unlink()
-    temporary = corpus / f".{FILE}.{os.getpid()}.tmp"
-    with duckdb.connect(str(temporary)) as connection:
-        connection.execute("SET enable_progress_bar = false")
-        connection.execute(POOLS)
-        for name in TABLES:
-            connection.register("incoming", tables[name])
-            connection.execute(f"INSERT INTO {name} BY NAME FROM incoming")
-            connection.unregister("incoming")
-        connection.execute("CHECKPOINT")
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    # What a killed trainer left unmerged belongs to the old pools and must not be replayed on the new ones.
-    (corpus / f"{FILE}.wal").unlink(missing_ok=True)
-    commit(temporary, corpus / FILE)
+    with replacing(corpus / FILE) as temporary:
+        with duckdb.connect(str(temporary)) as connection:
+            connection.execute("SET enable_progress_bar = false")
+            connection.execute(POOLS)
+            for name in TABLES:
+                connection.register("incoming", tables[name])
+                connection.execute(f"INSERT INTO {name} BY NAME FROM incoming")
+                connection.unregister("incoming")
+            connection.execute("CHECKPOINT")
+        # What a killed trainer left unmerged belongs to the old pools and must not be replayed on the new ones.
+        (corpus / f"{FILE}.wal").unlink(missing_ok=True)
 
 
 def read_candidates(corpus: Path) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """conan score: cosine of query and positive; pre-training pairs below the cutoff are rejected (paper §2.1.1)."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,8 +34,7 @@ def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
     there = made(corpus, "score", tasks)
     if any(task.fingerprint not in there and task.arguments[1] is None for task in tasks):
         _loaded(settings, weights)  # a model that can't be read is said once, not by every shard
-    # The model uses all cores, so the shards take turns.
-    return run_stage(corpus, "score", score_shard, tasks, Engine(workers=1, progress=engine.progress))
+    return run_stage(corpus, "score", score_shard, tasks, replace(engine, one_a_device=True))
 
 
 def _scores_of(shard: Path) -> str | None:

@@ -2,8 +2,21 @@
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests that share a Ray cluster run in one process; all others where there is room."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneCluster(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if "test_ray_engine" in nodeid else nodeid
+
+    return OneCluster(config, log)
 
 
 @pytest.fixture

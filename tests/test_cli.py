@@ -78,7 +78,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     called: dict[str, Any] = {}
 
     def data_stage(name: str, corpus: Path, recipe: Any, engine: Any) -> Any:
-        called.update(name=name, recipe=recipe, workers=engine.workers)
+        called.update(name=name, recipe=recipe, workers=engine.workers, address=engine.address)
         raise InterruptedError("only looking")
 
     def train(stage: str, corpus: Path, recipe: Any, processes: int) -> Any:
@@ -162,9 +162,33 @@ def test_numbers_of_processes(conan: Conan, corpus: Path, seen: dict[str, Any]) 
     assert (seen["name"], seen["processes"]) == ("finetune", 2)
 
 
+@pytest.mark.parametrize("command", ["ingest", "filter", "dedup", "score", "convert", "run"])
+def test_engines(conan: Conan, corpus: Path, seen: dict[str, Any], command: str) -> None:
+    place = [corpus / "recipe.yaml", corpus] if command == "run" else [corpus]
+    for options, address in [
+        ([], None),
+        (["--engine", "local"], None),
+        (["--engine", "ray"], "auto"),
+        (["--engine", "ray", "--address", "head:6379"], "head:6379"),
+    ]:
+        assert conan(command, *place, *options)[0] == 1
+        assert seen.pop("address") == address
+    code, _, error = conan(command, *place, "--address", "head:6379")
+    assert code == 2
+    assert "--address" in error
+    assert "--engine ray" in error
+    assert "address" not in seen
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [["filter", "--workers", "-1"], ["train", "--nproc", "0"], ["score", "--cutoff", "high"], ["filter", "--speed"]],
+    [
+        ["filter", "--workers", "-1"],
+        ["train", "--nproc", "0"],
+        ["score", "--cutoff", "high"],
+        ["filter", "--speed"],
+        ["filter", "--engine", "spark"],
+    ],
 )
 def test_bad_usage_ends_with_2(conan: Conan, corpus: Path, arguments: list[str]) -> None:
     code, _, error = conan(arguments[0], corpus, *arguments[1:])
@@ -286,7 +310,7 @@ def test_an_unknown_key_names_the_nearest_and_its_line(conan: Conan, recipe: Pat
         ("filter", "filtre.mask=true", ["unknown key `filtre`", "did you mean `filter`?"]),
         ("filter", "filter.mask", ["--set filter.mask: expected key.key=value"]),
         ("dedup", "dedup.decontaminate=[lost]", ["dedup.decontaminate: lost is neither an evaluation set", "none"]),
-        ("dedup", "dedup.bands=64", ["bands × rows is 384"]),
+        ("dedup", "dedup.recall=1", ["dedup.recall", "less than or equal to 0.9999", "found 1"]),
         ("score", "score.cutoff=7", ["score.cutoff", "less than or equal to 1", "found 7"]),
     ],
 )

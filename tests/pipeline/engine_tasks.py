@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from conan_embedding.pipeline.corpus import ShardWriter
@@ -52,3 +54,34 @@ def wait_for_ever(started: Path, fingerprint: str, shard: Path) -> None:
     """Say which process this is, and stay."""
     (started / str(os.getpid())).touch()
     signal.pause()
+
+
+def wait_for_go(first: int, last: int, started: Path, fingerprint: str, shard: Path) -> None:
+    """As `numbers`, but say first which process this is and whose, and in the middle of the shard wait for `go`."""
+    (started / f"{first}-{os.getppid()}-{os.getpid()}").touch()
+    with ShardWriter(shard, SCHEMA, REJECTED, stage="filter", version=1, fingerprint=fingerprint):
+        while not (started / "go").exists():
+            time.sleep(0.02)
+    numbers(first, last, fingerprint, shard)
+
+
+def look_around(first: int, last: int, seen: Path, fingerprint: str, shard: Path) -> None:
+    """As `numbers`, but say what this process sees: its parent, its GPUs, its threads."""
+    parts = (os.getppid(), os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("POLARS_MAX_THREADS"))
+    (seen / "-".join(str(part) for part in (first, *parts))).touch()
+    numbers(first, last, fingerprint, shard)
+
+
+def named(name: str, *arguments: Any) -> None:
+    """As another of these functions."""
+    globals()[name](*arguments)
+
+
+def forget(first: int, last: int, fingerprint: str, shard: Path) -> None:
+    """Make no shard: on a machine that does not share the folder it would be invisible here, too."""
+
+
+def note_process(folder: Path, number: int) -> None:
+    """A call that makes no shard: say which process it is."""
+    (folder / f"{number}-{os.getpid()}").touch()
+    time.sleep(0.2)  # so that the other worker gets one, too

@@ -238,7 +238,7 @@ def test_the_recipe_is_kept(tmp_path: Path) -> None:
     recipe = Recipe.model_validate({"dedup": {"on": "query"}, "corpus": "语料"})
     folders.save_recipe(tmp_path / "corpus", recipe)
     assert folders.load_recipe(tmp_path / "corpus") == recipe
-    assert folders.load_recipe(tmp_path / "corpus", ["dedup.bands=5"]).dedup.bands == 5
+    assert folders.load_recipe(tmp_path / "corpus", ["dedup.recall=0.5"]).dedup.recall == 0.5
     assert files(tmp_path) == {"corpus/recipe.yaml"}
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from conan_embedding.pipeline.corpus import CorpusError
 from conan_embedding.pipeline.dedup import dedup
-from conan_embedding.pipeline.engine import Engine
+from conan_embedding.pipeline.engine import Engine, StageError
 from conan_embedding.schemas.recipe import Recipe, RecipeError
 
 ONE = Engine(workers=1)
@@ -138,7 +138,7 @@ def test_both_sides_must_be_alike(tmp_path: Path, pair, write_shards, read) -> N
         pair(text(1), text(2)),
         pair(text(3), near(text(2))),
         pair(near(text(1)), text(4)),
-        pair(near(text(1)), near(text(2))),
+        pair(near(near(text(1), 1), 2), near(text(2))),
     ]
     write_shards(tmp_path, "filter", rows)
     dedup(tmp_path, recipe(), ONE)
@@ -151,8 +151,12 @@ def test_both_sides_must_be_alike(tmp_path: Path, pair, write_shards, read) -> N
 
     [gone] = read(tmp_path, "dedup/rejected").to_dicts()
     survivor, _, shown = gone["detail"].partition(": ")
-    sides = {row["pair_id"]: letters(row["query"]) + "\n" + letters(row["positive"]) for row in rows}
-    assert float(shown) == round(similarity(sides[gone["pair_id"]], sides[survivor]), 3)
+    by_id = {row["pair_id"]: row for row in rows}
+    alike = [
+        similarity(*(letters(by_id[one][side]) for one in (gone["pair_id"], survivor)))
+        for side in ("query", "positive")
+    ]
+    assert 0.7 <= alike[0] < alike[1] and float(shown) == round(alike[0], 3)
 
 
 def test_the_survivor_is_of_the_first_source_then_longest_then_first_by_id(
@@ -252,14 +256,16 @@ def test_contaminated_pairs(tmp_path: Path, pair, write_shards, read) -> None:
 
 def test_contamination_is_decided_before_survival(tmp_path: Path, pair, write_shards, read) -> None:
     """The better of two duplicates is contaminated: the other stays."""
-    question = text(1, 100)
-    better, other = pair(near(near(question, 1), 2), text(2) + "们"), pair(question + text(9, 30), text(2))
+    long = text(1, 200)
+    held_out, query, further = (long[start : start + 160] for start in (0, 20, 40))
+    assert similarity(held_out, further) < 0.7 < similarity(held_out, query) == similarity(query, further)
+    better, other = pair(query, text(2) + "们"), pair(further, text(2))
     write_shards(tmp_path, "filter", [better, other])
-    write_shards(tmp_path, "evaluation", [pair(question[:90], text(3), "exam")])
-    dedup(tmp_path, recipe(threshold=0.7), ONE)
-    kept, rejected = outcome(tmp_path, read)
-    assert rejected[better["pair_id"]][0] == "contaminated"
-    assert list(kept) == [other["pair_id"]]
+    assert dedup(tmp_path, recipe(), ONE).rejected == {"near_duplicate": 1}
+    assert list(outcome(tmp_path, read)[0]) == [better["pair_id"]]
+    write_shards(tmp_path, "evaluation", [pair(held_out, text(3), "exam")])
+    assert dedup(tmp_path, recipe(), ONE).rejected == {"contaminated": 1}
+    assert list(outcome(tmp_path, read)[0]) == [other["pair_id"]]
 
 
 def test_evaluation_sets_from_files(tmp_path: Path, pair, write_shards) -> None:
@@ -309,3 +315,179 @@ def test_texts_without_letters_are_compared_as_they_are(tmp_path: Path, pair, wr
     write_shards(tmp_path, "filter", rows)
     dedup(tmp_path, recipe(), ONE)
     assert sorted(read(tmp_path, "dedup")["query"]) == ["。。。", "！！！"]
+
+
+SOURCES = recipe(("source1", None), ("source0", None), ("source2", None))
+
+
+def signed(corpus: Path) -> dict[str, tuple[int, int]]:
+    """The shards of signatures: which file, written when."""
+    states = {shard.name: shard.stat() for shard in (corpus / "dedup/signatures").iterdir()}
+    return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}
+
+
+def test_sources_that_are_added_are_signed_alone(tmp_path: Path, pair, write_shards, read) -> None:
+    rows = messy(pair, 60)
+    parts = [rows[:40], rows[40:70], rows[70:100], rows[100:]]
+    old, fresh = tmp_path / "old", tmp_path / "fresh"
+    write_shards(old, "filter", *parts[:2])
+    dedup(old, SOURCES, ONE)
+    before = signed(old)
+    assert sorted(before) == ["part-00000.parquet", "part-00001.parquet"]
+    write_shards(old, "filter", *parts)
+    write_shards(fresh, "filter", *parts)
+    dedup(old, SOURCES, ONE)
+    dedup(fresh, SOURCES, ONE)
+    after = signed(old)
+    assert len(after) == 4 and before.items() <= after.items()
+    assert outcome(old, read) == outcome(fresh, read)
+    dedup(old, recipe(*(("source1", 7), ("source0", 1)), threshold=0.7, on="query"), ONE)
+    assert signed(old) == after
+    (old / "filter/part-00002.parquet").unlink()  # a source that is taken out
+    dedup(old, SOURCES, ONE)
+    assert signed(old) == {name: one for name, one in after.items() if name != "part-00002.parquet"}
+
+
+def test_workers_and_parts_of_the_work_change_nothing(
+    tmp_path: Path, pair, write_shards, read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = messy(pair, 80)
+    held_out = [pair(near(rows[place]["query"]), text(900 + place), "exam") for place in range(0, 60, 9)]
+
+    def found(name: str, engine: Engine, **small: int) -> tuple:
+        write_shards(tmp_path / name, "evaluation", held_out)
+        for constant, value in small.items():
+            module = {"_JUDGED": "survivors", "ROW_GROUP": "corpus"}.get(constant, "clusters")
+            monkeypatch.setattr(f"conan_embedding.pipeline.{module}.{constant}", value)
+        write_shards(tmp_path / name, "filter", rows[::3], rows[1::3], [], rows[2::3])
+        dedup(tmp_path / name, SOURCES, engine)
+        thrown = read(tmp_path / name, "dedup/rejected").select("pair_id", "reason", "detail").sort("pair_id")
+        return read(tmp_path / name, "dedup").rows(), thrown.rows()
+
+    expected = found("one", ONE)
+    assert {reason for _, reason, _ in expected[1]} == {"contaminated", "exact_duplicate", "near_duplicate"}
+    assert found("judged", ONE, _JUDGED=7) == expected
+    assert found("groups", ONE, ROW_GROUP=16) == expected
+    small = {"_BUCKET_ROWS": 50, "_EDGES": 5, "_SLICE": 4, "_BLOCK_BYTES": 5_000, "_FEW": 0}
+    assert found("two", Engine(workers=2), _JUDGED=30, **small) == expected
+
+
+@pytest.mark.parametrize("broken", ["dedup_shard", "mark_contaminated", "decide"])
+def test_the_work_folder_goes_and_a_failed_run_is_taken_up(
+    tmp_path: Path, pair, write_shards, read, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    rows = messy(pair, 30)
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    for name in ("whole", "broken"):
+        write_shards(tmp_path / name, "filter", rows[::2], rows[1::2])
+        write_shards(tmp_path / name, "evaluation", [pair(near(rows[3]["query"]), text(900), "exam")])
+    dedup(tmp_path / "whole", SOURCES, ONE)
+    with monkeypatch.context() as patched:
+        patched.setattr(f"conan_embedding.pipeline.dedup.{broken}", fail)
+        with pytest.raises((StageError, OSError), match="no space left"):
+            dedup(tmp_path / "broken", SOURCES, ONE)
+    before = signed(tmp_path / "broken")
+    dedup(tmp_path / "broken", SOURCES, ONE)
+    assert signed(tmp_path / "broken") == before
+    assert outcome(tmp_path / "broken", read) == outcome(tmp_path / "whole", read)
+    for name in ("whole", "broken"):
+        assert sorted(one.name for one in (tmp_path / name / "dedup").iterdir()) == [
+            "part-00000.parquet", "part-00001.parquet", "rejected", "signatures",
+        ]  # fmt: skip
+
+
+def test_what_is_not_compared_is_not_signed(tmp_path: Path, pair, write_shards) -> None:
+    def sides(corpus: Path, **settings: object) -> set[str]:
+        dedup(corpus, recipe(**settings), ONE)
+        names = pl.read_parquet_schema(corpus / "dedup/signatures/part-00000.parquet")
+        return {name.partition("_band_")[0] for name in names if "_band_" in name}
+
+    rows = [pair(text(1), text(2))]
+    write_shards(tmp_path / "plain", "filter", rows)
+    assert sides(tmp_path / "plain", on="positive") == {"positive"}
+    assert sides(tmp_path / "plain", on="query") == {"query", "positive"}  # cluster_id is the positive's
+    write_shards(tmp_path / "classes", "filter", [*rows, pair(text(1), "体育", "topics", "classification")])
+    assert sides(tmp_path / "classes", on="positive") == {"query", "positive"}
+    write_shards(tmp_path / "exam", "filter", rows)
+    write_shards(tmp_path / "exam", "evaluation", [pair(text(5), text(6), "exam")])
+    assert sides(tmp_path / "exam", on="positive") == {"query", "positive"}
+    assert sides(tmp_path / "exam", on="positive", decontaminate=False) == {"positive"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({}, "21 × 6: 92.8% of the pairs at Jaccard 0.7 meet"),
+        ({"recall": 0.9}, "19 × 6: 90.7% of the pairs at Jaccard 0.7 meet"),
+        ({"threshold": 0.8, "recall": 0.99}, "16 × 6: 99.2% of the pairs at Jaccard 0.8 meet"),
+    ],
+)
+def test_the_bands_are_told(tmp_path: Path, pair, write_shards, settings: dict[str, float], note: str) -> None:
+    write_shards(tmp_path, "filter", [pair(text(1), text(2))])
+    for _ in range(2):  # the second time there is nothing to do
+        assert dedup(tmp_path, recipe(**settings), ONE).notes["bands"] == note
+    bands, rows = (int(number) for number in note.partition(":")[0].split(" × "))
+    columns = pl.read_parquet_schema(tmp_path / "dedup/signatures/part-00000.parquet")
+    assert sum("query_band" in name for name in columns) == bands
+    threshold = settings.get("threshold", 0.7)
+    assert f"{1 - (1 - threshold**rows) ** bands:.1%}" in note
+
+
+def test_the_similarity_told_is_the_lower_of_the_two_sides(tmp_path: Path, pair, write_shards, read) -> None:
+    once, twice = near(text(1)), near(near(text(1), 1), 2)
+    rows = [
+        pair(text(1), text(2), "a"),
+        pair(twice, near(text(2)), "a"),
+        pair(text(1), text(4), "b"),
+        pair(once, near(near(text(4), 1), 2), "b"),
+        pair(text(1), text(6), "c"),
+        pair(text(1), near(text(6)), "c"),
+        pair(text(1), text(8), "d"),
+        pair(text(1), text(8) + "。", "d"),
+    ]
+    write_shards(tmp_path, "filter", rows)
+    dedup(tmp_path, recipe(), ONE)
+    told = {
+        row["source"]: (row["reason"], float(row["detail"].partition(": ")[2]))
+        for row in read(tmp_path, "dedup/rejected").to_dicts()
+    }
+    lowest = {
+        "a": similarity(text(1), twice),
+        "b": similarity(text(4), near(near(text(4), 1), 2)),
+        "c": similarity(text(6), near(text(6))),
+    }
+    assert told == {source: ("near_duplicate", round(one, 3)) for source, one in lowest.items()} | {
+        "d": ("exact_duplicate", 1.0)
+    }
+
+
+def test_a_survivor_that_only_a_third_text_joins(tmp_path: Path, pair, write_shards, read) -> None:
+    long = text(1, 200)
+    first, between, last = (long[start : start + 160] for start in (0, 20, 40))
+    assert similarity(first, last) < 0.7 < similarity(first, between)
+    rows = [pair(text(2), one, source) for one, source in ((first, "a"), (between, "b"), (last, "c"))]
+    write_shards(tmp_path, "filter", rows)
+    dedup(tmp_path, recipe(("a", None), ("b", None), ("c", None)), ONE)
+    details = dict(read(tmp_path, "dedup/rejected").select("pair_id", "detail").iter_rows())
+    assert details == {
+        row["pair_id"]: f"{rows[0]['pair_id']}: {round(similarity(first, row['positive']), 3)}" for row in rows[1:]
+    }
+
+
+def test_one_positive_under_several_queries_has_one_cluster(tmp_path: Path, pair, write_shards, read) -> None:
+    rows = [
+        pair(text(1), text(20)),
+        pair(text(2), text(20), "other"),
+        pair(text(3), "“" + text(20) + "”"),
+        pair(text(4), near(text(20)), task="retrieval"),
+        pair(text(5), text(21)),
+    ]
+    write_shards(tmp_path, "filter", rows[:3], rows[3:])
+    for on in ("pair", "query"):
+        assert dedup(tmp_path, recipe(on=on), ONE).rejected == {}
+        numbers = dict(read(tmp_path, "dedup").select("pair_id", "cluster_id").iter_rows())
+        ids = [numbers[row["pair_id"]] for row in rows]
+        assert ids[0] == ids[1] == ids[2] == ids[3] != ids[4]

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,15 +14,26 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from conan_embedding.pipeline import corpus as folders
-from conan_embedding.pipeline.engine import ATTEMPTS, Engine, StageError, Summary, Task, run_stage
+from conan_embedding.pipeline.engine import (
+    ATTEMPTS,
+    Engine,
+    StageError,
+    Summary,
+    Task,
+    close_workers,
+    run_calls,
+    run_stage,
+)
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    close_workers()
     monkeypatch.syspath_prepend(HERE)  # a spawned worker gets this process's path
-    return importlib.import_module("engine_tasks")
+    yield importlib.import_module("engine_tasks")
+    close_workers()
 
 
 def tasks(*firsts: int, more: Sequence[Any] = ()) -> list[Task]:
@@ -104,6 +115,71 @@ def test_an_exception_is_reported_and_the_rest_is_made(workers: int, tmp_path: P
     summary = run(tmp_path, stages.numbers, tasks(0, 10, 20), workers)  # the bug is fixed: only that one is made
     assert summary.skipped == 2
     assert found(tmp_path)["00001"] == [10, 12, 14, 16, 18]
+
+
+def test_a_shard_that_is_not_here_is_reported(tmp_path: Path, stages: ModuleType) -> None:
+    with pytest.raises(StageError, match=r"part-00000\.parquet: made on a node that does not share this folder"):
+        run(tmp_path, stages.forget, tasks(0), 1)
+
+
+def noted(folder: Path, stages: ModuleType, workers: int = 2) -> set[int]:
+    """The processes that run six calls, none of which fails."""
+    folder.mkdir()
+    calls = [(str(number), (folder, number)) for number in range(6)]
+    outcomes = list(run_calls(stages.note_process, calls, Engine(workers)))
+    assert sorted(outcomes) == [(str(number), None) for number in range(6)]
+    assert len(list(folder.iterdir())) == 6
+    return {int(path.name.partition("-")[2]) for path in folder.iterdir()}
+
+
+def test_workers_stay_for_the_next_calls(tmp_path: Path, stages: ModuleType) -> None:
+    first = noted(tmp_path / "1", stages)
+    assert len(first) == 2
+    assert noted(tmp_path / "2", stages) == first
+    run(tmp_path, stages.numbers, tasks(0, 10, 20), 2)  # of another function, too
+    assert processes(tmp_path) <= first
+    close_workers()
+    assert until(lambda: not any(alive(worker) for worker in first))
+    assert not noted(tmp_path / "3", stages) & first
+
+
+def test_workers_that_are_killed_between_calls_are_replaced(tmp_path: Path, stages: ModuleType) -> None:
+    first = noted(tmp_path / "1", stages)
+    os.kill(min(first), signal.SIGKILL)
+    second = noted(tmp_path / "2", stages)
+    assert len(second) == 2
+    assert max(first) in second
+    assert min(first) not in second
+
+
+def test_workers_whose_outcome_nobody_waits_for_do_not_stay(tmp_path: Path, stages: ModuleType) -> None:
+    started = tmp_path / "started"
+    started.mkdir()
+    calls = [("ends", (started, 0)), *((str(number), (started, number)) for number in range(1, 4))]
+    outcomes = run_calls(stages.note_process, calls, Engine(2))
+    next(outcomes)
+    outcomes.close()  # as when the driver raises
+    busy = {int(path.name.partition("-")[2]) for path in started.iterdir()}
+    assert until(lambda: not any(alive(worker) for worker in busy))
+    assert len(noted(tmp_path / "next", stages)) == 2
+
+
+def test_a_function_that_a_worker_can_not_import_is_reported(
+    tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted(tmp_path / "1", stages)  # these workers know where they looked for modules then
+    (tmp_path / "later.py").write_text("def run() -> None: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    later = importlib.import_module("later")
+    outcomes = list(run_calls(later.run, [("one", ()), ("two", ())], Engine(2)))
+    assert {error for _, error in outcomes} == {"ModuleNotFoundError: No module named 'later'"}
+
+
+def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
+    monkeypatch.delitem(sys.modules, "conan_embedding.pipeline.ray_engine", raising=False)
+    with pytest.raises(RuntimeError, match=r"needs Ray: pip install 'conan-embedding\[ray\]'"):
+        list(run_calls(print, [("one", ())], Engine(address="auto")))
 
 
 def test_the_debugger_gets_the_traceback(tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

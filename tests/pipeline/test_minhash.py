@@ -1,18 +1,18 @@
-"""Signatures against datasketch, hashes against scikit-learn's MurmurHash3, bands against their theory."""
+"""Signatures against datasketch, hashes against scikit-learn's MurmurHash3 and plain Python, Jaccard against sets."""
+
+from itertools import product
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 from conan_embedding.pipeline.minhash import (
-    NO_BUCKET,
     Shingling,
-    band_choice,
-    band_hashes,
-    recall,
+    jaccard,
     shingle_hash,
     shingle_sets,
     signatures,
+    text_hashes,
 )
 from datasketch import MinHash
 from hypothesis import example, given, settings
@@ -135,6 +135,75 @@ def test_a_row_outside_the_column_is_refused(row: int) -> None:
         shingle_sets(pa.array(["a", "b"]), np.array([0, row]))
 
 
+def jaccard_of(left: str | None, right: str | None) -> float:
+    a, b = shingles(left), shingles(right)
+    return len(a & b) / len(a | b) if a | b else 0.0
+
+
+ALIKE = st.none() | st.text("天地人", max_size=12) | st.sampled_from(["春" * 49, "春" * 50, "春夏" * 26, HAN, HAN[1:]])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(ALIKE, ALIKE), max_size=10))
+@example([(HAN[:60], HAN[:60]), (HAN[:60], HAN[100:160]), ("", None), ("天", "")])
+def test_jaccard_is_that_of_the_sets_of_shingles(pairs: list[tuple[str | None, str | None]]) -> None:
+    sides = zip(*pairs, strict=True) if pairs else ([], [])
+    left, right = (shingle_sets(pa.array(list(side), pa.string())) for side in sides)
+    rows = np.arange(len(pairs))
+    expected = [jaccard_of(*pair) for pair in pairs]
+    np.testing.assert_array_equal(jaccard(left, rows, right, rows), expected)
+    np.testing.assert_array_equal(jaccard(right, rows[::-1], left, rows[::-1]), expected[::-1])
+
+
+@pytest.mark.parametrize("threshold", [1e-9, 0.1, 0.25, 1 / 3, 0.5, 0.7, 0.8, 1.0])
+def test_jaccard_below_the_threshold_is_nothing(threshold: float) -> None:
+    """All pairs of 60 stretches of one text: similarities of every size, the threshold itself among them."""
+    texts = [HAN[start : start + length] for start, length in product(range(0, 20, 2), (50, 53, 56, 60, 66, 79))]
+    exact = [[jaccard_of(left, right) for right in texts] for left in texts]
+    left, right = np.divmod(np.arange(len(texts) ** 2), len(texts))
+    sets = shingle_sets(pa.array(texts))
+    found = jaccard(sets, left, sets, right, threshold).reshape(len(texts), -1)
+    np.testing.assert_array_equal(found, np.where(np.array(exact) >= threshold, exact, 0))
+
+
+def murmurhash64a(data: bytes) -> int:
+    """MurmurHash64A with seed 0, as its source has it."""
+    mask, factor = 2**64 - 1, 0xC6A4A7935BD1E995
+    value = len(data) * factor & mask
+    whole = len(data) // 8 * 8
+    for at in range(0, whole, 8):
+        block = int.from_bytes(data[at : at + 8], "little") * factor & mask
+        value = (value ^ (block ^ block >> 47) * factor & mask) * factor & mask
+    if data[whole:]:
+        value = (value ^ int.from_bytes(data[whole:], "little")) * factor & mask
+    value = (value ^ value >> 47) * factor & mask
+    return value ^ value >> 47
+
+
+@settings(deadline=None)
+@given(st.lists(st.none() | TEXT, max_size=6))
+@example(["", "a" * 7, "a" * 8, "a" * 9, "a" * 16, "a" * 17, None])
+def test_text_hashes_are_murmurhash64a(texts: list[str | None]) -> None:
+    expected = [murmurhash64a((text or "").encode()) >> 1 for text in texts]
+    column = pa.array(texts, type=pa.string())
+    assert text_hashes(column).tolist() == text_hashes(column.cast(pa.large_string())).tolist() == expected
+    assert text_hashes(column[1:]).tolist() == expected[1:]
+
+
+def test_text_hashes_are_those_of_libstdcxx() -> None:
+    """Half of what GCC's `std::_Hash_bytes(text, bytes, 0)` gave, which is the same function."""
+    known = {
+        "": 0,
+        "a": 255451638493721992,
+        "中文": 1145341170629719101,
+        "01234567": 4889289705682293709,
+        "012345678": 432988201016085221,
+        "北京的秋天为什么适合旅行？": 7284545820464966494,
+        "x" * 100: 1226409257628526312,
+    }
+    assert text_hashes(pa.array([*known])).tolist() == [*known.values()]
+
+
 def test_shingle_hashes_of_han_spread_over_every_bit() -> None:
     hashes = shingle_sets(pa.array(["".join(map(chr, range(0x4E00, 0x9FA6)))])).hashes
     assert len(hashes) == 0x9FA6 - 0x4E00 - 4
@@ -152,62 +221,3 @@ def test_agreement_of_signatures_estimates_jaccard() -> None:
     error = (estimate - exact) / np.sqrt(np.multiply(exact, np.subtract(1, exact)) / 128)
     assert abs(error.mean()) < 0.4
     assert 0.7 < error.std() < 1.3
-
-
-def test_band_hashes_are_equal_where_the_bands_are() -> None:
-    first = np.random.default_rng(0).integers(0, 2**32, 128, dtype=np.uint32)
-    second = first.copy()
-    second[[0, 25]] += 1  # bands 0 and 4 of six rows
-    second[120:] = 0  # in no band
-    equal = np.equal(*band_hashes(np.stack([first, second])))
-    assert np.flatnonzero(~equal).tolist() == [0, 4]
-
-
-def test_band_hashes_tell_bands_apart_and_spread() -> None:
-    same = np.full((1, 128), 7, dtype=np.uint32)
-    assert len(np.unique(band_hashes(same))) == 20
-    small = np.arange(1000 * 128, dtype=np.uint32).reshape(1000, 128)
-    hashes = band_hashes(small, 16, 8).ravel()
-    assert len(np.unique(hashes)) == 16_000
-    ones = np.unpackbits(hashes.view(np.uint8)).reshape(-1, 64).mean(axis=0)
-    assert np.abs(ones - 0.5).max() < 4.5 * 0.5 / np.sqrt(len(hashes))
-
-
-def test_an_empty_text_is_in_no_bucket() -> None:
-    hashes = band_hashes(signatures(pa.array(["", None, "中"])))
-    assert (hashes[:2] == NO_BUCKET).all()
-    assert (hashes[2] != NO_BUCKET).all()
-
-
-def test_bands_must_fit_the_signature() -> None:
-    with pytest.raises(ValueError, match="22 bands of 6 rows"):
-        band_hashes(np.zeros((1, 128), dtype=np.uint32), 22, 6)
-
-
-@pytest.mark.parametrize("similarity", [0.5, 0.7, 0.8])
-@pytest.mark.parametrize(("bands", "rows"), [(20, 6), (14, 9)])
-def test_recall_is_the_share_of_signatures_that_meet(similarity: float, bands: int, rows: int) -> None:
-    rng = np.random.default_rng(0)
-    first = rng.integers(0, 2**32, (20_000, 128), dtype=np.uint32)
-    second = np.where(rng.random(first.shape) < similarity, first, first + np.uint32(1))
-    met = (band_hashes(first, bands, rows) == band_hashes(second, bands, rows)).any(axis=1).mean()
-    assert met == pytest.approx(recall(similarity, bands, rows), abs=0.015)
-
-
-def test_published_band_choices() -> None:
-    assert recall(0.7, 20, 6) == pytest.approx(0.918, abs=5e-4)
-    assert recall(0.7, 14, 9) == pytest.approx(0.44, abs=5e-3)
-    assert band_choice(0.918, 0.7) == (20, 6)
-    assert band_choice(0.92, 0.7) == (21, 6)
-
-
-@given(st.floats(0.05, 0.9999), st.floats(0.3, 0.95))
-def test_band_choice_is_the_brute_force_best(wanted: float, threshold: float) -> None:
-    choices = [(bands, rows) for rows in range(1, 129) for bands in range(1, 128 // rows + 1)]
-    enough = [(bands, rows) for bands, rows in choices if 1 - (1 - threshold**rows) ** bands >= wanted]
-    assert band_choice(wanted, threshold) == max(enough, key=lambda choice: (choice[1], -choice[0]))
-
-
-def test_a_recall_out_of_reach_is_refused() -> None:
-    with pytest.raises(ValueError, match="reach a recall"):
-        band_choice(0.9, 0.001)

@@ -71,7 +71,7 @@ def test_an_unknown_key_names_the_nearest_and_its_place(write: Write, text: str,
         ),
         ("dedup:\n  on: pears\n", 2, "'pair', 'query' or 'positive'"),
         ("score:\n  cutoff: .nan\n", 2, "finite number"),
-        ("dedup:\n  bands: 30\n", 1, "180: more than the 128 permutations"),
+        ("sources:\n  - {name: a, files: x, read: json, task: sts}\n", 2, "source a has task sts and needs `label:`"),
         ("sources:\n  - name: a\n    files: x\n", 2, "sources.0.read: Field required"),
         ("sources: web\n", 1, "should be a valid list"),
         ("variables: [a]\n", 1, "should be a valid dictionary"),
@@ -109,7 +109,7 @@ def test_a_recipe_is_a_mapping(write: Write, text: str) -> None:
 
 
 def test_a_key_that_stands_twice_is_an_error(write: Write) -> None:
-    told = message(write("dedup:\n  bands: 10\nscore: {}\ndedup:\n  rows: 3\n"))
+    told = message(write("dedup:\n  threshold: 0.8\nscore: {}\ndedup:\n  recall: 0.9\n"))
     assert "the key `dedup` stands twice" in told
     assert "line 4" in told
 
@@ -169,11 +169,11 @@ def test_a_variable_is_not_made_of_itself(write: Write, variables: str) -> None:
 
 
 def test_overrides(write: Write) -> None:
-    path = write("dedup: {bands: 10}\nvariables: {root: /x}\n" + SOURCE)
+    path = write("dedup: {threshold: 0.8}\nvariables: {root: /x}\n" + SOURCE)
     recipe = load(
         path,
         [
-            "dedup.rows=4",
+            "dedup.recall=0.95",
             "variables.root=2024",
             "score.cutoff=0.5",
             "bootstrap.layers=3",
@@ -181,7 +181,7 @@ def test_overrides(write: Write) -> None:
             "dedup.on=query",
         ],
     )
-    assert (recipe.dedup.bands, recipe.dedup.rows, recipe.dedup.on) == (10, 4, "query")
+    assert (recipe.dedup.threshold, recipe.dedup.recall, recipe.dedup.on) == (0.8, 0.95, "query")
     assert recipe.sources[0].files == ["2024/web/*.json"]
     assert recipe.score.cutoff == 0.5
     assert recipe.bootstrap is not None
@@ -192,13 +192,13 @@ def test_overrides(write: Write) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("dedup.bands", "expected key.key=value"),
+        ("dedup.recall", "expected key.key=value"),
         ("=3", "expected key.key=value"),
-        ("dedup.bands=[", "not a YAML value"),
-        ("dedup.band=3", "did you mean `bands`?"),
+        ("dedup.recall=[", "not a YAML value"),
+        ("dedup.recal=0.9", "did you mean `recall`?"),
         ("sources.0.read=csv", "sources is a list and has no keys"),
         ("corpus.x=1", "corpus is a str and has no keys"),
-        ("dedup.bands=none", "dedup.bands: Input should be a valid integer"),
+        ("convert.seed=none", "convert.seed: Input should be a valid integer"),
     ],
 )
 def test_a_bad_override(write: Write, override: str, said: str) -> None:

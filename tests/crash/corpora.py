@@ -1,0 +1,120 @@
+"""The small corpus that crashes happen to: what it is made of, what a stage leaves in it, how to fail in one place."""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import commands
+import duckdb
+import polars as pl
+import pyarrow.parquet as pq
+import yaml
+from conan_embedding.pipeline.corpus import read_footer, rejects
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+SOURCES = ("news", "triples", "sts")
+STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine")
+WITH_WORKERS = ("ingest", "filter", "dedup", "convert")
+
+State = dict[str, Any]
+
+
+@dataclass
+class Unbroken:
+    """A corpus that no crash has met: before each stage a copy, after it the state."""
+
+    folder: Path
+    recipe: Path
+    states: dict[str, State] = field(default_factory=dict)
+
+    def before(self, stage: str, corpus: Path) -> None:
+        """Make `corpus` what it is before a stage."""
+        shutil.rmtree(corpus, ignore_errors=True)
+        shutil.copytree(self.folder / "before" / stage, corpus)
+
+    def command(self, stage: str, corpus: Path, *overrides: str, workers: int = 1) -> list[str]:
+        own = [f"--workers={workers}"] if stage in WITH_WORKERS else []
+        own += [f"--recipe={self.recipe}"] if stage == "ingest" else []
+        return [stage, str(corpus), *own, *(f"--set={override}" for override in overrides), "--json"]
+
+
+def run_unbroken(folder: Path) -> Unbroken:
+    """Write the inputs and run every stage."""
+    folder.mkdir(exist_ok=True)
+    made = Unbroken(folder, folder / "recipe.yaml")
+    commands.write_inputs(folder)
+    recipe = yaml.safe_load(RECIPE.read_text("utf-8"))
+    encoder = {"model": str(folder / "model"), "pooling": "mean", "max_length": 32}
+    small = {
+        "variables": {"root": str(folder / "sources")},
+        "sources": [source for name in SOURCES for source in recipe["sources"] if source["name"] == name],
+        "evaluation": recipe["evaluation"][:1],
+        "score": {**encoder, "cutoff": 0.985},
+        "mine": {**encoder, "method": "topk", "top_k": 3},
+    }
+    made.recipe.write_text(yaml.safe_dump(small, allow_unicode=True), "utf-8")
+    corpus, output = folder / "corpus", folder / "output"
+    corpus.mkdir()
+    for stage in STAGES:
+        shutil.copytree(corpus, folder / "before" / stage)
+        assert commands.run(made.command(stage, corpus), output) == 0, output.read_text("utf-8")
+        made.states[stage] = state(corpus)
+    return made
+
+
+def state(corpus: Path) -> State:
+    """All that is in a corpus, but for times and for where it lies."""
+    found: State = {"files": sorted(str(place.relative_to(corpus)) for place in corpus.rglob("*"))}
+    found["recipe.yaml"] = (corpus / "recipe.yaml").read_text("utf-8")
+    for file in corpus.rglob("*.parquet"):
+        footer = json.loads((pq.read_metadata(file).metadata or {}).get(b"conan", b"{}"))
+        found[str(file.relative_to(corpus))] = {**footer, "seconds": None}, pl.read_parquet(file).rows()
+    for file in corpus.glob("*.duckdb"):
+        found[file.name] = tables(file)
+    return found
+
+
+def tables(file: Path) -> dict[str, list[Any]]:
+    """All rows of all tables and views, but for times and paths."""
+    with duckdb.connect(str(file), read_only=True) as connection:
+        names = sorted(name for (name,) in connection.execute("SHOW TABLES").fetchall())
+        columns = "COLUMNS(lambda name: name NOT IN ('created_at', 'seconds', 'shard'))"
+        return {name: connection.execute(f"SELECT {columns} FROM {name} ORDER BY ALL").fetchall() for name in names}
+
+
+def temporaries(corpus: Path) -> list[str]:
+    """What a command should not have left."""
+    return [str(place.relative_to(corpus)) for place in corpus.rglob("*") if ".tmp" in place.name]
+
+
+def check_full_disk(code: int, message: str, corpus: Path) -> None:
+    """One message that says what to do; what is committed is whole, and nothing else is there."""
+    assert code == 1, message
+    assert sum(line.startswith("error: ") for line in message.splitlines()) == 1
+    assert "No space left on device" in message
+    assert f"There is no space left for {corpus}" in message
+    assert "make room, then run the same command again" in message
+    assert temporaries(corpus) == []
+    for shard in corpus.rglob("part-*.parquet"):
+        if shard.parent.name != "rejected":
+            thrown = pq.read_metadata(rejects(shard)).num_rows if rejects(shard).exists() else 0
+            assert thrown == sum(read_footer(shard).rejected.values())
+            assert pq.read_table(shard).num_rows == pq.read_metadata(shard).num_rows
+    for file in corpus.glob("*.duckdb"):
+        with duckdb.connect(str(file), read_only=True) as connection:
+            assert connection.sql("SHOW TABLES").fetchall()
+
+
+def faults(
+    kind: str, corpus: Path, points: Path, *, alike: bool = False, wanted: list[str] | None = None
+) -> dict[str, str]:
+    """The variables that sitecustomize.py reads."""
+    chosen = {"FAULT": kind, "FAULT_FOLDER": str(corpus), "FAULT_POINTS": str(points)}
+    chosen |= {} if wanted is None else {"FAULT_WANTED": "\n".join(wanted)}
+    return chosen | ({"FAULT_ALIKE": "1"} if alike else {})
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text("utf-8").splitlines() if file.exists() else []

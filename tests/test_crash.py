@@ -1,0 +1,188 @@
+"""A crash at any moment of any data stage, then the same command again: the end is that of an unbroken run.
+
+The corpus is small: three sources of the sample (news with a broken file, triples, sentence pairs: all three
+folders of convert), one evaluation set, an encoder of one layer with random weights. The end of a stage is every row of
+every shard and its rejects, their footers, the pools, the catalog's views and the names of all files, so that no
+temporary file, no orphan and no work folder is overlooked.
+
+- Kills: SIGKILL to the process group at fifty seeded moments spread over the stages, with one worker and with two, each
+  followed by the same command, which may be killed in turn.
+- Death at every fsync, rename and unlink of every stage, before the call and after it: a chain of runs, each of which
+  dies at the first point that none before it has met. In workers: the worker alone dies, and the run goes on.
+- Another recipe, killed at each kind of point, then the recipe of before: nothing of the other must stay.
+- A disk that is full from some open, write, fsync, rename or mkdir on, each kind of point in turn; and a real one: a
+  tmpfs that grows from run to run. A full disk is one message and exit code 1, and what is committed stays whole.
+
+`python tests/crash/every_point.py STAGE` takes each point on a corpus of its own, followed by one run.
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent / "crash"))
+
+import commands
+from corpora import STAGES, WITH_WORKERS, Unbroken, check_full_disk, faults, lines, run_unbroken, state, temporaries
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the name of an open file is read from /proc")
+
+KILLS = {1: 34, 2: 16}  # by workers
+KILLED = [(stage, 1) for stage in STAGES] + [(stage, 2) for stage in WITH_WORKERS]
+CHANGES = {"ingest": "evaluation=[]", "score": "score.cutoff=0.995"}
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    made = run_unbroken(tmp_path_factory.mktemp("unbroken"))
+    assert {"convert/pretrain", "convert/retrieval", "convert/sts"} <= set(made.states["mine"]["files"])
+    assert all(made.states["mine"]["pools.duckdb"][name] for name in ("queries", "passages", "positives", "candidates"))
+    assert {"ingest", "filter", "dedup", "score"} <= {
+        row[0] for row in made.states["mine"]["catalog.duckdb"]["rejected"]
+    }
+    assert not temporaries(made.folder / "corpus")
+    return made
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return tmp_path / "corpus"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def points(tmp_path: Path) -> Path:
+    """Where the points met are put down."""
+    return tmp_path / "points"
+
+
+@pytest.mark.parametrize(("stage", "workers"), KILLED)
+def test_kills_at_random_moments(unbroken: Unbroken, corpus: Path, output: Path, stage: str, workers: int) -> None:
+    stages = STAGES if workers == 1 else WITH_WORKERS
+    wanted = len(range(stages.index(stage), KILLS[workers], len(stages)))
+    random, again = Random(f"{stage} {workers}"), unbroken.command(stage, corpus, workers=workers)
+    unbroken.before(stage, corpus)
+    began = time.monotonic()
+    assert commands.run(again, output) == 0, output.read_text("utf-8")
+    seconds = time.monotonic() - began
+    kills, is_over = 0, True
+    while kills < wanted or not is_over:
+        if is_over:
+            assert state(corpus) == unbroken.states[stage]
+            unbroken.before(stage, corpus)
+        with commands.started(again, output) as process:
+            process.join(random.uniform(0, seconds) if kills < wanted else None)
+        is_over = process.exitcode == 0
+        assert is_over or process.exitcode == -signal.SIGKILL, output.read_text("utf-8")
+        kills += not is_over
+    assert state(corpus) == unbroken.states[stage]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_death_at_every_point(unbroken: Unbroken, corpus: Path, output: Path, points: Path, stage: str) -> None:
+    unbroken.before(stage, corpus)
+    again, deaths = unbroken.command(stage, corpus), 0
+    alike = stage == "dedup"  # it decides anew in every run
+    while commands.run(again, output, faults("death", corpus, points, alike=alike)) == 9:
+        deaths += 1
+    assert deaths == len(lines(points)), output.read_text("utf-8")
+    assert state(corpus) == unbroken.states[stage]
+    if not alike:
+        found = unbroken.folder / "before" / stage
+        made = {name for name in unbroken.states[stage]["files"] if Path(name).suffix and not (found / name).exists()}
+        for when in ("before", "after"):
+            replaced = {point.rpartition(" ")[2] for point in lines(points) if point.startswith(f"{when} replace ")}
+            assert replaced == made | {"catalog.duckdb"}
+
+
+def test_death_of_workers(unbroken: Unbroken, corpus: Path, output: Path, points: Path) -> None:
+    """Six in one run, two with each shard; the engine starts others, and nothing is left of the dead ones."""
+    wanted = [
+        "after fsync filter/rejected/.part-00000.parquet.tmp",
+        "before replace filter/rejected/part-00000.parquet",
+        "after replace filter/rejected/part-00001.parquet",
+        "before replace filter/part-00001.parquet",
+        "after replace filter/part-00002.parquet",
+        "after fsync filter/for part-00002.parquet",
+    ]
+    unbroken.before("filter", corpus)
+    again = unbroken.command("filter", corpus, workers=2)
+    assert commands.run(again, output, faults("death", corpus, points, wanted=wanted)) == 0, output.read_text("utf-8")
+    assert sorted(lines(points)) == sorted(wanted)
+    assert state(corpus) == unbroken.states["filter"]
+
+
+@pytest.mark.parametrize("stage", CHANGES)
+def test_back_to_the_recipe_of_before(unbroken: Unbroken, corpus: Path, output: Path, points: Path, stage: str) -> None:
+    """No shard of one recipe is taken for whole beside rejects of another."""
+    before, changed = unbroken.command(stage, corpus), unbroken.command(stage, corpus, CHANGES[stage])
+    unbroken.before(stage, corpus)
+    assert commands.run(before, output) == 0, output.read_text("utf-8")
+    shutil.copytree(corpus, corpus.with_name("whole"))
+    assert commands.run(changed, output) == 0, output.read_text("utf-8")
+    end = state(corpus)
+    assert end["catalog.duckdb"] != unbroken.states[stage]["catalog.duckdb"] or stage == "ingest"
+    shutil.rmtree(corpus)
+    corpus.with_name("whole").rename(corpus)
+    while commands.run(changed, output, faults("death", corpus, points, alike=True)) == 9:
+        assert commands.run(before, output) == 0, output.read_text("utf-8")
+        assert state(corpus) == unbroken.states[stage]
+    assert state(corpus) == end
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_disk_full_from_any_point_on(
+    unbroken: Unbroken, corpus: Path, output: Path, points: Path, stage: str
+) -> None:
+    unbroken.before(stage, corpus)
+    again, failures = unbroken.command(stage, corpus), 0
+    while code := commands.run(again, output, faults("full", corpus, points, alike=True)):
+        check_full_disk(code, output.read_text("utf-8"), corpus)
+        points.with_suffix(".full").unlink()
+        failures += 1
+    assert failures == len(lines(points))
+    assert {"create", "write", "before"} <= {point.partition(" ")[0] for point in lines(points)}
+    assert state(corpus) == unbroken.states[stage]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk; `give_room` makes it larger."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    tried = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"can't mount a tmpfs ({tried.stderr.strip()}); under `unshare -rm` everyone can")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def give_room(disk: Path, room: int) -> None:
+    size = shutil.disk_usage(disk).used + room
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
+def test_a_small_disk(unbroken: Unbroken, disk: Path, output: Path) -> None:
+    corpus, failures = disk / "corpus", dict.fromkeys(STAGES, 0)
+    for stage in STAGES:
+        room = 16 << 10
+        give_room(disk, room)
+        while code := commands.run(unbroken.command(stage, corpus), output):
+            check_full_disk(code, output.read_text("utf-8"), corpus)
+            failures[stage] += 1
+            room *= 3
+            give_room(disk, room)
+        assert state(corpus) == unbroken.states[stage]
+    assert all(failures.values()), failures
