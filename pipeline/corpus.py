@@ -155,6 +155,7 @@ class _ParquetFile:
     def discard(self) -> None:
         """Leave nothing behind, on a full disk too; after `commit` there is nothing to leave."""
         self.temporary.unlink(missing_ok=True)
+        # Closed in any case: a disk has its room back when nobody holds the file.
         with suppress(OSError):
             if self.writer.is_open:
                 self.writer.close()

@@ -59,26 +59,36 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         for shard, start in zip(inputs, starts, strict=False)
     ]
     bands, rows = band_choice(settings.recall, settings.threshold)
-    if len(made(corpus, "dedup", tasks)) < len(tasks):
-        kinds = np.concatenate([_task_numbers(shard) for shard in inputs])
-        both = settings.on != "positive" or evaluation or (kinds == TASKS.index("classification")).any()
-        sides: Sequence[Side] = SIDES if both else ("positive",)
-        signing = signatures.tasks(inputs, sides, bands, rows)
-        run_stage(corpus, signatures.FOLDER, signatures.sign_shard, signing, engine)
-        place = made(corpus, signatures.FOLDER, signing)
+    try:
+        if len(made(corpus, "dedup", tasks)) < len(tasks):
+            kinds = np.concatenate([_task_numbers(shard) for shard in inputs])
+            both = settings.on != "positive" or evaluation or (kinds == TASKS.index("classification")).any()
+            sides: Sequence[Side] = SIDES if both else ("positive",)
+            signed = sign(corpus, inputs, sides, bands, rows, engine)
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            known = work / f"evaluation-{decided_by}.parquet" if evaluation else None
+            if known:
+                held_out(evaluation).write_parquet(known)
+            pairs = Pairs(tuple(inputs), signed, starts, work)
+            decide(pairs, kinds, sides, known, priorities, settings, (bands, rows), engine)
+        summary = run_stage(corpus, "dedup", dedup_shard, tasks, engine)
+    finally:
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        pairs = Pairs(tuple(inputs), tuple(place[task.fingerprint] for task in signing), starts, work)
-        known = work / f"evaluation-{decided_by}.parquet" if evaluation else None
-        if known:
-            held_out(evaluation).write_parquet(known)
-        decide(pairs, kinds, sides, known, priorities, settings, (bands, rows), engine)
-    summary = run_stage(corpus, "dedup", dedup_shard, tasks, engine)
-    shutil.rmtree(work, ignore_errors=True)
     summary.seconds = time.monotonic() - started  # with the decision, which is most of it
     found = recall(settings.threshold, bands, rows)
     summary.notes["bands"] = f"{bands} × {rows}: {found:.1%} of the pairs at Jaccard {settings.threshold:g} meet"
     return summary
+
+
+def sign(
+    corpus: Path, inputs: Sequence[Path], sides: Sequence[Side], bands: int, rows: int, engine: Engine
+) -> tuple[Path, ...]:
+    """The shards of signatures of filtered shards, in their order; those that are not there yet are made."""
+    signing = signatures.tasks(inputs, sides, bands, rows)
+    run_stage(corpus, signatures.FOLDER, signatures.sign_shard, signing, engine)
+    place = made(corpus, signatures.FOLDER, signing)
+    return tuple(place[task.fingerprint] for task in signing)
 
 
 def decide(

@@ -141,6 +141,15 @@ def test_back_to_the_recipe_of_before(unbroken: Unbroken, corpus: Path, output: 
     assert state(corpus) == end
 
 
+def test_death_while_the_last_shard_is_taken_away(unbroken: Unbroken, corpus: Path, output: Path, points: Path) -> None:
+    shutil.copytree(unbroken.folder / "before" / "filter", corpus)
+    without = unbroken.command("ingest", corpus, "evaluation=[]")
+    wanted = ["after unlink evaluation/part-00000.parquet"]
+    assert commands.run(without, output, faults("death", corpus, points, wanted=wanted)) == 9
+    assert commands.run(without, output) == 0, output.read_text("utf-8")
+    assert [file for file in (corpus / "evaluation").rglob("*") if file.is_file()] == []
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_disk_full_from_any_point_on(
     unbroken: Unbroken, corpus: Path, output: Path, points: Path, stage: str

@@ -105,10 +105,10 @@ def _unlink(path: Any, *, real: Callable[..., None] = os.unlink, **options: Any)
         real(path, **options)
 
 
-def _mkdir(path: Any, *arguments: Any, real: Callable[..., None] = os.mkdir) -> None:
+def _mkdir(path: Any, *arguments: Any, real: Callable[..., None] = os.mkdir, **options: Any) -> None:
     if is_full() and counts(path) and not Path(path).exists():
         reach("mkdir", path)
-    real(path, *arguments)
+    real(path, *arguments, **options)
 
 
 def _open_descriptor(path: Any, flags: int, *arguments: Any, real: Callable[..., int] = os.open, **options: Any) -> int:

@@ -240,7 +240,7 @@ def test_few_rows_of_a_shard_are_in_a_bucket(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def mixed() -> list[str]:
     """Texts of every length, some of them equal, some without letters."""
-    texts = [*corpus(20, 120, 40), *corpus(200, 300, 15), "", "。。。", "。。。", "", "地"]
+    texts = [*corpus(20, 120, 30), *corpus(200, 300, 12), "", "。。。", "。。。", "", "地"]
     texts += texts[:20]
     random.Random(1).shuffle(texts)
     return texts

@@ -351,8 +351,8 @@ def test_sources_that_are_added_are_signed_alone(tmp_path: Path, pair, write_sha
 def test_workers_and_parts_of_the_work_change_nothing(
     tmp_path: Path, pair, write_shards, read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = messy(pair, 80)
-    held_out = [pair(near(rows[place]["query"]), text(900 + place), "exam") for place in range(0, 60, 9)]
+    rows = messy(pair, 50)
+    held_out = [pair(near(rows[place]["query"]), text(900 + place), "exam") for place in range(0, 50, 9)]
 
     def found(name: str, engine: Engine, **small: int) -> tuple:
         write_shards(tmp_path / name, "evaluation", held_out)
@@ -368,8 +368,7 @@ def test_workers_and_parts_of_the_work_change_nothing(
     assert {reason for _, reason, _ in expected[1]} == {"contaminated", "exact_duplicate", "near_duplicate"}
     assert found("judged", ONE, _JUDGED=7) == expected
     assert found("groups", ONE, ROW_GROUP=16) == expected
-    small = {"_BUCKET_ROWS": 50, "_EDGES": 5, "_SLICE": 4, "_BLOCK_BYTES": 5_000, "_FEW": 0}
-    assert found("two", Engine(workers=2), _JUDGED=30, **small) == expected
+    assert found("two", Engine(workers=2), _JUDGED=30, _BLOCK_BYTES=50_000, _FEW=0) == expected
 
 
 @pytest.mark.parametrize("broken", ["dedup_shard", "mark_contaminated", "decide"])
