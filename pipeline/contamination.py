@@ -35,8 +35,9 @@ def evaluation_files(corpus: Path, wanted: bool | Sequence[str]) -> list[Path]:
     """
     if wanted is False:
         return []
-    # Half of them would let the others' texts through, so an interrupted ingest raises.
-    found = shards(corpus, "evaluation") if (corpus / "evaluation").exists() else []
+    folder = corpus / "evaluation"
+    # Half of the sets would let the others' texts through, so an interrupted ingest raises; a recipe may have none.
+    found = shards(corpus, "evaluation") if folder.is_dir() and any(file.is_file() for file in folder.iterdir()) else []
     own = {_set_name(shard): shard for shard in found}
     if wanted is True:
         return list(own.values())

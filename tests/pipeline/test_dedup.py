@@ -291,6 +291,12 @@ def test_a_half_ingested_evaluation_is_not_trusted(tmp_path: Path, pair, write_s
         dedup(tmp_path, recipe(), ONE)
 
 
+def test_evaluation_sets_may_have_left_the_recipe(tmp_path: Path, pair, write_shards) -> None:
+    write_shards(tmp_path, "filter", [pair(text(1), text(2))])
+    (tmp_path / "evaluation" / "rejected").mkdir(parents=True)
+    assert dedup(tmp_path, recipe(), ONE).rows_out == 1
+
+
 def test_a_second_run_has_nothing_to_do(tmp_path: Path, pair, write_shards) -> None:
     write_shards(tmp_path, "filter", [pair(text(1), text(2))], [pair(text(1), text(2))], [])
     first = dedup(tmp_path, recipe(), Engine(workers=2))
