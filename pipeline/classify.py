@@ -3,39 +3,24 @@
 InternLM2 (arXiv 2403.17297, section 3.1.1) filters by classifiers of adverts, fluency, toxicity and pornography.
 Importing this module imports torch, so the filter does it only where a recipe has `classifiers:`.
 """
+# ruff: noqa: N803 (capital letters are shapes: ids_NL is [n, L])
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-import torch
 from scipy.special import expit, softmax
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from ..schemas.recipe import RecipeError
 from ..schemas.settings import ClassifierSettings, EncoderSettings
 from .corpus import fingerprint
-from .encoder import (
-    Encoder,
-    Layout,
-    ModelError,
-    TokenIds,
-    Vectors,
-    dimension,
-    embed,
-    find_model,
-    in_batches,
-    load_encoder,
-    padded,
-    read_json,
-    read_layout,
-    weights_fingerprint,
-)
+from .encoder import Encoder, Inference, dimension, embed, in_batches, load_encoder
+from .models import Layout, ModelError, find_model, read_json, read_layout, weights_fingerprint
 
 _SHOWN = 50
 
@@ -49,7 +34,7 @@ class Classifier:
     """
 
     encoder: Encoder
-    infer: Callable[[Encoder, TokenIds], Vectors]
+    infer: Inference
     labels: tuple[str, ...]
     exclusive: bool
 
@@ -81,8 +66,9 @@ def _load(settings: EncoderSettings, weights: str) -> Classifier:
     """`weights` is there so that another model of the same name is read anew."""
     folder = find_model(settings.model)
     layout = read_layout(folder)
+    infer: Inference
     if layout.dense:
-        encoder, infer, several = load_encoder(settings), _dense, False
+        encoder, infer, several = load_encoder(settings), embed, False
         width = dimension(encoder)
     elif _has_head(layout):
         encoder, infer = load_encoder(settings, AutoModelForSequenceClassification), _head
@@ -128,13 +114,7 @@ def _has_head(layout: Layout) -> bool:
     return any(str(name).endswith("ForSequenceClassification") for name in architectures)
 
 
-@torch.inference_mode()
-def _head(encoder: Encoder, ids: TokenIds) -> Vectors:
-    """Logits of a model with a classification head, float32 [n, labels]."""
-    return np.asarray(encoder.model(**padded(encoder, ids)).logits.float().cpu().numpy())
-
-
-@torch.inference_mode()
-def _dense(encoder: Encoder, ids: TokenIds) -> Vectors:
-    """Logits of an encoder whose last dense layer has an output for each class, float32 [n, labels]."""
-    return np.asarray(embed(encoder, ids).cpu().numpy())
+def _head(encoder: Encoder, ids_NL: Tensor, mask_NL: Tensor | None) -> Tensor:
+    """Logits of a model with a classification head [n, labels]."""
+    logits: Tensor = encoder.model(input_ids=ids_NL, attention_mask=mask_NL).logits
+    return logits

@@ -1,65 +1,49 @@
-"""Batched inference with any Hugging Face or SentenceTransformer model: used by score, mine and evaluate."""
+"""Batched inference with any Hugging Face or SentenceTransformer model: used by filter, score, mine and evaluate."""
 # ruff: noqa: N803, N806 (capital letters are shapes: hidden_NLH is [n, L, H])
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..schemas.settings import EncoderSettings
+from .models import (
+    ACTIVATIONS,
+    Layout,
+    Pooling,
+    find_model,
+    load_transformer,
+    read_layout,
+    read_query_prompt,
+    weights_fingerprint,
+)
+from .packed import pack_linear_layers
 
-Pooling = Literal["mean", "cls"]
 Vectors = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
 
-WINDOW = 8_192
+WINDOW = 16_384
 """Ours: texts that are tokenised and sorted by length together."""
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "torch.nn.modules.linear.Identity": lambda vectors: vectors,
-    "torch.nn.modules.activation.Tanh": torch.tanh,
-    "torch.nn.modules.activation.ReLU": torch.relu,
-    "torch.nn.modules.activation.GELU": nn.functional.gelu,
-}
-
-
-class ModelError(ValueError):
-    """A folder or a hub name that no embedding model can be read from."""
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A linear layer and its activation, as SentenceTransformer folders hold them."""
-
-    weight: Tensor
-    bias: Tensor | None
-    activation: str
-
-
-@dataclass
-class Layout:
-    """What a folder says of a model: where the encoder lies and what follows it. A Normalize at the end is implied."""
-
-    encoder: Path
-    pooling: Pooling | None = None
-    dense: list[Dense] = field(default_factory=list)
-    max_length: int | None = None
+BATCH_TOKENS = {"cpu": 2_048}
+"""Ours, by kind of device: a CPU is fastest while a layer's activations stay in its cache."""
+GPU_BATCH_TOKENS = 65_536
+"""Ours: enough to keep a large GPU busy with BERT-large; 3 GB of activations there."""
 
 
 @dataclass
 class Encoder:
-    """A model ready to encode. `fingerprint` is a hash of its weights and layout, never of its name."""
+    """A model ready to encode.
+
+    `fingerprint` is a hash of its weights and layout, never of its name; `query_prompt` is what its queries begin
+    with; `truncated` counts the distinct texts so far that were longer than `max_length`.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -69,131 +53,8 @@ class Encoder:
     batch_tokens: int
     fingerprint: str
     device: torch.device
-
-
-def find_model(name: str) -> Path:
-    """The folder of a model: the folder itself, or a hub model downloaded (safetensors only).
-
-    Raises:
-        ModelError: neither a folder nor to be had from the hub.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
-                ignore_patterns=["onnx/*", "openvino/*"],
-            )
-        )
-    except Exception as error:
-        raise ModelError(
-            f"{name} is no folder here and can't be had from the Hugging Face hub ({type(error).__name__}); give the "
-            "path of a model folder, or run where the hub can be reached"
-        ) from error
-
-
-def read_layout(folder: Path) -> Layout:
-    """Read modules.json of a SentenceTransformer folder; a plain encoder has none.
-
-    Raises:
-        ModelError: a module that is not Transformer, Pooling, Dense or Normalize, or one that can't be honoured.
-    """
-    layout = Layout(encoder=folder)
-    modules = read_json(folder / "modules.json") or []
-    for place, module in enumerate(modules, start=1):
-        kind, path = module["type"].rsplit(".", 1)[-1], folder / module["path"]
-        match kind:
-            case "Transformer":
-                layout.encoder = path
-            case "Pooling":
-                layout.pooling = _read_pooling(path)
-            case "Dense":
-                layout.dense.append(_read_dense(path))
-            case "Normalize" if place == len(modules):
-                pass
-            case _:
-                raise ModelError(
-                    f"{folder}/modules.json: expected Transformer, Pooling, Dense and Normalize, the last at the end; "
-                    f"module {place} is {kind}"
-                )
-    layout.max_length = read_json(layout.encoder / "sentence_bert_config.json").get("max_seq_length")
-    return layout
-
-
-def _read_pooling(folder: Path) -> Pooling:
-    """Both forms of 1_Pooling/config.json: one flag a mode (before sentence-transformers 5.3), or its name."""
-    config = read_json(folder / "config.json")
-    flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    on = [flags.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    named = config.get("pooling_mode") or on
-    mode = named if isinstance(named, str) else "+".join(named)
-    known: dict[str, Pooling] = {"mean": "mean", "cls": "cls"}
-    if mode not in known:
-        raise ModelError(f"{folder}: pooling must be mean or cls, not {mode or 'nothing'}")
-    return known[mode]
-
-
-def _read_dense(folder: Path) -> Dense:
-    config = read_json(folder / "config.json")
-    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if activation not in _ACTIVATIONS:
-        raise ModelError(f"{folder}: the activation must be one of {', '.join(_ACTIVATIONS)}, not {activation}")
-    try:
-        weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
-        return Dense(weights["linear.weight"], weights.get("linear.bias"), activation)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ModelError(f"{folder}: model.safetensors with linear.weight can't be read: {error}") from error
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file, or an empty object where there is none. Raises ModelError for one that can't be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a JSON file: {error}") from error
-
-
-def load_transformer(
-    layout: Layout, max_length: int | None, kind: type[Any] = AutoModel
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The encoder and its tokenizer: float32, safetensors only, no code of the model is run.
-
-    `tokenizer.model_max_length` becomes the length asked for, else the folder's; never more than the encoder's
-    positions. `kind` is the auto class of transformers; another than AutoModel must find all its weights.
-
-    Raises:
-        ModelError: no model that transformers can read.
-    """
-    try:
-        model, loading = kind.from_pretrained(
-            layout.encoder,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(layout.encoder, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            f"{layout.encoder}: no Hugging Face model with safetensors can be read here: {error}"
-        ) from error
-    if kind is not AutoModel and loading["missing_keys"]:  # transformers makes them of random numbers
-        missing = ", ".join(sorted(loading["missing_keys"]))
-        raise ModelError(f"{layout.encoder}: the weights lack {missing}")
-    positions = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
-    tokenizer.model_max_length = min(max_length or layout.max_length or tokenizer.model_max_length, positions)
-    return model, tokenizer
-
-
-def pool(hidden_NLH: Tensor, attention_mask_NL: Tensor, pooling: Pooling) -> Tensor:
-    """One vector [n, H] a text: of its first token, or the mean over its tokens."""
-    if pooling == "cls":
-        return hidden_NLH[:, 0]
-    mask_NL1 = attention_mask_NL.unsqueeze(-1).to(hidden_NLH.dtype)
-    return (hidden_NLH * mask_NL1).sum(dim=1) / mask_NL1.sum(dim=1).clamp(min=1)
+    query_prompt: str = ""
+    truncated: int = 0
 
 
 def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel) -> Encoder:
@@ -204,43 +65,44 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel) -> Enco
     Raises:
         ModelError: the model can't be had or read.
     """
-    folder = find_model(settings.model)
+    folder = find_model(settings.model, settings.trust_remote_code)
     layout = read_layout(folder)
-    model, tokenizer = load_transformer(layout, settings.max_length, kind)
+    model, tokenizer = load_transformer(layout, settings.max_length, kind, settings.trust_remote_code)
     device = torch.device(torch.accelerator.current_accelerator() or "cpu")
-    dtype = torch.bfloat16 if device.type != "cpu" else torch.float32
+    model = model.eval().to(device, _precision(device))
+    if settings.compile:
+        model.compile(dynamic=True)
+    elif device.type == "cpu":
+        pack_linear_layers(model)
     layout.dense = [
         replace(dense, weight=dense.weight.to(device), bias=None if dense.bias is None else dense.bias.to(device))
         for dense in layout.dense
     ]
+    prompt = settings.query_prompt
     return Encoder(
-        model=model.eval().to(device, dtype),
+        model=model,
         tokenizer=tokenizer,
         layout=layout,
         pooling=settings.pooling or layout.pooling or "cls",
         max_length=tokenizer.model_max_length,
-        batch_tokens=settings.batch_tokens,
+        batch_tokens=settings.batch_tokens or BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS),
         fingerprint=weights_fingerprint(folder),
         device=device,
+        query_prompt=read_query_prompt(folder, settings.model) if prompt is None else prompt,
     )
 
 
-def weights_fingerprint(folder: Path) -> str:
-    """A 128-bit hash (hex) of a folder's weights, vocabulary and layout."""
-    digest = hashlib.blake2b(digest_size=16)
-    names = ("*.safetensors", "modules.json", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
-    found = {file for name in (*names, "*.model") for file in [*folder.glob(name), *folder.glob(f"*/{name}")]}
-    for file in sorted(found):
-        digest.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+def _precision(device: torch.device) -> torch.dtype:
+    """bf16 where the device has it; a GPU that lacks it has half precision."""
+    if device.type == "cpu":
+        return torch.float32
+    lacking = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float16 if lacking else torch.bfloat16
 
 
-def encode(encoder: Encoder, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> Vectors:
-    """Unit vectors of texts, float32 [n, D]. Each distinct text is encoded once."""
-    return in_batches(encoder, texts, dimension(encoder), _encode_batch)
+def encode(encoder: Encoder, texts: pa.Array | pa.ChunkedArray | Sequence[str], prompt: str = "") -> Vectors:
+    """Unit vectors of texts, float32 [n, D], each with `prompt` before it. Each distinct text is encoded once."""
+    return in_batches(encoder, texts, dimension(encoder), _unit_vectors, prompt)
 
 
 def dimension(encoder: Encoder) -> int:
@@ -248,63 +110,116 @@ def dimension(encoder: Encoder) -> int:
     return len(encoder.layout.dense[-1].weight) if encoder.layout.dense else int(encoder.model.config.hidden_size)
 
 
-TokenIds = list[list[int]]
+Inference = Callable[[Encoder, Tensor, Tensor | None], Tensor]
+"""From token ids [n, L] and their mask (None where nothing is padded) to rows [n, width], all on the device."""
 
 
 def in_batches(
     encoder: Encoder,
     texts: pa.Array | pa.ChunkedArray | Sequence[str],
     width: int,
-    infer: Callable[[Encoder, TokenIds], Vectors],
+    infer: Inference,
+    prompt: str = "",
 ) -> Vectors:
-    """What `infer` makes of the texts, float32 [n, width]: it is given batches of token ids, long texts first.
+    """What `infer` makes of the texts, each with `prompt` before it: float32 [n, width].
 
-    Each distinct text is inferred once. A batch holds as many texts of a length-sorted window as fit `batch_tokens`.
+    Each distinct text is inferred once. A batch holds as many texts of a length-sorted window as fit `batch_tokens`;
+    the next window is tokenised while the model works.
     """
     column = texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.string())
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     coded = column.dictionary_encode()
-    distinct = coded.dictionary.to_pylist()
+    distinct = coded.dictionary
     rows = np.empty((len(distinct), width), np.float32)
-    for start in range(0, len(distinct), WINDOW):
-        window = slice(start, start + WINDOW)
-        rows[window] = _infer_window(encoder, distinct[window], width, infer)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        following = thread.submit(_tokenised, encoder, distinct.slice(0, WINDOW), prompt)
+        for start in range(0, len(distinct), WINDOW):
+            window = following.result()
+            following = thread.submit(_tokenised, encoder, distinct.slice(start + WINDOW, WINDOW), prompt)
+            rows[start : start + WINDOW] = _infer_window(encoder, window, infer)
+            encoder.truncated += window.truncated
     return np.asarray(rows[coded.indices.to_numpy()])
 
 
-def _infer_window(
-    encoder: Encoder, texts: list[str], width: int, infer: Callable[[Encoder, TokenIds], Vectors]
-) -> Vectors:
-    tokens = encoder.tokenizer(texts, truncation=True, max_length=encoder.max_length, return_attention_mask=False)
-    ids: TokenIds = tokens["input_ids"]
+class _Window(NamedTuple):
+    """Tokenised texts: the ids of all, one after another, where each begins, its length, and how many were cut."""
+
+    ids: Integers
+    starts: Integers
+    lengths: Integers
+    truncated: int
+
+
+def _tokenised(encoder: Encoder, texts: pa.Array, prompt: str) -> _Window:
+    given = [prompt + text for text in texts.to_pylist()]
+    if not given:
+        return _Window(*(np.zeros(0, np.int64),) * 3, 0)
+    tokens = encoder.tokenizer(
+        given,
+        truncation=True,
+        max_length=encoder.max_length,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    ids: list[list[int]] = tokens["input_ids"]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-    order = np.argsort(-lengths, kind="stable")
-    found = np.empty((len(texts), width), np.float32)
-    start = 0
-    while start < len(order):
-        rows = order[start : start + max(1, encoder.batch_tokens // max(1, int(lengths[order[start]])))]
-        found[rows] = infer(encoder, [ids[row] for row in rows])
-        start += len(rows)
-    return found
-
-
-def padded(encoder: Encoder, ids: TokenIds) -> dict[str, Tensor]:
-    """A batch as the model takes it: input_ids and attention_mask, int64 [n, L]."""
-    batch = encoder.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(encoder.device)
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-
-
-def embed(encoder: Encoder, ids: TokenIds) -> Tensor:
-    """Raw vectors of a batch, float32 [n, D]: pooled and through the dense layers, not normalised."""
-    batch = padded(encoder, ids)
-    hidden_NLH = encoder.model(**batch).last_hidden_state
-    vectors_ND = pool(hidden_NLH, batch["attention_mask"], encoder.pooling).float()
-    for dense in encoder.layout.dense:
-        vectors_ND = _ACTIVATIONS[dense.activation](nn.functional.linear(vectors_ND, dense.weight, dense.bias))
-    return vectors_ND
+    full = np.flatnonzero(lengths >= encoder.max_length)
+    truncated = sum(bool(tokens.encodings[row].overflowing) for row in full) if tokens.encodings else len(full)
+    return _Window(np.concatenate(ids, dtype=np.int64), np.cumsum(lengths) - lengths, lengths, truncated)
 
 
 @torch.inference_mode()
-def _encode_batch(encoder: Encoder, ids: TokenIds) -> Vectors:
-    return np.asarray(nn.functional.normalize(embed(encoder, ids), dim=1).cpu().numpy(), np.float32)
+def _infer_window(encoder: Encoder, window: _Window, infer: Inference) -> Vectors:
+    """Batches of the window, long texts first; nothing waits for the device before the last of them."""
+    order = np.argsort(-window.lengths, kind="stable")
+    found = []
+    start = 0
+    while start < len(order):
+        rows = order[start : start + max(1, encoder.batch_tokens // max(1, int(window.lengths[order[start]])))]
+        found.append(infer(encoder, *_padded(encoder, window, rows)).float())
+        start += len(rows)
+    vectors = torch.cat(found).cpu().numpy()
+    restored = np.empty_like(vectors)
+    restored[order] = vectors
+    return restored
+
+
+def _padded(encoder: Encoder, window: _Window, rows: Integers) -> tuple[Tensor, Tensor | None]:
+    """A batch on the device: its ids [n, L] and its mask, int64."""
+    lengths = window.lengths[rows, None]
+    places = np.arange(max(1, int(lengths.max())))[None]
+    there = places < lengths
+    ids = np.full(there.shape, encoder.tokenizer.pad_token_id or 0, np.int64)
+    ids[there] = window.ids[(window.starts[rows, None] + places)[there]]
+    return _on_device(encoder, ids), None if there.all() else _on_device(encoder, there.astype(np.int64))
+
+
+def _on_device(encoder: Encoder, values: Integers) -> Tensor:
+    tensor = torch.from_numpy(values)
+    if encoder.device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(encoder.device, non_blocking=True)
+
+
+def pool(hidden_NLH: Tensor, attention_mask_NL: Tensor | None, pooling: Pooling) -> Tensor:
+    """One vector [n, H] a text: of its first token, or the mean over its tokens (all of them without a mask)."""
+    if pooling == "cls":
+        return hidden_NLH[:, 0]
+    if attention_mask_NL is None:
+        return hidden_NLH.mean(dim=1)
+    mask_NL1 = attention_mask_NL.unsqueeze(-1).to(hidden_NLH.dtype)
+    return (hidden_NLH * mask_NL1).sum(dim=1) / mask_NL1.sum(dim=1).clamp(min=1)
+
+
+def embed(encoder: Encoder, ids_NL: Tensor, mask_NL: Tensor | None) -> Tensor:
+    """Raw vectors of a batch, float32 [n, D]: pooled and through the dense layers, not normalised."""
+    hidden_NLH = encoder.model(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
+    vectors_ND = pool(hidden_NLH, mask_NL, encoder.pooling).float()
+    for dense in encoder.layout.dense:
+        vectors_ND = ACTIVATIONS[dense.activation](nn.functional.linear(vectors_ND, dense.weight, dense.bias))
+    return vectors_ND
+
+
+def _unit_vectors(encoder: Encoder, ids_NL: Tensor, mask_NL: Tensor | None) -> Tensor:
+    return nn.functional.normalize(embed(encoder, ids_NL, mask_NL), dim=1)

@@ -5,7 +5,7 @@ source, or "ours" for what no source gives.
 """
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -15,6 +15,9 @@ from .pairs import Category, Format, Task
 def given(value: Any, origin: str, **limits: Any) -> Any:
     """A default with its origin and its limits."""
     return Field(value, description=origin, **limits)
+
+
+BATCH_TOKENS = "ours: tokens a batch, padding included; by default 2,048 on a CPU, 65,536 on a GPU"
 
 
 class Settings(BaseModel):
@@ -130,7 +133,7 @@ class ClassifierSettings(Settings):
     side: Literal["query", "positive"] = given("positive", "ours: the text that is judged")
     tasks: list[Task] = given(["pretrain"], "DESIGN §4: labelled tasks pass")
     max_length: int = given(512, "paper §3.1: tokens", ge=2)
-    batch_tokens: int = given(16_384, "ours: tokens a batch, padding included", ge=16)
+    batch_tokens: int | None = given(None, BATCH_TOKENS, ge=16)
 
 
 class FilterSettings(Settings):
@@ -169,13 +172,20 @@ class EncoderSettings(Settings):
     model: str = given("BAAI/bge-large-zh-v1.5", "paper §2.1.1: hub name, folder, or a stage of train")
     pooling: Literal["cls", "mean"] | None = given(None, "ours: the folder's own; cls where it says nothing (bge)")
     max_length: int = given(512, "paper §3.1", ge=2)
-    batch_tokens: int = given(16_384, "ours: tokens a batch, padding included", ge=16)
+    batch_tokens: int | None = given(None, BATCH_TOKENS, ge=16)
+    query_prompt: str | None = given(
+        None, "ours: what stands before a query; the model folder's own, bge's own (FlagEmbedding README), else nothing"
+    )
+    compile: bool = given(False, "ours: torch.compile, for GPUs; a CPU is faster without")
+    trust_remote_code: bool = given(False, "ours: run the Python code that comes with a model")
 
 
 class ScoreSettings(EncoderSettings):
     """Cosine of query and positive."""
 
+    query_prompt: str | None = given("", "paper §2.1.1 names no instruction; null: the model's own")
     cutoff: float = given(0.4, "paper §2.1.1: pairs scored below 0.4 are discarded", ge=-1, le=1)
+    cutoffs: dict[Format, Annotated[float, Field(ge=-1, le=1)]] = given({}, "ours: another cutoff for a format")
 
 
 class ConvertSettings(Settings):
@@ -191,10 +201,12 @@ class ConvertSettings(Settings):
 class MineSettings(EncoderSettings):
     """Negative pools."""
 
-    method: Literal["topk", "topk-abs", "topk-marginpos", "topk-percpos"] = given(
+    method: Literal["topk", "topk-shifted", "topk-abs", "topk-marginpos", "topk-percpos"] = given(
         "topk-percpos", "NV-Retriever (arXiv 2407.15831): the best of its methods"
     )
-    margin: float | None = given(None, "NV-Retriever: abs 0.7, marginpos 0.05, percpos 0.95, by method")
+    margin: float | None = given(
+        None, "NV-Retriever §4: by method: shifted by 10 ranks, abs 0.7, marginpos 0.05, percpos 0.95"
+    )
     top_k: int = given(100, "ours: ranks kept for each query: nine windows of ten after rank 10", ge=1)
     passages: list[Literal["retrieval", "pretrain"]] = given(["retrieval"], "DESIGN §6: convert's folders")
     queries: list[Literal["retrieval", "pretrain"]] = given(["retrieval"], "ours: whose queries get pools")
@@ -320,4 +332,4 @@ class EvaluateSettings(Settings):
 
     models: list[str] = given(["finetune"], "ours")
     max_length: int = given(512, "paper §3.1", ge=2)
-    batch_tokens: int = given(16_384, "ours", ge=16)
+    batch_tokens: int | None = given(None, BATCH_TOKENS, ge=16)

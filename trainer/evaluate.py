@@ -110,9 +110,8 @@ def evaluate(encoder: Encoder, one: EvaluationSet) -> dict[str, float]:
     owner = np.repeat(np.arange(one.frame.height), positives.list.len().to_numpy())
     texts = positives.explode().alias("text").to_frame()
     wanted = texts.join(place, on="text", how="left", maintain_order="left")["place"].to_numpy()
-    return retrieval_figures(
-        encode(encoder, one.frame["query"].to_arrow()), encode(encoder, passages.to_arrow()), owner, wanted
-    )
+    queries = encode(encoder, one.frame["query"].to_arrow(), encoder.query_prompt)
+    return retrieval_figures(queries, encode(encoder, passages.to_arrow()), owner, wanted)
 
 
 def retrieval_figures(

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from ..pipeline.corpus import fingerprint, read_footer, write_text
-from ..pipeline.encoder import find_model, weights_fingerprint
+from ..pipeline.models import find_model, weights_fingerprint
 from ..schemas.settings import FinetuneSettings, PretrainSettings
 
 VERSION = 1

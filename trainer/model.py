@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..pipeline.encoder import ModelError, Pooling, find_model, load_transformer, pool, read_layout
+from ..pipeline.encoder import pool
+from ..pipeline.models import ModelError, Pooling, find_model, load_transformer, read_layout
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 

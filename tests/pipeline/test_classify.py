@@ -12,7 +12,7 @@ import pytest
 import torch
 from conan_embedding.pipeline import classify as module
 from conan_embedding.pipeline.classify import label_place, load, model_fingerprint, probabilities
-from conan_embedding.pipeline.encoder import ModelError
+from conan_embedding.pipeline.models import ModelError
 from conan_embedding.pipeline.engine import Engine
 from conan_embedding.pipeline.filter import filter_pairs
 from conan_embedding.schemas.recipe import RecipeError
@@ -126,7 +126,7 @@ def test_a_sentence_transformer_with_an_output_a_class(bge: Path, outputs: int) 
 def test_each_distinct_text_is_judged_once(advert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     whole = module._head
-    monkeypatch.setattr(module, "_head", lambda encoder, ids: (seen.append(len(ids)), whole(encoder, ids))[1])
+    monkeypatch.setattr(module, "_head", lambda encoder, ids, mask: seen.append(len(ids)) or whole(encoder, ids, mask))
     module._load.cache_clear()
     judged(advert, TEXTS * 3)
     assert sum(seen) == len(set(TEXTS))

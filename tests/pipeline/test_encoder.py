@@ -1,5 +1,6 @@
 """The encoder against sentence-transformers itself, on folders in the layouts that the hub has."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -10,15 +11,9 @@ import pyarrow as pa
 import pytest
 import torch
 from conan_embedding.pipeline import encoder as module
-from conan_embedding.pipeline.encoder import (
-    ModelError,
-    dimension,
-    encode,
-    find_model,
-    load_encoder,
-    read_layout,
-    weights_fingerprint,
-)
+from conan_embedding.pipeline.encoder import dimension, encode, load_encoder
+from conan_embedding.pipeline.models import ModelError, find_model, read_layout, weights_fingerprint
+from conan_embedding.pipeline.packed import PackedLinear
 from conan_embedding.schemas.settings import EncoderSettings
 from safetensors.torch import save_file
 
@@ -101,8 +96,10 @@ def test_order_is_restored_and_each_text_is_encoded_once(bge: Path, monkeypatch:
     found = load(bge, batch_tokens=64)
     alone = {text: encode(found, [text])[0] for text in TEXTS}
     seen: list[int] = []
-    whole = module._encode_batch
-    monkeypatch.setattr(module, "_encode_batch", lambda encoder, ids: (seen.append(len(ids)), whole(encoder, ids))[1])
+    whole = module._unit_vectors
+    monkeypatch.setattr(
+        module, "_unit_vectors", lambda encoder, ids, mask: seen.append(len(ids)) or whole(encoder, ids, mask)
+    )
     monkeypatch.setattr(module, "WINDOW", 3)
     many = [*TEXTS, *TEXTS[::-1], TEXTS[0]]
     expected = np.array([alone[text] for text in many])
@@ -196,3 +193,69 @@ def test_the_fingerprint_is_of_what_decides_the_vectors(bge: Path, tmp_path: Pat
         file.write_bytes(file.read_bytes() + b" ")
         found.add(weights_fingerprint(copied))
     assert len(found) == 1 + len(changes)
+
+
+def test_a_prompt_stands_before_each_text(bge: Path) -> None:
+    found = load(bge)
+    assert np.allclose(encode(found, TEXTS, "问："), encode(found, ["问：" + text for text in TEXTS]), atol=1e-6)
+    assert not np.allclose(encode(found, TEXTS, "问："), encode(found, TEXTS), atol=1e-3)
+
+
+def test_the_prompt_of_queries(bge: Path, tmp_path: Path) -> None:
+    """The settings', else the folder's, else bge's by its name, else none."""
+    assert load(bge).query_prompt == ""
+    named = shutil.copytree(bge, tmp_path / "bge-large-zh-v1.5")
+    assert load(named).query_prompt == "为这个句子生成表示以用于检索相关文章："
+    assert load(shutil.copytree(bge, tmp_path / "bge-small-en")).query_prompt.startswith("Represent this sentence")
+    (named / "config_sentence_transformers.json").write_text('{"prompts": {"query": "query: ", "document": "d"}}')
+    assert load(named).query_prompt == "query: "
+    assert load(named, query_prompt="").query_prompt == ""
+    assert load(named, query_prompt="问：").query_prompt == "问："
+
+
+def test_truncated_texts_are_counted_once_each(bge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    found = load(bge, max_length=10)
+    encode(found, ["一" * 8, "一" * 9, "一" * 50, "一", "一" * 50])
+    assert found.truncated == 2
+    encode(found, ["一" * 8], "问")
+    assert found.truncated == 3
+
+
+def test_a_cpu_infers_with_packed_layers_that_give_the_same(bge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch._C._has_mkldnn:
+        pytest.skip("this PyTorch has no oneDNN")
+    packed = load(bge)
+    layers = [layer for layer in packed.model.modules() if isinstance(layer, PackedLinear)]
+    assert sorted({layer.activation for layer in layers}) == ["gelu", "none"]
+    assert not any(isinstance(layer, torch.nn.Linear) for layer in packed.model.modules())
+    monkeypatch.setattr(torch._C, "_has_mkldnn", False)
+    plain = load(bge)
+    assert not any(isinstance(layer, PackedLinear) for layer in plain.model.modules())
+    assert np.allclose(encode(packed, TEXTS), encode(plain, TEXTS), rtol=0, atol=1e-6)
+
+
+def test_a_compiled_model_gives_the_same(bge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and run without a C++ compiler, which takes its time."""
+    backend = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", backend)
+    compiled = load(bge, compile=True)
+    assert compiled.model._compiled_call_impl is not None
+    assert np.allclose(encode(compiled, TEXTS), encode(load(bge), TEXTS), rtol=0, atol=1e-5)
+
+
+def test_code_of_a_model_runs_only_where_trusted(bge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    expected = encode(load(bge), TEXTS)
+    (bge / "modeling_own.py").write_text(
+        "from transformers import BertConfig, BertModel\n"
+        "class OwnConfig(BertConfig):\n    model_type = 'own'\n"
+        "class OwnModel(BertModel):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((bge / "config.json").read_text())
+    config |= {"model_type": "own", "architectures": ["OwnModel"]}
+    config["auto_map"] = {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    (bge / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="trust_remote_code"):
+        load(bge)
+    assert np.allclose(encode(load(bge, trust_remote_code=True), TEXTS), expected, rtol=0, atol=1e-5)

@@ -1,6 +1,7 @@
 """Figures against scikit-learn, SciPy and plain loops; evaluation sets as people write them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,14 +63,14 @@ def test_an_answer_named_twice_counts_once() -> None:
 
 
 def by_hand(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, list[float]]) -> Encoder:
-    """An encoder that looks its vectors up."""
+    """An encoder that looks its vectors up; without a prompt."""
 
-    def encode(_: Any, texts: Any) -> Any:
-        found = np.array([vectors[text] for text in texts.to_pylist()], np.float32)
+    def encode(_: Any, texts: Any, prompt: str = "") -> Any:
+        found = np.array([vectors[prompt + text] for text in texts.to_pylist()], np.float32)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     monkeypatch.setattr(module, "encode", encode)
-    return None  # type: ignore[return-value]
+    return SimpleNamespace(query_prompt="")  # type: ignore[return-value]
 
 
 def test_spearman_is_scipys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,3 +176,11 @@ def test_a_model_finds_a_text_itself(tiny: Path) -> None:
     texts = [chr(point) * 3 for point in range(0x4E00, 0x4E10)]
     frame = pl.DataFrame({"query": texts, "positives": [[text] for text in texts]})
     assert evaluate(encoder, EvaluationSet("same", "retrieval", frame, NONE))["ndcg@10"] == pytest.approx(1)
+
+
+def test_queries_have_the_models_prompt_and_passages_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = {"问：q": [1.0, 0], "问：r": [0, 1.0], "a": [1, 0.1], "c": [0.1, 1]}
+    encoder = by_hand(monkeypatch, vectors)
+    encoder.query_prompt = "问："
+    frame = pl.DataFrame({"query": ["q", "r"], "positives": [["a"], ["c"]]})
+    assert evaluate(encoder, EvaluationSet("s", "retrieval", frame, NONE)) == {"ndcg@10": 1.0, "recall@10": 1.0}

@@ -1,0 +1,129 @@
+"""Conan's encoder against `SentenceTransformer.encode`, in turn, on the same texts, model and device.
+
+Run: `python benchmarks/encode.py --pairs SHARDS [--number 20000] [--turns 3]`, with SHARDS a folder of Parquet shards
+with `query` and `positive` (a corpus's `dedup`). Both encode the query and the positive of the same pairs, drawn by
+seed, with mean pooling, at most 512 tokens. Sentence-transformers has the best of the batch sizes 32, 64 and 128,
+found on a tenth of the pairs. Given are the medians of the turns; then the largest difference between the two's
+vectors of 2,000 texts, float32, for CLS and mean pooling, without and with a dense layer.
+
+On a CPU the model is a BERT of 4 layers, 312 wide, in float32. On a GPU it has the shape of bge-large (24 layers, 1024
+wide) in bfloat16 for both, and tokens a second and the share of the card's own matrix rate are printed, too; that
+rate is measured first, on a product of 8,192 × 8,192. All weights are random: speed does not depend on them.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from conan_embedding.pipeline.encoder import Encoder, encode, load_encoder
+from conan_embedding.schemas.settings import EncoderSettings
+from conan_embedding.trainer.bootstrap import tiny_bert
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+
+SMALL = {"layers": 4, "hidden": 312, "heads": 12, "intermediate": 1200}
+LARGE = {"layers": 24, "hidden": 1024, "heads": 16, "intermediate": 4096}
+BATCH_SIZES = (32, 64, 128)
+LENGTH = 512  # tokens
+
+
+def main() -> None:
+    """Draw the pairs, make the model, let both encode in turn, print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=Path, required=True, help="a folder of shards")
+    parser.add_argument("--number", type=int, default=20_000, help="pairs to encode")
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    pairs = pl.read_parquet(options.pairs / "*.parquet", columns=["query", "positive"])
+    pairs = pairs.sample(min(options.number, pairs.height), seed=0)
+    texts = [*pairs["query"], *pairs["positive"]]
+    gpu = torch.accelerator.is_available()
+    with tempfile.TemporaryDirectory() as folder:
+        tiny_bert(folder, texts=pl.Series(texts).to_arrow(), vocabulary_size=20_000, **(LARGE if gpu else SMALL))
+        ours = load_encoder(EncoderSettings(model=folder, pooling="mean"))
+        theirs = peer(folder, ours.model.dtype)
+    print(f"{pairs.height:,} pairs, {sum(map(len, texts)):,} characters, {torch.get_num_threads()} threads")
+    encode(ours, texts[:200])
+    tenth = texts[:: max(1, len(texts) // (pairs.height // 5 + 1))]
+    batch_size = min(BATCH_SIZES, key=lambda size: timed(lambda: encode_theirs(theirs, tenth, size)))
+    took: dict[str, list[float]] = {"Conan": [], "sentence-transformers": []}
+    for _ in range(options.turns):
+        took["sentence-transformers"].append(timed(lambda: encode_theirs(theirs, texts, batch_size)))
+        took["Conan"].append(timed(lambda: encode(ours, texts)))
+    medians = {name: statistics.median(seconds) for name, seconds in took.items()}
+    for name, seconds in medians.items():
+        print(f"{name:22}{pairs.height / seconds:10,.1f} pairs/s   {seconds:.1f} s of {sorted(took[name])}")
+    print(f"ratio {medians['sentence-transformers'] / medians['Conan']:.2f} (theirs with batches of {batch_size})")
+    if gpu:
+        print_share(ours, texts, medians)
+    else:
+        print_differences(texts[:2_000])
+
+
+def peer(folder: str, dtype: torch.dtype) -> SentenceTransformer:
+    """The same model in the other library."""
+    transformer = Transformer(folder, max_seq_length=LENGTH, model_kwargs={"dtype": dtype})
+    return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension(), "mean")])
+
+
+def encode_theirs(model: SentenceTransformer, texts: list[str], batch_size: int) -> np.ndarray:
+    """Unit vectors, float32 [n, D]."""
+    return model.encode(texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of the clock."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def print_differences(texts: list[str]) -> None:
+    """How far vectors of the two are apart, on the CPU."""
+    with tempfile.TemporaryDirectory() as place:
+        tiny_bert(Path(place, "bert"), texts=pl.Series(texts).to_arrow(), vocabulary_size=20_000, **SMALL)
+        for pooling in ("cls", "mean"):
+            for dense in ([], [Dense(SMALL["hidden"], 1_792, activation_function=torch.nn.Identity())]):
+                modules = [Transformer(str(Path(place, "bert"))), Pooling(SMALL["hidden"], pooling), *dense]
+                theirs = SentenceTransformer(modules=modules, device="cpu")
+                folder = str(Path(place, f"{pooling}-{len(dense)}"))
+                theirs.save(folder)
+                found = encode(load_encoder(EncoderSettings(model=folder)), texts)
+                most = np.abs(found - encode_theirs(theirs, texts, 32)).max()
+                print(f"largest difference, {pooling} pooling{', dense' if dense else '':7} {most:.1e}")
+
+
+def print_share(encoder: Encoder, texts: list[str], medians: dict[str, float]) -> None:
+    """Tokens a second, and the part of the measured matrix rate that the model's own products reach."""
+    lengths = [len(ids) for ids in encoder.tokenizer(texts, truncation=True, max_length=LENGTH)["input_ids"]]
+    width, inner = LARGE["hidden"], LARGE["intermediate"]
+    products = LARGE["layers"] * sum(8 * n * width**2 + 4 * n * width * inner + 4 * n**2 * width for n in lengths)
+    rate = matrix_rate(encoder.device, encoder.model.dtype)
+    for name, seconds in medians.items():
+        print(
+            f"{name:22}{sum(lengths) / seconds:12,.0f} tokens/s   {products / seconds / 1e12:.0f} TFLOP/s, "
+            f"{products / seconds / rate:.0%} of the {rate / 1e12:.0f} measured"
+        )
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 8_192, times: int = 20) -> float:
+    """Operations a second of a large matrix product."""
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(3):
+        left @ right
+    torch.accelerator.synchronize()
+    started = time.perf_counter()
+    for _ in range(times):
+        left @ right
+    torch.accelerator.synchronize()
+    return times * 2 * size**3 / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
