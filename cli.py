@@ -201,10 +201,19 @@ def score(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Score query against positive with an embedding model; drop what is below the cutoff."""
-    overrides = _with(overrides, {"score.model": model, "score.cutoff": cutoff})
-    resolved = _recipe(corpus, recipe, overrides)
-    _data_stage("score", corpus, resolved, as_json, cluster=_cluster(engine, address))
+    """Score query against positive with an embedding model; drop what is below the cutoff.
+
+    The corpus keeps --model and --cutoff in its recipe.
+    """
+    from .pipeline.corpus import keep_settings
+    from .run import data_stage
+
+    options = _with([], {"score.model": model, "score.cutoff": cutoff})
+    resolved = _recipe(corpus, recipe, overrides + options)
+    with _work(corpus, cluster=_cluster(engine, address)) as working:
+        summary = data_stage("score", corpus, resolved, working)
+        keep_settings(corpus, options)
+    display.show_result("score", summary, as_json)
 
 
 @app.command()
@@ -226,7 +235,13 @@ def convert(
 def mine(
     corpus: Corpus,
     model: Annotated[str | None, typer.Option(help="Hub name, folder, or bootstrap, pretrain, finetune.")] = None,
-    method: Annotated[str | None, typer.Option(help="topk, topk-abs, topk-marginpos, topk-percpos.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="topk, topk-shifted, topk-abs, topk-marginpos, topk-percpos.")
+    ] = None,
+    show: Annotated[
+        str | None,
+        typer.Option(metavar="QUERY_ID_OR_TEXT", help="Print one query's pool and what was dropped; write nothing."),
+    ] = None,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     as_json: AsJson = False,
@@ -234,7 +249,14 @@ def mine(
 ) -> None:
     """Find candidates for hard negatives; write pools.duckdb."""
     overrides = _with(overrides, {"mine.model": model, "mine.method": method})
-    _data_stage("mine", corpus, _recipe(corpus, recipe, overrides), as_json)
+    resolved = _recipe(corpus, recipe, overrides)
+    if show is not None:
+        from .pipeline.inspect_pools import show_pool
+        from .run import with_model
+
+        display.show_pool(show_pool(corpus, show, with_model(resolved.mine, corpus)), as_json)
+    else:
+        _data_stage("mine", corpus, resolved, as_json)
 
 
 @app.command()

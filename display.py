@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from .pipeline.engine import Progress, Summary
+    from .pipeline.inspect_pools import ShownPool
     from .pipeline.preview import DryRun, Explanation
 
 # What is printed is often data: "[/img]" in it is no markup.
@@ -172,6 +173,36 @@ def _show_explanation(explanation: dict[str, Any]) -> None:
     for finding in explanation["findings"]:
         if finding["verdict"] == "fails":
             out.print(f"{finding['rule']}: threshold from {finding['origin']}", soft_wrap=True)
+
+
+def show_pool(pool: "ShownPool", as_json: bool) -> None:
+    """One query's positives and passages, and which rule dropped what."""
+    _print(asdict(pool), as_json, _show_pool)
+
+
+def _show_pool(pool: dict[str, Any]) -> None:
+    run, ceiling = pool["run"], pool["ceiling"]
+    out.print(f"query {pool['query_id']}: {_excerpt(pool['query'])}", style="bold", soft_wrap=True)
+    below = "" if ceiling is None else f", candidates below {ceiling:.4f}"
+    out.print(f"{run['method']} {run['margin']:g}, top {run['top_k']} of {run['passages']:,} passages{below}")
+    for positive in pool["positives"]:
+        out.print(f"positive {positive['score']:.4f}: {_excerpt(positive['text'])}", no_wrap=True, overflow="ellipsis")
+    numbers = (Column(name, justify="right", no_wrap=True) for name in ("place", "score"))
+    line = Column("passage", no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave of the width
+    table = Table(*numbers, Column("verdict", no_wrap=True), line, expand=True)
+    for passage in pool["passages"]:
+        rank = "" if passage["rank"] is None else f" (rank {passage['rank']})"
+        verdict, score = passage["verdict"] + rank, f"{passage['score']:.4f}"
+        table.add_row(str(passage["place"]), score, verdict, _excerpt(passage["text"]))
+    out.print(table)
+    for rule, passages in pool["dropped"].items():
+        out.print(f"dropped: {passages:,} {rule}")
+
+
+def _excerpt(text: str) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text.split())
+    return line[:200] + " …" if len(line) > 200 else line
 
 
 def show_dry_run(tried: "DryRun", as_json: bool) -> None:

@@ -3,7 +3,7 @@
 Run: `python benchmarks/dedup.py [--documents FOLDER] [--peers PYTHON]`, with FOLDER as in dedup_quality.py. The peers
 are no dependencies: `pip install datasketch rensa daft text-dedup 'datatrove[io]' tokenizers py-data-juicer 'xxhash<4'`
 in an environment of their own, whose interpreter is PYTHON (datatrove needs tokenizers and an older xxhash and does not
-say so). One that is not there, or fails, is reported. All of it takes a quarter of an hour.
+say so). One that is not there, or fails, is reported. All of it takes twenty minutes.
 
 The texts are long documents of up to 1,000 characters (about 100 MB) and 1.1 million short texts of 20 to 60, with
 `dedup.on: positive`. Real data is too little for that. To the texts of these lengths, and for the short ones to the
@@ -20,8 +20,8 @@ of the texts as they lie in the shards, for all tools; MB/s is by seconds of the
 threads), which a busy machine disturbs less than the clock. Memory is the most that was resident.
 
 Recall and precision are those of clusters of the sample of dedup_quality.py, which says what they are. At last, Conan
-on 1, 2, 4 and 8 times as many rows, and the exponent of rows that its time grows with (1 is linear): a least-squares
-fit of log time on log rows.
+on 1, 2, 4 and 8 times as many rows, medians of three turns, and the exponent of rows that its time grows with (1 is
+linear): a least-squares fit of log time on log rows.
 """
 
 import argparse
@@ -261,7 +261,7 @@ def run_peer(interpreter: str, tool: str, texts: pl.Series, ngram: int) -> tuple
 def print_growth(texts: pl.Series, smallest: int) -> None:
     """Conan on ever more rows, each size in a process of its own."""
     rows = [times * smallest for times in TIMES]
-    took = [measure(texts.head(number), 1) for number in rows]
+    took = [measure(texts.head(number), RUNS) for number in rows]
     exponent = np.polyfit(np.log(rows), np.log([each.cpu for each in took]), 1)[0]
     for number, each in zip(rows, took, strict=True):
         print(f"  {number:>10,} rows: {each.cpu:7.2f} s of the processor, {each.peak / 1e6:,.0f} MB")

@@ -351,6 +351,12 @@ def load_recipe(corpus: Path, overrides: Sequence[str] = ()) -> Recipe:
     return load(path, overrides)
 
 
+def keep_settings(corpus: Path, overrides: Sequence[str]) -> None:
+    """Make overrides part of the recipe that a corpus keeps, if it keeps one."""
+    if overrides and (corpus / "recipe.yaml").exists():
+        save_recipe(corpus, load_recipe(corpus, overrides))
+
+
 @contextmanager
 def locked(corpus: Path) -> Iterator[None]:
     """Hold the corpus: one command works on it at a time.

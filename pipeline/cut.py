@@ -235,7 +235,7 @@ def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Seq
         SELECT query_id AS old_query, unnest(passage_ids) AS old, generate_subscripts(passage_ids, 1) AS place
         FROM pools.candidates SEMI JOIN asked ON candidates.query_id = asked.old;
         CREATE TEMP TABLE told AS
-        SELECT passage_id AS old, row_number() OVER (ORDER BY passage_id) - 1 AS passage_id, text, cluster_id
+        SELECT passage_id AS old, * REPLACE (row_number() OVER (ORDER BY passage_id) - 1 AS passage_id)
         FROM pools.passages SEMI JOIN (
             SELECT old FROM ranked UNION
             SELECT passage_id FROM pools.positives SEMI JOIN asked ON positives.query_id = asked.old
@@ -246,7 +246,7 @@ def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Seq
     )
     selects = {
         "runs": "FROM pools.runs",
-        "passages": "SELECT passage_id, text, cluster_id FROM told ORDER BY passage_id",
+        "passages": "SELECT * EXCLUDE (old) FROM told ORDER BY passage_id",
         "queries": "SELECT query_id, text FROM asked ORDER BY query_id",
         "positives": "SELECT asked.query_id, told.passage_id, score FROM pools.positives "
         "JOIN asked ON positives.query_id = asked.old JOIN told ON positives.passage_id = told.old ORDER BY ALL",

@@ -4,6 +4,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,6 +91,19 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel) -> Enco
         device=device,
         query_prompt=read_query_prompt(folder, settings.model) if prompt is None else prompt,
     )
+
+
+def loaded(settings: EncoderSettings, weights: str) -> Encoder:
+    """The model of these or wider settings, kept between calls of one process. Raises ModelError.
+
+    `weights` is its fingerprint, so that another model of the same name is read anew.
+    """
+    return _load(EncoderSettings(**settings.model_dump(include=set(EncoderSettings.model_fields))), weights)
+
+
+@lru_cache(maxsize=1)
+def _load(settings: EncoderSettings, weights: str) -> Encoder:
+    return load_encoder(settings)
 
 
 def _precision(device: torch.device) -> torch.dtype:

@@ -76,12 +76,21 @@ class Engine:
     @property
     def processes(self) -> int:
         """Processes in use on this machine; with one, this process does the work."""
-        return 1 if self.one_a_device else self.workers or cores()
+        return max(1, len(devices())) if self.one_a_device else self.workers or cores()
 
 
 def cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def devices() -> list[str]:
+    """The GPUs this process may use, by the names that CUDA_VISIBLE_DEVICES gives them."""
+    import torch  # which filter and dedup do without
+
+    count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return named[:count] if named != [""] else [str(number) for number in range(count)]
 
 
 def run_stage(
@@ -174,7 +183,8 @@ def run_calls(function: Callable[..., None], calls: Sequence[Call], engine: Engi
         for name, arguments in calls:
             yield name, _attempt(function, *arguments)
     else:
-        yield from _run_in_processes(function, calls, min(engine.processes, len(calls)))
+        each = devices() if engine.one_a_device else [""] * engine.processes
+        yield from _run_in_processes(function, calls, each[: len(calls)])
 
 
 def _attempt(function: Callable[..., None], *arguments: Any) -> str | None:
@@ -201,6 +211,7 @@ class _Worker:
     process: SpawnProcess
     pipe: Connection
     threads: int
+    device: str
 
 
 _idle: list[_Worker] = []
@@ -239,43 +250,49 @@ THREAD_VARIABLES = ("POLARS_MAX_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS"
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Share the cores: for processes started in this block, where the user has not said otherwise."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update({name: value or str(count) for name, value in before.items()})
+def _share(threads: int, device: str) -> Iterator[None]:
+    """Processes started in this block have so many threads, where the user has not said otherwise, and one GPU."""
+    of_device = ["CUDA_VISIBLE_DEVICES"] if device else []
+    before = {name: os.environ.get(name) for name in (*THREAD_VARIABLES, *of_device)}
+    os.environ.update({name: os.environ.get(name) or str(threads) for name in THREAD_VARIABLES})
+    os.environ.update(dict.fromkeys(of_device, device))
     try:
         yield
     finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-def _worker(threads: int) -> _Worker:
-    """A worker that waits, with as many threads; else a new one."""
+def _worker(threads: int, device: str) -> _Worker:
+    """A worker that waits, with as many threads and this device; else a new one."""
     while _idle:
         worker = _idle.pop()
-        if worker.threads == threads and worker.process.is_alive():
+        if (worker.threads, worker.device) == (threads, device) and worker.process.is_alive():
             return worker
         worker.pipe.close()
     context = multiprocessing.get_context("spawn")
     pipe, other = context.Pipe()
     process = context.Process(target=_serve, args=(other,), daemon=True)
-    with _threads(threads):
+    with _share(threads, device):
         process.start()
     other.close()
-    return _Worker(process, pipe, threads)
+    return _Worker(process, pipe, threads, device)
 
 
-def _run_in_processes(function: Callable[..., None], calls: Sequence[Call], processes: int) -> Iterator[Outcome]:
-    threads = max(1, cores() // processes)
+def _run_in_processes(function: Callable[..., None], calls: Sequence[Call], each: Sequence[str]) -> Iterator[Outcome]:
+    """A process for each of these devices, or for each empty string one without."""
+    threads = max(1, cores() // len(each))
+    free = deque(each)
     waiting = deque(calls)
     deaths: Counter[str] = Counter()
     busy: dict[Connection, tuple[_Worker, Call]] = {}
 
     def start() -> None:
-        while waiting and len(busy) < processes:
-            worker, call = _worker(threads), waiting.popleft()
+        while waiting and free:
+            worker, call = _worker(threads, free.popleft()), waiting.popleft()
             with suppress(ConnectionError):  # it died already: its end of the pipe will tell
                 worker.pipe.send((function, call[1]))
             busy[worker.pipe] = worker, call
@@ -286,6 +303,7 @@ def _run_in_processes(function: Callable[..., None], calls: Sequence[Call], proc
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
                 worker, call = busy.pop(pipe)
+                free.append(worker.device)
                 name = call[0]
                 try:
                     error = pipe.recv()

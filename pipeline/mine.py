@@ -1,38 +1,33 @@
-"""conan mine: candidates for hard negatives, from the model's own neighbours (NV-Retriever, arXiv 2407.15831)."""
+"""conan mine: candidates for hard negatives, from the model's own neighbours (NV-Retriever, arXiv 2407.15831).
 
-import heapq
+Texts, their vectors, the search among them, the pools.
+"""
+
 import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import duckdb
-import faiss
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-from numba import njit, prange
 
-from ..schemas.settings import EncoderSettings, MineSettings
+from ..schemas.recipe import RecipeError
+from ..schemas.settings import MineSettings
 from .corpus import fingerprint, read_footer, shards
-from .encoder import WINDOW, Vectors, encode, find_model, load_encoder, weights_fingerprint
 from .engine import Engine, Summary
+from .models import find_model, read_query_prompt, weights_fingerprint
 from .pools import as_lists, read_candidates, stored_fingerprint, write_pools
+from .search import Rules, default_index, search
+from .vectors import StoredVectors, keep_only, space, store, truncated
 
-VERSION = 1
-MARGINS = {"topk": 1.0, "topk-abs": 0.7, "topk-marginpos": 0.05, "topk-percpos": 0.95}
-"""NV-Retriever §4: the margins its ablation found best; naive top-k has none."""
-FLAT_LIMIT = 1_000_000
-"""Ours: up to this many passages every one is compared, and each query finds all that it may have."""
-APPROXIMATE_DEPTH = 10
-"""Ours: how many times `top_k` neighbours an approximate index is asked for, before any are dropped."""
-SCORES_AT_ONCE = 1 << 26
-"""Ours: scores of a block of queries that are held in memory (256 MB)."""
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-parallel_kernel: Callable[[Function], Function] = njit(cache=True, parallel=True)
+VERSION = 2
+MARGINS = {"topk": 1.0, "topk-shifted": 10, "topk-abs": 0.7, "topk-marginpos": 0.05, "topk-percpos": 0.95}
+"""NV-Retriever §4: the margins its ablation found best; naive top-k has none, top-k shifted counts ranks."""
+PAIRS = 16_384
+"""Ours: queries with a positive each whose vectors are in memory at a time."""
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -41,58 +36,69 @@ Floats = npt.NDArray[np.float32]
 def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
     """Write pools.duckdb: for each query the best-scored passages that are neither its positives nor near them.
 
-    Pools that the same model, settings and data have made are left as they are.
+    Pools that the same model, settings and data have made are left as they are, and texts that the model has encoded
+    for earlier ones are not encoded again.
 
     Raises:
         ModelError: the model can't be read.
+        RecipeError: top-k shifted by something else than a number of ranks.
     """
     started = time.monotonic()
-    weights = weights_fingerprint(find_model(settings.model))
-    folders: list[str] = sorted({*settings.passages, *settings.queries})
-    inputs = {folder: shards(corpus, f"convert/{folder}") for folder in folders}
-    content = [
-        (str(shard.relative_to(corpus)), read_footer(shard).content) for each in inputs.values() for shard in each
-    ]
-    decisive = fingerprint("mine", VERSION, weights, settings.model_dump(exclude={"model", "batch_tokens"}), content)
-    if stored_fingerprint(corpus) != decisive:
-        engine.progress("mine", 0, 3, 0)
+    margin = margin_of(settings)
+    folder = find_model(settings.model, settings.trust_remote_code)
+    weights = weights_fingerprint(folder)
+    prompt = read_query_prompt(folder, settings.model) if settings.query_prompt is None else settings.query_prompt
+    settings = settings.model_copy(update={"query_prompt": prompt})
+    inputs: dict[str, list[Path]] = {
+        name: shards(corpus, f"convert/{name}") for name in sorted({*settings.passages, *settings.queries})
+    }
+    content = [(name, shard.name, read_footer(shard).content) for name, found in inputs.items() for shard in found]
+    decisive = settings.model_dump(exclude={"model", "batch_tokens", "compile", "trust_remote_code"})
+    wanted = fingerprint("mine", VERSION, weights, decisive, content)
+    if stored_fingerprint(corpus) != wanted:
         texts = _texts(inputs, settings)
-        encoder = load_encoder(EncoderSettings(**settings.model_dump(include=set(EncoderSettings.model_fields))))
-        passage_vectors = encode(encoder, texts.passages["text"].to_arrow())
-        engine.progress("mine", 1, 3, texts.passages.height)
-        query_vectors = encode(encoder, texts.queries["text"].to_arrow())
-        engine.progress("mine", 2, 3, texts.queries.height)
-        tables = _pools(texts, query_vectors, passage_vectors, settings)
+        spaces = {"queries": space(weights, settings, prompt), "passages": space(weights, settings, "")}
+        passages = store(corpus, weights, settings, "", texts.passages["text"].to_arrow(), engine)
+        queries = store(corpus, weights, settings, prompt, texts.queries["text"].to_arrow(), engine)
         run = {
-            "run_id": decisive[:12],
-            "model_fingerprint": encoder.fingerprint,
+            "run_id": wanted[:12],
+            "model_fingerprint": weights,
             "method": settings.method,
-            "margin": MARGINS[settings.method] if settings.margin is None else settings.margin,
+            "margin": margin,
             "top_k": settings.top_k,
-            "fingerprint": decisive,
+            "index": settings.index or default_index(len(passages)),
+            "queries_from": sorted(set(settings.queries)),
+            "passages_from": sorted(set(settings.passages)),
+            "queries": len(queries),
+            "passages": len(passages),
+            "truncated": truncated(corpus, set(spaces.values())),
+            "query_vectors": spaces["queries"],
+            "passage_vectors": spaces["passages"],
+            "fingerprint": wanted,
             "created_at": datetime.now(UTC).replace(tzinfo=None),
         }
-        tables["runs"] = pa.Table.from_pylist([run])
-        run_ids = pa.repeat(run["run_id"], texts.queries.height)
-        tables["candidates"] = tables["candidates"].append_column("run_id", run_ids)
+        tables = _pools(texts, queries, passages, settings, engine, run)
+        keep_only(corpus, set(spaces.values()))
         write_pools(corpus, tables)
-        engine.progress("mine", 3, 3, texts.queries.height)
+    return _summary(corpus, settings, time.monotonic() - started)
+
+
+def _summary(corpus: Path, settings: MineSettings, seconds: float) -> Summary:
     pools = read_candidates(corpus)
     sizes = pools["passage_ids"].list.len()
-    summary = Summary("mine", rows_in=pools.height, rows_out=pools.height, seconds=time.monotonic() - started)
-    summary.notes = {
+    notes = {
         "queries": pools.height,
         "candidates a query": round(float(np.mean(sizes.to_numpy())), 1) if pools.height else 0.0,
         "short pools": int((sizes < settings.top_k).sum()),
     }
-    return summary
+    return Summary("mine", rows_in=pools.height, rows_out=pools.height, seconds=seconds, notes=notes)
 
 
 class Texts(NamedTuple):
     """Distinct texts, numbered in their order, and what belongs together."""
 
     queries: pl.DataFrame  # query_id, text
-    passages: pl.DataFrame  # passage_id, text, cluster_id: the least of its clusters
+    passages: pl.DataFrame  # passage_id, text, cluster_id: the least of its clusters, cluster_ids: all of them
     positives: pl.DataFrame  # query_id, passage_id
     members: pl.DataFrame  # passage_id, cluster: a text of two sources' classes is in both
     own: pl.DataFrame  # query_id, cluster: those of its positives
@@ -117,7 +123,8 @@ def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> Texts:
             "CREATE TABLE clustered AS SELECT DISTINCT positive AS text, cluster_id "
             "FROM (FROM asked UNION ALL FROM searched);"
             "CREATE TABLE passages AS SELECT row_number() OVER (ORDER BY text) - 1 AS passage_id, text, "
-            "min(cluster_id) AS cluster_id FROM clustered GROUP BY text;"
+            "min(cluster_id) AS cluster_id, list(cluster_id ORDER BY cluster_id) AS cluster_ids "
+            "FROM clustered GROUP BY text;"
             "CREATE TABLE members AS SELECT passage_id, clustered.cluster_id AS cluster "
             "FROM clustered JOIN passages USING (text);"
             "CREATE TABLE positives AS SELECT DISTINCT query_id, passage_id FROM asked "
@@ -135,30 +142,40 @@ def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> Texts:
 
 
 def _pools(
-    texts: Texts, query_vectors: Vectors, passage_vectors: Vectors, settings: MineSettings
+    texts: Texts,
+    queries: StoredVectors,
+    passages: StoredVectors,
+    settings: MineSettings,
+    engine: Engine,
+    run: dict[str, Any],
 ) -> dict[str, pa.Table]:
-    """The tables of pools.duckdb, without the run."""
-    count = texts.queries.height
+    """The tables of pools.duckdb."""
+
+    def progress(done: int, total: int) -> None:
+        engine.progress("mine: search", done, total, len(queries) * done // total)
+
     owner, passage = (texts.positives[name].to_numpy() for name in ("query_id", "passage_id"))
-    positive_scores = _cosines(query_vectors, owner, passage_vectors, passage)
-    ceiling = ceilings(owner, positive_scores, count, settings)
-    own_starts = np.searchsorted(texts.own["query_id"].to_numpy(), np.arange(count + 1))
-    member_starts = np.searchsorted(texts.members["passage_id"].to_numpy(), np.arange(len(passage_vectors) + 1))
-    own, members = texts.own["cluster"].to_numpy(), texts.members["cluster"].to_numpy()
-    ids = np.empty((count, settings.top_k), np.int64)
-    scores = np.empty((count, settings.top_k), np.float32)
-    for start, found_ids, found in _neighbours(query_vectors, passage_vectors, settings):
-        block = slice(start, start + len(found))
-        starts = own_starts[start : start + len(found) + 1]
-        _choose(found_ids, found, ceiling[block], starts, own, member_starts, members, ids[block], scores[block])
+    positive_scores = _cosines(queries, owner, passages, passage)
+    rules = Rules(
+        ceilings(owner, positive_scores, len(queries), settings),
+        np.searchsorted(texts.own["query_id"].to_numpy(), np.arange(len(queries) + 1)),
+        texts.own["cluster"].to_numpy(),
+        np.searchsorted(texts.members["passage_id"].to_numpy(), np.arange(len(passages) + 1)),
+        texts.members["cluster"].to_numpy(),
+    )
+    shift = int(margin_of(settings)) if settings.method == "topk-shifted" else 0
+    best = search(queries.take, passages.take, rules, settings.top_k + shift, settings.index, progress)
+    ids, scores = best.ids[:, shift:], best.scores[:, shift:]
     there = ids >= 0
     return {
+        "runs": pa.Table.from_pylist([run]),
         "passages": texts.passages.to_arrow(),
         "queries": texts.queries.to_arrow(),
         "positives": texts.positives.with_columns(score=pl.Series(positive_scores)).to_arrow(),
         "candidates": pa.table(
             {
                 "query_id": texts.queries["query_id"].to_arrow(),
+                "run_id": pa.repeat(run["run_id"], len(queries)),
                 "passage_ids": as_lists(ids[there], there.sum(axis=1)),
                 "scores": as_lists(scores[there], there.sum(axis=1)),
             }
@@ -166,27 +183,39 @@ def _pools(
     }
 
 
-def _cosines(query_vectors: Vectors, owner: Integers, passage_vectors: Vectors, passage: Integers) -> Floats:
-    """The cosine of each pair of rows, float32 [pairs]."""
+def _cosines(queries: StoredVectors, owner: Integers, passages: StoredVectors, passage: Integers) -> Floats:
+    """The cosine of each query and passage, float32 [pairs]."""
     scores = np.empty(len(owner), np.float32)
-    for start in range(0, len(owner), WINDOW):
-        pairs = slice(start, start + WINDOW)
-        np.einsum("nd,nd->n", query_vectors[owner[pairs]], passage_vectors[passage[pairs]], out=scores[pairs])
+    for start in range(0, len(owner), PAIRS):
+        pairs = slice(start, start + PAIRS)
+        np.einsum("nd,nd->n", queries.take(owner[pairs]), passages.take(passage[pairs]), out=scores[pairs])
     return scores
+
+
+def margin_of(settings: MineSettings) -> float:
+    """The margin that is asked for, else the method's own.
+
+    Raises:
+        RecipeError: top-k shifted by something else than a number of ranks.
+    """
+    margin = MARGINS[settings.method] if settings.margin is None else settings.margin
+    if settings.method == "topk-shifted" and (margin < 0 or margin % 1):
+        raise RecipeError(f"mine.margin: topk-shifted leaves out whole ranks, 0 or more of them; found {margin:g}")
+    return margin
 
 
 def ceilings(owner: Integers, positive_scores: Floats, queries: int, settings: MineSettings) -> Floats:
     """The score that a negative of each query stays below, float32 [queries] (NV-Retriever §4).
 
-    topk: none; topk-abs: the margin; topk-marginpos: positive − margin; topk-percpos: margin × positive. A query of
-    several positives is held to the lowest of them. Where a positive's score is negative, percpos goes below it by
-    the same share.
+    topk, topk-shifted: none; topk-abs: the margin; topk-marginpos: positive − margin; topk-percpos: margin × positive.
+    A query of several positives is held to the lowest of them. Where a positive's score is negative, percpos goes
+    below it by the same share.
     """
     lowest = np.full(queries, np.inf, np.float32)
     np.minimum.at(lowest, owner, positive_scores)
-    margin = np.float32(MARGINS[settings.method] if settings.margin is None else settings.margin)
+    margin = np.float32(margin_of(settings))
     match settings.method:
-        case "topk":
+        case "topk" | "topk-shifted":
             return np.full(queries, np.inf, np.float32)
         case "topk-abs":
             return np.full(queries, margin, np.float32)
@@ -194,89 +223,3 @@ def ceilings(owner: Integers, positive_scores: Floats, queries: int, settings: M
             return lowest - margin
         case "topk-percpos":
             return np.asarray(lowest - (1 - margin) * np.abs(lowest), np.float32)
-
-
-def _neighbours(
-    query_vectors: Vectors, passage_vectors: Vectors, settings: MineSettings
-) -> Iterator[tuple[int, Integers, Floats]]:
-    """Blocks of queries: the first one's row, passage ids [1 or n, m] (-1 for none) and their scores [n, m].
-
-    Every passage up to FLAT_LIMIT, where a query whose best neighbours are its own or above its ceiling must be able
-    to go far down; the nearest ones by FAISS above it, or where the recipe names an index.
-    """
-    passages = len(passage_vectors)
-    exact = settings.index is None and passages <= FLAT_LIMIT
-    index = None if exact else _index(passage_vectors, settings.index)
-    depth = passages if exact else min(APPROXIMATE_DEPTH * settings.top_k, passages)
-    at_once = max(1, SCORES_AT_ONCE // max(1, depth))
-    every = np.arange(passages)[None]
-    product = np.empty((at_once, depth), np.float32)
-    for start in range(0, len(query_vectors), at_once):
-        vectors = query_vectors[start : start + at_once]
-        if index is None:
-            yield start, every, np.matmul(vectors, passage_vectors.T, out=product[: len(vectors)])
-        else:
-            scores, ids = index.search(vectors, depth)
-            yield start, ids, scores
-
-
-def _index(passage_vectors: Vectors, factory: str | None) -> faiss.Index:
-    """A FAISS index of unit vectors by inner product: IVF of 4√n lists by default, of which 1/16 are searched."""
-    count, width = passage_vectors.shape
-    index = faiss.index_factory(width, factory or f"IVF{int(4 * count**0.5)},Flat", faiss.METRIC_INNER_PRODUCT)
-    index.train(passage_vectors)
-    index.add(passage_vectors)
-    lists = faiss.try_extract_index_ivf(index)
-    if lists is not None:
-        lists.nprobe = max(1, lists.nlist // 16)
-    return index
-
-
-@parallel_kernel
-def _choose(
-    ids: Integers,
-    scores: Floats,
-    ceiling: Floats,
-    own_starts: Integers,
-    own: Integers,
-    member_starts: Integers,
-    members: Integers,
-    chosen_ids: Integers,
-    chosen_scores: Floats,
-) -> None:
-    """Write the candidates of a block of queries, best first, equal ones by place; id -1 where there are no more.
-
-    Own positives and their clusters go first, then the positive-aware filter, then the rank counts. Row i's own
-    clusters are `own[own_starts[i] : own_starts[i + 1]]`, a passage's are so in `members`.
-    """
-    for row in prange(len(scores)):
-        best = [(scores[row, 0], 0) for _ in range(0)]  # a heap, the worst on top; empty, but of known type
-        floor, below = np.float32(-np.inf), ceiling[row]
-        for start in range(0, scores.shape[1], 64):
-            stretch = scores[row, start : start + 64]
-            promising = np.int32(0)  # counted without a branch, as a vector: most stretches have none
-            for score in stretch:
-                promising += np.int32(score > floor) & np.int32(score < below)
-            if promising == 0:
-                continue
-            for place, score in enumerate(stretch, start):
-                passage = ids[row % len(ids), place]
-                if not floor < score < below or passage < 0:
-                    continue
-                mine = False
-                for cluster in members[member_starts[passage] : member_starts[passage + 1]]:
-                    for other in own[own_starts[row] : own_starts[row + 1]]:
-                        mine |= cluster == other
-                if mine:
-                    continue
-                if len(best) < chosen_ids.shape[1]:
-                    heapq.heappush(best, (score, -place))
-                else:
-                    heapq.heapreplace(best, (score, -place))
-                if len(best) == chosen_ids.shape[1]:
-                    floor = best[0][0]
-        chosen_ids[row, len(best) :] = -1
-        while best:
-            score, place = heapq.heappop(best)
-            chosen_ids[row, len(best)] = ids[row % len(ids), -place]
-            chosen_scores[row, len(best)] = score

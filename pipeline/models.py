@@ -175,7 +175,15 @@ def load_transformer(
 def weights_fingerprint(folder: Path) -> str:
     """A 128-bit hash (hex) of a folder's weights, vocabulary and layout."""
     digest = hashlib.blake2b(digest_size=16)
-    names = ("*.safetensors", "modules.json", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    names = (
+        "*.safetensors",
+        "modules.json",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+        "*.py",
+    )
     found = {file for name in (*names, "*.model") for file in [*folder.glob(name), *folder.glob(f"*/{name}")]}
     for file in sorted(found):
         digest.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())

@@ -21,14 +21,15 @@ def stored_fingerprint(corpus: Path) -> str | None:
     if not (corpus / FILE).exists():
         return None
     try:
-        with _opened(corpus) as connection:
+        with opened(corpus) as connection:
             found = connection.execute("SELECT fingerprint FROM runs").fetchone()
     except (duckdb.CatalogException, duckdb.BinderException):
         return None
     return str(found[0]) if found else None
 
 
-def _opened(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
+def opened(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
+    """The database of the pools. Raises CorpusError where there is none yet."""
     if not (corpus / FILE).exists():
         raise CorpusError(f"{corpus}: no {FILE}; run `conan mine {corpus}` first")
     connection = duckdb.connect(str(corpus / FILE), read_only=read_only)
@@ -57,7 +58,7 @@ def read_candidates(corpus: Path) -> pl.DataFrame:
     Raises:
         CorpusError: no pools yet.
     """
-    with _opened(corpus) as connection:
+    with opened(corpus) as connection:
         pools: pl.DataFrame = connection.sql(
             "SELECT query_id, text AS query, passage_ids, scores FROM queries JOIN candidates USING (query_id) "
             "ORDER BY query_id"
@@ -71,7 +72,7 @@ def read_passages(corpus: Path, passage_ids: npt.NDArray[np.int64]) -> pl.DataFr
     Raises:
         CorpusError: no pools yet.
     """
-    with _opened(corpus) as connection:
+    with opened(corpus) as connection:
         connection.register("wanted", pa.table({"passage_id": np.unique(passage_ids)}))
         passages: pl.DataFrame = connection.sql(
             "SELECT passage_id, text, cluster_id FROM passages JOIN wanted USING (passage_id) ORDER BY passage_id"
@@ -87,7 +88,7 @@ def write_windows(corpus: Path, windows: pl.DataFrame, replacements: pl.DataFram
     Raises:
         CorpusError: no pools yet.
     """
-    with _opened(corpus, read_only=False) as connection:
+    with opened(corpus, read_only=False) as connection:
         connection.register("new_windows", windows.to_arrow())
         connection.register("new_replacements", replacements.to_arrow())
         connection.execute("BEGIN")

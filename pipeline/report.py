@@ -204,7 +204,8 @@ def _scores_and_lengths(corpus: Path, stages: list[str]) -> str:
 
 def _cutoff(corpus: Path) -> float | None:
     """What rejected pairs were held to; where none was rejected, what the recipe says."""
-    held = query(corpus, "SELECT max(split_part(detail, ' < ', 2)) AS cutoff FROM score_rejected").column(0)[0].as_py()
+    cutoffs = "SELECT max(split_part(detail, ' < ', 2)::DOUBLE) AS cutoff FROM score_rejected WHERE reason = 'score'"
+    held = query(corpus, cutoffs).column(0)[0].as_py()
     if held is None and (corpus / "recipe.yaml").exists():
         return load_recipe(corpus).score.cutoff
     return None if held is None else float(held)

@@ -5,15 +5,24 @@ CREATE TABLE IF NOT EXISTS runs (
     run_id VARCHAR PRIMARY KEY,
     model_fingerprint VARCHAR NOT NULL,  -- a hash of the weights, never a name
     method VARCHAR NOT NULL,
-    margin DOUBLE NOT NULL,
+    margin DOUBLE NOT NULL,              -- of topk-shifted the ranks that were left out; of topk none
     top_k INTEGER NOT NULL,
+    index VARCHAR,                       -- Flat: every passage was compared; else a FAISS factory string
+    queries_from VARCHAR[],              -- folders of convert/
+    passages_from VARCHAR[],
+    queries BIGINT,
+    passages BIGINT,
+    truncated BIGINT,                    -- of all texts in the vectors' folders: longer than the model reads
+    query_vectors VARCHAR,               -- folders of vectors/
+    passage_vectors VARCHAR,
     fingerprint VARCHAR NOT NULL,        -- of everything that decides the pools: a second run with it is skipped
     created_at TIMESTAMP NOT NULL
 );
 CREATE TABLE IF NOT EXISTS passages (
     passage_id BIGINT PRIMARY KEY,
     text VARCHAR NOT NULL,
-    cluster_id BIGINT NOT NULL
+    cluster_id BIGINT NOT NULL,          -- the least of its clusters
+    cluster_ids BIGINT[]                 -- all of them
 );
 CREATE TABLE IF NOT EXISTS queries (
     query_id BIGINT PRIMARY KEY,
@@ -48,4 +57,14 @@ CREATE TABLE IF NOT EXISTS replacements (
     lo INTEGER NOT NULL,
     hi INTEGER NOT NULL
 );
+CREATE VIEW IF NOT EXISTS short_pools AS
+WITH short AS (
+    SELECT query_id, text AS query, len(passage_ids) AS candidates, top_k AS wanted, method, margin,
+           (SELECT min(score) FROM positives WHERE positives.query_id = candidates.query_id) AS lowest_positive
+    FROM candidates JOIN queries USING (query_id) JOIN runs USING (run_id) WHERE len(passage_ids) < top_k)
+SELECT query_id, query, candidates, wanted, lowest_positive,
+       CASE method WHEN 'topk-abs' THEN margin
+                   WHEN 'topk-marginpos' THEN lowest_positive - margin
+                   WHEN 'topk-percpos' THEN lowest_positive - (1 - margin) * abs(lowest_positive) END AS ceiling
+FROM short ORDER BY candidates, query_id;
 """

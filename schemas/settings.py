@@ -213,6 +213,8 @@ class MineSettings(EncoderSettings):
     index: str | None = given(None, "DESIGN §6: Flat up to a million passages, else IVF; a FAISS factory string")
 
 
+Layout = Literal["fused", "paper"]
+
 MRL_DIMENSIONS = [256, 512, 768, 1024, 1280, 1536, 1792]
 
 
@@ -251,6 +253,12 @@ class OptimizerSettings(Settings):
     keep_checkpoints: int = given(2, "ours", ge=1)
     log_every: int = given(10, "ours: steps", ge=1)
     gradient_checkpointing: bool = given(False, "ours: less memory, a third more time")
+    chunk_tokens: int | None = given(
+        None,
+        "ours: tokens encoded at a time, by GradCache (arXiv 2101.06983): memory no longer grows with the number of"
+        " negatives, a third more time; default all at once",
+        ge=2,
+    )
 
     @field_validator("mixing", mode="before")
     @classmethod
@@ -267,6 +275,7 @@ class PretrainSettings(OptimizerSettings):
     dimension: int = given(1792, "paper §3.1: the linear layer's width", ge=1)
     pooling: Literal["mean", "cls"] = given("mean", "DESIGN §7, as the released model does")
     dimensions: list[int] = given(MRL_DIMENSIONS, "paper §3.1: MRL widths; the paper names them for fine-tuning")
+    symmetric: bool = given(False, "ours: the mean of eq. 1 and of eq. 1 with queries and positives exchanged")
 
 
 class HardNegativeMining(Settings):
@@ -292,7 +301,11 @@ class FinetuneSettings(OptimizerSettings):
     )
     beta: float = given(0.8, "paper §2.3, eq. 3: weight of CoSENT", ge=0)
     sts_temperature: float = given(0.05, "CoSENT (kexue.fm 8847): scale 20", gt=0)
+    layout: Layout = given(
+        "fused", "ours: every rank encodes texts of both tasks; paper: as its Figure 3, ranks of their own for STS"
+    )
     in_batch_positives: bool = given(False, "ours: eq. 3's denominator has no other query's positive")
+    query_only_negatives: bool = given(False, "ours: eq. 3's denominator has all queries' negatives; true: its own")
     dimensions: list[int] = given(MRL_DIMENSIONS, "paper §3.1: MRL widths")
     hard_negative_mining: HardNegativeMining = given(HardNegativeMining(), "paper §2.2")
 

@@ -7,16 +7,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conan_embedding.cli import app
-from conan_embedding.pipeline.corpus import locked, read_footer
-from conan_embedding.pipeline.engine import Engine
+from conan_embedding.pipeline.corpus import load_recipe, locked, read_footer
+from conan_embedding.pipeline.engine import Engine, Summary
 from conan_embedding.pipeline.rules import RULES
 from conan_embedding.run import data_stage
-from conan_embedding.schemas.recipe import load
+from conan_embedding.schemas.recipe import Recipe, load
 from typer.testing import CliRunner
 
 COMMANDS = [
@@ -153,6 +154,40 @@ def test_options_are_overrides_of_the_recipe(
         for part in key.split("."):
             found = getattr(found, part)
         assert found == value
+
+
+def test_score_keeps_its_options_in_the_corpus(
+    conan: Conan, corpus: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[str, float, int]] = []
+
+    def data_stage(name: str, corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
+        used.append((recipe.score.model, recipe.score.cutoff, recipe.score.max_length))
+        if recipe.score.cutoff == 0.9:
+            raise InterruptedError("no such model")
+        return Summary(name)
+
+    monkeypatch.setattr("conan_embedding.run.data_stage", data_stage)
+    before = load_recipe(corpus)
+    assert conan("score", corpus, "--cutoff", 0.25, "--set", "score.max_length=64")[0] == 0
+    assert load_recipe(corpus) == before.model_copy(update={"score": before.score.model_copy(update={"cutoff": 0.25})})
+    assert conan("score", corpus, "--model", "here: it is")[0] == 0
+    assert conan("score", corpus, "--cutoff", 0.9)[0] == 1  # what was not done is not kept
+    assert conan("score", corpus, "--set", "score.cutoff=0.7")[0] == 0
+    assert conan("score", corpus, "--recipe", recipe, "--cutoff", 0.5)[0] == 0
+    assert conan("score", corpus)[0] == 0
+    default = before.score.model
+    assert used == [
+        (default, 0.25, 64),
+        ("here: it is", 0.25, 512),
+        ("here: it is", 0.9, 512),
+        ("here: it is", 0.7, 512),
+        (default, 0.5, 512),
+        ("here: it is", 0.5, 512),
+    ]
+    (corpus / "recipe.yaml").unlink()
+    assert conan("score", corpus, "--recipe", recipe, "--cutoff", 0.5)[0] == 0
+    assert not (corpus / "recipe.yaml").exists()
 
 
 def test_numbers_of_processes(conan: Conan, corpus: Path, seen: dict[str, Any]) -> None:
@@ -339,6 +374,37 @@ def test_before_its_turn_a_stage_names_the_one_to_run(
     code, _, error = conan(command, corpus, *options)
     assert code == 1
     assert f"run `conan {first} {corpus}` first" in error
+
+
+def test_show_prints_a_pool(conan: Conan, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conan_embedding.pipeline.inspect_pools import ShownPool
+
+    assert f"run `conan mine {corpus}` first" in conan("mine", corpus, "--show", "7")[2]
+    pool = ShownPool(
+        query_id=7,
+        query="哪里\n有[/b]茶？",
+        run={"method": "topk-percpos", "margin": 0.95, "top_k": 1, "passages": 2000},
+        ceiling=0.8,
+        positives=[{"passage_id": 3, "score": 0.84, "text": "山里"}],
+        passages=[
+            {"place": 0, "rank": None, "passage_id": 3, "score": 0.84, "verdict": "own positive", "text": "山里"},
+            {"place": 1, "rank": 0, "passage_id": 5, "score": 0.5, "verdict": "kept", "text": "海" * 300},
+        ],
+        dropped={"own positive": 1},
+    )
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "conan_embedding.pipeline.inspect_pools.show_pool", lambda *wanted: asked.append(wanted) or pool
+    )
+    code, printed, _ = conan("mine", corpus, "--show", "哪里", "--model", "/m", "--json")
+    assert (code, json.loads(printed)) == (0, asdict(pool))
+    assert (asked[0][:2], asked[0][2].model) == ((corpus, "哪里"), "/m")
+    code, printed, _ = conan("mine", corpus, "--show", "7")
+    assert code == 0
+    for part in ("query 7: 哪里 有[/b]茶？", "below 0.8000", "positive 0.8400: 山里", "kept (rank 0)", "own positive"):
+        assert part in printed
+    assert "dropped: 1 own positive" in printed
+    assert not (corpus / "pools.duckdb").exists()
 
 
 def test_a_model_that_is_not_trained_names_the_command(conan: Conan, corpus: Path) -> None:

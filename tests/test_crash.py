@@ -103,7 +103,7 @@ def test_death_at_every_point(unbroken: Unbroken, corpus: Path, output: Path, po
         made = {name for name in unbroken.states[stage]["files"] if Path(name).suffix and not (found / name).exists()}
         for when in ("before", "after"):
             replaced = {point.rpartition(" ")[2] for point in lines(points) if point.startswith(f"{when} replace ")}
-            assert replaced == made | {"catalog.duckdb"}
+            assert {name for name in replaced if "/." not in name} == made | {"catalog.duckdb"}  # work folders aside
 
 
 def test_death_of_workers(unbroken: Unbroken, corpus: Path, output: Path, points: Path) -> None:

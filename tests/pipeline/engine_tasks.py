@@ -85,3 +85,10 @@ def note_process(folder: Path, number: int) -> None:
     """A call that makes no shard: say which process it is."""
     (folder / f"{number}-{os.getpid()}").touch()
     time.sleep(0.2)  # so that the other worker gets one, too
+
+
+def on_a_device(folder: Path, number: int) -> None:
+    """Say which GPU this process sees, and wait for the others."""
+    (folder / f"{number}-{os.environ.get('CUDA_VISIBLE_DEVICES')}").touch()
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.01)

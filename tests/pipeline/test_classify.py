@@ -12,9 +12,9 @@ import pytest
 import torch
 from conan_embedding.pipeline import classify as module
 from conan_embedding.pipeline.classify import label_place, load, model_fingerprint, probabilities
-from conan_embedding.pipeline.models import ModelError
 from conan_embedding.pipeline.engine import Engine
 from conan_embedding.pipeline.filter import filter_pairs
+from conan_embedding.pipeline.models import ModelError
 from conan_embedding.schemas.recipe import RecipeError
 from conan_embedding.schemas.settings import ClassifierSettings, FilterSettings
 from safetensors.torch import load_file, save_file

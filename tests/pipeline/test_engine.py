@@ -21,6 +21,7 @@ from conan_embedding.pipeline.engine import (
     Summary,
     Task,
     close_workers,
+    devices,
     run_calls,
     run_stage,
 )
@@ -279,3 +280,18 @@ def test_workers_die_with_their_driver(tmp_path: Path) -> None:
     for worker in filter(alive, workers):
         os.kill(worker, signal.SIGKILL)
     assert died
+
+
+def test_a_process_on_each_gpu(tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert Engine(workers=7, one_a_device=True).processes == 2
+    calls = [(str(number), (tmp_path, number)) for number in range(6)]
+    assert [error for _, error in run_calls(stages.on_a_device, calls, Engine(one_a_device=True))] == [None] * 6
+    close_workers()
+    seen = [file.name for file in tmp_path.iterdir()]
+    assert {name.partition("-")[2] for name in seen} == {"3", "5"} and len(seen) == 6
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert devices() == ["0", "1"]

@@ -1,16 +1,23 @@
 """The mine stage against NumPy over all queries and passages."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
+from conan_embedding.pipeline import catalog, search
 from conan_embedding.pipeline import mine as module
+from conan_embedding.pipeline import vectors as vectors_module
+from conan_embedding.pipeline.encoder import Encoder
 from conan_embedding.pipeline.engine import Engine
 from conan_embedding.pipeline.mine import MARGINS, ceilings, mine
 from conan_embedding.pipeline.pools import FILE, read_candidates
+from conan_embedding.schemas.recipe import RecipeError
 from conan_embedding.schemas.settings import MineSettings
 
 ONE = Engine(workers=1)
@@ -55,16 +62,16 @@ def vectors(monkeypatch: pytest.MonkeyPatch, width: int = 16) -> dict[str, np.nd
             return self[text]
 
     known = Known()
-    monkeypatch.setattr(
-        module,
-        "encode",
-        lambda encoder, texts: np.array([known[text] for text in texts.to_pylist()]).reshape(-1, width),
-    )
+
+    def encode(encoder: Encoder, texts: pa.Array, prompt: str) -> np.ndarray:
+        return np.array([known[prompt + text] for text in texts.to_pylist()]).reshape(-1, width)
+
+    monkeypatch.setattr("conan_embedding.pipeline.vectors.encode", encode)
     return known
 
 
 def settings(folder: Path, **more) -> MineSettings:
-    return MineSettings(model=str(folder), max_length=32, **{"top_k": 8} | more)
+    return MineSettings(model=str(folder), **{"top_k": 8, "max_length": 32} | more)
 
 
 def brute_force(records: list[dict], known: dict[str, np.ndarray], method: str, top_k: int) -> dict[str, list[str]]:
@@ -81,13 +88,15 @@ def brute_force(records: list[dict], known: dict[str, np.ndarray], method: str, 
         lowest = min(known[query] @ known[text] for text in own)
         ceiling = {
             "topk": np.inf,
+            "topk-shifted": np.inf,
             "topk-abs": 0.7,
             "topk-marginpos": lowest - 0.05,
             "topk-percpos": 0.95 * lowest if lowest > 0 else 1.05 * lowest,
         }[method]
         allowed = [text for text, theirs in clusters.items() if not theirs & mine_too]
         scored = sorted(((float(known[query] @ known[text]), text) for text in allowed), reverse=True)
-        pools[query] = [text for score, text in scored if score < ceiling][:top_k]
+        shift = 10 if method == "topk-shifted" else 0
+        pools[query] = [text for score, text in scored if score < ceiling][shift : shift + top_k]
     return pools
 
 
@@ -104,7 +113,8 @@ def test_pools_are_those_of_brute_force(
     method: str, tmp_path: Path, bge: Path, records, write_shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = vectors(monkeypatch)
-    monkeypatch.setattr(module, "SCORES_AT_ONCE", 5000)  # some blocks
+    for name, size in (("QUERIES", 50), ("PASSAGES", 40), ("TOGETHER", 7)):  # some blocks
+        monkeypatch.setattr(search, name, size)
     write_shards(tmp_path, "convert/retrieval", records[::2], records[1::2], [])
     summary = mine(tmp_path, settings(bge, method=method), ONE)
     expected = brute_force(records, known, method, 8)
@@ -187,7 +197,7 @@ def test_queries_and_passages_of_pretraining(tmp_path: Path, bge: Path, write_sh
 def test_an_index_by_name(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
     known = vectors(monkeypatch)
     write_shards(tmp_path, "convert/retrieval", records)
-    monkeypatch.setattr(module, "APPROXIMATE_DEPTH", 1000)  # deeper than there are passages
+    monkeypatch.setattr(search, "APPROXIMATE_DEPTH", 1000)  # deeper than there are passages
     mine(tmp_path, settings(bge, index="Flat"), ONE)
     assert found(tmp_path)[0] == brute_force(records, known, "topk-percpos", 8)
     mine(tmp_path, settings(bge, index="IVF4,Flat", top_k=3), ONE)
@@ -204,8 +214,8 @@ def test_a_second_run_does_nothing(tmp_path: Path, bge: Path, records, write_sha
     write_shards(tmp_path, "convert/retrieval", records)
     first = mine(tmp_path, near(bge), ONE)
     before = (tmp_path / FILE).stat().st_mtime_ns
-    loaded = module.load_encoder
-    monkeypatch.setattr(module, "load_encoder", lambda settings: pytest.fail("the model was loaded"))
+    loaded = vectors_module.loaded
+    monkeypatch.setattr(vectors_module, "loaded", lambda *_: pytest.fail("the model was loaded"))
     again = mine(tmp_path, near(bge, batch_tokens=64), ONE)
     assert (again.rows_in, again.notes) == (first.rows_in, first.notes)
     assert (tmp_path / FILE).stat().st_mtime_ns == before
@@ -213,7 +223,7 @@ def test_a_second_run_does_nothing(tmp_path: Path, bge: Path, records, write_sha
     mine(tmp_path, near(Path(moved)), ONE)
     assert (tmp_path / FILE).stat().st_mtime_ns == before
 
-    monkeypatch.setattr(module, "load_encoder", loaded)
+    monkeypatch.setattr(vectors_module, "loaded", loaded)
     pools = found(tmp_path)[1]
     mine(tmp_path, near(Path(moved), margin=-2), ONE)
     assert all(pools.values()) and not any(found(tmp_path)[1].values())
@@ -235,9 +245,79 @@ def test_ceilings() -> None:
     scores = np.array([0.8, 0.6, -0.2], np.float32)
     for method, expected in (
         ("topk", [np.inf, np.inf]),
+        ("topk-shifted", [np.inf, np.inf]),
         ("topk-abs", [0.7, 0.7]),
         ("topk-marginpos", [0.55, -0.25]),
         ("topk-percpos", [0.57, -0.21]),
     ):
         assert np.allclose(ceilings(owner, scores, 2, MineSettings(method=method)), expected)
     assert np.allclose(ceilings(owner, scores, 2, MineSettings(margin=0.5)), [0.3, -0.3])
+
+
+def test_vectors_are_kept_for_the_next_run(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
+    """Another method encodes nothing, more data what is new, another model or prompt all that it decides."""
+    encoded: list[str] = []
+
+    def encode(encoder: Encoder, texts: pa.Array, prompt: str, *, real: Callable = vectors_module.encode) -> np.ndarray:
+        encoded.extend(prompt + text for text in texts.to_pylist())
+        return real(encoder, texts, prompt)
+
+    def run(*rows: list[dict], folder: Path = bge, **more) -> list[str]:
+        encoded.clear()
+        write_shards(tmp_path, "convert/retrieval", *rows)
+        mine(tmp_path, settings(folder, **more), ONE)
+        return sorted(encoded)
+
+    def texts(rows: list[dict], prompt: str = "") -> list[str]:
+        named = {text for row in rows for text in row["positives"]} | {prompt + row["query"] for row in rows}
+        return sorted(named)
+
+    monkeypatch.setattr(vectors_module, "encode", encode)
+    assert run(records[:50]) == texts(records[:50])
+    pools = found(tmp_path)
+    assert run(records[:50], method="topk-abs") == run(records[:50], margin=0.9) == []
+    assert run(records[:50]) == [] and found(tmp_path) == pools
+    assert run(records[:80]) == sorted(set(texts(records[:80])) - set(texts(records[:50])))
+    assert run(records[:80], query_prompt="问：") == sorted(f"问：{row['query']}" for row in records[:80])
+    assert len(list((tmp_path / "vectors").iterdir())) == 2
+    assert run(records[:80], query_prompt="问：", max_length=16) == texts(records[:80], "问：")
+    assert len(list((tmp_path / "vectors").iterdir())) == 2
+    shutil.rmtree(tmp_path / "vectors")
+    assert run(records[:80], query_prompt="问：", max_length=16) == []  # the pools are there, which is what matters
+
+
+def test_the_model_folder_s_own_prompt(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
+    known = vectors(monkeypatch)
+    write_shards(tmp_path, "convert/retrieval", records)
+    (bge / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "搜："}}))
+    mine(tmp_path, settings(bge), ONE)
+    prompted = {row["query"]: known[f"搜：{row['query']}"] for row in records}
+    assert found(tmp_path)[0] == brute_force(records, known | prompted, "topk-percpos", 8)
+    mine(tmp_path, settings(bge, query_prompt=""), ONE)
+    assert found(tmp_path)[0] == brute_force(records, known, "topk-percpos", 8)
+
+
+def test_what_a_run_says_of_itself(tmp_path: Path, bge: Path, records, write_shards) -> None:
+    write_shards(tmp_path, "convert/retrieval", records)
+    mine(tmp_path, settings(bge, max_length=4, method="topk-shifted", margin=3), ONE)
+    columns = "method, margin, top_k, index, queries_from, passages_from, queries, passages, truncated"
+    (run,) = catalog.query(tmp_path, f"SELECT {columns} FROM pools.runs").to_pylist()
+    texts = {text for row in records for text in row["positives"]}
+    queries = {row["query"] for row in records}
+    assert run == {
+        "method": "topk-shifted",
+        "margin": 3,
+        "top_k": 8,
+        "index": "Flat",
+        "queries_from": ["retrieval"],
+        "passages_from": ["retrieval"],
+        "queries": len(queries),
+        "passages": len(texts),
+        "truncated": sum(len(text) > 2 for text in texts | queries),  # [CLS] and [SEP] are two of four
+    }
+
+
+@pytest.mark.parametrize("margin", [2.5, -1])
+def test_ranks_are_whole(margin: float, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"mine\.margin: topk-shifted leaves out whole ranks"):
+        mine(tmp_path, MineSettings(model="m", method="topk-shifted", margin=margin), ONE)

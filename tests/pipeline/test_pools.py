@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from conan_embedding.pipeline.catalog import query
 from conan_embedding.pipeline.corpus import CorpusError
 from conan_embedding.pipeline.pools import (
     FILE,
@@ -143,6 +144,29 @@ def test_nothing_of_a_later_step_survives_a_resume(tmp_path: Path) -> None:
     write_windows(tmp_path, windows(150, [0]), log((150, 1)), 150)
     assert stored(tmp_path, "replacements", "step") == [(100,), (150,)]
     assert stored(tmp_path, "windows", "step") == [(150,)]
+
+
+@pytest.mark.parametrize(
+    ("method", "margin", "ceilings"),
+    [
+        ("topk", 1, [None, None]),
+        ("topk-shifted", 10, [None, None]),
+        ("topk-abs", 0.7, [0.7, 0.7]),
+        ("topk-marginpos", 0.05, [-0.3, 0.75]),
+        ("topk-percpos", 0.9, [-0.275, 0.72]),
+    ],
+)
+def test_short_pools(method: str, margin: float, ceilings: list[float | None], tmp_path: Path) -> None:
+    made = tables()
+    run = made["runs"].to_pylist()[0] | {"method": method, "margin": margin}
+    made["runs"] = pa.Table.from_pylist([run])
+    positives = {"query_id": [0, 1, 1, 2], "passage_id": [0, 1, 2, 2], "score": [0.8, 0.5, -0.25, 0.9]}
+    write_pools(tmp_path, made | {"positives": pa.table(positives)})
+    found = query(tmp_path, "FROM pools.short_pools").to_pylist()
+    assert [list(row.values())[:4] for row in found] == [[1, "问1", 0, 2], [0, "问0", 1, 2]]
+    assert [row["lowest_positive"] for row in found] == pytest.approx([-0.25, 0.8])
+    for row, ceiling in zip(found, ceilings, strict=True):
+        assert row["ceiling"] == (None if ceiling is None else pytest.approx(ceiling))
 
 
 def test_no_pools_yet(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""How many of the mined negatives are none, by mining method: on labelled retrieval sets, with labels hidden.
+
+Run: `python benchmarks/false_negatives.py --corpus CORPUS --model MODEL [--first 10]`. The sets are the retrieval sets
+of CORPUS/evaluation, which were kept out of training; each query searches the passages of all of them. `conan mine` is
+told one positive a query and no clusters, so that nothing but the method stands between a query and the passages that
+answer it, too. Of each query's first negatives, these are false:
+
+- another of its labelled positives, or the same text;
+- a near-duplicate of one (Jaccard of 5-grams of the letters 0.7 or more);
+- a passage that has one of the question's labelled answers (`answers` in `meta`), if that has two letters or more.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+import duckdb
+import polars as pl
+from conan_embedding.pipeline.corpus import ShardWriter
+from conan_embedding.pipeline.engine import Engine
+from conan_embedding.pipeline.mine import MARGINS, mine
+from conan_embedding.pipeline.pools import FILE
+from conan_embedding.pipeline.text import key
+from conan_embedding.schemas.settings import MineSettings
+from conan_embedding.schemas.training import RETRIEVAL
+
+ALIKE, NGRAM, ANSWER = 0.7, 5, 2
+METHODS = get_args(MineSettings.model_fields["method"].annotation)
+
+
+def main() -> None:
+    """Mine by each method; print the share of false negatives by set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="a corpus with evaluation sets")
+    parser.add_argument("--model", required=True, help="a folder")
+    parser.add_argument("--first", type=int, default=10, help="negatives of each query that are judged")
+    options = parser.parse_args()
+    pairs = pl.read_parquet(options.corpus / "evaluation" / "part-*.parquet").filter(pl.col("task") == "retrieval")
+    pairs = pairs.with_columns(pl.col("source").cast(pl.String))
+    labels = labelled(pairs)
+    print(f"{labels.height:,} queries, the first {options.first} negatives of each")
+    print(f"{'':16}{'margin':>8}{'set':>18}{'queries':>9}{'negatives':>11}{'false':>8}{'share':>9}")
+    with tempfile.TemporaryDirectory() as place:
+        write(Path(place), pairs, labels)
+        for method in METHODS:
+            mine(Path(place), MineSettings(model=options.model, method=method), Engine(workers=1))
+            for row in judged(Path(place), labels, options.first).iter_rows(named=True):
+                print(
+                    f"{method:16}{MARGINS[method]:8g}{row['source']:>18}{row['queries']:9,}{row['negatives']:11,}"
+                    f"{row['false']:8,}{row['false'] / max(1, row['negatives']):9.2%}"
+                )
+
+
+def labelled(pairs: pl.DataFrame) -> pl.DataFrame:
+    """The queries that ask something: `source, query, positives, answers`."""
+    asked = pairs.filter((pl.col("query") != "") & (pl.col("positive") != ""))
+    answers = pl.col("meta").str.json_path_match("$.answers").str.json_decode(pl.List(pl.String))
+    return asked.group_by("source", "query", maintain_order=True).agg(
+        positives="positive", answers=answers.explode().drop_nulls()
+    )
+
+
+def write(corpus: Path, pairs: pl.DataFrame, labels: pl.DataFrame) -> None:
+    """A corpus after convert: each query with its first positive, each passage a cluster of its own."""
+    asked = labels.select("query", positive=pl.col("positives").list.first())
+    passages = pl.concat([pairs["positive"], pairs["negatives"].explode().drop_nulls().cast(pl.String)])
+    others = passages.filter((passages != "") & ~passages.is_in(asked["positive"].implode())).unique(
+        maintain_order=True
+    )
+    # A passage that nobody asks for has itself as its query.
+    rows = pl.concat([asked, pl.DataFrame({"query": others, "positive": others})])
+    records = rows.select(
+        pl.lit([], pl.List(pl.String)).alias("pair_ids"),
+        pl.lit("evaluation").alias("source"),
+        pl.lit("web_page").alias("category"),
+        "query",
+        pl.concat_list("positive").alias("positives"),
+        pl.concat_list(pl.col("positive").rank("dense").cast(pl.Int64)).alias("cluster_ids"),
+        pl.lit([], pl.List(pl.String)).alias("negatives"),
+    )
+    shard = corpus / "convert" / "retrieval" / "part-00000.parquet"
+    with ShardWriter(shard, RETRIEVAL, None, stage="convert", version=1, fingerprint="") as writer:
+        writer.received(records.height)
+        writer.keep(records.to_arrow())
+
+
+def judged(corpus: Path, labels: pl.DataFrame, first: int) -> pl.DataFrame:
+    """By set: `source, queries, negatives, false`."""
+    with duckdb.connect(str(corpus / FILE), read_only=True) as connection:
+        mined = connection.sql(
+            "SELECT queries.text AS query, passages.text AS passage "
+            "FROM (SELECT query_id, unnest(passage_ids[1:$1]) AS passage_id FROM candidates) "
+            "JOIN queries USING (query_id) JOIN passages USING (passage_id)",
+            params=[first],
+        ).pl()
+    found = mined.join(labels, on="query")
+    texts = pl.concat([found["passage"], found["positives"].explode()]).unique().alias("text")
+    letters = texts.to_frame().select("text", key(pl.col("text")).alias("letters"))
+    shingles = {
+        text: {word[start : start + NGRAM] for start in range(max(1, len(word) - NGRAM + 1))}
+        for text, word in letters.iter_rows()
+    }
+
+    def alike(one: str, other: str) -> bool:
+        return len(shingles[one] & shingles[other]) >= ALIKE * len(shingles[one] | shingles[other])
+
+    false = [
+        any(alike(passage, positive) for positive in positives)
+        or any(answer in passage for answer in answers if len(answer) >= ANSWER)
+        for passage, positives, answers in found.select("passage", "positives", "answers").iter_rows()
+    ]
+    return (
+        found.with_columns(pl.Series("false", false, pl.Boolean))
+        .group_by("source")
+        .agg(queries=pl.col("query").n_unique(), negatives=pl.len(), false=pl.col("false").sum())
+        .sort("source")
+    )
+
+
+if __name__ == "__main__":
+    main()
