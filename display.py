@@ -139,7 +139,7 @@ def show_rows(found: "pa.Table", as_json: bool) -> None:
         return
     table = Table(*(Column(name, overflow="fold") for name in found.column_names))
     for record in found.to_pylist():
-        table.add_row(*("" if value is None else str(value) for value in record.values()))
+        table.add_row(*map(_cell, record.values()))
     out.print(table)
 
 
@@ -203,6 +203,13 @@ def _excerpt(text: str) -> str:
     """The beginning of a text, on one line."""
     line = " ".join(text.split())
     return line[:200] + " …" if len(line) > 200 else line
+
+
+def _cell(value: Any) -> str:
+    """A value in a table; of a fraction six digits, as a float32's further ones are noise. JSON has them all."""
+    if isinstance(value, float) and abs(value) < 1e6:
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
 
 
 def show_dry_run(tried: "DryRun", as_json: bool) -> None:
