@@ -6,9 +6,9 @@ searches all positives for negatives that score below its own. The model is a BE
 weights and mean pooling: what it finds is worth nothing, how long it takes is the same.
 
 Each turn is a process of its own. First all is encoded; then, with the vectors that both keep on disk, everything else
-is timed, from texts to negatives. Theirs is asked for 10 negatives among 101 neighbours and ends with a dataset in
-memory; ours is asked for 100 of all passages and writes pools.duckdb. Memory is the most that the process held, with
-all its libraries and the model. Given are medians of the turns.
+is timed, from texts to 10 negatives of each query. Theirs looks at 101 neighbours and ends with a dataset in memory;
+ours looks at all passages and writes pools.duckdb. Memory is the most that the process held, with all its libraries
+and the model. Given are medians of the turns.
 """
 
 import argparse
@@ -24,8 +24,8 @@ import polars as pl
 from conan_embedding.schemas.training import RETRIEVAL
 
 SHAPE = {"layers": 4, "hidden": 312, "heads": 12, "intermediate": 1200}
-OURS, THEIRS, NEIGHBOURS = 100, 10, 100
-"""Negatives of a query, and how many neighbours theirs looks at beside the positive."""
+NEGATIVES, NEIGHBOURS = 10, 100
+"""Of a query; how many neighbours theirs looks at beside the positive."""
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def ours(place: Path) -> dict[str, float]:
     started = time.perf_counter()
     mine(corpus, MineSettings(model=model, pooling="mean", method="topk", top_k=1), Engine(workers=1))
     encoded = time.perf_counter()
-    settings = MineSettings(model=model, pooling="mean", method="topk-marginpos", margin=0, top_k=OURS)
+    settings = MineSettings(model=model, pooling="mean", method="topk-marginpos", margin=0, top_k=NEGATIVES)
     mine(corpus, settings, Engine(workers=1))
     mined = time.perf_counter()
     negatives = int(read_candidates(corpus)["passage_ids"].list.len().sum())
@@ -125,7 +125,7 @@ def theirs(place: Path) -> dict[str, float]:
         mine_hard_negatives(pairs, model, num_negatives=1, range_max=2, **common)
         encoded = time.perf_counter()
         found = mine_hard_negatives(
-            pairs, model, num_negatives=THEIRS, range_max=NEIGHBOURS, absolute_margin=0.0, **common
+            pairs, model, num_negatives=NEGATIVES, range_max=NEIGHBOURS, absolute_margin=0.0, **common
         )
         mined = time.perf_counter()
     negatives = sum(len(labels) - sum(labels) for labels in found["labels"])

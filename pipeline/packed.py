@@ -1,15 +1,20 @@
-"""Linear layers for inference on a CPU by oneDNN, with their weights laid out for it beforehand.
+"""Products of float32 matrices on a CPU by oneDNN, with one side laid out for it beforehand.
 
-PyTorch's own go to MKL, which on CPUs of other makers than Intel reaches half of what oneDNN does.
+PyTorch's own go to MKL and NumPy's to OpenBLAS, which on recent CPUs of other makers than Intel reach half of it.
 """
+# ruff: noqa: N803 (capital letters are shapes: rows_MD is [M, D])
 
+from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 Model = TypeVar("Model", bound=nn.Module)
+Floats = npt.NDArray[np.float32]
 
 ROWS = 2_048
 """Rows that the layout of the weights is chosen for: the tokens of a batch. Any other number works."""
@@ -37,7 +42,7 @@ def pack_linear_layers(model: Model) -> Model:
 
     A model stays as it is where PyTorch has no oneDNN.
     """
-    if not (torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    if not _has_onednn():
         return model
     for module in list(model.modules()):
         # Of BERT and its kin: the widening half of a layer is followed by its activation.
@@ -48,3 +53,21 @@ def pack_linear_layers(model: Model) -> Model:
             if type(child) is nn.Linear:
                 setattr(module, name, PackedLinear(child))
     return model
+
+
+def inner_products(rows_MD: Floats) -> Callable[[Floats], Floats]:
+    """What gives the inner products [n, M] of any [n, D] with these rows."""
+    if not _has_onednn():
+        return lambda vectors_ND: np.asarray(vectors_ND @ rows_MD.T)
+    packed = torch.ops.mkldnn._reorder_linear_weight(torch.from_numpy(rows_MD), ROWS)
+
+    def products(vectors_ND: Floats) -> Floats:
+        with torch.inference_mode():
+            vectors = torch.from_numpy(vectors_ND)
+            return np.asarray(torch.ops.mkldnn._linear_pointwise(vectors, packed, None, "none", [], "").numpy())
+
+    return products
+
+
+def _has_onednn() -> bool:
+    return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")

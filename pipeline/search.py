@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from .packed import inner_products
+
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Rows = Callable[[Integers], Floats]
@@ -97,18 +99,15 @@ Found = Iterator[tuple[int, Integers, Floats]]
 
 
 def _compared(queries: Rows, passages: Rows, count: int, total: int, progress: Progress) -> Found:
-    """All scores, in blocks whose memory is used again."""
-    product = np.empty(TOGETHER * PASSAGES, np.float32)
+    """All scores, in blocks."""
     blocks = max(1, -(-count // QUERIES) * -(-total // PASSAGES))
     done = 0
     for asked in _blocks(0, count, QUERIES):
         vectors = queries(asked)
         for searched in _blocks(0, total, PASSAGES):
-            others = passages(searched).T
+            products = inner_products(passages(searched))
             for start in range(0, len(asked), TOGETHER):
-                some = vectors[start : start + TOGETHER]
-                scores = product[: len(some) * len(searched)].reshape(len(some), len(searched))
-                yield start + int(asked[0]), searched[None], np.matmul(some, others, out=scores)
+                yield start + int(asked[0]), searched[None], products(vectors[start : start + TOGETHER])
             done += 1
             progress(done, blocks)
 
