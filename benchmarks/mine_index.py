@@ -70,10 +70,14 @@ def write(file: Path, count: int, width: int) -> None:
 
 def brute_force(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
     """The best passages of each query, int64 [queries, TOP], in no order."""
-    scores = np.concatenate(
-        [queries @ np.asarray(passages[start : start + BLOCK]).T for start in range(0, len(passages), BLOCK)], axis=1
-    )
-    return np.argpartition(-scores, TOP, axis=1)[:, :TOP]
+    scores, places = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(passages), BLOCK):
+        here = queries @ np.asarray(passages[start : start + BLOCK]).T
+        numbers = np.broadcast_to(np.arange(start, start + here.shape[1]), here.shape)
+        scores, places = np.hstack([scores, here]), np.hstack([places, numbers])
+        best = np.argpartition(-scores, TOP, axis=1)[:, :TOP]
+        scores, places = np.take_along_axis(scores, best, 1), np.take_along_axis(places, best, 1)
+    return places
 
 
 if __name__ == "__main__":

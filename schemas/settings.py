@@ -17,7 +17,7 @@ def given(value: Any, origin: str, **limits: Any) -> Any:
     return Field(value, description=origin, **limits)
 
 
-BATCH_TOKENS = "ours: tokens a batch, padding included; by default 2,048 on a CPU, 65,536 on a GPU"
+BATCH_TOKENS = "ours: tokens a batch, padding included; by default 2,048 on a CPU, 16,384 on a GPU"
 
 
 class Settings(BaseModel):
@@ -256,7 +256,7 @@ class OptimizerSettings(Settings):
     chunk_tokens: int | None = given(
         None,
         "ours: tokens encoded at a time, by GradCache (arXiv 2101.06983): memory no longer grows with the number of"
-        " negatives, a third more time; default all at once",
+        " negatives, but texts are encoded twice; default all at once",
         ge=2,
     )
 
