@@ -266,13 +266,16 @@ def train(
     on: Annotated[str | None, typer.Option(help="pretrain: train on this stage's pairs, as dedup.")] = None,
     model: Annotated[str | None, typer.Option(help="Start from: hub name, folder, or a stage of train.")] = None,
     processes: Processes = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print settings, steps, parameters and memory; train nothing.")
+    ] = False,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Train with DeepSpeed; a run that was interrupted goes on from its last checkpoint."""
-    from .run import STAGES, train
+    from .run import STAGES, plan, train
     from .schemas.recipe import RecipeError
 
     if stage not in STAGES:
@@ -281,8 +284,11 @@ def train(
     overrides = _with(overrides, {f"{section}.on": on, f"{section}.model": model})
     resolved = _recipe(corpus, recipe, overrides)
     with _work(corpus):
-        figures = train(stage, corpus, resolved, processes)
-    display.show_result(stage, figures, as_json)
+        figures = (plan if dry_run else train)(stage, corpus, resolved, processes)
+    if dry_run:
+        display.show_plan(figures, as_json)
+    else:
+        display.show_result(stage, figures, as_json)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -173,6 +174,19 @@ def _show_explanation(explanation: dict[str, Any]) -> None:
     for finding in explanation["findings"]:
         if finding["verdict"] == "fails":
             out.print(f"{finding['rule']}: threshold from {finding['origin']}", soft_wrap=True)
+
+
+def show_plan(plan: dict[str, Any], as_json: bool) -> None:
+    """What a training run would be."""
+    _print(plan, as_json, _show_plan)
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    for name, value in plan.items():
+        if isinstance(value, dict):
+            out.print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(), soft_wrap=True)
+        else:
+            out.print(f"{name}: {value:,}")
 
 
 def show_pool(pool: "ShownPool", as_json: bool) -> None:

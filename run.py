@@ -12,6 +12,7 @@ from .schemas.recipe import Recipe, RecipeError, load
 
 if TYPE_CHECKING:
     from .pipeline.engine import Engine, Summary
+    from .trainer.job import Job
 
 DATA_STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine")
 STAGES = ("bootstrap", "pretrain", "finetune")
@@ -87,10 +88,28 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str,
         CorpusError: what it trains on is not there.
         TrainingError: a process failed.
     """
-    from .pipeline.corpus import CorpusError, shards
     from .pipeline.engine import close_workers
+    from .trainer.job import run_job
+
+    job = training_job(stage, corpus, recipe)
+    close_workers()  # training takes the whole machine
+    trained = run_job(job, processes)
+    return {"stage": stage, "trained": trained, "model": str(job.model_folder), **last_figures(corpus, stage)}
+
+
+def plan(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str, Any]:
+    """What `train` would do: its settings, steps, parameters, memory. Raises as `train` does, but trains nothing."""
+    from .trainer.plan import plan as planned
+
+    job = training_job(stage, corpus, recipe)
+    return {"settings": job.settings.model_dump(mode="json"), **planned(job, processes)}
+
+
+def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
+    """What a training stage of a recipe trains on what. Raises as `train` does."""
+    from .pipeline.corpus import CorpusError, shards
     from .pipeline.pools import stored_fingerprint
-    from .trainer.job import make_job, run_job
+    from .trainer.job import make_job
 
     if stage == "bootstrap":
         if recipe.bootstrap is None:
@@ -111,10 +130,7 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str,
     else:
         folder = "convert/pretrain" if settings.on == "convert" else settings.on
         found, pools = {"pairs": shards(corpus, folder)}, None
-    close_workers()  # training takes the whole machine
-    job = make_job(corpus, stage, model_place(corpus, settings.model), settings, found, pools)
-    trained = run_job(job, processes)
-    return {"stage": stage, "trained": trained, "model": str(job.model_folder), **last_figures(corpus, stage)}
+    return make_job(corpus, stage, model_place(corpus, settings.model), settings, found, pools)
 
 
 def _sentence_shards(corpus: Path) -> list[Path]:

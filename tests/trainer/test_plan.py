@@ -1,0 +1,74 @@
+"""What --dry-run says, against models that are really made and the papers' own figures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from conan_embedding.pipeline.corpus import read_footer
+from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings
+from conan_embedding.trainer.bootstrap import tiny_bert
+from conan_embedding.trainer.job import make_job
+from conan_embedding.trainer.model import load
+from conan_embedding.trainer.plan import activation_bytes, count_parameters, plan, state_bytes
+from transformers import AutoConfig, BertConfig
+
+
+def test_the_papers_model_has_326_million_parameters() -> None:
+    """Paper §3.1: BERT-large, of Chinese with 21,128 tokens, and a linear layer of width 1,792."""
+    config = BertConfig(
+        vocab_size=21_128, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+    )
+    assert round(count_parameters(config, 1792) / 1e6) == 326
+
+
+@pytest.mark.parametrize("dimension", [None, 24])
+def test_parameters_are_those_that_are_trained(dimension: int | None, tmp_path: Path) -> None:
+    texts = pa.chunked_array([["一丁七万", "hello"]])
+    folder = tiny_bert(tmp_path / "tiny", texts=texts, layers=2, hidden=32, heads=2, intermediate=64)
+    model, _ = load(folder, dimension)
+    trained = sum(each.numel() for name, each in model.named_parameters() if "pooler" not in name)
+    assert count_parameters(AutoConfig.from_pretrained(folder), dimension) == trained
+
+
+def test_states() -> None:
+    assert state_bytes(100, False, 1, 1) == sum(
+        each.numel() * each.element_size() for each in _adamw_states(torch.zeros(100, requires_grad=True))
+    )
+    # ZeRO, arXiv 1910.02054, figure 1: 7.5 billion parameters on 64 devices take 31.4 GB in stage 1, 16.6 in stage 2.
+    assert state_bytes(7_500_000_000, True, 1, 64) / 1e9 == pytest.approx(31.4, abs=0.05)
+    assert state_bytes(7_500_000_000, True, 2, 64) / 1e9 == pytest.approx(16.6, abs=0.05)
+
+
+def _adamw_states(weight: torch.Tensor) -> list[torch.Tensor]:
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    assert weight.grad is not None
+    averages = [each for each in optimizer.state[weight].values() if each.numel() > 1]
+    return [weight, weight.grad, *averages]
+
+
+def test_activations() -> None:
+    config = BertConfig(hidden_size=64, num_hidden_layers=3)
+    assert activation_bytes(config, 10, True, False) == 3 * 34 * 10 * 64
+    assert activation_bytes(config, 10, False, False) == 2 * 3 * 34 * 10 * 64
+    assert activation_bytes(config, 10, True, True) == 3 * 2 * 10 * 64 + 34 * 10 * 64
+
+
+def test_the_plan_of_a_job(corpus: Path, tiny: Path, shards: Callable[[Path, str], list[Path]]) -> None:
+    """Pre-training shares the pairs of all processes out; fine-tuning's update is the same for any number."""
+    pairs = {"pairs": shards(corpus, "pretrain")}
+    records = sum(read_footer(shard).rows_out for shard in pairs["pairs"])
+    settings = PretrainSettings(batch_size=2, epochs=3, dimension=24, dimensions=[24], max_length=16)
+    alone, two = (plan(make_job(corpus, "pretrain", str(tiny), settings, pairs), count) for count in (1, 2))
+    assert (alone["records"], alone["steps"], alone["texts an update"]) == (records, round(3 * records / 2), 4)
+    assert (two["steps"], two["texts an update"]) == (round(3 * records / 4), 8)
+    assert alone["parameters"] == two["parameters"] == count_parameters(AutoConfig.from_pretrained(tiny), 24)
+    assert not (corpus / "train").exists()
+
+    found = {"retrieval": shards(corpus, "retrieval"), "sts": shards(corpus, "sts")}
+    settings = FinetuneSettings(retrieval_batch=3, negatives=5, sts_batch=7, steps=11, max_length=16)
+    tuned = plan(make_job(corpus, "finetune", str(tiny), settings, found), 2)
+    assert (tuned["steps"], tuned["texts an update"]) == (11, 3 * (1 + 1 + 5) + 2 * 7)

@@ -1,0 +1,78 @@
+"""conan train --dry-run: what a run would be, before anything is trained."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from ..pipeline.models import find_model, read_layout
+from ..schemas.settings import PretrainSettings
+from .batches import read_finetune, read_pairs, steps_of
+from .job import Job
+
+
+def plan(job: Job, processes: int) -> dict[str, Any]:
+    """Records, steps, parameters and the memory that a process would take at least, in megabytes.
+
+    `states` are weights, gradients and AdamW's averages; `activations` those of an update whose texts all have
+    `max_length` tokens, so the most there can be. Nothing is loaded but the data and the model's configuration.
+
+    Raises:
+        CorpusError: what it would train on is not there.
+        ModelError: no such model.
+    """
+    settings = job.settings
+    if isinstance(settings, PretrainSettings):
+        records, batch = len(read_pairs(job.shards["pairs"]).queries), settings.batch_size * processes
+        texts = 2 * batch
+    else:
+        data = read_finetune(job.corpus, {kind: job.shards[kind] for kind in settings.queries}, job.shards["sts"])
+        records, batch = len(data.queries), settings.retrieval_batch
+        texts = batch * (2 + settings.negatives) + 2 * (settings.sts_batch if len(data.labels) else 0)
+    layout = read_layout(find_model(job.model))
+    config = AutoConfig.from_pretrained(layout.encoder)
+    width = len(layout.dense[0].weight) if layout.dense else getattr(settings, "dimension", None)
+    parameters = count_parameters(config, width)
+    own_tokens = -(-texts // processes) * settings.max_length
+    tokens = min(own_tokens, settings.chunk_tokens or own_tokens)
+    half = settings.precision in ("bf16", "fp16") or (settings.precision == "auto" and torch.accelerator.is_available())
+    return {
+        "records": records,
+        "steps": steps_of(settings, records, batch),
+        "texts an update": texts,
+        "parameters": parameters,
+        "states, MB": round(state_bytes(parameters, half, settings.zero_stage, processes) / 1e6),
+        "activations, MB": round(activation_bytes(config, tokens, half, settings.gradient_checkpointing) / 1e6),
+    }
+
+
+def count_parameters(config: Any, dimension: int | None) -> int:
+    """Of an encoder without its pooler, which no embedding uses, and a linear layer with bias of this width."""
+    with torch.device("meta"):
+        encoder: nn.Module = AutoModel.from_config(config)
+    unused = sum(part.numel() for name, part in encoder.named_parameters() if name.startswith("pooler."))
+    head = 0 if dimension is None else (config.hidden_size + 1) * dimension
+    return sum(part.numel() for part in encoder.parameters()) - unused + head
+
+
+def state_bytes(parameters: int, half: bool, zero_stage: int, processes: int) -> int:
+    """Bytes of a process for weights, gradients and AdamW (ZeRO, arXiv 1910.02054, §3.1 and §5).
+
+    In half precision 2 for a weight, 2 for its gradient, and 12 for the optimizer's: a float32 weight and two averages;
+    in float32 4, 4 and 8. ZeRO 1 shares the optimizer's out over the processes, ZeRO 2 the gradients too.
+    """
+    weight, gradient, optimizer = (2, 2, 12) if half else (4, 4, 8)
+    shared = optimizer + (gradient if zero_stage == 2 else 0)
+    return round(parameters * (weight + (0 if zero_stage == 2 else gradient) + shared / processes))
+
+
+def activation_bytes(config: Any, tokens: int, half: bool, checkpointing: bool) -> int:
+    """Bytes that the backward pass needs of the forward pass (Korthikanti et al., arXiv 2205.05198, §4.1).
+
+    A layer keeps 34 bytes for each token and unit of its width in half precision, without the scores of attention,
+    which SDPA does not keep; with gradient checkpointing its input alone, 2 bytes, and one layer at a time the rest.
+    """
+    of_layer: int = 34 * tokens * config.hidden_size
+    kept = 2 * tokens * config.hidden_size * config.num_hidden_layers + of_layer
+    return (kept if checkpointing else of_layer * config.num_hidden_layers) * (1 if half else 2)
