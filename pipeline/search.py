@@ -30,6 +30,8 @@ TRAINING = 262_144
 """Ours: passages that an index is trained on, 65 a list: FAISS asks for 39 or more, and takes no more than 256."""
 APPROXIMATE_DEPTH = 10
 """Ours: how many times as many neighbours as are wanted an index is asked for, before any are dropped."""
+RECALL, JUDGED, SAMPLE = 0.97, 100, 256
+"""Ours: the share of their JUDGED best passages that an IVF must find of SAMPLE queries: as many lists are searched."""
 GPU_DEPTH = 2_048
 """FAISS on a GPU finds no more neighbours at a time."""
 NONE = np.iinfo(np.int64).min
@@ -120,8 +122,10 @@ def _nearest(
     edges = np.arange(shards + 1) * total // shards
     blocks = max(1, -(-count // PASSAGES) * shards)
     done = 0
+    sample = queries(np.unique(np.linspace(0, count - 1, SAMPLE, dtype=np.int64))[:count])
     for start, end in pairwise(edges.tolist()):
         index = _index(passages, start, end, factory)
+        _choose_probes(index, sample, passages, start, end)
         for asked in _blocks(0, count, PASSAGES):
             wanted = min(depth, end - start, GPU_DEPTH if faiss.get_num_gpus() else depth)
             scores, ids = index.search(queries(asked), wanted)
@@ -131,19 +135,38 @@ def _nearest(
 
 
 def _index(passages: Rows, start: int, end: int, factory: str) -> faiss.Index:
-    """A FAISS index of a shard by inner product; of an IVF's lists 1/16 are searched. On all GPUs where it has any."""
+    """A FAISS index of a shard by inner product; on all GPUs where it has any, of an IVF's lists 1/16 are searched."""
     trained = min(TRAINING, end - start)
     sample = passages(start + np.arange(trained) * (end - start) // trained)
     index = faiss.index_factory(sample.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-    inverted = faiss.try_extract_index_ivf(index)
-    if inverted is not None:
-        inverted.nprobe = max(1, inverted.nlist // 16)
     if faiss.get_num_gpus():
+        if (inverted := faiss.try_extract_index_ivf(index)) is not None:
+            inverted.nprobe = max(1, inverted.nlist // 16)
         index = faiss.index_cpu_to_all_gpus(index)
     index.train(sample)
     for added in _blocks(start, end, QUERIES):
         index.add(passages(added))
     return index
+
+
+def _choose_probes(index: faiss.Index, sample: Floats, passages: Rows, start: int, end: int) -> None:
+    """Let an IVF search 1/64 of its lists, then twice as many, until it finds enough of what there is to be found."""
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted is None or not len(sample):  # another kind, or on a GPU
+        return
+    nothing = np.zeros(0, np.int64)
+    starts = np.zeros(max(end, len(sample)) + 1, np.int64)
+    rules = Rules(np.full(len(sample), np.inf, np.float32), starts, nothing, starts, nothing)
+    best = np.full((len(sample), min(JUDGED, end - start)), NONE)
+    for searched in _blocks(start, end, PASSAGES):
+        _offer(0, searched[None], inner_products(passages(searched))(sample), rules, best)
+    expected = _ranked(best).ids - start
+    for shift in range(6, -1, -1):
+        inverted.nprobe = max(1, inverted.nlist >> shift)
+        found = index.search(sample, expected.shape[1])[1]
+        shared = [len(np.intersect1d(*each)) for each in zip(found, expected, strict=True)]
+        if np.mean(shared) >= RECALL * expected.shape[1]:
+            break
 
 
 def _blocks(start: int, end: int, size: int) -> Iterator[Integers]:

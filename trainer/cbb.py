@@ -3,17 +3,18 @@
 All ranks build the same `Update` from the same data. Each encodes its slice of the distinct texts, and only
 embeddings travel:
 
-    own, restore = slice_for(rank, world_size, lengths)
+    own, restore = slice_for(rank, world_size, lengths, texts_apart(update, layout))
     embeddings_TD = gather(encode([update.texts[row] for row in own]))[restore]
     losses = update_loss(embeddings_TD, update, settings)
 
-No text is encoded twice, any number of ranks works, and the update of the parameters is that of one process.
+No text is encoded twice, any number of ranks works, and the update of the parameters is that of one process,
+whichever rank encodes what. So a layout is no more than another deal of the same texts.
 Shapes: T distinct texts, n queries, k negatives of each, p pairs of sentences, D the width of an embedding.
 """
 # ruff: noqa: N803, N806 (capital letters are shapes: queries_ND is [n, D])
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -24,10 +25,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from ..schemas.settings import FinetuneSettings, PretrainSettings
+from ..schemas.settings import FinetuneSettings, Layout, PretrainSettings
 from .losses import cosent, cosine_matrix, cosine_pairs, info_nce, matryoshka
 
 Rows = npt.NDArray[np.int64]
+Marks = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Losses:
     sts: Tensor
     positive_scores: Tensor  # [n]
     negative_scores: Tensor  # [n, k], NaN where a query has fewer than k
+    unordered: bool = False  # there are labelled pairs, but of one label: CoSENT has nothing to compare
 
 
 def build_update(
@@ -113,17 +116,36 @@ def build_update(
     )
 
 
-def slice_for(rank: int, world_size: int, lengths: npt.ArrayLike) -> tuple[Rows, Rows]:
+def texts_apart(update: Update, layout: Layout) -> Marks | None:
+    """Which texts are encoded by ranks of their own, [T]: for `paper`, those that only the STS task has."""
+    if layout == "fused":
+        return None
+    marks = np.ones(len(update.texts), np.bool_)
+    for rows in (update.query_rows, update.positive_rows, update.negative_rows[update.negative_rows >= 0]):
+        marks[rows.numpy()] = False
+    return marks
+
+
+def slice_for(rank: int, world_size: int, lengths: npt.ArrayLike, apart: Marks | None = None) -> tuple[Rows, Rows]:
     """Which texts this rank encodes, and how to put the gathered rows back in order.
 
     Returns `own`, the rows of this rank, longest first, and `restore` [T]: `gathered[restore]` is in the order of
     the texts. Texts are dealt longest first, to and fro over the ranks, so counts differ by at most one and summed
     lengths by at most the longest text. `lengths` [T] in any unit; the deal is the same on every rank.
+
+    Texts that `apart` [T] marks go to the last ranks and the others to the first, each dealt as above. The last ranks
+    are as many as their share of the lengths asks for, rounded, but neither none nor all: the paper's 4 + 1 of five
+    where STS has 10 to 30 % of the tokens. A single rank takes all texts, and where all texts or none are marked, all
+    ranks share them.
     """
-    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
-    turn = np.arange(len(order)) % (2 * world_size)
-    dealt_to = np.minimum(turn, 2 * world_size - 1 - turn)
-    hands = [order[dealt_to == each] for each in range(world_size)]
+    lengths = np.asarray(lengths, np.int64)
+    rows = np.arange(len(lengths))
+    if apart is None or world_size == 1 or apart.all() or not apart.any():
+        hands = _deal(rows, lengths, world_size)
+    else:
+        share = lengths[apart].sum() / max(lengths.sum(), 1)
+        last = min(max(round(world_size * share), 1), world_size - 1)
+        hands = _deal(rows[~apart], lengths, world_size - last) + _deal(rows[apart], lengths, last)
     return hands[rank], np.argsort(np.concatenate(hands))
 
 
@@ -131,17 +153,21 @@ def update_loss(embeddings_TD: Tensor, update: Update, settings: FinetuneSetting
     """InfoNCE over the negatives of the whole update + β · CoSENT (paper eq. 3), both under matryoshka.
 
     The denominator of a query holds its own positive and every negative drawn for any query, each as often as it
-    was drawn; with `settings.in_batch_positives` also the positives of the others. Texts of the query's own group
-    are left out. Either task may be empty: its loss is then 0. No `settings.dimensions` means the full width only.
+    was drawn; with `settings.in_batch_positives` also the positives of the others, and with
+    `settings.query_only_negatives` only the negatives drawn for this query. Texts of the query's own group are left
+    out. Either task may be empty: its loss is then 0. No `settings.dimensions` means the full width only.
     """
     device = embeddings_TD.device
     dims = settings.dimensions or [embeddings_TD.shape[1]]
     present_NK = update.negative_rows >= 0
     columns_M = torch.cat([update.positive_rows, update.negative_rows[present_NK]])
     own_N = torch.arange(len(update.query_rows))
+    drawn_for = present_NK.nonzero()[:, 0]  # the query of each negative's column
     mask_NM = update.groups[columns_M] == update.groups[update.positive_rows][:, None]
     if not settings.in_batch_positives:
         mask_NM[:, : len(own_N)] = True
+    if settings.query_only_negatives:
+        mask_NM[:, len(own_N) :] |= drawn_for != own_N[:, None]
 
     index_N, mask_NM, labels_P = own_N.to(device), mask_NM.to(device), update.labels.to(device)
     queries_ND, passages_MD = embeddings_TD[update.query_rows.to(device)], embeddings_TD[columns_M.to(device)]
@@ -158,15 +184,15 @@ def update_loss(embeddings_TD: Tensor, update: Update, settings: FinetuneSetting
     with torch.no_grad():
         scores_NM = cosine_matrix(queries_ND, passages_MD)
         negative_scores = scores_NM.new_full(present_NK.shape, float("nan"))
-        drawn_for = present_NK.nonzero()[:, 0].to(device)
         drawn_columns = len(own_N) + torch.arange(len(drawn_for), device=device)
-        negative_scores[present_NK.to(device)] = scores_NM[drawn_for, drawn_columns]
+        negative_scores[present_NK.to(device)] = scores_NM[drawn_for.to(device), drawn_columns]
     return Losses(
         total=retrieval + settings.beta * sts,
         retrieval=retrieval,
         sts=sts,
         positive_scores=scores_NM[index_N, index_N],
         negative_scores=negative_scores,
+        unordered=len(update.labels) > 0 and bool((update.labels == update.labels[0]).all()),
     )
 
 
@@ -174,12 +200,26 @@ def pretrain_loss(embeddings_TD: Tensor, update: Update, settings: PretrainSetti
     """InfoNCE with in-batch negatives (paper eq. 1): an update whose negatives are the other pairs' positives.
 
     `update` is built from the pairs of all ranks with their clusters; pairs of one cluster or with a text in
-    common are not negatives of each other.
+    common are not negatives of each other. With `settings.symmetric` the loss is the mean of this one and of that
+    with queries and positives exchanged: each positive looks for its query among all queries.
     """
     as_update = FinetuneSettings(
         temperature=settings.temperature, dimensions=settings.dimensions, in_batch_positives=True
     )
-    return update_loss(embeddings_TD, update, as_update)
+    losses = update_loss(embeddings_TD, update, as_update)
+    if settings.symmetric:
+        mirrored = replace(update, query_rows=update.positive_rows, positive_rows=update.query_rows)
+        mean = (losses.total + update_loss(embeddings_TD, mirrored, as_update).total) / 2
+        losses = replace(losses, total=mean, retrieval=mean)
+    return losses
+
+
+def _deal(rows: Rows, lengths: Rows, hands: int) -> list[Rows]:
+    """`rows` to so many hands, longest first, to and fro."""
+    order = rows[np.argsort(-lengths[rows], kind="stable")]
+    turn = np.arange(len(order)) % (2 * hands)
+    dealt_to = np.minimum(turn, 2 * hands - 1 - turn)
+    return [order[dealt_to == each] for each in range(hands)]
 
 
 def _groups(texts: int, positive_of: tuple[Rows, Rows], clustered_rows: Rows, clusters: Rows) -> Rows:

@@ -90,7 +90,7 @@ class Log:
         write_text(path, "".join(f"{line}\n" for line in kept))
         self.file = path.open("a", encoding="utf-8")
         self.steps, self.every = steps, job.settings.log_every
-        self.tokens, self.since = 0, time.monotonic()
+        self.tokens, self.unordered, self.since = 0, 0, time.monotonic()
         self.progress = Progress(
             TextColumn(f"train {job.name}"),
             BarColumn(),
@@ -121,12 +121,14 @@ class Log:
     ) -> None:
         """Append the figures of a step, where it is one of those to log: every so many, DHNM's checks and the last.
 
-        `tokens_per_second` counts from the entry before, whatever took the time.
+        `tokens_per_second` counts from the entry before, whatever took the time; `unordered`, where it is not 0, is
+        the number of updates since then whose sentence pairs all had one label, which is no loss.
 
         Raises:
             TrainingError: the loss is no number any more.
         """
         self.tokens += tokens
+        self.unordered += losses.unordered
         if step % self.every and step != self.steps and replaced is None:
             return
         loss = float(losses.total.detach())
@@ -134,7 +136,8 @@ class Log:
             raise TrainingError(f"the loss is {loss} at step {step}; a lower learning_rate may help")
         now = time.monotonic()
         rate = self.tokens / (now - self.since)
-        self.tokens, self.since = 0, now
+        unordered = {"unordered": self.unordered} if self.unordered else {}
+        self.tokens, self.unordered, self.since = 0, 0, now
         entry = {
             "step": step,
             "loss": loss,
@@ -146,7 +149,7 @@ class Log:
             "gradient_norm": None if gradient_norm is None else float(gradient_norm),
             "tokens_per_second": round(rate),
         }
-        self.write(**entry, **({"mining": replaced} if replaced else {}))
+        self.write(**entry, **unordered, **({"mining": replaced} if replaced else {}))
         self.progress.update(self.bar, completed=step, figures=f"loss {loss:.3f}, {rate:,.0f} tokens/s")
 
 

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 
-from ..schemas.settings import FinetuneSettings, PretrainSettings
+from ..schemas.settings import FinetuneSettings, Layout, PretrainSettings
 from . import checkpoints
 from .batches import (
     check_mixing,
@@ -40,15 +41,13 @@ from .batches import (
     steps_of,
     visits,
 )
-from .cbb import Losses, Update, pretrain_loss, slice_for, update_loss
+from .cbb import Losses, Update, pretrain_loss, slice_for, texts_apart, update_loss
 from .distributed import gather
 from .export import export
+from .gradcache import backward, chunks_of
 from .job import PARENT, Job
 from .mining import Mining
 from .model import EmbeddingModel, load
-
-LENGTH_RATIO = 1.5
-"""Ours: texts are run together while the longest has at most this many times the tokens of the shortest."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Task:
     update: Callable[[int], Update]
     loss: Callable[[Tensor, Update], Losses]
     mining: Mining | None = None
+    layout: Layout = "fused"
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,12 @@ def main(job: Job) -> None:
 
     for step, batch in _batches(task, tokenizer, done, rank, world_size):
         torch.manual_seed(settings.seed * 1_000_003 + step * 1009 + rank)  # dropout: of this step and rank alone
-        embeddings = gather(_encode(engine, tokenizer, batch))[batch.restore.to(engine.device)]
-        losses = task.loss(embeddings, batch.update)
-        engine.backward(losses.total)
+        losses = backward(
+            engine,
+            _inputs(tokenizer, batch.ids, settings.chunk_tokens, engine.device),
+            partial(_loss, task, batch),
+            cached=settings.chunk_tokens is not None,
+        )
         rate = engine.get_lr()[0]
         engine.step()
         replaced = task.mining.observe(step, losses) if task.mining else None
@@ -163,7 +166,9 @@ def _finetuning(job: Job, settings: FinetuneSettings) -> Task:
         pairs = paired[(step - 1) * sentences : step * sentences]
         return finetune_update(data, mining.windows, drawn[place], pairs, settings.negatives, before[place])
 
-    return Task(steps, update, lambda embeddings, update: update_loss(embeddings, update, settings), mining)
+    return Task(
+        steps, update, lambda embeddings, update: update_loss(embeddings, update, settings), mining, settings.layout
+    )
 
 
 def _engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSettings, steps: int) -> Any:
@@ -209,7 +214,7 @@ def _batches(task: Task, tokenizer: Any, done: int, rank: int, world_size: int) 
             update.texts, truncation=True, max_length=tokenizer.model_max_length, return_attention_mask=False
         )["input_ids"]
         lengths = [len(each) for each in ids]
-        own, restore = slice_for(rank, world_size, lengths)
+        own, restore = slice_for(rank, world_size, lengths, texts_apart(update, task.layout))
         return Batch(update, [ids[row] for row in own], torch.from_numpy(restore), sum(lengths))
 
     with ThreadPoolExecutor(max_workers=1) as thread:
@@ -221,22 +226,22 @@ def _batches(task: Task, tokenizer: Any, done: int, rank: int, world_size: int) 
             yield step, batch
 
 
-def _encode(engine: Any, tokenizer: Any, batch: Batch) -> Tensor:
-    """This rank's texts, longest first, in runs of like length: [own texts, D]."""
-    lengths = [len(each) for each in batch.ids]
-    starts = [0]
-    for row, length in enumerate(lengths):
-        if lengths[starts[-1]] > LENGTH_RATIO * length:
-            starts.append(row)
-    vectors = []
-    for start, stop in zip(starts, [*starts[1:], len(lengths)], strict=True):
-        if start == stop:  # a rank without texts still takes part
-            nothing = torch.zeros(0, 1, dtype=torch.long, device=engine.device)
-            vectors.append(engine(nothing, nothing))
-            continue
-        padded = tokenizer.pad({"input_ids": batch.ids[start:stop]}, return_tensors="pt").to(engine.device)
-        vectors.append(engine(padded["input_ids"], padded["attention_mask"]))
-    return torch.cat(vectors)
+def _inputs(tokenizer: Any, ids: list[list[int]], chunk_tokens: int | None, device: Any) -> list[tuple[Tensor, Tensor]]:
+    """This rank's texts, longest first, as token ids and attention masks [n, L] of those encoded together."""
+    inputs = []
+    for chunk in chunks_of([len(each) for each in ids], chunk_tokens):
+        if ids[chunk]:
+            padded = tokenizer.pad({"input_ids": ids[chunk]}, return_tensors="pt").to(device)
+            inputs.append((padded["input_ids"], padded["attention_mask"]))
+        else:  # a rank without texts still takes part
+            nothing = torch.zeros(0, 1, dtype=torch.long, device=device)
+            inputs.append((nothing, nothing))
+    return inputs
+
+
+def _loss(task: Task, batch: Batch, own: Tensor) -> Losses:
+    """What the update costs, of this rank's embeddings [own texts, D] and those of the others."""
+    return task.loss(gather(own)[batch.restore.to(own.device)], batch.update)
 
 
 def _to_full_precision(model: EmbeddingModel) -> None:

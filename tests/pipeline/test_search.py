@@ -104,6 +104,7 @@ def test_an_index_of_all_is_brute_force(limit: int, monkeypatch: pytest.MonkeyPa
 def test_what_an_index_does_not_find_is_not_put_in(top_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four shards of their own index by default above the limit; no memory for more at a time."""
     monkeypatch.setattr(module, "FLAT_LIMIT", 1000)
+    monkeypatch.setattr(module, "RECALL", 0.5)
     built: list[int] = []
 
     def factory(width: int, name: str, metric: int, *, real: Callable = faiss.index_factory) -> faiss.Index:
@@ -166,3 +167,15 @@ def test_progress_ends_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     for index in (None, "Flat"):
         search(vectors.__getitem__, vectors.__getitem__, rules, 2, index, lambda *done: seen.append(done))
     assert seen == [(done, 6) for done in range(1, 7)] + [(1, 2), (2, 2)]
+
+
+def test_the_default_index_finds_enough_even_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without clusters no few lists hold the neighbours: as many are searched as it takes."""
+    monkeypatch.setattr(module, "FLAT_LIMIT", 2500)
+    dice = np.random.default_rng(4)
+    passages, queries = unit(dice, 5000, 32), unit(dice, 300, 32)
+    rules = drawn_rules(dice, 300, 5000, 5000, np.full(300, 2.0))
+    found = search(queries.__getitem__, passages.__getitem__, rules, 100, None).ids
+    expected = brute_force(queries, passages, rules, 100).ids
+    shared = [len(np.intersect1d(one, other)) for one, other in zip(found, expected, strict=True)]
+    assert np.mean(shared) >= 95

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ def test_steps_are_logged_every_so_often_and_at_checks_and_the_end(job: Job) -> 
         "gradient_norm": 4.5,
         "mining": {"flagged": 0},
     }
+
+
+def test_updates_whose_sentence_pairs_have_one_label_are_counted(job: Job) -> None:
+    log = Log(job, 0, 20)
+    for step in range(1, 21):
+        one_label = replace(losses(1.0), unordered=step in (3, 4, 10))
+        log.step(step, one_label, 10, 1e-3, None, None)
+    assert [line.get("unordered") for line in lines(job)] == [3, None]
 
 
 def test_tokens_are_counted_from_entry_to_entry(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

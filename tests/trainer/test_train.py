@@ -78,6 +78,7 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
     "recomputed": (PretrainSettings(**PRETRAIN, **PLAIN, gradient_checkpointing=True), 1),
     "zero 1": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=1), 2),
     "zero 2": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=2), 2),
+    "chunked": (FinetuneSettings(**FINETUNE, steps=3, chunk_tokens=64, layout="paper"), 2),
     "bf16": (PretrainSettings(**PRETRAIN, steps=3, precision="bf16"), 2),
     "no sentences": (FinetuneSettings(**{**FINETUNE, "sts_batch": 0}, steps=3), 1),
 }
@@ -179,6 +180,11 @@ def test_stages_of_zero_share_memory_and_nothing_else(runs: dict[str, Job]) -> N
     assert losses_of(runs["zero 2"]) == pytest.approx(losses_of(runs["zero 1"]), abs=1e-6)
     one, two = weights_of(runs["zero 1"].model_folder), weights_of(runs["zero 2"].model_folder)
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+def test_layout_and_chunks_change_no_update(runs: dict[str, Job]) -> None:
+    """Where there is no dropout, which each rank draws for its own texts."""
+    assert losses_of(runs["chunked"]) == pytest.approx(losses_of(runs["zero 1"]), abs=1e-5)
 
 
 def test_mixed_precision_exports_the_optimizers_weights(runs: dict[str, Job], tiny: Path) -> None:
