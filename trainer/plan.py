@@ -73,6 +73,6 @@ def activation_bytes(config: Any, tokens: int, half: bool, checkpointing: bool) 
     A layer keeps 34 bytes for each token and unit of its width in half precision, without the scores of attention,
     which SDPA does not keep; with gradient checkpointing its input alone, 2 bytes, and one layer at a time the rest.
     """
-    of_layer: int = 34 * tokens * config.hidden_size
+    of_layer = 34 * tokens * config.hidden_size
     kept = 2 * tokens * config.hidden_size * config.num_hidden_layers + of_layer
-    return (kept if checkpointing else of_layer * config.num_hidden_layers) * (1 if half else 2)
+    return int((kept if checkpointing else of_layer * config.num_hidden_layers) * (1 if half else 2))
