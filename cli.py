@@ -244,6 +244,8 @@ def mine(
     ] = None,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -256,7 +258,7 @@ def mine(
 
         display.show_pool(show_pool(corpus, show, with_model(resolved.mine, corpus)), as_json)
     else:
-        _data_stage("mine", corpus, resolved, as_json)
+        _data_stage("mine", corpus, resolved, as_json, cluster=_cluster(engine, address))
 
 
 @app.command()
