@@ -158,7 +158,7 @@ def last_figures(corpus: Path, stage: str) -> dict[str, Any]:
     """The last step that a training run logged."""
     log = corpus / "train" / stage / "log.jsonl"
     lines = log.read_text("utf-8").splitlines() if log.exists() else []
-    steps = [entry for line in lines[-20:] if "loss" in (entry := json.loads(line))]
+    steps = [entry for line in lines[-20:] if (entry := json.loads(line)).get("loss") is not None]
     return steps[-1] if steps else {}
 
 

@@ -277,7 +277,7 @@ def _entries(log: Path) -> Iterator[dict[str, Any]]:
 
 
 def _run(name: str, entries: list[dict[str, Any]]) -> str:
-    steps = [entry for entry in entries if "loss" in entry]
+    steps = [entry for entry in entries if entry.get("loss") is not None]  # null where it was no number
     if not steps:
         return ""
     x = np.array([entry["step"] for entry in steps], np.float64)

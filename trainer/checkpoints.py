@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..pipeline.corpus import commit, write_text
-from .cbb import Losses
+from .cbb import Losses, Update
 from .job import Job, TrainingError, check_processes
 from .mining import Mining
 
@@ -118,39 +118,60 @@ class Log:
         learning_rate: float,
         gradient_norm: Any,
         replaced: dict[str, int] | None,
+        skipped: int = 0,
     ) -> None:
         """Append the figures of a step, where it is one of those to log: every so many, DHNM's checks and the last.
 
-        `tokens_per_second` counts from the entry before, whatever took the time; `unordered`, where it is not 0, is
-        the number of updates since then whose sentence pairs all had one label, which is no loss.
-
-        Raises:
-            TrainingError: the loss is no number any more.
+        `tokens_per_second` counts from the entry before, whatever took the time. Where they are not 0: `unordered` is
+        the number of updates since then whose sentence pairs all had one label, which is no loss; `skipped` that of
+        all steps so far that were not taken, as their gradients were no numbers. A loss that is none is null.
         """
         self.tokens += tokens
         self.unordered += losses.unordered
         if step % self.every and step != self.steps and replaced is None:
             return
-        loss = float(losses.total.detach())
-        if not math.isfinite(loss):
-            raise TrainingError(f"the loss is {loss} at step {step}; a lower learning_rate may help")
         now = time.monotonic()
         rate = self.tokens / (now - self.since)
-        unordered = {"unordered": self.unordered} if self.unordered else {}
+        counts = {"unordered": self.unordered, "skipped": skipped}
         self.tokens, self.unordered, self.since = 0, 0, now
         entry = {
             "step": step,
-            "loss": loss,
-            "retrieval": float(losses.retrieval.detach()),
-            "sts": float(losses.sts.detach()),
+            "loss": _number(losses.total),
+            "retrieval": _number(losses.retrieval),
+            "sts": _number(losses.sts),
             "positive_score": _mean(losses.positive_scores),
             "negative_score": _mean(losses.negative_scores),
             "learning_rate": learning_rate,
-            "gradient_norm": None if gradient_norm is None else float(gradient_norm),
+            "gradient_norm": None if gradient_norm is None else _number(gradient_norm),
             "tokens_per_second": round(rate),
         }
-        self.write(**entry, **unordered, **({"mining": replaced} if replaced else {}))
-        self.progress.update(self.bar, completed=step, figures=f"loss {loss:.3f}, {rate:,.0f} tokens/s")
+        counted = {name: count for name, count in counts.items() if count}
+        self.write(**entry, **counted, **({"mining": replaced} if replaced else {}))
+        figures = f"loss {float(losses.total):.3f}, {rate:,.0f} tokens/s"
+        self.progress.update(self.bar, completed=step, figures=figures)
+
+
+def give_up(job: Job, step: int, update: Update) -> NoReturn:
+    """End a run that has no gradients any more: rank 0 keeps the update, then all raise.
+
+    Raises:
+        TrainingError: always; says where the update is.
+    """
+    file = job.folder / "lost_update.json"
+    if dist.get_rank() == 0:
+        tensors = {name: value.tolist() for name, value in vars(update).items() if name != "texts"}
+        write_text(file, json.dumps({"step": step, "texts": update.texts} | tensors, ensure_ascii=False))
+    dist.barrier()  # who raises first ends the others
+    raise TrainingError(
+        f"at step {step} and before it, the gradients were no numbers; the last update is in {file}; a lower "
+        "learning_rate or a higher temperature may help"
+    )
+
+
+def _number(value: Any) -> float | None:
+    """JSON has no NaN and no infinity."""
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def _mean(scores: Any) -> float | None:

@@ -50,6 +50,10 @@ from .mining import Mining
 from .model import EmbeddingModel, load
 
 
+LOST_STEPS = 3
+"""Ours: so many steps in a row whose gradients are no numbers end a run."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What one stage of training is made of: its number of steps, the update of a step, and its loss."""
@@ -96,6 +100,7 @@ def main(job: Job) -> None:
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         log.write(event="start", steps=task.steps, parameters=trained, world_size=world_size)
 
+    lost = 0
     for step, batch in _batches(task, tokenizer, done, rank, world_size):
         torch.manual_seed(settings.seed * 1_000_003 + step * 1009 + rank)  # dropout: of this step and rank alone
         losses = backward(
@@ -105,12 +110,16 @@ def main(job: Job) -> None:
             cached=settings.chunk_tokens is not None,
         )
         rate = engine.get_lr()[0]
-        engine.step()
-        replaced = task.mining.observe(step, losses) if task.mining else None
+        engine.step()  # which leaves the weights as they are where a gradient is no number
+        # A loss scale that is too large costs a step, too, but finds its measure.
+        lost = lost + 1 if engine.optimizer.overflow and not (engine.fp16_enabled() and _finite(losses)) else 0
+        if lost == LOST_STEPS:
+            checkpoints.give_up(job, step, batch.update)
+        replaced = task.mining.observe(step, losses) if task.mining and _finite(losses) else None
         if replaced and task.mining and rank == 0:
             task.mining.write(step)
         if log:
-            log.step(step, losses, batch.tokens, rate, engine.get_global_grad_norm(), replaced)
+            log.step(step, losses, batch.tokens, rate, engine.get_global_grad_norm(), replaced, engine.skipped_steps)
         if step % settings.checkpoint_every == 0 or step == task.steps:
             checkpoints.save(engine, job, step, task.mining)
     _to_full_precision(model)
@@ -120,6 +129,11 @@ def main(job: Job) -> None:
         log.write(event="end", step=task.steps)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _finite(losses: Losses) -> bool:
+    """Whether the loss, which is the same on every rank, is a number."""
+    return bool(losses.total.isfinite())
 
 
 def _start() -> tuple[int, int]:

@@ -99,10 +99,13 @@ def test_a_resumed_log_ends_at_the_checkpoint(job: Job, resumed_at: int, kept: l
 
 
 @pytest.mark.parametrize("total", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_ends_the_run(job: Job, total: float) -> None:
-    with pytest.raises(TrainingError, match="at step 10; a lower learning_rate"):
-        write_steps(Log(job, 0, 100), *range(1, 11), total=total)
-    assert lines(job) == []
+def test_a_loss_that_is_no_number_is_null_and_skipped_steps_are_counted(job: Job, total: float) -> None:
+    log = Log(job, 0, 100)
+    log.step(10, losses(total), 100, 1e-3, float("inf"), None, skipped=2)
+    log.step(20, losses(0.5), 100, 1e-3, 1.0, None, skipped=2)
+    assert [line["loss"] for line in lines(job)] == [None, 0.5]
+    assert [line["gradient_norm"] for line in lines(job)] == [None, 1.0]
+    assert [line["skipped"] for line in lines(job)] == [2, 2]
 
 
 def test_nothing_is_shown_where_there_is_no_terminal(job: Job, capfd: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ from conan_embedding.schemas.settings import (
 )
 from conan_embedding.trainer.batches import draws, pretrain_update, read_pairs
 from conan_embedding.trainer.cbb import build_update, pretrain_loss
-from conan_embedding.trainer.job import Job, make_job, run_job
+from conan_embedding.trainer.job import Job, TrainingError, make_job, run_job
 from conan_embedding.trainer.model import EmbeddingModel, load
 from safetensors.torch import load_file
 
@@ -329,6 +329,19 @@ def test_a_killed_run_that_resumes_is_as_one_that_was_not_killed(
     ]
     assert len(job.checkpoints) == 2
     assert run_job(job, processes) is False
+
+
+def test_a_run_without_gradients_ends_and_keeps_its_update(corpus: Path, tiny: Path) -> None:
+    """The first step makes weights of 1e30; the next three have no loss and are not taken."""
+    wild = {**FINETUNE, "learning_rate": 1e30, "warmup": 0.0, "gradient_clipping": 0.0}
+    job = job_of(corpus, tiny, FinetuneSettings(**wild, steps=9))
+    with pytest.raises(TrainingError, match="ended with exit code 1"):
+        run_job(job, 2)
+    steps = log_of(job)
+    assert [(line["step"], line.get("skipped", 0)) for line in steps] == [(1, 0), (2, 1), (3, 2)]
+    assert steps[0]["loss"] > 0 and [line["loss"] for line in steps[1:]] == [None, None]
+    lost = json.loads((job.folder / "lost_update.json").read_text("utf-8"))
+    assert lost["step"] == 4 and len(lost["query_rows"]) == 8 and max(lost["positive_rows"]) < len(lost["texts"])
 
 
 def start(job: Job, processes: int) -> multiprocessing.Process:
