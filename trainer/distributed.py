@@ -37,6 +37,15 @@ def of_rank_zero(value: Value) -> Value:
     return box[0]
 
 
+def any_rank(value: bool, device: Any) -> bool:
+    """Whether it is true on any rank: the same answer on all."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    found = torch.tensor(int(value), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

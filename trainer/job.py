@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -20,6 +22,8 @@ from ..schemas.settings import FinetuneSettings, PretrainSettings
 VERSION = 1
 PARENT = "CONAN_PARENT"
 """The environment variable that tells a training process whose end is its own."""
+STOPPED = 128 + signal.SIGTERM
+"""The exit code of a training process that was asked to stop, has saved its step and did."""
 
 
 class TrainingError(RuntimeError):
@@ -101,8 +105,11 @@ def run_job(job: Job, processes: int) -> bool:
 
     Returns False where the very same run had ended already. A folder of another run of this name is replaced.
 
+    SIGTERM lets the processes end the step they are in and save it.
+
     Raises:
-        TrainingError: a process failed (what it printed stands above), or their number has changed meanwhile.
+        TrainingError: a process failed (what it printed stands above), the run was asked to stop, or the number of
+            processes has changed meanwhile.
     """
     if job.model_folder.is_dir() and job.done.exists() and job.done.read_text("utf-8") == job.fingerprint:
         return False
@@ -154,6 +161,12 @@ def _run_processes(job: Job, processes: int) -> None:
         PARENT: str(os.getpid()),
     }
     ranks: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: Any) -> None:
+        for each in ranks:
+            each.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
     try:
         for rank in range(processes):
             ranks.append(
@@ -170,9 +183,14 @@ def _run_processes(job: Job, processes: int) -> None:
     finally:
         for each in ranks:
             if each.poll() is None:
-                each.terminate()
+                each.kill()  # SIGTERM would let it wait for the others at the end of its step
         codes = [each.wait() for each in ranks]
+        signal.signal(signal.SIGTERM, before)
         Console(stderr=True).show_cursor()  # a process that was ended in the middle of its progress bar left it hidden
+    if STOPPED in codes:
+        raise TrainingError(
+            f"training was asked to stop; its step is saved in {job.checkpoints[-1]}, where the same command goes on"
+        )
     ends = ", ".join(
         f"{number} was killed by signal {-codes[number]}"
         if codes[number] < 0

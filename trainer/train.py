@@ -42,16 +42,17 @@ from .batches import (
     visits,
 )
 from .cbb import Losses, Update, pretrain_loss, slice_for, texts_apart, update_loss
-from .distributed import gather
+from .distributed import any_rank, gather
 from .export import export
 from .gradcache import backward, chunks_of
-from .job import PARENT, Job
+from .job import PARENT, STOPPED, Job
 from .mining import Mining
 from .model import EmbeddingModel, load
 
-
 LOST_STEPS = 3
 """Ours: so many steps in a row whose gradients are no numbers end a run."""
+
+_asked_to_stop = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,11 @@ class Batch:
     tokens: int
 
 
-def main(job: Job) -> None:
-    """Train as the job says: resume from its last checkpoint, log, save, and export the model at the end."""
+def main(job: Job) -> bool:
+    """Train as the job says: resume from its last checkpoint, log, save, and export the model at the end.
+
+    Returns False where it was asked to stop before that: the step it was in is saved.
+    """
     rank, world_size = _start()
     settings = job.settings
     torch.manual_seed(settings.seed)
@@ -120,8 +124,11 @@ def main(job: Job) -> None:
             task.mining.write(step)
         if log:
             log.step(step, losses, batch.tokens, rate, engine.get_global_grad_norm(), replaced, engine.skipped_steps)
-        if step % settings.checkpoint_every == 0 or step == task.steps:
+        stopping = step < task.steps and any_rank(_asked_to_stop.is_set(), engine.device)
+        if step % settings.checkpoint_every == 0 or step == task.steps or stopping:
             checkpoints.save(engine, job, step, task.mining)
+        if stopping:
+            return False
     _to_full_precision(model)
     if log:
         export(model, tokenizer, job.model_folder)
@@ -129,6 +136,7 @@ def main(job: Job) -> None:
         log.write(event="end", step=task.steps)
     dist.barrier()
     dist.destroy_process_group()
+    return True
 
 
 def _finite(losses: Losses) -> bool:
@@ -281,8 +289,10 @@ def _run(file: Path) -> int:
     if parent := os.environ.get(PARENT):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends its processes
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: _asked_to_stop.set())
     try:
-        main(Job.model_validate_json(file.read_text("utf-8")))
+        if not main(Job.model_validate_json(file.read_text("utf-8"))):
+            return STOPPED
     except Exception as error:
         if os.environ.get("CONAN_DEBUG"):
             traceback.print_exc()

@@ -200,9 +200,9 @@ def test_processes_end_with_the_one_that_started_them(pretraining: Callable[...,
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
     wait_until(lambda: bool(children.read_text().split()))
     rank = int(children.read_text().split()[0])
-    parent.terminate()
+    parent.kill()
     parent.join(10)
-    assert parent.exitcode == -signal.SIGTERM
+    assert parent.exitcode == -signal.SIGKILL
     wait_until(lambda: has_ended(rank))
     assert not job.done.exists()
 

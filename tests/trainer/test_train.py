@@ -331,6 +331,25 @@ def test_a_killed_run_that_resumes_is_as_one_that_was_not_killed(
     assert run_job(job, processes) is False
 
 
+def test_a_run_that_is_asked_to_stop_saves_its_step(
+    runs: dict[str, Job], corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two checkpoints, by a signal to the process that started the others."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings, processes = RUNS["finetune on two"]
+    job = job_of(corpus, tiny, settings)
+    asked = start(job, processes)
+    wait_until(lambda: (job.folder / "log.jsonl").exists() and losses_logged(job) >= 5)
+    assert asked.pid is not None
+    os.kill(asked.pid, signal.SIGTERM)
+    asked.join(60)
+    assert asked.exitcode == 1
+    reached = int(job.checkpoints[-1].name.removeprefix("step-"))
+    assert reached == log_of(job)[-1]["step"] < 40 and not job.done.exists()
+    assert run_job(job, processes) is True
+    assert log_of(job) == log_of(runs["finetune on two"])
+
+
 def test_a_run_without_gradients_ends_and_keeps_its_update(corpus: Path, tiny: Path) -> None:
     """The first step makes weights of 1e30; the next three have no loss and are not taken."""
     wild = {**FINETUNE, "learning_rate": 1e30, "warmup": 0.0, "gradient_clipping": 0.0}
