@@ -95,7 +95,8 @@ def test_dropped_counts_what_is_not_listed(corpus: Path, bge: Path) -> None:
     assert show_pool(corpus, "问", mined).dropped == expected
 
 
-def test_an_index_may_miss_a_passage(corpus: Path, bge: Path) -> None:
+def test_an_index_may_miss_a_passage(corpus: Path, bge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conan_embedding.pipeline.search.RECALL", 0.0)
     mined = settings(bge, method="topk", index="IVF2,Flat")
     mine(corpus, mined, Engine(workers=1))
     verdicts = {row["text"]: row["verdict"] for row in show_pool(corpus, "问", mined).passages}
