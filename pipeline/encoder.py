@@ -81,7 +81,6 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel) -> Enco
         replace(dense, weight=dense.weight.to(device), bias=None if dense.bias is None else dense.bias.to(device))
         for dense in layout.dense
     ]
-    prompt = settings.query_prompt
     return Encoder(
         model=model,
         tokenizer=tokenizer,
@@ -91,7 +90,7 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel) -> Enco
         batch_tokens=settings.batch_tokens or BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS),
         fingerprint=weights_fingerprint(folder),
         device=device,
-        query_prompt=read_query_prompt(folder, settings.model) if prompt is None else prompt,
+        query_prompt=read_query_prompt(folder, settings),
     )
 
 

@@ -47,7 +47,7 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
     margin = margin_of(settings)
     folder = find_model(settings.model, settings.trust_remote_code)
     weights = weights_fingerprint(folder)
-    prompt = read_query_prompt(folder, settings.model) if settings.query_prompt is None else settings.query_prompt
+    prompt = read_query_prompt(folder, settings)
     settings = settings.model_copy(update={"query_prompt": prompt})
     inputs: dict[str, list[Path]] = {
         name: shards(corpus, f"convert/{name}") for name in sorted({*settings.passages, *settings.queries})

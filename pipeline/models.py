@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..schemas.settings import EncoderSettings
+
 Pooling = Literal["mean", "cls"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -193,8 +195,10 @@ def weights_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def read_query_prompt(folder: Path, name: str) -> str:
-    """What a model wants before each query: what its folder says, bge's instruction by its name, else nothing."""
+def read_query_prompt(folder: Path, settings: EncoderSettings) -> str:
+    """What stands before each query: what the settings say, else the folder, else bge's by its name, else nothing."""
+    if settings.query_prompt is not None:
+        return settings.query_prompt
     prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    language = re.search(r"\bbge-(?:small|base|large)-(zh|en)\b", name)
+    language = re.search(r"\bbge-(?:small|base|large)-(zh|en)\b", settings.model)
     return str(prompts.get("query") or (BGE_QUERY_PROMPTS[language[1]] if language else ""))

@@ -52,8 +52,7 @@ def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
     """
     folder = find_model(settings.model, settings.trust_remote_code)
     weights = weights_fingerprint(folder)
-    if settings.query_prompt is None:
-        settings = settings.model_copy(update={"query_prompt": read_query_prompt(folder, settings.model)})
+    settings = settings.model_copy(update={"query_prompt": read_query_prompt(folder, settings)})
     encoding = settings.model_dump(include={"pooling", "max_length", "query_prompt"})
     earlier = {_scores_of(shard): shard for shard in committed(corpus, "score")}
     tasks = []

@@ -83,12 +83,12 @@ def store(
         calls: list[Call] = []
         for part, start in enumerate(range(0, len(missing), PART), start=max(_parts(folder), default=-1) + 1):
             chosen = texts.take(missing[start : start + PART].to_numpy())
-            calls.append((f"vectors {part}", (folder, part, chosen, weights, settings, prompt)))
+            calls.append((str(_vectors_file(folder, part)), (folder, part, chosen, weights, settings, prompt)))
         engine.progress("mine: vectors", 0, len(calls), 0)
         outcomes = run_calls(write_part, calls, replace(engine, one_a_device=True))
-        for done, (part_name, error) in enumerate(outcomes, start=1):
-            if error:
-                raise StageError(f"{part_name}: {error}")
+        for done, (file, error) in enumerate(outcomes, start=1):
+            if error or not Path(file).exists():
+                raise StageError(f"{file}: {error or 'made on a node that does not share this folder'}")
             engine.progress("mine: vectors", done, len(calls), min(done * PART, len(missing)))
         known = _known(folder)
     return _stored(folder, hashes, known)

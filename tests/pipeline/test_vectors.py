@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conan_embedding.pipeline import vectors as module
-from conan_embedding.pipeline.engine import Engine
+from conan_embedding.pipeline.engine import Engine, StageError
 from conan_embedding.pipeline.vectors import FOLDER, find, keep_only, space, store, truncated
 from conan_embedding.schemas.settings import EncoderSettings
 
@@ -155,3 +155,9 @@ def test_a_part_that_another_process_did_not_end_is_made_again(tmp_path: Path, m
     assert [file for file in files(tmp_path) if "texts" in file] == [
         f"one/texts-0000{part}.parquet" for part in (1, 2, 3)
     ]
+
+
+def test_a_part_that_is_not_here_is_reported(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "write_part", lambda *_: None)
+    with pytest.raises(StageError, match=r"vectors-00000\.npy: made on a node that does not share this folder"):
+        stored(tmp_path, model, TEXTS)
