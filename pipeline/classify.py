@@ -20,7 +20,8 @@ from ..schemas.recipe import RecipeError
 from ..schemas.settings import ClassifierSettings, EncoderSettings
 from .corpus import fingerprint
 from .encoder import Encoder, Inference, dimension, embed, in_batches, load_encoder
-from .models import Layout, ModelError, find_model, read_json, read_layout, weights_fingerprint
+from .layout import Layout, read_layout
+from .models import ModelError, find_model, read_json, weights_fingerprint
 
 _SHOWN = 50
 

@@ -15,16 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..schemas.settings import EncoderSettings
-from .models import (
-    ACTIVATIONS,
-    Layout,
-    Pooling,
-    find_model,
-    load_transformer,
-    read_layout,
-    read_query_prompt,
-    weights_fingerprint,
-)
+from .layout import ACTIVATIONS, Layout, Pooling, load_transformer, read_layout
+from .models import find_model, read_query_prompt, weights_fingerprint
 from .packed import pack_linear_layers
 
 Vectors = npt.NDArray[np.float32]

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers.activations import GELUActivation
 
 Model = TypeVar("Model", bound=nn.Module)
 Floats = npt.NDArray[np.float32]
@@ -42,6 +41,8 @@ def pack_linear_layers(model: Model) -> Model:
 
     A model stays as it is where PyTorch has no oneDNN.
     """
+    from transformers.activations import GELUActivation  # the search, which has no model, does without
+
     if not _has_onednn():
         return model
     for module in list(model.modules()):

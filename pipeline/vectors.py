@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from ..schemas.settings import EncoderSettings
 from .corpus import fingerprint, replacing
-from .encoder import Vectors, encode, loaded
 from .engine import Call, Engine, StageError, run_calls
 
 FOLDER = "vectors"
@@ -27,6 +26,7 @@ PART = 32_768
 """Ours: texts of a part, two windows of the encoder: what a run that is killed loses at most."""
 
 Integers = npt.NDArray[np.int64]
+Vectors = npt.NDArray[np.float32]
 
 _HASH = ["upper", "lower"]
 _TRUNCATED = "truncated"
@@ -79,6 +79,8 @@ def store(
     known = _known(folder)
     missing = hashes.with_row_index("place").join(known, on=_HASH, how="anti", maintain_order="left")["place"]
     if len(missing):
+        from .encoder import loaded  # transformers: seconds, and memory, that kept vectors don't need
+
         loaded(settings, weights)  # a model that can't be read is said once, not by every part
         calls: list[Call] = []
         for part, start in enumerate(range(0, len(missing), PART), start=max(_parts(folder), default=-1) + 1):
@@ -96,6 +98,8 @@ def store(
 
 def write_part(folder: Path, part: int, texts: pa.Array, weights: str, settings: EncoderSettings, prompt: str) -> None:
     """Encode texts and write them as a part of a space."""
+    from .encoder import encode, loaded
+
     encoder = loaded(settings, weights)
     before = encoder.truncated
     vectors = encode(encoder, texts, prompt)

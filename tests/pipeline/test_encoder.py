@@ -12,7 +12,8 @@ import pytest
 import torch
 from conan_embedding.pipeline import encoder as module
 from conan_embedding.pipeline.encoder import dimension, encode, load_encoder
-from conan_embedding.pipeline.models import ModelError, find_model, read_layout, weights_fingerprint
+from conan_embedding.pipeline.layout import read_layout
+from conan_embedding.pipeline.models import ModelError, find_model, weights_fingerprint
 from conan_embedding.pipeline.packed import PackedLinear
 from conan_embedding.schemas.settings import EncoderSettings
 from safetensors.torch import save_file

@@ -30,7 +30,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
         cosines = np.array([COSINES.get(str(text), 1.0) for text in texts], np.float32)
         return np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)
 
-    monkeypatch.setattr("conan_embedding.pipeline.vectors.encode", encode)
+    monkeypatch.setattr("conan_embedding.pipeline.encoder.encode", encode)
     monkeypatch.setattr(module, "encode", encode)
 
 

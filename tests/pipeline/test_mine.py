@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conan_embedding.pipeline import catalog, search
+from conan_embedding.pipeline import encoder as encoders
 from conan_embedding.pipeline import mine as module
-from conan_embedding.pipeline import vectors as vectors_module
 from conan_embedding.pipeline.encoder import Encoder
 from conan_embedding.pipeline.engine import Engine
 from conan_embedding.pipeline.mine import MARGINS, ceilings, mine
@@ -66,7 +66,7 @@ def vectors(monkeypatch: pytest.MonkeyPatch, width: int = 16) -> dict[str, np.nd
     def encode(encoder: Encoder, texts: pa.Array, prompt: str) -> np.ndarray:
         return np.array([known[prompt + text] for text in texts.to_pylist()]).reshape(-1, width)
 
-    monkeypatch.setattr("conan_embedding.pipeline.vectors.encode", encode)
+    monkeypatch.setattr("conan_embedding.pipeline.encoder.encode", encode)
     return known
 
 
@@ -214,8 +214,8 @@ def test_a_second_run_does_nothing(tmp_path: Path, bge: Path, records, write_sha
     write_shards(tmp_path, "convert/retrieval", records)
     first = mine(tmp_path, near(bge), ONE)
     before = (tmp_path / FILE).stat().st_mtime_ns
-    loaded = vectors_module.loaded
-    monkeypatch.setattr(vectors_module, "loaded", lambda *_: pytest.fail("the model was loaded"))
+    loaded = encoders.loaded
+    monkeypatch.setattr(encoders, "loaded", lambda *_: pytest.fail("the model was loaded"))
     again = mine(tmp_path, near(bge, batch_tokens=64), ONE)
     assert (again.rows_in, again.notes) == (first.rows_in, first.notes)
     assert (tmp_path / FILE).stat().st_mtime_ns == before
@@ -223,7 +223,7 @@ def test_a_second_run_does_nothing(tmp_path: Path, bge: Path, records, write_sha
     mine(tmp_path, near(Path(moved)), ONE)
     assert (tmp_path / FILE).stat().st_mtime_ns == before
 
-    monkeypatch.setattr(vectors_module, "loaded", loaded)
+    monkeypatch.setattr(encoders, "loaded", loaded)
     pools = found(tmp_path)[1]
     mine(tmp_path, near(Path(moved), margin=-2), ONE)
     assert all(pools.values()) and not any(found(tmp_path)[1].values())
@@ -258,7 +258,7 @@ def test_vectors_are_kept_for_the_next_run(tmp_path: Path, bge: Path, records, w
     """Another method encodes nothing, more data what is new, another model or prompt all that it decides."""
     encoded: list[str] = []
 
-    def encode(encoder: Encoder, texts: pa.Array, prompt: str, *, real: Callable = vectors_module.encode) -> np.ndarray:
+    def encode(encoder: Encoder, texts: pa.Array, prompt: str, *, real: Callable = encoders.encode) -> np.ndarray:
         encoded.extend(prompt + text for text in texts.to_pylist())
         return real(encoder, texts, prompt)
 
@@ -272,7 +272,7 @@ def test_vectors_are_kept_for_the_next_run(tmp_path: Path, bge: Path, records, w
         named = {text for row in rows for text in row["positives"]} | {prompt + row["query"] for row in rows}
         return sorted(named)
 
-    monkeypatch.setattr(vectors_module, "encode", encode)
+    monkeypatch.setattr(encoders, "encode", encode)
     assert run(records[:50]) == texts(records[:50])
     pools = found(tmp_path)
     assert run(records[:50], method="topk-abs") == run(records[:50], margin=0.9) == []

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from conan_embedding.pipeline import encoder as encoders
 from conan_embedding.pipeline import vectors as module
 from conan_embedding.pipeline.engine import Engine, StageError
 from conan_embedding.pipeline.vectors import FOLDER, find, keep_only, space, store, truncated
@@ -28,8 +29,8 @@ class Model:
         self.loaded: set[str] = set()
         self.asked: list[list[str]] = []
         self.dies_at: str | None = None
-        monkeypatch.setattr(module, "encode", self.encode)
-        monkeypatch.setattr(module, "loaded", self.load)
+        monkeypatch.setattr(encoders, "encode", self.encode)
+        monkeypatch.setattr(encoders, "loaded", self.load)
         monkeypatch.setattr(module, "space", lambda weights, settings, prompt: weights)
         monkeypatch.setattr(module, "PART", 10)
 
