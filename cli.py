@@ -1,22 +1,35 @@
 """The command line: parses, calls one function, prints. No logic, and nothing heavy is imported before it is needed."""
 
-import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from . import display
-
-if TYPE_CHECKING:
-    from .pipeline.engine import Engine, Summary
-    from .schemas.recipe import Recipe
+from .options import (
+    BAD_INPUT,
+    Address,
+    AsJson,
+    Corpus,
+    Debug,
+    Dimensions,
+    EngineName,
+    EngineOption,
+    Overrides,
+    Processes,
+    RecipeFile,
+    Strict,
+    Workers,
+    cluster_of,
+    had_bad_input,
+    resolve,
+    run_data_stage,
+    with_options,
+    work,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,33 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Curate text pairs, mine hard negatives, train text-embedding models.",
 )
-BAD_INPUT = 3
-
-
-class EngineName(StrEnum):
-    """Where data stages run."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
-
-def _debug(wanted: bool) -> bool:
-    """Workers read it from the environment, too."""
-    if wanted:
-        os.environ["CONAN_DEBUG"] = "1"
-    return wanted
-
-
-Corpus = Annotated[Path, typer.Argument(help="The corpus folder.")]
-Overrides = Annotated[list[str], typer.Option("--set", help="Override the recipe: key.key=value. May be repeated.")]
-Workers = Annotated[int, typer.Option(help="Processes at a time; 0 is one for each core.", min=0)]
-EngineOption = Annotated[EngineName, typer.Option("--engine", help="Processes of this machine, or a Ray cluster.")]
-Address = Annotated[str | None, typer.Option(help="The Ray cluster: HOST:PORT; default: the one this machine is in.")]
-Processes = Annotated[int, typer.Option("--nproc", help="Training processes on this machine, one a device.", min=1)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
-Strict = Annotated[bool, typer.Option(help="Exit with 3 if any input was bad.")]
-Debug = Annotated[bool, typer.Option(help="Show tracebacks.", callback=_debug)]
-RecipeFile = Annotated[Path | None, typer.Option(help="A recipe (YAML); default: the one kept in the corpus.")]
 
 
 def main() -> None:
@@ -69,62 +55,6 @@ def main() -> None:
         sys.exit(2 if isinstance(error, RecipeError) else 1)
 
 
-def _recipe(corpus: Path, file: Path | None, overrides: list[str]) -> "Recipe":
-    from .pipeline.corpus import load_recipe
-    from .schemas.recipe import load
-
-    return load(file, overrides) if file else load_recipe(corpus, overrides)
-
-
-def _cluster(engine: EngineName, address: str | None) -> str | None:
-    """The Ray cluster to work on; None is this machine."""
-    if engine == EngineName.RAY:
-        return address or "auto"
-    if address is not None:
-        raise typer.BadParameter("only with --engine ray", param_hint="--address")
-    return None
-
-
-@contextmanager
-def _work(corpus: Path, workers: int = 1, cluster: str | None = None) -> Iterator["Engine"]:
-    """The corpus held, and an engine that shows its progress."""
-    from .pipeline.corpus import locked
-    from .pipeline.engine import Engine, close_workers
-
-    with locked(corpus), display.progress() as show:
-        try:
-            yield Engine(workers, show, cluster)
-        finally:
-            close_workers()
-
-
-def _bad_input(summary: "Summary") -> bool:
-    return summary.stage == "ingest" and bool(summary.rejected or summary.notes.get("empty sources"))
-
-
-def _data_stage(
-    name: str,
-    corpus: Path,
-    recipe: "Recipe",
-    as_json: bool,
-    workers: int = 1,
-    cluster: str | None = None,
-    strict: bool = False,
-) -> None:
-    from .run import data_stage
-
-    with _work(corpus, workers, cluster) as engine:
-        summary = data_stage(name, corpus, recipe, engine)
-    display.show_result(name, summary, as_json)
-    if strict and _bad_input(summary):
-        raise typer.Exit(BAD_INPUT)
-
-
-def _with(overrides: list[str], options: dict[str, Any]) -> list[str]:
-    """Options of a command as overrides of the recipe; quoted, so that no text is taken for another YAML value."""
-    return overrides + [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
-
-
 @app.command()
 def ingest(
     corpus: Corpus,
@@ -138,8 +68,8 @@ def ingest(
     debug: Debug = False,
 ) -> None:
     """Read the recipe's sources into pairs; what is no pair is rejected with file, line and reason."""
-    resolved = _recipe(corpus, recipe, overrides)
-    _data_stage("ingest", corpus, resolved, as_json, workers, _cluster(engine, address), strict)
+    resolved = resolve(corpus, recipe, overrides)
+    run_data_stage("ingest", corpus, resolved, as_json, workers, cluster_of(engine, address), strict)
 
 
 @app.command("filter")
@@ -161,7 +91,7 @@ def filter_(
     debug: Debug = False,
 ) -> None:
     """Drop pairs that break a rule; mask personal data."""
-    resolved = _recipe(corpus, recipe, overrides)
+    resolved = resolve(corpus, recipe, overrides)
     if explain is not None:
         from .pipeline.preview import explain as explained
 
@@ -171,7 +101,7 @@ def filter_(
 
         display.show_dry_run(tried(corpus, resolved.filter, sample), as_json)
     else:
-        _data_stage("filter", corpus, resolved, as_json, workers, _cluster(engine, address))
+        run_data_stage("filter", corpus, resolved, as_json, workers, cluster_of(engine, address))
 
 
 @app.command()
@@ -186,7 +116,7 @@ def dedup(
     debug: Debug = False,
 ) -> None:
     """Drop exact and near-duplicates, and pairs that evaluation sets contain."""
-    _data_stage("dedup", corpus, _recipe(corpus, recipe, overrides), as_json, workers, _cluster(engine, address))
+    run_data_stage("dedup", corpus, resolve(corpus, recipe, overrides), as_json, workers, cluster_of(engine, address))
 
 
 @app.command()
@@ -208,9 +138,9 @@ def score(
     from .pipeline.corpus import keep_settings
     from .run import data_stage
 
-    options = _with([], {"score.model": model, "score.cutoff": cutoff})
-    resolved = _recipe(corpus, recipe, overrides + options)
-    with _work(corpus, cluster=_cluster(engine, address)) as working:
+    options = with_options([], {"score.model": model, "score.cutoff": cutoff})
+    resolved = resolve(corpus, recipe, overrides + options)
+    with work(corpus, cluster=cluster_of(engine, address)) as working:
         summary = data_stage("score", corpus, resolved, working)
         keep_settings(corpus, options)
     display.show_result("score", summary, as_json)
@@ -228,7 +158,7 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Turn pairs into training records: pretrain, retrieval, sts."""
-    _data_stage("convert", corpus, _recipe(corpus, recipe, overrides), as_json, workers, _cluster(engine, address))
+    run_data_stage("convert", corpus, resolve(corpus, recipe, overrides), as_json, workers, cluster_of(engine, address))
 
 
 @app.command()
@@ -250,15 +180,15 @@ def mine(
     debug: Debug = False,
 ) -> None:
     """Find candidates for hard negatives; write pools.duckdb."""
-    overrides = _with(overrides, {"mine.model": model, "mine.method": method})
-    resolved = _recipe(corpus, recipe, overrides)
+    overrides = with_options(overrides, {"mine.model": model, "mine.method": method})
+    resolved = resolve(corpus, recipe, overrides)
     if show is not None:
         from .pipeline.inspect_pools import show_pool
         from .run import with_model
 
         display.show_pool(show_pool(corpus, show, with_model(resolved.mine, corpus)), as_json)
     else:
-        _data_stage("mine", corpus, resolved, as_json, cluster=_cluster(engine, address))
+        run_data_stage("mine", corpus, resolved, as_json, cluster=cluster_of(engine, address))
 
 
 @app.command()
@@ -268,6 +198,10 @@ def train(
     on: Annotated[str | None, typer.Option(help="pretrain: train on this stage's pairs, as dedup.")] = None,
     model: Annotated[str | None, typer.Option(help="Start from: hub name, folder, or a stage of train.")] = None,
     processes: Processes = 1,
+    hostfile: Annotated[
+        Path | None,
+        typer.Option(help="Train on several machines instead: lines of `HOST slots=N`.", exists=True, dir_okay=False),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print settings, steps, parameters and memory; train nothing.")
     ] = False,
@@ -279,14 +213,21 @@ def train(
     """Train with DeepSpeed; a run that was interrupted goes on from its last checkpoint."""
     from .run import STAGES, plan, train
     from .schemas.recipe import RecipeError
+    from .trainer.hosts import read_hostfile
 
     if stage not in STAGES:
         raise RecipeError(f"--stage {stage}: expected one of {', '.join(STAGES)}")
+    hosts = read_hostfile(hostfile) if hostfile else None
+    if hosts:
+        processes = sum(host.slots for host in hosts)
     section = "bootstrap.training" if stage == "bootstrap" else stage
-    overrides = _with(overrides, {f"{section}.on": on, f"{section}.model": model})
-    resolved = _recipe(corpus, recipe, overrides)
-    with _work(corpus):
-        figures = (plan if dry_run else train)(stage, corpus, resolved, processes)
+    overrides = with_options(overrides, {f"{section}.on": on, f"{section}.model": model})
+    resolved = resolve(corpus, recipe, overrides)
+    with work(corpus):
+        if dry_run:
+            figures = plan(stage, corpus, resolved, processes)
+        else:
+            figures = train(stage, corpus, resolved, hosts or processes)
     if dry_run:
         display.show_plan(figures, as_json)
     else:
@@ -295,21 +236,45 @@ def train(
 
 @app.command()
 def evaluate(
-    corpus: Corpus,
+    corpus: Annotated[Path, typer.Argument(help="The corpus folder; with --sets or --cmteb, a model will do.")],
     models: Annotated[
         list[str], typer.Argument(help="Hub names, folders, or stages of train; default: the recipe's.")
     ] = [],
-    sets: Annotated[list[Path], typer.Option(help="Folders or files of sets; default: the corpus's own.")] = [],
+    sets: Annotated[
+        list[Path], typer.Option(help="Folders or files of sets, or recipes that name some; default: the corpus's own.")
+    ] = [],
+    dimensions: Dimensions = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Where results by query go; default: evaluation/results, for own sets.")
+    ] = None,
+    cmteb: Annotated[bool, typer.Option("--cmteb", help="The tasks of C-MTEB instead of sets; needs the network.")] = (
+        False
+    ),
+    tasks: Annotated[str | None, typer.Option(help="--cmteb: only these tasks, as T2Retrieval,STSB.")] = None,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """nDCG@10, Recall@10 and Spearman of models on evaluation sets."""
-    from .run import evaluate
+    """Figures of models on evaluation sets: retrieval beside BM25, reranking, sentence pairs, classes, clusters."""
+    from .run import evaluate, evaluate_cmteb
+    from .schemas.recipe import load
 
-    resolved = _recipe(corpus, recipe, overrides)
-    display.show_result("evaluate", evaluate(corpus, resolved, models or list(resolved.evaluate.models), sets), as_json)
+    if cmteb and sets:
+        raise typer.BadParameter("not with --cmteb, which has its own", param_hint="--sets")
+    if tasks and not cmteb:
+        raise typer.BadParameter("only with --cmteb", param_hint="--tasks")
+    given = overrides + ([f"evaluate.dimensions=[{dimensions}]"] if dimensions else [])
+    if (sets or cmteb) and not (corpus / "recipe.yaml").exists():
+        place, models, resolved = None, [str(corpus), *models], load(recipe or Path(os.devnull), given)
+    else:
+        place, resolved = corpus, resolve(corpus, recipe, given)
+    models = models or list(resolved.evaluate.models)
+    if cmteb:
+        rows = evaluate_cmteb(place, resolved, models, tasks.split(",") if tasks else [])
+    else:
+        rows = evaluate(place, resolved, models, sets, results, overrides)
+    display.show_result("evaluate", rows, as_json)
 
 
 @app.command()
@@ -325,9 +290,9 @@ def export(
     """Write the trained model as a folder that SentenceTransformer(folder) loads."""
     from .run import export
 
-    overrides = _with(overrides, {"export.model": model, "export.folder": str(to.resolve()) if to else None})
-    resolved = _recipe(corpus, recipe, overrides)
-    with _work(corpus):
+    overrides = with_options(overrides, {"export.model": model, "export.folder": str(to.resolve()) if to else None})
+    resolved = resolve(corpus, recipe, overrides)
+    with work(corpus):
         folder = export(corpus, resolved)
     display.show_result("export", folder, as_json)
 
@@ -352,10 +317,10 @@ def run(
     resolved = load(recipe, overrides)
     folder = place(resolved, corpus, recipe)
     bad = False
-    with _work(folder, workers, _cluster(engine, address)) as chosen:
+    with work(folder, workers, cluster_of(engine, address)) as chosen:
         for step, result in run(folder, resolved, chosen, processes):
             display.show_result(step, result, as_json)
-            bad = bad or (step == "ingest" and _bad_input(result))
+            bad = bad or (step == "ingest" and had_bad_input(result))
     if strict and bad:
         raise typer.Exit(BAD_INPUT)
 
@@ -416,7 +381,7 @@ def demo(
     resolved, sources = demo(folder)
     typer.echo(f"Sample sources in {sources}, corpus in {corpus}\n")
     results = []
-    with _work(corpus, 0) as engine:
+    with work(corpus, 0) as engine:
         for step, result in run(corpus, resolved, engine, 1):
             results.append((step, result))
             display.errors.print(f"{step} done")

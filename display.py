@@ -106,7 +106,7 @@ def _show_figures(evaluated: dict[str, Any]) -> None:
     rows = evaluated["figures"]
     models = list(dict.fromkeys(row["model"] for row in rows))
     out.print("evaluate", style="bold")
-    table = Table("set", "metric", *(Column(model, justify="right") for model in models))
+    table = Table("set", "metric", *(Column(model, justify="right", overflow="fold") for model in models))
     for one, metric in dict.fromkeys((row["set"], row["metric"]) for row in rows):
         values = {row["model"]: row["value"] for row in rows if (row["set"], row["metric"]) == (one, metric)}
         table.add_row(one, metric, *(f"{values[model]:.4f}" if model in values else "" for model in models))

@@ -1,23 +1,19 @@
 """The command line: what it says and with which code it ends, through `main()` as the console script calls it."""
 
-import fcntl
 import json
-import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import RECORDS, Conan
 from conan_embedding.cli import app
-from conan_embedding.pipeline.corpus import load_recipe, locked, read_footer
+from conan_embedding.pipeline.corpus import load_recipe, locked
 from conan_embedding.pipeline.engine import Engine, Summary
 from conan_embedding.pipeline.rules import RULES
-from conan_embedding.run import data_stage
-from conan_embedding.schemas.recipe import Recipe, load
+from conan_embedding.schemas.recipe import Recipe
 from typer.testing import CliRunner
 
 COMMANDS = [
@@ -25,52 +21,6 @@ COMMANDS = [
     "evaluate", "export", "run", "sql", "sample", "report", "demo",
 ]  # fmt: skip
 HEAVY = ["torch", "ray", "faiss", "deepspeed", "transformers"]
-RECIPE = """\
-sources:
-  - name: web
-    format: question_answer
-    files: {folder}/*.jsonl
-    read: jsonl
-    query: question
-    positive: answer
-"""
-RECORDS = [
-    ("北京的秋天为什么适合旅行？", "秋天的北京天气晴朗，香山的红叶正红，是一年里最适合出门的季节。"),
-    ("怎样才能学好数学这门功课？", "多做练习，把每一个概念弄懂，遇到不会的题目先自己想一想再去问老师。"),
-    ("长城有多长？", "根据国家文物局的测量，历代长城的总长度超过两万一千公里。"),
-]
-
-Conan = Callable[..., tuple[int, str, str]]
-
-
-def write_recipe(folder: Path) -> Path:
-    """A recipe of one clean source, and its data."""
-    lines = (json.dumps({"question": query, "answer": positive}, ensure_ascii=False) for query, positive in RECORDS)
-    (folder / "data").mkdir()
-    (folder / "data" / "qa.jsonl").write_text("\n".join(lines), "utf-8")
-    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder / "data"), "utf-8")
-    return folder / "recipe.yaml"
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    return write_recipe(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def filtered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus after ingest and filter."""
-    folder = tmp_path_factory.mktemp("filtered")
-    settings = load(write_recipe(folder))
-    for stage in ("ingest", "filter"):
-        data_stage(stage, folder / "corpus", settings, Engine(workers=1))
-    return folder / "corpus"
-
-
-@pytest.fixture
-def corpus(filtered: Path, tmp_path: Path) -> Path:
-    """A copy of it, for one test alone."""
-    return Path(shutil.copytree(filtered, tmp_path / "corpus"))
 
 
 @pytest.fixture
@@ -215,23 +165,6 @@ def test_engines(conan: Conan, corpus: Path, seen: dict[str, Any], command: str)
     assert "address" not in seen
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["filter", "--workers", "-1"],
-        ["train", "--nproc", "0"],
-        ["score", "--cutoff", "high"],
-        ["filter", "--speed"],
-        ["filter", "--engine", "spark"],
-    ],
-)
-def test_bad_usage_ends_with_2(conan: Conan, corpus: Path, arguments: list[str]) -> None:
-    code, _, error = conan(arguments[0], corpus, *arguments[1:])
-    assert code == 2
-    assert arguments[1] in error
-    assert "Traceback" not in error
-
-
 def test_json_is_one_object_a_stage(conan: Conan, corpus: Path) -> None:
     code, output, _ = conan("ingest", corpus, "--json", "--workers", 1)
     assert code == 0
@@ -320,62 +253,6 @@ def test_sql_touches_nothing_in_the_corpus(conan: Conan, corpus: Path) -> None:
         assert places() == before
 
 
-def test_broken_sql_gives_the_databases_message(conan: Conan, corpus: Path) -> None:
-    code, _, error = conan("sql", corpus, "SELECT queri FROM ingest")
-    assert code == 1
-    assert 'column "queri" not found' in error
-    assert '"query"' in error  # what DuckDB proposes
-    assert "Traceback" not in error
-
-
-def test_an_unknown_key_names_the_nearest_and_its_line(conan: Conan, recipe: Path, tmp_path: Path) -> None:
-    recipe.write_text(recipe.read_text("utf-8") + "dedup:\n  treshold: 0.8\n", "utf-8")
-    code, _, error = conan("ingest", tmp_path / "corpus", "--recipe", recipe)
-    assert code == 2
-    assert error == f"error: {recipe}:9: unknown key `dedup.treshold`; did you mean `threshold`?\n"
-    assert not (tmp_path / "corpus").exists()
-
-
-@pytest.mark.parametrize(
-    ("command", "override", "says"),
-    [
-        ("filter", "filter.rules.han=0.2", ["no filter rule is called 'han'", "'han_ratio'"]),
-        ("filter", "filter.blocked_words=/nowhere/words.txt", ["filter.blocked_words", "/nowhere/words.txt"]),
-        ("filter", "filter.blocked_domains=/nowhere", ["filter.blocked_domains", "/nowhere"]),
-        ("filter", "filtre.mask=true", ["unknown key `filtre`", "did you mean `filter`?"]),
-        ("filter", "filter.mask", ["--set filter.mask: expected key.key=value"]),
-        ("dedup", "dedup.decontaminate=[lost]", ["dedup.decontaminate: lost is neither an evaluation set", "none"]),
-        ("dedup", "dedup.recall=1", ["dedup.recall", "less than or equal to 0.9999", "found 1"]),
-        ("score", "score.cutoff=7", ["score.cutoff", "less than or equal to 1", "found 7"]),
-    ],
-)
-def test_a_mistake_in_the_recipe_ends_with_2(
-    conan: Conan, corpus: Path, command: str, override: str, says: list[str]
-) -> None:
-    code, _, error = conan(command, corpus, "--set", override)
-    assert code == 2
-    assert all(part in error for part in says), error
-    assert "Traceback" not in error
-
-
-@pytest.mark.parametrize("command", ["filter", "dedup", "score", "convert", "mine", "train", "evaluate", "export"])
-def test_without_a_corpus_a_stage_says_what_to_run(conan: Conan, tmp_path: Path, command: str) -> None:
-    code, _, error = conan(command, tmp_path / "nothing")
-    assert code == 2
-    assert f"run `conan ingest {tmp_path}/nothing --recipe FILE` first" in error
-
-
-@pytest.mark.parametrize(("command", "first"), [("score", "dedup"), ("convert", "score")])
-def test_before_its_turn_a_stage_names_the_one_to_run(
-    conan: Conan, corpus: Path, command: str, first: str, tmp_path: Path
-) -> None:
-    (tmp_path / "model").mkdir()
-    options = ["--model", tmp_path / "model"] if command == "score" else []
-    code, _, error = conan(command, corpus, *options)
-    assert code == 1
-    assert f"run `conan {first} {corpus}` first" in error
-
-
 def test_show_prints_a_pool(conan: Conan, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from conan_embedding.pipeline.inspect_pools import ShownPool
 
@@ -407,69 +284,6 @@ def test_show_prints_a_pool(conan: Conan, corpus: Path, monkeypatch: pytest.Monk
     assert not (corpus / "pools.duckdb").exists()
 
 
-def test_a_model_that_is_not_trained_names_the_command(conan: Conan, corpus: Path) -> None:
-    code, _, error = conan("export", corpus)
-    assert code == 1
-    assert f"run `conan train {corpus} --stage finetune` first" in error
-
-
-def test_a_model_that_does_not_exist(conan: Conan, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    code, _, error = conan("score", corpus, "--model", "nobody/no-such-model")
-    assert code == 1
-    assert error.startswith("error: nobody/no-such-model is no folder here and can't be had from the Hugging Face hub")
-    assert error.count("\n") == 1
-
-
-def test_a_corpus_in_use_names_its_owner(conan: Conan, corpus: Path) -> None:
-    with locked(corpus):
-        code, _, error = conan("filter", corpus, "--workers", 1)
-    assert code == 1
-    assert f"{corpus} is in use by process {os.getpid()}" in error
-    with (corpus / ".lock").open() as lock:  # and it is free again
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_debug_shows_the_traceback_and_keeps_the_code(conan: Conan, corpus: Path) -> None:
-    for option, shown in (("--workers=1", False), ("--debug", True)):
-        code, _, error = conan("filter", corpus, "--set", "filter.rules.han=1", option)
-        assert code == 2
-        assert ("Traceback" in error) is shown
-        assert error.endswith("the nearest is 'han_ratio'\n")
-
-
-def test_an_unforeseen_error_names_its_kind(conan: Conan, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conan_embedding.run.data_stage", lambda *_: {}["gone"])
-    code, _, error = conan("filter", corpus)
-    assert code == 1
-    assert error == "error: KeyError: 'gone' (--debug shows where)\n"
-
-
-def test_strict_ends_with_3_where_input_was_bad(conan: Conan, recipe: Path, tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus"
-    strict = ("ingest", corpus, "--recipe", recipe, "--workers", 1, "--strict")
-    assert conan(*strict)[0] == 0
-    (tmp_path / "data" / "bad.jsonl").write_text('{"question": \n', "utf-8")
-    assert conan(*strict)[0] == 3
-    assert conan(*strict[:-1])[0] == 0
-    assert [read_footer(shard).rejected for shard in corpus.glob("ingest/part-*")] == [{"broken_json": 1}]
-
-
-def test_run_wants_a_corpus_folder(conan: Conan, recipe: Path) -> None:
-    code, _, error = conan("run", recipe)
-    assert code == 2
-    assert f"name the folder there or on the command line: conan run {recipe} FOLDER" in error
-
-
-def test_train_wants_a_stage_that_there_is(conan: Conan, corpus: Path) -> None:
-    code, _, error = conan("train", corpus, "--stage", "warmup")
-    assert code == 2
-    assert "expected one of bootstrap, pretrain, finetune" in error
-    code, _, error = conan("train", corpus, "--stage", "bootstrap")
-    assert code == 2
-    assert "the recipe has no `bootstrap:`" in error
-
-
 def test_report_writes_a_page(conan: Conan, corpus: Path, tmp_path: Path) -> None:
     code, output, _ = conan("report", corpus, "--to", tmp_path / "page.html")
     assert code == 0
@@ -477,20 +291,3 @@ def test_report_writes_a_page(conan: Conan, corpus: Path, tmp_path: Path) -> Non
     assert "<html" in (tmp_path / "page.html").read_text("utf-8")
     assert conan("report", corpus)[0] == 0
     assert (corpus / "report.html").exists()
-
-
-@pytest.mark.parametrize("command", [["sql", "FROM ingest"], ["report"]])
-def test_looking_at_no_corpus(conan: Conan, tmp_path: Path, command: list[str]) -> None:
-    code, _, error = conan(command[0], tmp_path / "nothing", *command[1:])
-    assert code == 1
-    assert str(tmp_path / "nothing") in error
-    assert not (tmp_path / "nothing").exists()
-
-
-def test_demo_leaves_a_folder_with_other_things_alone(conan: Conan, tmp_path: Path) -> None:
-    (tmp_path / "letters.txt").write_text("mine", "utf-8")
-    (tmp_path / "sources").mkdir()
-    code, _, error = conan("demo", tmp_path)
-    assert code == 2
-    assert f"{tmp_path} holds something that is not a demo" in error
-    assert not list((tmp_path / "sources").iterdir())

@@ -1,7 +1,6 @@
 """The dedup stage against brute force over Python sets of shingles."""
 
 import json
-import unicodedata
 from collections import defaultdict
 from pathlib import Path
 from random import Random
@@ -11,35 +10,10 @@ import pytest
 from conan_embedding.pipeline.corpus import CorpusError
 from conan_embedding.pipeline.dedup import dedup
 from conan_embedding.pipeline.engine import Engine, StageError
-from conan_embedding.schemas.recipe import Recipe, RecipeError
+from conan_embedding.schemas.recipe import RecipeError
+from near_texts import letters, near, outcome, recipe, similarity, text
 
 ONE = Engine(workers=1)
-HAN = [chr(0x4E00 + place) for place in range(2000)]
-
-
-def recipe(*priorities: tuple[str, int | None], **dedup_settings) -> Recipe:
-    sources = [{"name": name, "files": "*.json", "read": "json", "priority": priority} for name, priority in priorities]
-    return Recipe.model_validate({"sources": sources, "dedup": dedup_settings})
-
-
-def text(seed: int, length: int = 80) -> str:
-    return "".join(Random(seed).choices(HAN, k=length))
-
-
-def near(original: str, seed: int = 0) -> str:
-    """The text with one character changed: similar to 0.87 and more at 80 characters."""
-    place = Random(seed).randrange(len(original))
-    return original[:place] + "龘" + original[place + 1 :]
-
-
-def letters(words: str) -> str:
-    plain = unicodedata.normalize("NFKC", words).lower()
-    return "".join(letter for letter in plain if unicodedata.category(letter)[0] in "LN") or words
-
-
-def similarity(left: str, right: str) -> float:
-    a, b = ({each[i : i + n] for i in range(len(each) - n + 1)} for each in (left, right) for n in [5])
-    return len(a & b) / len(a | b)
 
 
 def clusters(texts: list[str]) -> dict[str, int]:
@@ -100,13 +74,6 @@ def brute_force(rows: list[dict], priority: dict[str, int]) -> dict[str, tuple[s
     return gone
 
 
-def outcome(corpus: Path, read) -> tuple[dict[str, int], dict[str, tuple[str, str]]]:
-    kept, thrown = read(corpus, "dedup"), read(corpus, "dedup/rejected")
-    clusters = dict(kept.select("pair_id", "cluster_id").iter_rows())
-    rejected = {row["pair_id"]: (row["reason"], row["detail"].partition(":")[0]) for row in thrown.to_dicts()}
-    return clusters, rejected
-
-
 def test_brute_force_agrees_however_the_rows_are_cut_into_shards(tmp_path: Path, pair, write_shards, read) -> None:
     rows = messy(pair, 200)
     expected = brute_force(rows, {"source0": 1, "source1": 0, "source2": 2})
@@ -131,95 +98,6 @@ def test_brute_force_agrees_however_the_rows_are_cut_into_shards(tmp_path: Path,
     numbered = {(kept[pair_id], component[positives[pair_id]]) for pair_id in kept}
     assert len(numbered) == len({number for number, _ in numbered}) == len({name for _, name in numbered})
     assert min(kept.values()) >= 0
-
-
-def test_both_sides_must_be_alike(tmp_path: Path, pair, write_shards, read) -> None:
-    rows = [
-        pair(text(1), text(2)),
-        pair(text(3), near(text(2))),
-        pair(near(text(1)), text(4)),
-        pair(near(near(text(1), 1), 2), near(text(2))),
-    ]
-    write_shards(tmp_path, "filter", rows)
-    dedup(tmp_path, recipe(), ONE)
-    kept = read(tmp_path, "dedup")
-    assert kept["pair_id"].is_in([row["pair_id"] for row in rows[1:3]]).sum() == 2
-    assert kept.height == 3
-    by_id = dict(kept.select("pair_id", "cluster_id").iter_rows())
-    passage = [by_id[row["pair_id"]] for row in rows if row["pair_id"] in by_id and row is not rows[2]]
-    assert len(set(passage)) == 1 and by_id[rows[2]["pair_id"]] not in passage
-
-    [gone] = read(tmp_path, "dedup/rejected").to_dicts()
-    survivor, _, shown = gone["detail"].partition(": ")
-    by_id = {row["pair_id"]: row for row in rows}
-    alike = [
-        similarity(*(letters(by_id[one][side]) for one in (gone["pair_id"], survivor)))
-        for side in ("query", "positive")
-    ]
-    assert 0.7 <= alike[0] < alike[1] and float(shown) == round(alike[0], 3)
-
-
-def test_the_survivor_is_of_the_first_source_then_longest_then_first_by_id(
-    tmp_path: Path, pair, write_shards, read
-) -> None:
-    query, positive = text(1), text(2)
-    rows = [
-        pair(query, positive + "他们", "low"),
-        pair(query, positive, "high"),
-        pair(query + "!", positive + "。", "high"),
-        pair(query + "?", positive + "？", "high"),
-        pair(query, positive + "们", "unlisted"),
-    ]
-    write_shards(tmp_path, "filter", rows)
-    dedup(tmp_path, recipe(("low", 5), ("high", None)), ONE)
-    best = min(rows[2], rows[3], key=lambda row: row["pair_id"])
-    kept, rejected = outcome(tmp_path, read)
-    assert list(kept) == [best["pair_id"]]
-    assert {survivor for _, survivor in rejected.values()} == {best["pair_id"]}
-    assert rejected[rows[1]["pair_id"]][0] == "exact_duplicate"
-    assert rejected[rows[0]["pair_id"]][0] == "near_duplicate"
-
-
-def test_labelled_pairs(tmp_path: Path, pair, write_shards, read) -> None:
-    a, b = text(1), text(2)
-    scored = [
-        pair(a, b, "sts", "sts", label=0.5),
-        pair(a + "。", b, "sts", "sts", label=0.5),  # goes
-        pair(a, b + "，", "sts", "sts", label=0.8),
-        pair(near(a), b, "sts", "sts", label=0.5),
-        pair(a, text(3), "sts", "sts", label=0.5),
-    ]
-    classes = [
-        pair(a, "体育", "topics", "classification"),
-        pair(near(a), "体育", "topics", "classification"),  # one of these two goes
-        pair(b, "体育", "topics", "classification"),
-        pair(a, "财经", "topics", "classification"),
-        pair(a, "体育", "others", "classification"),
-    ]
-    write_shards(tmp_path, "filter", [*scored, *classes, pair(a, b), pair(a, b, task="retrieval")])
-    for on in ("pair", "query", "positive"):
-        dedup(tmp_path, recipe(on=on), ONE)
-        kept, rejected = outcome(tmp_path, read)
-        assert len(rejected) == 2
-        assert {reason for reason, _ in rejected.values()} == {"exact_duplicate", "near_duplicate"}
-        assert sum(row["pair_id"] in rejected for row in scored[:2]) == 1
-        assert sum(row["pair_id"] in rejected for row in classes[:2]) == 1
-    numbers = [kept[row["pair_id"]] for row in classes[2:]]
-    assert len(set(numbers)) == 3  # a cluster a class, each source with its own
-
-
-@pytest.mark.parametrize("on", ["query", "positive"])
-def test_one_side_alone_can_decide(on: str, tmp_path: Path, pair, write_shards, read) -> None:
-    same, other = ("query", "positive") if on == "query" else ("positive", "query")
-    rows = [pair(**{same: text(1), other: text(2)}), pair(**{same: near(text(1)), other: text(3)})]
-    rows.append(pair(**{same: text(4), other: text(2)}))
-    write_shards(tmp_path, "filter", rows)
-    dedup(tmp_path, recipe(on=on), ONE)
-    kept, _ = outcome(tmp_path, read)
-    assert len(kept) == 2 and rows[2]["pair_id"] in kept
-    [shown] = read(tmp_path, "dedup/rejected")["detail"]
-    expected = similarity(*(row[same] for row in rows[:2]))
-    assert float(shown.partition(": ")[2]) == round(expected, 3)
 
 
 def test_contaminated_pairs(tmp_path: Path, pair, write_shards, read) -> None:
@@ -439,47 +317,6 @@ def test_the_bands_are_told(tmp_path: Path, pair, write_shards, settings: dict[s
     assert sum("query_band" in name for name in columns) == bands
     threshold = settings.get("threshold", 0.7)
     assert f"{1 - (1 - threshold**rows) ** bands:.1%}" in note
-
-
-def test_the_similarity_told_is_the_lower_of_the_two_sides(tmp_path: Path, pair, write_shards, read) -> None:
-    once, twice = near(text(1)), near(near(text(1), 1), 2)
-    rows = [
-        pair(text(1), text(2), "a"),
-        pair(twice, near(text(2)), "a"),
-        pair(text(1), text(4), "b"),
-        pair(once, near(near(text(4), 1), 2), "b"),
-        pair(text(1), text(6), "c"),
-        pair(text(1), near(text(6)), "c"),
-        pair(text(1), text(8), "d"),
-        pair(text(1), text(8) + "。", "d"),
-    ]
-    write_shards(tmp_path, "filter", rows)
-    dedup(tmp_path, recipe(), ONE)
-    told = {
-        row["source"]: (row["reason"], float(row["detail"].partition(": ")[2]))
-        for row in read(tmp_path, "dedup/rejected").to_dicts()
-    }
-    lowest = {
-        "a": similarity(text(1), twice),
-        "b": similarity(text(4), near(near(text(4), 1), 2)),
-        "c": similarity(text(6), near(text(6))),
-    }
-    assert told == {source: ("near_duplicate", round(one, 3)) for source, one in lowest.items()} | {
-        "d": ("exact_duplicate", 1.0)
-    }
-
-
-def test_a_survivor_that_only_a_third_text_joins(tmp_path: Path, pair, write_shards, read) -> None:
-    long = text(1, 200)
-    first, between, last = (long[start : start + 160] for start in (0, 20, 40))
-    assert similarity(first, last) < 0.7 < similarity(first, between)
-    rows = [pair(text(2), one, source) for one, source in ((first, "a"), (between, "b"), (last, "c"))]
-    write_shards(tmp_path, "filter", rows)
-    dedup(tmp_path, recipe(("a", None), ("b", None), ("c", None)), ONE)
-    details = dict(read(tmp_path, "dedup/rejected").select("pair_id", "detail").iter_rows())
-    assert details == {
-        row["pair_id"]: f"{rows[0]['pair_id']}: {round(similarity(first, row['positive']), 3)}" for row in rows[1:]
-    }
 
 
 def test_one_positive_under_several_queries_has_one_cluster(tmp_path: Path, pair, write_shards, read) -> None:

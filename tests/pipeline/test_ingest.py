@@ -2,55 +2,16 @@
 
 import hashlib
 import json
-import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-import pyarrow.parquet as pq
 import pytest
 from conan_embedding.pipeline import corpus as folders
 from conan_embedding.pipeline import ingest as stage
 from conan_embedding.pipeline import stretches
-from conan_embedding.pipeline.engine import Engine, Summary
-from conan_embedding.pipeline.sample import Planted, write_sample
-from conan_embedding.schemas.pairs import PAIR, REJECTED_AT_INGEST
-from conan_embedding.schemas.recipe import Recipe, RecipeError, load
-
-RECIPE = Path(__file__).parents[2] / "recipes/demo.yaml"
-ALONE = Engine(workers=1)
-
-
-class Ingested:
-    """What came of a recipe."""
-
-    def __init__(self, corpus: Path, recipe: Recipe, engine: Engine = ALONE) -> None:
-        self.summary: Summary = stage.ingest(corpus, recipe, engine)
-        self.pairs, self.rejects = frames(corpus, "ingest")
-
-    def reasons(self, source: str = "web") -> list[str]:
-        return self.rejects.filter(source=source)["reason"].to_list()
-
-    def values(self, *names: str) -> list[Any]:
-        rows = self.pairs.select(names).rows()
-        return [value for (value,) in rows] if len(names) == 1 else rows
-
-
-def frames(corpus: Path, folder: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Pairs and rejects of a finished stage."""
-    shards = folders.shards(corpus, folder)
-    for shard in shards:
-        folders.read_footer(shard).check()
-        assert pq.read_schema(shard).equals(PAIR)
-        assert pq.read_schema(folders.rejects(shard)).equals(REJECTED_AT_INGEST)
-    names = pl.col("source", "category", "format", "task").cast(pl.String)
-    read = [
-        pl.concat([pl.read_parquet(path).with_columns(names) for path in paths])
-        for paths in (shards, map(folders.rejects, shards))
-    ]
-    return read[0], read[1]
+from conan_embedding.schemas.recipe import Recipe, RecipeError
+from ingested import ALONE, Ingested, frames
 
 
 @pytest.fixture
@@ -367,55 +328,3 @@ def test_evaluation_sets(tmp_path: Path) -> None:
     assert frames(tmp_path / "corpus", "ingest")[0]["source"].to_list() == ["beside"]
     stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": sources}), ALONE)
     assert folders.committed(tmp_path / "corpus", "evaluation") == []  # the recipe has none any more
-
-
-# The whole sample
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Recipe, Planted, Ingested, Path]]:
-    folder = tmp_path_factory.mktemp("ingest")
-    planted = write_sample(folder / "sources")
-    recipe = load(RECIPE, [f"variables.root={folder / 'sources'}"])
-    yield recipe, planted, Ingested(folder / "corpus", recipe, Engine(workers=2)), folder
-    shutil.rmtree(folder)
-
-
-Sample = tuple[Recipe, Planted, Ingested, Path]
-
-
-def test_every_row_of_the_sample_is_accounted_for(sample: Sample) -> None:
-    recipe, planted, found, folder = sample
-    summary = found.summary
-    assert summary.rows_in == summary.rows_out + summary.rejected.total()
-    assert (summary.rows_out, summary.rejected.total()) == (found.pairs.height, found.rejects.height)
-    assert summary.rejected == {
-        "truncated": planted["truncated_files"],
-        "broken_json": planted["broken_lines"] + planted["truncated_files"],  # what is left of it is no JSON
-        "nul_bytes": planted["nul_lines"],
-        "no_query": planted["empty_files"],
-    }
-    assert summary.notes["empty sources"] == []
-    assert set(found.pairs["category"]) == {source.category for source in recipe.sources}
-    assert folders.committed(folder / "corpus", "evaluation")
-
-
-def test_every_record_of_the_sample_is_a_pair(sample: Sample) -> None:
-    _, planted, found, folder = sample
-    expected = Counter(
-        {kind.partition("/")[2]: count for kind, count in planted.items() if kind.startswith("records/")}
-    )
-    expected["chats"] *= 2  # two exchanges each
-    triples = (folder / "sources/triples.jsonl").read_text("utf-8").splitlines()
-    expected["triples"] = sum(len(json.loads(line)["pos"]) for line in triples)
-    assert Counter(found.pairs["source"]) == expected
-
-
-def test_the_sample_is_the_same_with_one_worker(sample: Sample) -> None:
-    recipe, _, found, folder = sample
-    alone = Ingested(folder / "alone", recipe)
-    assert alone.pairs.equals(found.pairs)
-    assert alone.rejects.equals(found.rejects)
-    assert [folders.read_footer(shard).content for shard in folders.shards(folder / "alone", "ingest")] == [
-        folders.read_footer(shard).content for shard in folders.shards(folder / "corpus", "ingest")
-    ]

@@ -14,12 +14,10 @@ import pytest
 from conan_embedding.pipeline import corpus as folders
 from conan_embedding.pipeline import cosines as module
 from conan_embedding.pipeline import encoder as encoders
-from conan_embedding.pipeline.cosines import without_tokens
-from conan_embedding.pipeline.encoder import load_encoder
 from conan_embedding.pipeline.engine import Engine, StageError
 from conan_embedding.pipeline.models import ModelError
 from conan_embedding.pipeline.score import score
-from conan_embedding.schemas.settings import EncoderSettings, ScoreSettings
+from conan_embedding.schemas.settings import ScoreSettings
 from safetensors.torch import load_file, save_file
 
 ONE = Engine(workers=1)
@@ -386,18 +384,6 @@ def test_a_pair_without_tokens_is_rejected(tmp_path: Path, bge: Path, pair, writ
     ]
     assert thrown["score"].is_null().all()
     assert read(tmp_path, "score")["pair_id"].to_list() == [row["pair_id"] for row in [rows[3], *labelled]]
-
-
-def test_what_the_tokenizer_empties(bge: Path) -> None:
-    """Against the tokens of each whole text, special ones left out."""
-    encoder = load_encoder(EncoderSettings(model=str(bge)))
-    dropped = ["", "\u200b", "\ufe0f", "\u0301", "\ufffd", "\ue000", "\u2060", " ", "\u3000", "\U000e0100"]
-    shown = ["一", "😀", "\u3164", "?", "!", "hello"]
-    texts = [*dropped, *shown, *(first + second for first in dropped for second in dropped + shown), "x" * 500]
-    found = without_tokens(encoder, pl.Series("query", texts))
-    assert found.name == "query"
-    assert found.to_list() == [not encoder.tokenizer.tokenize(text) for text in texts]
-    assert without_tokens(encoder, pl.Series([], dtype=pl.String)).to_list() == []
 
 
 def test_a_model_that_can_not_be_read_is_said_once(tmp_path: Path, bge: Path, rows, write_shards) -> None:

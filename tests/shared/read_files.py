@@ -1,0 +1,56 @@
+"""What a source's files give when they are read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from conan_embedding.pipeline import readers, tables
+from conan_embedding.pipeline.files import Stretch
+from conan_embedding.schemas.settings import Source
+
+Rows = list[dict[str, Any]]
+Problems = list[tuple[int | None, str, str | None]]
+"""Line, reason, record."""
+
+
+class Read:
+    """What a source's files gave."""
+
+    def __init__(self, paths: list[str], **source: Any) -> None:
+        one = Source.model_validate({"name": "web", "files": "*", **source})
+        self.rows: Rows = []
+        problems = [tables.no_problems()]
+        with readers.sandbox() as connection:
+            for batch in readers.read(connection, one, [Stretch(path) for path in paths]):
+                problems.append(batch)
+                self.rows += connection.sql("FROM rows ORDER BY _row").pl().to_dicts()
+        self.problems_frame = pl.concat(problems)
+        self.problems: Problems = self.problems_frame.select("line", "reason", "record").rows()
+
+    def values(self, *names: str) -> list[Any]:
+        """Of one column its values, of more their tuples."""
+        found = [tuple(row.get(name) for name in names) for row in self.rows]
+        return [value for (value,) in found] if len(names) == 1 else found
+
+    @property
+    def lines(self) -> list[Any]:
+        return self.values("_line")
+
+    @property
+    def details(self) -> list[str]:
+        return self.problems_frame["detail"].to_list()
+
+
+Reader = Callable[..., Read]
+
+
+def reader(folder: Path) -> Reader:
+    """Write a file in the folder, and read it; what its name ends with says how, unless `read` is given."""
+
+    def read(data: str | bytes, name: str, **source: Any) -> Read:
+        path = folder / name
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+        return Read([str(path)], **({"read": path.suffix[1:]} | source))
+
+    return read

@@ -1,0 +1,180 @@
+"""Runs of training that several files of tests look at, and the program that makes them: it loads DeepSpeed once."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import torch
+from conan_embedding.schemas.settings import (
+    FinetuneSettings,
+    HardNegativeMining,
+    OptimizerSettings,
+    PretrainSettings,
+    Validation,
+)
+from conan_embedding.trainer.job import Job, make_job, run_job
+from safetensors.torch import load_file
+
+SHARED = {"learning_rate": 1e-3, "temperature": 0.1, "log_every": 1, "max_length": 32}
+PRETRAIN = {**SHARED, "batch_size": 8, "dimension": 24, "dimensions": [8, 24]}
+FINETUNE = {**SHARED, "retrieval_batch": 8, "sts_batch": 6, "dimensions": [16, 32], "negatives": 4}
+EASILY = HardNegativeMining(check_every=4, factor=1.0, ceiling=2.0)  # half the queries move at a check
+PLAIN = {"steps": 8, "warmup": 0.25, "weight_decay": 0.5, "gradient_clipping": 0.7}
+LONG = {"steps": 40, "checkpoint_every": 10}
+REFRESHED = {**FINETUNE, "steps": 24, "checkpoint_every": 5}
+RERANK = EASILY.model_copy(update={"refresh": "rerank", "factor": 0.95})
+REMINE = EASILY.model_copy(update={"refresh": "remine", "remine_every": 6})
+
+
+def job_of(corpus: Path, tiny: Path, settings: OptimizerSettings) -> Job:
+    """The job that `conan train` would make."""
+    shards = {kind: sorted((corpus / "convert" / kind).glob("*.parquet")) for kind in ("pretrain", "retrieval", "sts")}
+    if isinstance(settings, PretrainSettings):
+        return make_job(corpus, "pretrain", str(tiny), settings, {"pairs": shards["pretrain"]})
+    assert isinstance(settings, FinetuneSettings)
+    found = {"retrieval": shards["retrieval"], "sts": shards["sts"] if settings.sts_batch else []}
+    return make_job(corpus, "finetune", str(tiny), settings, found, pools="the pools")
+
+
+def log_of(job: Job) -> list[dict[str, Any]]:
+    """The steps in a run's log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key != "tokens_per_second"} for line in lines if "loss" in line]
+
+
+def losses_of(job: Job) -> list[float]:
+    return [line["loss"] for line in log_of(job)]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.rglob("model.safetensors"))
+    return {f"{file.parent.name}/{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def replacements(job: Job) -> list[tuple[Any, ...]]:
+    with duckdb.connect(str(job.corpus / "pools.duckdb"), read_only=True) as connection:
+        return connection.execute("FROM replacements ORDER BY ALL").fetchall()
+
+
+def windows(job: Job) -> list[tuple[Any, ...]]:
+    with duckdb.connect(str(job.corpus / "pools.duckdb"), read_only=True) as connection:
+        return connection.execute("FROM windows ORDER BY ALL").fetchall()
+
+
+RUNS: dict[str, tuple[OptimizerSettings, int]] = {
+    "pretrain": (PretrainSettings(**PRETRAIN, **LONG), 1),
+    "finetune": (FinetuneSettings(**FINETUNE, **LONG, hard_negative_mining=EASILY), 1),
+    "finetune on two": (FinetuneSettings(**FINETUNE, **LONG, hard_negative_mining=EASILY), 2),
+    "plain": (PretrainSettings(**PRETRAIN, **PLAIN), 1),
+    "recomputed": (PretrainSettings(**PRETRAIN, **PLAIN, gradient_checkpointing=True), 1),
+    "zero 1": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=1), 2),
+    "zero 2": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=2), 2),
+    "zero 3": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=3, chunk_tokens=64, validation=Validation(every=3)), 2),
+    "chunked": (FinetuneSettings(**FINETUNE, steps=3, chunk_tokens=64, layout="paper"), 2),
+    "bf16": (PretrainSettings(**PRETRAIN, steps=3, precision="bf16"), 2),
+    "validated": (
+        PretrainSettings(
+            **{**PRETRAIN, "learning_rate": 0.03},
+            steps=8,
+            learn_temperature=True,
+            chunk_tokens=64,
+            tensorboard=True,
+            validation=Validation(every=2, queries=20),
+        ),
+        2,
+    ),
+    "in turn": (FinetuneSettings(**FINETUNE, steps=6, in_turn=True), 2),
+    "no sentences": (FinetuneSettings(**{**FINETUNE, "sts_batch": 0}, steps=3), 1),
+    "rerank": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK), 1),
+    "rerank on two": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK), 2),
+    "remine on two": (FinetuneSettings(**REFRESHED, hard_negative_mining=REMINE), 2),
+    "rerank, killed": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK), 2),
+    "remine, killed": (FinetuneSettings(**REFRESHED, hard_negative_mining=REMINE), 2),
+}
+"""Those that are killed are started again."""
+
+
+def train_all(base: Path, made_corpus: Path, tiny: Path) -> None:
+    arguments = []
+    for name, (settings, processes) in RUNS.items():
+        job = job_of(Path(shutil.copytree(made_corpus, base / name)), tiny, settings)
+        job.folder.mkdir(parents=True)
+        job.file.write_text(job.model_dump_json())
+        arguments.append(f"{job.file}@{processes}" + "!" * name.endswith("killed"))
+    (base / "extensions").mkdir()
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(base / "extensions"), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, __file__, *arguments]
+    assert subprocess.run(program, env=environment, check=False).returncode == 0
+
+
+def start(job: Job, processes: int) -> multiprocessing.Process:
+    """Run a job in a process group of its own."""
+
+    def lead() -> None:
+        os.setpgid(0, 0)
+        run_job(job, processes)
+
+    process = multiprocessing.get_context("fork").Process(target=lead)
+    process.start()
+    return process
+
+
+def losses_logged(job: Job) -> int:
+    return (job.folder / "log.jsonl").read_text().count('"loss"')
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def run_here(job: Job, processes: int, kill: bool = False) -> None:
+    """The ranks of a job as forks of this process, which has loaded everything; they may be killed halfway."""
+    from conan_embedding.trainer.train import main
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    ranks = []
+    for rank in range(processes):
+        if pid := os.fork():
+            ranks.append(pid)
+            continue
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        try:
+            main(job)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(0)
+    if kill:  # after steps, checks of DHNM among them, that its last checkpoint does not have
+        wait_until(lambda: (job.folder / "log.jsonl").exists() and losses_logged(job) >= 14)
+        for pid in ranks:
+            os.kill(pid, signal.SIGKILL)
+    codes = [os.waitpid(pid, 0)[1] for pid in ranks]
+    if any(codes) and not kill:
+        sys.exit(f"{job.folder}: a process failed")
+
+
+if __name__ == "__main__":
+    import torch._inductor.compile_fx  # DeepSpeed loads it: once for all here
+
+    for argument in sys.argv[1:]:
+        file, _, count = argument.rstrip("!").rpartition("@")
+        job = Job.model_validate_json(Path(file).read_text())
+        if argument.endswith("!"):
+            run_here(job, int(count), kill=True)
+        run_here(job, int(count))
