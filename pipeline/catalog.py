@@ -7,11 +7,14 @@ import duckdb
 import pyarrow as pa
 
 from ..schemas.pairs import CLUSTERED, PAIR, REJECTED_AT_INGEST, SCORED, rejected
+from ..schemas.results import RESULT
 from ..schemas.training import TRAINING
 from .corpus import FOLDERS, STAGES, CorpusError, committed, read_footer, rejects, replacing
 from .pools import FILE as POOLS_FILE
 
 FILE = "catalog.duckdb"
+RESULTS = "evaluation/results"
+"""Where `conan evaluate` keeps what is behind its figures: a file for each model."""
 
 _OUT = {"ingest": PAIR, "filter": PAIR, "dedup": CLUSTERED, "score": SCORED} | {
     f"convert/{kind}": schema for kind, schema in TRAINING.items()
@@ -87,6 +90,8 @@ def _statements(corpus: Path) -> list[str]:
         "GROUP BY ALL ORDER BY stage, rows DESC"
     )
     statements.append(f"CREATE VIEW runs AS {_runs(corpus)}")
+    judged = sorted((corpus / RESULTS).glob("*.parquet"))
+    statements.append(f"CREATE VIEW results AS {_scan(judged, RESULT)}")
     return statements
 
 

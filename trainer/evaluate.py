@@ -1,144 +1,193 @@
-"""conan evaluate: nDCG@10 and Recall@10 on retrieval sets, Spearman on sentence pairs."""
+"""conan evaluate: what a model's vectors are worth on sets of questions, sentence pairs and labelled texts."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
-from ..pipeline.corpus import CorpusError
-from ..pipeline.encoder import Encoder, encode
+from ..pipeline.corpus import CorpusError, replacing
+from ..pipeline.encoder import Encoder, Vectors, dimension, encode
+from ..schemas.results import RESULT
+from . import metrics
+from .bm25 import bm25
+from .sets import EvaluationSet, Haystack, Integers, haystack
 
 CUT = 10
 """C-MTEB's rank for nDCG of retrieval (mteb)."""
-_SCORES_AT_ONCE = 1 << 26
+DEPTH = 100
+"""The rank for recall."""
+_SCORES_AT_ONCE = 1 << 24
+_PASSAGES = 64 << 20
+"""Bytes of passages that a file of results lists once, however many queries find them."""
 
-
-_OPTIONAL: dict[str, pl.DataType] = {"negatives": pl.List(pl.String), "label": pl.Float32(), "meta": pl.String()}
-"""Columns of pairs that a file may do without."""
+Scores = Callable[[int, int], npt.NDArray[np.float32]]
+"""From queries start to stop to the scores of all passages, [stop - start, passages]."""
 
 
 @dataclass(frozen=True)
-class EvaluationSet:
-    """Queries with the passages that answer them, or sentence pairs with their labels."""
+class Judgement:
+    """The figures of a set with vectors of a width, and what is behind them: a row of RESULT's columns for each query.
 
-    name: str
-    task: str
-    frame: pl.DataFrame
-    passages: pl.Series
-
-
-def read_sets(places: Sequence[Path]) -> list[EvaluationSet]:
-    """Evaluation sets of Parquet or JSONL files, or of all such files in folders.
-
-    A file of pairs (`query, positive, task`, as ingest writes them) is one set for each source in it; a file of records
-    has `query, positives` (and `negatives`, searched among too) or `text_a, text_b, label`. Pairs of any task but sts
-    ask for their positives. A query without any is left out.
-
-    Raises:
-        CorpusError: no such file, one that can't be read or has other columns, or a set that asks nothing.
+    A method without vectors has no width.
     """
-    files = [
-        file
-        for place in places
-        for file in (sorted([*place.glob("*.parquet"), *place.glob("*.jsonl")]) if place.is_dir() else [place])
-    ]
-    if not files or not all(file.exists() for file in files):
-        missing = [str(file) for file in files if not file.exists()] or [str(place) for place in places]
-        raise CorpusError(f"no evaluation sets in {', '.join(missing)}; expected Parquet or JSONL files")
-    found = [one for file in files for one in _read_file(file)]
-    if empty := [one.name for one in found if one.frame.is_empty()]:
-        raise CorpusError(f"evaluation sets with nothing to ask: {', '.join(empty)}")
-    return found
+
+    set: str
+    dimension: int | None
+    figures: dict[str, float]
+    results: pl.DataFrame
 
 
-def _read_file(file: Path) -> list[EvaluationSet]:
-    try:
-        frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_ndjson(file)
-        return _sets_of(file, frame)
-    except pl.exceptions.PolarsError as error:
-        raise CorpusError(f"{file}: can't be read as an evaluation set: {error}") from error
-
-
-def _sets_of(file: Path, frame: pl.DataFrame) -> list[EvaluationSet]:
-    columns = set(frame.columns)
-    none = pl.Series([], dtype=pl.String)
-    if {"source", "task", "query", "positive"} <= columns:
-        frame = frame.with_columns(
-            pl.col("source", "task").cast(pl.String),
-            *(pl.lit(None, kind).alias(name) for name, kind in _OPTIONAL.items() if name not in columns),
-        )
-        return [_of_pairs(str(name[0]), part) for name, part in frame.group_by("source", maintain_order=True)]
-    if {"text_a", "text_b", "label"} <= columns:
-        return [EvaluationSet(file.stem, "sts", frame.select("text_a", "text_b", "label").drop_nulls(), none)]
-    if {"query", "positives"} <= columns:
-        extra = frame["negatives"].explode().drop_nulls() if "negatives" in columns else none
-        queries = frame.select("query", pl.col("positives").list.drop_nulls()).drop_nulls()
-        queries = queries.filter(pl.col("positives").list.len() > 0)
-        return [EvaluationSet(file.stem, "retrieval", queries, extra.cast(pl.String))]
-    raise CorpusError(
-        f"{file}: expected the columns source, task, query, positive; or text_a, text_b, label; or query, positives; "
-        f"found {', '.join(frame.columns)}"
-    )
-
-
-def _of_pairs(name: str, frame: pl.DataFrame) -> EvaluationSet:
-    task = str(frame["task"][0])
-    if task == "sts":
-        pairs = frame.select(text_a="query", text_b="positive", label="label").drop_nulls()
-        return EvaluationSet(name, task, pairs, pl.Series([], dtype=pl.String))
-    passages = pl.concat([frame["positive"], frame["negatives"].explode().cast(pl.String)])
-    only_passages = pl.col("meta").str.contains('"passage_only":true', literal=True).fill_null(False)
-    asked = frame.filter(~only_passages & (pl.col("query") != "") & (pl.col("positive") != ""))
-    queries = asked.group_by("query", maintain_order=True).agg(positives="positive")
-    kind = "classification" if task == "classification" else "retrieval"
-    return EvaluationSet(name, kind, queries, passages.drop_nulls().filter(passages.drop_nulls() != ""))
+Found = tuple[dict[str, float], pl.DataFrame]
+"""The figures and the results of a judgement."""
 
 
 def evaluate(encoder: Encoder, one: EvaluationSet) -> dict[str, float]:
-    """The figures of a model on a set: `ndcg@10`, `recall@10`, or `spearman`."""
+    """The figures of a model on a set, with vectors of full width; which they are, `judge` says."""
+    return judge(encoder, one, [dimension(encoder)])[0].figures
+
+
+def widths(encoder: Encoder, dimensions: Sequence[int]) -> list[int]:
+    """A model's vectors' own width, then those of `dimensions` that they are to be cut to.
+
+    Raises:
+        CorpusError: a width that the model's vectors don't have.
+    """
+    full = dimension(encoder)
+    if beyond := [width for width in dimensions if not 1 <= width <= full]:
+        raise CorpusError(f"the model's vectors are {full} wide; they can't be cut to {beyond[0]}")
+    return list(dict.fromkeys([full, *dimensions]))
+
+
+def judge(encoder: Encoder, one: EvaluationSet, dimensions: Sequence[int]) -> list[Judgement]:
+    """What a model is worth on a set, for each width that its vectors are cut to.
+
+    - retrieval: `ndcg@10, mrr@10, recall@10, recall@100`, and where queries have negatives, `map`: the mean average
+      precision among a query's own positives and negatives, as in reranking
+    - sts: `spearman`, and where labels are 0 and 1, `ap` and `best_accuracy` of the cosine, as in pair classification
+    - classification: `accuracy` and `v_measure`
+    """
     if one.task == "sts":
         left, right = (encode(encoder, one.frame[side].to_arrow()) for side in ("text_a", "text_b"))
-        scores = np.einsum("nd,nd->n", left, right)
-        return {"spearman": float(spearmanr(scores, one.frame["label"].to_numpy()).statistic)}
-    positives = one.frame["positives"]
-    passages = pl.concat([positives.explode(), one.passages]).drop_nulls().unique(maintain_order=True)
-    place = pl.DataFrame({"text": passages, "place": np.arange(len(passages))})
-    owner = np.repeat(np.arange(one.frame.height), positives.list.len().to_numpy())
-    texts = positives.explode().alias("text").to_frame()
-    wanted = texts.join(place, on="text", how="left", maintain_order="left")["place"].to_numpy()
-    queries = encode(encoder, one.frame["query"].to_arrow(), encoder.query_prompt)
-    return retrieval_figures(queries, encode(encoder, passages.to_arrow()), owner, wanted)
+        found = [_sentence_pairs(one.frame, cut(left, width), cut(right, width)) for width in dimensions]
+    elif one.task == "classification":
+        vectors = encode(encoder, one.frame["text"].to_arrow())
+        found = [_labelled_texts(one.frame, cut(vectors, width)) for width in dimensions]
+    else:
+        among = haystack(one)
+        queries = encode(encoder, one.frame["query"].to_arrow(), encoder.query_prompt)
+        passages = encode(encoder, among.passages.to_arrow())
+        scores = [_cosines(cut(queries, width), cut(passages, width)) for width in dimensions]
+        found = [_retrieval(one.frame, among, score) for score in scores]
+    return [Judgement(one.name, width, *each) for width, each in zip(dimensions, found, strict=True)]
 
 
-def retrieval_figures(
-    queries: npt.NDArray[np.float32],
-    passages: npt.NDArray[np.float32],
-    owner: npt.NDArray[np.int64],
-    wanted: npt.NDArray[np.int64],
-) -> dict[str, float]:
-    """nDCG@10 (gain 1, discount log2(rank + 1)) and Recall@10, means over queries.
+def judge_bm25(one: EvaluationSet) -> Judgement:
+    """What BM25 is worth on a retrieval set."""
+    among = haystack(one)
+    score = bm25(among.passages.to_list(), one.frame["query"].to_list())
+    return Judgement(one.name, None, *_retrieval(one.frame, among, score))
 
-    queries [n, D] and passages [m, D] are unit vectors; passage `wanted[i]` answers query `owner[i]`, and every query
-    has an answer.
-    """
-    answers = np.unique(owner * len(passages) + wanted)
-    counts = np.bincount(answers // len(passages), minlength=len(queries))
-    gains = np.zeros((len(queries), CUT))
-    depth = min(CUT, len(passages))
-    at_once = max(1, _SCORES_AT_ONCE // len(passages))
-    for start in range(0, len(queries), at_once):
-        scores = queries[start : start + at_once] @ passages.T
-        best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
-        ranked = np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable"), 1)
-        rows = np.arange(start, start + len(ranked))[:, None]
-        gains[start : start + len(ranked), :depth] = np.isin(rows * len(passages) + ranked, answers)
-    discounts = 1 / np.log2(np.arange(2, CUT + 2))
-    ideal = np.cumsum(discounts)[np.minimum(counts, CUT) - 1]
-    return {
-        "ndcg@10": float((gains @ discounts / ideal).mean()),
-        "recall@10": float((gains.sum(axis=1) / counts).mean()),
+
+def cut(vectors: Vectors, width: int) -> Vectors:
+    """The first `width` numbers of each vector, at unit length again (Matryoshka, arXiv 2205.13147)."""
+    if width == vectors.shape[1]:
+        return vectors
+    first = vectors[:, :width]
+    found: Vectors = first / np.maximum(np.linalg.norm(first, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return found
+
+
+def _cosines(queries: Vectors, passages: Vectors) -> Scores:
+    return lambda start, stop: queries[start:stop] @ passages.T
+
+
+def _sentence_pairs(frame: pl.DataFrame, left: Vectors, right: Vectors) -> Found:
+    scores, labels = np.einsum("nd,nd->n", left, right), frame["label"].to_numpy()
+    figures = {"spearman": float(spearmanr(scores, labels).statistic)}
+    if set(labels.tolist()) == {0, 1}:
+        from sklearn.metrics import average_precision_score
+
+        figures["ap"] = float(average_precision_score(labels, scores))
+        figures["best_accuracy"] = metrics.best_accuracy(scores, labels == 1)
+    results = frame.select("query_id", "label", query="text_a", positive="text_b", score=pl.Series(scores))
+    return figures, results
+
+
+def _labelled_texts(frame: pl.DataFrame, vectors: Vectors) -> Found:
+    classes, learnt = frame["class"].to_numpy(), frame["learnt"].to_numpy()
+    accuracy, right = metrics.classification(vectors, classes, learnt)
+    figures = {"accuracy": accuracy, "v_measure": metrics.v_measure(vectors[~learnt], classes[~learnt])}
+    results = frame.select("query_id", "class", query="text", accuracy=pl.Series(right))
+    return figures, results.filter(~pl.Series(learnt))
+
+
+def _retrieval(frame: pl.DataFrame, among: Haystack, score: Scores) -> Found:
+    ranked, own = _search(among, frame.height, score)
+    queries, passages = frame.height, len(among.passages)
+    answers = (among.owner * passages + among.place)[among.wanted]
+    gains = np.isin(np.arange(queries)[:, None] * passages + ranked, answers)
+    counts = np.bincount(among.owner[among.wanted], minlength=queries)
+    each = {
+        "ndcg@10": metrics.ndcg(gains, counts, CUT),
+        "mrr@10": metrics.reciprocal_rank(gains, CUT),
+        "recall@10": metrics.recall(gains, counts, CUT),
+        "recall@100": metrics.recall(gains, counts, DEPTH),
     }
+    figures = {name: float(values.mean()) for name, values in each.items()}
+    if (reranked := np.bincount(among.owner, ~among.wanted, minlength=queries) > 0).any():
+        precision = metrics.average_precision(among.owner, own, among.wanted)
+        figures["map"] = float(precision[reranked].mean())
+        each["map"] = np.where(reranked, precision, np.nan)
+    head = ranked[:, :CUT]
+    results = frame.select(
+        "query_id",
+        "query",
+        *(pl.Series(name.replace("@", "_"), values) for name, values in each.items()),
+        rank=pl.Series(gains.argmax(axis=1) + 1).set(~pl.Series(gains.any(axis=1)), None),
+        passages=among.passages.gather(head.ravel()).reshape(head.shape).arr.to_list(),
+    )
+    return figures, results
+
+
+def _search(among: Haystack, queries: int, score: Scores) -> tuple[Integers, npt.NDArray[np.float32]]:
+    """The places of the best DEPTH passages of each query, [queries, DEPTH], and the scores of those it names."""
+    passages = len(among.passages)
+    ranked = np.empty((queries, min(DEPTH, passages)), np.int64)
+    own = np.empty(len(among.owner), np.float32)
+    at_once = max(1, _SCORES_AT_ONCE // passages)
+    for start in range(0, queries, at_once):
+        scores = score(start, min(start + at_once, queries))
+        ranked[start : start + at_once] = metrics.best(scores, ranked.shape[1])
+        named = slice(*np.searchsorted(among.owner, [start, start + at_once]))
+        own[named] = scores[among.owner[named] - start, among.place[named]]
+    return ranked, own
+
+
+def write_results(folder: Path, model: str, judgements: Sequence[Judgement]) -> Path:
+    """What is behind a model's figures, as `folder/MODEL.parquet` with RESULT's columns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / (re.sub(r"[^\w.-]+", "_", model) + ".parquet")
+    settings = {"compression": "zstd", "dictionary_pagesize_limit": _PASSAGES}
+    with replacing(file) as temporary, pq.ParquetWriter(temporary, RESULT, **settings) as writer:
+        for each in judgements:
+            named = {"model": model, "dimension": each.dimension, "set": each.set}
+            frame = each.results.with_columns(pl.lit(value).alias(column) for column, value in named.items())
+            writer.write_table(_as_results(frame))
+    return file
+
+
+def _as_results(frame: pl.DataFrame) -> pa.Table:
+    numbers = frame.with_columns(pl.col(pl.Float32, pl.Float64).fill_nan(None)).to_arrow()
+    columns: list[Any] = [
+        numbers[field.name].cast(field.type) if field.name in frame.columns else pa.nulls(len(frame), field.type)
+        for field in RESULT
+    ]
+    return pa.table(columns, RESULT)
