@@ -4,20 +4,26 @@ It stands at the root because it joins pipeline and trainer, which don't know ea
 """
 
 import json
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .schemas.recipe import Recipe, RecipeError, load
 
 if TYPE_CHECKING:
+    from .pipeline.encoder import Encoder
     from .pipeline.engine import Engine, Summary
+    from .trainer.hosts import Host
     from .trainer.job import Job
 
 DATA_STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine")
 STAGES = ("bootstrap", "pretrain", "finetune")
 TRAINED = ("untrained", "bootstrap", "pretrain", "finetune")
 """Names that a recipe may use for models: those that this corpus's own training makes."""
+BM25 = "bm25"
+"""What figures of BM25 stand under."""
 
 
 def data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") -> "Summary":
@@ -80,8 +86,8 @@ def with_model(settings: Any, corpus: Path) -> Any:
     return settings.model_copy(update={"model": model_place(corpus, settings.model)})
 
 
-def train(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str, Any]:
-    """Run one training stage: bootstrap, pretrain or finetune. Returns its last figures.
+def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[Host]") -> dict[str, Any]:
+    """Run one training stage, bootstrap, pretrain or finetune, here or on hosts. Returns its last figures.
 
     Raises:
         RecipeError: the recipe has no such stage.
@@ -162,49 +168,136 @@ def last_figures(corpus: Path, stage: str) -> dict[str, Any]:
     return steps[-1] if steps else {}
 
 
-def evaluate(corpus: Path, recipe: Recipe, models: list[str], sets: list[Path]) -> list[dict[str, Any]]:
-    """Each model's figures on each evaluation set: rows of model, set, metric, value."""
+def evaluate(
+    corpus: Path | None,
+    recipe: Recipe,
+    models: list[str],
+    sets: list[Path],
+    results: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Each model's figures on each evaluation set, BM25's on retrieval: rows of model, dimension, set, metric, value.
+
+    `sets` are files, folders and recipes (`overrides` are for these); none are the corpus's own, whose figures stay in
+    the corpus. What is behind the figures goes to the folder `results`; on its own sets, by default into the corpus.
+    """
+    from .pipeline.catalog import RESULTS
+    from .pipeline.encoder import dimension
+    from .trainer.evaluate import judge, judge_bm25, widths, write_results
+    from .trainer.sets import read_sets
+
+    own = corpus if not sets else None
+    found = read_sets(sets or [Path(corpus or ".") / "evaluation"], overrides)
+    asked = [one for one in found if one.task == "retrieval"]
+    folder = results or (own / RESULTS if own else None)
+    places = _places(corpus, models)
+    rows = []
+    for name in dict.fromkeys([*models, *([BM25] if asked else [])]):
+        if name == BM25:
+            full, judged = None, [judge_bm25(one) for one in asked]
+        else:
+            encoder = _evaluated(places[name], recipe)
+            wanted = widths(encoder, recipe.evaluate.dimensions)
+            full, judged = dimension(encoder), [each for one in found for each in judge(encoder, one, wanted)]
+        for each in judged:
+            label = name if each.dimension == full else f"{name}@{each.dimension}"
+            where = {"model": label, "dimension": each.dimension, "set": each.set}
+            rows += [{**where, "metric": metric, "value": value} for metric, value in each.figures.items()]
+        if folder:
+            write_results(folder, name, judged)
+    if own:
+        _keep_figures(own / "evaluation" / "figures.json", rows)
+    return rows
+
+
+def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks: list[str]) -> list[dict[str, Any]]:
+    """Each model's figures on tasks of C-MTEB, all 35 where none is named: rows as of `evaluate`.
+
+    Raises:
+        BenchmarkError: mteb or the network is missing, or a task is none of C-MTEB's.
+    """
+    from .pipeline.encoder import dimension
+    from .trainer.cmteb import check, cmteb
+    from .trainer.evaluate import widths
+
+    tasks = check(tasks)
+    rows = []
+    for name, place in _places(corpus, models).items():
+        encoder = _evaluated(place, recipe)
+        for width in widths(encoder, recipe.evaluate.dimensions):
+            label = name if width == dimension(encoder) else f"{name}@{width}"
+            rows += [{"model": label, "dimension": width, **row} for row in cmteb(encoder, tasks, width)]
+    return rows
+
+
+def _places(corpus: Path | None, models: list[str]) -> dict[str, str]:
+    """Where models lie, looked up before the first is evaluated; without a corpus no name is a training stage's."""
+    return {name: model_place(corpus, name) if corpus else name for name in models}
+
+
+def _evaluated(place: str, recipe: Recipe) -> "Encoder":
     from .pipeline.encoder import load_encoder
     from .schemas.settings import EncoderSettings
-    from .trainer.evaluate import evaluate as figures
-    from .trainer.evaluate import read_sets
 
-    # Classification sets are kept out of training, but have no figure yet.
-    found = [one for one in read_sets(sets or [corpus / "evaluation"]) if one.task != "classification"]
-    rows = []
-    for name in models:
-        encoder = load_encoder(
-            EncoderSettings(
-                model=model_place(corpus, name),
-                max_length=recipe.evaluate.max_length,
-                batch_tokens=recipe.evaluate.batch_tokens,
-            )
-        )
-        for one in found:
-            for metric, value in figures(encoder, one).items():
-                rows.append({"model": name, "set": one.name, "metric": metric, "value": value})
-    if not sets:
-        _keep_figures(corpus / "evaluation" / "figures.json", rows)
-    return rows
+    settings = recipe.evaluate
+    return load_encoder(
+        EncoderSettings(model=place, max_length=settings.max_length, batch_tokens=settings.batch_tokens)
+    )
 
 
 def _keep_figures(file: Path, rows: list[dict[str, Any]]) -> None:
     """Figures on the corpus's own sets, for the report: these in place of earlier ones of the same models."""
     from .pipeline.corpus import write_text
 
-    models = {row["model"] for row in rows}
+    def model(row: dict[str, Any]) -> str:
+        return str(row["model"]).removesuffix(f"@{row.get('dimension')}")
+
+    judged = set(map(model, rows))
     before = json.loads(file.read_text("utf-8")) if file.exists() else []
-    write_text(file, json.dumps([*(row for row in before if row["model"] not in models), *rows], indent=1))
+    write_text(file, json.dumps([*(row for row in before if model(row) not in judged), *rows], indent=1))
 
 
 def export(corpus: Path, recipe: Recipe) -> Path:
-    """Put the trained model where it is to be used."""
+    """Put the trained model where it is to be used, with its model card.
+
+    A model of a stage has no query prompt, as training puts none before queries; any other keeps its own.
+    """
+    from .pipeline.models import find_model, read_query_prompt
+    from .schemas.settings import EncoderSettings
+    from .trainer.card import model_card, read_stages
     from .trainer.export import export as write
     from .trainer.model import load
 
-    target = corpus / recipe.export.folder  # an absolute folder stays what it is
-    write(*load(model_place(corpus, recipe.export.model)), target)
+    settings = recipe.export
+    target = corpus / settings.folder  # an absolute folder stays what it is
+    place = model_place(corpus, settings.model)
+    model, tokenizer = load(place)
+    prompt = "" if settings.model in TRAINED else read_query_prompt(find_model(place), EncoderSettings(model=place))
+    stages, base = read_stages(corpus, settings.model) if settings.model in TRAINED else ([], place)
+    card = model_card(
+        target.name,
+        base=base,
+        stages=stages,
+        sources=recipe.sources,
+        figures=_figures_of(corpus, settings.model),
+        dimension=model.dimension,
+        max_length=tokenizer.model_max_length,
+        query_prompt=prompt,
+        precision=settings.precision,
+        onnx=settings.onnx,
+        command=shlex.join(["conan", *sys.argv[1:]]),
+    )
+    write(model, tokenizer, target, precision=settings.precision, query_prompt=prompt, onnx=settings.onnx, card=card)
     return target
+
+
+def _figures_of(corpus: Path, name: str) -> list[dict[str, Any]]:
+    """A model's figures on the corpus's own sets, at all widths; none where they are older than the model."""
+    file, done = corpus / "evaluation" / "figures.json", corpus / "train" / name / "done"
+    if not file.exists() or (done.exists() and file.stat().st_mtime < done.stat().st_mtime):
+        return []
+    rows = json.loads(file.read_text("utf-8"))
+    return [row for row in rows if row["model"].removesuffix(f"@{row.get('dimension')}") == name]
 
 
 def steps(recipe: Recipe) -> list[str]:
@@ -213,8 +306,9 @@ def steps(recipe: Recipe) -> list[str]:
     order += ["bootstrap"] if recipe.bootstrap else []
     order += ["score", "convert"]
     order += ["pretrain"] if recipe.pretrain else []
-    order += ["mine", "finetune", "export"] if recipe.finetune else []
-    return order + (["evaluate"] if recipe.evaluation else [])
+    order += ["mine", "finetune"] if recipe.finetune else []
+    order += ["evaluate"] if recipe.evaluation else []
+    return order + (["export"] if recipe.finetune else [])  # last, as its card has the figures
 
 
 def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Iterator[tuple[str, Any]]:

@@ -28,8 +28,8 @@ def test_stages_follow_from_the_recipe() -> None:
         "pretrain",
         "mine",
         "finetune",
-        "export",
         "evaluate",
+        "export",
     ]
 
 

@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from rich.console import Console
 from ..pipeline.corpus import fingerprint, read_footer, write_text
 from ..pipeline.models import find_model, weights_fingerprint
 from ..schemas.settings import FinetuneSettings, PretrainSettings
+from . import hosts
+from .hosts import PARENT as PARENT
+from .hosts import Host
 
-VERSION = 1
-PARENT = "CONAN_PARENT"
-"""The environment variable that tells a training process whose end is its own."""
+VERSION = 2
 STOPPED = 128 + signal.SIGTERM
 """The exit code of a training process that was asked to stop, has saved its step and did."""
 
@@ -63,6 +64,16 @@ class Job(BaseModel):
         return self.folder / "model"
 
     @property
+    def data(self) -> Path:
+        """The texts it trains on, laid out to be read by rows; gone when the run has ended."""
+        return self.folder / "data"
+
+    @property
+    def best_folder(self) -> Path:
+        """The model that did best on the validation sets, where there are any."""
+        return self.folder / "best"
+
+    @property
     def done(self) -> Path:
         """There once the run has ended well."""
         return self.folder / "done"
@@ -83,44 +94,48 @@ def make_job(
         TrainingError: the model is the one that this job would replace.
     """
     content = {kind: [read_footer(shard).content for shard in each] for kind, each in shards.items()}
-    cosmetic = {"model", "checkpoint_every", "keep_checkpoints", "log_every"}
+    cosmetic = {"model", "checkpoint_every", "keep_checkpoints", "log_every", "validation", "tensorboard"}
     decisive = settings.model_dump(mode="json", exclude=cosmetic)
+    place = Path(model).resolve()
     job = Job(
         corpus=corpus.resolve(),
         name=name,
-        model=model,
+        model=str(place) if place.is_dir() else model,
         settings=settings,
         shards={kind: [shard.resolve() for shard in each] for kind, each in shards.items()},
         fingerprint=fingerprint(
             "train", VERSION, name, weights_fingerprint(find_model(model)), decisive, content, pools
         ),
     )
-    if Path(model).resolve().is_relative_to(job.folder):
+    if place.is_relative_to(job.folder):
         raise TrainingError(f"{name} can't start from its own result, {model}: copy that elsewhere and name the copy")
     return job
 
 
-def run_job(job: Job, processes: int) -> bool:
-    """Train in `processes` processes of this machine; a run that was killed goes on from its last checkpoint.
+def run_job(job: Job, processes: int | Sequence[Host]) -> bool:
+    """Train in so many processes of this machine, or of several; a killed run goes on from its last checkpoint.
 
-    Returns False where the very same run had ended already. A folder of another run of this name is replaced.
+    Returns False where the very same run had ended already. A folder of another run of this name is replaced. Its
+    job.json is there from the beginning: another launcher, as torchrun, may take over a run that was begun here.
 
     SIGTERM lets the processes end the step they are in and save it.
 
     Raises:
         TrainingError: a process failed (what it printed stands above), the run was asked to stop, or the number of
             processes has changed meanwhile.
+        HostError: a host can't be reached.
     """
+    places = [Host(hosts.LOOPBACK[0], processes)] if isinstance(processes, int) else processes
     if job.model_folder.is_dir() and job.done.exists() and job.done.read_text("utf-8") == job.fingerprint:
         return False
     if job.folder.exists() and _fingerprint(job.file) != job.fingerprint:
         for mark in (job.done, job.file):  # first, so that a folder half removed is taken for no run at all
             mark.unlink(missing_ok=True)
         shutil.rmtree(job.folder)
-    check_processes(job, processes)
+    check_processes(job, sum(host.slots for host in places))
     job.folder.mkdir(parents=True, exist_ok=True)
     write_text(job.file, job.model_dump_json(indent=1))
-    _run_processes(job, processes)
+    _run_processes(job, places)
     return True
 
 
@@ -132,8 +147,8 @@ def check_processes(job: Job, processes: int) -> None:
     before = json.loads((last / "state.json").read_text("utf-8"))["world_size"]
     if before != processes:
         raise TrainingError(
-            f"{last} was saved by {before} processes and this run has {processes}; run with --nproc {before}, or "
-            f"remove {job.folder} to start anew"
+            f"{last} was saved by {before} processes and this run has {processes}; run with --nproc {before} (or as "
+            f"many slots in --hostfile), or remove {job.folder} to start anew"
         )
 
 
@@ -144,38 +159,34 @@ def _fingerprint(file: Path) -> str:
         return ""
 
 
-def _run_processes(job: Job, processes: int) -> None:
-    """Run the ranks until all have ended well, or one has not: then the others are ended too."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+def _run_processes(job: Job, places: Sequence[Host]) -> None:
+    """Run the ranks, host after host, until all have ended well, or one has not: then the others are ended too."""
+    located = [(host, place) for host in places for place in range(host.slots)]
+    here = sum(host.slots for host in places if hosts.is_here(host.name))
+    busiest = max(here, *(host.slots for host in places))
+    master, port = hosts.rendezvous(places)
     common = {
-        "OMP_NUM_THREADS": str(threads),
-        **({} if torch.accelerator.is_available() else {"DS_ACCELERATOR": "cpu"}),  # else DeepSpeed warns of it
-        **os.environ,
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // busiest)),
+        # Huge pages for large tensors: without them, page faults cost a CPU a tenth of each step.
+        "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE", "1"),
+        "WORLD_SIZE": str(len(located)),
+        "MASTER_ADDR": master,
         "MASTER_PORT": str(port),
-        PARENT: str(os.getpid()),
     }
+    if here and not torch.accelerator.is_available():
+        common["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns of it
+    command = [sys.executable, "-m", "conan_embedding.trainer.train", str(job.file)]
     ranks: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _: Any) -> None:
         for each in ranks:
-            each.send_signal(number)
+            hosts.send(each, number)
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        for rank in range(processes):
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "conan_embedding.trainer.train", str(job.file)],
-                    env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=2,  # DeepSpeed logs to stdout, which is ours to answer on
-                )
-            )
+        for rank, (host, place) in enumerate(located):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(place), "LOCAL_WORLD_SIZE": str(host.slots)}
+            ranks.append(hosts.start(host.name, command, common | own))
         while not (failed := [number for number, rank in enumerate(ranks) if rank.poll()]):
             if all(rank.poll() == 0 for rank in ranks):
                 return
@@ -183,21 +194,22 @@ def _run_processes(job: Job, processes: int) -> None:
     finally:
         for each in ranks:
             if each.poll() is None:
-                each.kill()  # SIGTERM would let it wait for the others at the end of its step
+                hosts.end(each)  # SIGTERM would let it wait for the others at the end of its step
         codes = [each.wait() for each in ranks]
         signal.signal(signal.SIGTERM, before)
         Console(stderr=True).show_cursor()  # a process that was ended in the middle of its progress bar left it hidden
-    if STOPPED in codes:
+    if STOPPED in codes and job.checkpoints:
         raise TrainingError(
             f"training was asked to stop; its step is saved in {job.checkpoints[-1]}, where the same command goes on"
         )
+    names = [f"{number} on {host.name}" if len(places) > 1 else str(number) for number, (host, _) in enumerate(located)]
     ends = ", ".join(
-        f"{number} was killed by signal {-codes[number]}"
+        f"{names[number]} was killed by signal {-codes[number]}"
         if codes[number] < 0
-        else f"{number} ended with exit code {codes[number]}"
+        else f"{names[number]} ended with exit code {codes[number]}"
         for number in failed
     )
     raise TrainingError(
-        f"of {processes} training processes (counted from 0), {ends}; what went wrong stands above. The same command "
+        f"of {len(ranks)} training processes (counted from 0), {ends}; what went wrong stands above. The same command "
         f"goes on from the last checkpoint in {job.folder / 'checkpoints'}"
     )

@@ -148,6 +148,11 @@ def test_a_stage_does_not_replace_the_model_that_it_starts_from(corpus: Path, ti
     assert make_job(corpus, "pretrain", str(model), PretrainSettings(), {}).model == str(model)
 
 
+def test_a_model_is_found_from_any_folder(corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny.parent)
+    assert make_job(corpus, "pretrain", tiny.name, PretrainSettings(), {}).model == str(tiny.resolve())
+
+
 def test_processes_know_their_place(
     pretraining: Callable[..., Job],
     processes: Callable[[str], None],
