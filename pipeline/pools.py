@@ -80,10 +80,17 @@ def read_passages(corpus: Path, passage_ids: npt.NDArray[np.int64]) -> pl.DataFr
         return passages
 
 
-def write_windows(corpus: Path, windows: pl.DataFrame, replacements: pl.DataFrame, step: int) -> None:
+def write_windows(
+    corpus: Path,
+    windows: pl.DataFrame,
+    replacements: pl.DataFrame,
+    step: int,
+    changed: npt.NDArray[np.int64] | None = None,
+) -> None:
     """Record DHNM's present state and append to its log; nothing of a later step (of a killed run) stays.
 
-    Writing the same replacements twice leaves them there once.
+    `windows` takes the place of all that are there or, where `changed` has query ids, of those of these queries alone:
+    to write all of a million takes longer. Writing the same replacements twice leaves them there once.
 
     Raises:
         CorpusError: no pools yet.
@@ -92,7 +99,11 @@ def write_windows(corpus: Path, windows: pl.DataFrame, replacements: pl.DataFram
         connection.register("new_windows", windows.to_arrow())
         connection.register("new_replacements", replacements.to_arrow())
         connection.execute("BEGIN")
-        connection.execute("DELETE FROM windows")
+        if changed is None:
+            connection.execute("DELETE FROM windows")
+        else:
+            connection.register("changed", pa.table({"query_id": changed}))
+            connection.execute("DELETE FROM windows WHERE query_id IN (FROM changed)")
         connection.execute("INSERT INTO windows BY NAME FROM new_windows")
         connection.execute(
             "DELETE FROM replacements WHERE step > ? OR step IN (SELECT step FROM new_replacements)", [step]

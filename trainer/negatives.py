@@ -26,6 +26,7 @@ class Windows:
     hi: Integers  # an empty one means the negatives that came with the data
     initial_score: Floats  # s0: mean score when first seen in this round, NaN until then
     last_score: Floats  # s: latest mean score in this round, NaN until then
+    visits: Integers  # steps of this round that scored it
     exhausted: Flags  # once asked for a window that its pool no longer has
 
 
@@ -42,6 +43,7 @@ def start(pool_sizes: npt.ArrayLike, n: int, given_counts: npt.ArrayLike) -> Win
         hi=np.where(np.asarray(given_counts) > 0, 0, np.minimum(sizes, n)),
         initial_score=nothing_scored,
         last_score=nothing_scored,
+        visits=np.zeros(len(sizes), np.int64),
         exhausted=np.zeros(len(sizes), np.bool_),
     )
 
@@ -50,14 +52,28 @@ def observe(state: Windows, query_rows: npt.ArrayLike, mean_scores: npt.ArrayLik
     """Record the mean cosine of the negatives of the queries in a step; NaN (no negatives) is passed over.
 
     The first score of a round is its s0, every score its s. A query that comes twice in one step has the same
-    negatives and thus the same score both times.
+    negatives and thus the same score both times: it counts as one visit.
     """
     rows, scores = np.asarray(query_rows, np.int64), np.asarray(mean_scores, np.float64)
     rows, scores = rows[~np.isnan(scores)], scores[~np.isnan(scores)]
-    initial, last = state.initial_score.copy(), state.last_score.copy()
+    initial, last, visits = state.initial_score.copy(), state.last_score.copy(), state.visits.copy()
     initial[rows] = np.where(np.isnan(initial[rows]), scores, initial[rows])
     last[rows] = scores
-    return replace(state, initial_score=initial, last_score=last)
+    visits[rows] = state.visits[rows] + 1
+    return replace(state, initial_score=initial, last_score=last, visits=visits)
+
+
+def visited(state: Windows) -> Flags:
+    """Which queries a step has scored, in this round or an earlier one."""
+    return (state.visits > 0) | (state.round > 0)
+
+
+def eligible(state: Windows) -> Flags:
+    """Which queries can have become easy: a round's first score is its s0, so it takes a second visit to fall below.
+
+    A query that the data visits once in a run never is. (A factor below 1 needs no second visit.)
+    """
+    return state.visits > 1
 
 
 def no_longer_hard(state: Windows, factor: float = 1.15, ceiling: float = 0.8) -> Flags:
@@ -77,15 +93,19 @@ def advance(state: Windows, flagged: Flags, pool_sizes: npt.ArrayLike, n: int, o
     Windows are whole: a pool that ends before one does is used up, and its query keeps the window and the scores
     it has and is marked `exhausted`.
     """
-    following = state.round + 1
-    hi = following * n + offset
-    fits = hi <= np.asarray(pool_sizes)
-    moved = flagged & fits
+    hi = (state.round + 1) * n + offset
+    return move(state, flagged, hi <= np.asarray(pool_sizes), hi - n, hi)
+
+
+def move(state: Windows, flagged: Flags, there: Flags, lo: npt.ArrayLike, hi: npt.ArrayLike) -> Windows:
+    """Give flagged queries the window [lo, hi) where it is `there`; the others keep theirs and are `exhausted`."""
+    moved = flagged & there
     return Windows(
-        round=np.where(moved, following, state.round),
-        lo=np.where(moved, hi - n, state.lo),
+        round=np.where(moved, state.round + 1, state.round),
+        lo=np.where(moved, lo, state.lo),
         hi=np.where(moved, hi, state.hi),
         initial_score=np.where(moved, np.nan, state.initial_score),
         last_score=np.where(moved, np.nan, state.last_score),
-        exhausted=state.exhausted | (flagged & ~fits),
+        visits=np.where(moved, 0, state.visits),
+        exhausted=state.exhausted | (flagged & ~there),
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conan_embedding.schemas.settings import FinetuneSettings, HardNegativeMining
-from conan_embedding.trainer.batches import FinetuneData, read_finetune
+from conan_embedding.trainer.batches import FinetuneData, read_finetune, write_finetune
 from conan_embedding.trainer.cbb import Losses
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.mining import Mining
@@ -23,8 +23,11 @@ NAN = float("nan")
 
 
 @pytest.fixture
-def data(corpus: Path, shards: Shards) -> FinetuneData:
-    return read_finetune(corpus, {"retrieval": shards(corpus, "retrieval")}, [])
+def data(corpus: Path, shards: Shards, tmp_path: Path) -> FinetuneData:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_finetune(folder, corpus, {"retrieval": shards(corpus, "retrieval")}, [])
+    return read_finetune(folder)
 
 
 @pytest.fixture
@@ -73,7 +76,13 @@ def test_only_queries_with_easier_negatives_move(mining: Mining) -> None:
     assert observe(mining, 1, 0.9, 0.6, 0.6, 0.5) is None
     assert observe(mining, 2, 0.5, 0.4, 0.55, 0.5) is None
     # Of row 2 the pool is too short; 1.15 · 0.5 < 0.6 and 1.15 · 0.1 < 0.5 move, 1.15 · 0.55 > 0.6 does not.
-    assert observe(mining, 3, 0.5, 0.5, 0.55, 0.1) == {"visited": 4, "flagged": 3, "replaced": 2, "exhausted": 1}
+    assert observe(mining, 3, 0.5, 0.5, 0.55, 0.1) == {
+        "visited": 4,
+        "eligible": 4,
+        "flagged": 3,
+        "replaced": 2,
+        "exhausted": 1,
+    }
     windows = mining.windows
     assert windows.round[ROWS].tolist() == [0, 1, 0, 1]
     assert (windows.lo[ROWS].tolist(), windows.hi[ROWS].tolist()) == ([0, 10, 0, 10], [2, 14, 0, 14])
@@ -92,7 +101,7 @@ def test_the_mean_is_over_the_negatives_there_are(mining: Mining) -> None:
 def test_a_step_without_any_negatives_changes_nothing(mining: Mining) -> None:
     nothing = torch.zeros(())
     found = mining.observe(3, Losses(nothing, nothing, nothing, torch.zeros(4), torch.zeros(4, 0)))
-    assert found == {"visited": 0, "flagged": 0, "replaced": 0, "exhausted": 0}
+    assert found == {"visited": 0, "eligible": 0, "flagged": 0, "replaced": 0, "exhausted": 0}
 
 
 def test_switched_off_nothing_moves(corpus: Path, data: FinetuneData) -> None:
@@ -119,6 +128,40 @@ def test_the_tables_are_the_state_and_its_history(mining: Mining, corpus: Path) 
         assert (NAN if initial is None else initial) == pytest.approx(state.initial_score[query], nan_ok=True)
         assert (NAN if last is None else last) == pytest.approx(state.last_score[query], nan_ok=True)
     assert state.exhausted[ROWS].tolist() == [True, False, False, False]
+
+
+def test_a_query_that_comes_once_is_not_eligible(mining: Mining) -> None:
+    observe(mining, 1, 0.9, 0.9, 0.9, NAN)
+    found = observe(mining, 3, NAN, 0.9, 0.1, NAN)
+    assert found == {"visited": 3, "eligible": 2, "flagged": 1, "replaced": 1, "exhausted": 0}
+    found = observe(mining, 6, NAN, NAN, NAN, 0.5)
+    assert found == {"visited": 4, "eligible": 1, "flagged": 0, "replaced": 0, "exhausted": 0}
+    found = observe(mining, 9, 0.1, NAN, 0.5, 0.5)
+    assert found == {"visited": 4, "eligible": 3, "flagged": 1, "replaced": 0, "exhausted": 1}
+
+
+def test_changed_windows_alone_are_written_between_checkpoints(mining: Mining, corpus: Path) -> None:
+    """The table is then what writing all of it would have made, but for the step of what has not changed."""
+    columns = "(SELECT query_id, round, lo, hi, initial_score, last_score FROM windows)"
+    assert mining.write(0)
+    steps = [
+        (0.9, 0.6, 0.6, NAN),
+        (0.5, 0.4, 0.6, NAN),
+        (0.5, 0.5, 0.6, 0.5),
+        (0.5, NAN, NAN, 0.1),
+        (NAN, 0.4, NAN, 0.1),
+    ]
+    written = []
+    for step, means in enumerate(steps, start=1):
+        observe(mining, step, *means)
+        assert mining.write(step, whole=False)
+        changed = table(corpus, columns), table(corpus, "(SELECT query_id, step FROM windows)")
+        assert mining.write(step)
+        assert table(corpus, columns) == changed[0]
+        written.append(changed[1])
+    assert written[3] == [(2, 4), (20, 3), (30, 3), (39, 4)]
+    assert written[4] == [(2, 4), (20, 5), (30, 4), (39, 5)]
+    assert table(corpus, "(SELECT DISTINCT step FROM windows)") == [(5,)]
 
 
 def through_a_checkpoint(mining: Mining, corpus: Path, data: FinetuneData, tmp_path: Path) -> Mining:

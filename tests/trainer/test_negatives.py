@@ -5,7 +5,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from conan_embedding.trainer.negatives import Windows, advance, no_longer_hard, observe, start
+from conan_embedding.trainer.negatives import (
+    Windows,
+    advance,
+    eligible,
+    move,
+    no_longer_hard,
+    observe,
+    start,
+    visited,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +30,8 @@ class Query:
     exhausted: bool = False
     initial: float | None = None
     last: float | None = None
+    visits: int = 0
+    ever: bool = False
 
     def __post_init__(self) -> None:
         self.ranks = [] if self.given else [rank for rank in range(self.n) if rank < self.pool]
@@ -29,6 +40,8 @@ class Query:
         if not math.isnan(value):
             self.initial = value if self.initial is None else self.initial
             self.last = value
+            self.visits += 1
+            self.ever = True
 
     def check(self) -> None:
         if self.initial is None or self.last is None or self.initial <= 0:
@@ -39,7 +52,7 @@ class Query:
             if window[-1] >= self.pool:
                 self.exhausted = True
             else:
-                self.replacements, self.ranks, self.initial, self.last = i, window, None, None
+                self.replacements, self.ranks, self.initial, self.last, self.visits = i, window, None, None, 0
 
 
 def assert_same(state: Windows, queries: list[Query]) -> None:
@@ -47,6 +60,8 @@ def assert_same(state: Windows, queries: list[Query]) -> None:
     assert state.exhausted.tolist() == [query.exhausted for query in queries]
     windows = [list(range(lo, hi)) for lo, hi in zip(state.lo, state.hi, strict=True)]
     assert windows == [query.ranks for query in queries]
+    assert state.visits.tolist() == [query.visits for query in queries]
+    assert visited(state).tolist() == [query.ever for query in queries]
     for array, values in (
         (state.initial_score, [query.initial for query in queries]),
         (state.last_score, [query.last for query in queries]),
@@ -65,13 +80,15 @@ def test_random_trajectories_equal_the_reference(seed: int, n: int) -> None:
     assert_same(state, queries)
     for _ in range(40):
         for _ in range(3):
-            rows = random.choice(12, size=5, replace=False)
-            scores = random.choice([-0.9, -0.3, 0.0, 0.2, 0.5, 0.79, 0.8, 0.95, np.nan], 5)
-            scores = scores + random.choice([0.0, 0.01], 5)
-            state = observe(state, rows, scores)
-            for row, score in zip(rows, scores, strict=True):
-                queries[row].score(float(score))
-        state = advance(state, no_longer_hard(state), pools, n)
+            rows = random.choice(12, size=5)  # a query may come twice, and has one score
+            of_query = random.choice([-0.9, -0.3, 0.0, 0.2, 0.5, 0.79, 0.8, 0.95, np.nan], 12)
+            of_query = of_query + random.choice([0.0, 0.01], 12)
+            state = observe(state, rows, of_query[rows])
+            for row in set(rows.tolist()):
+                queries[row].score(float(of_query[row]))
+        flagged = no_longer_hard(state)
+        assert not (flagged & ~eligible(state)).any()
+        state = advance(state, flagged, pools, n)
         for query in queries:
             query.check()
         assert_same(state, queries)
@@ -168,6 +185,31 @@ def test_a_query_that_is_not_flagged_stays() -> None:
 def test_queries_without_negatives_in_a_step_are_passed_over() -> None:
     state = observe(scored((0.6,), ()), [0, 1], [np.nan, np.nan])
     assert state.last_score[0] == 0.6 and np.isnan(state.last_score[1])
+
+
+def test_a_query_twice_in_a_step_is_one_visit() -> None:
+    state = observe(scored((), ()), [1, 0, 1], [0.6, 0.5, 0.6])
+    assert (state.initial_score.tolist(), state.last_score.tolist()) == ([0.5, 0.6], [0.5, 0.6])
+    assert state.visits.tolist() == [1, 1]
+    state = observe(state, [1, 1], [0.1, 0.1])
+    assert (state.initial_score[1], state.last_score[1], state.visits[1]) == (0.6, 0.1, 2)
+
+
+def test_only_a_second_visit_can_show_that_negatives_are_easier() -> None:
+    state = scored((), (0.9,), (0.9, np.nan), (0.9, 0.1))
+    assert visited(state).tolist() == [False, True, True, True]
+    assert eligible(state).tolist() == no_longer_hard(state).tolist() == [False, False, False, True]
+    state = advance(state, no_longer_hard(state), [1000] * 4, 4)
+    assert visited(state).tolist() == [False, True, True, True]
+    assert not eligible(state).any()  # the new negatives have been seen by no step
+
+
+def test_a_move_is_to_any_window_that_is_there() -> None:
+    state = scored((0.6, 0.3), (0.6, 0.3), (0.6, 0.6))
+    state = move(state, no_longer_hard(state), np.array([True, False, True]), 0, [5, 6, 7])
+    assert (state.round.tolist(), state.lo.tolist(), state.hi.tolist()) == ([1, 0, 0], [0, 0, 0], [5, 4, 4])
+    assert state.exhausted.tolist() == [False, True, False]
+    assert np.isnan(state.last_score).tolist() == [True, False, False]
 
 
 def test_a_state_is_never_changed_in_place() -> None:

@@ -1,0 +1,179 @@
+"""What a check of dynamic hard negative mining costs, by how many queries have pools: no model takes part.
+
+Run: `python benchmarks/dhnm.py [--queries 10000 100000 1000000] [--candidates 100] [--batch 64] [--checks 10]`. A
+million queries take 3 GB of disk in a temporary folder and, to be made up, 5 GB of memory.
+
+Queries of 16 Han characters, passages of 60, as many of them as queries, and pools of random passages are written as
+`conan mine` and a run do. Then another process does what training does besides the model: steps of `--batch` queries
+with made-up scores, every hundredth a check at which half the queries seen since the last one get new negatives. Before
+that every query has been seen, so that `windows` in pools.duckdb has a row for each.
+
+    step      recording the scores of a step
+    check     deciding who moves; writing the windows that changed and the log to pools.duckdb; reading the texts of the
+              next update, which has new negatives. With all three, this is what a hundredth step takes longer.
+    all       writing every window, as a checkpoint does
+
+Memory is anonymous (RssAnon of Linux's /proc/self/status), the most that was seen: what this process alone holds. Pages
+of the mapped files are not in it.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from conan_embedding.pipeline.pools import as_lists, write_pools
+from conan_embedding.schemas.settings import FinetuneSettings
+from conan_embedding.trainer.batches import finetune_update, read_finetune, write_finetune
+from conan_embedding.trainer.cbb import Losses
+from conan_embedding.trainer.job import Job
+from conan_embedding.trainer.mining import Mining
+from conan_embedding.trainer.negatives import observe
+
+QUERY, PASSAGE = 16, 60
+NEGATIVES = 4
+
+
+def main() -> None:
+    """A line for each number of queries."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--candidates", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--checks", type=int, default=10)
+    parser.add_argument("--step", choices=["make", "check"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step == "make":
+        make(arguments.folder, arguments.queries[0], arguments.candidates)
+    elif arguments.step == "check":
+        check(arguments.folder, arguments.batch, arguments.checks)
+    else:
+        print("  queries      step     check =   decide +    write +     read       all    memory")
+        for count in arguments.queries:
+            with tempfile.TemporaryDirectory() as folder:
+                shared = ["--folder", folder, "--candidates", arguments.candidates, "--queries", count]
+                shared += ["--batch", arguments.batch, "--checks", arguments.checks]
+                run("make", *shared)
+                print(f"{count:>9,}  {run('check', *shared)}", flush=True)
+
+
+def run(step: str, *options: object) -> str:
+    """What a process that does one step says of it."""
+    command = [sys.executable, __file__, "--step", step, *map(str, options)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def make(folder: Path, count: int, candidates: int) -> None:
+    """pools.duckdb, a shard of convert/retrieval, and the run's own files."""
+    random = np.random.default_rng(count)
+    ids = np.arange(count)
+    queries, passages = texts(random, count, QUERY), texts(random, count, PASSAGE)
+    each = np.full(count, candidates)
+    run = {"run_id": "r", "model_fingerprint": "m", "method": "topk", "margin": 1.0, "top_k": candidates}
+    created = np.datetime64("2024-08-30", "us").item()
+    write_pools(
+        folder,
+        {
+            "runs": pa.Table.from_pylist([run | {"fingerprint": "f", "created_at": created}]),
+            "passages": pa.table({"passage_id": ids, "text": passages, "cluster_id": ids}),
+            "queries": pa.table({"query_id": ids, "text": queries}),
+            "positives": pa.table({"query_id": ids, "passage_id": ids, "score": np.ones(count, np.float32)}),
+            "candidates": pa.table(
+                {
+                    "query_id": ids,
+                    "run_id": pa.repeat("r", count),
+                    "passage_ids": as_lists(random.integers(0, count, each.sum()), each),
+                    "scores": as_lists(np.full(each.sum(), 0.5, np.float32), each),
+                }
+            ),
+        },
+    )
+    records = {
+        "pair_ids": as_lists(pa.repeat("p", count).to_numpy(zero_copy_only=False), np.ones(count)),
+        "source": pa.repeat("s", count),
+        "category": pa.repeat("news", count),
+        "query": queries,
+        "positives": pa.LargeListArray.from_arrays(np.arange(count + 1), passages),
+        "cluster_ids": as_lists(ids, np.ones(count)),
+        "negatives": pa.LargeListArray.from_arrays(np.zeros(count + 1, np.int64), passages[:0]),
+    }
+    pq.write_table(pa.table(records), folder / "part.parquet", row_group_size=64_000)
+    (folder / "data").mkdir()
+    write_finetune(folder / "data", folder, {"retrieval": [folder / "part.parquet"]}, [])
+
+
+def texts(random: np.random.Generator, rows: int, characters: int) -> pa.Array:
+    """Random Han characters, three bytes each in UTF-8."""
+    points = random.integers(0x4E00, 0x9FA5, rows * characters)
+    encoded = np.stack([0xE0 | points >> 12, 0x80 | points >> 6 & 0x3F, 0x80 | points & 0x3F], axis=1).astype(np.uint8)
+    offsets = np.arange(rows + 1) * (3 * characters)
+    buffers = [None, pa.py_buffer(offsets.astype(np.int64)), pa.py_buffer(encoded.tobytes())]
+    return pa.Array.from_buffers(pa.large_string(), rows, buffers)
+
+
+def check(folder: Path, batch: int, checks: int) -> None:
+    """Steps and checks without a model."""
+    random = np.random.default_rng(0)
+    before = anonymous()
+    most = [before]
+    threading.Thread(target=watch, args=(most,), daemon=True).start()
+    settings = FinetuneSettings(negatives=NEGATIVES)
+    every = settings.hard_negative_mining.check_every
+    data = read_finetune(folder / "data")
+    drawn = random.integers(0, len(data.queries), (checks * every + 1, batch))
+    job = Job(corpus=folder, name="", model="", settings=settings, shards={}, fingerprint="")
+    mining = Mining(job, settings, data, rows_of=lambda step: drawn[step - 1])
+    mining.windows = observe(mining.windows, np.arange(len(data.queries)), np.full(len(data.queries), 0.9))
+
+    taken: dict[str, list[float]] = {"step": [], "decide": [], "write": [], "read": [], "all": []}
+    timed(taken["all"], lambda: mining.write(0))
+    nothing = torch.zeros(())
+    for step in range(1, checks * every + 1):
+        scores = np.repeat(random.choice([0.9, 0.5], batch), NEGATIVES).reshape(batch, NEGATIVES)
+        losses = Losses(nothing, nothing, nothing, torch.zeros(batch), torch.from_numpy(scores))
+        checking = mining.checks(step)
+        timed(taken["decide" if checking else "step"], lambda: mining.observe(step, losses))  # noqa: B023
+        if checking:
+            timed(taken["write"], lambda: mining.write(step, whole=False))  # noqa: B023
+            rows, visits, none = drawn[step], np.zeros(batch, np.int64), np.zeros(0, np.int64)
+            timed(taken["read"], lambda: finetune_update(data, mining.windows, rows, none, NEGATIVES, visits))  # noqa: B023
+    timed(taken["all"], lambda: mining.write(step))
+    ms = {name: 1000 * float(np.median(seconds)) for name, seconds in taken.items()}
+    whole = ms["decide"] + ms["write"] + ms["read"]
+    figures = [f"{each:5.1f} ms" for each in (ms["step"], whole, ms["decide"], ms["write"], ms["read"], ms["all"])]
+    print(
+        "{}  {} = {} + {} + {}  {}".format(*figures), f"  {max(most):.0f} MB, {max(most) - before:.0f} of it for this"
+    )
+
+
+def timed(seconds: list[float], work: Callable[[], object]) -> None:
+    """Note how long something takes."""
+    begin = time.perf_counter()
+    work()
+    seconds.append(time.perf_counter() - begin)
+
+
+def watch(most: list[float]) -> None:
+    """Note this process's memory every few milliseconds."""
+    while True:
+        most.append(anonymous())
+        time.sleep(0.005)
+
+
+def anonymous() -> float:
+    """This process's own memory, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1000
+
+
+if __name__ == "__main__":
+    main()
