@@ -5,7 +5,7 @@ source, or "ours" for what no source gives.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -230,6 +230,14 @@ class Mixing(Settings):
     sources: dict[str, float] = given({}, "ours: a source is drawn so many times as often")
 
 
+class Validation(Settings):
+    """Evaluation while training; the best model so far is kept beside the last."""
+
+    every: int | None = given(None, "ours: steps between evaluations; default none", ge=1)
+    sets: list[str] = given([], "ours: names of `evaluation:` sources, or files; default all of `evaluation:`")
+    queries: int = given(500, "ours: queries, or sentence pairs, of each set; fewer are quicker", ge=1)
+
+
 class OptimizerSettings(Settings):
     """What both training stages share."""
 
@@ -244,21 +252,30 @@ class OptimizerSettings(Settings):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = given(
         "auto", "paper §3.1: mixed precision; ours: bf16 where the device has it, fp32 on a CPU"
     )
-    # Not 0: it keeps mixed precision's float32 weights from the export. Not 3: it gathers weights whenever a rank runs
-    # the encoder, and ranks run it different numbers of times.
-    zero_stage: Literal[1, 2] = given(1, "paper §3.1: DeepSpeed ZeRO stage 1")
+    # Not 0: the same updates in more memory, with no look for gradients that are no numbers and no GradCache.
+    zero_stage: Literal[1, 2, 3] = given(1, "paper §3.1: DeepSpeed ZeRO stage 1")
     mixing: Mixing = given(Mixing(), "ours")
     seed: int = given(0, "ours")
     checkpoint_every: int = given(500, "ours: steps", ge=1)
     keep_checkpoints: int = given(2, "ours", ge=1)
     log_every: int = given(10, "ours: steps", ge=1)
     gradient_checkpointing: bool = given(False, "ours: less memory, a third more time")
+    compile: bool = given(False, "ours: torch.compile the encoder, for GPUs; a CPU is faster without")
+    learn_temperature: bool = given(False, "ours: `temperature` is where it starts (CLIP, arXiv 2103.00020, §2.5)")
+    validation: Validation = given(Validation(), "ours")
+    tensorboard: bool = given(False, "ours: write what log.jsonl has for TensorBoard, too")
     chunk_tokens: int | None = given(
         None,
         "ours: tokens encoded at a time, by GradCache (arXiv 2101.06983): memory no longer grows with the number of"
         " negatives, but texts are encoded twice; default all at once",
         ge=2,
     )
+
+    @model_validator(mode="after")
+    def _temperature_is_whole(self) -> Self:
+        if self.learn_temperature and self.zero_stage == 3:
+            raise ValueError("learn_temperature wants zero_stage 1 or 2: 3 spreads every weight over the processes")
+        return self
 
     @field_validator("mixing", mode="before")
     @classmethod
@@ -275,6 +292,7 @@ class PretrainSettings(OptimizerSettings):
     dimension: int = given(1792, "paper §3.1: the linear layer's width", ge=1)
     pooling: Literal["mean", "cls"] = given("mean", "DESIGN §7, as the released model does")
     dimensions: list[int] = given(MRL_DIMENSIONS, "paper §3.1: MRL widths; the paper names them for fine-tuning")
+    by_source: bool = given(False, "ours: an update's pairs are of one source, so that negatives are of its kind")
     symmetric: bool = given(False, "ours: the mean of eq. 1 and of eq. 1 with queries and positives exchanged")
 
 
@@ -286,6 +304,12 @@ class HardNegativeMining(Settings):
     factor: float = given(1.15, "paper §2.2: no longer hard when factor × score < initial score", gt=0)
     ceiling: float = given(0.8, "paper §2.2: and |score| is below it", gt=0)
     offset: int = given(10, "paper §2.2: the i-th window starts at rank (i − 1) · n + 10", ge=0)
+    refresh: Literal["static", "rerank", "remine"] = given(
+        "static",
+        "paper §2.2: windows are of the pool as it was mined; ours: rerank takes them from the candidates as the"
+        " present weights order them, remine rebuilds all pools with the present weights",
+    )
+    remine_every: int = given(1000, "ours: steps between rebuildings of the pools, for remine", ge=1)
 
 
 class FinetuneSettings(OptimizerSettings):
@@ -299,6 +323,9 @@ class FinetuneSettings(OptimizerSettings):
     sts_by_source: bool = given(
         True, "ours: an update's sentence pairs are of one source, as one source's 0/1 is not another's 0…5"
     )
+    in_turn: bool = given(
+        False, "ours: an update is of one task, drawn at random: what the paper compares CBB with (its Figure 4)"
+    )
     beta: float = given(0.8, "paper §2.3, eq. 3: weight of CoSENT", ge=0)
     sts_temperature: float = given(0.05, "CoSENT (kexue.fm 8847): scale 20", gt=0)
     layout: Layout = given(
@@ -308,6 +335,14 @@ class FinetuneSettings(OptimizerSettings):
     query_only_negatives: bool = given(False, "ours: eq. 3's denominator has all queries' negatives; true: its own")
     dimensions: list[int] = given(MRL_DIMENSIONS, "paper §3.1: MRL widths")
     hard_negative_mining: HardNegativeMining = given(HardNegativeMining(), "paper §2.2")
+
+    @model_validator(mode="after")
+    def _ranks_can_mine(self) -> Self:
+        if self.hard_negative_mining.refresh != "static" and self.zero_stage == 3:
+            raise ValueError(
+                "hard_negative_mining.refresh: rerank and remine want zero_stage 1 or 2; under 3, ranks encode in step"
+            )
+        return self
 
 
 class BootstrapTraining(PretrainSettings):
@@ -338,11 +373,14 @@ class ExportSettings(Settings):
 
     model: str = given("finetune", "ours: which training stage's model")
     folder: str = given("model", "ours: inside the corpus unless absolute")
+    precision: Literal["fp32", "fp16", "bf16"] = given("fp32", "ours: of the weights; half of it is half the size")
+    onnx: bool = given(False, "ours: also a file for ONNX Runtime: ids and mask in, raw vectors out")
 
 
 class EvaluateSettings(Settings):
     """Which models `conan run` compares on the evaluation sets, and how they are encoded."""
 
     models: list[str] = given(["finetune"], "ours")
+    dimensions: list[int] = given([], "ours: MRL widths that vectors are cut to, besides their own")
     max_length: int = given(512, "paper §3.1", ge=2)
     batch_tokens: int | None = given(None, BATCH_TOKENS, ge=16)

@@ -1,8 +1,9 @@
-"""Which records each update sees, and their texts: a pure function of seed and step, so any step can be resumed."""
+"""The records a run trains on, in files of its own, and the update that some of them make."""
 
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -10,186 +11,92 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ..pipeline.corpus import CorpusError
-from ..pipeline.pools import read_candidates
-from ..schemas.pairs import Category
-from ..schemas.recipe import RecipeError
-from ..schemas.settings import FinetuneSettings, Mixing, PretrainSettings
+from ..pipeline.pools import FILE, opened
+from ..schemas.settings import FinetuneSettings, PretrainSettings
 from .cbb import Update, build_update
+from .mapped import ROWS, Records, read_sources, write_records, write_sources
+from .mixing import Sources
 from .negatives import Windows
 
 Integers = npt.NDArray[np.int64]
 
+_SOURCE = {"source": pa.large_string(), "category": pa.large_string()}
+PAIRS = pa.schema({"query": pa.large_string(), "positive": pa.large_string(), "cluster_id": pa.int64()} | _SOURCE)
+QUERIES = pa.schema(
+    {
+        "query_id": pa.int64(),
+        "query": pa.large_string(),
+        "positives": pa.large_list(pa.large_string()),
+        "clusters": pa.large_list(pa.int64()),  # one for each positive
+        "given": pa.large_list(pa.large_string()),
+        "pool": pa.large_list(pa.int64()),  # passages, best first
+    }
+    | _SOURCE
+)
+POOLS = pa.schema([QUERIES.field("pool")])  # of the same queries, mined anew
+PASSAGES = pa.schema({"text": pa.large_string(), "cluster_id": pa.int64()})  # a passage's row is its id
+SENTENCES = pa.schema({"text_a": pa.large_string(), "text_b": pa.large_string(), "label": pa.float32()} | _SOURCE)
 
-PAPER_SHARES: dict[Category, float] = {
-    "news": 27.3,
-    "knowledge_base": 7.7,
-    "social_media": 39.9,
-    "web_page": 4.6,
-    "academic_paper": 6.0,
-    "community_qa": 1.6,
-    "instruction": 11.7,
-    "llm_generated": 1.2,
-}
-"""Per cent of the pre-training pairs by category (Conan-embedding, arXiv 2408.15710, Table 1)."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where records come from: each record's source as a place in `names`, and the category of each source."""
-
-    of_records: Integers
-    names: list[str]
-    categories: list[Category]
-
-
-def source_weights(sizes: npt.ArrayLike, sources: Sources, mixing: Mixing) -> npt.NDArray[np.float64]:
-    """How often each source is drawn against the others, float64 [sources]; `sizes` are their numbers of records.
-
-    Its size to the power `mixing.power`. With shares of categories, these are divided in that proportion: a category
-    weighs what its share says against the others that are there. What `mixing.sources` says multiplies the result.
-
-    Raises:
-        RecipeError: a category that is there has no share, a number is negative, or nothing is left to draw.
-    """
-    weights = np.asarray(sizes, np.float64) ** mixing.power
-    if mixing.categories is not None:
-        shares = PAPER_SHARES if mixing.categories == "paper" else mixing.categories
-        if missing := sorted(set(sources.categories) - set(shares)):
-            held = [name for name, own in zip(sources.names, sources.categories, strict=True) if own == missing[0]]
-            raise RecipeError(
-                f"mixing.categories has no share for {missing[0]}, the category of {', '.join(held)}; 0 leaves it out"
-            )
-        _, category = np.unique(sources.categories, return_inverse=True)
-        weights *= np.array([shares[own] for own in sources.categories]) / np.bincount(category, weights)[category]
-    weights *= np.array([mixing.sources.get(name, 1.0) for name in sources.names])
-    if (weights < 0).any():
-        raise RecipeError("mixing: shares of categories and factors of sources can't be negative")
-    if len(weights) and not weights.any():
-        raise RecipeError(f"mixing leaves nothing to draw of {', '.join(sources.names)}: all have the weight 0")
-    return weights
+MEMORY = "2GB"
+THREADS = 4
+"""Ours: what DuckDB may take for a join, the rest goes to disk; each thread holds parts of a row group."""
+WINDOW = 16_384
+"""Ours: queries, or passages, that are sorted at a time. More at once takes too much of MEMORY."""
 
 
-def check_mixing(mixing: Mixing, *drawn: Sources) -> None:
-    """Raise RecipeError where `mixing.sources` names a source that none of those drawn from has."""
-    known = sorted({name for sources in drawn for name in sources.names})
-    for name in mixing.sources:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise RecipeError(f"mixing.sources: no records of a source {name}; {hint}")
+def write_pairs(folder: Path, shards: Sequence[Path]) -> None:
+    """Write the pairs of shards of any stage.
 
-
-def draws(sources: Sources, total: int, mixing: Mixing, seed: int, run: int = 1) -> Integers:
-    """Which record each of `total` draws takes, int64 [total].
-
-    A draw picks a source by its weight (see `source_weights`) and then that source's next record in a shuffled order,
-    so no record comes back before its source is used up. `run` successive draws share their source.
-    """
-    records = [np.flatnonzero(sources.of_records == source) for source in range(len(sources.names))]
-    generator = np.random.default_rng(seed)
-    weights = source_weights([len(each) for each in records], sources, mixing)
-    drawn = np.repeat(generator.choice(len(records), -(-total // run), p=weights / weights.sum()), run)[:total]
-    result = np.empty(total, np.int64)
-    for source, own in enumerate(records):
-        places = np.flatnonzero(drawn == source)
-        rounds = -(-len(places) // len(own))
-        order = generator.permuted(np.tile(own, (rounds, 1)), axis=1).ravel()
-        result[places] = order[: len(places)]
-    return result
-
-
-@dataclass(frozen=True)
-class PairData:
-    """Pairs for pre-training."""
-
-    queries: pa.Array
-    positives: pa.Array
-    clusters: Integers
-    sources: Sources
-
-
-def read_pairs(shards: Sequence[Path]) -> PairData:
-    """The pairs of shards of any stage. Before dedup there are no clusters: only equal texts count as one.
-
-    Of convert, all are for pre-training; of earlier stages those whose task is pretrain or retrieval.
+    Of convert, all are for pre-training; of earlier stages those whose task is pretrain or retrieval. Before dedup
+    there are no clusters: only equal texts count as one.
 
     Raises:
         CorpusError: there are none.
     """
-    frame = pl.concat([_pairs(shard) for shard in shards])
-    if frame.is_empty():
+    count_pairs(shards)
+    with _database(folder) as connection:
+        write_records(folder / "pairs.arrow", PAIRS, _streamed(connection, f"SELECT * FROM {_pairs(shards)}"))
+    write_sources(folder / "pairs.arrow")
+
+
+def count_pairs(shards: Sequence[Path]) -> int:
+    """How many pairs `write_pairs` would write. Raises CorpusError where there are none."""
+    with duckdb.connect(":memory:") as connection:
+        count = _number(connection, f"SELECT count(*) FROM {_pairs(shards)}")
+    if not count:
         raise CorpusError(f"{shards[0].parent}: no pairs to train on")
-    return PairData(
-        frame["query"].to_arrow(),
-        frame["positive"].to_arrow(),
-        frame["cluster_id"].to_numpy(),
-        _sources(frame),
-    )
+    return count
 
 
-def _sources(frame: pl.DataFrame) -> Sources:
-    """The sources of records, by name: the same whatever shards they came from."""
-    named = frame.select(pl.col("source", "category").cast(pl.String))
-    of_records = (named["source"].rank("dense").cast(pl.Int64) - 1).to_numpy()
-    known = named.group_by("source").agg(pl.col("category").min()).sort("source")
-    return Sources(of_records, known["source"].to_list(), known["category"].to_list())
+@dataclass(frozen=True)
+class PairData:
+    """What `write_pairs` wrote."""
+
+    pairs: Records
+    sources: Sources
 
 
-def _pairs(shard: Path) -> pl.DataFrame:
-    frame = pl.read_parquet(shard)
-    if "task" in frame.columns:
-        frame = frame.filter(pl.col("task").cast(pl.String).is_in(["pretrain", "retrieval"]))
-    if "cluster_id" not in frame.columns:
-        frame = frame.with_columns(cluster_id=pl.lit(-1, pl.Int64))
-    return frame.select("query", "positive", "cluster_id", pl.col("source", "category").cast(pl.String))
+def read_pairs(folder: Path) -> PairData:
+    """Open what `write_pairs` wrote."""
+    return PairData(Records(folder / "pairs.arrow", _SOURCE), read_sources(folder / "pairs.arrow"))
 
 
 def pretrain_update(data: PairData, rows: Integers) -> Update:
     """The pairs of one update, of all ranks."""
-    taken = pa.array(rows)
+    taken = data.pairs.take(rows)
     return build_update(
-        data.queries.take(taken).to_pylist(),
-        data.positives.take(taken).to_pylist(),
-        positive_clusters=data.clusters[rows].tolist(),
+        taken["query"].to_pylist(),
+        taken["positive"].to_pylist(),
+        positive_clusters=taken["cluster_id"].to_pylist(),
     )
 
 
-@dataclass(frozen=True)
-class FinetuneData:
-    """Queries with positives, given negatives and pools, by row; sentence pairs; passages by id."""
-
-    query_ids: Integers
-    queries: pa.Array
-    positives: pa.Array  # list<string>
-    clusters: pa.Array  # list<int64>, of the positives
-    given: pa.Array  # list<string>
-    sources: Sources
-    pool_starts: Integers  # [queries + 1], into pool_passages
-    pool_passages: Integers
-    passages: pa.Array
-    passage_clusters: Integers
-    left: pa.Array
-    right: pa.Array
-    labels: npt.NDArray[np.float32]
-    sentence_sources: Sources
-
-    @property
-    def pool_sizes(self) -> Integers:
-        """Candidates of each query."""
-        return np.diff(self.pool_starts)
-
-
-_RECORDS = {
-    "retrieval": "SELECT query, source, category, pair_ids, positives, cluster_ids, negatives FROM read_parquet({})",
-    "pretrain": "SELECT query, source, category, pair_ids, [positive], [cluster_id], CAST([] AS VARCHAR[]) "
-    "FROM read_parquet({})",
-}
-
-
-def read_finetune(corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Sequence[Path]) -> FinetuneData:
-    """Training records of both tasks, with the pools of the queries that were mined.
+def write_finetune(folder: Path, corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Sequence[Path]) -> None:
+    """Write training records of both tasks, with the pools of the queries that were mined: queries and passages by id.
 
     `retrieval` holds the shards of convert/retrieval, and of convert/pretrain where its pairs serve as retrieval too.
     A query that several records share is one: its positives and given negatives come together, and what is a positive
@@ -198,69 +105,89 @@ def read_finetune(corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Se
     Raises:
         CorpusError: no queries, queries without a pool, or pools whose passages are not numbered from 0.
     """
+    count_queries(corpus, retrieval)
+    with _database(folder) as connection:
+        _attach(connection, corpus)
+        if not _number(connection, "SELECT coalesce(max(passage_id) + 1, 0) = count(*) FROM stored.passages"):
+            raise CorpusError(f"{corpus}: passages in {FILE} are not numbered from 0; run `conan mine {corpus}` again")
+        write_records(folder / "passages.arrow", PASSAGES, _passages(connection))
+        write_records(folder / "queries.arrow", QUERIES, _queries(connection, folder / "windows", retrieval))
+        found = _streamed(connection, f"SELECT * FROM {_files(sts)}") if sts else []
+        write_records(folder / "sentences.arrow", SENTENCES, found)
+    for name in ("queries", "sentences"):
+        write_sources(folder / f"{name}.arrow")
+
+
+def count_queries(corpus: Path, retrieval: Mapping[str, Sequence[Path]]) -> int:
+    """How many queries `write_finetune` would write. Raises CorpusError for none, or where some have no pool."""
     with duckdb.connect(":memory:") as connection:
-        connection.register("pools", read_candidates(corpus).select("query_id", "query", "passage_ids").to_arrow())
-        parts = [_RECORDS[kind].format([str(shard) for shard in each]) for kind, each in sorted(retrieval.items())]
-        connection.execute(
-            "CREATE VIEW records(query, source, category, pair_ids, positives, cluster_ids, negatives) AS "
-            + " UNION ALL ".join(parts)
-        )
-        queries: pl.DataFrame = connection.sql(
-            """SELECT * REPLACE (list_filter(given, lambda text: NOT list_contains(positives, text)) AS given)
-               FROM (SELECT query_id, query, first(CAST(source AS VARCHAR) ORDER BY source, pair_ids) AS source,
-                            first(CAST(category AS VARCHAR) ORDER BY source, pair_ids) AS category,
-                            flatten(list(positives ORDER BY source, pair_ids)) AS positives,
-                            flatten(list(cluster_ids ORDER BY source, pair_ids)) AS clusters,
-                            flatten(list(negatives ORDER BY source, pair_ids)) AS given,
-                            any_value(passage_ids) AS pool
-                     FROM records LEFT JOIN pools USING (query) GROUP BY query_id, query)
-               ORDER BY query_id"""
-        ).pl()
-        connection.execute(f"ATTACH '{corpus / 'pools.duckdb'}' AS stored (READ_ONLY)")
-        passages: pl.DataFrame = connection.sql("FROM stored.passages ORDER BY passage_id").pl()
-    if not queries.height:
+        _attach(connection, corpus)
+        distinct = f"SELECT DISTINCT query FROM {_records(retrieval)}"
+        count = _number(connection, f"SELECT count(*) FROM ({distinct})")
+        missing = _number(connection, f"SELECT count(*) FROM ({distinct}) ANTI JOIN pools USING (query)")
+    if not count:
         raise CorpusError(f"{corpus}: no queries to train on in {', '.join(retrieval)}")
-    if missing := queries["query_id"].null_count():
+    if missing:
         raise CorpusError(
-            f"{corpus}: {missing} of {queries.height} queries have no pool; name {', '.join(retrieval)} under "
+            f"{corpus}: {missing} of {count} queries have no pool; name {', '.join(retrieval)} under "
             f"`queries:` of mine and run `conan mine {corpus}`"
         )
-    if not (passages["passage_id"].to_numpy() == np.arange(passages.height)).all():
-        raise CorpusError(
-            f"{corpus}: passages in pools.duckdb are not numbered from 0; run `conan mine {corpus}` again"
-        )
-    sentences = pl.concat([pl.DataFrame(schema=_SENTENCES), *(_sentences(shard) for shard in sts)])
+    return count
+
+
+def count_sentences(sts: Sequence[Path]) -> int:
+    """How many sentence pairs shards have."""
+    return sum(pq.read_metadata(shard).num_rows for shard in sts)
+
+
+@dataclass(frozen=True)
+class FinetuneData:
+    """What `write_finetune` wrote; of each query, its id and the number of its candidates are in memory.
+
+    `pools` has a row for each query; `picked` [queries, n] the passages of its window where those were picked one by
+    one, else -1.
+    """
+
+    queries: Records
+    passages: Records
+    sentences: Records
+    sources: Sources
+    sentence_sources: Sources
+    query_ids: Integers
+    pools: Records
+    pool_sizes: Integers
+    picked: Integers | None = None
+
+
+def read_finetune(folder: Path) -> FinetuneData:
+    """Open what `write_finetune` wrote."""
+    queries = Records(folder / "queries.arrow", _SOURCE)
     return FinetuneData(
-        query_ids=queries["query_id"].to_numpy(),
-        queries=queries["query"].to_arrow(),
-        positives=queries["positives"].to_arrow(),
-        clusters=queries["clusters"].to_arrow(),
-        given=queries["given"].list.unique(maintain_order=True).to_arrow(),
-        sources=_sources(queries),
-        pool_starts=np.concatenate([[0], np.cumsum(queries["pool"].list.len().to_numpy())]).astype(np.int64),
-        pool_passages=queries["pool"].explode().drop_nulls().to_numpy(),
-        passages=passages["text"].to_arrow(),
-        passage_clusters=passages["cluster_id"].to_numpy(),
-        left=sentences["text_a"].to_arrow(),
-        right=sentences["text_b"].to_arrow(),
-        labels=sentences["label"].to_numpy(),
-        sentence_sources=_sources(sentences),
+        queries,
+        Records(folder / "passages.arrow"),
+        Records(folder / "sentences.arrow", _SOURCE),
+        read_sources(folder / "queries.arrow"),
+        read_sources(folder / "sentences.arrow"),
+        query_ids=_joined(batch["query_id"] for batch in queries),
+        pools=Records(folder / "queries.arrow", {*QUERIES.names} - {"pool"}),
+        pool_sizes=_joined(pc.list_value_length(batch["pool"]) for batch in queries),
     )
 
 
-_SENTENCES = pl.Schema(
-    {"text_a": pl.String, "text_b": pl.String, "label": pl.Float32, "source": pl.String, "category": pl.String}
-)
+def pools_file(folder: Path, step: int) -> Path:
+    """Where the pools that were made after a step are, in the folder of a run's data."""
+    return folder / f"pools-{step:08d}.arrow"
 
 
-def _sentences(shard: Path) -> pl.DataFrame:
-    return pl.read_parquet(shard, columns=list(_SENTENCES)).cast(_SENTENCES)
+def with_pools(data: FinetuneData, file: Path) -> FinetuneData:
+    """The same data with other pools, of a file with POOLS."""
+    pools = Records(file)
+    return replace(data, pools=pools, pool_sizes=_joined(pc.list_value_length(batch["pool"]) for batch in pools))
 
 
 def given_counts(data: FinetuneData) -> Integers:
     """How many negatives came with each query."""
-    counts: Integers = pl.Series(data.given).list.len().to_numpy().astype(np.int64)
-    return counts
+    return _joined(pc.list_value_length(batch["given"]) for batch in data.queries)
 
 
 def finetune_update(
@@ -270,53 +197,166 @@ def finetune_update(
 
     `visits` says how often each query was drawn before: a query of several positives shows the next one each time.
     """
-    taken = pa.array(rows)
-    positives, clusters = data.positives.take(taken).to_pylist(), data.clusters.take(taken).to_pylist()
-    chosen = [int(visit) % len(each) for visit, each in zip(visits, positives, strict=True)]
-    texts, groups = _negatives(data, windows, rows, negatives)
-    sentences = pa.array(sentence_rows)
+    taken, sentences = data.queries.take(rows), data.sentences.take(sentence_rows)
+    positives, clusters = taken["positives"].to_pylist(), taken["clusters"].to_pylist()
+    chosen = [visit % len(each) for visit, each in zip(visits.tolist(), positives, strict=True)]
+    texts, groups = _negatives(data, windows, rows, taken, negatives)
     return build_update(
-        data.queries.take(taken).to_pylist(),
+        taken["query"].to_pylist(),
         [each[place] for each, place in zip(positives, chosen, strict=True)],
         texts,
         positive_clusters=[each[place] for each, place in zip(clusters, chosen, strict=True)],
         negative_clusters=groups,
-        left=data.left.take(sentences).to_pylist(),
-        right=data.right.take(sentences).to_pylist(),
-        labels=data.labels[sentence_rows].tolist(),
+        left=sentences["text_a"].to_pylist(),
+        right=sentences["text_b"].to_pylist(),
+        labels=sentences["label"].to_pylist(),
     )
 
 
-def _negatives(
-    data: FinetuneData, windows: Windows, rows: Integers, negatives: int
-) -> tuple[list[list[str]], list[list[int]]]:
-    """Texts and clusters of the negatives of each query: of its window, or the given ones where that is empty."""
-    texts, clusters = [], []
-    for row in rows:
-        lo, hi = windows.lo[row], windows.hi[row]
-        if lo == hi:
-            own = data.given[row].as_py()[:negatives]
-            texts.append(own)
-            clusters.append([-1] * len(own))
-        else:
-            start = data.pool_starts[row]
-            ids = data.pool_passages[start + lo : start + hi]
-            texts.append(data.passages.take(pa.array(ids)).to_pylist())
-            clusters.append(data.passage_clusters[ids].tolist())
-    return texts, clusters
+def window_passages(data: FinetuneData, windows: Windows, rows: Integers) -> tuple[Integers, Integers]:
+    """Passages of the present windows of queries, one query after another, and how many each has."""
+    pools = data.pools.take(rows)["pool"].combine_chunks()
+    ids, starts = pools.values.to_numpy(), pools.offsets.to_numpy()[:-1]
+    counts = windows.hi[rows] - windows.lo[rows]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    passages = ids[np.repeat(starts + windows.lo[rows], counts) + within]
+    if data.picked is not None:
+        picked = data.picked[rows]
+        there = picked[:, 0] >= 0
+        passages[np.repeat(there, counts)] = picked[there].ravel()
+    return passages, counts
 
 
-def visits(drawn: Integers) -> Integers:
-    """How often the record of each draw was drawn before it, int64 [draws]."""
-    order = np.argsort(drawn, kind="stable")
-    ordered = drawn[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
-    before = np.arange(len(drawn)) - np.repeat(starts, np.diff(starts, append=len(drawn)))
-    result = np.empty(len(drawn), np.int64)
-    result[order] = before
-    return result
-
-
-def steps_of(settings: PretrainSettings | FinetuneSettings, records: int, batch: int) -> int:
+def steps_of(settings: PretrainSettings | FinetuneSettings, records: int, batch: float) -> int:
     """Updates in all: as the recipe says, else so many that `epochs` times every record is drawn."""
     return settings.steps or max(1, round(settings.epochs * records / batch))
+
+
+def queries_a_step(settings: FinetuneSettings, sentences: int) -> float:
+    """How many queries an update has on average: of updates in turn, every other has none."""
+    return settings.retrieval_batch / (2 if settings.in_turn and settings.sts_batch and sentences else 1)
+
+
+def _negatives(
+    data: FinetuneData, windows: Windows, rows: Integers, taken: pa.Table, negatives: int
+) -> tuple[list[list[str]], list[list[int]]]:
+    """Texts and clusters of the negatives of each query: of its window, or the given ones where that is empty."""
+    ids, counts = window_passages(data, windows, rows)
+    passages, ends = data.passages.take(ids), np.cumsum(counts)
+    texts, clusters = passages["text"].to_pylist(), passages["cluster_id"].to_pylist()
+    mined = [slice(end - count, end) for end, count in zip(ends.tolist(), counts.tolist(), strict=True)]
+    given = [each[:negatives] for each in taken["given"].to_pylist()]
+    return (
+        [texts[own] or came for own, came in zip(mined, given, strict=True)],
+        [clusters[own] or [-1] * len(came) for own, came in zip(mined, given, strict=True)],
+    )
+
+
+def _passages(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:
+    """The passages by id: sorted in windows, as sorting texts takes them all to memory."""
+    for start in range(0, _number(connection, "SELECT count(*) FROM stored.passages"), WINDOW):
+        rows = f"FROM stored.passages WHERE passage_id >= {start} AND passage_id < {start + WINDOW}"
+        yield from _streamed(connection, f"SELECT text, cluster_id {rows} ORDER BY passage_id")
+
+
+def _queries(
+    connection: duckdb.DuckDBPyConnection, folder: Path, retrieval: Mapping[str, Sequence[Path]]
+) -> Iterator[pa.RecordBatch]:
+    """The queries by id, each with all its records. Grouping takes what it groups to memory, so by windows of ids."""
+    folder.mkdir()
+    with ExitStack() as files:
+        writers: dict[int, pa.RecordBatchFileWriter] = {}
+        joined = f"SELECT query_id, records.* FROM {_records(retrieval)} AS records JOIN stored.queries ON text = query"
+        for batch in _streamed(connection, joined):
+            windows = batch["query_id"].to_numpy() // WINDOW
+            for window in np.unique(windows).tolist():
+                if window not in writers:
+                    writers[window] = files.enter_context(pa.ipc.new_file(folder / f"{window}", batch.schema))
+                writers[window].write_batch(batch.filter(pa.array(windows == window)))
+    positives, given = (pl.col(name).explode(empty_as_null=False) for name in ("positives", "negatives"))
+    for window in sorted(writers):
+        with pa.memory_map(str(folder / f"{window}")) as file:
+            connection.register("records", pa.ipc.open_file(file).read_all())
+            records: pl.DataFrame = connection.sql(
+                f"""SELECT records.*, pool FROM records JOIN pools USING (query_id)
+                    WHERE query_id BETWEEN {window * WINDOW} AND {(window + 1) * WINDOW - 1}
+                    ORDER BY query_id, source, pair_ids"""
+            ).pl()
+            connection.unregister("records")
+        queries = records.group_by("query_id", maintain_order=True).agg(
+            pl.first("query", "source", "category", "pool"),
+            positives,
+            pl.col("cluster_ids").explode(empty_as_null=False).alias("clusters"),
+            given.filter(~given.is_in(positives.implode())).unique(maintain_order=True).alias("given"),
+        )
+        yield from queries.to_arrow(compat_level=pl.CompatLevel.oldest()).to_batches()
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB in memory, and in a folder that goes in the end where that is not enough."""
+    limits: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": MEMORY,
+        "threads": THREADS,
+        "temp_directory": str(folder / "spilled"),
+    }
+    with duckdb.connect(":memory:", config=limits) as connection:
+        connection.execute("SET enable_progress_bar = false")
+        yield connection
+    shutil.rmtree(folder / "spilled", ignore_errors=True)
+
+
+def _attach(connection: duckdb.DuckDBPyConnection, corpus: Path) -> None:
+    """The pools of a corpus as `stored`, and of it `pools` (query_id, query, pool). Raises CorpusError for none."""
+    opened(corpus).close()
+    connection.execute(f"ATTACH {_quoted(corpus / FILE)} AS stored (READ_ONLY)")
+    connection.execute(
+        "CREATE VIEW pools AS SELECT query_id, text AS query, passage_ids AS pool "
+        "FROM stored.queries JOIN stored.candidates USING (query_id)"
+    )
+
+
+def _streamed(connection: duckdb.DuckDBPyConnection, query: str) -> pa.RecordBatchReader:
+    return connection.sql(query).to_arrow_reader(ROWS)
+
+
+def _number(connection: duckdb.DuckDBPyConnection, query: str) -> int:
+    return int(connection.sql(query).fetchall()[0][0])
+
+
+def _pairs(shards: Sequence[Path]) -> str:
+    """The pairs of shards of one stage, as SQL."""
+    columns = pq.read_schema(shards[0]).names
+    cluster = "cluster_id" if "cluster_id" in columns else "CAST(-1 AS BIGINT) AS cluster_id"
+    tasks = "WHERE task IN ('pretrain', 'retrieval')" if "task" in columns else ""
+    kept = f"query, positive, {cluster}, source, category"
+    return f"(SELECT {kept} FROM {_files(shards)} {tasks})"
+
+
+def _records(retrieval: Mapping[str, Sequence[Path]]) -> str:
+    """Records of both kinds that have queries, as SQL."""
+    columns = {
+        "retrieval": "positives, cluster_ids, negatives",
+        "pretrain": "[positive] AS positives, [cluster_id] AS cluster_ids, CAST([] AS VARCHAR[]) AS negatives",
+    }
+    parts = [
+        f"SELECT query, source, category, pair_ids, {columns[kind]} FROM {_files(shards)}"
+        for kind, shards in retrieval.items()
+    ]
+    return f"({' UNION ALL '.join(parts)})"
+
+
+def _files(shards: Sequence[Path]) -> str:
+    files = ", ".join(_quoted(shard) for shard in shards)
+    return f"read_parquet([{files}])"
+
+
+def _quoted(path: Path) -> str:
+    text = str(path).replace("'", "''")
+    return f"'{text}'"
+
+
+def _joined(arrays: Iterable[pa.Array]) -> Integers:
+    """Numbers of all batches."""
+    return np.concatenate([np.zeros(0, np.int64), *(array.to_numpy() for array in arrays)])

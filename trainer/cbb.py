@@ -58,6 +58,7 @@ class Losses:
     sts: Tensor
     positive_scores: Tensor  # [n]
     negative_scores: Tensor  # [n, k], NaN where a query has fewer than k
+    negatives: float = 0.0  # how many a query has in its denominator, on average
     unordered: bool = False  # there are labelled pairs, but of one label: CoSENT has nothing to compare
 
 
@@ -149,13 +150,16 @@ def slice_for(rank: int, world_size: int, lengths: npt.ArrayLike, apart: Marks |
     return hands[rank], np.argsort(np.concatenate(hands))
 
 
-def update_loss(embeddings_TD: Tensor, update: Update, settings: FinetuneSettings) -> Losses:
+def update_loss(
+    embeddings_TD: Tensor, update: Update, settings: FinetuneSettings, temperature: Tensor | None = None
+) -> Losses:
     """InfoNCE over the negatives of the whole update + β · CoSENT (paper eq. 3), both under matryoshka.
 
     The denominator of a query holds its own positive and every negative drawn for any query, each as often as it
     was drawn; with `settings.in_batch_positives` also the positives of the others, and with
     `settings.query_only_negatives` only the negatives drawn for this query. Texts of the query's own group are left
-    out. Either task may be empty: its loss is then 0. No `settings.dimensions` means the full width only.
+    out. Either task may be empty: its loss is then 0. No `settings.dimensions` means the full width only; a
+    `temperature` that is learnt, a scalar, stands for `settings.temperature`.
     """
     device = embeddings_TD.device
     dims = settings.dimensions or [embeddings_TD.shape[1]]
@@ -169,12 +173,14 @@ def update_loss(embeddings_TD: Tensor, update: Update, settings: FinetuneSetting
     if settings.query_only_negatives:
         mask_NM[:, len(own_N) :] |= drawn_for != own_N[:, None]
 
+    scale = settings.temperature if temperature is None else temperature
+    negatives = float((~mask_NM).sum(dim=1).float().mean()) if len(own_N) else 0.0
     index_N, mask_NM, labels_P = own_N.to(device), mask_NM.to(device), update.labels.to(device)
     queries_ND, passages_MD = embeddings_TD[update.query_rows.to(device)], embeddings_TD[columns_M.to(device)]
     left_PD, right_PD = (embeddings_TD[rows.to(device)] for rows in (update.left_rows, update.right_rows))
 
     def retrieval_loss(queries_Nd: Tensor, passages_Md: Tensor) -> Tensor:
-        return info_nce(queries_Nd, passages_Md, index_N, settings.temperature, mask_NM)
+        return info_nce(queries_Nd, passages_Md, index_N, scale, mask_NM)
 
     def sts_loss(left_Pd: Tensor, right_Pd: Tensor) -> Tensor:
         return cosent(cosine_pairs(left_Pd, right_Pd), labels_P, settings.sts_temperature)
@@ -192,11 +198,14 @@ def update_loss(embeddings_TD: Tensor, update: Update, settings: FinetuneSetting
         sts=sts,
         positive_scores=scores_NM[index_N, index_N],
         negative_scores=negative_scores,
+        negatives=negatives,
         unordered=len(update.labels) > 0 and bool((update.labels == update.labels[0]).all()),
     )
 
 
-def pretrain_loss(embeddings_TD: Tensor, update: Update, settings: PretrainSettings) -> Losses:
+def pretrain_loss(
+    embeddings_TD: Tensor, update: Update, settings: PretrainSettings, temperature: Tensor | None = None
+) -> Losses:
     """InfoNCE with in-batch negatives (paper eq. 1): an update whose negatives are the other pairs' positives.
 
     `update` is built from the pairs of all ranks with their clusters; pairs of one cluster or with a text in
@@ -206,10 +215,10 @@ def pretrain_loss(embeddings_TD: Tensor, update: Update, settings: PretrainSetti
     as_update = FinetuneSettings(
         temperature=settings.temperature, dimensions=settings.dimensions, in_batch_positives=True
     )
-    losses = update_loss(embeddings_TD, update, as_update)
+    losses = update_loss(embeddings_TD, update, as_update, temperature)
     if settings.symmetric:
         mirrored = replace(update, query_rows=update.positive_rows, positive_rows=update.query_rows)
-        mean = (losses.total + update_loss(embeddings_TD, mirrored, as_update).total) / 2
+        mean = (losses.total + update_loss(embeddings_TD, mirrored, as_update, temperature).total) / 2
         losses = replace(losses, total=mean, retrieval=mean)
     return losses
 

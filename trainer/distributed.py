@@ -1,5 +1,6 @@
 """Embeddings of all ranks on every rank, with gradients that come out as if one process had done it all."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -37,13 +38,23 @@ def of_rank_zero(value: Value) -> Value:
     return box[0]
 
 
-def any_rank(value: bool, device: Any) -> bool:
-    """Whether it is true on any rank: the same answer on all."""
+def sum_of_ranks(numbers: Sequence[int], device: Any) -> list[int]:
+    """The sum of each number over all ranks, on every rank."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return value
-    found = torch.tensor(int(value), device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return bool(found)
+        return list(numbers)
+    sums = torch.tensor(numbers, dtype=torch.int64, device=device)
+    dist.all_reduce(sums)
+    found: list[int] = sums.tolist()
+    return found
+
+
+def most_of_ranks(number: int, device: Any) -> int:
+    """The largest number that a rank has, on every rank."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return number
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
 class _Gather(torch.autograd.Function):

@@ -33,15 +33,22 @@ def chunks_of(lengths: Sequence[int], chunk_tokens: int | None = None) -> list[s
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(lengths)], strict=True)]
 
 
-def backward(engine: Any, chunks: Sequence[Inputs], loss: Callable[[Tensor], Losses], cached: bool) -> Losses:
+def backward(
+    engine: Any,
+    chunks: Sequence[Inputs],
+    loss: Callable[[Tensor], Losses],
+    cached: bool,
+    of_loss: Sequence[nn.Parameter] = (),
+) -> Losses:
     """Leave the gradients of an update in a DeepSpeed engine (ZeRO 1 or 2), reduced and ready for `engine.step()`.
 
-    `loss` takes the embeddings of this rank's texts, [texts, D], and gathers the others' itself. With `cached`, one
+    `loss` takes the embeddings of this rank's texts, [texts, D], and gathers the others' itself; `of_loss` are the
+    parameters that it uses (a learnt temperature). With `cached`, one
     reduction follows all chunks, so that ranks may have different numbers of them.
     """
     if cached:
         with engine.coalesce_grad_reduction():
-            return cached_backward(engine, chunks, loss, engine.backward, engine.parameters())
+            return cached_backward(engine, chunks, loss, engine.backward, engine.parameters(), of_loss)
     losses = loss(torch.cat([engine(*chunk) for chunk in chunks]))
     engine.backward(losses.total)
     return losses
@@ -53,6 +60,7 @@ def cached_backward(
     loss: Callable[[Tensor], Losses],
     backward: Callable[[Tensor], Any],
     parameters: Iterable[nn.Parameter] = (),
+    of_loss: Sequence[nn.Parameter] = (),
 ) -> Losses:
     """GradCache: `loss` of all chunks, its gradient by as many calls of `backward`, dropout the same both times.
 
@@ -68,14 +76,16 @@ def cached_backward(
     own = torch.cat(encoded)
     own = own.to(torch.promote_types(own.dtype, torch.float32)).requires_grad_()
     losses = loss(own)
-    (gradient,) = torch.autograd.grad(losses.total, own)
+    gradient, *direct = torch.autograd.grad(losses.total, [own, *of_loss], materialize_grads=True)
+    # What the loss itself uses joins the first chunk: its value there is nothing, its gradient the one found.
+    beside = [(each * part).sum() for each, part in zip(of_loss, direct, strict=True)]
     parts = torch.split(gradient, [len(each) for each in encoded])
 
     half = [each for each in parameters if each.requires_grad and each.dtype.itemsize < 4]
     sums: dict[nn.Parameter, Tensor] = {}
-    for chunk, state, part in zip(chunks, states, parts, strict=True):
+    for number, (chunk, state, part) in enumerate(zip(chunks, states, parts, strict=True)):
         _restore_random_state(state)
-        backward((encode(*chunk) * part).sum())
+        backward(torch.stack([(encode(*chunk) * part).sum(), *(beside if number == 0 else [])]).sum())
         for parameter in half:
             if parameter.grad is not None:
                 sums[parameter] = sums[parameter].add_(parameter.grad) if parameter in sums else parameter.grad.float()

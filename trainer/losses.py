@@ -26,7 +26,7 @@ def info_nce(
     queries_ND: Tensor,
     passages_MD: Tensor,
     positive_index_N: Tensor,
-    temperature: float,
+    temperature: float | Tensor,
     mask_NM: Tensor | None = None,
 ) -> Tensor:
     """Mean over queries of -log softmax of the positive among the passages (paper eq. 1 and 3).

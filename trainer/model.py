@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..pipeline.encoder import pool
-from ..pipeline.models import ModelError, Pooling, find_model, load_transformer, read_layout
+from ..pipeline.encoder import BATCH_TOKENS, GPU_BATCH_TOKENS, Encoder, pool
+from ..pipeline.layout import Dense, Layout, Pooling, load_transformer, read_layout
+from ..pipeline.models import ModelError, find_model
+from .linear import quicken_linear_layers
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 
@@ -28,8 +30,18 @@ class EmbeddingModel(nn.Module):
         hidden = encoder.config.hidden_size
         self.head = nn.Linear(hidden, dimension) if dimension is not None else None
         self.dimension: int = dimension or hidden
+        self.log_temperature: nn.Parameter | None = None
         if (pooler := getattr(encoder, "pooler", None)) is not None:
             pooler.requires_grad_(False)
+
+    def learn_temperature(self, start: float) -> None:
+        """Make the temperature of the loss a weight like others, by its logarithm (CLIP, arXiv 2103.00020, §2.5)."""
+        self.log_temperature = nn.Parameter(torch.tensor([start]).log())  # DeepSpeed takes no scalars
+
+    @property
+    def temperature(self) -> Tensor | None:
+        """The learnt temperature, a scalar; None where it is fixed."""
+        return None if self.log_temperature is None else self.log_temperature.float().exp()[0]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Vectors [n, D] of texts [n, L]; zero texts give [0, D], still attached to every parameter."""
@@ -71,4 +83,21 @@ def load(
     model = EmbeddingModel(encoder, width, pooling or layout.pooling or "mean")
     if model.head is not None and saved is not None:
         model.head.load_state_dict({"weight": saved.weight, "bias": saved.bias})
+    quicken_linear_layers(model)
     return model.train(), tokenizer
+
+
+def encoder_of(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """A model that is being trained as one that encodes; the weights are the same, the head's as they are now."""
+    device, head = next(model.parameters()).device, model.head
+    dense = [] if head is None else [Dense(head.weight.float(), head.bias.float(), IDENTITY)]
+    return Encoder(
+        model=model.encoder,
+        tokenizer=tokenizer,
+        layout=Layout(Path(), dense=dense),
+        pooling=model.pooling,
+        max_length=tokenizer.model_max_length,
+        batch_tokens=BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS),
+        fingerprint="",
+        device=device,
+    )

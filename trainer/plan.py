@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from ..pipeline.models import find_model, read_layout
+from ..pipeline.layout import read_layout
+from ..pipeline.models import find_model
 from ..schemas.settings import PretrainSettings
-from .batches import read_finetune, read_pairs, steps_of
+from .batches import count_pairs, count_queries, count_sentences, queries_a_step, steps_of
 from .job import Job
 
 
@@ -16,20 +17,24 @@ def plan(job: Job, processes: int) -> dict[str, Any]:
     """Records, steps, parameters and the memory that a process would take at least, in megabytes.
 
     `states` are weights, gradients and AdamW's averages; `activations` those of an update whose texts all have
-    `max_length` tokens, so the most there can be. Nothing is loaded but the data and the model's configuration.
+    `max_length` tokens, so the most there can be. Records are counted, and of the model its configuration is read.
 
     Raises:
         CorpusError: what it would train on is not there.
         ModelError: no such model.
     """
     settings = job.settings
+    batch: float
     if isinstance(settings, PretrainSettings):
-        records, batch = len(read_pairs(job.shards["pairs"]).queries), settings.batch_size * processes
-        texts = 2 * batch
+        records, batch = count_pairs(job.shards["pairs"]), settings.batch_size * processes
+        texts = 2 * settings.batch_size * processes
     else:
-        data = read_finetune(job.corpus, {kind: job.shards[kind] for kind in settings.queries}, job.shards["sts"])
-        records, batch = len(data.queries), settings.retrieval_batch
-        texts = batch * (2 + settings.negatives) + 2 * (settings.sts_batch if len(data.labels) else 0)
+        records = count_queries(job.corpus, {kind: job.shards[kind] for kind in settings.queries})
+        sentences = count_sentences(job.shards["sts"])
+        batch = queries_a_step(settings, sentences)
+        of_retrieval = settings.retrieval_batch * (2 + settings.negatives)
+        of_sts = 2 * settings.sts_batch if sentences else 0
+        texts = max(of_retrieval, of_sts) if settings.in_turn else of_retrieval + of_sts
     layout = read_layout(find_model(job.model))
     config = AutoConfig.from_pretrained(layout.encoder)
     width = len(layout.dense[0].weight) if layout.dense else getattr(settings, "dimension", None)
@@ -60,11 +65,11 @@ def state_bytes(parameters: int, half: bool, zero_stage: int, processes: int) ->
     """Bytes of a process for weights, gradients and AdamW (ZeRO, arXiv 1910.02054, §3.1 and §5).
 
     In half precision 2 for a weight, 2 for its gradient, and 12 for the optimizer's: a float32 weight and two averages;
-    in float32 4, 4 and 8. ZeRO 1 shares the optimizer's out over the processes, ZeRO 2 the gradients too.
+    in float32 4, 4 and 8. ZeRO 1 shares the optimizer's out over the processes, ZeRO 2 the gradients too, ZeRO 3 all.
     """
     weight, gradient, optimizer = (2, 2, 12) if half else (4, 4, 8)
-    shared = optimizer + (gradient if zero_stage == 2 else 0)
-    return round(parameters * (weight + (0 if zero_stage == 2 else gradient) + shared / processes))
+    shared = optimizer + (gradient if zero_stage >= 2 else 0) + (weight if zero_stage == 3 else 0)
+    return round(parameters * (weight + gradient + optimizer - shared + shared / processes))
 
 
 def activation_bytes(config: Any, tokens: int, half: bool, checkpointing: bool) -> int:

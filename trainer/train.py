@@ -9,45 +9,41 @@ checkpoint alone, so a run that was killed and one that was not give the same lo
 """
 
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 
-from ..schemas.settings import FinetuneSettings, Layout, PretrainSettings
+from ..schemas.settings import FinetuneSettings, PretrainSettings
 from . import checkpoints
-from .batches import (
-    check_mixing,
-    draws,
-    finetune_update,
-    pretrain_update,
-    read_finetune,
-    read_pairs,
-    steps_of,
-    visits,
-)
-from .cbb import Losses, Update, pretrain_loss, slice_for, texts_apart, update_loss
-from .distributed import any_rank, gather
+from .cbb import Losses, Update, slice_for, texts_apart
+from .distributed import gather, most_of_ranks, of_rank_zero, sum_of_ranks
 from .export import export
 from .gradcache import backward, chunks_of
 from .job import PARENT, STOPPED, Job
-from .mining import Mining
 from .model import EmbeddingModel, load
+from .refresh import vectors_of
+from .sets import EvaluationSet
+from .tasks import Task, finetuning, pretraining
+from .validation import best_so_far, keep_best, validate, validation_sets
 
 LOST_STEPS = 3
 """Ours: so many steps in a row whose gradients are no numbers end a run."""
@@ -56,24 +52,17 @@ _asked_to_stop = threading.Event()
 
 
 @dataclass(frozen=True)
-class Task:
-    """What one stage of training is made of: its number of steps, the update of a step, and its loss."""
-
-    steps: int
-    update: Callable[[int], Update]
-    loss: Callable[[Tensor, Update], Losses]
-    mining: Mining | None = None
-    layout: Layout = "fused"
-
-
-@dataclass(frozen=True)
 class Batch:
-    """An update and this rank's share of its texts, tokenised; `tokens` are those of all ranks."""
+    """An update and this rank's share of its texts, tokenised, longest first.
+
+    `dealt` puts their embeddings in the order in which the texts were dealt, and `restore` those of all ranks in the
+    order of the update.
+    """
 
     update: Update
     ids: list[list[int]]
+    dealt: Tensor
     restore: Tensor
-    tokens: int
 
 
 def main(job: Job) -> bool:
@@ -92,10 +81,13 @@ def main(job: Job) -> bool:
     )
     if settings.gradient_checkpointing:
         model.encoder.gradient_checkpointing_enable()
+    if settings.compile:
+        model.encoder.compile(dynamic=True)
+    if settings.learn_temperature:
+        model.learn_temperature(settings.temperature)
+    sets = validation_sets(job)
     task = (
-        _pretraining(job, settings, world_size)
-        if isinstance(settings, PretrainSettings)
-        else _finetuning(job, settings)
+        pretraining(job, settings, world_size) if isinstance(settings, PretrainSettings) else finetuning(job, settings)
     )
     engine = _engine(model, settings, task.steps)
     done = checkpoints.resume(engine, job, task.mining)
@@ -104,14 +96,16 @@ def main(job: Job) -> bool:
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         log.write(event="start", steps=task.steps, parameters=trained, world_size=world_size)
 
+    present = partial(vectors_of, model, tokenizer)
     lost = 0
     for step, batch in _batches(task, tokenizer, done, rank, world_size):
         torch.manual_seed(settings.seed * 1_000_003 + step * 1009 + rank)  # dropout: of this step and rank alone
         losses = backward(
             engine,
-            _inputs(tokenizer, batch.ids, settings.chunk_tokens, engine.device),
-            partial(_loss, task, batch),
+            _inputs(tokenizer, batch.ids, settings.chunk_tokens, engine.device, alike=settings.zero_stage == 3),
+            partial(_loss, task, batch, model.temperature),
             cached=settings.chunk_tokens is not None,
+            of_loss=[model.log_temperature] if model.log_temperature is not None else [],
         )
         rate = engine.get_lr()[0]
         engine.step()  # which leaves the weights as they are where a gradient is no number
@@ -119,22 +113,29 @@ def main(job: Job) -> bool:
         lost = lost + 1 if engine.optimizer.overflow and not (engine.fp16_enabled() and _finite(losses)) else 0
         if lost == LOST_STEPS:
             checkpoints.give_up(job, step, batch.update)
-        replaced = task.mining.observe(step, losses) if task.mining and _finite(losses) else None
+        replaced = task.mining.observe(step, losses, present) if task.mining and _finite(losses) else None
         if replaced and task.mining and rank == 0:
-            task.mining.write(step)
+            task.mining.write(step, whole=False)
+        asked, tokens = sum_of_ranks([_asked_to_stop.is_set(), sum(len(each) for each in batch.ids)], engine.device)
         if log:
-            log.step(step, losses, batch.tokens, rate, engine.get_global_grad_norm(), replaced, engine.skipped_steps)
-        stopping = step < task.steps and any_rank(_asked_to_stop.is_set(), engine.device)
+            norm, skipped = engine.get_global_grad_norm(), engine.skipped_steps
+            log.step(step, losses, tokens, rate, norm, replaced, skipped, model.temperature)
+        if sets and settings.validation.every and step % settings.validation.every == 0:
+            _validate(job, step, model, tokenizer, sets, log)
+        stopping = step < task.steps and asked > 0
         if step % settings.checkpoint_every == 0 or step == task.steps or stopping:
             checkpoints.save(engine, job, step, task.mining)
         if stopping:
             return False
-    _to_full_precision(model)
+    with _full_precision(model):
+        if log:
+            export(model, tokenizer, job.model_folder)
     if log:
-        export(model, tokenizer, job.model_folder)
         checkpoints.finish(job, task.steps, task.mining)
         log.write(event="end", step=task.steps)
     dist.barrier()
+    if log:
+        shutil.rmtree(job.data)
     dist.destroy_process_group()
     return True
 
@@ -156,43 +157,6 @@ def _start() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
-    data = read_pairs(job.shards["pairs"])
-    check_mixing(settings.mixing, data.sources)
-    batch = settings.batch_size * world_size
-    steps = steps_of(settings, len(data.queries), batch)
-    drawn = draws(data.sources, steps * batch, settings.mixing, settings.seed)
-
-    def update(step: int) -> Update:
-        return pretrain_update(data, drawn[(step - 1) * batch : step * batch])
-
-    return Task(steps, update, lambda embeddings, update: pretrain_loss(embeddings, update, settings))
-
-
-def _finetuning(job: Job, settings: FinetuneSettings) -> Task:
-    data = read_finetune(job.corpus, {kind: job.shards[kind] for kind in settings.queries}, job.shards["sts"])
-    check_mixing(settings.mixing, data.sources, data.sentence_sources)
-    queries, sentences = settings.retrieval_batch, settings.sts_batch if len(data.labels) else 0
-    steps = steps_of(settings, len(data.queries), queries)
-    drawn = draws(data.sources, steps * queries, settings.mixing, settings.seed)
-    before = visits(drawn)
-    if sentences:
-        run = sentences if settings.sts_by_source else 1
-        paired = draws(data.sentence_sources, steps * sentences, settings.mixing, settings.seed + 1, run)
-    else:
-        paired = drawn[:0]
-    mining = Mining(job, settings, data, rows_of=lambda step: drawn[(step - 1) * queries : step * queries])
-
-    def update(step: int) -> Update:
-        place = slice((step - 1) * queries, step * queries)
-        pairs = paired[(step - 1) * sentences : step * sentences]
-        return finetune_update(data, mining.windows, drawn[place], pairs, settings.negatives, before[place])
-
-    return Task(
-        steps, update, lambda embeddings, update: update_loss(embeddings, update, settings), mining, settings.layout
-    )
-
-
 def _engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSettings, steps: int) -> Any:
     """DeepSpeed around the model: AdamW, linear warm-up and decay, ZeRO."""
     decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
@@ -200,6 +164,7 @@ def _engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSettings
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=settings.learning_rate,
+        fused=get_accelerator().device_name() in ("cpu", "cuda"),
     )
     warm = max(1, round(settings.warmup * steps))
     precision = settings.precision
@@ -232,12 +197,19 @@ def _batches(task: Task, tokenizer: Any, done: int, rank: int, world_size: int) 
 
     def make(step: int) -> Batch:
         update = task.update(step)
-        ids: list[list[int]] = tokenizer(
-            update.texts, truncation=True, max_length=tokenizer.model_max_length, return_attention_mask=False
-        )["input_ids"]
-        lengths = [len(each) for each in ids]
-        own, restore = slice_for(rank, world_size, lengths, texts_apart(update, task.layout))
-        return Batch(update, [ids[row] for row in own], torch.from_numpy(restore), sum(lengths))
+        # Texts are dealt by their characters, so that each rank tokenises no more than its own.
+        characters = [min(len(text), tokenizer.model_max_length) for text in update.texts]
+        own, restore = slice_for(rank, world_size, characters, texts_apart(update, task.layout))
+        texts = [update.texts[row] for row in own]
+        ids: list[list[int]] = []
+        if texts:  # with none, a tokenizer does not know what it is given
+            tokens = tokenizer(
+                texts, truncation=True, max_length=tokenizer.model_max_length, return_attention_mask=False
+            )
+            ids = tokens["input_ids"]
+        longest_first = np.argsort([-len(each) for each in ids], kind="stable")
+        dealt = torch.from_numpy(np.argsort(longest_first))
+        return Batch(update, [ids[place] for place in longest_first], dealt, torch.from_numpy(restore))
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         ahead = None
@@ -248,32 +220,70 @@ def _batches(task: Task, tokenizer: Any, done: int, rank: int, world_size: int) 
             yield step, batch
 
 
-def _inputs(tokenizer: Any, ids: list[list[int]], chunk_tokens: int | None, device: Any) -> list[tuple[Tensor, Tensor]]:
-    """This rank's texts, longest first, as token ids and attention masks [n, L] of those encoded together."""
+def _inputs(
+    tokenizer: Any, ids: list[list[int]], chunk_tokens: int | None, device: Any, alike: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """This rank's texts, longest first, as token ids and attention masks [n, L] of those encoded together.
+
+    With `alike`, all ranks have as many of them, some empty: under ZeRO 3 they gather the weights whenever they encode.
+    """
     inputs = []
+    nothing = torch.zeros(0, 1, dtype=torch.long, device=device)
     for chunk in chunks_of([len(each) for each in ids], chunk_tokens):
         if ids[chunk]:
             padded = tokenizer.pad({"input_ids": ids[chunk]}, return_tensors="pt").to(device)
             inputs.append((padded["input_ids"], padded["attention_mask"]))
         else:  # a rank without texts still takes part
-            nothing = torch.zeros(0, 1, dtype=torch.long, device=device)
             inputs.append((nothing, nothing))
-    return inputs
+    wanted = most_of_ranks(len(inputs), device) if alike else len(inputs)
+    return inputs + [(nothing, nothing)] * (wanted - len(inputs))
 
 
-def _loss(task: Task, batch: Batch, own: Tensor) -> Losses:
+def _loss(task: Task, batch: Batch, temperature: Tensor | None, own: Tensor) -> Losses:
     """What the update costs, of this rank's embeddings [own texts, D] and those of the others."""
-    return task.loss(gather(own)[batch.restore.to(own.device)], batch.update)
+    dealt, restore = batch.dealt.to(own.device), batch.restore.to(own.device)
+    return task.loss(gather(own[dealt])[restore], batch.update, temperature)
 
 
-def _to_full_precision(model: EmbeddingModel) -> None:
-    """Give the trained model float32 weights: under mixed precision the optimizer's own, not their rounded copies.
+@contextmanager
+def _full_precision(model: EmbeddingModel) -> Iterator[None]:
+    """The model with float32 weights: under mixed precision the optimizer's own, not their rounded copies.
 
-    The optimizer's are spread over the ranks, so all of them do this together; none can train any more after it.
+    The optimizer's are spread over the ranks, so all of them do this together.
     """
-    for parameter in model.parameters():
-        full = safe_get_full_fp32_param(parameter)
-        parameter.data = (parameter.data if full is None else full).float()
+    trained = {parameter: parameter.data for parameter in model.parameters()}
+    frozen = [parameter for parameter in trained if not parameter.requires_grad]
+    with deepspeed.zero.GatheredParameters(frozen):  # spread over the ranks as well, by ZeRO 3
+        full = {parameter: parameter.data.float().clone() for parameter in frozen}
+    for parameter, data in trained.items():  # in an order that all ranks share
+        if parameter not in full:
+            found = safe_get_full_fp32_param(parameter)
+            full[parameter] = (data if found is None else found).float()
+    for parameter, data in full.items():
+        parameter.data = data
+    yield
+    for parameter, data in trained.items():
+        parameter.data = data
+
+
+def _validate(
+    job: Job,
+    step: int,
+    model: EmbeddingModel,
+    tokenizer: Any,
+    sets: list[EvaluationSet],
+    log: checkpoints.Log | None,
+) -> None:
+    """Log the model's figures on the sets; where it does better than any before, keep it. All ranks do the same."""
+    with deepspeed.zero.GatheredParameters([] if model.head is None else list(model.head.parameters())):  # ZeRO 3
+        figures, mean = validate(model, tokenizer, sets)
+    best = of_rank_zero(mean > best_so_far(job))
+    if best:
+        with _full_precision(model):
+            if log:
+                keep_best(job, step, mean, model, tokenizer)
+    if log:
+        log.write(event="validation", step=step, mean=mean, best=best, figures=figures)
 
 
 def _end_with(parent: int) -> None:

@@ -1,5 +1,8 @@
 """A corpus as convert and mine leave it, small enough to train on in a second."""
 
+import fcntl
+import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +17,8 @@ from conan_embedding.pipeline.pools import write_pools
 from conan_embedding.schemas.pairs import SCORED, rejected
 from conan_embedding.schemas.training import TRAINING
 from conan_embedding.trainer.bootstrap import tiny_bert
+from conan_embedding.trainer.job import Job
+from training_runs import RUNS, train_all
 
 CHARACTERS = [chr(point) for point in range(0x4E00, 0x4E00 + 150)]
 
@@ -41,6 +46,12 @@ def write_shard(corpus: Path, kind: str, rows: list[Row], number: int = 0) -> Pa
         writer.received(len(rows))
         writer.keep(pa.Table.from_pylist(filled, TRAINING[kind]))
     return path
+
+
+def write_lines(file: Path, rows: list[Row]) -> None:
+    """Rows as JSON lines."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
 def write_mined(corpus: Path, passages: dict[int, tuple[str, int]], pools: dict[str, list[int]]) -> None:
@@ -112,6 +123,14 @@ def make_corpus(corpus: Path) -> None:
         for a, b in zip(texts[:30], texts[30:60], strict=True)
     ]
     write_shard(corpus, "sts", scored)
+    write_lines(
+        corpus / "evaluation" / "asked.jsonl",
+        [{"query": q, "positives": [p]} for q, p in zip(texts[:30], texts[60:90], strict=True)],
+    )
+    write_lines(
+        corpus / "evaluation" / "alike.jsonl",
+        [{"text_a": each["text_a"], "text_b": each["text_b"], "label": each["label"]} for each in scored],
+    )
     write_mined(corpus, passages, pools)
 
 
@@ -155,3 +174,17 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     yield
+
+
+@pytest.fixture(scope="session")
+def runs(made_corpus: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
+    """The runs of training_runs.py, each in a corpus of its own; workers of pytest-xdist share them."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with (base / "runs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / "runs").exists():
+            train_all(base / "runs", made_corpus, tiny)
+    files = {name: next((base / "runs" / name).glob("train/*/job.json")) for name in RUNS}
+    return {name: Job.model_validate_json(file.read_text()) for name, file in files.items()}

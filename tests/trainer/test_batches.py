@@ -1,7 +1,7 @@
 """What each update is made of, against plain loops over the same records."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -9,152 +9,70 @@ import numpy as np
 import polars as pl
 import pytest
 from conan_embedding.pipeline.corpus import CorpusError
-from conan_embedding.schemas.pairs import CATEGORIES as CATEGORY_NAMES
-from conan_embedding.schemas.recipe import RecipeError
-from conan_embedding.schemas.settings import Mixing, PretrainSettings
+from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings
+from conan_embedding.trainer import batches
 from conan_embedding.trainer.batches import (
-    PAPER_SHARES,
     FinetuneData,
-    Sources,
-    check_mixing,
-    draws,
+    PairData,
+    count_pairs,
+    count_queries,
+    count_sentences,
     finetune_update,
     given_counts,
     pretrain_update,
+    queries_a_step,
     read_finetune,
     read_pairs,
-    source_weights,
     steps_of,
-    visits,
+    write_finetune,
+    write_pairs,
 )
+from conan_embedding.trainer.mapped import Records
 from conan_embedding.trainer.negatives import Windows, advance, start
 
 Shards = Callable[[Path, str], list[Path]]
-
-NAMES = ["large"] * 400 + ["middle"] * 100 + ["single"]
-
-
-def sources_of(names: Sequence[str], **categories: str) -> Sources:
-    """Sources as they are read: in the order of their names; of the category news where none is given."""
-    known = sorted(set(names))
-    numbers = np.array([known.index(name) for name in names])
-    return Sources(numbers, known, [categories.get(name, "news") for name in known])
+Read = Callable[..., FinetuneData]
 
 
-SOURCES = sources_of(NAMES)
+def column(records: Records, name: str) -> list[Any]:
+    return [value for batch in records for value in batch[name].to_pylist()]
 
 
-def plain_draws(names: Sequence[str], total: int, power: float, seed: int, run: int = 1) -> list[int]:
-    """What draws gave before sources had weights of their own: by size to a power."""
-    known, source_of = np.unique(np.asarray(names), return_inverse=True)
-    records = [np.flatnonzero(source_of == source) for source in range(len(known))]
-    generator = np.random.default_rng(seed)
-    weights = np.array([len(each) for each in records], np.float64) ** power
-    drawn = np.repeat(generator.choice(len(known), -(-total // run), p=weights / weights.sum()), run)[:total]
-    result = np.empty(total, np.int64)
-    for source, own in enumerate(records):
-        places = np.flatnonzero(drawn == source)
-        order = generator.permuted(np.tile(own, (-(-len(places) // len(own)), 1)), axis=1).ravel()
-        result[places] = order[: len(places)]
-    return result.tolist()
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[[], Path]:
+    """Another empty folder at each call."""
+    numbers = count()
+
+    def make() -> Path:
+        made = tmp_path / f"data {next(numbers)}'s"
+        made.mkdir()
+        return made
+
+    return make
 
 
-@pytest.mark.parametrize("run", [1, 7])
-@pytest.mark.parametrize("power", [0.0, 0.25, 0.5, 1.0])
-def test_a_power_alone_draws_what_it_always_drew(power: float, run: int) -> None:
-    assert draws(SOURCES, 3000, Mixing(power=power), 5, run).tolist() == plain_draws(NAMES, 3000, power, 5, run)
+@pytest.fixture
+def read(folder: Callable[[], Path], shards: Shards) -> Read:
+    """What fine-tuning reads of a corpus, of some kinds of queries."""
+
+    def written(corpus: Path, *kinds: str) -> FinetuneData:
+        place = folder()
+        write_finetune(place, corpus, {kind: shards(corpus, kind) for kind in kinds}, shards(corpus, "sts"))
+        return read_finetune(place)
+
+    return written
 
 
-CATEGORIES = {"a": "news", "b": "news", "c": "web_page", "d": "instruction"}
-SIZES = {"a": 900, "b": 100, "c": 400, "d": 1}
+@pytest.fixture
+def pairs_of(folder: Callable[[], Path]) -> Callable[..., PairData]:
+    """What pre-training reads of shards."""
 
+    def written(*shards: Path) -> PairData:
+        place = folder()
+        write_pairs(place, shards)
+        return read_pairs(place)
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("factors", [{}, {"b": 3.0, "c": 0.5}, {"a": 0.0}])
-@pytest.mark.parametrize("shares", [None, "paper", {"news": 2, "web_page": 1, "instruction": 0, "academic_paper": 5}])
-def test_weights_of_sources(shares: Any, factors: dict[str, float], power: float) -> None:
-    paper = {"news": 27.3, "web_page": 4.6, "instruction": 11.7}
-    expected = {}
-    for name, size in SIZES.items():
-        within = sum(SIZES[other] ** power for other in SIZES if CATEGORIES[other] == CATEGORIES[name])
-        share = (paper if shares == "paper" else shares)[CATEGORIES[name]] / within if shares else 1
-        expected[name] = share * size**power * factors.get(name, 1)
-    mixing = Mixing(power=power, categories=shares, sources=factors)
-    sources = Sources(np.zeros(0, np.int64), list(SIZES), list(CATEGORIES.values()))
-    weights = source_weights(list(SIZES.values()), sources, mixing)
-    assert weights / weights.sum() == pytest.approx(np.array(list(expected.values())) / sum(expected.values()))
-
-
-def test_the_papers_shares_are_of_all_categories() -> None:
-    assert set(PAPER_SHARES) == set(CATEGORY_NAMES)
-    assert sum(PAPER_SHARES.values()) == pytest.approx(100)
-
-
-def test_draws_follow_the_weights() -> None:
-    names = [name for name, size in SIZES.items() for _ in range(size)]
-    mixing = Mixing(categories={"news": 3, "web_page": 1, "instruction": 1}, sources={"d": 0})
-    drawn = Counter(names[row] for row in draws(sources_of(names, **CATEGORIES), 30_000, mixing, seed=0).tolist())
-    for name, share in {"a": 0.75 * 0.75, "b": 0.75 * 0.25, "c": 0.25}.items():
-        assert abs(drawn[name] / 30_000 - share) < 4 * np.sqrt(share / 30_000)
-    assert drawn["d"] == 0
-
-
-def test_a_mixing_that_does_not_fit_is_said() -> None:
-    sources = sources_of(["weibo", "zhihu", "xwlb"], weibo="social_media", zhihu="social_media")
-    with pytest.raises(RecipeError, match=r"no share for social_media.*weibo, zhihu"):
-        draws(sources, 5, Mixing(categories={"news": 1}), 0)
-    with pytest.raises(RecipeError, match="negative"):
-        draws(sources, 5, Mixing(sources={"weibo": -1}), 0)
-    with pytest.raises(RecipeError, match="nothing to draw of weibo, xwlb, zhihu"):
-        draws(sources, 5, Mixing(sources={"weibo": 0, "zhihu": 0, "xwlb": 0}), 0)
-    pairs = sources_of(["stsb"])
-    check_mixing(Mixing(sources={"weibo": 2, "stsb": 0.5}), sources, pairs)
-    with pytest.raises(RecipeError, match="a source wiebo; did you mean weibo"):
-        check_mixing(Mixing(sources={"wiebo": 2}), sources, pairs)
-    with pytest.raises(RecipeError, match="there are stsb, weibo, xwlb, zhihu"):
-        check_mixing(Mixing(sources={"q": 2}), sources, pairs)
-
-
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_no_record_comes_back_before_its_source_is_used_up(power: float) -> None:
-    drawn = draws(SOURCES, 3000, Mixing(power=power), seed=4)
-    for source in set(NAMES):
-        records = [row for row in drawn.tolist() if NAMES[row] == source]
-        size = NAMES.count(source)
-        for begin in range(0, len(records), size):
-            assert len(set(records[begin : begin + size])) == len(records[begin : begin + size])
-
-
-@pytest.mark.parametrize(("power", "shares"), [(0.0, [1, 1, 1]), (0.5, [20, 10, 1]), (1.0, [400, 100, 1])])
-def test_sources_mix_by_their_size_to_a_power(power: float, shares: list[int]) -> None:
-    drawn = Counter(NAMES[row] for row in draws(SOURCES, 30_000, Mixing(power=power), seed=0).tolist())
-    for source, share in zip(["large", "middle", "single"], shares, strict=True):
-        expected = share / sum(shares)
-        assert abs(drawn[source] / 30_000 - expected) < 4 * np.sqrt(expected / 30_000)
-
-
-def test_draws_follow_the_seed_alone() -> None:
-    assert np.array_equal(draws(SOURCES, 700, Mixing(), 1), draws(SOURCES, 700, Mixing(), 1))
-    assert not np.array_equal(draws(SOURCES, 700, Mixing(), 1), draws(SOURCES, 700, Mixing(), 2))
-    assert draws(sources_of(["one"]), 5, Mixing(), 0).tolist() == [0] * 5
-    assert len(draws(SOURCES, 0, Mixing(), 0)) == 0
-
-
-def test_orders_of_later_rounds_differ() -> None:
-    drawn = draws(sources_of(["a"] * 50), 150, Mixing(power=1), 0).reshape(3, 50)
-    assert not np.array_equal(drawn[0], drawn[1])
-    assert not np.array_equal(drawn[1], drawn[2])
-
-
-@pytest.mark.parametrize("length", [0, 1, 200])
-def test_visits_count_earlier_draws(length: int) -> None:
-    drawn = np.random.default_rng(0).integers(0, 30, length)
-    seen: Counter[int] = Counter()
-    expected = []
-    for row in drawn.tolist():
-        expected.append(seen[row])
-        seen[row] += 1
-    assert visits(drawn).tolist() == expected
+    return written
 
 
 @pytest.mark.parametrize(
@@ -170,7 +88,13 @@ def test_steps_are_given_or_follow_from_epochs(settings: PretrainSettings, steps
     assert steps_of(settings, records=101, batch=10) == steps
 
 
-def test_pairs_of_any_stage_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("in_turn", "sentences", "queries"), [(False, 5, 8), (True, 5, 4), (True, 0, 8)])
+def test_in_turn_every_other_update_has_queries(in_turn: bool, sentences: int, queries: int) -> None:
+    assert queries_a_step(FinetuneSettings(retrieval_batch=8, in_turn=in_turn), sentences) == queries
+    assert queries_a_step(FinetuneSettings(retrieval_batch=8, sts_batch=0, in_turn=in_turn), sentences) == 8
+
+
+def test_pairs_of_any_stage_are_read(tmp_path: Path, pairs_of: Callable[..., PairData]) -> None:
     tasks = ["retrieval", "sts", "pretrain", "classification"]
     columns = {"query": ["甲", "乙", "丙", "丁"], "positive": list("abcd"), "source": ["y", "y", "x", "x"]}
     columns["category"] = ["news", "news", "web_page", "web_page"]
@@ -180,128 +104,148 @@ def test_pairs_of_any_stage_are_read(tmp_path: Path) -> None:
     late = pl.DataFrame({**columns, "cluster_id": [1, 1, 2, 3], "pair_ids": [["p"]] * 4})
     late.write_parquet(tmp_path / "convert.parquet")
 
-    of_filter = read_pairs([tmp_path / "filter.parquet"])
-    assert of_filter.queries.to_pylist() == ["甲", "丙"]
-    assert of_filter.positives.to_pylist() == ["a", "c"]
-    assert of_filter.clusters.tolist() == [-1, -1]
-    assert of_filter.sources.of_records.tolist() == [1, 0]
-    assert (of_filter.sources.names, of_filter.sources.categories) == (["x", "y"], ["web_page", "news"])
-    assert read_pairs([tmp_path / "dedup.parquet"]).clusters.tolist() == [4, 6]
-    of_convert = read_pairs([tmp_path / "convert.parquet", tmp_path / "convert.parquet"])
-    assert of_convert.queries.to_pylist() == ["甲", "乙", "丙", "丁"] * 2
-    assert of_convert.clusters.tolist() == [1, 1, 2, 3] * 2
+    of_filter = pairs_of(tmp_path / "filter.parquet")
+    assert column(of_filter.pairs, "query") == ["甲", "丙"]
+    assert column(of_filter.pairs, "positive") == ["a", "c"]
+    assert column(of_filter.pairs, "cluster_id") == [-1, -1]
+    sources = of_filter.sources
+    assert (sources.names, sources.categories, sources.sizes) == (["x", "y"], ["web_page", "news"], [1, 1])
+    assert sources.rows.tolist() == [1, 0]
+    assert column(pairs_of(tmp_path / "dedup.parquet").pairs, "cluster_id") == [4, 6]
+    of_convert = pairs_of(tmp_path / "convert.parquet", tmp_path / "convert.parquet")
+    assert column(of_convert.pairs, "query") == ["甲", "乙", "丙", "丁"] * 2
+    assert column(of_convert.pairs, "cluster_id") == [1, 1, 2, 3] * 2
+    assert of_convert.sources.rows.tolist() == [2, 3, 6, 7, 0, 1, 4, 5]
+    assert count_pairs([tmp_path / "filter.parquet"]) == 2
+    assert count_pairs([tmp_path / "convert.parquet"]) == 4
 
     early.filter(pl.col("task").cast(pl.String) == "sts").write_parquet(tmp_path / "none.parquet")
     with pytest.raises(CorpusError, match="no pairs"):
-        read_pairs([tmp_path / "none.parquet"])
+        pairs_of(tmp_path / "none.parquet")
 
 
-def test_an_update_for_pretraining_is_its_rows(made_corpus: Path, shards: Shards) -> None:
-    data = read_pairs(shards(made_corpus, "pretrain"))
+def test_an_update_for_pretraining_is_its_rows(
+    made_corpus: Path, shards: Shards, pairs_of: Callable[..., PairData]
+) -> None:
+    data = pairs_of(*shards(made_corpus, "pretrain"))
+    queries, positives = column(data.pairs, "query"), column(data.pairs, "positive")
     rows = np.array([7, 0, 6])
     update = pretrain_update(data, rows)
-    assert [update.texts[row] for row in update.query_rows] == [data.queries[int(row)].as_py() for row in rows]
-    assert [update.texts[row] for row in update.positive_rows] == [data.positives[int(row)].as_py() for row in rows]
+    assert [update.texts[row] for row in update.query_rows] == [queries[row] for row in rows]
+    assert [update.texts[row] for row in update.positive_rows] == [positives[row] for row in rows]
     groups = update.groups[update.positive_rows].tolist()
     assert groups[0] == groups[2] != groups[1]  # rows 6 and 7 are of one cluster
     assert update.negative_rows.shape == (3, 0)
 
 
-def read(corpus: Path, shards: Shards, *kinds: str) -> FinetuneData:
-    return read_finetune(corpus, {kind: shards(corpus, kind) for kind in kinds}, shards(corpus, "sts"))
-
-
-def test_records_meet_their_pools(made_corpus: Path, shards: Shards) -> None:
-    data = read(made_corpus, shards, "retrieval")
+@pytest.mark.parametrize("window", [7, 100_000])
+def test_records_meet_their_pools(
+    made_corpus: Path, shards: Shards, read: Read, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(batches, "WINDOW", window)
+    data = read(made_corpus, "retrieval")
     records = pl.concat([pl.read_parquet(shard) for shard in shards(made_corpus, "retrieval")])
-    assert data.queries.to_pylist() == records["query"].to_list()  # here queries are numbered as they are written
+    assert column(data.queries, "query") == records["query"].to_list()  # here queries are numbered as they are written
     assert data.query_ids.tolist() == list(range(40))
-    assert data.positives.to_pylist() == records["positives"].to_list()
-    assert data.clusters.to_pylist() == records["cluster_ids"].to_list()
-    assert data.given.to_pylist() == records["negatives"].to_list()
+    assert column(data.queries, "positives") == records["positives"].to_list()
+    assert column(data.queries, "clusters") == records["cluster_ids"].to_list()
+    assert column(data.queries, "given") == records["negatives"].to_list()
     assert given_counts(data).tolist() == [2 if i % 5 == 0 else 0 for i in range(40)]
-    assert data.sources.of_records.tolist() == [0] * 30 + [1] * 10
+    assert data.sources.rows.tolist() == list(range(40))
     assert (data.sources.names, data.sources.categories) == (["big", "small"], ["news", "news"])
+    assert data.sources.sizes == [30, 10]
     assert (data.sentence_sources.names, data.sentence_sources.categories) == (["sts"], ["news"])
-    assert data.pool_sizes.tolist() == list(range(40))
+    assert data.pool_sizes.tolist() == [len(pool) for pool in column(data.queries, "pool")] == list(range(40))
     assert len(data.passages) == 160
     scored = pl.read_parquet(shards(made_corpus, "sts")[0])
-    assert data.left.to_pylist() == scored["text_a"].to_list()
-    assert data.right.to_pylist() == scored["text_b"].to_list()
-    assert data.labels.tolist() == scored["label"].to_list()
+    for name in ("text_a", "text_b", "label"):
+        assert column(data.sentences, name) == scored[name].to_list()
+    assert count_queries(made_corpus, {"retrieval": shards(made_corpus, "retrieval")}) == 40
+    assert count_sentences(shards(made_corpus, "sts")) == 30
 
 
-def test_records_of_one_query_become_one(tmp_path: Path, write: Any, shards: Shards) -> None:
+def test_records_of_one_query_become_one(tmp_path: Path, write: Any, read: Read) -> None:
     first = {"source": "b", "query": "问", "positives": ["一", "二"], "cluster_ids": [1, 2], "negatives": ["坏", "三"]}
     second = {"source": "a", "query": "问", "positives": ["三"], "cluster_ids": [3], "negatives": ["差", "坏", "一"]}
     write.shard(tmp_path, "retrieval", [first])
     write.shard(tmp_path, "retrieval", [second], number=1)
     write.shard(tmp_path, "pretrain", [{"source": "c", "query": "问", "positive": "四", "cluster_id": 4}])
     write.mined(tmp_path, {0: ("五", 5)}, {"问": [0]})
-    data = read(tmp_path, shards, "retrieval", "pretrain")
-    assert data.queries.to_pylist() == ["问"]
-    assert data.positives.to_pylist() == [["三", "一", "二", "四"]]  # by source
-    assert data.clusters.to_pylist() == [[3, 1, 2, 4]]
-    assert data.given.to_pylist() == [["差", "坏"]]  # once each, and nothing that another record calls an answer
-    assert len(data.labels) == 0
+    data = read(tmp_path, "retrieval", "pretrain")
+    assert column(data.queries, "query") == ["问"]
+    assert column(data.queries, "positives") == [["三", "一", "二", "四"]]  # by source
+    assert column(data.queries, "clusters") == [[3, 1, 2, 4]]
+    # Once each, in this order, and nothing that another record calls an answer.
+    assert column(data.queries, "given") == [["差", "坏"]]
+    assert (data.sources.names, data.sources.sizes) == (["a"], [1])
+    assert len(data.sentences) == 0
 
 
-def test_what_pools_lack_is_said(corpus: Path, write: Any, shards: Shards) -> None:
+def test_pairs_alone_may_serve_as_retrieval(tmp_path: Path, write: Any, read: Read) -> None:
+    write.shard(tmp_path, "pretrain", [{"source": "c", "query": "问", "positive": "四", "cluster_id": 4}])
+    write.mined(tmp_path, {0: ("五", 5)}, {"问": [0]})
+    data = read(tmp_path, "pretrain")
+    assert column(data.queries, "positives") == [["四"]]
+    assert column(data.queries, "given") == [[]]
+
+
+def test_what_pools_lack_is_said(corpus: Path, write: Any, read: Read) -> None:
     pair = {"source": "c", "query": "没有挖过", "positive": "四", "cluster_id": 4}
     write.shard(corpus, "pretrain", [pair])
     with pytest.raises(CorpusError, match=r"1 of 41 queries have no pool.*mine"):
-        read(corpus, shards, "retrieval", "pretrain")
-    queries = read(corpus, shards, "retrieval").queries.to_pylist()
+        read(corpus, "retrieval", "pretrain")
+    queries = column(read(corpus, "retrieval").queries, "query")
     write.mined(corpus, {1: ("五", 5), 2: ("六", 6)}, {query: [] for query in queries})
     with pytest.raises(CorpusError, match="numbered from 0"):
-        read(corpus, shards, "retrieval")
+        read(corpus, "retrieval")
     write.shard(corpus, "retrieval", [])
     write.shard(corpus, "retrieval", [], number=1)
     with pytest.raises(CorpusError, match="no queries"):
-        read(corpus, shards, "retrieval")
+        read(corpus, "retrieval")
 
 
 def negatives_of(data: FinetuneData, windows: Windows, rows: list[int], visit: int = 0) -> list[list[str]]:
     update = finetune_update(data, windows, np.array(rows), np.arange(2), 4, np.full(len(rows), visit))
-    assert [update.texts[row] for row in update.query_rows] == [data.queries[row].as_py() for row in rows]
+    queries, positives = column(data.queries, "query"), column(data.queries, "positives")
+    assert [update.texts[row] for row in update.query_rows] == [queries[row] for row in rows]
     for row, text in zip(rows, update.positive_rows, strict=True):
-        positives = data.positives[row].as_py()
-        assert update.texts[text] == positives[visit % len(positives)]
-    assert [update.texts[row] for row in update.left_rows] == data.left[:2].to_pylist()
-    assert update.labels.tolist() == data.labels[:2].tolist()
+        assert update.texts[text] == positives[row][visit % len(positives[row])]
+    assert [update.texts[row] for row in update.left_rows] == column(data.sentences, "text_a")[:2]
+    assert [update.texts[row] for row in update.right_rows] == column(data.sentences, "text_b")[:2]
+    assert update.labels.tolist() == column(data.sentences, "label")[:2]
     return [[update.texts[row] for row in each if row >= 0] for each in update.negative_rows]
 
 
-def test_negatives_are_those_of_the_windows(made_corpus: Path, shards: Shards) -> None:
-    data = read(made_corpus, shards, "retrieval")
+def test_negatives_are_those_of_the_windows(made_corpus: Path, read: Read) -> None:
+    data = read(made_corpus, "retrieval")
     windows = start(data.pool_sizes, 4, given_counts(data))
-    texts = data.passages.to_pylist()
-    pools = [[texts[i] for i in each] for each in np.split(data.pool_passages, data.pool_starts[1:-1])]
+    texts, given = column(data.passages, "text"), column(data.queries, "given")
+    pools = [[texts[i] for i in each] for each in column(data.queries, "pool")]
     rows = [0, 1, 3, 10, 39]  # given and no pool; one candidate; three; given and a pool; many
-    expected = [data.given[0].as_py(), pools[1], pools[3], data.given[10].as_py(), pools[39][:4]]
+    expected = [given[0], pools[1], pools[3], given[10], pools[39][:4]]
     assert negatives_of(data, windows, rows) == expected
     assert [len(each) for each in expected] == [2, 1, 3, 2, 4]
 
     moved = advance(windows, np.ones(40, np.bool_), data.pool_sizes, 4)
     moved = advance(moved, np.arange(40) == 39, data.pool_sizes, 4)
-    expected = [data.given[0].as_py(), pools[1], pools[3], data.given[10].as_py(), pools[39][14:18]]
+    expected = [given[0], pools[1], pools[3], given[10], pools[39][14:18]]
     assert negatives_of(data, moved, rows) == expected  # a pool that is too short keeps its window
     assert negatives_of(data, moved, [25]) == [pools[25][10:14]]
 
 
-def test_a_query_shows_its_positives_in_turn(made_corpus: Path, shards: Shards) -> None:
-    data = read(made_corpus, shards, "retrieval")
+def test_a_query_shows_its_positives_in_turn(made_corpus: Path, read: Read) -> None:
+    data = read(made_corpus, "retrieval")
     windows = start(data.pool_sizes, 4, given_counts(data))
-    assert len(data.positives[2]) == 2
+    assert len(column(data.queries, "positives")[2]) == 2
     for visit in range(4):
         negatives_of(data, windows, [2, 30], visit)
 
 
-def test_clusters_come_along(tmp_path: Path, write: Any, shards: Shards) -> None:
+def test_clusters_come_along(tmp_path: Path, write: Any, read: Read) -> None:
     record = {"source": "a", "query": "问", "positives": ["答"], "cluster_ids": [9], "negatives": []}
     write.shard(tmp_path, "retrieval", [record])
     write.mined(tmp_path, {0: ("近似的答", 9), 1: ("别的", 3)}, {"问": [0, 1]})
-    data = read(tmp_path, shards, "retrieval")
+    data = read(tmp_path, "retrieval")
     windows = start(data.pool_sizes, 4, given_counts(data))
     update = finetune_update(data, windows, np.array([0]), np.zeros(0, np.int64), 4, np.array([0]))
     groups = update.groups[update.negative_rows[0]].tolist()
@@ -309,21 +253,20 @@ def test_clusters_come_along(tmp_path: Path, write: Any, shards: Shards) -> None
     assert [group == own for group in groups] == [True, False]
 
 
-def test_queries_without_any_negatives_are_an_update_too(tmp_path: Path, write: Any, shards: Shards) -> None:
+def test_queries_without_any_negatives_are_an_update_too(tmp_path: Path, write: Any, read: Read) -> None:
     record = {"source": "a", "query": "问", "positives": ["答"], "cluster_ids": [9], "negatives": []}
     write.shard(tmp_path, "retrieval", [record])
     write.mined(tmp_path, {}, {"问": []})
-    data = read(tmp_path, shards, "retrieval")
+    data = read(tmp_path, "retrieval")
     windows = start(data.pool_sizes, 4, given_counts(data))
     update = finetune_update(data, windows, np.array([0, 0]), np.zeros(0, np.int64), 4, np.array([0, 1]))
     assert update.negative_rows.shape == (2, 0)
 
 
-def test_draws_in_runs_share_their_source() -> None:
-    sources = np.array(["a"] * 50 + ["b"] * 30 + ["c"] * 5)
-    drawn = draws(sources_of(sources.tolist()), total=95, mixing=Mixing(), seed=3, run=10)
-    assert len(drawn) == 95
-    for first in range(0, 95, 10):
-        assert len(set(sources[drawn[first : first + 10]])) == 1
-    of_a = drawn[sources[drawn] == "a"]
-    assert len(set(of_a[:50].tolist())) == min(50, len(of_a))  # still none before its source is used up
+def test_an_update_may_be_of_one_task(made_corpus: Path, read: Read) -> None:
+    data = read(made_corpus, "retrieval")
+    windows, nothing = start(data.pool_sizes, 4, given_counts(data)), np.zeros(0, np.int64)
+    update = finetune_update(data, windows, nothing, np.arange(3), 4, nothing)
+    assert (len(update.query_rows), len(update.labels), len(update.texts)) == (0, 3, 6)
+    update = finetune_update(data, windows, np.array([39]), nothing, 4, np.array([0]))
+    assert (len(update.query_rows), len(update.labels), update.negative_rows.shape) == (1, 0, (1, 4))

@@ -1,184 +1,34 @@
 """One update, by any number of ranks and in any layout, against the paper's equation 3 written out pair by pair.
 
-SGD without clipping shows what Adam hides: a gradient that is too large or too small by a factor. This file is also
-the program that makes the updates of one process group; it forks its ranks after loading everything once.
+SGD without clipping shows what Adam hides: a gradient that is too large or too small by a factor.
 """
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from conan_embedding.schemas.settings import FinetuneSettings, Layout, PretrainSettings
-from conan_embedding.trainer.cbb import Losses, build_update, pretrain_loss, slice_for, texts_apart, update_loss
-from conan_embedding.trainer.distributed import gather
-from conan_embedding.trainer.gradcache import backward, cached_backward, chunks_of
-from torch import Tensor, nn
-
-TEMPERATURE, STS_TEMPERATURE, LEARNING_RATE = 0.1, 0.07, 0.5
-
-
-class Encoder(nn.Module):
-    """Mean of character vectors through two layers, in float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)  # the same weights on every rank
-        self.characters = nn.Embedding(128, 16, dtype=torch.float64)
-        self.head = nn.Linear(16, 12, dtype=torch.float64)
-
-    def forward(self, texts: list[str]) -> Tensor:
-        vectors = [self.characters(torch.tensor([ord(c) % 128 for c in text])).mean(dim=0) for text in texts]
-        stacked = torch.stack(vectors) if vectors else self.characters.weight[:0]
-        result: Tensor = self.head(torch.tanh(stacked))
-        return result
-
-
-@dataclass
-class Batch:
-    """The arguments of build_update, and what the reference needs to know beside them."""
-
-    queries: list[str] = field(default_factory=list)
-    positives: list[str] = field(default_factory=list)
-    negatives: list[list[str]] = field(default_factory=list)
-    positive_clusters: list[int] = field(default_factory=list)
-    negative_clusters: list[list[int]] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    right: list[str] = field(default_factory=list)
-    labels: list[float] = field(default_factory=list)
-
-
-RETRIEVAL = Batch(
-    queries=["上海天气", "红烧肉", "python sort", "高铁票"],
-    positives=["上海今天多云转晴，最高气温二十度", "五花肉焯水切块", "use sorted(list)", "在十二三零六购买"],
-    negatives=[
-        ["北京今天有雨", "上海人口两千万", "五花肉焯水切块"],  # the last is another query's positive
-        ["红烧鱼", "北京今天有雨"],  # one shared with the first query; one short of three
-        ["list.append", "use sorted ( list )", "java sort"],  # the second: same cluster as the positive
-        [],
-    ],
-    positive_clusters=[-1, 4, 7, -1],
-    negative_clusters=[[-1, -1, 4], [5, -1], [-1, 7, 8], []],
+from cbb_updates import (
+    BOTH,
+    CASES,
+    DEEPSPEED_CASE,
+    LAYOUTS,
+    LEARNING_RATE,
+    TEMPERATURE,
+    Batch,
+    Case,
+    Encoder,
+    flat,
+    one_update,
+    parameters_after,
+    reference_loss,
+    run,
+    share_of,
 )
-STS = Batch(
-    left=["今天天气好", "红烧肉", "he runs", "猫", "甲"],  # one text that retrieval has too
-    right=["今天天气不错", "清蒸鱼", "he is running", "狗", "乙"],
-    labels=[0.9, 0.2, 0.9, 0.2, 0.5],
-)
-BOTH = Batch(**{**vars(RETRIEVAL), "left": STS.left, "right": STS.right, "labels": STS.labels})
-BATCHES = {"both": BOTH, "retrieval": RETRIEVAL, "sts": STS, "nothing": Batch()}
-LAYOUTS: list[tuple[Layout, bool]] = [(layout, cached) for layout in ("fused", "paper") for cached in (False, True)]
-CHUNK = 16  # characters: one to four texts
-
-
-@dataclass(frozen=True)
-class Case:
-    """One update: its batch and what is not as by default."""
-
-    batch: str
-    dimensions: tuple[int, ...] = ()
-    in_batch_positives: bool = False
-    query_only_negatives: bool = False
-
-    @property
-    def settings(self) -> FinetuneSettings:
-        return FinetuneSettings(
-            temperature=TEMPERATURE,
-            sts_temperature=STS_TEMPERATURE,
-            beta=0.8,
-            dimensions=list(self.dimensions),
-            in_batch_positives=self.in_batch_positives,
-            query_only_negatives=self.query_only_negatives,
-        )
-
-
-WIDTHS: list[tuple[int, ...]] = [(), (4, 8, 12)]
-CASES = [Case(batch, dimensions) for batch in BATCHES for dimensions in WIDTHS]
-CASES += [Case("both", dimensions, in_batch_positives=True) for dimensions in WIDTHS]
-CASES += [Case("both", dimensions, query_only_negatives=True) for dimensions in WIDTHS]
-DEEPSPEED_CASE = Case("both", (4, 8, 12))
-
-
-def reference_loss(encoder: Encoder, case: Case) -> Tensor:
-    """Eq. 3 text by text: every occurrence encoded by itself, no batching, no masks."""
-    batch = BATCHES[case.batch]
-
-    def similarity(one: str, other: str, dim: int) -> Tensor:
-        return torch.cosine_similarity(encoder([one])[0, :dim], encoder([other])[0, :dim], dim=0)
-
-    total = torch.zeros((), dtype=torch.float64)
-    for dim in case.dimensions or [12]:
-        for i, (query, positive) in enumerate(zip(batch.queries, batch.positives, strict=True)):
-            cluster = batch.positive_clusters[i]
-            denominator = top = torch.exp(similarity(query, positive, dim) / TEMPERATURE)
-            candidates = [
-                (text, its_cluster)
-                for j, texts in enumerate(batch.negatives)
-                for text, its_cluster in zip(texts, batch.negative_clusters[j], strict=True)
-                if j == i or not case.query_only_negatives
-            ]
-            if case.in_batch_positives:
-                others = zip(batch.positives, batch.positive_clusters, strict=True)
-                candidates += [each for j, each in enumerate(others) if j != i]
-            for text, its_cluster in candidates:
-                if text != positive and (its_cluster != cluster or cluster < 0):
-                    denominator = denominator + torch.exp(similarity(query, text, dim) / TEMPERATURE)
-            total = total - torch.log(top / denominator) / len(batch.queries)
-        scores = [similarity(a, b, dim) for a, b in zip(batch.left, batch.right, strict=True)]
-        ordered = torch.ones((), dtype=torch.float64)
-        for i, high in enumerate(batch.labels):
-            for j, low in enumerate(batch.labels):
-                if high > low:
-                    ordered = ordered + torch.exp((scores[j] - scores[i]) / STS_TEMPERATURE)
-        total = total + 0.8 * torch.log(ordered)
-    return total / len(case.dimensions or [12])
-
-
-def parameters_after(encoder: Encoder, world_size: int = 1) -> Tensor:
-    """All parameters after one SGD step on gradients averaged over ranks, as DeepSpeed averages them."""
-    parameters = list(encoder.parameters())
-    gradients = flat([each.grad if each.grad is not None else torch.zeros_like(each) for each in parameters])
-    if world_size > 1:
-        dist.all_reduce(gradients)
-    return flat(parameters) - LEARNING_RATE * gradients / world_size
-
-
-def flat(parameters: list[Tensor]) -> Tensor:
-    return torch.cat([each.detach().flatten() for each in parameters])
-
-
-def share_of(case: Case, layout: Layout, rank: int, world_size: int) -> tuple[list[list[str]], Callable[..., Losses]]:
-    """The texts of a rank, in chunks, and the loss of the whole update from their embeddings."""
-    update = build_update(**vars(BATCHES[case.batch]))
-    lengths = [len(text) for text in update.texts]
-    own, restore = slice_for(rank, world_size, lengths, texts_apart(update, layout))
-    texts = [update.texts[row] for row in own]
-
-    def loss(embeddings: Tensor) -> Losses:
-        return update_loss(gather(embeddings)[torch.from_numpy(restore)], update, case.settings)
-
-    return [texts[chunk] for chunk in chunks_of([len(text) for text in texts], CHUNK)], loss
-
-
-def one_update(case: Case, layout: Layout, cached: bool, rank: int, world_size: int) -> tuple[Tensor, Tensor]:
-    """Parameters after the update of a case, and its loss, as a training loop would do it without DeepSpeed."""
-    encoder = Encoder()
-    chunks, loss = share_of(case, layout, rank, world_size)
-    if cached:
-        total = cached_backward(encoder, [(chunk,) for chunk in chunks], loss, Tensor.backward).total
-    else:
-        total = loss(torch.cat([encoder(chunk) for chunk in chunks])).total
-        total.backward()
-    return parameters_after(encoder, world_size), total.detach()
+from conan_embedding.schemas.settings import PretrainSettings
+from conan_embedding.trainer.cbb import build_update, pretrain_loss, slice_for, texts_apart, update_loss
+from torch import Tensor
 
 
 @cache
@@ -200,14 +50,6 @@ def assert_equal_the_reference(outcome: list[tuple[Tensor, Tensor]]) -> None:
         assert loss.item() == pytest.approx(expected, rel=1e-9), case
         assert torch.norm(after - before - step) <= 1e-6 * torch.norm(step), case
         assert (torch.norm(step) > 0) == (case.batch != "nothing")
-
-
-def run(make_updates: str, world_size: int, folder: Path) -> list[Any]:
-    """What each rank of a process group has saved."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, __file__, make_updates, str(world_size), str(folder)]
-    assert subprocess.run(program, env=environment, timeout=240, check=False).returncode == 0
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
 
 
 def test_one_process_makes_the_reference_update() -> None:
@@ -383,77 +225,3 @@ def test_ranks_of_their_own_cover_every_text_once(world_size: int, marked: float
         assert np.array_equal(gathered[restore], np.arange(40))
         assert len(own) and np.all(np.diff(lengths[own]) <= 0)
         assert apart[own].all() or not apart[own].any() or world_size == 1
-
-
-def plain_updates(rank: int, world_size: int) -> list[list[tuple[Tensor, Tensor]]]:
-    return [[one_update(case, layout, cached, rank, world_size) for case in CASES] for layout, cached in LAYOUTS]
-
-
-def deepspeed_updates(rank: int, world_size: int) -> dict[tuple[str, int, bool], Tensor]:
-    """Parameters after two updates by each of DeepSpeed's ways to hold them, with GradCache and without."""
-    return {
-        (precision, zero, cached): deepspeed_update(precision, zero, cached, rank, world_size)
-        for precision in ("fp32", "bf16", "fp16")
-        for zero in (1, 2)
-        for cached in (False, True)
-    }
-
-
-def deepspeed_update(precision: str, zero: int, cached: bool, rank: int, world_size: int) -> Tensor:
-    import deepspeed
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    model = Encoder().float()
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=LEARNING_RATE),
-        config={
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_clipping": 0.0,
-            "zero_optimization": {"stage": zero},
-            "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": precision == "bf16"},
-            "fp16": {"enabled": precision == "fp16", "initial_scale_power": 10},
-        },
-    )
-    chunks, loss = share_of(DEEPSPEED_CASE, "paper", rank, world_size)
-    for _ in range(2):
-        backward(engine, [(chunk,) for chunk in chunks], loss, cached)
-        engine.step()
-    return flat([safe_get_full_fp32_param(each) for each in model.parameters()]).double()
-
-
-def rank_main(make_updates: Callable[[int, int], Any], rank: int, world_size: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    place, patience = f"file://{folder}/store", timedelta(seconds=100)
-    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world_size, timeout=patience)
-    torch.save(make_updates(rank, world_size), folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-def main(make_updates: str, world_size: int, folder: Path) -> None:
-    """Fork the ranks; the exit code says whether all got through."""
-    if make_updates == "deepspeed_updates":
-        import deepspeed
-        import torch._inductor.compile_fx  # noqa: F401 (DeepSpeed loads it: once for all here)
-        from deepspeed.accelerator import get_accelerator
-
-        get_accelerator().is_fp16_supported = lambda: True  # not offered on CPUs, but it works
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as in train.py: compiling it takes 40 s
-    ranks = []
-    for rank in range(world_size):
-        if pid := os.fork():
-            ranks.append(pid)
-            continue
-        try:
-            rank_main(globals()[make_updates], rank, world_size, folder)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
-    sys.exit(sum(os.waitpid(pid, 0)[1] for pid in ranks) > 0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

@@ -61,6 +61,7 @@ def test_steps_are_logged_every_so_often_and_at_checks_and_the_end(job: Job) -> 
         "loss": 0.25,
         "retrieval": 1.0,
         "sts": 2.0,
+        "negatives": 0.0,
         "positive_score": 0.6,
         "negative_score": 0.3,
         "learning_rate": 1e-3,

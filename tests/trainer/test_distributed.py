@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from conan_embedding.trainer.distributed import gather, of_rank_zero
+from conan_embedding.trainer.distributed import gather, of_rank_zero, sum_of_ranks
 
 COUNTS = [[2, 2], [3, 1], [0, 2], [4, 0], [0, 0]]  # rows on each of two ranks
 
@@ -31,6 +31,7 @@ def main(rank: int, folder: Path) -> None:
         outcome.append((gathered.detach(), own.grad))
     outcome.append((gather(torch.full((rank + 1, 2), rank, dtype=torch.bfloat16)), None))
     outcome.append((of_rank_zero(np.arange(3) + 10 * rank).tolist(), None))
+    outcome.append((sum_of_ranks([rank == 1, 3 + 2**40 * rank], "cpu"), None))
     torch.save(outcome, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -40,13 +41,14 @@ def test_gathers_uneven_rows_in_rank_order_with_gradients(tmp_path: Path) -> Non
     ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(2)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     for rank in range(2):
-        *outcome, (half, _), (decided, _) = torch.load(tmp_path / f"{rank}.pt")
+        *outcome, (half, _), (decided, _), (sums, _) = torch.load(tmp_path / f"{rank}.pt")
         for case, (gathered, gradient) in enumerate(outcome):
             assert torch.equal(gathered, torch.cat([rows(case, 0), rows(case, 1)]))
             first = 0 if rank == 0 else COUNTS[case][0]
             own = weights(case)[first : first + COUNTS[case][rank]]
             assert torch.equal(gradient, 2 * own)  # the average over two ranks takes the factor back
         assert decided == [0, 1, 2]
+        assert sums == [1, 6 + 2**40]
         assert half.dtype == torch.bfloat16
         assert half.tolist() == [[0, 0], [1, 1], [1, 1]]
 
@@ -55,6 +57,7 @@ def test_without_a_process_group_is_the_identity() -> None:
     tensor = torch.randn(2, 3, requires_grad=True)
     assert gather(tensor) is tensor
     assert of_rank_zero(tensor) is tensor
+    assert sum_of_ranks([True, 5], "cpu") == [1, 5]
 
 
 def test_in_a_world_of_one_is_the_identity(tmp_path: Path) -> None:

@@ -65,6 +65,20 @@ def test_no_more_than_one_chunk_is_encoded_with_gradients_at_a_time() -> None:
     assert events == ["encode 2", "encode 3", *first, "encode 3 with gradients", "backward"]
 
 
+def test_what_the_loss_itself_uses_gets_its_gradient_too() -> None:
+    plain, cached, inputs = model_of(0.0), model_of(0.0), chunks(3, 2)
+    scales = [nn.Parameter(torch.tensor(0.7, dtype=torch.float64)) for _ in range(2)]
+
+    def loss(embeddings: Tensor, scale: Tensor) -> Losses:
+        return contrast(embeddings * scale.exp())
+
+    loss(torch.cat([plain(*chunk) for chunk in inputs]), scales[0]).total.backward()
+    cached_backward(cached, inputs, lambda own: loss(own, scales[1]), Tensor.backward, of_loss=[scales[1]])
+    assert float(scales[1].grad) == pytest.approx(float(scales[0].grad), rel=1e-12)
+    for one, other in zip(gradients(plain), gradients(cached), strict=True):
+        assert torch.norm(one - other) <= 1e-12 * torch.norm(one)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gradients_in_half_precision_are_summed_in_float32(dtype: torch.dtype) -> None:
     inputs = chunks(*[1] * 600, dtype=dtype)

@@ -1,0 +1,128 @@
+"""The paper's Figure 4 in small: losses of both tasks, trained in turn at random against together in each update (CBB).
+
+Run: `python benchmarks/balance.py --corpus CORPUS --folder RESULTS [--updates 300] [--seeds 0 1 2]`. CORPUS is one that
+`conan run` has made, of which convert, the pools and the pre-trained model are used. RESULTS keeps the runs, and a
+second call goes on where the first ended; the plot is written there as figure4.svg (which needs matplotlib).
+
+Both arms start from the same model and see the same examples in the same batches under the same loss: `updates` of
+retrieval and as many of sentence pairs. Together they are that many updates; in turn twice as many, each of a task
+drawn at random. Negatives are fixed: no DHNM. A loss is smoothed by the mean of 20 updates of its task; its oscillation
+is the standard deviation of what one smoothed value differs from the next, after the warm-up; its end the mean of the
+last tenth. Each is given as mean and standard deviation over seeds.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ARMS = {"in turn": True, "CBB": False}
+TASKS = {"retrieval": "InfoNCE", "sts": "CoSENT"}
+SMOOTHED, WARMUP, END = 20, 0.05, 0.1
+"""Updates of a mean; the share of the updates before which and after which nothing is compared."""
+
+Floats = npt.NDArray[np.float64]
+
+
+def main() -> None:
+    """Train what is not trained yet; print the figures and draw the curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="a corpus that was trained")
+    parser.add_argument("--folder", type=Path, required=True, help="for the runs and the plot")
+    parser.add_argument("--updates", type=int, default=300, help="of each task")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    prepare(options.corpus, options.folder)
+    losses = {
+        (arm, seed): train(options.corpus, options.folder, arm, seed, options.updates)
+        for seed in options.seeds
+        for arm in ARMS
+    }
+    print(f"{options.updates} updates of each task, {len(options.seeds)} seeds")
+    for task, name in TASKS.items():
+        for arm in ARMS:
+            curves = [losses[arm, seed][task] for seed in options.seeds]
+            print(
+                f"{name:8} {arm:8} oscillation {spread([oscillation(curve) for curve in curves])}   "
+                f"end {spread([curve[-round(END * len(curve)) :].mean() for curve in curves])}"
+            )
+    draw(losses, options.seeds[0], options.folder / "figure4.svg")
+
+
+def prepare(corpus: Path, folder: Path) -> None:
+    """A corpus of its own to train in: the same data, and pools of its own, as training writes to them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "convert").exists():
+        (folder / "convert").symlink_to((corpus / "convert").resolve())
+        shutil.copy(corpus / "pools.duckdb", folder)
+
+
+def train(corpus: Path, folder: Path, arm: str, seed: int, updates: int) -> dict[str, Floats]:
+    """Train an arm, if it is not yet; the loss of each update by task."""
+    from conan_embedding.pipeline.corpus import shards
+    from conan_embedding.pipeline.pools import stored_fingerprint
+    from conan_embedding.schemas.recipe import load
+    from conan_embedding.trainer.job import make_job, run_job
+
+    recipe = load(corpus / "recipe.yaml").finetune
+    assert recipe is not None
+    settings = recipe.model_copy(
+        update={
+            "in_turn": ARMS[arm],
+            "seed": seed,
+            "steps": updates * (2 if ARMS[arm] else 1),
+            "log_every": 1,
+            "hard_negative_mining": recipe.hard_negative_mining.model_copy(update={"enabled": False}),
+        }
+    )
+    found = {kind: shards(folder, f"convert/{kind}") for kind in [*settings.queries, "sts"]}
+    model = str(corpus / "train" / recipe.model / "model")
+    job = make_job(folder, f"{arm.replace(' ', '-')}-{seed}", model, settings, found, stored_fingerprint(folder))
+    run_job(job, 1)
+    entries: list[dict[str, Any]] = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
+    steps = [entry for entry in entries if "loss" in entry]
+    # An update that has nothing of a task has no loss of it.
+    return {task: np.array([step[task] for step in steps if step[task]]) for task in TASKS}
+
+
+def smoothed(losses: Floats) -> Floats:
+    """Means of so many successive values."""
+    return np.convolve(losses, np.full(SMOOTHED, 1 / SMOOTHED), mode="valid")
+
+
+def oscillation(losses: Floats) -> float:
+    """Of one task's loss over its updates."""
+    return float(np.diff(smoothed(losses[round(WARMUP * len(losses)) :])).std())
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}"
+
+
+def draw(losses: dict[tuple[str, int], dict[str, Floats]], seed: int, file: Path) -> None:
+    """Both arms' smoothed losses of one seed over the updates of the task, a picture for each task."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "balance"
+    import matplotlib.pyplot as plt
+
+    figure, pictures = plt.subplots(1, len(TASKS), figsize=(10, 3.4), constrained_layout=True)
+    for picture, (task, name) in zip(pictures, TASKS.items(), strict=True):
+        for arm, colour in zip(ARMS, ("#b8860b", "#1f5fa8"), strict=True):
+            curve = smoothed(losses[arm, seed][task])
+            picture.plot(np.arange(len(curve)) + SMOOTHED, curve, color=colour, label=arm)
+        picture.set(title=f"{name} loss", xlabel="updates of this task")
+        picture.grid(alpha=0.3)
+        picture.legend()
+    figure.savefig(file, metadata={"Date": None})  # a second drawing is the same file
+    print(f"drawn: {file}")
+
+
+if __name__ == "__main__":
+    main()

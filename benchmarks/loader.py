@@ -1,0 +1,125 @@
+"""Memory and speed of reading training pairs, by how many there are: neither should depend on it.
+
+Run: `python benchmarks/loader.py [--pairs 10000 100000 1000000] [--updates 200]`. A million pairs take 1 GB of disk in
+a temporary folder, twice.
+
+The pairs are made up, of ten sources that double in size from one to the next: a query of 16 Han characters and a
+positive of 200. They are written to shards as `conan convert` would, then as a run's records, and read by a process of
+its own: updates of 256 pairs from the beginning of the order and then, as one that resumes does, from far on in it.
+
+Memory is anonymous (RssAnon of Linux's /proc/self/status): what this process alone holds. Pages of the mapped files
+are not in it; the kernel has them for as long as it likes.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from conan_embedding.schemas.settings import Mixing
+from conan_embedding.trainer.batches import pretrain_update, read_pairs, write_pairs
+from conan_embedding.trainer.order import Order
+
+SHARD = 200_000
+BATCH = 256
+SOURCES = 10
+QUERY, POSITIVE = 16, 200
+
+
+def main() -> None:
+    """A line for each number of pairs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--step", choices=["write", "read"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step == "write":
+        write(arguments.folder)
+    elif arguments.step == "read":
+        read(arguments.folder, arguments.updates)
+    else:
+        print(f"{'pairs':>9}  records written                  read, {arguments.updates} updates of {BATCH}")
+        for count in arguments.pairs:
+            with tempfile.TemporaryDirectory() as folder:
+                make(Path(folder), count)
+                print(f"{count:>9,}  {step('write', folder, 1)}  {step('read', folder, arguments.updates)}", flush=True)
+
+
+def make(folder: Path, count: int) -> None:
+    """Shards of so many pairs."""
+    random = np.random.default_rng(count)
+    odds = 2.0 ** np.arange(SOURCES)
+    for number, start in enumerate(range(0, count, SHARD)):
+        rows = min(SHARD, count - start)
+        table = {
+            "query": texts(random, rows, QUERY),
+            "positive": texts(random, rows, POSITIVE),
+            "cluster_id": pa.array(np.arange(start, start + rows)),
+            "source": pa.array([f"source {each}" for each in random.choice(SOURCES, rows, p=odds / odds.sum())]),
+            "category": pa.array(["news"] * rows),
+        }
+        pq.write_table(pa.table(table), folder / f"part-{number:05d}.parquet", row_group_size=64_000)
+
+
+def texts(random: np.random.Generator, rows: int, characters: int) -> pa.Array:
+    """Random Han characters, three bytes each in UTF-8."""
+    points = random.integers(0x4E00, 0x9FA5, rows * characters)
+    encoded = np.stack([0xE0 | points >> 12, 0x80 | points >> 6 & 0x3F, 0x80 | points & 0x3F], axis=1).astype(np.uint8)
+    offsets = np.arange(rows + 1) * (3 * characters)
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(encoded.tobytes())]
+    return pa.Array.from_buffers(pa.string(), rows, buffers)
+
+
+def step(name: str, folder: str, updates: int) -> str:
+    """What a process that does one step says of it."""
+    command = [sys.executable, __file__, "--step", name, "--folder", folder, "--updates", str(updates)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def write(folder: Path) -> None:
+    """Write a run's records from the shards."""
+    shards = sorted(folder.glob("*.parquet"))
+    (folder / "data").mkdir()
+    begin = time.perf_counter()
+    write_pairs(folder / "data", shards)
+    taken = time.perf_counter() - begin
+    size = sum(file.stat().st_size for file in (folder / "data").iterdir())
+    print(f"{taken:5.1f} s, {size / 1e6:7.1f} MB of disk")
+
+
+def read(folder: Path, updates: int) -> None:
+    """Read updates from two places of the order."""
+    before = anonymous()
+    begin = time.perf_counter()
+    data = read_pairs(folder / "data")
+    order = Order(data.sources, Mixing(), seed=0)
+    pretrain_update(data, order.stretch(0, BATCH)[0])
+    opened = time.perf_counter() - begin
+    speeds, memory = [], [anonymous()]
+    for first in (0, 100 * len(data.pairs) // BATCH):
+        order.stretch(first * BATCH, first * BATCH + 1)  # a jump costs once
+        begin = time.perf_counter()
+        for number in range(first, first + updates):
+            pretrain_update(data, order.stretch(number * BATCH, (number + 1) * BATCH)[0])
+        speeds.append(updates * BATCH / (time.perf_counter() - begin))
+        memory.append(anonymous())
+    print(
+        f"first after {opened * 1e3:4.0f} ms; {speeds[0]:6,.0f} pairs/s, after 100 epochs {speeds[1]:6,.0f}; "
+        f"{max(memory):.0f} MB in all, {max(memory) - before:.1f} of it for this"
+    )
+
+
+def anonymous() -> float:
+    """This process's own memory, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1000
+
+
+if __name__ == "__main__":
+    main()
