@@ -11,17 +11,26 @@ sys.path.append(str(Path(__file__).parent / "shared"))
 
 from command_line import Conan, write_recipe
 
+SLOW = ("test_kill", "test_train", "test_hosts", "test_ray_engine", "test_crash")
+"""Files that are begun first, so that no process is alone with one of them at the end."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files first, all else in its order."""
+    items.sort(key=lambda item: next((place for place, name in enumerate(SLOW) if name in item.path.name), len(SLOW)))
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests that share a Ray cluster run in one process; all others where there is room."""
+    """Tests that share a Ray cluster, or runs of training, are of one process; all others go where there is room."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneCluster(LoadScopeScheduling):
+    class OneProcess(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "ray" if "test_ray_engine" in nodeid else nodeid
+            return next((name for name in ("test_ray_engine", "test_train") if name in nodeid), nodeid)
 
-    return OneCluster(config, log)
+    return OneProcess(config, log)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
@@ -163,6 +163,15 @@ def _of_pairs(name: str, frame: pl.DataFrame) -> EvaluationSet:
     )
     passages = pl.concat([frame["positive"], frame["negatives"].explode().cast(pl.String)])
     return EvaluationSet(name, "retrieval", queries, passages)
+
+
+def part(one: EvaluationSet, frame: pl.DataFrame) -> EvaluationSet:
+    """Some of the rows of a set; a retrieval set's questions are asked among all of its passages still."""
+    passages = one.passages
+    if one.task == "retrieval":
+        named = [one.frame[side].explode().cast(pl.String) for side in ("positives", "negatives")]
+        passages = pl.concat([*named, passages])
+    return replace(one, frame=frame, passages=passages)
 
 
 class Haystack(NamedTuple):

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -13,7 +12,7 @@ from .evaluate import evaluate
 from .export import export
 from .job import Job
 from .model import EmbeddingModel, encoder_of
-from .sets import EvaluationSet, read_sets
+from .sets import EvaluationSet, part, read_sets
 
 HEADLINE = {"retrieval": "ndcg@10", "sts": "spearman", "classification": "accuracy"}
 """Of the figures of a set, the one that counts: those of C-MTEB (arXiv 2309.07597, §3)."""
@@ -47,13 +46,7 @@ def validation_sets(job: Job) -> list[EvaluationSet]:
 
 
 def _fewer(one: EvaluationSet, queries: int) -> EvaluationSet:
-    if one.frame.height <= queries:
-        return one
-    passages = one.passages
-    if one.task == "retrieval":
-        named = [one.frame[side].explode().cast(pl.String) for side in ("positives", "negatives")]
-        passages = pl.concat([*named, passages])
-    return EvaluationSet(one.name, one.task, one.frame.sample(queries, seed=0), passages)
+    return one if one.frame.height <= queries else part(one, one.frame.sample(queries, seed=0))
 
 
 def validate(

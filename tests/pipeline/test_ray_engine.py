@@ -2,10 +2,12 @@
 
 import importlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -129,8 +131,11 @@ def test_a_node_that_is_killed_midway_loses_nothing(nodes: Nodes, tmp_path: Path
         broken = threads.submit(run, tmp_path, stages.wait_for_go, todo, Engine(address=nodes.address))
         try:
             assert until(lambda: len(list(started.iterdir())) == 3)  # one on each node
-            raylets = {path.name.partition("-")[2] for path in started.iterdir()}
+            raylets = dict(path.name.split("-")[1:] for path in started.iterdir())
+            (raylet,) = node.all_processes["raylet"]
             nodes.kill(node)
+            with suppress(ProcessLookupError):  # a machine takes its workers along
+                os.kill(int(raylets[str(raylet.process.pid)]), signal.SIGKILL)
         finally:
             (started / "go").touch()
         assert broken.result().rows_in == 60

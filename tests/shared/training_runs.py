@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from conan_embedding.schemas.settings import (
     Validation,
 )
 from conan_embedding.trainer.job import Job, make_job, run_job
+from processes import wait_until
 from safetensors.torch import load_file
 
 SHARED = {"learning_rate": 1e-3, "temperature": 0.1, "log_every": 1, "max_length": 32}
@@ -131,13 +130,6 @@ def start(job: Job, processes: int) -> multiprocessing.Process:
 
 def losses_logged(job: Job) -> int:
     return (job.folder / "log.jsonl").read_text().count('"loss"')
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def run_here(job: Job, processes: int, kill: bool = False) -> None:

@@ -18,6 +18,7 @@ from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings
 from conan_embedding.trainer import job as module
 from conan_embedding.trainer.hosts import Host, HostError, end, is_here, read_hostfile, rendezvous, send, start
 from conan_embedding.trainer.job import Job, TrainingError, make_job, run_job
+from processes import has_ended, wait_until
 
 FAKE_SSH = """#!/bin/sh
 while [ "$1" = -o ]; do shift 2; done
@@ -256,17 +257,3 @@ def run_with_torchrun(job: Job) -> None:
 def losses_of(job: Job) -> list[float]:
     lines = map(json.loads, (job.folder / "log.jsonl").read_text().splitlines())
     return [line["loss"] for line in lines if "loss" in line]
-
-
-def has_ended(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

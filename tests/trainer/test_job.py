@@ -16,6 +16,7 @@ from conan_embedding.pipeline.corpus import read_footer
 from conan_embedding.schemas.settings import BootstrapTraining, FinetuneSettings, PretrainSettings
 from conan_embedding.trainer import job as module
 from conan_embedding.trainer.job import Job, TrainingError, make_job, run_job
+from processes import has_ended, wait_until
 
 Shards = Callable[[Path, str], list[Path]]
 
@@ -210,17 +211,3 @@ def test_processes_end_with_the_one_that_started_them(pretraining: Callable[...,
     assert parent.exitcode == -signal.SIGKILL
     wait_until(lambda: has_ended(rank))
     assert not job.done.exists()
-
-
-def has_ended(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -12,6 +12,7 @@ from conan_embedding.schemas.settings import (
     FinetuneSettings,
 )
 from conan_embedding.trainer.job import Job, TrainingError, run_job
+from processes import wait_until
 from training_runs import (
     FINETUNE,
     RUNS,
@@ -21,7 +22,6 @@ from training_runs import (
     losses_of,
     replacements,
     start,
-    wait_until,
     weights_of,
     windows,
 )
