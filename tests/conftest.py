@@ -1,6 +1,5 @@
 """What tests of the command line share; the modules in shared/ are imported by name, by tests of any folder."""
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -20,13 +19,6 @@ SLOW = ("test_kill", "test_train", "test_hosts", "test_ray_engine", "test_crash"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow files first, all else in its order."""
     items.sort(key=lambda item: next((place for place, name in enumerate(SLOW) if name in item.path.name), len(SLOW)))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Three processes for two cores: many tests wait for processes that they have started."""
-    cores = len(os.sched_getaffinity(0))
-    return cores + cores // 2
 
 
 @pytest.hookimpl(optionalhook=True)
