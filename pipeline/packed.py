@@ -43,7 +43,7 @@ def pack_linear_layers(model: Model) -> Model:
     """
     from transformers.activations import GELUActivation  # the search, which has no model, does without
 
-    if not _has_onednn():
+    if not has_onednn():
         return model
     for module in list(model.modules()):
         # Of BERT and its kin: the widening half of a layer is followed by its activation.
@@ -58,7 +58,7 @@ def pack_linear_layers(model: Model) -> Model:
 
 def inner_products(rows_MD: Floats) -> Callable[[Floats], Floats]:
     """What gives the inner products [n, M] of any [n, D] with these rows."""
-    if not _has_onednn():
+    if not has_onednn():
         return lambda vectors_ND: np.asarray(vectors_ND @ rows_MD.T)
     packed = torch.ops.mkldnn._reorder_linear_weight(torch.from_numpy(rows_MD), ROWS)
 
@@ -70,5 +70,6 @@ def inner_products(rows_MD: Floats) -> Callable[[Floats], Floats]:
     return products
 
 
-def _has_onednn() -> bool:
+def has_onednn() -> bool:
+    """Whether PyTorch has oneDNN and the call that these products go through."""
     return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")

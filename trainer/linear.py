@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from ..pipeline.packed import has_onednn
+
 
 class FastLinear(nn.Linear):
     """nn.Linear, by oneDNN for float32 on a CPU and plain for all else: [..., inputs] to [..., outputs]."""
@@ -25,7 +27,7 @@ class FastLinear(nn.Linear):
 
 def quicken_linear_layers(model: nn.Module) -> None:
     """Make the linear layers of a model FastLinear, in place, where PyTorch has oneDNN; their weights stay theirs."""
-    if torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if has_onednn():
         for module in model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = FastLinear
