@@ -250,10 +250,9 @@ class OptimizerSettings(Settings):
     max_length: int = given(512, "paper §3.1: tokens", ge=2)
     temperature: float = given(0.02, "ours: the paper gives none; GTE and bge train near it", gt=0)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = given(
-        "auto", "paper §3.1: mixed precision; ours: bf16 where the device has it, fp32 on a CPU"
+        "auto", "paper §3.1: mixed precision; ours: bf16 where the device has it, fp32 on a CPU and with zero_stage 0"
     )
-    # Not 0: the same updates in more memory, with no look for gradients that are no numbers and no GradCache.
-    zero_stage: Literal[1, 2, 3] = given(1, "paper §3.1: DeepSpeed ZeRO stage 1")
+    zero_stage: Literal[0, 1, 2, 3] = given(1, "paper §3.1: DeepSpeed ZeRO stage 1; 0, which shares nothing, in fp32")
     mixing: Mixing = given(Mixing(), "ours")
     seed: int = given(0, "ours")
     checkpoint_every: int = given(500, "ours: steps", ge=1)
@@ -272,9 +271,15 @@ class OptimizerSettings(Settings):
     )
 
     @model_validator(mode="after")
+    def _precision_fits(self) -> Self:
+        if self.zero_stage == 0 and self.precision in ("bf16", "fp16"):
+            raise ValueError(f"zero_stage 0 trains in fp32; {self.precision} wants zero_stage 1, 2 or 3")
+        return self
+
+    @model_validator(mode="after")
     def _temperature_is_whole(self) -> Self:
         if self.learn_temperature and self.zero_stage == 3:
-            raise ValueError("learn_temperature wants zero_stage 1 or 2: 3 spreads every weight over the processes")
+            raise ValueError("learn_temperature wants zero_stage 0, 1 or 2: 3 spreads every weight over the processes")
         return self
 
     @field_validator("mixing", mode="before")
@@ -340,7 +345,7 @@ class FinetuneSettings(OptimizerSettings):
     def _ranks_can_mine(self) -> Self:
         if self.hard_negative_mining.refresh != "static" and self.zero_stage == 3:
             raise ValueError(
-                "hard_negative_mining.refresh: rerank and remine want zero_stage 1 or 2; under 3, ranks encode in step"
+                "hard_negative_mining.refresh: rerank and remine want zero_stage 0, 1 or 2; in 3, ranks encode in step"
             )
         return self
 

@@ -5,6 +5,7 @@ respect to the embeddings, and encodes each chunk once more to carry its part of
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -40,14 +41,14 @@ def backward(
     cached: bool,
     of_loss: Sequence[nn.Parameter] = (),
 ) -> Losses:
-    """Leave the gradients of an update in a DeepSpeed engine (ZeRO 1 or 2), reduced and ready for `engine.step()`.
+    """Leave the gradients of an update in a DeepSpeed engine, ready for `engine.step()`.
 
     `loss` takes the embeddings of this rank's texts, [texts, D], and gathers the others' itself; `of_loss` are the
-    parameters that it uses (a learnt temperature). With `cached`, one
-    reduction follows all chunks, so that ranks may have different numbers of them.
+    parameters that it uses (a learnt temperature). With `cached`, one reduction follows all chunks, so that ranks may
+    have different numbers of them; under ZeRO 0 that is always a part of the step.
     """
     if cached:
-        with engine.coalesce_grad_reduction():
+        with engine.coalesce_grad_reduction() if engine.zero_optimization() else nullcontext():
             return cached_backward(engine, chunks, loss, engine.backward, engine.parameters(), of_loss)
     losses = loss(torch.cat([engine(*chunk) for chunk in chunks]))
     engine.backward(losses.total)

@@ -41,7 +41,9 @@ def plan(job: Job, processes: int) -> dict[str, Any]:
     parameters = count_parameters(config, width)
     own_tokens = -(-texts // processes) * settings.max_length
     tokens = min(own_tokens, settings.chunk_tokens or own_tokens)
-    half = settings.precision in ("bf16", "fp16") or (settings.precision == "auto" and torch.accelerator.is_available())
+    half = settings.precision in ("bf16", "fp16")
+    if settings.precision == "auto":
+        half = settings.zero_stage > 0 and torch.accelerator.is_available()
     return {
         "records": records,
         "steps": steps_of(settings, records, batch),
@@ -65,10 +67,11 @@ def state_bytes(parameters: int, half: bool, zero_stage: int, processes: int) ->
     """Bytes of a process for weights, gradients and AdamW (ZeRO, arXiv 1910.02054, §3.1 and §5).
 
     In half precision 2 for a weight, 2 for its gradient, and 12 for the optimizer's: a float32 weight and two averages;
-    in float32 4, 4 and 8. ZeRO 1 shares the optimizer's out over the processes, ZeRO 2 the gradients too, ZeRO 3 all.
+    in float32 4, 4 and 8. ZeRO 0 shares nothing out over the processes, ZeRO 1 the optimizer's, ZeRO 2 the gradients
+    too, ZeRO 3 all.
     """
     weight, gradient, optimizer = (2, 2, 12) if half else (4, 4, 8)
-    shared = optimizer + (gradient if zero_stage >= 2 else 0) + (weight if zero_stage == 3 else 0)
+    shared = sum([optimizer, gradient, weight][:zero_stage])
     return round(parameters * (weight + gradient + optimizer - shared + shared / processes))
 
 

@@ -161,7 +161,8 @@ def _engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSettings
     """DeepSpeed around the model: AdamW, linear warm-up and decay, ZeRO."""
     decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
     plain = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim <= 1]
-    optimizer = torch.optim.AdamW(
+    shared = settings.zero_stage > 0
+    optimizer = (torch.optim.AdamW if shared else partial(WatchfulAdamW, clipping=settings.gradient_clipping))(
         [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=settings.learning_rate,
         fused=get_accelerator().device_name() in ("cpu", "cuda"),
@@ -169,7 +170,7 @@ def _engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSettings
     warm = max(1, round(settings.warmup * steps))
     precision = settings.precision
     if precision == "auto":
-        precision = "fp32" if get_accelerator().device_name() == "cpu" else "bf16"
+        precision = "bf16" if shared and get_accelerator().device_name() != "cpu" else "fp32"
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
@@ -179,7 +180,8 @@ def _engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSettings
         config={
             "train_micro_batch_size_per_gpu": 1,  # batches are made here; DeepSpeed only wants a number
             "gradient_accumulation_steps": 1,
-            "gradient_clipping": settings.gradient_clipping,
+            "managed_gradient_accumulation": shared,  # else each backward pass would reduce, and GradCache has many
+            "gradient_clipping": settings.gradient_clipping if shared else 0.0,
             "zero_optimization": {"stage": settings.zero_stage},
             "bf16": {"enabled": precision == "bf16"},
             "fp16": {"enabled": precision == "fp16"},
@@ -187,6 +189,26 @@ def _engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSettings
         },
     )
     return engine
+
+
+class WatchfulAdamW(torch.optim.AdamW):
+    """AdamW for ZeRO 0, where DeepSpeed leaves to the optimizer what it does itself in the other stages.
+
+    Gradients are clipped to a norm of `clipping`, 0 is off; with those that are no numbers no step is made.
+    `_global_grad_norm` and `overflow` are what the engine asks for.
+    """
+
+    def __init__(self, *arguments: Any, clipping: float, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.clipping = clipping
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Make a step, or none and say so in `overflow`."""
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clipping or float("inf"))
+        self._global_grad_norm, self.overflow = float(norm), not norm.isfinite()
+        if not self.overflow:
+            super().step(closure)
 
 
 def _batches(task: Task, tokenizer: Any, done: int, rank: int, world_size: int) -> Iterator[tuple[int, Batch]]:

@@ -195,7 +195,7 @@ def deepspeed_updates(rank: int, world_size: int) -> dict[tuple[str, int, bool],
     return {
         (precision, zero, cached): deepspeed_update(precision, zero, cached, rank, world_size)
         for precision in ("fp32", "bf16", "fp16")
-        for zero in (1, 2)
+        for zero in ((0, 1, 2) if precision == "fp32" else (1, 2))
         for cached in (False, True)
     }
 
@@ -211,6 +211,7 @@ def deepspeed_update(precision: str, zero: int, cached: bool, rank: int, world_s
         config={
             "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": 0.0,
+            "managed_gradient_accumulation": zero > 0,  # as in train.py
             "zero_optimization": {"stage": zero},
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": precision == "bf16"},
@@ -221,7 +222,7 @@ def deepspeed_update(precision: str, zero: int, cached: bool, rank: int, world_s
     for _ in range(2):
         backward(engine, [(chunk,) for chunk in chunks], loss, cached)
         engine.step()
-    return flat([safe_get_full_fp32_param(each) for each in model.parameters()]).double()
+    return flat([each if zero == 0 else safe_get_full_fp32_param(each) for each in model.parameters()]).double()
 
 
 def rank_main(make_updates: Callable[[int, int], Any], rank: int, world_size: int, folder: Path) -> None:

@@ -76,6 +76,8 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
     "finetune on two": (FinetuneSettings(**FINETUNE, **LONG, hard_negative_mining=EASILY), 2),
     "plain": (PretrainSettings(**PRETRAIN, **PLAIN), 1),
     "recomputed": (PretrainSettings(**PRETRAIN, **PLAIN, gradient_checkpointing=True), 1),
+    "zero 0": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=0), 2),
+    "zero 0, chunked": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=0, chunk_tokens=64), 2),
     "zero 1": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=1), 2),
     "zero 2": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=2), 2),
     "zero 3": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=3, chunk_tokens=64, validation=Validation(every=3)), 2),
@@ -95,12 +97,14 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
     "in turn": (FinetuneSettings(**FINETUNE, steps=6, in_turn=True), 2),
     "no sentences": (FinetuneSettings(**{**FINETUNE, "sts_batch": 0}, steps=3), 1),
     "rerank": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK), 1),
-    "rerank on two": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK), 2),
+    "rerank on two": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK, zero_stage=0), 2),
     "remine on two": (FinetuneSettings(**REFRESHED, hard_negative_mining=REMINE), 2),
-    "rerank, killed": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK), 2),
+    "pretrain, killed": (PretrainSettings(**PRETRAIN, **LONG), 1),
+    "finetune on two, stopped": (FinetuneSettings(**FINETUNE, **LONG, hard_negative_mining=EASILY), 2),
+    "rerank, killed": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK, zero_stage=0), 2),
     "remine, killed": (FinetuneSettings(**REFRESHED, hard_negative_mining=REMINE), 2),
 }
-"""Those that are killed are started again."""
+"""Those that are killed, or asked to stop, are started again."""
 
 
 def train_all(base: Path, made_corpus: Path, tiny: Path) -> None:
@@ -109,9 +113,11 @@ def train_all(base: Path, made_corpus: Path, tiny: Path) -> None:
         job = job_of(Path(shutil.copytree(made_corpus, base / name)), tiny, settings)
         job.folder.mkdir(parents=True)
         job.file.write_text(job.model_dump_json())
-        arguments.append(f"{job.file}@{processes}" + "!" * name.endswith("killed"))
+        ended = "KILL" if name.endswith("killed") else "TERM" if name.endswith("stopped") else ""
+        arguments.append(f"{job.file}@{processes}@{ended}")
     (base / "extensions").mkdir()
-    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(base / "extensions"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(base / "extensions")}
+    environment |= {"OMP_NUM_THREADS": "1", "CONAN_DEBUG": "1"}
     program = [sys.executable, __file__, *arguments]
     assert subprocess.run(program, env=environment, check=False).returncode == 0
 
@@ -132,9 +138,9 @@ def losses_logged(job: Job) -> int:
     return (job.folder / "log.jsonl").read_text().count('"loss"')
 
 
-def run_here(job: Job, processes: int, kill: bool = False) -> None:
-    """The ranks of a job as forks of this process, which has loaded everything; they may be killed halfway."""
-    from conan_embedding.trainer.train import main
+def run_here(job: Job, processes: int, ended: str = "") -> list[int]:
+    """Exit codes of the ranks of a job, forks of this process, which has loaded all; `ended` by a signal halfway."""
+    from conan_embedding.trainer.train import _run
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -147,26 +153,26 @@ def run_here(job: Job, processes: int, kill: bool = False) -> None:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         try:
-            main(job)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os.kill(os.getpid(), signal.SIGKILL)
-        os._exit(0)
-    if kill:  # after steps, checks of DHNM among them, that its last checkpoint does not have
+            os._exit(_run(job.file))
+        finally:
+            os._exit(1)
+    if ended:  # after steps, checks of DHNM among them, that its last checkpoint does not have
         wait_until(lambda: (job.folder / "log.jsonl").exists() and losses_logged(job) >= 14)
         for pid in ranks:
-            os.kill(pid, signal.SIGKILL)
-    codes = [os.waitpid(pid, 0)[1] for pid in ranks]
-    if any(codes) and not kill:
-        sys.exit(f"{job.folder}: a process failed")
+            os.kill(pid, signal.Signals[f"SIG{ended}"])
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
 
 
 if __name__ == "__main__":
     import torch._inductor.compile_fx  # DeepSpeed loads it: once for all here
 
     for argument in sys.argv[1:]:
-        file, _, count = argument.rstrip("!").rpartition("@")
+        file, count, ended = argument.rsplit("@", 2)
         job = Job.model_validate_json(Path(file).read_text())
-        if argument.endswith("!"):
-            run_here(job, int(count), kill=True)
-        run_here(job, int(count))
+        if ended:
+            codes = run_here(job, int(count), ended)
+            steps = [int(place.name.removeprefix("step-")) for place in job.checkpoints]
+            found = {"codes": codes, "checkpoints": steps, "logged": log_of(job)[-1]["step"]}
+            (job.folder / "ended.json").write_text(json.dumps(found))
+        if any(run_here(job, int(count))):
+            sys.exit(f"{job.folder}: a process failed")

@@ -1,20 +1,17 @@
-"""Training on several machines: the hostfile, processes under a fake ssh, and real training on two addresses."""
+"""Training on several machines: the hostfile, and processes under a fake ssh; test_train_stops.py trains on two."""
 
-import json
 import multiprocessing
 import os
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings
+from conan_embedding.schemas.settings import PretrainSettings
 from conan_embedding.trainer import job as module
 from conan_embedding.trainer.hosts import Host, HostError, end, is_here, read_hostfile, rendezvous, send, start
 from conan_embedding.trainer.job import Job, TrainingError, make_job, run_job
@@ -171,13 +168,14 @@ def test_a_failure_elsewhere_ends_all_and_is_named(
         assert not file.read_text() or has_ended(int(file.read_text()))
 
 
-def test_a_run_elsewhere_that_is_asked_to_stop_saves_its_step(
-    fake_ssh: None, scripted: Callable[[str], Job], tmp_path: Path
+@pytest.mark.parametrize("places", [1, [Host("far", 1)]], ids=["here", "elsewhere"])
+def test_a_run_that_is_asked_to_stop_saves_its_step(
+    fake_ssh: None, scripted: Callable[[str], Job], tmp_path: Path, places: int | list[Host]
 ) -> None:
-    """All hosts are other machines, so that the signal has to travel."""
+    """The signal is passed on; where all hosts are other machines, it has to travel."""
     checkpoint = '"$(dirname "$3")/checkpoints/step-00000007"'
     job = scripted(f'trap "mkdir -p {checkpoint}; exit 143" TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done')
-    asked = multiprocessing.get_context("fork").Process(target=run_quietly, args=(job, [Host("far", 1)], tmp_path))
+    asked = multiprocessing.get_context("fork").Process(target=run_quietly, args=(job, places, tmp_path))
     asked.start()
     wait_until((tmp_path / "ready").exists)
     assert asked.pid is not None
@@ -186,9 +184,9 @@ def test_a_run_elsewhere_that_is_asked_to_stop_saves_its_step(
     assert "asked to stop; its step is saved in" in (tmp_path / "message").read_text()
 
 
-def run_quietly(job: Job, hosts: list[Host], folder: Path) -> None:
+def run_quietly(job: Job, places: int | list[Host], folder: Path) -> None:
     try:
-        run_job(job, hosts)
+        run_job(job, places)
     except TrainingError as error:
         (folder / "message").write_text(str(error))
 
@@ -210,50 +208,3 @@ def test_the_command_takes_a_hostfile(
     code, _, error = conan("train", corpus, "--hostfile", file)
     assert (code, error.replace("\n", " ").startswith(f"error: {file}:1: expected `HOST slots=N`")) == (1, True)
     assert conan("train", corpus, "--hostfile", tmp_path / "none")[0] == 2
-
-
-def test_hosts_and_torchrun_train_as_one_machine_does(
-    corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same losses from two processes on one address, on two, and under two launchers of torchrun."""
-    shards = {kind: sorted((corpus / "convert" / kind).glob("*.parquet")) for kind in ("retrieval", "sts")}
-    settings = FinetuneSettings(
-        steps=3, learning_rate=1e-3, log_every=1, max_length=32, retrieval_batch=8, sts_batch=6, dimensions=[16, 32]
-    )
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-    def begun(job: Job) -> None:
-        monkeypatch.setattr(module, "_run_processes", lambda *_: None)  # stopped before its first checkpoint
-        run_job(job, 1)
-        run_with_torchrun(job)
-
-    ways: list[Callable[[Job], Any]] = [
-        lambda job: run_job(job, 2),
-        lambda job: run_job(job, [Host("127.0.0.2", 1), Host("127.0.0.3", 1)]),
-        begun,
-    ]
-    losses = []
-    for number, way in enumerate(ways):
-        job = make_job(corpus, "finetune", str(tiny), settings, shards, pools=str(number))
-        way(job)
-        assert job.done.exists()
-        losses.append(losses_of(job))
-    assert len(losses[0]) == 3
-    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
-    assert losses[2] == pytest.approx(losses[0], abs=1e-6)
-
-
-def run_with_torchrun(job: Job) -> None:
-    """Two launchers that meet at 127.0.0.2, each with one process."""
-    _, port = rendezvous([Host("127.0.0.2", 1)])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    launch += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.2:{port}", "--rdzv-id=conan"]
-    command = [*launch, "-m", "conan_embedding.trainer.train", str(job.file)]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    nodes = [subprocess.Popen(command, env=environment, stdout=2) for _ in range(2)]
-    assert [node.wait(100) for node in nodes] == [0, 0]
-
-
-def losses_of(job: Job) -> list[float]:
-    lines = map(json.loads, (job.folder / "log.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]

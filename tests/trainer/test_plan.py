@@ -36,7 +36,8 @@ def test_states() -> None:
     assert state_bytes(100, False, 1, 1) == sum(
         each.numel() * each.element_size() for each in _adamw_states(torch.zeros(100, requires_grad=True))
     )
-    # ZeRO, arXiv 1910.02054, figure 1: 7.5 billion parameters on 64 devices take 31.4, 16.6 and 1.9 GB by stage.
+    # ZeRO, arXiv 1910.02054, figure 1: 7.5 billion parameters on 64 devices take 120, 31.4, 16.6 and 1.9 GB by stage.
+    assert state_bytes(7_500_000_000, True, 0, 64) / 1e9 == pytest.approx(120)
     assert state_bytes(7_500_000_000, True, 1, 64) / 1e9 == pytest.approx(31.4, abs=0.05)
     assert state_bytes(7_500_000_000, True, 2, 64) / 1e9 == pytest.approx(16.6, abs=0.05)
     assert state_bytes(7_500_000_000, True, 3, 64) / 1e9 == pytest.approx(1.9, abs=0.05)

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conan_embedding.schemas.settings import (
-    PretrainSettings,
-)
+from conan_embedding.schemas.settings import PretrainSettings
 from conan_embedding.trainer.batches import pretrain_update, read_pairs, write_pairs
 from conan_embedding.trainer.cbb import build_update, pretrain_loss
 from conan_embedding.trainer.job import Job
@@ -21,6 +19,28 @@ from training_runs import log_of, losses_of, replacements
 
 def test_no_operation_is_compiled(runs: dict[str, Job]) -> None:
     assert list((runs["plain"].corpus.parent / "extensions").iterdir()) == []
+
+
+@pytest.mark.parametrize(("clipping", "scale"), [(0.5, 0.1), (0.0, 1.0), (9.0, 1.0)])
+def test_zero_0_clips_and_makes_no_step_without_gradients(clipping: float, scale: float) -> None:
+    from conan_embedding.trainer.train import WatchfulAdamW
+
+    gradient = torch.tensor([3.0, 4.0])
+    expected, found = (torch.nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+    plain = torch.optim.AdamW([expected], lr=0.1, eps=1.0)
+    watchful = WatchfulAdamW([found], lr=0.1, eps=1.0, clipping=clipping)
+    for _ in range(2):
+        expected.grad, found.grad = gradient * scale, gradient.clone()
+        plain.step()
+        watchful.step()
+        assert torch.allclose(found, expected, rtol=1e-5)
+        assert (watchful._global_grad_norm, watchful.overflow) == (5.0, False)
+        for lost in (float("nan"), float("inf")):
+            found.grad = torch.tensor([0.0, lost])
+            watchful.step()
+            assert torch.allclose(found, expected, rtol=1e-5)
+            assert watchful.overflow
+    assert watchful.state[found]["step"] == 2
 
 
 def test_a_run_is_adamw_with_warm_up_decay_and_clipping(runs: dict[str, Job], tiny: Path, tmp_path: Path) -> None:

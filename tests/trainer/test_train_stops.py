@@ -1,17 +1,19 @@
-"""Runs that are killed, asked to stop or lose their gradients; and what they have in pools.duckdb then."""
+"""Runs that are killed, asked to stop, spread over hosts or lose their gradients; what pools.duckdb has then."""
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conan_embedding.schemas.settings import (
-    FinetuneSettings,
-)
-from conan_embedding.trainer.job import Job, TrainingError, run_job
+from conan_embedding.schemas.settings import FinetuneSettings
+from conan_embedding.trainer.hosts import Host, rendezvous
+from conan_embedding.trainer.job import STOPPED, Job, TrainingError, run_job
 from processes import wait_until
 from training_runs import (
     FINETUNE,
@@ -27,11 +29,11 @@ from training_runs import (
 )
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune on two"])
 def test_a_killed_run_that_resumes_is_as_one_that_was_not_killed(
-    runs: dict[str, Job], corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    runs: dict[str, Job], corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    name = "finetune on two"
     settings, processes = RUNS[name]
     job = job_of(corpus, tiny, settings)
     assert job.fingerprint == runs[name].fingerprint
@@ -49,17 +51,29 @@ def test_a_killed_run_that_resumes_is_as_one_that_was_not_killed(
     assert log_of(job) == log_of(runs[name])
     steps = [line["step"] for line in log_of(job)]
     assert steps == list(range(1, 41))
-    found, expected = weights_of(job.model_folder), weights_of(runs[name].model_folder)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
-    assert replacements(job) == replacements(runs[name])
+    assert_equal_weights(job, runs[name])
+    assert replacements(job) == replacements(runs[name]) != []
     assert windows(job) == windows(runs[name])
-    assert bool(replacements(job)) == name.startswith("finetune")
     assert [each.name for each in (job.folder / "checkpoints").iterdir() if each.is_dir()] == [
         each.name for each in job.checkpoints
     ]
     assert len(job.checkpoints) == 2
     assert run_job(job, processes) is False
+
+
+def assert_equal_weights(one: Job, other: Job) -> None:
+    found, expected = weights_of(one.model_folder), weights_of(other.model_folder)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_a_killed_pretraining_that_resumes_is_as_one_that_was_not_killed(runs: dict[str, Job]) -> None:
+    killed = runs["pretrain, killed"]
+    ended = json.loads((killed.folder / "ended.json").read_text())
+    assert ended["codes"] == [-signal.SIGKILL]
+    assert 0 < max(ended["checkpoints"]) < ended["logged"] < 40
+    assert log_of(killed) == log_of(runs["pretrain"])
+    assert_equal_weights(killed, runs["pretrain"])
 
 
 @pytest.mark.parametrize("refresh", ["rerank", "remine"])
@@ -87,23 +101,44 @@ def test_remined_pools_go_with_the_run(runs: dict[str, Job]) -> None:
     assert not job.data.exists()
 
 
-def test_a_run_that_is_asked_to_stop_saves_its_step(
+def test_a_run_that_is_asked_to_stop_saves_its_step(runs: dict[str, Job]) -> None:
+    """And goes on from there."""
+    stopped, whole = runs["finetune on two, stopped"], runs["finetune on two"]
+    ended = json.loads((stopped.folder / "ended.json").read_text())
+    assert ended["codes"] == [STOPPED, STOPPED]
+    assert 14 <= max(ended["checkpoints"]) == ended["logged"] < 40
+    assert log_of(stopped) == log_of(whole)
+    assert replacements(stopped) == replacements(whole)
+    assert_equal_weights(stopped, whole)
+
+
+def test_other_machines_and_torchrun_train_as_one_machine_does(
     runs: dict[str, Job], corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two checkpoints, by a signal to the process that started the others."""
+    """The same losses from two processes on one address, on two, and under two launchers of torchrun."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    settings, processes = RUNS["finetune on two"]
-    job = job_of(corpus, tiny, settings)
-    asked = start(job, processes)
-    wait_until(lambda: (job.folder / "log.jsonl").exists() and losses_logged(job) >= 5)
-    assert asked.pid is not None
-    os.kill(asked.pid, signal.SIGTERM)
-    asked.join(60)
-    assert asked.exitcode == 1
-    reached = int(job.checkpoints[-1].name.removeprefix("step-"))
-    assert reached == log_of(job)[-1]["step"] < 40 and not job.done.exists()
-    assert run_job(job, processes) is True
-    assert log_of(job) == log_of(runs["finetune on two"])
+    settings, _ = RUNS["zero 1"]
+    two_hosts = job_of(Path(shutil.copytree(corpus, corpus.with_name("two hosts"))), tiny, settings)
+    assert run_job(two_hosts, [Host("127.0.0.2", 1), Host("127.0.0.3", 1)]) is True
+    launched = job_of(corpus, tiny, settings)
+    with monkeypatch.context() as patched:
+        patched.setattr("conan_embedding.trainer.job._run_processes", lambda *_: None)  # stopped before it began
+        run_job(launched, 1)
+    run_with_torchrun(launched)
+    for job in (two_hosts, launched):
+        assert job.done.exists()
+        assert losses_of(job) == pytest.approx(losses_of(runs["zero 1"]), abs=1e-6)
+
+
+def run_with_torchrun(job: Job) -> None:
+    """Two launchers that meet at 127.0.0.2, each with one process."""
+    _, port = rendezvous([Host("127.0.0.2", 1)])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    launch += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.2:{port}", "--rdzv-id=conan"]
+    command = [*launch, "-m", "conan_embedding.trainer.train", str(job.file)]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    nodes = [subprocess.Popen(command, env=environment, stdout=2) for _ in range(2)]
+    assert [node.wait(100) for node in nodes] == [0, 0]
 
 
 def test_a_run_without_gradients_ends_and_keeps_its_update(corpus: Path, tiny: Path) -> None:
