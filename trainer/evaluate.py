@@ -71,7 +71,8 @@ def judge(encoder: Encoder, one: EvaluationSet, dimensions: Sequence[int]) -> li
 
     - retrieval: `ndcg@10, mrr@10, recall@10, recall@100`, and where queries have negatives, `map`: the mean average
       precision among a query's own positives and negatives, as in reranking
-    - sts: `spearman`, and where labels are 0 and 1, `ap` and `best_accuracy` of the cosine, as in pair classification
+    - sts: `spearman`, 0 where all scores or all labels are equal; and where labels are 0 and 1, `ap` and
+      `best_accuracy` of the cosine, as in pair classification
     - classification: `accuracy` and `v_measure`
     """
     if one.task == "sts":
@@ -111,7 +112,8 @@ def _cosines(queries: Vectors, passages: Vectors) -> Scores:
 
 def _sentence_pairs(frame: pl.DataFrame, left: Vectors, right: Vectors) -> Found:
     scores, labels = np.einsum("nd,nd->n", left, right), frame["label"].to_numpy()
-    figures = {"spearman": float(spearmanr(scores, labels).statistic)}
+    alike = scores.min() == scores.max() or labels.min() == labels.max()
+    figures = {"spearman": 0.0 if alike else float(spearmanr(scores, labels).statistic)}
     if set(labels.tolist()) == {0, 1}:
         from sklearn.metrics import average_precision_score
 

@@ -154,6 +154,15 @@ def test_sentence_pairs_have_spearman_and_with_labels_0_and_1_more(
     assert judged.results["score"].to_list() == pytest.approx(scores, abs=1e-6)
 
 
+def test_equal_scores_or_labels_have_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(2)
+    same, others = np.ones(5), [random.normal(size=5) for _ in range(6)]
+    alike = by_hand(monkeypatch, {f"{side}{i}": same for i in range(3) for side in "ab"})
+    assert judge(alike, pairs(3, np.array([0.1, 0.5, 0.9])), [5])[0].figures == {"spearman": 0.0}
+    apart = by_hand(monkeypatch, {f"{side}{i}": others[2 * i + (side == "b")] for i in range(3) for side in "ab"})
+    assert judge(apart, pairs(3, np.full(3, 0.5)), [5])[0].figures == {"spearman": 0.0}
+
+
 def test_classes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(3)
     texts = [f"t{i}" for i in range(60)]
