@@ -65,7 +65,7 @@ def test_exact_is_brute_force() -> None:
     assert (found.ids == expected.ids).mean() > 0.97
 
 
-@pytest.mark.parametrize("blocks", [(1, 1, 1), (7, 3, 2), (64, 200, 64), (1000, 130, 33), (1000, 1000, 1000)])
+@pytest.mark.parametrize("blocks", [(1, 20, 1), (7, 3, 2), (64, 200, 64), (1000, 130, 33), (1000, 1000, 1000)])
 @pytest.mark.parametrize("top_k", [1, 9, 400])
 def test_equal_scores_are_by_number_whatever_the_blocks(
     blocks: tuple[int, int, int], top_k: int, monkeypatch: pytest.MonkeyPatch
