@@ -217,6 +217,8 @@ def train(
 
     if stage not in STAGES:
         raise RecipeError(f"--stage {stage}: expected one of {', '.join(STAGES)}")
+    if stage == "bootstrap" and model:
+        raise RecipeError(f"--model {model}: bootstrap starts from random weights; --stage pretrain does from a model")
     hosts = read_hostfile(hostfile) if hostfile else None
     if hosts:
         processes = sum(host.slots for host in hosts)

@@ -140,6 +140,8 @@ def test_train_wants_a_stage_that_there_is(conan: Conan, corpus: Path) -> None:
     code, _, error = conan("train", corpus, "--stage", "warmup")
     assert code == 2
     assert "expected one of bootstrap, pretrain, finetune" in error
+    code, _, error = conan("train", corpus, "--stage", "bootstrap", "--model", "bert")
+    assert code == 2 and "bootstrap starts from random weights" in error
     code, _, error = conan("train", corpus, "--stage", "bootstrap")
     assert code == 2
     assert "the recipe has no `bootstrap:`" in error
