@@ -70,7 +70,7 @@ def test_in_turn_one_loss_is_zero(runs: dict[str, Job]) -> None:
 
 def test_stages_of_zero_share_memory_and_nothing_else(runs: dict[str, Job]) -> None:
     one = weights_of(runs["zero 1"].model_folder)
-    for name in ("zero 0", "zero 0, chunked", "zero 2", "zero 3"):
+    for name in ("zero 0, chunked", "zero 2", "zero 3"):
         assert losses_of(runs[name]) == pytest.approx(losses_of(runs["zero 1"]), abs=5e-6)
         other = weights_of(runs[name].model_folder)
         assert other.keys() == one.keys()

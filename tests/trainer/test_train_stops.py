@@ -14,66 +14,43 @@ import torch
 from conan_embedding.schemas.settings import FinetuneSettings
 from conan_embedding.trainer.hosts import Host, rendezvous
 from conan_embedding.trainer.job import STOPPED, Job, TrainingError, run_job
-from processes import wait_until
 from training_runs import (
     FINETUNE,
     RUNS,
     job_of,
     log_of,
-    losses_logged,
     losses_of,
     replacements,
-    start,
     weights_of,
     windows,
 )
 
 
-def test_a_killed_run_that_resumes_is_as_one_that_was_not_killed(
-    runs: dict[str, Job], corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    name = "finetune on two"
-    settings, processes = RUNS[name]
-    job = job_of(corpus, tiny, settings)
-    assert job.fingerprint == runs[name].fingerprint
-    killed = start(job, processes)
-    # Beyond its second checkpoint, so that steps, and checks of DHNM, are done twice.
-    wait_until(lambda: len(job.checkpoints) >= 2 and losses_logged(job) >= 24)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.join()
-    assert not job.done.exists()
-    (job.folder / "checkpoints" / ".step-00000099.tmp").mkdir()  # half a checkpoint, of a kill while saving
-    reached = int(job.checkpoints[-1].name.removeprefix("step-"))
-    assert 20 <= reached < 40
-
-    assert run_job(job, processes) is True
-    assert log_of(job) == log_of(runs[name])
-    steps = [line["step"] for line in log_of(job)]
-    assert steps == list(range(1, 41))
-    assert_equal_weights(job, runs[name])
-    assert replacements(job) == replacements(runs[name]) != []
-    assert windows(job) == windows(runs[name])
-    assert [each.name for each in (job.folder / "checkpoints").iterdir() if each.is_dir()] == [
-        each.name for each in job.checkpoints
+@pytest.mark.parametrize("name", ["pretrain", "finetune on two"])
+def test_a_killed_run_that_resumes_is_as_one_that_was_not_killed(runs: dict[str, Job], name: str) -> None:
+    """Steps, and checks of DHNM, beyond the last checkpoint are done twice; half a checkpoint is none."""
+    whole, killed = runs[name], runs[f"{name}, killed"]
+    ended = json.loads((killed.folder / "ended.json").read_text())
+    assert set(ended["codes"]) == {-signal.SIGKILL}
+    assert 0 < max(ended["checkpoints"]) < ended["logged"] < 40
+    assert killed.fingerprint == whole.fingerprint
+    assert log_of(killed) == log_of(whole)
+    assert [line["step"] for line in log_of(killed)] == list(range(1, 41))
+    assert_equal_weights(killed, whole)
+    assert replacements(killed) == replacements(whole)
+    assert windows(killed) == windows(whole)
+    assert bool(replacements(killed)) == name.startswith("finetune")
+    assert [each.name for each in (killed.folder / "checkpoints").iterdir() if each.is_dir()] == [
+        each.name for each in killed.checkpoints
     ]
-    assert len(job.checkpoints) == 2
-    assert run_job(job, processes) is False
+    assert len(killed.checkpoints) == 2
+    assert run_job(killed, 2) is False
 
 
 def assert_equal_weights(one: Job, other: Job) -> None:
     found, expected = weights_of(one.model_folder), weights_of(other.model_folder)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
-
-
-def test_a_killed_pretraining_that_resumes_is_as_one_that_was_not_killed(runs: dict[str, Job]) -> None:
-    killed = runs["pretrain, killed"]
-    ended = json.loads((killed.folder / "ended.json").read_text())
-    assert ended["codes"] == [-signal.SIGKILL]
-    assert 0 < max(ended["checkpoints"]) < ended["logged"] < 40
-    assert log_of(killed) == log_of(runs["pretrain"])
-    assert_equal_weights(killed, runs["pretrain"])
 
 
 @pytest.mark.parametrize("refresh", ["rerank", "remine"])
