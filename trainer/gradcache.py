@@ -45,7 +45,7 @@ def backward(
 
     `loss` takes the embeddings of this rank's texts, [texts, D], and gathers the others' itself; `of_loss` are the
     parameters that it uses (a learnt temperature). With `cached`, one reduction follows all chunks, so that ranks may
-    have different numbers of them; under ZeRO 0 that is always a part of the step.
+    have different numbers of them; under ZeRO 0 the step itself reduces.
     """
     if cached:
         with engine.coalesce_grad_reduction() if engine.zero_optimization() else nullcontext():
