@@ -1,5 +1,6 @@
 """Runs of training that several files of tests look at, and the program that makes them: it loads DeepSpeed once."""
 
+import importlib
 import json
 import os
 import shutil
@@ -102,8 +103,18 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
     "finetune on two, stopped": (FinetuneSettings(**FINETUNE, **LONG, hard_negative_mining=EASILY), 2),
     "rerank, killed": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK, zero_stage=0), 2),
     "remine, killed": (FinetuneSettings(**REFRESHED, hard_negative_mining=REMINE), 2),
+    "gradients, lost": (
+        FinetuneSettings(**{**FINETUNE, "learning_rate": 1e30}, steps=9, warmup=0.0, gradient_clipping=0.0),
+        2,
+    ),
 }
-"""Those that are killed, or asked to stop, are started again."""
+"""Those that are killed, or asked to stop, are started again; those that lose something end with exit code 1."""
+
+LOADED = (
+    *("faiss", "numba", "pandas", "setuptools"),
+    *("torch._inductor.compile_fx", "transformers.models.bert.modeling_bert"),
+)
+"""What a run imports as it goes, pyarrow and DeepSpeed for it: once here, for all of them."""
 
 
 def train_all(base: Path, made_corpus: Path, tiny: Path) -> None:
@@ -112,7 +123,7 @@ def train_all(base: Path, made_corpus: Path, tiny: Path) -> None:
         job = job_of(Path(shutil.copytree(made_corpus, base / name)), tiny, settings)
         job.folder.mkdir(parents=True)
         job.file.write_text(job.model_dump_json())
-        ended = "KILL" if name.endswith("killed") else "TERM" if name.endswith("stopped") else ""
+        ended = {"killed": "KILL", "stopped": "TERM", "lost": "exit"}.get(name.rpartition(", ")[2], "")
         arguments.append(f"{job.file}@{processes}@{ended}")
     (base / "extensions").mkdir()
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(base / "extensions")}
@@ -151,16 +162,16 @@ def run_here(job: Job, processes: int, ended: str = "") -> list[int]:
 
 
 if __name__ == "__main__":
-    import torch._inductor.compile_fx  # DeepSpeed loads it: once for all here
-
+    for module in LOADED:
+        importlib.import_module(module)
     for argument in sys.argv[1:]:
         file, count, ended = argument.rsplit("@", 2)
         job = Job.model_validate_json(Path(file).read_text())
-        if ended:
+        if ended in ("KILL", "TERM"):
             codes = run_here(job, int(count), ended)
             steps = [int(place.name.removeprefix("step-")) for place in job.checkpoints]
             found = {"codes": codes, "checkpoints": steps, "logged": log_of(job)[-1]["step"]}
             (job.folder / "ended.json").write_text(json.dumps(found))
             (job.folder / "checkpoints" / ".step-00000099.tmp").mkdir()  # half of one, of a kill while saving
-        if any(run_here(job, int(count))):
-            sys.exit(f"{job.folder}: a process failed")
+        if set(run_here(job, int(count))) != {1 if ended == "exit" else 0}:
+            sys.exit(f"{job.folder}: not the end that was expected")

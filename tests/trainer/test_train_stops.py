@@ -11,19 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conan_embedding.schemas.settings import FinetuneSettings
 from conan_embedding.trainer.hosts import Host, rendezvous
-from conan_embedding.trainer.job import STOPPED, Job, TrainingError, run_job
-from training_runs import (
-    FINETUNE,
-    RUNS,
-    job_of,
-    log_of,
-    losses_of,
-    replacements,
-    weights_of,
-    windows,
-)
+from conan_embedding.trainer.job import STOPPED, Job, run_job
+from training_runs import RUNS, job_of, log_of, losses_of, replacements, weights_of, windows
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune on two"])
@@ -118,12 +108,9 @@ def run_with_torchrun(job: Job) -> None:
     assert [node.wait(100) for node in nodes] == [0, 0]
 
 
-def test_a_run_without_gradients_ends_and_keeps_its_update(corpus: Path, tiny: Path) -> None:
+def test_a_run_without_gradients_ends_and_keeps_its_update(runs: dict[str, Job]) -> None:
     """The first step makes weights of 1e30; the next three have no loss and are not taken."""
-    wild = {**FINETUNE, "learning_rate": 1e30, "warmup": 0.0, "gradient_clipping": 0.0}
-    job = job_of(corpus, tiny, FinetuneSettings(**wild, steps=9))
-    with pytest.raises(TrainingError, match="ended with exit code 1"):
-        run_job(job, 2)
+    job = runs["gradients, lost"]
     steps = log_of(job)
     assert [(line["step"], line.get("skipped", 0)) for line in steps] == [(1, 0), (2, 1), (3, 2)]
     assert steps[0]["loss"] > 0 and [line["loss"] for line in steps[1:]] == [None, None]
