@@ -118,7 +118,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(_substitute(document, variables, str(path)))
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(error, str(path), root))) from error
+        raise RecipeError("\n".join(_explain(error, str(path), root, overrides))) from error
 
 
 def dump(recipe: Recipe) -> str:
@@ -167,12 +167,12 @@ def _substitute(value: Any, variables: Mapping[str, str], path: str) -> Any:
     return value
 
 
-def _explain(error: ValidationError, path: str, root: yaml.Node | None) -> Iterator[str]:
+def _explain(error: ValidationError, path: str, root: yaml.Node | None, overrides: Sequence[str]) -> Iterator[str]:
     for problem in error.errors():
         location = problem["loc"]
         line = _line(root, location)
         name = ".".join(str(part) for part in location)
-        place = f"{path}:{line}" if line else path
+        place = _override_of(name, overrides) or (f"{path}:{line}" if line else path)
         if problem["type"] == "extra_forbidden":
             valid = _valid_keys(Recipe, location[:-1])
             near = difflib.get_close_matches(str(location[-1]), valid, 1, cutoff=0.5)
@@ -183,6 +183,12 @@ def _explain(error: ValidationError, path: str, root: yaml.Node | None) -> Itera
             yield f"{place}: {name or 'recipe'}: {message}" + (
                 "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
             )
+
+
+def _override_of(name: str, overrides: Sequence[str]) -> str | None:
+    """The last override that gave a key, or what it stands in."""
+    given = (override for override in reversed(overrides) if f"{name}.".startswith(f"{override.partition('=')[0]}."))
+    return next((f"--set {override}" for override in given), None)
 
 
 def _line(node: yaml.Node | None, location: Sequence[int | str]) -> int | None:

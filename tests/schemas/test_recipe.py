@@ -205,6 +205,18 @@ def test_a_bad_override(write: Write, override: str, said: str) -> None:
     assert said in message(write("corpus: c\nvariables: {root: /x}\n" + SOURCE), override)
 
 
+def test_what_an_override_gives_is_said_of_it(write: Write) -> None:
+    """And of the last one for a key; what the file gives is said of its line."""
+    path = write("dedup:\n  threshold: 0.7\n  recall: 7\n")
+    found = message(path, "dedup.threshold=3", "score.cutof=1", "dedup.threshold=5").splitlines()
+    assert [line.partition(": ")[0] for line in found] == [
+        "--set dedup.threshold=5",
+        f"{path}:3",
+        "--set score.cutof=1",
+    ]
+    assert message(path, "score={max_length: -1}", "dedup.recall=0.9").startswith("--set score={max_length: -1}: ")
+
+
 @pytest.mark.parametrize("name", ["demo.yaml", "zh-real.yaml"])
 def test_round_trip(name: str, tmp_path: Path) -> None:
     recipe = load(RECIPES / name, ["variables.root=/数据", "dedup.on=query", "finetune.seed=3"])
