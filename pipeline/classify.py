@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from ..schemas.recipe import RecipeError
 from ..schemas.settings import ClassifierSettings, EncoderSettings
 from .corpus import fingerprint
-from .encoder import Encoder, Inference, dimension, embed, in_batches, load_encoder
+from .encoder import Encoder, Inference, best_device, dimension, embed, in_batches, load_encoder
 from .layout import Layout, read_layout
 from .models import ModelError, find_model, read_json, weights_fingerprint
 
@@ -56,23 +56,23 @@ def probabilities(texts: pl.Series, settings: ClassifierSettings, weights: str) 
     return pl.Series(found[:, place], dtype=pl.Float64)
 
 
-def load(settings: ClassifierSettings, weights: str) -> Classifier:
-    """The model of these settings, read once a process."""
+def load(settings: ClassifierSettings, weights: str, device: str | None = None) -> Classifier:
+    """The model of these settings, read once a process; `device` as in encoder.loaded."""
     encoder = EncoderSettings(model=settings.model, max_length=settings.max_length, batch_tokens=settings.batch_tokens)
-    return _load(encoder, weights)
+    return _load(encoder, weights, device or best_device())
 
 
 @cache
-def _load(settings: EncoderSettings, weights: str) -> Classifier:
+def _load(settings: EncoderSettings, weights: str, device: str) -> Classifier:
     """`weights` is there so that another model of the same name is read anew."""
     folder = find_model(settings.model)
     layout = read_layout(folder)
     infer: Inference
     if layout.dense:
-        encoder, infer, several = load_encoder(settings), embed, False
+        encoder, infer, several = load_encoder(settings, device=device), embed, False
         width = dimension(encoder)
     elif _has_head(layout):
-        encoder, infer = load_encoder(settings, AutoModelForSequenceClassification), _head
+        encoder, infer = load_encoder(settings, AutoModelForSequenceClassification, device), _head
         width = int(encoder.model.config.num_labels)
         several = encoder.model.config.problem_type == "multi_label_classification"
     else:

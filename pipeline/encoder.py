@@ -52,8 +52,8 @@ class Encoder:
     truncated: int = 0
 
 
-def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel) -> Encoder:
-    """Load a model for inference, on the GPU where there is one (bf16 there where it can), else on the CPU.
+def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel, device: str | None = None) -> Encoder:
+    """Load a model for inference, by default on the GPU where there is one (bf16 there where it can), else on the CPU.
 
     A folder that names no pooling is taken as CLS, as bge's models are meant. `kind` is as in load_transformer.
 
@@ -62,15 +62,18 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel) -> Enco
     """
     folder = find_model(settings.model, settings.trust_remote_code)
     layout = read_layout(folder)
-    model, tokenizer = load_transformer(layout, settings.max_length, kind, settings.trust_remote_code)
-    device = torch.device(torch.accelerator.current_accelerator() or "cpu")
-    model = model.eval().to(device, _precision(device))
+    place = torch.device(device or best_device())
+    # Not `model.to(dtype)`, which rounds the angles of rotary positions, too.
+    model, tokenizer = load_transformer(
+        layout, settings.max_length, kind, settings.trust_remote_code, dtype=best_precision(place)
+    )
+    model = model.eval().to(place)
     if settings.compile:
         model.compile(dynamic=True)
-    elif device.type == "cpu":
+    elif place.type == "cpu":
         pack_linear_layers(model)
     layout.dense = [
-        replace(dense, weight=dense.weight.to(device), bias=None if dense.bias is None else dense.bias.to(device))
+        replace(dense, weight=dense.weight.to(place), bias=None if dense.bias is None else dense.bias.to(place))
         for dense in layout.dense
     ]
     return Encoder(
@@ -79,28 +82,36 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel) -> Enco
         layout=layout,
         pooling=settings.pooling or layout.pooling or "cls",
         max_length=tokenizer.model_max_length,
-        batch_tokens=settings.batch_tokens or BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS),
+        batch_tokens=settings.batch_tokens or BATCH_TOKENS.get(place.type, GPU_BATCH_TOKENS),
         fingerprint=weights_fingerprint(folder),
-        device=device,
+        device=place,
         query_prompt=read_query_prompt(folder, settings),
     )
 
 
-def loaded(settings: EncoderSettings, weights: str) -> Encoder:
+def best_device() -> str:
+    """The GPU where there is one that can be used, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return str(accelerator or "cpu")
+
+
+def loaded(settings: EncoderSettings, weights: str, device: str | None = None) -> Encoder:
     """The model of these or wider settings, kept between calls of one process. Raises ModelError.
 
-    `weights` is its fingerprint, so that another model of the same name is read anew.
+    `weights` is its fingerprint, so that another model of the same name is read anew. Who only wants to know that it
+    can be read asks for the CPU and leaves the GPU to the workers.
     """
-    return _load(EncoderSettings(**settings.model_dump(include=set(EncoderSettings.model_fields))), weights)
+    own = EncoderSettings(**settings.model_dump(include=set(EncoderSettings.model_fields)))
+    return _load(own, weights, device or best_device())
 
 
 @lru_cache(maxsize=1)
-def _load(settings: EncoderSettings, weights: str) -> Encoder:
-    return load_encoder(settings)
+def _load(settings: EncoderSettings, weights: str, device: str) -> Encoder:
+    return load_encoder(settings, device=device)
 
 
-def _precision(device: torch.device) -> torch.dtype:
-    """bf16 where the device has it; a GPU that lacks it has half precision."""
+def best_precision(device: torch.device) -> torch.dtype:
+    """bf16 where the device itself has it, fp16 on a GPU that lacks it, float32 on a CPU."""
     if device.type == "cpu":
         return torch.float32
     lacking = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
@@ -180,7 +191,7 @@ def _tokenised(encoder: Encoder, texts: pa.Array, prompt: str) -> _Window:
 
 @torch.inference_mode()
 def _infer_window(encoder: Encoder, window: _Window, infer: Inference) -> Vectors:
-    """Batches of the window, long texts first; nothing waits for the device before the last of them."""
+    """Batches of the window, long texts first; on a GPU, results are fetched once."""
     order = np.argsort(-window.lengths, kind="stable")
     found = []
     start = 0

@@ -10,7 +10,7 @@ import pickle
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -65,7 +65,7 @@ class Engine:
 
     `workers`: tasks at a time; 0 is one for each core. `address`: a Ray cluster's, as `auto`, `host:port` or `ray://…`;
     None is this machine. `one_a_device`: a task runs a model, which takes a whole device, so that there is one at a
-    time on each GPU; on each machine where the cluster has none.
+    time on each GPU, in a process of its own; on each machine where there is none.
     """
 
     workers: int = 0
@@ -179,12 +179,13 @@ def run_calls(function: Callable[..., None], calls: Sequence[Call], engine: Engi
         from .ray_engine import run_on_cluster
 
         yield from run_on_cluster(function, calls, engine)
-    elif engine.processes == 1:
+        return
+    each = devices() if engine.one_a_device else []
+    if engine.processes == 1 and not each:
         for name, arguments in calls:
             yield name, _attempt(function, *arguments)
-    else:
-        each = devices() if engine.one_a_device else [""] * engine.processes
-        yield from _run_in_processes(function, calls, each[: len(calls)])
+    else:  # a single GPU's model, too, is a worker's: it goes with it
+        yield from _run_in_processes(function, calls, (each or [""] * engine.processes)[: len(calls)])
 
 
 def _attempt(function: Callable[..., None], *arguments: Any) -> str | None:
@@ -218,10 +219,14 @@ _idle: list[_Worker] = []
 """Workers that wait for calls: one takes a second to import its libraries, and a stage may run calls several times."""
 
 
-def close_workers() -> None:
-    """End the workers that wait for calls: at the end of a command, and before training takes the machine."""
-    while _idle:
-        _idle.pop().pipe.close()
+def close_workers(but: Container[tuple[int, str]] = ()) -> None:
+    """End the workers that wait for calls, except those of these (threads, device).
+
+    At the end of a command, before training takes the machine, and before calls that want others.
+    """
+    for worker in [each for each in _idle if (each.threads, each.device) not in but]:
+        _idle.remove(worker)
+        worker.pipe.close()
 
 
 def _serve(pipe: Connection) -> None:
@@ -245,7 +250,7 @@ def _die_with_driver() -> None:
     os._exit(1)
 
 
-THREAD_VARIABLES = ("POLARS_MAX_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
+THREAD_VARIABLES = ("POLARS_MAX_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 """What libraries read when they are loaded, to know how many threads to use."""
 
 
@@ -268,11 +273,10 @@ def _share(threads: int, device: str) -> Iterator[None]:
 
 def _worker(threads: int, device: str) -> _Worker:
     """A worker that waits, with as many threads and this device; else a new one."""
-    while _idle:
-        worker = _idle.pop()
-        if (worker.threads, worker.device) == (threads, device) and worker.process.is_alive():
+    for worker in [each for each in _idle if (each.threads, each.device) == (threads, device)]:
+        _idle.remove(worker)
+        if worker.process.is_alive():
             return worker
-        worker.pipe.close()
     context = multiprocessing.get_context("spawn")
     pipe, other = context.Pipe()
     process = context.Process(target=_serve, args=(other,), daemon=True)
@@ -285,6 +289,7 @@ def _worker(threads: int, device: str) -> _Worker:
 def _run_in_processes(function: Callable[..., None], calls: Sequence[Call], each: Sequence[str]) -> Iterator[Outcome]:
     """A process for each of these devices, or for each empty string one without."""
     threads = max(1, cores() // len(each))
+    close_workers(but={(threads, device) for device in each})
     free = deque(each)
     waiting = deque(calls)
     deaths: Counter[str] = Counter()

@@ -53,7 +53,7 @@ def filter_pairs(corpus: Path, settings: FilterSettings, engine: Engine) -> Summ
     if settings.classifiers:
         engine = replace(engine, one_a_device=True)
         if len(made(corpus, "filter", tasks)) < len(tasks):
-            load_classifiers(book)  # one that can't be read is said once, not by every shard
+            load_classifiers(book, "cpu")  # one that can't be read is said once, not by every shard
     return run_stage(corpus, "filter", filter_shard, tasks, engine)
 
 
@@ -193,13 +193,13 @@ def classify(frame: pl.DataFrame, rule: Rule, book: Rulebook, wanted: pl.Expr) -
     return pl.repeat(None, frame.height, dtype=pl.Float64, eager=True).scatter(rows, values).alias(rule.name)
 
 
-def load_classifiers(book: Rulebook) -> None:
-    """Load every classifier and find its label. Raises ModelError and RecipeError."""
+def load_classifiers(book: Rulebook, device: str | None = None) -> None:
+    """Load every classifier and find its label; `device` as in encoder.loaded. Raises ModelError and RecipeError."""
     for name, classifier in book.settings.classifiers.items():
         from .classify import label_place, load
 
         try:
-            label_place(classifier.label, load(classifier, book.models[name]).labels)
+            label_place(classifier.label, load(classifier, book.models[name], device).labels)
         except RecipeError as error:
             raise RecipeError(f"filter.classifiers.{name}: {error}") from error
 

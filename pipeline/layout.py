@@ -96,9 +96,13 @@ def _read_dense(folder: Path) -> Dense:
 
 
 def load_transformer(
-    layout: Layout, max_length: int | None, kind: type[Any] = AutoModel, trust_remote_code: bool = False
+    layout: Layout,
+    max_length: int | None,
+    kind: type[Any] = AutoModel,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The encoder and its tokenizer: float32, safetensors only; code of the model is run only if trusted.
+    """The encoder and its tokenizer: safetensors only; code of the model is run only if trusted.
 
     `tokenizer.model_max_length` becomes the length asked for, else the folder's; never more than the encoder's
     positions. `kind` is the auto class of transformers; another than AutoModel must find all its weights.
@@ -110,7 +114,7 @@ def load_transformer(
         model, loading = kind.from_pretrained(
             layout.encoder,
             attn_implementation="sdpa",
-            dtype=torch.float32,
+            dtype=dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,

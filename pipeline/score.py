@@ -62,7 +62,7 @@ def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
         tasks.append(Task(arguments, fingerprint(scores, _cutoffs(settings))))
     there = made(corpus, "score", tasks)
     if any(task.fingerprint not in there and task.arguments[1] is None for task in tasks):
-        loaded(settings, weights)  # a model that can't be read is said once, not by every shard
+        loaded(settings, weights, "cpu")  # a model that can't be read is said once, not by every shard
     summary = run_stage(corpus, "score", score_shard, tasks, replace(engine, one_a_device=True))
     shutil.rmtree(corpus / "score" / _PARTS, ignore_errors=True)
     summary.notes |= _figures(read_footer(shard).notes for shard in committed(corpus, "score"))

@@ -81,7 +81,7 @@ def store(
     if len(missing):
         from .encoder import loaded  # transformers: seconds, and memory, that kept vectors don't need
 
-        loaded(settings, weights)  # a model that can't be read is said once, not by every part
+        loaded(settings, weights, "cpu")  # a model that can't be read is said once, not by every part
         calls: list[Call] = []
         for part, start in enumerate(range(0, len(missing), PART), start=max(_parts(folder), default=-1) + 1):
             chosen = texts.take(missing[start : start + PART].to_numpy())

@@ -16,20 +16,24 @@ from .cbb import Losses
 LENGTH_RATIO = 1.5
 """Ours: texts are run together while the longest has at most this many times the tokens of the shortest."""
 
+GPU_CHUNK_TOKENS = 4_096
+"""Ours: on a GPU texts of any length are run together up to here, as starting the kernels of a pass takes about as long
+as such products do on a large GPU."""
+
 Inputs = tuple[Any, ...]
 
 
-def chunks_of(lengths: Sequence[int], chunk_tokens: int | None = None) -> list[slice]:
+def chunks_of(lengths: Sequence[int], chunk_tokens: int | None = None, least_tokens: int = 0) -> list[slice]:
     """Which texts are encoded together: neighbours of like length, as slices of `lengths`, which fall.
 
-    With `chunk_tokens`, a chunk has at most so many tokens, padding included, or is a single text. No texts make one
-    empty chunk, as a rank without texts takes part too.
+    With `chunk_tokens`, a chunk has at most so many tokens, padding included, or is a single text. Below
+    `least_tokens`, the lengths may be unlike. No texts make one empty chunk, as a rank without texts takes part too.
     """
     starts = [0]
     for row, length in enumerate(lengths):
         longest, size = lengths[starts[-1]], row - starts[-1] + 1
         full = chunk_tokens is not None and size > 1 and size * longest > chunk_tokens
-        if full or longest > LENGTH_RATIO * length:
+        if full or (longest > LENGTH_RATIO * length and (size - 1) * longest >= least_tokens):
             starts.append(row)
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(lengths)], strict=True)]
 
@@ -90,9 +94,13 @@ def cached_backward(
         for parameter in half:
             if parameter.grad is not None:
                 sums[parameter] = sums[parameter].add_(parameter.grad) if parameter in sums else parameter.grad.float()
-                parameter.grad = None
+                if number + 1 < len(chunks):  # the last one's stays: ZeRO 3 takes none for weights it has put away
+                    parameter.grad = None
     for parameter, total in sums.items():
-        parameter.grad = total.to(parameter.dtype)
+        if parameter.grad is None:  # one of the loss's own, which the first chunk has
+            parameter.grad = total.to(parameter.dtype)
+        else:
+            parameter.grad.copy_(total)
     return losses
 
 

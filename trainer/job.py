@@ -22,7 +22,7 @@ from . import hosts
 from .hosts import PARENT as PARENT
 from .hosts import Host
 
-VERSION = 2
+VERSION = 3
 STOPPED = 128 + signal.SIGTERM
 """The exit code of a training process that was asked to stop, has saved its step and did."""
 

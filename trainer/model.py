@@ -2,14 +2,16 @@
 # ruff: noqa: N806 (capital letters are shapes: hidden_NLH is [n, L, H])
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..pipeline.encoder import BATCH_TOKENS, GPU_BATCH_TOKENS, Encoder, pool
+from ..pipeline.encoder import BATCH_TOKENS, GPU_BATCH_TOKENS, Encoder, best_device, best_precision, pool
 from ..pipeline.layout import Dense, Layout, Pooling, load_transformer, read_layout
 from ..pipeline.models import ModelError, find_model
+from ..schemas.settings import OptimizerSettings
 from .linear import quicken_linear_layers
 
 IDENTITY = "torch.nn.modules.linear.Identity"
@@ -30,18 +32,23 @@ class EmbeddingModel(nn.Module):
         hidden = encoder.config.hidden_size
         self.head = nn.Linear(hidden, dimension) if dimension is not None else None
         self.dimension: int = dimension or hidden
+        self.first_temperature = 1.0
         self.log_temperature: nn.Parameter | None = None
         if (pooler := getattr(encoder, "pooler", None)) is not None:
             pooler.requires_grad_(False)
 
     def learn_temperature(self, start: float) -> None:
         """Make the temperature of the loss a weight like others, by its logarithm (CLIP, arXiv 2103.00020, §2.5)."""
-        self.log_temperature = nn.Parameter(torch.tensor([start]).log())  # DeepSpeed takes no scalars
+        self.first_temperature = start
+        # By how much it has moved: near zero bf16 is fine enough for that. DeepSpeed takes no scalars.
+        self.log_temperature = nn.Parameter(torch.zeros(1))
 
     @property
     def temperature(self) -> Tensor | None:
         """The learnt temperature, a scalar; None where it is fixed."""
-        return None if self.log_temperature is None else self.log_temperature.float().exp()[0]
+        if self.log_temperature is None:
+            return None
+        return self.first_temperature * self.log_temperature.float().exp()[0]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Vectors [n, D] of texts [n, L]; zero texts give [0, D], still attached to every parameter."""
@@ -52,6 +59,14 @@ class EmbeddingModel(nn.Module):
         hidden_NLH: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         pooled_NH = pool(hidden_NLH, attention_mask, self.pooling)
         return pooled_NH if self.head is None else self.head(pooled_NH)
+
+
+def precision_of(settings: OptimizerSettings) -> Literal["bf16", "fp16", "fp32"]:
+    """What a run computes in: `auto` is bf16 where the device itself has it, but float32 under ZeRO 0."""
+    if settings.precision != "auto":
+        return settings.precision
+    has_bf16 = best_precision(torch.device(best_device())) == torch.bfloat16
+    return "bf16" if has_bf16 and settings.zero_stage > 0 else "fp32"
 
 
 def load(

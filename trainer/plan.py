@@ -11,6 +11,7 @@ from ..pipeline.models import find_model
 from ..schemas.settings import PretrainSettings
 from .batches import count_pairs, count_queries, count_sentences, queries_a_step, steps_of
 from .job import Job
+from .model import precision_of
 
 
 def plan(job: Job, processes: int) -> dict[str, Any]:
@@ -41,9 +42,7 @@ def plan(job: Job, processes: int) -> dict[str, Any]:
     parameters = count_parameters(config, width)
     own_tokens = -(-texts // processes) * settings.max_length
     tokens = min(own_tokens, settings.chunk_tokens or own_tokens)
-    half = settings.precision in ("bf16", "fp16")
-    if settings.precision == "auto":
-        half = settings.zero_stage > 0 and torch.accelerator.is_available()
+    half = precision_of(settings) != "fp32"
     return {
         "records": records,
         "steps": steps_of(settings, records, batch),

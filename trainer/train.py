@@ -5,7 +5,8 @@ job.json that it has written.
 
 Every rank builds the same updates from the same data, encodes its share of the texts and computes the same loss;
 DeepSpeed averages the gradients (see distributed.py). What a step does depends on seed, step and the state in the
-checkpoint alone, so a run that was killed and one that was not give the same losses.
+checkpoint alone, so a run that was killed and one that was not give the same losses: to the bit on a CPU, while on a
+GPU the backward pass of attention adds in no fixed order.
 """
 
 import os
@@ -37,9 +38,9 @@ from . import checkpoints
 from .cbb import Losses, Update, slice_for, texts_apart
 from .distributed import gather, most_of_ranks, of_rank_zero, sum_of_ranks
 from .export import export
-from .gradcache import backward, chunks_of
+from .gradcache import GPU_CHUNK_TOKENS, backward, chunks_of
 from .job import PARENT, STOPPED, Job
-from .model import EmbeddingModel, load
+from .model import EmbeddingModel, load, precision_of
 from .refresh import vectors_of
 from .sets import EvaluationSet
 from .tasks import Task, finetuning, pretraining
@@ -89,11 +90,11 @@ def main(job: Job) -> bool:
     task = (
         pretraining(job, settings, world_size) if isinstance(settings, PretrainSettings) else finetuning(job, settings)
     )
-    engine = _engine(model, settings, task.steps)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    engine = _engine(model, settings, task.steps)  # under ZeRO 3 what is left of a parameter has no size
     done = checkpoints.resume(engine, job, task.mining)
     log = checkpoints.Log(job, done, task.steps) if rank == 0 else None
     if log and done == 0:
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         log.write(event="start", steps=task.steps, parameters=trained, world_size=world_size)
 
     present = partial(vectors_of, model, tokenizer)
@@ -168,9 +169,7 @@ def _engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSettings
         fused=get_accelerator().device_name() in ("cpu", "cuda"),
     )
     warm = max(1, round(settings.warmup * steps))
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if shared and get_accelerator().device_name() != "cpu" else "fp32"
+    precision = precision_of(settings)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
@@ -182,7 +181,8 @@ def _engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSettings
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": shared,  # else each backward pass would reduce, and GradCache has many
             "gradient_clipping": settings.gradient_clipping if shared else 0.0,
-            "zero_optimization": {"stage": settings.zero_stage},
+            # Memory of its own on a GPU: DeepSpeed's 500 million are 1 GB.
+            "zero_optimization": {"stage": settings.zero_stage, "reduce_bucket_size": 50_000_000},
             "bf16": {"enabled": precision == "bf16"},
             "fp16": {"enabled": precision == "fp16"},
             "steps_per_print": sys.maxsize,
@@ -243,7 +243,7 @@ def _batches(task: Task, tokenizer: Any, done: int, rank: int, world_size: int) 
 
 
 def _inputs(
-    tokenizer: Any, ids: list[list[int]], chunk_tokens: int | None, device: Any, alike: bool
+    tokenizer: Any, ids: list[list[int]], chunk_tokens: int | None, device: torch.device, alike: bool
 ) -> list[tuple[Tensor, Tensor]]:
     """This rank's texts, longest first, as token ids and attention masks [n, L] of those encoded together.
 
@@ -251,7 +251,8 @@ def _inputs(
     """
     inputs = []
     nothing = torch.zeros(0, 1, dtype=torch.long, device=device)
-    for chunk in chunks_of([len(each) for each in ids], chunk_tokens):
+    least_tokens = 0 if device.type == "cpu" else GPU_CHUNK_TOKENS
+    for chunk in chunks_of([len(each) for each in ids], chunk_tokens, least_tokens):
         if ids[chunk]:
             padded = tokenizer.pad({"input_ids": ids[chunk]}, return_tensors="pt").to(device)
             inputs.append((padded["input_ids"], padded["attention_mask"]))

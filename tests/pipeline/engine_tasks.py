@@ -88,7 +88,7 @@ def note_process(folder: Path, number: int) -> None:
 
 
 def on_a_device(folder: Path, number: int) -> None:
-    """Say which GPU this process sees, and wait for the others."""
-    (folder / f"{number}-{os.environ.get('CUDA_VISIBLE_DEVICES')}").touch()
+    """Say which process this is and which GPU it sees, and wait for the others."""
+    (folder / f"{number}-{os.getpid()}-{os.environ.get('CUDA_VISIBLE_DEVICES')}").touch()
     while len(list(folder.iterdir())) < 2:
         time.sleep(0.01)

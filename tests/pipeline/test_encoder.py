@@ -17,6 +17,7 @@ from conan_embedding.pipeline.models import ModelError, find_model, weights_fing
 from conan_embedding.pipeline.packed import PackedLinear
 from conan_embedding.schemas.settings import EncoderSettings
 from safetensors.torch import save_file
+from transformers import Qwen3Config, Qwen3Model
 
 TEXTS = ["一丁七万", "world 2024", "丈三上下不与", "一", "与丏丐丑专且丕世" * 30, "", "没有见过的龘"]
 
@@ -130,6 +131,25 @@ def test_long_texts_are_cut(bge: Path) -> None:
 def test_half_precision_weights_are_read(bge: Path) -> None:
     add_dense(bge, "linear.Identity", dtype=torch.float16)
     assert encode(load(bge), TEXTS).dtype == np.float32
+
+
+def test_a_gpu_that_can_not_be_used_is_none(bge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where PyTorch has CUDA and the machine has not."""
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    assert load(bge).device.type == "cpu"
+
+
+def test_angles_of_rotary_positions_are_not_rounded(bge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Qwen3Config(vocab_size=100, intermediate_size=32, head_dim=16, max_position_embeddings=64, **shape)
+    shutil.copytree(bge, tmp_path / "rotary")
+    Qwen3Model(config).save_pretrained(tmp_path / "rotary")
+    monkeypatch.setattr(module, "best_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr(module, "pack_linear_layers", lambda model: None)
+    model = load(tmp_path / "rotary").model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -287,11 +287,28 @@ def test_a_process_on_each_gpu(tmp_path: Path, stages: ModuleType, monkeypatch: 
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert Engine(workers=7, one_a_device=True).processes == 2
-    calls = [(str(number), (tmp_path, number)) for number in range(6)]
-    assert [error for _, error in run_calls(stages.on_a_device, calls, Engine(one_a_device=True))] == [None] * 6
+    seen = []
+    for turn in ("first", "second"):
+        (tmp_path / turn).mkdir()
+        calls = [(str(number), (tmp_path / turn, number)) for number in range(6)]
+        assert [error for _, error in run_calls(stages.on_a_device, calls, Engine(one_a_device=True))] == [None] * 6
+        seen.append({file.name.partition("-")[2] for file in (tmp_path / turn).iterdir()})
     close_workers()
-    seen = [file.name for file in tmp_path.iterdir()]
-    assert {name.partition("-")[2] for name in seen} == {"3", "5"} and len(seen) == 6
+    assert seen[0] == seen[1]  # what a process has loaded is there for the next calls
+    assert sorted(name.partition("-")[2] for name in seen[0]) == ["3", "5"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert devices() == ["0", "1"]
+
+
+def test_a_single_gpu_is_not_this_process_s(
+    tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which would keep its model there while something else trains."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
+    calls = [(str(number), (tmp_path, number)) for number in range(2)]
+    assert [error for _, error in run_calls(stages.note_process, calls, Engine(one_a_device=True))] == [None] * 2
+    close_workers()
+    (process,) = {int(file.name.partition("-")[2]) for file in tmp_path.iterdir()}
+    assert process != os.getpid()

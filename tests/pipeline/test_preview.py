@@ -229,9 +229,7 @@ def test_classifiers_are_explained_and_counted(
     monkeypatch.setattr(
         classify, "probabilities", lambda texts, settings, weights: texts.str.contains("红叶").cast(pl.Float64)
     )
-    monkeypatch.setattr(
-        classify, "load", lambda settings, weights: classify.Classifier(None, None, ("clean", "advert"), True)
-    )
+    monkeypatch.setattr(classify, "load", lambda *_: classify.Classifier(None, None, ("clean", "advert"), True))
     rows = [pair(QUESTION, ANSWER), pair(QUESTION, "立即购买，全场包邮。"), pair(QUESTION, "好吃不贵")]
     write_shards(tmp_path, "ingest", rows)
     settings = FilterSettings.model_validate(

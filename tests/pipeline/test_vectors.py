@@ -34,7 +34,7 @@ class Model:
         monkeypatch.setattr(module, "space", lambda weights, settings, prompt: weights)
         monkeypatch.setattr(module, "PART", 10)
 
-    def load(self, settings: EncoderSettings, weights: str) -> Any:
+    def load(self, settings: EncoderSettings, weights: str, device: str | None = None) -> Any:
         self.loaded.add(weights)
         return self
 

@@ -80,6 +80,7 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
     "zero 1": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=1), 2),
     "zero 2": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=2), 2),
     "zero 3": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=3, chunk_tokens=64, validation=Validation(every=3)), 2),
+    "zero 3, bf16": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=3, chunk_tokens=64, precision="bf16"), 2),
     "chunked": (FinetuneSettings(**FINETUNE, steps=3, chunk_tokens=64, layout="paper"), 2),
     "bf16": (PretrainSettings(**PRETRAIN, steps=3, precision="bf16"), 2),
     "validated": (

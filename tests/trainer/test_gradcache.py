@@ -118,3 +118,10 @@ def test_chunks_are_neighbours_of_like_length_within_the_tokens(lengths: list[in
         if following:  # and no chunk is smaller than it must be
             full = chunk_tokens is not None and (len(own) + 1) * own[0] > chunk_tokens
             assert full or own[0] > LENGTH_RATIO * following[0]
+
+
+def test_texts_of_unlike_length_fill_the_least_tokens() -> None:
+    lengths = [100, 60, 60, 10, 10, 3, 1]
+    assert chunks_of(lengths, least_tokens=300) == [slice(0, 3), slice(3, 7)]
+    assert chunks_of(lengths, chunk_tokens=200, least_tokens=300) == [slice(0, 2), slice(2, 5), slice(5, 7)]
+    assert chunks_of(lengths, least_tokens=1000) == [slice(0, 7)]

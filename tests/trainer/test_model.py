@@ -1,13 +1,15 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
+from conan_embedding.schemas.settings import FinetuneSettings
 from conan_embedding.trainer.bootstrap import tiny_bert
 from conan_embedding.trainer.export import export
-from conan_embedding.trainer.model import EmbeddingModel, load
+from conan_embedding.trainer.model import EmbeddingModel, load, precision_of
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
@@ -189,3 +191,32 @@ def test_a_saved_layer_without_bias_is_refused(plain: Path, tmp_path: Path) -> N
     save_file({"linear.weight": model.head.weight.detach()}, folder / "2_Dense" / "model.safetensors")
     with pytest.raises(ValueError, match="bias"):
         load(folder)
+
+
+def test_a_learnt_temperature_moves_in_half_precision(plain: Path) -> None:
+    """By a ten-thousandth, too: between log 0.02 and the next number of bf16 lie 1.6 %."""
+    model, _ = load(plain)
+    assert model.temperature is None
+    model.learn_temperature(0.02)
+    model.bfloat16()
+    assert model.temperature.item() == pytest.approx(0.02, rel=1e-6)
+    model.log_temperature.data += 1e-4
+    assert model.temperature.item() == pytest.approx(0.02 * math.exp(1e-4), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "has_bf16", "expected"),
+    [
+        ({}, "cpu", False, "fp32"),
+        ({}, "cuda", True, "bf16"),
+        ({}, "cuda", False, "fp32"),  # an older GPU, on which bf16 is slow
+        ({"zero_stage": 0}, "cuda", True, "fp32"),
+        ({"precision": "fp16"}, "cuda", True, "fp16"),
+    ],
+)
+def test_precision(
+    settings: dict[str, Any], device: str, has_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conan_embedding.trainer.model.best_device", lambda: device)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
+    assert precision_of(FinetuneSettings(**settings)) == expected

@@ -75,11 +75,22 @@ def test_stages_of_zero_share_memory_and_nothing_else(runs: dict[str, Job]) -> N
         other = weights_of(runs[name].model_folder)
         assert other.keys() == one.keys()
         assert all(torch.allclose(one[weight], other[weight], atol=1e-6) for weight in one)
+    started = [
+        json.loads((runs[name].folder / "log.jsonl").read_text().split("\n")[0]) for name in ("zero 1", "zero 3")
+    ]
+    assert started[0] == started[1] and started[0]["parameters"] > 20_000
     validated = json.loads((runs["zero 3"].best_folder / "best.json").read_text())
     encoder = load_encoder(EncoderSettings(model=str(runs["zero 1"].model_folder)))
     figures = {each.name: evaluate(encoder, each) for each in validation_sets(runs["zero 3"])}
     headlines = figures["asked"]["ndcg@10"], figures["alike"]["spearman"]
     assert validated == {"step": 3, "mean": pytest.approx(np.mean(headlines), abs=1e-4)}
+
+
+def test_half_precision_keeps_two_digits_of_all_chunks(runs: dict[str, Job]) -> None:
+    """Under ZeRO 3, which puts weights away between two chunks."""
+    half, whole = log_of(runs["zero 3, bf16"]), log_of(runs["zero 1"])
+    for key in ("loss", "gradient_norm"):
+        assert [line[key] for line in half] == pytest.approx([line[key] for line in whole], rel=0.01), key
 
 
 def test_layout_and_chunks_change_no_update(runs: dict[str, Job]) -> None:
