@@ -7,7 +7,7 @@ source, or "ours" for what no source gives.
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from .pairs import Category, Format, Task
 
@@ -245,8 +245,12 @@ class OptimizerSettings(Settings):
     warmup: float = given(0.05, "paper §3.1: share of all steps", ge=0, le=1)
     weight_decay: float = given(0.001, "paper §3.1", ge=0)
     gradient_clipping: float = given(1.0, "ours: DeepSpeed's own default since 0.19.3; 0 is off", ge=0)
-    steps: int | None = given(None, "ours: updates; default one epoch", ge=1)
-    epochs: float = given(1.0, "ours: the paper says hours, not epochs; used where steps is not given", gt=0)
+    steps: int | None = given(None, "ours: updates; default those of `epochs`", ge=1)
+    epochs: float = given(
+        1.0,
+        "ours: the paper says hours, not epochs; so many draws for each record, where steps is not given",
+        gt=0,
+    )
     max_length: int = given(512, "paper §3.1: tokens", ge=2)
     temperature: float = given(0.02, "ours: the paper gives none; GTE and bge train near it", gt=0)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = given(
@@ -254,7 +258,7 @@ class OptimizerSettings(Settings):
     )
     zero_stage: Literal[0, 1, 2, 3] = given(1, "paper §3.1: DeepSpeed ZeRO stage 1; 0, which shares nothing, in fp32")
     mixing: Mixing = given(Mixing(), "ours")
-    seed: int = given(0, "ours")
+    seed: int = given(0, "ours", ge=0)
     checkpoint_every: int = given(500, "ours: steps", ge=1)
     keep_checkpoints: int = given(2, "ours", ge=1)
     log_every: int = given(10, "ours: steps", ge=1)
@@ -296,7 +300,9 @@ class PretrainSettings(OptimizerSettings):
     batch_size: int = given(8, "paper §3.1: pairs on each GPU", ge=1)
     dimension: int = given(1792, "paper §3.1: the linear layer's width", ge=1)
     pooling: Literal["mean", "cls"] = given("mean", "DESIGN §7, as the released model does")
-    dimensions: list[int] = given(MRL_DIMENSIONS, "paper §3.1: MRL widths; the paper names them for fine-tuning")
+    dimensions: list[PositiveInt] = given(
+        MRL_DIMENSIONS, "paper §3.1: MRL widths; the paper names them for fine-tuning"
+    )
     by_source: bool = given(False, "ours: an update's pairs are of one source, so that negatives are of its kind")
     symmetric: bool = given(False, "ours: the mean of eq. 1 and of eq. 1 with queries and positives exchanged")
 
@@ -338,7 +344,7 @@ class FinetuneSettings(OptimizerSettings):
     )
     in_batch_positives: bool = given(False, "ours: eq. 3's denominator has no other query's positive")
     query_only_negatives: bool = given(False, "ours: eq. 3's denominator has all queries' negatives; true: its own")
-    dimensions: list[int] = given(MRL_DIMENSIONS, "paper §3.1: MRL widths")
+    dimensions: list[PositiveInt] = given(MRL_DIMENSIONS, "paper §3.1: MRL widths")
     hard_negative_mining: HardNegativeMining = given(HardNegativeMining(), "paper §2.2")
 
     @model_validator(mode="after")
@@ -386,6 +392,6 @@ class EvaluateSettings(Settings):
     """Which models `conan run` compares on the evaluation sets, and how they are encoded."""
 
     models: list[str] = given(["finetune"], "ours")
-    dimensions: list[int] = given([], "ours: MRL widths that vectors are cut to, besides their own")
+    dimensions: list[PositiveInt] = given([], "ours: MRL widths that vectors are cut to, besides their own")
     max_length: int = given(512, "paper §3.1", ge=2)
     batch_tokens: int | None = given(None, BATCH_TOKENS, ge=16)

@@ -228,7 +228,7 @@ def window_passages(data: FinetuneData, windows: Windows, rows: Integers) -> tup
 
 
 def steps_of(settings: PretrainSettings | FinetuneSettings, records: int, batch: float) -> int:
-    """Updates in all: as the recipe says, else so many that `epochs` times every record is drawn."""
+    """Updates in all: as the recipe says, else so many that `epochs` times the number of records is drawn."""
     return settings.steps or max(1, round(settings.epochs * records / batch))
 
 

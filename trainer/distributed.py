@@ -11,6 +11,11 @@ from torch.autograd.function import once_differentiable
 Value = TypeVar("Value")
 
 
+def world() -> tuple[int, int]:
+    """This process's rank and the number of ranks; (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
 def gather(tensor: Tensor) -> Tensor:
     """Concatenate the rows of all ranks in rank order, with gradient: [n_rank, …] -> [Σ n_rank, …].
 
@@ -23,7 +28,7 @@ def gather(tensor: Tensor) -> Tensor:
     process, nothing travels in the backward pass, and the loss itself needs no factor. Parameters used after the
     gather (a learnt temperature) hold the whole gradient on every rank, and their average is right as it is.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world()[1] == 1:
         return tensor
     gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
     return gathered
@@ -31,7 +36,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 def of_rank_zero(value: Value) -> Value:
     """The value that rank 0 has, on every rank. Without a process group, or with a world of one, `value` itself."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world()[1] == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -40,7 +45,7 @@ def of_rank_zero(value: Value) -> Value:
 
 def sum_of_ranks(numbers: Sequence[int], device: Any) -> list[int]:
     """The sum of each number over all ranks, on every rank."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world()[1] == 1:
         return list(numbers)
     sums = torch.tensor(numbers, dtype=torch.int64, device=device)
     dist.all_reduce(sums)
@@ -50,7 +55,7 @@ def sum_of_ranks(numbers: Sequence[int], device: Any) -> list[int]:
 
 def most_of_ranks(number: int, device: Any) -> int:
     """The largest number that a rank has, on every rank."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world()[1] == 1:
         return number
     largest = torch.tensor(number, device=device)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
@@ -60,7 +65,7 @@ def most_of_ranks(number: int, device: Any) -> int:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        world_size, rank = dist.get_world_size(), dist.get_rank()
+        rank, world_size = world()
         count = torch.tensor([len(tensor)], device=tensor.device)
         counts = [torch.empty_like(count) for _ in range(world_size)]
         dist.all_gather(counts, count)

@@ -19,7 +19,6 @@ from ..pipeline.corpus import fingerprint, read_footer, write_text
 from ..pipeline.models import find_model, weights_fingerprint
 from ..schemas.settings import FinetuneSettings, PretrainSettings
 from . import hosts
-from .hosts import PARENT as PARENT
 from .hosts import Host
 
 VERSION = 3
@@ -47,6 +46,11 @@ class Job(BaseModel):
     def folder(self) -> Path:
         """Log, checkpoints and the trained model."""
         return self.corpus / "train" / self.name
+
+    @property
+    def before(self) -> Path:
+        """Where another run of this name is set aside."""
+        return self.folder.with_name(f"{self.name}.before")
 
     @property
     def file(self) -> Path:
@@ -89,13 +93,17 @@ def make_job(
 ) -> Job:
     """A job with the fingerprint of all that decides its result: weights, settings, data, pools.
 
+    Settings of what is kept of a run, or of how an update is computed, are not among them: a run that lacked memory
+    goes on with smaller chunks.
+
     Raises:
         ModelError: no such model.
         TrainingError: the model is the one that this job would replace.
     """
     content = {kind: [read_footer(shard).content for shard in each] for kind, each in shards.items()}
-    cosmetic = {"model", "checkpoint_every", "keep_checkpoints", "log_every", "validation", "tensorboard"}
-    decisive = settings.model_dump(mode="json", exclude=cosmetic)
+    kept = {"checkpoint_every", "keep_checkpoints", "log_every", "validation", "tensorboard"}
+    computed = {"chunk_tokens", "gradient_checkpointing", "compile"}
+    decisive = settings.model_dump(mode="json", exclude={"model", *kept, *computed})
     place = Path(model).resolve()
     job = Job(
         corpus=corpus.resolve(),
@@ -107,7 +115,7 @@ def make_job(
             "train", VERSION, name, weights_fingerprint(find_model(model)), decisive, content, pools
         ),
     )
-    if place.is_relative_to(job.folder):
+    if place.is_relative_to(job.folder) or place.is_relative_to(job.before):
         raise TrainingError(f"{name} can't start from its own result, {model}: copy that elsewhere and name the copy")
     return job
 
@@ -115,8 +123,9 @@ def make_job(
 def run_job(job: Job, processes: int | Sequence[Host]) -> bool:
     """Train in so many processes of this machine, or of several; a killed run goes on from its last checkpoint.
 
-    Returns False where the very same run had ended already. A folder of another run of this name is replaced. Its
-    job.json is there from the beginning: another launcher, as torchrun, may take over a run that was begun here.
+    Returns False where the very same run had ended already. Another run of this name is set aside, as NAME.before, in
+    place of one that was there. The run's job.json is there from the beginning: another launcher, as torchrun, may take
+    it over.
 
     SIGTERM lets the processes end the step they are in and save it.
 
@@ -127,11 +136,11 @@ def run_job(job: Job, processes: int | Sequence[Host]) -> bool:
     """
     places = [Host(hosts.LOOPBACK[0], processes)] if isinstance(processes, int) else processes
     if job.model_folder.is_dir() and job.done.exists() and job.done.read_text("utf-8") == job.fingerprint:
+        shutil.rmtree(job.data, ignore_errors=True)  # where it was killed just before that
         return False
     if job.folder.exists() and _fingerprint(job.file) != job.fingerprint:
-        for mark in (job.done, job.file):  # first, so that a folder half removed is taken for no run at all
-            mark.unlink(missing_ok=True)
-        shutil.rmtree(job.folder)
+        shutil.rmtree(job.before, ignore_errors=True)
+        job.folder.rename(job.before)
     check_processes(job, sum(host.slots for host in places))
     job.folder.mkdir(parents=True, exist_ok=True)
     write_text(job.file, job.model_dump_json(indent=1))
@@ -149,6 +158,15 @@ def check_processes(job: Job, processes: int) -> None:
         raise TrainingError(
             f"{last} was saved by {before} processes and this run has {processes}; run with --nproc {before} (or as "
             f"many slots in --hostfile), or remove {job.folder} to start anew"
+        )
+
+
+def check_dimensions(job: Job, width: int) -> None:
+    """Raise TrainingError where the loss is to look at more dimensions than the model's vectors have."""
+    if beyond := [each for each in job.settings.dimensions if each > width]:
+        raise TrainingError(
+            f"the vectors of {job.model} have {width} dimensions, and {job.name}.dimensions names {beyond[0]}: name "
+            f"some of at most {width}"
         )
 
 

@@ -52,12 +52,12 @@ class EmbeddingModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Vectors [n, D] of texts [n, L]; zero texts give [0, D], still attached to every parameter."""
-        if not len(input_ids):  # encoders cannot run on nothing, and a rank without texts needs its gradients
-            one = torch.ones(1, 1, dtype=torch.long, device=input_ids.device)
-            vector_1D: Tensor = self(one, one)
-            return vector_1D[:0]
+        count = len(input_ids)
+        if count == 0:  # encoders cannot run on nothing, and a rank without texts needs its gradients
+            # Not by a call of its own: under ZeRO 3 all ranks run the same modules in the same order.
+            input_ids = attention_mask = torch.ones(1, 1, dtype=torch.long, device=input_ids.device)
         hidden_NLH: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        pooled_NH = pool(hidden_NLH, attention_mask, self.pooling)
+        pooled_NH = pool(hidden_NLH, attention_mask, self.pooling)[:count]
         return pooled_NH if self.head is None else self.head(pooled_NH)
 
 

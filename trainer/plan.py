@@ -10,7 +10,7 @@ from ..pipeline.layout import read_layout
 from ..pipeline.models import find_model
 from ..schemas.settings import PretrainSettings
 from .batches import count_pairs, count_queries, count_sentences, queries_a_step, steps_of
-from .job import Job
+from .job import Job, check_dimensions
 from .model import precision_of
 
 
@@ -23,6 +23,7 @@ def plan(job: Job, processes: int) -> dict[str, Any]:
     Raises:
         CorpusError: what it would train on is not there.
         ModelError: no such model.
+        TrainingError: the loss is to look at more dimensions than its vectors have.
     """
     settings = job.settings
     batch: float
@@ -39,6 +40,7 @@ def plan(job: Job, processes: int) -> dict[str, Any]:
     layout = read_layout(find_model(job.model))
     config = AutoConfig.from_pretrained(layout.encoder)
     width = len(layout.dense[0].weight) if layout.dense else getattr(settings, "dimension", None)
+    check_dimensions(job, width or config.hidden_size)
     parameters = count_parameters(config, width)
     own_tokens = -(-texts // processes) * settings.max_length
     tokens = min(own_tokens, settings.chunk_tokens or own_tokens)

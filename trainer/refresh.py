@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from ..pipeline.corpus import replacing, write_text
@@ -23,7 +22,7 @@ from ..pipeline.encoder import Vectors, encode
 from ..pipeline.pools import as_lists, opened
 from ..schemas.settings import MineSettings
 from .batches import POOLS, FinetuneData, Integers, pools_file, read_finetune, window_passages, with_pools
-from .distributed import gather, of_rank_zero
+from .distributed import gather, of_rank_zero, world
 from .mapped import ROWS, write_records
 from .model import EmbeddingModel, encoder_of
 from .negatives import Windows
@@ -101,7 +100,7 @@ def rerank(
     -1 says that fewer than n are left. Every rank calls it with the same rows, takes its share of them, and has the
     answer for all, which travels over `device`.
     """
-    rank, world_size = _rank_and_world_size()
+    rank, world_size = world()
     own = rows[rank::world_size]
     found = np.full((len(own), n), -1)
     for start in range(0, len(own), TOGETHER):
@@ -156,7 +155,7 @@ def remine(
     barrier, which would give up on them where the data is large. Of earlier pools, those of the step `keep` stay: the
     last checkpoint's, from which a killed run goes on.
     """
-    rank, world_size = _rank_and_world_size()
+    rank, world_size = world()
     file, vectors = pools_file(folder, step), folder / "vectors"
     sides = {"queries": (data.queries, "query"), "passages": (data.passages, "text")}
     if rank == 0:  # what a killed run left was made with the same weights, but maybe by another number of ranks
@@ -249,7 +248,3 @@ def _wait_for(file: Path) -> None:
 def _ranks(owner: Integers) -> Integers:
     """Of values that are grouped by their owner, the place of each in its group."""
     return np.arange(len(owner)) - np.searchsorted(owner, owner)
-
-
-def _rank_and_world_size() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)

@@ -39,7 +39,8 @@ from .cbb import Losses, Update, slice_for, texts_apart
 from .distributed import gather, most_of_ranks, of_rank_zero, sum_of_ranks
 from .export import export
 from .gradcache import GPU_CHUNK_TOKENS, backward, chunks_of
-from .job import PARENT, STOPPED, Job
+from .hosts import PARENT
+from .job import STOPPED, Job, check_dimensions
 from .model import EmbeddingModel, load, precision_of
 from .refresh import vectors_of
 from .sets import EvaluationSet
@@ -80,6 +81,7 @@ def main(job: Job) -> bool:
         settings.pooling if isinstance(settings, PretrainSettings) else None,
         settings.max_length,
     )
+    check_dimensions(job, model.dimension)
     if settings.gradient_checkpointing:
         model.encoder.gradient_checkpointing_enable()
     if settings.compile:
@@ -110,12 +112,12 @@ def main(job: Job) -> bool:
         )
         rate = engine.get_lr()[0]
         engine.step()  # which leaves the weights as they are where a gradient is no number
-        # A loss scale that is too large costs a step, too, but finds its measure.
-        lost = lost + 1 if engine.optimizer.overflow and not (engine.fp16_enabled() and _finite(losses)) else 0
+        only_scale = engine.fp16_enabled() and _finite(losses)  # one that is too large: DeepSpeed lowers it
+        lost = lost + 1 if engine.optimizer.overflow and not only_scale else 0
         if lost == LOST_STEPS:
             checkpoints.give_up(job, step, batch.update)
         replaced = task.mining.observe(step, losses, present) if task.mining and _finite(losses) else None
-        if replaced and task.mining and rank == 0:
+        if log and task.mining and replaced:
             task.mining.write(step, whole=False)
         asked, tokens = sum_of_ranks([_asked_to_stop.is_set(), sum(len(each) for each in batch.ids)], engine.device)
         if log:
@@ -136,7 +138,7 @@ def main(job: Job) -> bool:
         log.write(event="end", step=task.steps)
     dist.barrier()
     if log:
-        shutil.rmtree(job.data)
+        shutil.rmtree(job.data, ignore_errors=True)  # over NFS, files that other ranks still map keep a name in it
     dist.destroy_process_group()
     return True
 
@@ -300,7 +302,7 @@ def _validate(
     """Log the model's figures on the sets; where it does better than any before, keep it. All ranks do the same."""
     with deepspeed.zero.GatheredParameters([] if model.head is None else list(model.head.parameters())):  # ZeRO 3
         figures, mean = validate(model, tokenizer, sets)
-    best = of_rank_zero(mean > best_so_far(job))
+    best = of_rank_zero(mean > best_so_far(job, step))
     if best:
         with _full_precision(model):
             if log:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ HEADLINE = {"retrieval": "ndcg@10", "sts": "spearman", "classification": "accura
 """Of the figures of a set, the one that counts: those of C-MTEB (arXiv 2309.07597, §3)."""
 
 BEST = "best.json"
-"""In the folder of the best model: its step and its mean headline."""
+"""In the folder of the best model: its step, its mean headline, and what of which sets that is of."""
 
 Figures = dict[str, dict[str, float]]
 """By set and metric."""
@@ -61,13 +62,18 @@ def validate(
     return figures, float(np.mean([figures[one.name][HEADLINE[one.task]] for one in sets]))
 
 
-def best_so_far(job: Job) -> float:
-    """The mean headline of the best model that the run has kept; minus infinity where there is none."""
+def best_so_far(job: Job, step: int) -> float:
+    """The mean headline of the best model before a step, on the sets as they are now; minus infinity without one."""
     file = job.best_folder / BEST
-    return float(json.loads(file.read_text("utf-8"))["mean"]) if file.exists() else -np.inf
+    best = json.loads(file.read_text("utf-8")) if file.exists() else None
+    return float(best["mean"]) if best and best["step"] < step and best["sets"] == _named(job) else -np.inf
+
+
+def _named(job: Job) -> dict[str, Any]:
+    return job.settings.validation.model_dump(mode="json", include={"sets", "queries"})
 
 
 def keep_best(job: Job, step: int, mean: float, model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Keep a model with float32 weights as the best of the run, in place of the one before."""
     export(model, tokenizer, job.best_folder)
-    write_text(job.best_folder / BEST, json.dumps({"step": step, "mean": mean}))
+    write_text(job.best_folder / BEST, json.dumps({"step": step, "mean": mean, "sets": _named(job)}))

@@ -76,12 +76,17 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
     "finetune on two": (FinetuneSettings(**FINETUNE, **LONG, hard_negative_mining=EASILY), 2),
     "plain": (PretrainSettings(**PRETRAIN, **PLAIN), 1),
     "recomputed": (PretrainSettings(**PRETRAIN, **PLAIN, gradient_checkpointing=True), 1),
-    "zero 0, chunked": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=0, chunk_tokens=64), 2),
-    "zero 1": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=1), 2),
-    "zero 2": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=2), 2),
-    "zero 3": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=3, chunk_tokens=64, validation=Validation(every=3)), 2),
-    "zero 3, bf16": (FinetuneSettings(**FINETUNE, steps=3, zero_stage=3, chunk_tokens=64, precision="bf16"), 2),
-    "chunked": (FinetuneSettings(**FINETUNE, steps=3, chunk_tokens=64, layout="paper"), 2),
+    "zero 0, chunked": (FinetuneSettings(**FINETUNE, steps=8, zero_stage=0, chunk_tokens=64), 2),
+    "zero 1": (FinetuneSettings(**FINETUNE, steps=8, zero_stage=1), 2),
+    "zero 2": (FinetuneSettings(**FINETUNE, steps=8, zero_stage=2), 2),
+    "zero 3": (FinetuneSettings(**FINETUNE, steps=8, zero_stage=3, chunk_tokens=64, validation=Validation(every=8)), 2),
+    "zero 3, bf16": (
+        FinetuneSettings(
+            **FINETUNE, steps=8, zero_stage=3, chunk_tokens=64, precision="bf16", gradient_checkpointing=True
+        ),
+        2,
+    ),
+    "chunked": (FinetuneSettings(**FINETUNE, steps=8, chunk_tokens=64, layout="paper"), 2),
     "bf16": (PretrainSettings(**PRETRAIN, steps=3, precision="bf16"), 2),
     "validated": (
         PretrainSettings(

@@ -61,7 +61,8 @@ def test_the_fingerprint_is_of_what_decides_the_result(
 ) -> None:
     job = pretraining()
     assert pretraining().fingerprint == job.fingerprint
-    assert pretraining(log_every=1, checkpoint_every=7, keep_checkpoints=9).fingerprint == job.fingerprint
+    for others in ({"log_every": 1, "checkpoint_every": 7}, {"chunk_tokens": 64, "gradient_checkpointing": True}):
+        assert pretraining(**others).fingerprint == job.fingerprint
     copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
     pairs = {"pairs": shards(corpus, "pretrain")}
     assert make_job(corpus, "pretrain", str(copy), PretrainSettings(), pairs).fingerprint == job.fingerprint
@@ -97,7 +98,9 @@ def test_a_finished_run_whose_model_is_gone_is_run_again(
     assert run_job(pretraining(), 1) is True
 
 
-def test_another_run_of_the_name_gives_way(pretraining: Callable[..., Job], processes: Callable[[str], None]) -> None:
+def test_another_run_of_the_name_is_set_aside(
+    pretraining: Callable[..., Job], processes: Callable[[str], None]
+) -> None:
     processes("exit 0")
     job = pretraining()
     assert run_job(job, 1) is True
@@ -110,6 +113,11 @@ def test_another_run_of_the_name_gives_way(pretraining: Callable[..., Job], proc
     assert run_job(changed, 1) is True
     assert [file.name for file in job.folder.iterdir()] == ["job.json"]
     assert Job.model_validate_json(job.file.read_text()) == changed
+    assert Job.model_validate_json((job.before / "job.json").read_text()) == job
+    assert (job.before / "checkpoints" / "step-00000001" / "state.json").exists()
+    assert run_job(pretraining(learning_rate=3e-5), 1) is True  # the one before that goes
+    assert Job.model_validate_json((job.before / "job.json").read_text()) == changed
+    assert sorted(file.name for file in job.before.iterdir()) == ["job.json"]
 
 
 def test_a_folder_without_a_readable_job_gives_way(
@@ -142,10 +150,11 @@ def test_another_number_of_processes_is_refused(
 
 
 def test_a_stage_does_not_replace_the_model_that_it_starts_from(corpus: Path, tiny: Path) -> None:
-    model = corpus / "train" / "finetune" / "model"
-    shutil.copytree(tiny, model)
-    with pytest.raises(TrainingError, match="own result"):
-        make_job(corpus, "finetune", str(model), FinetuneSettings(), {})
+    for name in ("finetune.before", "finetune"):
+        model = corpus / "train" / name / "model"
+        shutil.copytree(tiny, model)
+        with pytest.raises(TrainingError, match="own result"):
+            make_job(corpus, "finetune", str(model), FinetuneSettings(), {})
     assert make_job(corpus, "pretrain", str(model), PretrainSettings(), {}).model == str(model)
 
 

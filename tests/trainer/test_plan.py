@@ -9,7 +9,7 @@ import torch
 from conan_embedding.pipeline.corpus import read_footer
 from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings
 from conan_embedding.trainer.bootstrap import tiny_bert
-from conan_embedding.trainer.job import make_job
+from conan_embedding.trainer.job import TrainingError, make_job
 from conan_embedding.trainer.model import load
 from conan_embedding.trainer.plan import activation_bytes, count_parameters, plan, state_bytes
 from transformers import AutoConfig, BertConfig
@@ -30,6 +30,18 @@ def test_parameters_are_those_that_are_trained(dimension: int | None, tmp_path: 
     model, _ = load(folder, dimension)
     trained = sum(each.numel() for name, each in model.named_parameters() if "pooler" not in name)
     assert count_parameters(AutoConfig.from_pretrained(folder), dimension) == trained
+
+
+def test_widths_beyond_the_vectors_are_refused(corpus: Path, tiny: Path) -> None:
+    for name, settings in (
+        ("pretrain", PretrainSettings(dimension=24, dimensions=[24, 25])),
+        ("finetune", FinetuneSettings(dimensions=[32, 33])),
+    ):
+        shards = {kind: sorted((corpus / "convert" / kind).glob("*.parquet")) for kind in ("retrieval", "sts")}
+        shards["pairs"] = sorted((corpus / "convert" / "pretrain").glob("*.parquet"))
+        job = make_job(corpus, name, str(tiny), settings, shards)
+        with pytest.raises(TrainingError, match=rf"have (24|32) dimensions, and {name}.dimensions names (25|33)"):
+            plan(job, 1)
 
 
 def test_states() -> None:
@@ -71,6 +83,6 @@ def test_the_plan_of_a_job(corpus: Path, tiny: Path, shards: Callable[[Path, str
     assert not (corpus / "train").exists()
 
     found = {"retrieval": shards(corpus, "retrieval"), "sts": shards(corpus, "sts")}
-    settings = FinetuneSettings(retrieval_batch=3, negatives=5, sts_batch=7, steps=11, max_length=16)
+    settings = FinetuneSettings(retrieval_batch=3, negatives=5, sts_batch=7, steps=11, max_length=16, dimensions=[32])
     tuned = plan(make_job(corpus, "finetune", str(tiny), settings, found), 2)
     assert (tuned["steps"], tuned["texts an update"]) == (11, 3 * (1 + 1 + 5) + 2 * 7)
