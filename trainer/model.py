@@ -45,10 +45,11 @@ class EmbeddingModel(nn.Module):
 
     @property
     def temperature(self) -> Tensor | None:
-        """The learnt temperature, a scalar; None where it is fixed."""
+        """The learnt temperature, a scalar of at least 0.01 (CLIP, §2.5); None where it is fixed."""
         if self.log_temperature is None:
             return None
-        return self.first_temperature * self.log_temperature.float().exp()[0]
+        temperature = self.first_temperature * self.log_temperature.float().exp()[0]
+        return temperature + (temperature.clamp(min=0.01) - temperature).detach()  # its gradient can bring it back
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Vectors [n, D] of texts [n, L]; zero texts give [0, D], still attached to every parameter."""

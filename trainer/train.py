@@ -41,6 +41,7 @@ from .export import export
 from .gradcache import GPU_CHUNK_TOKENS, backward, chunks_of
 from .hosts import PARENT
 from .job import STOPPED, Job, check_dimensions
+from .log import Log
 from .model import EmbeddingModel, load, precision_of
 from .refresh import vectors_of
 from .sets import EvaluationSet
@@ -95,7 +96,7 @@ def main(job: Job) -> bool:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     engine = _engine(model, settings, task.steps)  # under ZeRO 3 what is left of a parameter has no size
     done = checkpoints.resume(engine, job, task.mining)
-    log = checkpoints.Log(job, done, task.steps) if rank == 0 else None
+    log = Log(job, done, task.steps) if rank == 0 else None
     if log and done == 0:
         log.write(event="start", steps=task.steps, parameters=trained, world_size=world_size)
 
@@ -121,8 +122,16 @@ def main(job: Job) -> bool:
             task.mining.write(step, whole=False)
         asked, tokens = sum_of_ranks([_asked_to_stop.is_set(), sum(len(each) for each in batch.ids)], engine.device)
         if log:
-            norm, skipped = engine.get_global_grad_norm(), engine.skipped_steps
-            log.step(step, losses, tokens, rate, norm, replaced, skipped, model.temperature)
+            log.step(
+                step,
+                losses,
+                tokens=tokens,
+                learning_rate=rate,
+                gradient_norm=engine.get_global_grad_norm(),
+                replaced=replaced,
+                skipped=engine.skipped_steps,
+                temperature=model.temperature,
+            )
         if sets and settings.validation.every and step % settings.validation.every == 0:
             _validate(job, step, model, tokenizer, sets, log)
         stopping = step < task.steps and asked > 0
@@ -297,7 +306,7 @@ def _validate(
     model: EmbeddingModel,
     tokenizer: Any,
     sets: list[EvaluationSet],
-    log: checkpoints.Log | None,
+    log: Log | None,
 ) -> None:
     """Log the model's figures on the sets; where it does better than any before, keep it. All ranks do the same."""
     with deepspeed.zero.GatheredParameters([] if model.head is None else list(model.head.parameters())):  # ZeRO 3

@@ -202,6 +202,10 @@ def test_a_learnt_temperature_moves_in_half_precision(plain: Path) -> None:
     assert model.temperature.item() == pytest.approx(0.02, rel=1e-6)
     model.log_temperature.data += 1e-4
     assert model.temperature.item() == pytest.approx(0.02 * math.exp(1e-4), rel=1e-6)
+    model.log_temperature.data -= 5
+    assert model.temperature.item() == pytest.approx(0.01)
+    model.temperature.backward()
+    assert model.log_temperature.grad.item() > 0
 
 
 @pytest.mark.parametrize(
