@@ -264,7 +264,9 @@ class OptimizerSettings(Settings):
     log_every: int = given(10, "ours: steps", ge=1)
     gradient_checkpointing: bool = given(False, "ours: less memory, a third more time")
     compile: bool = given(False, "ours: torch.compile the encoder, for GPUs; a CPU is faster without")
-    learn_temperature: bool = given(False, "ours: `temperature` is where it starts; 0.01 is the least (CLIP, arXiv 2103.00020, §2.5)")
+    learn_temperature: bool = given(
+        False, "ours: `temperature` is where it starts; 0.01 is the least (CLIP, arXiv 2103.00020, §2.5)"
+    )
     validation: Validation = given(Validation(), "ours")
     tensorboard: bool = given(False, "ours: write what log.jsonl has for TensorBoard, too")
     chunk_tokens: int | None = given(

@@ -11,8 +11,11 @@ sys.path.append(str(Path(__file__).parent / "shared"))
 
 from command_line import Conan, write_recipe
 
-SLOW = ("test_kill", "test_train", "test_hosts", "test_ray_engine", "test_crash")
-"""Files that are begun first, so that no process is alone with one of them at the end."""
+SLOW = ("test_train", "test_crash", "test_kill", "test_ray_engine", "test_hosts")
+"""Files that are begun first, so that no process is alone with one of them at the end. Those of crashes compile the
+Numba kernels one after another; where others began, several processes would compile the same ones at once."""
+SHARED = ("test_train", "test_crash", "test_ray_engine")
+"""Files whose tests share what takes long to make: they are of one process."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -23,13 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests that share a Ray cluster, or runs of training, are of one process; all others go where there is room."""
+    """Tests that share much are of one process; all others go where there is room, in their order."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneProcess(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return next((name for name in ("test_ray_engine", "test_train") if name in nodeid), nodeid)
+            return next((name for name in SHARED if name in nodeid), nodeid)
 
+    config.option.loadscopereorder = False
     return OneProcess(config, log)
 
 

@@ -1,5 +1,6 @@
 """What the fork server imports once, so that a command starts in hundredths of a second."""
 
+import gc
 import multiprocessing
 
 import commands
@@ -25,3 +26,5 @@ maker.start()
 maker.join()
 assert maker.exitcode == 0
 keys._table = lambda: np.frombuffer(table, "u4")
+
+gc.freeze()  # else a collection in a fork copies every page that it looks at

@@ -1,5 +1,6 @@
 """Runs of training that several files of tests look at, and the program that makes them: it loads DeepSpeed once."""
 
+import gc
 import importlib
 import json
 import os
@@ -170,6 +171,7 @@ def run_here(job: Job, processes: int, ended: str = "") -> list[int]:
 if __name__ == "__main__":
     for module in LOADED:
         importlib.import_module(module)
+    gc.freeze()  # else a collection in a fork copies every page that it looks at
     for argument in sys.argv[1:]:
         file, count, ended = argument.rsplit("@", 2)
         job = Job.model_validate_json(Path(file).read_text())
