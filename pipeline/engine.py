@@ -75,7 +75,7 @@ class Engine:
 
     @property
     def processes(self) -> int:
-        """Processes in use on this machine; with one, this process does the work."""
+        """Processes in use on this machine; with one, and none of a GPU, this process does the work."""
         return max(1, len(devices())) if self.one_a_device else self.workers or cores()
 
 

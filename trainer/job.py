@@ -123,9 +123,9 @@ def make_job(
 def run_job(job: Job, processes: int | Sequence[Host]) -> bool:
     """Train in so many processes of this machine, or of several; a killed run goes on from its last checkpoint.
 
-    Returns False where the very same run had ended already. Another run of this name is set aside, as NAME.before, in
-    place of one that was there. The run's job.json is there from the beginning: another launcher, as torchrun, may take
-    it over.
+    Returns False where the very same run had ended already. Another run of this name is set aside as NAME.before, if it
+    has saved anything, in place of one that was there. The run's job.json is there from the beginning: another
+    launcher, as torchrun, may take it over.
 
     SIGTERM lets the processes end the step they are in and save it.
 
@@ -139,8 +139,11 @@ def run_job(job: Job, processes: int | Sequence[Host]) -> bool:
         shutil.rmtree(job.data, ignore_errors=True)  # where it was killed just before that
         return False
     if job.folder.exists() and _fingerprint(job.file) != job.fingerprint:
-        shutil.rmtree(job.before, ignore_errors=True)
-        job.folder.rename(job.before)
+        if job.checkpoints or job.model_folder.is_dir():
+            shutil.rmtree(job.before, ignore_errors=True)
+            job.folder.rename(job.before)
+        else:  # nothing to come back to, as of a run that failed at its start
+            shutil.rmtree(job.folder)
     check_processes(job, sum(host.slots for host in places))
     job.folder.mkdir(parents=True, exist_ok=True)
     write_text(job.file, job.model_dump_json(indent=1))

@@ -115,9 +115,13 @@ def test_another_run_of_the_name_is_set_aside(
     assert Job.model_validate_json(job.file.read_text()) == changed
     assert Job.model_validate_json((job.before / "job.json").read_text()) == job
     assert (job.before / "checkpoints" / "step-00000001" / "state.json").exists()
-    assert run_job(pretraining(learning_rate=3e-5), 1) is True  # the one before that goes
-    assert Job.model_validate_json((job.before / "job.json").read_text()) == changed
-    assert sorted(file.name for file in job.before.iterdir()) == ["job.json"]
+    third = pretraining(learning_rate=3e-5)
+    assert run_job(third, 1) is True
+    assert Job.model_validate_json((job.before / "job.json").read_text()) == job  # the one between saved nothing
+    finish(third)
+    assert run_job(changed, 1) is True
+    assert Job.model_validate_json((job.before / "job.json").read_text()) == third
+    assert not (job.before / "checkpoints").exists()
 
 
 def test_a_folder_without_a_readable_job_gives_way(
