@@ -29,14 +29,12 @@ BM25 = "bm25"
 def data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") -> "Summary":
     """Run one data stage and bring the catalog up to date."""
     from .pipeline import catalog
-    from .pipeline.corpus import save_recipe
 
     # Each stage is imported when it runs: score and mine load torch and FAISS, which takes seconds.
     match name:
         case "ingest":
             from .pipeline.ingest import ingest
 
-            save_recipe(corpus, recipe)
             summary = ingest(corpus, recipe, engine)
         case "filter":
             from .pipeline.filter import filter_pairs

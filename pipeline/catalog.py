@@ -99,7 +99,7 @@ def _scan(files: list[Path], schema: pa.Schema) -> str:
     """SQL over shards, or an empty table of their columns where there are none."""
     if files:
         listed = ", ".join(f"'{_escaped(file)}'" for file in files)
-        return f"SELECT * FROM read_parquet([{listed}])"
+        return f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false)"
     columns = ", ".join(f'CAST(NULL AS {_type(field.type)}) AS "{field.name}"' for field in schema)
     return f"SELECT {columns} WHERE false"
 

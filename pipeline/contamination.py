@@ -12,7 +12,7 @@ from ahocorasick_rs import BytesAhoCorasick
 
 from ..schemas.recipe import RecipeError
 from .bands import NO_BUCKET
-from .corpus import fingerprint, read_batches, read_footer, shards
+from .corpus import committed, fingerprint, is_begun, read_batches, read_footer, shards
 from .keys import keys
 from .minhash import ShingleSets, jaccard, shingle_sets, utf8
 from .signatures import SIDES, band_columns, banded, compared_by, is_class
@@ -35,9 +35,8 @@ def evaluation_files(corpus: Path, wanted: bool | Sequence[str]) -> list[Path]:
     """
     if wanted is False:
         return []
-    folder = corpus / "evaluation"
     # Half of the sets would let the others' texts through, so an interrupted ingest raises; a recipe may have none.
-    found = shards(corpus, "evaluation") if folder.is_dir() and any(file.is_file() for file in folder.iterdir()) else []
+    found = shards(corpus, "evaluation") if is_begun(corpus, "evaluation") else []
     own = {_set_name(shard): shard for shard in found}
     if wanted is True:
         return list(own.values())
@@ -55,7 +54,7 @@ def evaluation_files(corpus: Path, wanted: bool | Sequence[str]) -> list[Path]:
 
 def content(file: Path) -> str:
     """What decides the texts of an evaluation set."""
-    if file.parent.name == "evaluation":
+    if _is_own(file):
         return read_footer(file).content
     return fingerprint(str(file), file.stat().st_size, file.stat().st_mtime_ns)
 
@@ -75,6 +74,11 @@ def held_out(files: Sequence[Path]) -> pl.DataFrame:
     )
 
 
+def _is_own(file: Path) -> bool:
+    """Whether it is a shard of a corpus's own sets rather than a file of the user's."""
+    return file in committed(file.parent.parent, "evaluation")
+
+
 def _set_name(shard: Path) -> str:
     names = pl.read_parquet(shard, columns=["source"], n_rows=1)["source"]
     return str(names[0]) if len(names) else shard.stem
@@ -82,10 +86,16 @@ def _set_name(shard: Path) -> str:
 
 def _texts(file: Path) -> pl.DataFrame:
     """The texts of an evaluation set, without passages that only serve as a haystack."""
-    frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_ndjson(file)
+    try:
+        frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_ndjson(file, infer_schema_length=None)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise RecipeError(
+            f"dedup.decontaminate: {file} can't be read as {'Parquet' if file.suffix == '.parquet' else 'JSONL'} "
+            f"(a JSON object in every line, in UTF-8 without a byte-order mark): {error}"
+        ) from error
     if frame.schema.get("meta") == pl.String:
         frame = frame.filter(~pl.col("meta").str.contains('"passage_only":true', literal=True).fill_null(False))
-    name = _set_name(file) if file.parent.name == "evaluation" else file.stem
+    name = _set_name(file) if _is_own(file) else file.stem
     is_class = "task" in frame.columns and (frame["task"].cast(pl.String) == "classification").all()
     columns = [
         column
@@ -99,7 +109,7 @@ def _texts(file: Path) -> pl.DataFrame:
         )
     return pl.concat(
         frame.select(
-            text=pl.col(column).explode() if column == "positives" else pl.col(column),
+            text=(pl.col(column).explode() if frame.schema[column] == pl.List else pl.col(column)).cast(pl.String),
             set=pl.lit(name),
             asked=pl.lit(column == "query"),
         )

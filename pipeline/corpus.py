@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -35,6 +36,7 @@ FOLDERS = ("ingest", "filter", "dedup", "score", "convert/pretrain", "convert/re
 """Where shards lie, in the order of the work."""
 
 _INCOMPLETE = ".incomplete"
+_PART = re.compile(r"part-\d+\.parquet")
 
 
 class CorpusError(RuntimeError):
@@ -47,10 +49,16 @@ def shards(corpus: Path, folder: str) -> list[Path]:
     Raises:
         CorpusError: the stage was not run, or was interrupted.
     """
+    check_place(corpus)
     stage = "ingest" if folder == "evaluation" else folder.partition("/")[0]
     if (corpus / folder / _INCOMPLETE).exists():
         raise CorpusError(f"{corpus / folder}: `conan {stage}` was interrupted; run it again first")
-    found = sorted((corpus / folder).glob("part-*.parquet"))
+    found = committed(corpus, folder)
+    if not found and folder.startswith("convert/") and (corpus / folder).is_dir():
+        raise CorpusError(
+            f"{corpus / folder}: no pair became such a record, as the tasks of the sources say; train or mine on "
+            "others, as with `mine: {queries: [pretrain], passages: [pretrain]}`"
+        )
     if not found:
         raise CorpusError(f"{corpus / folder}: no shards; run `conan {stage} {corpus}` first")
     return found
@@ -58,7 +66,23 @@ def shards(corpus: Path, folder: str) -> list[Path]:
 
 def committed(corpus: Path, folder: str) -> list[Path]:
     """The shards that are there, whether or not their stage is finished."""
-    return sorted((corpus / folder).glob("part-*.parquet"))
+    return _parts(corpus / folder)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Shards or rejects; not what a synchronising program has made of one, `part-00000 (conflicted copy).parquet`."""
+    return sorted(file for file in folder.glob("part-*.parquet") if _PART.fullmatch(file.name))
+
+
+def check_place(corpus: Path) -> None:
+    """Raise CorpusError where a corpus lies in a folder whose name DuckDB and Polars take for a pattern."""
+    if found := sorted(set("*?[") & set(str(corpus.resolve()))):
+        raise CorpusError(f"{corpus.resolve()}: a corpus can't lie below a folder with {found[0]} in its name; move it")
+
+
+def is_begun(corpus: Path, folder: str) -> bool:
+    """Whether a stage has left shards there, or the mark of one that was interrupted."""
+    return bool(committed(corpus, folder)) or (corpus / folder / _INCOMPLETE).exists()
 
 
 def rejects(shard: Path) -> Path:
@@ -285,6 +309,7 @@ def read_batches(shard: Path, columns: Sequence[str] | None = None) -> Iterator[
 
 def begin(corpus: Path, folder: str) -> None:
     """Mark a stage's folder as being written and clear what a killed run left half-written."""
+    check_place(corpus)
     place = corpus / folder
     place.mkdir(parents=True, exist_ok=True)
     (place / _INCOMPLETE).touch()
@@ -296,7 +321,7 @@ def finish(corpus: Path, folder: str, keep: set[str]) -> None:
     """Remove shards of an earlier shape and what killed workers left, then the mark: the folder is whole now."""
     _clear_temporaries(corpus / folder)
     _clear_temporaries(corpus / folder / "rejected")
-    for shard in [*committed(corpus, folder), *sorted((corpus / folder / "rejected").glob("part-*.parquet"))]:
+    for shard in [*committed(corpus, folder), *_parts(corpus / folder / "rejected")]:
         if shard.name not in keep:
             shard.unlink()
     (corpus / folder / _INCOMPLETE).unlink(missing_ok=True)

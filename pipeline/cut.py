@@ -22,6 +22,7 @@ VERSION = 1
 _BATCH = 2048
 """Rows in memory at a time, with their texts."""
 
+_SHARDS = "read_parquet(?, hive_partitioning = false)"
 _REJECT = "md5(concat_ws(chr(31), source, file, line, reason, record))"
 """What tells the rejects of ingest apart, which have no pair_id."""
 
@@ -109,7 +110,7 @@ def _pick(
 def _sizes(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], strata: Sequence[str]) -> pl.DataFrame:
     """The rows of each stratum: `stratum, size`, by stratum."""
     sizes: pl.DataFrame = connection.sql(
-        f"SELECT {_stratum(strata)} AS stratum, count(*) AS size FROM read_parquet(?) GROUP BY ALL ORDER BY ALL",
+        f"SELECT {_stratum(strata)} AS stratum, count(*) AS size FROM {_SHARDS} GROUP BY ALL ORDER BY ALL",
         params=[[str(file) for file in files]],
     ).pl()
     return sizes
@@ -137,7 +138,7 @@ def _lowest(
     for file in files:
         found = connection.sql(
             f"SELECT {_stratum(strata)} AS stratum, md5(concat_ws(chr(31), ?, {identity})) AS place, "
-            f"{identity} AS identity, CAST(count(*) AS BIGINT) AS copies FROM read_parquet(?) GROUP BY ALL",
+            f"{identity} AS identity, CAST(count(*) AS BIGINT) AS copies FROM {_SHARDS} GROUP BY ALL",
             params=[str(seed), str(file)],
         ).pl()
         picked = (
@@ -153,10 +154,10 @@ def _lowest(
     return picked
 
 
-_PICKED_PAIRS = "SELECT * FROM read_parquet(?) SEMI JOIN picked ON pair_id = identity"
-_PICKED_REJECTS = f"SELECT * FROM read_parquet(?) SEMI JOIN picked_rejects ON {_REJECT} = identity"
+_PICKED_PAIRS = f"SELECT * FROM {_SHARDS} SEMI JOIN picked ON pair_id = identity"
+_PICKED_REJECTS = f"SELECT * FROM {_SHARDS} SEMI JOIN picked_rejects ON {_REJECT} = identity"
 
-_READ_RECORDS = "read_parquet($1, filename = true, file_row_number = true)"
+_READ_RECORDS = "read_parquet($1, filename = true, file_row_number = true, hive_partitioning = false)"
 _PICKED_RECORDS = f"""
 WITH known AS (
     SELECT filename, file_row_number, list(place ORDER BY place) AS places
@@ -225,7 +226,7 @@ def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Seq
         """
         CREATE TEMP TABLE asked AS
         SELECT query_id AS old, row_number() OVER (ORDER BY query_id) - 1 AS query_id, text FROM pools.queries
-        SEMI JOIN read_parquet(?, union_by_name = true) AS records ON text = records.query
+        SEMI JOIN read_parquet(?, union_by_name = true, hive_partitioning = false) AS records ON text = records.query
         """,
         [[str(shard) for shard in records]],
     )

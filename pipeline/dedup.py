@@ -23,7 +23,7 @@ from .engine import Engine, Summary, Task, made, run_stage
 from .signatures import SIDES, Side
 from .survivors import alike, beaten, duplicates
 
-VERSION = 2
+VERSION = 3
 _WORK = ".work"
 
 

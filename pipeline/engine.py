@@ -191,7 +191,9 @@ def run_calls(function: Callable[..., None], calls: Sequence[Call], engine: Engi
 def _attempt(function: Callable[..., None], *arguments: Any) -> str | None:
     try:
         function(*arguments)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in Rust, of Polars say, is no Exception
         traced = traceback.format_exc() if os.environ.get("CONAN_DEBUG") else ""
         return f"{type(error).__name__}: {error}\n{traced}".rstrip()
     return None

@@ -12,7 +12,7 @@ from ..schemas.pairs import PAIR, REJECTED_AT_INGEST
 from ..schemas.recipe import Recipe, RecipeError
 from ..schemas.settings import EvaluationSet, Source
 from . import readers
-from .corpus import ShardWriter, fingerprint, read_footer
+from .corpus import ShardWriter, fingerprint, read_footer, save_recipe
 from .engine import Engine, Summary, Task, made, run_stage
 from .files import SourceFile, Stretch, list_files
 from .projection import project, unfit
@@ -24,6 +24,8 @@ VERSION = 2
 
 def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     """Read every source of the recipe into `corpus/ingest`, and its evaluation sets into `corpus/evaluation`.
+
+    The corpus keeps the recipe.
 
     Raises:
         RecipeError: no source has any file.
@@ -43,6 +45,7 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         for source in recipe.sources
         for part in parts(source, files[source.name])
     ]
+    save_recipe(corpus, recipe)  # before the shards, which may be gone on with by it
     summary = run_stage(corpus, "ingest", ingest_part, tasks, engine)
     summary.notes["empty sources"] = [f"{source.name}: no file matches {', '.join(source.files)}" for source in empty]
     summary.notes["empty sources"] += _barren(corpus, "ingest", tasks)

@@ -78,8 +78,8 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
             "created_at": datetime.now(UTC).replace(tzinfo=None),
         }
         tables = _pools(texts, queries, passages, settings, engine, run)
-        keep_only(corpus, set(spaces.values()))
         write_pools(corpus, tables)
+        keep_only(corpus, set(spaces.values()))
     return _summary(corpus, settings, time.monotonic() - started)
 
 
@@ -107,8 +107,8 @@ class Texts(NamedTuple):
 def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> Texts:
     selects = {
         "retrieval": "SELECT query, unnest(positives) AS positive, unnest(cluster_ids) AS cluster_id "
-        "FROM read_parquet(?)",
-        "pretrain": "SELECT query, positive, cluster_id FROM read_parquet(?)",
+        "FROM read_parquet(?, hive_partitioning = false)",
+        "pretrain": "SELECT query, positive, cluster_id FROM read_parquet(?, hive_partitioning = false)",
     }
     with duckdb.connect(":memory:") as connection:
         connection.execute("SET enable_progress_bar = false")

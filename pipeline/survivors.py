@@ -122,18 +122,27 @@ def beaten(frame: pl.DataFrame, on: On) -> pl.DataFrame:
         is_gone = pl.col("row") != pl.col("survivor_row")
         gone.append(judged.filter(is_gone).select("row", "task", "reason", "survivor", "survivor_row"))
         frame = frame.filter(judged.select(~is_gone).to_series())
-    return pl.concat(gone)
+    exact, near = gone
+    # The survivor of an exact duplicate may be gone itself, for a pair that it is near to.
+    final = near.select(survivor_row="row", final="survivor", final_row="survivor_row")
+    exact = exact.join(final, on="survivor_row", how="left", maintain_order="left").select(
+        "row",
+        "task",
+        "reason",
+        survivor=pl.coalesce("final", "survivor"),
+        survivor_row=pl.coalesce("final_row", "survivor_row"),
+    )
+    return pl.concat([exact, near])
 
 
 def alike(pairs: Pairs, found: dict[Side, Clusters], gone: pl.DataFrame, on: On, engine: Engine) -> NDArray[np.float64]:
     """The Jaccard similarity of each pair and its survivor: of the two sides' the lower, where both must be alike."""
     lowest = np.ones(gone.height)
-    near = (gone["reason"] == "near_duplicate").to_numpy()
     labelled = gone["task"].is_in(["sts", "classification"]).to_numpy()
     for side, one in found.items():
         equals = np.load(one.equals, mmap_mode="r")
         first, second = equals[gone["row"].to_numpy()], equals[gone["survivor_row"].to_numpy()]
-        asked = near & (first != second) & (labelled | (on in ("pair", side)))
+        asked = (first != second) & (labelled | (on in ("pair", side)))
         compared = similarities(pairs.work, one.blocks, first[asked], second[asked], 0.0, fitting(engine, pairs))
         lowest[asked] = np.minimum(lowest[asked], compared)
     return lowest

@@ -131,12 +131,15 @@ def keep_only(corpus: Path, names: Collection[str]) -> None:
     A text that the corpus has lost stays; it may come back.
     """
     for folder in (corpus / FOLDER).iterdir():
+        if not folder.is_dir():  # none of ours
+            continue
         if folder.name not in names:
             shutil.rmtree(folder)
             continue
         whole = {file(folder, part) for part in _parts(folder) for file in (_texts_file, _vectors_file)}
         for leftover in set(folder.iterdir()) - whole:  # of a run that was killed
-            leftover.unlink()
+            if leftover.is_file():
+                leftover.unlink()
 
 
 def _hashes(texts: pa.Array) -> pl.DataFrame:

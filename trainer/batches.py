@@ -349,7 +349,7 @@ def _records(retrieval: Mapping[str, Sequence[Path]]) -> str:
 
 def _files(shards: Sequence[Path]) -> str:
     files = ", ".join(_quoted(shard) for shard in shards)
-    return f"read_parquet([{files}])"
+    return f"read_parquet([{files}], hive_partitioning = false)"
 
 
 def _quoted(path: Path) -> str:

@@ -126,6 +126,16 @@ def test_the_catalog_is_made_anew(tmp_path: Path, pair, write_shards) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == [catalog.FILE, "filter"]
 
 
+def test_folders_that_look_like_columns_are_none(tmp_path: Path, pair, write_shards) -> None:
+    """As Hive writes them."""
+    write_shards(tmp_path / "source=abc" / "lang=zh", "filter", [pair("甲", "乙")])
+    with duckdb.connect(str(catalog.rebuild(tmp_path / "source=abc" / "lang=zh")), read_only=True) as connection:
+        found = connection.execute("FROM filter")
+        columns = [name for name, *_ in found.description]
+        assert "lang" not in columns
+        assert dict(zip(columns, found.fetchone(), strict=True))["source"] == "web"
+
+
 def test_relative_paths(tmp_path: Path, pair, write_shards, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path, "filter", [pair("甲", "乙")])
     monkeypatch.chdir(tmp_path)

@@ -302,6 +302,8 @@ def test_passages_of_a_haystack_are_left_out(tmp_path: Path, pair, write_shards)
 
 
 def test_which_sets_are_kept_out(tmp_path: Path, pair, write_shards) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "figures.json").touch()  # which `conan evaluate` leaves
     assert evaluation_files(tmp_path, True) == evaluation_files(tmp_path, False) == []
     write_shards(tmp_path, "evaluation", [pair("问", "答", "exam")], [pair("问", "答", "quiz")])
     exam, quiz = (tmp_path / f"evaluation/part-0000{number}.parquet" for number in range(2))
@@ -329,3 +331,20 @@ def test_what_decides_the_texts_of_a_set(tmp_path: Path, pair, write_shards) -> 
     assert content(file) == before
     file.write_text('{"query": "另外的问"}', "utf-8")
     assert content(file) != before
+
+
+def test_a_users_file_may_lie_in_a_folder_called_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    file = lines(tmp_path / "evaluation", "dev", [{"query": "这是一个用来评测的问题"}, {"query": 20241231}])
+    assert content(file)
+    assert sorted(held_out([file])["set"]) == ["dev", "dev"]
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbf{}", b"[1]", '{"query": "问"}'.encode("gb18030"), b""])
+def test_a_file_that_can_not_be_read_is_named(data: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "dev.jsonl"
+    file.write_bytes(data)
+    with pytest.raises(
+        RecipeError, match=r"decontaminate: .*dev.jsonl (can't be read as JSONL|has none of the columns)"
+    ):
+        held_out([file])

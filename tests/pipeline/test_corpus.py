@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,28 @@ def test_a_stage_begins_goes_on_and_ends(tmp_path: Path) -> None:
     folders.finish(tmp_path, "filter", {"part-00000.parquet", "part-00002.parquet"})
     assert [shard.name for shard in folders.shards(tmp_path, "filter")] == ["part-00000.parquet", "part-00002.parquet"]
     assert files(tmp_path / "filter/rejected") == {"part-00000.parquet", "part-00002.parquet"}
+
+
+def test_copies_of_shards_are_none(tmp_path: Path) -> None:
+    with writer(tmp_path / "filter" / "part-00000.parquet"):
+        pass
+    shutil.copy(tmp_path / "filter/part-00000.parquet", tmp_path / "filter/part-00000 (conflicted copy).parquet")
+    assert [shard.name for shard in folders.shards(tmp_path, "filter")] == ["part-00000.parquet"]
+
+
+@pytest.mark.parametrize("name", ["c[12]", "why?", "a*b"])
+def test_a_path_that_is_a_pattern_is_refused(name: str, tmp_path: Path) -> None:
+    for use in (folders.begin, folders.shards):
+        with pytest.raises(CorpusError, match="a corpus can't lie below a folder with"):
+            use(tmp_path / name / "corpus", "filter")
+    assert not (tmp_path / name).exists()
+
+
+def test_no_records_of_a_kind(tmp_path: Path) -> None:
+    """convert was run, and running it again is no help."""
+    (tmp_path / "convert/retrieval").mkdir(parents=True)
+    with pytest.raises(CorpusError, match="no pair became such a record"):
+        folders.shards(tmp_path, "convert/retrieval")
 
 
 def test_fingerprints() -> None:

@@ -242,6 +242,7 @@ def test_a_source_without_files_is_noted(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no `sources:`"):
         stage.ingest(tmp_path / "corpus", Recipe(), ALONE)
     assert frames(tmp_path / "corpus", "ingest")[0].height == 1  # what was there is still there
+    assert folders.load_recipe(tmp_path / "corpus") == recipe
 
 
 # Identity, parts, resume

@@ -57,6 +57,20 @@ def test_the_survivor_is_of_the_first_source_then_longest_then_first_by_id(
     assert rejected[rows[0]["pair_id"]][0] == "near_duplicate"
 
 
+def test_a_survivor_is_never_gone_itself(tmp_path: Path, pair, write_shards, read) -> None:
+    """An exact duplicate of a pair that goes for a third one is told that one."""
+    query, positive = text(1), text(2)
+    rows = [pair(query, near(positive) + "他们", "long"), *(pair(query + sign, positive, "short") for sign in "!?。")]
+    write_shards(tmp_path, "filter", rows)
+    dedup(tmp_path, recipe(), ONE)
+    kept, rejected = outcome(tmp_path, read)
+    assert list(kept) == [rows[0]["pair_id"]]
+    assert sorted(reason for reason, _ in rejected.values()) == ["exact_duplicate", "exact_duplicate", "near_duplicate"]
+    assert {survivor for _, survivor in rejected.values()} == {rows[0]["pair_id"]}
+    shown = {float(detail.partition(": ")[2]) for detail in read(tmp_path, "dedup/rejected")["detail"]}
+    assert shown == {round(similarity(letters(rows[0]["positive"]), letters(positive)), 3)}
+
+
 def test_labelled_pairs(tmp_path: Path, pair, write_shards, read) -> None:
     a, b = text(1), text(2)
     scored = [

@@ -114,7 +114,9 @@ def test_spaces_keep_apart_and_old_ones_go(tmp_path: Path, model: Model) -> None
     assert sum(map(len, model.asked)) == 3 * len(TEXTS)
     for leftover in ("texts-00003.parquet", ".vectors-00003.npy.1.tmp"):
         (tmp_path / FOLDER / "queries" / leftover).write_bytes(b"of a run that was killed")
+    (tmp_path / FOLDER / ".DS_Store").touch()
     keep_only(tmp_path, {"queries", "passages"})
+    (tmp_path / FOLDER / ".DS_Store").unlink()
     assert {file.partition("/")[0] for file in files(tmp_path)} == {"passages", "queries"}
     assert len(files(tmp_path)) == 12 and not any("00003" in file for file in files(tmp_path))
     assert len(stored(tmp_path, model, TEXTS, "queries", "问：")) == len(TEXTS)

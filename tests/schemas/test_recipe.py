@@ -111,6 +111,7 @@ def test_a_recipe_is_a_mapping(write: Write, text: str) -> None:
 def test_a_key_that_stands_twice_is_an_error(write: Write) -> None:
     told = message(write("dedup:\n  threshold: 0.8\nscore: {}\ndedup:\n  recall: 0.9\n"))
     assert "the key `dedup` stands twice" in told
+    assert "`${name}` is a variable" in message(write("sources:\n  - name: a\n    files: {{root}}\n"))
     assert "line 4" in told
 
 
