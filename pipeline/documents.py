@@ -17,6 +17,9 @@ from .tables import Frames, fitting, no_problems, problem, shown
 DEEPEST_RECORD = 100
 """Ours: levels of JSON; DuckDB's json_structure ends at 128 and takes its database with it."""
 
+MOST_FIELDS = 200
+"""Ours: an object of more fields within the records is keyed by data, as by ids, and stays JSON."""
+
 _PAIRED = r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _HALF = r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 _MESSAGES = '{"messages":%s}'
@@ -55,14 +58,14 @@ def read_json(connection: duckdb.DuckDBPyConnection, stretch: Stretch, source: S
 
 def structure_of(connection: duckdb.DuckDBPyConnection, records: Iterable[pl.DataFrame]) -> str:
     """The structure that DuckDB's from_json needs to hold every record, as JSON."""
-    structure: Any = "NULL"
+    structure: dict[str, Any] = {}
     for frame in records:
         connection.register("texts", frame.to_arrow())
         ((found,),) = connection.execute("SELECT json_group_structure(CAST(text AS JSON)) FROM texts").fetchall()
         connection.unregister("texts")
         if found and found != '"JSON"':  # objects without any key
-            structure = merged(structure, json.loads(found))
-    return json.dumps(_nameable(structure))
+            structure = _nameable(merged(structure, json.loads(found)))
+    return json.dumps(structure)
 
 
 def merged(one: Any, other: Any) -> Any:
@@ -83,23 +86,26 @@ def merged(one: Any, other: Any) -> Any:
     return "JSON"
 
 
-def _nameable(structure: Any) -> dict[str, Any]:
+def _nameable(structure: dict[str, Any]) -> dict[str, Any]:
     """The keys of an object that can be columns: DuckDB knows no empty name, and none in both upper and lower case.
 
-    Objects further in that have such keys stay JSON.
+    Objects further in that have such keys, or more than MOST_FIELDS, stay JSON.
     """
 
     def inner(kind: Any) -> Any:
         if isinstance(kind, list):
             return [inner(kind[0])]
         if isinstance(kind, dict):
-            return _nameable(kind) if len(_nameable(kind)) == len(kind) else "JSON"
+            columns = _nameable(kind) if len(kind) <= MOST_FIELDS else {}
+            return columns if len(columns) == len(kind) else "JSON"
         return kind
 
     columns: dict[str, Any] = {}
-    for key, kind in structure.items() if isinstance(structure, dict) else ():
-        if key and key.lower() not in map(str.lower, columns):
+    taken = {""}
+    for key, kind in structure.items():
+        if key.lower() not in taken:
             columns[key] = inner(kind)
+            taken.add(key.lower())
     return columns
 
 

@@ -19,7 +19,7 @@ from .projection import project, unfit
 from .stretches import parts, source_files
 from .text import normalise, simplify
 
-VERSION = 2
+VERSION = 3
 
 
 def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:

@@ -26,6 +26,16 @@ RECORD_SHAPES = ("alpaca", "sharegpt", "messages", "squad", "triples")
 BATCH = 4 << 20
 """Ours: bytes of rows that DuckDB works on at a time."""
 
+_UNKNOWN = (
+    pa.types.is_decimal256,
+    pa.types.is_interval,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+    pa.types.is_run_end_encoded,
+    pa.types.is_union,
+)
+"""Of Arrow's types those that Polars does not read, or panics at."""
+
 _MARK = f"{BROKEN}(\\d+){BROKEN}"
 
 
@@ -204,9 +214,42 @@ def _rows_of(file: pq.ParquetFile) -> int:
 
 
 def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
+    """The table without the columns of types that Polars does not know.
+
+    Raises:
+        FileError: it can't be read all the same.
+    """
+    known = [place for place, field in enumerate(table.schema) if _is_known(field.type)]
+    table = table.select(known)
+    try:
+        table = table.cast(pa.schema([field.with_type(_without_half_floats(field.type)) for field in table.schema]))
+        frame = pl.from_arrow(table)
+    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _is_known(kind: pa.DataType) -> bool:
+    return not any(is_unknown(kind) for is_unknown in _UNKNOWN) and all(
+        _is_known(kind.field(place).type) for place in range(kind.num_fields)
+    )
+
+
+def _without_half_floats(kind: pa.DataType) -> pa.DataType:
+    """The type with single precision in place of half, which DuckDB does not read from Arrow."""
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_half_floats(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(kind.key_type, _without_half_floats(kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inside = kind.value_field.with_type(_without_half_floats(kind.value_type))
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(inside, kind.list_size)
+        return pa.list_(inside) if pa.types.is_list(kind) else pa.large_list(inside)
+    return kind
 
 
 def _make_batch(connection: duckdb.DuckDBPyConnection, source: Source, structure: str | None) -> pl.DataFrame:

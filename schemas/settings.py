@@ -32,7 +32,7 @@ def _as_list(value: Any) -> Any:
 
 Globs = list[str]
 
-RESERVED_TABLES = ("rows", "batch", "records", "texts", "selected")
+RESERVED_TABLES = ("rows", "batch", "records", "texts", "selected", "bad", "frame", "joined", "objects")
 """Names that a table of `join:` may not have."""
 
 
@@ -108,7 +108,7 @@ class Source(Settings):
                 f"source {self.name}: a table with quotes needs a delimiter of one character; quote: '' is none"
             )
         for name in self.join:
-            if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in RESERVED_TABLES:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name) or name.lower() in RESERVED_TABLES:
                 raise ValueError(f"source {self.name}: join can't be named {name!r}")
         return self
 

@@ -112,6 +112,30 @@ def test_numbers_at_the_edges(tmp_path: Path) -> None:
         assert problems == []
 
 
+def test_an_object_that_is_keyed_by_data_stays_json(tmp_path: Path) -> None:
+    some = [{"q": "问", "m": {f"user{number}": number}} for number in range(4000)]
+    some += [{"n": {f"field{number}": number for number in range(documents.MOST_FIELDS)}}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, some)))
+    with readers.sandbox() as connection:
+        one = Source.model_validate({"name": "web", "files": "*", "read": "jsonl"})
+        for _ in readers.read(connection, one, [Stretch(f"{tmp_path}/a.jsonl")]):
+            types = dict(zip(connection.sql("FROM rows").columns, connection.sql("FROM rows").types, strict=True))
+            assert (types["q"], types["m"]) == ("VARCHAR", "JSON")
+            assert str(types["n"]).startswith("STRUCT(field0 ")
+            named = connection.sql("SELECT _line, m.user7 FROM rows WHERE m.user7 IS NOT NULL")
+            assert named.fetchall() == [(8, "7")]
+
+
+def test_objects_in_objects_take_no_time_of_their_own() -> None:
+    """A level that is looked at twice doubles the work of all within it."""
+    structure: Any = "VARCHAR"
+    for _ in range(60):
+        structure = {"a": structure}
+    record = json.dumps(structure)
+    with readers.sandbox() as connection:
+        assert structure_of(connection, [pl.DataFrame({"text": [record]})]) == record
+
+
 # Documents
 
 

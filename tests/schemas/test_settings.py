@@ -85,6 +85,7 @@ def test_a_value_out_of_range_is_refused(model: type[BaseModel], values: dict[st
         ({"task": "sts", "read": "triples"}, "needs `label:`"),
         ({"label_range": [5, 0]}, "label_range must rise"),
         ({"join": {"rows": "x.txt"}}, "join can't be named 'rows'"),
+        *(({"join": {name: "x.txt"}}, f"join can't be named '{name}'") for name in ("Rows", "bad", "frame", "JOINED")),
         ({"join": {'a"; DROP': "x.txt"}}, "join can't be named"),
         ({"read": "csv", "options": {"delimiter": "||"}}, "a delimiter of one character"),
     ],
