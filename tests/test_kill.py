@@ -21,6 +21,7 @@ from typing import Any, Literal
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from conan_embedding.pipeline import catalog
 from conan_embedding.pipeline.sample import write_sample
 from conan_embedding.run import DEMO_QUESTIONS
 
@@ -146,9 +147,7 @@ def files(corpus: Path) -> set[str]:
 
 def ask(corpus: Path, sql: str) -> list[dict[str, Any]]:
     """What `conan sql` answers."""
-    arguments = [sys.executable, "-c", SCRIPT, "sql", str(corpus), sql, "--json"]
-    answer = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
-    return [json.loads(line) for line in answer.splitlines()]
+    return catalog.query(corpus, sql).to_pylist()
 
 
 def check_accounts(corpus: Path, planted: dict[str, int]) -> None:

@@ -185,7 +185,10 @@ def test_one_process_a_node_runs_a_model(nodes: Nodes, tmp_path: Path, stages: M
     assert len(places(tmp_path, stages, engine)) == 2
 
 
-def test_one_process_a_gpu_runs_a_model(nodes: Nodes, tmp_path: Path, stages: ModuleType) -> None:
+def test_one_process_a_gpu_runs_a_model(
+    nodes: Nodes, tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POLARS_MAX_THREADS", raising=False)
     node = nodes.add(num_cpus=6, num_gpus=2)
     try:
         seen = places(tmp_path, stages, Engine(address=nodes.address, one_a_device=True))
