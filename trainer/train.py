@@ -38,7 +38,7 @@ from . import checkpoints
 from .cbb import Losses, Update, slice_for, texts_apart
 from .distributed import gather, most_of_ranks, of_rank_zero, sum_of_ranks
 from .export import export
-from .gradcache import GPU_CHUNK_TOKENS, backward, chunks_of
+from .gradcache import GPU_LEAST_TOKENS, LEAST_TOKENS, backward, chunks_of
 from .hosts import PARENT
 from .job import STOPPED, Job, check_dimensions
 from .log import Log
@@ -262,7 +262,7 @@ def _inputs(
     """
     inputs = []
     nothing = torch.zeros(0, 1, dtype=torch.long, device=device)
-    least_tokens = 0 if device.type == "cpu" else GPU_CHUNK_TOKENS
+    least_tokens = LEAST_TOKENS.get(device.type, GPU_LEAST_TOKENS)
     for chunk in chunks_of([len(each) for each in ids], chunk_tokens, least_tokens):
         if ids[chunk]:
             padded = tokenizer.pad({"input_ids": ids[chunk]}, return_tensors="pt").to(device)
