@@ -350,8 +350,8 @@ def sample(
     debug: Debug = False,
 ) -> None:
     """Cut a small corpus out of a big one: every stage, its rejects and the pools, by source and format."""
-    from .pipeline.corpus import locked
     from .pipeline.cut import cut
+    from .pipeline.lock import locked
 
     with locked(corpus):
         summaries = cut(corpus, out, rows, seed)

@@ -83,8 +83,8 @@ def cluster_of(engine: EngineName, address: str | None) -> str | None:
 @contextmanager
 def work(corpus: Path, workers: int = 1, cluster: str | None = None) -> Iterator["Engine"]:
     """The corpus held, and an engine that shows its progress."""
-    from .pipeline.corpus import locked
     from .pipeline.engine import Engine, close_workers
+    from .pipeline.lock import locked
 
     with locked(corpus), display.progress() as show:
         try:

@@ -23,7 +23,7 @@ _REJECTED = {"ingest": REJECTED_AT_INGEST, "filter": rejected(PAIR), "dedup": re
 
 
 def rebuild(corpus: Path) -> Path:
-    """Make the catalog anew: views only, so it may be deleted at any time. The corpus must be held (see `locked`).
+    """Make the catalog anew: views only, so it may be deleted at any time. The corpus must be held (see lock.py).
 
     Raises:
         CorpusError: no corpus there, or a shard that is none of ours.

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from command_line import RECORDS, Conan
 from conan_embedding.cli import app
-from conan_embedding.pipeline.corpus import load_recipe, locked
+from conan_embedding.pipeline.corpus import load_recipe
 from conan_embedding.pipeline.engine import Engine, Summary
+from conan_embedding.pipeline.lock import locked
 from conan_embedding.pipeline.rules import RULES
 from conan_embedding.schemas.recipe import Recipe
 from typer.testing import CliRunner

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from command_line import Conan
-from conan_embedding.pipeline.corpus import locked, read_footer
+from conan_embedding.pipeline.corpus import read_footer
+from conan_embedding.pipeline.lock import locked
 
 
 @pytest.mark.parametrize(

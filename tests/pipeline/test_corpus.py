@@ -3,9 +3,6 @@
 import hashlib
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -263,36 +260,3 @@ def test_the_recipe_is_kept(tmp_path: Path) -> None:
     assert folders.load_recipe(tmp_path / "corpus") == recipe
     assert folders.load_recipe(tmp_path / "corpus", ["dedup.recall=0.5"]).dedup.recall == 0.5
     assert files(tmp_path) == {"corpus/recipe.yaml"}
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from conan_embedding.pipeline.corpus import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_one_command_at_a_time(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as owner:
-        try:
-            assert owner.stdout is not None
-            assert owner.stdout.readline() == "held\n"
-            with (
-                pytest.raises(CorpusError, match=rf"in use by process {owner.pid} on .+ since 2.+; wait"),
-                folders.locked(tmp_path),
-            ):
-                pass
-        finally:
-            owner.send_signal(signal.SIGKILL)
-        owner.wait()
-    with (
-        folders.locked(tmp_path),  # a dead owner's lock is free
-        pytest.raises(CorpusError, match=f"in use by process {os.getpid()} "),
-        folders.locked(tmp_path),
-    ):
-        pass
-    with folders.locked(tmp_path):
-        pass

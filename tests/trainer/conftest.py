@@ -15,6 +15,7 @@ import pytest
 from conan_embedding.pipeline.corpus import ShardWriter, fingerprint
 from conan_embedding.pipeline.pools import write_pools
 from conan_embedding.schemas.pairs import SCORED, rejected
+from conan_embedding.schemas.settings import PretrainSettings
 from conan_embedding.schemas.training import TRAINING
 from conan_embedding.trainer.bootstrap import tiny_bert
 from conan_embedding.trainer.job import Job
@@ -166,6 +167,15 @@ def write() -> SimpleNamespace:
 def shards() -> Callable[[Path, str], list[Path]]:
     """The shards of a folder under convert."""
     return lambda corpus, kind: sorted((corpus / "convert" / kind).glob("part-*.parquet"))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A run of pre-training that has a folder and nothing in it."""
+    settings = PretrainSettings(log_every=10)
+    job = Job(corpus=tmp_path, name="pretrain", model="", settings=settings, shards={}, fingerprint="f")
+    job.folder.mkdir(parents=True)
+    return job
 
 
 @pytest.fixture(autouse=True)

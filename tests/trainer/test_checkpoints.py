@@ -1,20 +1,10 @@
 """The marks of a run; whole runs that are killed and resumed are in test_train_stops.py."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from conan_embedding.schemas.settings import PretrainSettings
 from conan_embedding.trainer import checkpoints
 from conan_embedding.trainer.job import Job, TrainingError
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
-    settings = PretrainSettings(log_every=10)
-    job = Job(corpus=tmp_path, name="pretrain", model="", settings=settings, shards={}, fingerprint="f")
-    job.folder.mkdir(parents=True)
-    return job
 
 
 class Stubborn:

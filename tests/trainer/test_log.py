@@ -2,25 +2,15 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conan_embedding.schemas.settings import PretrainSettings
 from conan_embedding.trainer.cbb import Losses
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.log import Log
 
 FIGURES: dict[str, Any] = {"learning_rate": 1e-3, "gradient_norm": 1.0, "replaced": None}
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
-    settings = PretrainSettings(log_every=10)
-    job = Job(corpus=tmp_path, name="pretrain", model="", settings=settings, shards={}, fingerprint="f")
-    job.folder.mkdir(parents=True)
-    return job
 
 
 def losses(total: float) -> Losses:
