@@ -82,6 +82,7 @@ def write_onnx(model: EmbeddingModel, file: Path) -> None:
         raise ModelError("an ONNX file needs the extra: pip install 'conan-embedding[onnx]'")
     file.parent.mkdir(parents=True)
     copied = copy.deepcopy(model).float().cpu().eval()
+    copied.packable = False  # what is packed depends on the lengths of the texts traced
     for module in copied.modules():
         if isinstance(module, nn.Linear):
             module.__class__ = nn.Linear  # ONNX has no word for oneDNN's

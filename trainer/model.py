@@ -13,6 +13,7 @@ from ..pipeline.layout import Dense, Layout, Pooling, load_transformer, read_lay
 from ..pipeline.models import ModelError, find_model
 from ..schemas.settings import OptimizerSettings
 from .linear import quicken_linear_layers
+from .packing import hidden_states, make_packable
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 
@@ -34,6 +35,7 @@ class EmbeddingModel(nn.Module):
         self.dimension: int = dimension or hidden
         self.first_temperature = 1.0
         self.log_temperature: nn.Parameter | None = None
+        self.packable = make_packable(encoder)
         if (pooler := getattr(encoder, "pooler", None)) is not None:
             pooler.requires_grad_(False)
 
@@ -57,7 +59,10 @@ class EmbeddingModel(nn.Module):
         if count == 0:  # encoders cannot run on nothing, and a rank without texts needs its gradients
             # Not by a call of its own: under ZeRO 3 all ranks run the same modules in the same order.
             input_ids = attention_mask = torch.ones(1, 1, dtype=torch.long, device=input_ids.device)
-        hidden_NLH: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.packable and input_ids.device.type == "cpu":
+            hidden_NLH = hidden_states(self.encoder, input_ids, attention_mask)
+        else:
+            hidden_NLH = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         pooled_NH = pool(hidden_NLH, attention_mask, self.pooling)[:count]
         return pooled_NH if self.head is None else self.head(pooled_NH)
 

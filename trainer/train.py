@@ -86,6 +86,7 @@ def main(job: Job) -> bool:
     if settings.gradient_checkpointing:
         model.encoder.gradient_checkpointing_enable()
     if settings.compile:
+        model.packable = False  # attention of each text in a row has a shape of its own
         model.encoder.compile(dynamic=True)
     if settings.learn_temperature:
         model.learn_temperature(settings.temperature)

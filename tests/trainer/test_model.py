@@ -29,9 +29,11 @@ def vectors(model: EmbeddingModel, tokenizer: object, texts: list[str]) -> torch
         return model.eval()(batch["input_ids"], batch["attention_mask"])
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_pools_and_projects_without_padding(plain: Path, pooling: str) -> None:
+def test_pools_and_projects_without_padding(plain: Path, pooling: str, packed: bool) -> None:
     model, tokenizer = load(plain, dimension=24, pooling=pooling)
+    model.packable = packed
     together = vectors(model, tokenizer, TEXTS)
     assert together.shape == (3, 24)
     for text, vector in zip(TEXTS, together, strict=True):
