@@ -16,7 +16,7 @@ from .engine import Engine, Summary, Task, made, run_stage
 from .masks import mask_personal_data
 from .rules import Rule, check_names, first_failing, judge, rules_with, strip_title
 
-VERSION = 3
+VERSION = 4
 
 Group = tuple[str, str]
 """A source and its category: pairs of one group are judged by the same thresholds."""

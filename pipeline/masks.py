@@ -99,8 +99,10 @@ def _masked(texts: pl.Series, counts: dict[str, int]) -> pl.Series:
     for kind, number in parts["kind"].drop_nulls().value_counts().iter_rows():
         counts[kind] += number
     masked = pl.concat_str("between", pl.coalesce("masked", "token"))
-    joined = parts.group_by("row", maintain_order=True).agg(masked.str.join("").alias("text"))
-    return texts.scatter(joined["row"], joined["text"])
+    changed = parts.filter(pl.col("kind").is_not_null().any().over("row"))
+    joined = changed.group_by("row", maintain_order=True).agg(masked.str.join("").alias("text"))
+    # Beside a mask may stand what now begins there: QQ12345 after a mobile number, an address after QQ and a number.
+    return texts.scatter(joined["row"], _masked(joined["text"], counts))
 
 
 def _kinds(tokens: pl.Series) -> pl.DataFrame:

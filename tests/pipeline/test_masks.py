@@ -6,7 +6,7 @@ from datetime import date
 import polars as pl
 import pytest
 from conan_embedding.pipeline.masks import MASKS, mask_personal_data
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 
@@ -128,6 +128,9 @@ PIECES = [
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=16).map("".join)
 
 
+@example("QQ138 1234 5678a@b.cn")
+@example("QQa@b.cn_@c.cn")
+@example("13812345678QQ12345")
 @given(TEXTS)
 @settings(max_examples=200, deadline=None)
 def test_masking_changes_no_other_character_and_nothing_twice(text: str) -> None:
