@@ -9,9 +9,10 @@ import pyarrow.dataset
 import rich.progress
 import transformers
 from conan_embedding import cli, run
-from conan_embedding.pipeline import catalog, convert, dedup, encoder, ingest, keys, mine, scanners, score
+from conan_embedding.pipeline import catalog, convert, dedup, encoder, ingest, keys, mine, ngrams, scanners, score
 from conan_embedding.pipeline.filter import filter_pairs
 from numba import njit
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 imported = [
     *(cli, run, catalog, convert, dedup, encoder, ingest, mine, scanners, score, filter_pairs),
@@ -19,12 +20,23 @@ imported = [
 ]
 njit(lambda number: number + 1)(1)  # Numba loads its own types at the first call
 
-# Polars makes this table, and a server in which it has run has no forks that work: another process does it.
-table = multiprocessing.RawArray("I", keys._TABLED)
-maker = multiprocessing.get_context("fork").Process(target=lambda: np.copyto(np.frombuffer(table, "u4"), keys._table()))
+get_checkpoint_conversion_mapping("bert")  # a thousand regular expressions, made at the first model that is read
+
+# Polars makes these tables, and a server in which it has run has no forks that work: another process does it.
+key_table = multiprocessing.RawArray("I", keys._TABLED)
+class_table = multiprocessing.RawArray("B", ngrams._CODE_POINTS)
+
+
+def make_tables() -> None:
+    np.copyto(np.frombuffer(key_table, "u4"), keys._table())
+    np.copyto(np.frombuffer(class_table, "u1"), ngrams._classes())
+
+
+maker = multiprocessing.get_context("fork").Process(target=make_tables)
 maker.start()
 maker.join()
 assert maker.exitcode == 0
-keys._table = lambda: np.frombuffer(table, "u4")
+keys._table = lambda: np.frombuffer(key_table, "u4")
+ngrams._classes = lambda: np.frombuffer(class_table, "u1")
 
 gc.freeze()  # else a collection in a fork copies every page that it looks at
