@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import display
+from . import collect_garbage_seldom, display
 from .options import (
     BAD_INPUT,
     Address,
@@ -42,6 +42,7 @@ app = typer.Typer(
 def main() -> None:
     """Run a command; an error is one message and an exit code: 2 usage, 3 bad input under --strict, 1 anything else."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    collect_garbage_seldom()
     try:
         app()
     except Exception as error:

@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from .. import collect_garbage_seldom
 from . import corpus as folders
 
 ATTEMPTS = 3
@@ -236,6 +237,7 @@ def _serve(pipe: Connection) -> None:
 
     A worker that lived on could commit a shard after the next run has taken the lock.
     """
+    collect_garbage_seldom()
     Thread(target=_die_with_driver, daemon=True).start()
     try:
         while True:

@@ -152,7 +152,7 @@ def _ingest_stretches(source: Source, stretches: Sequence[Stretch], writer: Shar
                 left_out += found.left_out
             if pairs is not None and not pairs.is_empty():
                 writer.received(pairs.height)
-                writer.keep(_pairs(source, pairs))
+                writer.keep(_pairs(connection, source, pairs))
             if not problems.is_empty():
                 writer.received(problems.height)
                 writer.reject(_rejects(source, problems))
@@ -168,7 +168,7 @@ def _join(connection: duckdb.DuckDBPyConnection, source: Source) -> readers.Sour
     return None
 
 
-def _pairs(source: Source, frame: pl.DataFrame) -> pa.Table:
+def _pairs(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> pa.Table:
     clean = _clean(source)
     named = frame.select(
         source=pl.lit(source.name),
@@ -181,12 +181,13 @@ def _pairs(source: Source, frame: pl.DataFrame) -> pa.Table:
         label=pl.col("label").cast(pl.Float32),
         meta=pl.col("meta").fill_null("{}"),
     )
-    with duckdb.connect(":memory:") as connection:
-        connection.register("named", named.to_arrow())
-        # The unit separator can't stand in normalised text, so no two pairs run into each other.
-        return connection.sql(
-            "SELECT md5(concat_ws(chr(31), source, task, query, positive)) AS pair_id, * FROM named"
-        ).to_arrow_table()
+    connection.register("frame", named.to_arrow())
+    # The unit separator can't stand in normalised text, so no two pairs run into each other.
+    pairs = connection.sql(
+        "SELECT md5(concat_ws(chr(31), source, task, query, positive)) AS pair_id, * FROM frame"
+    ).to_arrow_table()
+    connection.unregister("frame")
+    return pairs
 
 
 def _clean(source: Source) -> Callable[[pl.Expr], pl.Expr]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conan_embedding import collect_garbage_seldom
 
 sys.path.append(str(Path(__file__).parent / "shared"))
 
@@ -21,6 +22,7 @@ SHARED = ("test_train", "test_crash", "test_ray_engine")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Processes that share the cores have a thread each: a fifth less time than where all have as many as cores."""
+    collect_garbage_seldom()
     if config.getoption("numprocesses", None):
         for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS"):  # Numba's loops stay parallel, to be tested as such
             os.environ.setdefault(name, "1")

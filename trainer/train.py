@@ -9,6 +9,11 @@ checkpoint alone, so a run that was killed and one that was not give the same lo
 GPU the backward pass of attention adds in no fixed order.
 """
 
+from .. import collect_garbage_seldom
+
+if __name__ == "__main__":
+    collect_garbage_seldom()  # before the imports that it is for
+
 import os
 import shutil
 import signal

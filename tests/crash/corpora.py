@@ -52,6 +52,7 @@ def run_unbroken(folder: Path) -> Unbroken:
         "sources": [source for name in SOURCES for source in recipe["sources"] if source["name"] == name],
         "evaluation": recipe["evaluation"][:1],
         "score": {**encoder, "cutoff": 0.985},
+        "dedup": {"recall": 0.3},  # few bands, few files to read
         "mine": {**encoder, "method": "topk", "top_k": 3},
     }
     made.recipe.write_text(yaml.safe_dump(small, allow_unicode=True), "utf-8")
