@@ -16,10 +16,9 @@ from .cbb import Losses
 LENGTH_RATIO = 1.5
 """Ours: texts are run together while the longest has at most this many times the tokens of the shortest."""
 
-LEAST_TOKENS = {"cpu": 4_096}
-"""Ours, by kind of device: up to here texts of any length are run together. On a CPU they are packed, not padded."""
-GPU_LEAST_TOKENS = 4_096
-"""Ours, not measured: starting the kernels of a pass takes about as long as such products do on a large GPU."""
+LEAST_TOKENS = 4_096
+"""Ours: up to here texts of any length are run together. A CPU packs them (see packing.py); on a GPU, not measured, to
+start the kernels of a pass takes about as long as such products do."""
 
 Inputs = tuple[Any, ...]
 

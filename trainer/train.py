@@ -43,7 +43,7 @@ from . import checkpoints
 from .cbb import Losses, Update, slice_for, texts_apart
 from .distributed import gather, most_of_ranks, of_rank_zero, sum_of_ranks
 from .export import export
-from .gradcache import GPU_LEAST_TOKENS, LEAST_TOKENS, backward, chunks_of
+from .gradcache import LEAST_TOKENS, backward, chunks_of
 from .hosts import PARENT
 from .job import STOPPED, Job, check_dimensions
 from .log import Log
@@ -268,8 +268,7 @@ def _inputs(
     """
     inputs = []
     nothing = torch.zeros(0, 1, dtype=torch.long, device=device)
-    least_tokens = LEAST_TOKENS.get(device.type, GPU_LEAST_TOKENS)
-    for chunk in chunks_of([len(each) for each in ids], chunk_tokens, least_tokens):
+    for chunk in chunks_of([len(each) for each in ids], chunk_tokens, LEAST_TOKENS):
         if ids[chunk]:
             padded = tokenizer.pad({"input_ids": ids[chunk]}, return_tensors="pt").to(device)
             inputs.append((padded["input_ids"], padded["attention_mask"]))
