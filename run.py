@@ -246,13 +246,15 @@ def _evaluated(place: str, recipe: Recipe) -> "Encoder":
 def _keep_figures(file: Path, rows: list[dict[str, Any]]) -> None:
     """Figures on the corpus's own sets, for the report: these in place of earlier ones of the same models."""
     from .pipeline.corpus import write_text
+    from .pipeline.lock import alone_in
 
     def model(row: dict[str, Any]) -> str:
         return str(row["model"]).removesuffix(f"@{row.get('dimension')}")
 
     judged = set(map(model, rows))
-    before = json.loads(file.read_text("utf-8")) if file.exists() else []
-    write_text(file, json.dumps([*(row for row in before if model(row) not in judged), *rows], indent=1))
+    with alone_in(file.parent):
+        before = json.loads(file.read_text("utf-8")) if file.exists() else []
+        write_text(file, json.dumps([*(row for row in before if model(row) not in judged), *rows], indent=1))
 
 
 def export(corpus: Path, recipe: Recipe) -> Path:

@@ -43,6 +43,14 @@ def locked(corpus: Path) -> Iterator[None]:
 
 
 @contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process holds this folder so: for what is read, changed and written in a moment."""
+    with (folder / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def _full_disk_explained(corpus: Path) -> Iterator[None]:
     """Say what to do about a full disk, whoever met it: this process, a worker, DuckDB or Polars."""
     try:

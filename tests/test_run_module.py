@@ -1,11 +1,12 @@
 """The small parts of run.py; whole runs are in test_train.py and the demo."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from conan_embedding.pipeline.corpus import CorpusError
-from conan_embedding.run import _sentence_shards, last_figures, model_place, place, steps, train
+from conan_embedding.run import _keep_figures, _sentence_shards, last_figures, model_place, place, steps, train
 from conan_embedding.schemas.recipe import Recipe, RecipeError
 
 SOURCE = {"name": "s", "files": "*.jsonl", "read": "jsonl"}
@@ -83,3 +84,17 @@ def test_the_corpus_is_named_by_the_command_or_the_recipe(tmp_path: Path) -> Non
     assert place(recipe(corpus="there"), Path("here"), tmp_path) == Path("here")
     with pytest.raises(RecipeError, match="conan run"):
         place(recipe(), None, tmp_path)
+
+
+def test_evaluations_that_end_at_once_keep_all_figures(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    rows = [
+        {"model": f"model {number}", "dimension": 8, "set": "s", "metric": "m", "value": 0.5} for number in range(40)
+    ]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda row: _keep_figures(file, [row]), rows))
+    kept = json.loads(file.read_text("utf-8"))
+    assert sorted(row["model"] for row in kept) == sorted(row["model"] for row in rows)
+    _keep_figures(file, [{**rows[3], "model": "model 3@4", "dimension": 4, "value": 0.7}])
+    replaced = [row for row in json.loads(file.read_text("utf-8")) if row["model"].startswith("model 3@")]
+    assert [row["value"] for row in replaced] == [0.7]
