@@ -89,7 +89,7 @@ def main(job: Job) -> bool:
     )
     check_dimensions(job, model.dimension)
     if settings.gradient_checkpointing:
-        model.encoder.gradient_checkpointing_enable()
+        model.encoder.activation_checkpointing_enable()
     if settings.compile:
         model.packable = False  # attention of each text in a row has a shape of its own
         model.encoder.compile(dynamic=True)

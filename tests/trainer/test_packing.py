@@ -96,7 +96,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     for module in saving.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    saving.gradient_checkpointing_enable()
+    saving.activation_checkpointing_enable()
     texts = texts_of([9, 4, 4], padding=0)
     for encoder in (plain, saving):
         hidden_states(encoder, *texts).pow(2).sum().backward()
