@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..pipeline.models import ModelError
@@ -83,9 +82,6 @@ def write_onnx(model: EmbeddingModel, file: Path) -> None:
     file.parent.mkdir(parents=True)
     copied = copy.deepcopy(model).float().cpu().eval()
     copied.packable = False  # what is packed depends on the lengths of the texts traced
-    for module in copied.modules():
-        if isinstance(module, nn.Linear):
-            module.__class__ = nn.Linear  # ONNX has no word for oneDNN's
     ids, mask = (torch.ones(2, 8, dtype=torch.int64) for _ in range(2))  # one tensor twice would be one input
     axes = {0: "texts", 1: "length"}
     size = sum(parameter.numel() * 4 for parameter in copied.parameters())

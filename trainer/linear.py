@@ -15,11 +15,15 @@ from ..pipeline.packed import has_onednn
 
 
 class FastLinear(nn.Linear):
-    """nn.Linear, by oneDNN for float32 on a CPU and plain for all else: [..., inputs] to [..., outputs]."""
+    """nn.Linear, by oneDNN for float32 on a CPU and plain for all else: [..., inputs] to [..., outputs].
+
+    Plain also in what torch.compile and torch.export make of it: they have no such product.
+    """
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Of the dtype of its inputs."""
-        if inputs.dtype == self.weight.dtype == torch.float32 and inputs.device.type == "cpu" and inputs.numel():
+        of_cpu = inputs.dtype == self.weight.dtype == torch.float32 and inputs.device.type == "cpu"
+        if of_cpu and inputs.numel() and not torch.compiler.is_compiling():
             outputs: Tensor = _Linear.apply(inputs, self.weight, self.bias)  # type: ignore[no-untyped-call]
             return outputs
         return functional.linear(inputs, self.weight, self.bias)

@@ -8,6 +8,7 @@ from conan_embedding.trainer.bootstrap import tiny_bert
 from conan_embedding.trainer.linear import FastLinear, quicken_linear_layers
 from conan_embedding.trainer.model import load
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn import functional
 from transformers import BertConfig, BertModel
 
@@ -47,6 +48,19 @@ def test_result_and_gradients_are_those_of_plain_autograd_in_float64(shape: str,
         assert own.dtype == torch.float32
         assert own.shape == exact.shape
         assert (own - exact).norm() <= 1e-6 * exact.norm()
+
+
+def test_a_compiled_layer_is_plain() -> None:
+    called: list[object] = []
+
+    def backend(graph: GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        called.extend(node.target for node in graph.graph.nodes)
+        return graph.forward
+
+    layer, inputs = made(), torch.randn(3, 5, INPUTS)
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    assert torch.allclose(compiled(inputs), layer(inputs), atol=1e-6)
+    assert torch._C._nn.linear in called
 
 
 def test_float32_goes_to_onednn_and_all_else_stays_plain() -> None:
