@@ -113,7 +113,6 @@ def load_transformer(
     try:
         model, loading = kind.from_pretrained(
             layout.encoder,
-            attn_implementation="sdpa",
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,

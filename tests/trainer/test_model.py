@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from conan_embedding.trainer.bootstrap import tiny_bert
 from conan_embedding.trainer.export import export
 from conan_embedding.trainer.model import EmbeddingModel, load, precision_of
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel, ErnieConfig, MPNetConfig
 
 TEXTS = ["今天天气好", "python", "在"]
 
@@ -50,6 +51,18 @@ def test_without_a_dimension_the_vector_is_the_encoders(plain: Path) -> None:
     assert model.head is None
     assert model.dimension == 16
     assert vectors(model, tokenizer, TEXTS).shape == (3, 16)
+
+
+def test_attention_is_sdpa_where_the_encoder_has_it(plain: Path, tmp_path: Path) -> None:
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    for config, attention in ((ErnieConfig(**shape), "sdpa"), (MPNetConfig(**shape), "eager")):
+        folder = Path(shutil.copytree(plain, tmp_path / attention))
+        AutoModel.from_config(config).save_pretrained(folder)
+        model, tokenizer = load(folder)
+        assert model.encoder.config._attn_implementation == attention
+        together = vectors(model, tokenizer, TEXTS)
+        for text, vector in zip(TEXTS, together, strict=True):
+            assert torch.allclose(vector, vectors(model, tokenizer, [text])[0], atol=1e-6)
 
 
 def test_a_model_to_train_has_its_dropout_on(plain: Path) -> None:
