@@ -190,6 +190,8 @@ def _run_processes(job: Job, places: Sequence[Host]) -> None:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // busiest)),
         # Huge pages for large tensors: without them, page faults cost a CPU a tenth of each step.
         "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE", "1"),
+        # A torch.py in the folder that the command was started in is not imported.
+        "PYTHONSAFEPATH": "1",
         "WORLD_SIZE": str(len(located)),
         "MASTER_ADDR": master,
         "MASTER_PORT": str(port),
