@@ -17,7 +17,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from ..schemas.settings import EncoderSettings
 from .layout import ACTIVATIONS, Layout, Pooling, load_transformer, read_layout
 from .models import find_model, read_query_prompt, weights_fingerprint
-from .packed import pack_linear_layers
+from .onednn import pack_linear_layers
 
 Vectors = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""The lock of a corpus: one command works on it at a time; and what is said where its disk is full."""
+"""Locks: one command works on a corpus at a time, and is told what to do where its disk is full."""
 
 import errno
 import fcntl
@@ -44,7 +44,7 @@ def locked(corpus: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process holds this folder so: for what is read, changed and written in a moment."""
+    """Wait for whoever is alone in this folder, then be it: for a file that is read, changed and written anew."""
     with (folder / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

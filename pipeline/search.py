@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from .packed import inner_products
+from .onednn import inner_products
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

@@ -103,7 +103,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         loader = _Loader(text)
         root = loader.get_single_node()
-        document = {} if root is None else loader.construct_document(root)
+        document = None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
     if document is None:

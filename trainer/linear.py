@@ -1,6 +1,6 @@
 """Linear layers for training on a CPU: their three products, one forward and two backward, by oneDNN in float32.
 
-PyTorch's own go to MKL, which on recent CPUs of other makers than Intel reaches half of it. pipeline/packed.py does the
+PyTorch's own go to MKL, which on recent CPUs of other makers than Intel reaches half of it. pipeline/onednn.py does the
 same for inference, where weights do not change and are laid out beforehand.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ..pipeline.packed import has_onednn
+from ..pipeline.onednn import has_onednn
 
 
 class FastLinear(nn.Linear):

@@ -33,7 +33,7 @@ def make_packable(encoder: PreTrainedModel) -> bool:
 
 
 def hidden_states(encoder: PreTrainedModel, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
-    """What a packable encoder makes of texts [n, L], run in one row: [n, L, H], zeros where the mask is."""
+    """What a packable encoder makes of texts [n, L], run in one row: [n, L, H], zeros where the mask has them."""
     lengths = mask_NL.sum(dim=1)
     longest_first = lengths.argsort(descending=True, stable=True)
     rows, places = mask_NL[longest_first].nonzero(as_tuple=True)

@@ -14,7 +14,7 @@ from conan_embedding.pipeline import encoder as module
 from conan_embedding.pipeline.encoder import dimension, encode, load_encoder
 from conan_embedding.pipeline.layout import read_layout
 from conan_embedding.pipeline.models import ModelError, find_model, weights_fingerprint
-from conan_embedding.pipeline.packed import PackedLinear
+from conan_embedding.pipeline.onednn import PackedLinear
 from conan_embedding.schemas.settings import EncoderSettings
 from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3Model
