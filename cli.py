@@ -94,11 +94,11 @@ def filter_(
     """Drop pairs that break a rule; mask personal data."""
     resolved = resolve(corpus, recipe, overrides)
     if explain is not None:
-        from .pipeline.preview import explain as explained
+        from .pipeline.filter.preview import explain as explained
 
         display.show_explanation(explained(corpus, explain, resolved.filter), as_json)
     elif dry_run:
-        from .pipeline.preview import dry_run as tried
+        from .pipeline.filter.preview import dry_run as tried
 
         display.show_dry_run(tried(corpus, resolved.filter, sample), as_json)
     else:
@@ -136,7 +136,7 @@ def score(
 
     The corpus keeps --model and --cutoff in its recipe.
     """
-    from .pipeline.corpus import keep_settings
+    from .pipeline.corpus.folder import keep_settings
     from .run import data_stage
 
     options = with_options([], {"score.model": model, "score.cutoff": cutoff})
@@ -184,7 +184,7 @@ def mine(
     overrides = with_options(overrides, {"mine.model": model, "mine.method": method})
     resolved = resolve(corpus, recipe, overrides)
     if show is not None:
-        from .pipeline.inspect_pools import show_pool
+        from .pipeline.mine.show_pool import show_pool
         from .run import with_model
 
         display.show_pool(show_pool(corpus, show, with_model(resolved.mine, corpus)), as_json)
@@ -214,7 +214,7 @@ def train(
     """Train with DeepSpeed; a run that was interrupted goes on from its last checkpoint."""
     from .run import STAGES, plan, train
     from .schemas.recipe import RecipeError
-    from .trainer.hosts import read_hostfile
+    from .trainer.launch.hosts import read_hostfile
 
     if stage not in STAGES:
         raise RecipeError(f"--stage {stage}: expected one of {', '.join(STAGES)}")
@@ -336,7 +336,7 @@ def sql(
     debug: Debug = False,
 ) -> None:
     """Ask the corpus in SQL: views ingest … convert, rejected, funnel, rules, runs; pools.candidates …"""
-    from .pipeline.catalog import query as ask
+    from .pipeline.corpus.catalog import query as ask
 
     display.show_rows(ask(corpus, query), as_json)
 
@@ -351,8 +351,8 @@ def sample(
     debug: Debug = False,
 ) -> None:
     """Cut a small corpus out of a big one: every stage, its rejects and the pools, by source and format."""
-    from .pipeline.cut import cut
-    from .pipeline.lock import locked
+    from .pipeline.corpus.lock import locked
+    from .pipeline.sample import cut
 
     with locked(corpus):
         summaries = cut(corpus, out, rows, seed)
@@ -367,7 +367,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page: funnel, rejects, training curves, figures."""
-    from .pipeline.report import write_report
+    from .pipeline.report.page import write_report
 
     typer.echo(f"report: {write_report(corpus, to or corpus / 'report.html')}")
 

@@ -16,9 +16,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .pipeline.engine import Progress, Summary
-    from .pipeline.inspect_pools import ShownPool
-    from .pipeline.preview import DryRun, Explanation
+    from .pipeline.engine.local import Progress, Summary
+    from .pipeline.filter.preview import DryRun, Explanation
+    from .pipeline.mine.show_pool import ShownPool
 
 # What is printed is often data: "[/img]" in it is no markup.
 out = Console(markup=False, emoji=False, highlight=False)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from .schemas.recipe import Recipe, RecipeError, load
 
 if TYPE_CHECKING:
-    from .pipeline.encoder import Encoder
-    from .pipeline.engine import Engine, Summary
-    from .trainer.hosts import Host
+    from .pipeline.encoder.encoder import Encoder
+    from .pipeline.engine.local import Engine, Summary
     from .trainer.job import Job
+    from .trainer.launch.hosts import Host
 
 DATA_STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine")
 STAGES = ("bootstrap", "pretrain", "finetune")
@@ -28,32 +28,32 @@ BM25 = "bm25"
 
 def data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") -> "Summary":
     """Run one data stage and bring the catalog up to date."""
-    from .pipeline import catalog
+    from .pipeline.corpus import catalog
 
     # Each stage is imported when it runs: score and mine load torch and FAISS, which takes seconds.
     match name:
         case "ingest":
-            from .pipeline.ingest import ingest
+            from .pipeline.ingest.stage import ingest
 
             summary = ingest(corpus, recipe, engine)
         case "filter":
-            from .pipeline.filter import filter_pairs
+            from .pipeline.filter.stage import filter_pairs
 
             summary = filter_pairs(corpus, recipe.filter, engine)
         case "dedup":
-            from .pipeline.dedup import dedup
+            from .pipeline.dedup.stage import dedup
 
             summary = dedup(corpus, recipe, engine)
         case "score":
-            from .pipeline.score import score
+            from .pipeline.score.stage import score
 
             summary = score(corpus, with_model(recipe.score, corpus), engine)
         case "convert":
-            from .pipeline.convert import convert
+            from .pipeline.convert.stage import convert
 
             summary = convert(corpus, recipe, engine)
         case "mine":
-            from .pipeline.mine import mine
+            from .pipeline.mine.stage import mine
 
             summary = mine(corpus, with_model(recipe.mine, corpus), engine)
         case _:
@@ -72,7 +72,7 @@ def model_place(corpus: Path, name: str) -> str:
         return name
     folder = corpus / "train" / name / "model"
     if not folder.is_dir():
-        from .pipeline.corpus import CorpusError
+        from .pipeline.corpus.folder import CorpusError
 
         stage = "bootstrap" if name == "untrained" else name
         raise CorpusError(f"no model in {folder}; run `conan train {corpus} --stage {stage}` first")
@@ -92,7 +92,7 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[H
         CorpusError: what it trains on is not there.
         TrainingError: a process failed.
     """
-    from .pipeline.engine import close_workers
+    from .pipeline.engine.local import close_workers
     from .trainer.job import run_job
 
     job = training_job(stage, corpus, recipe)
@@ -103,7 +103,7 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[H
 
 def plan(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str, Any]:
     """What `train` would do: its settings, steps, parameters, memory. Raises as `train` does, but trains nothing."""
-    from .trainer.plan import plan as planned
+    from .trainer.dry_run import plan as planned
 
     job = training_job(stage, corpus, recipe)
     return {"settings": job.settings.model_dump(mode="json"), **planned(job, processes)}
@@ -111,8 +111,8 @@ def plan(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str, 
 
 def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
     """What a training stage of a recipe trains on what. Raises as `train` does."""
-    from .pipeline.corpus import CorpusError, shards
-    from .pipeline.pools import stored_fingerprint
+    from .pipeline.corpus.folder import CorpusError, shards
+    from .pipeline.corpus.pools import stored_fingerprint
     from .trainer.job import make_job
 
     if stage == "bootstrap":
@@ -139,7 +139,7 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
 
 def _sentence_shards(corpus: Path) -> list[Path]:
     """The shards of convert/sts; none in a corpus without sentence pairs, whose folder has no files."""
-    from .pipeline.corpus import shards
+    from .pipeline.corpus.folder import shards
 
     folder = corpus / "convert" / "sts"
     if folder.is_dir() and not any(path.is_file() for path in folder.iterdir()):
@@ -149,8 +149,8 @@ def _sentence_shards(corpus: Path) -> list[Path]:
 
 def _make_untrained(corpus: Path, recipe: Recipe) -> None:
     """The start of bootstrapping: a small BERT with random weights, and its linear layer."""
-    from .pipeline.corpus import shards
-    from .trainer.bootstrap import make_untrained
+    from .pipeline.corpus.folder import shards
+    from .trainer.model.bootstrap import make_untrained
 
     assert recipe.bootstrap is not None
     make_untrained(
@@ -179,10 +179,10 @@ def evaluate(
     `sets` are files, folders and recipes (`overrides` are for these); none are the corpus's own, whose figures stay in
     the corpus. What is behind the figures goes to the folder `results`; on its own sets, by default into the corpus.
     """
-    from .pipeline.catalog import RESULTS
-    from .pipeline.encoder import dimension
-    from .trainer.evaluate import judge, judge_bm25, widths, write_results
-    from .trainer.sets import read_sets
+    from .pipeline.corpus.catalog import RESULTS
+    from .pipeline.encoder.encoder import dimension
+    from .trainer.evaluation.evaluate import judge, judge_bm25, widths, write_results
+    from .trainer.evaluation.evaluation_sets import read_sets
 
     own = corpus if not sets else None
     found = read_sets(sets or [Path(corpus or ".") / "evaluation"], overrides)
@@ -214,9 +214,9 @@ def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks
     Raises:
         BenchmarkError: mteb or the network is missing, or a task is none of C-MTEB's.
     """
-    from .pipeline.encoder import dimension
-    from .trainer.cmteb import check, cmteb
-    from .trainer.evaluate import widths
+    from .pipeline.encoder.encoder import dimension
+    from .trainer.evaluation.cmteb import check, cmteb
+    from .trainer.evaluation.evaluate import widths
 
     tasks = check(tasks)
     rows = []
@@ -234,7 +234,7 @@ def _places(corpus: Path | None, models: list[str]) -> dict[str, str]:
 
 
 def _evaluated(place: str, recipe: Recipe) -> "Encoder":
-    from .pipeline.encoder import load_encoder
+    from .pipeline.encoder.encoder import load_encoder
     from .schemas.settings import EncoderSettings
 
     settings = recipe.evaluate
@@ -245,8 +245,8 @@ def _evaluated(place: str, recipe: Recipe) -> "Encoder":
 
 def _keep_figures(file: Path, rows: list[dict[str, Any]]) -> None:
     """Figures on the corpus's own sets, for the report: these in place of earlier ones of the same models."""
-    from .pipeline.corpus import write_text
-    from .pipeline.lock import alone_in
+    from .pipeline.corpus.folder import write_text
+    from .pipeline.corpus.lock import alone_in
 
     def model(row: dict[str, Any]) -> str:
         return str(row["model"]).removesuffix(f"@{row.get('dimension')}")
@@ -262,11 +262,11 @@ def export(corpus: Path, recipe: Recipe) -> Path:
 
     A model of a stage has no query prompt, as training puts none before queries; any other keeps its own.
     """
-    from .pipeline.models import find_model, read_query_prompt
+    from .pipeline.encoder.models import find_model, read_query_prompt
     from .schemas.settings import EncoderSettings
-    from .trainer.card import model_card, read_stages
-    from .trainer.export import export as write
-    from .trainer.model import load
+    from .trainer.model.embedding_model import load
+    from .trainer.model.export import export as write
+    from .trainer.model.model_card import model_card, read_stages
 
     settings = recipe.export
     target = corpus / settings.folder  # an absolute folder stays what it is
@@ -356,7 +356,7 @@ def demo(folder: Path) -> tuple[Recipe, Path]:
     Raises:
         RecipeError: the folder holds something else.
     """
-    from .pipeline.sample import write_sample
+    from .pipeline.demo.generate import write_sample
 
     sources = folder / "sources"
     if folder.exists() and {place.name for place in folder.iterdir()} - {"sources", "corpus"}:

@@ -33,13 +33,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import yaml
-from conan_embedding.pipeline.corpus import ShardWriter, shards
-from conan_embedding.pipeline.pools import stored_fingerprint
+from conan_embedding.pipeline.corpus.folder import ShardWriter, shards
+from conan_embedding.pipeline.corpus.pools import stored_fingerprint
 from conan_embedding.schemas.recipe import load
 from conan_embedding.schemas.settings import EncoderSettings, FinetuneSettings
 from conan_embedding.schemas.training import TRAINING
+from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet, part, read_sets
 from conan_embedding.trainer.job import Job, make_job, run_job
-from conan_embedding.trainer.sets import EvaluationSet, part, read_sets
 from scipy.stats import spearmanr
 
 ARMS = {"vanilla": (True, False), "CBB": (False, False), "DHNM": (True, True), "CBB + DHNM": (False, True)}
@@ -173,8 +173,8 @@ def halves(sets: list[EvaluationSet], half: str) -> list[EvaluationSet]:
 
 def judged(model: str | Path, sets: list[EvaluationSet]) -> dict[str, pl.DataFrame]:
     """A row for each question of a set."""
-    from conan_embedding.pipeline.encoder import dimension, load_encoder
-    from conan_embedding.trainer.evaluate import judge
+    from conan_embedding.pipeline.encoder.encoder import dimension, load_encoder
+    from conan_embedding.trainer.evaluation.evaluate import judge
 
     encoder = load_encoder(EncoderSettings(model=str(model), max_length=128))
     return {one.name: judge(encoder, one, [dimension(encoder)])[0].results for one in sets}
@@ -260,8 +260,8 @@ def replaced(run: Run, query: int) -> list[tuple[int, int]]:
 def follow(run: Run, query: int) -> pl.DataFrame:
     """Mean cosines of a query with its positives and with the negatives it had, at the start and each checkpoint."""
     import torch
-    from conan_embedding.trainer.model import load as load_model
-    from conan_embedding.trainer.refresh import vectors_of
+    from conan_embedding.trainer.dhnm.refresh import vectors_of
+    from conan_embedding.trainer.model.embedding_model import load as load_model
 
     with duckdb.connect(str(run.job.corpus / "pools.duckdb"), read_only=True) as connection:
 

@@ -63,8 +63,8 @@ def prepare(corpus: Path, folder: Path) -> None:
 
 def train(corpus: Path, folder: Path, arm: str, seed: int, updates: int) -> dict[str, Floats]:
     """Train an arm, if it is not yet; the loss of each update by task."""
-    from conan_embedding.pipeline.corpus import shards
-    from conan_embedding.pipeline.pools import stored_fingerprint
+    from conan_embedding.pipeline.corpus.folder import shards
+    from conan_embedding.pipeline.corpus.pools import stored_fingerprint
     from conan_embedding.schemas.recipe import load
     from conan_embedding.trainer.job import make_job, run_job
 

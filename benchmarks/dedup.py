@@ -44,9 +44,9 @@ os.environ["RAYON_NUM_THREADS"] = os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import polars as pl
-from conan_embedding.pipeline.dedup import dedup
-from conan_embedding.pipeline.engine import Engine
-from conan_embedding.pipeline.minhash import SHINGLING
+from conan_embedding.pipeline.dedup.minhash import SHINGLING
+from conan_embedding.pipeline.dedup.stage import dedup
+from conan_embedding.pipeline.engine.local import Engine
 from dedup_quality import (
     KINDS,
     RECIPE,

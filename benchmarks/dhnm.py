@@ -30,13 +30,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from conan_embedding.pipeline.pools import as_lists, write_pools
+from conan_embedding.pipeline.corpus.pools import as_lists, write_pools
 from conan_embedding.schemas.settings import FinetuneSettings
-from conan_embedding.trainer.batches import finetune_update, read_finetune, write_finetune
-from conan_embedding.trainer.cbb import Losses
+from conan_embedding.trainer.data.batches import finetune_update, read_finetune, write_finetune
+from conan_embedding.trainer.dhnm.miner import Mining
+from conan_embedding.trainer.dhnm.windows import observe
 from conan_embedding.trainer.job import Job
-from conan_embedding.trainer.mining import Mining
-from conan_embedding.trainer.negatives import observe
+from conan_embedding.trainer.loss.cbb import Losses
 
 QUERY, PASSAGE = 16, 60
 NEGATIVES = 4

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from conan_embedding.pipeline.encoder import Encoder, encode, load_encoder
+from conan_embedding.pipeline.encoder.encoder import Encoder, encode, load_encoder
 from conan_embedding.schemas.settings import EncoderSettings
-from conan_embedding.trainer.bootstrap import tiny_bert
+from conan_embedding.trainer.model.bootstrap import tiny_bert
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 

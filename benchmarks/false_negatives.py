@@ -17,11 +17,11 @@ from typing import get_args
 
 import duckdb
 import polars as pl
-from conan_embedding.pipeline.corpus import ShardWriter
-from conan_embedding.pipeline.engine import Engine
-from conan_embedding.pipeline.mine import MARGINS, mine
-from conan_embedding.pipeline.pools import FILE
-from conan_embedding.pipeline.text import key
+from conan_embedding.pipeline.corpus.folder import ShardWriter
+from conan_embedding.pipeline.corpus.pools import FILE
+from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.mine.stage import MARGINS, mine
+from conan_embedding.pipeline.text.normalise import key
 from conan_embedding.schemas.settings import MineSettings
 from conan_embedding.schemas.training import RETRIEVAL
 

@@ -29,12 +29,12 @@ from random import Random
 os.environ["POLARS_MAX_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
 import polars as pl
-from conan_embedding.pipeline.corpus import ShardWriter
-from conan_embedding.pipeline.filter import filter_shard, groups, read_rulebook
-from conan_embedding.pipeline.masks import mask_personal_data
-from conan_embedding.pipeline.ngrams import profile
-from conan_embedding.pipeline.rules import RULES, Rule, judge, rules_with, strip_title
-from conan_embedding.pipeline.sample_world import draw, passage, query
+from conan_embedding.pipeline.corpus.folder import ShardWriter
+from conan_embedding.pipeline.demo.world import draw, passage, query
+from conan_embedding.pipeline.filter.personal_data import mask_personal_data
+from conan_embedding.pipeline.filter.rules import RULES, Rule, judge, rules_with, strip_title
+from conan_embedding.pipeline.filter.stage import filter_shard, groups, read_rulebook
+from conan_embedding.pipeline.filter.text_counts import profile
 from conan_embedding.schemas.pairs import PAIR, REJECTED_AT_INGEST
 from conan_embedding.schemas.settings import FilterSettings
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 from conan_embedding.schemas.settings import FinetuneSettings
-from conan_embedding.trainer.bootstrap import SPECIAL
-from conan_embedding.trainer.cbb import Losses, build_update, update_loss
-from conan_embedding.trainer.gradcache import cached_backward, chunks_of
-from conan_embedding.trainer.model import EmbeddingModel
+from conan_embedding.trainer.loss.cbb import Losses, build_update, update_loss
+from conan_embedding.trainer.loss.gradcache import cached_backward, chunks_of
+from conan_embedding.trainer.model.bootstrap import SPECIAL
+from conan_embedding.trainer.model.embedding_model import EmbeddingModel
 from torch import Tensor
 from transformers import BertConfig, BertModel
 

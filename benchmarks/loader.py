@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from conan_embedding.schemas.settings import Mixing
-from conan_embedding.trainer.batches import pretrain_update, read_pairs, write_pairs
-from conan_embedding.trainer.order import Order
+from conan_embedding.trainer.data.batches import pretrain_update, read_pairs, write_pairs
+from conan_embedding.trainer.data.sampler import Order
 
 SHARD = 200_000
 BATCH = 256

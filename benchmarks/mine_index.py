@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from conan_embedding.pipeline.search import Rules, default_index, search
+from conan_embedding.pipeline.mine.search import Rules, default_index, search
 
 TOP, CENTRES, BLOCK = 100, 20_000, 100_000
 

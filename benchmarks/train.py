@@ -33,13 +33,13 @@ from typing import Any
 
 import polars as pl
 import torch
-from conan_embedding.pipeline.pools import read_candidates
+from conan_embedding.pipeline.corpus.pools import read_candidates
 from conan_embedding.schemas.settings import FinetuneSettings
-from conan_embedding.trainer.bootstrap import tiny_bert
-from conan_embedding.trainer.cbb import update_loss
-from conan_embedding.trainer.export import export
 from conan_embedding.trainer.job import Job, run_job
-from conan_embedding.trainer.model import load
+from conan_embedding.trainer.loss.cbb import update_loss
+from conan_embedding.trainer.model.bootstrap import tiny_bert
+from conan_embedding.trainer.model.embedding_model import load
+from conan_embedding.trainer.model.export import export
 from encode import LARGE, SMALL, matrix_rate
 
 SHAPES = {"small": SMALL, "large": LARGE}
@@ -145,7 +145,7 @@ def with_negatives(corpus: Path, number: int) -> pl.DataFrame:
 def write_updates(job: Job) -> None:
     """The texts of each step, column by column as other libraries take them; their lengths; Conan's first loss."""
     from conan_embedding.trainer import train
-    from conan_embedding.trainer.tasks import finetuning
+    from conan_embedding.trainer.stages import finetuning
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

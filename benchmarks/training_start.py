@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from conan_embedding.pipeline.engine import Engine
-from conan_embedding.pipeline.sample import write_sample
+from conan_embedding.pipeline.demo.generate import write_sample
+from conan_embedding.pipeline.engine.local import Engine
 from conan_embedding.run import data_stage
 from conan_embedding.schemas.recipe import load
 

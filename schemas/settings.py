@@ -137,7 +137,7 @@ class ClassifierSettings(Settings):
 
 
 class FilterSettings(Settings):
-    """Rules by name; see `conan_embedding.pipeline.rules` for what they measure and where thresholds come from."""
+    """Rules by name; see pipeline/filter/rules.py for what they measure and where thresholds come from."""
 
     rules: Thresholds = given({}, "rules.py: name → another threshold, or false for off")
     categories: dict[Category, Thresholds] = given({}, "ours: the same for one category; over `rules`")

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from command_line import RECORDS, Conan
 from conan_embedding.cli import app
-from conan_embedding.pipeline.corpus import load_recipe
-from conan_embedding.pipeline.engine import Engine, Summary
-from conan_embedding.pipeline.lock import locked
-from conan_embedding.pipeline.rules import RULES
+from conan_embedding.pipeline.corpus.folder import load_recipe
+from conan_embedding.pipeline.corpus.lock import locked
+from conan_embedding.pipeline.engine.local import Engine, Summary
+from conan_embedding.pipeline.filter.rules import RULES
 from conan_embedding.schemas.recipe import Recipe
 from typer.testing import CliRunner
 
@@ -255,7 +255,7 @@ def test_sql_touches_nothing_in_the_corpus(conan: Conan, corpus: Path) -> None:
 
 
 def test_show_prints_a_pool(conan: Conan, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from conan_embedding.pipeline.inspect_pools import ShownPool
+    from conan_embedding.pipeline.mine.show_pool import ShownPool
 
     assert f"run `conan mine {corpus}` first" in conan("mine", corpus, "--show", "7")[2]
     pool = ShownPool(
@@ -272,7 +272,7 @@ def test_show_prints_a_pool(conan: Conan, corpus: Path, monkeypatch: pytest.Monk
     )
     asked: list[Any] = []
     monkeypatch.setattr(
-        "conan_embedding.pipeline.inspect_pools.show_pool", lambda *wanted: asked.append(wanted) or pool
+        "conan_embedding.pipeline.mine.show_pool.show_pool", lambda *wanted: asked.append(wanted) or pool
     )
     code, printed, _ = conan("mine", corpus, "--show", "哪里", "--model", "/m", "--json")
     assert (code, json.loads(printed)) == (0, asdict(pool))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from command_line import Conan
-from conan_embedding.pipeline.corpus import read_footer
-from conan_embedding.pipeline.lock import locked
+from conan_embedding.pipeline.corpus.folder import read_footer
+from conan_embedding.pipeline.corpus.lock import locked
 
 
 @pytest.mark.parametrize(

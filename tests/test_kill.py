@@ -21,8 +21,8 @@ from typing import Any, Literal
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-from conan_embedding.pipeline import catalog
-from conan_embedding.pipeline.sample import write_sample
+from conan_embedding.pipeline.corpus.folder import catalog
+from conan_embedding.pipeline.demo.generate import write_sample
 from conan_embedding.run import DEMO_QUESTIONS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conan_embedding.pipeline.corpus import CorpusError
+from conan_embedding.pipeline.corpus.folder import CorpusError
 from conan_embedding.run import _keep_figures, _sentence_shards, last_figures, model_place, place, steps, train
 from conan_embedding.schemas.recipe import Recipe, RecipeError
 

@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 import numpy as np
 import torch.distributed as dist
 
-from ..pipeline.corpus import commit, write_text
-from .cbb import Update
+from ..pipeline.corpus.folder import commit, write_text
+from .dhnm.miner import Mining
 from .job import Job, TrainingError, check_processes
-from .mining import Mining
+from .loss.cbb import Update
 
 
 def save(engine: Any, job: Job, step: int, mining: Mining | None) -> None:

@@ -15,11 +15,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from ..pipeline.corpus import fingerprint, read_footer, write_text
-from ..pipeline.models import find_model, weights_fingerprint
+from ..pipeline.corpus.folder import fingerprint, read_footer, write_text
+from ..pipeline.encoder.models import find_model, weights_fingerprint
 from ..schemas.settings import FinetuneSettings, PretrainSettings
-from . import hosts
-from .hosts import Host
+from .launch import hosts
+from .launch.hosts import Host
 
 VERSION = 3
 STOPPED = 128 + signal.SIGTERM

@@ -4,7 +4,7 @@
 job.json that it has written.
 
 Every rank builds the same updates from the same data, encodes its share of the texts and computes the same loss;
-DeepSpeed averages the gradients (see distributed.py). What a step does depends on seed, step and the state in the
+DeepSpeed averages the gradients (see loss/collectives.py). What a step does depends on seed, step and the state in the
 checkpoint alone, so a run that was killed and one that was not give the same losses: to the bit on a CPU, while on a
 GPU the backward pass of attention adds in no fixed order.
 """
@@ -40,18 +40,18 @@ from torch import Tensor
 
 from ..schemas.settings import FinetuneSettings, PretrainSettings
 from . import checkpoints
-from .cbb import Losses, Update, slice_for, texts_apart
-from .distributed import gather, most_of_ranks, of_rank_zero, sum_of_ranks
-from .export import export
-from .gradcache import LEAST_TOKENS, backward, chunks_of
-from .hosts import PARENT
+from .dhnm.refresh import vectors_of
+from .evaluation.evaluation_sets import EvaluationSet
+from .evaluation.validation import best_so_far, keep_best, validate, validation_sets
 from .job import STOPPED, Job, check_dimensions
-from .log import Log
-from .model import EmbeddingModel, load, precision_of
-from .refresh import vectors_of
-from .sets import EvaluationSet
-from .tasks import Task, finetuning, pretraining
-from .validation import best_so_far, keep_best, validate, validation_sets
+from .launch.hosts import PARENT
+from .loss.cbb import Losses, Update, slice_for, texts_apart
+from .loss.collectives import gather, most_of_ranks, of_rank_zero, sum_of_ranks
+from .loss.gradcache import LEAST_TOKENS, backward, chunks_of
+from .model.embedding_model import EmbeddingModel, load, precision_of
+from .model.export import export
+from .run_log import Log
+from .stages import Task, finetuning, pretraining
 
 LOST_STEPS = 3
 """Ours: so many steps in a row whose gradients are no numbers end a run."""

@@ -88,8 +88,8 @@ def _command(arguments: list[str], output: str, environment: dict[str, str]) -> 
 
 def _write_inputs(folder: Path) -> None:
     import pyarrow as pa
-    from conan_embedding.pipeline.sample import write_sample
-    from conan_embedding.trainer.bootstrap import tiny_bert
+    from conan_embedding.pipeline.demo.generate import write_sample
+    from conan_embedding.trainer.model.bootstrap import tiny_bert
 
     write_sample(folder / "sources", rows=300)
     texts = pa.chunked_array([[chr(point) for point in range(0x4E00, 0x5200)]])

@@ -11,7 +11,7 @@ import duckdb
 import polars as pl
 import pyarrow.parquet as pq
 import yaml
-from conan_embedding.pipeline.corpus import read_footer, rejects
+from conan_embedding.pipeline.corpus.folder import read_footer, rejects
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 SOURCES = ("news", "triples", "sts")

@@ -9,8 +9,17 @@ import pyarrow.dataset
 import rich.progress
 import transformers
 from conan_embedding import cli, run
-from conan_embedding.pipeline import catalog, convert, dedup, encoder, ingest, keys, mine, ngrams, scanners, score
-from conan_embedding.pipeline.filter import filter_pairs
+from conan_embedding.pipeline.convert.stage import stage as convert
+from conan_embedding.pipeline.corpus.folder import catalog
+from conan_embedding.pipeline.dedup.stage import stage as dedup
+from conan_embedding.pipeline.encoder.encoder import encoder
+from conan_embedding.pipeline.filter.stage import filter_pairs
+from conan_embedding.pipeline.filter.stage import text_counts as ngrams
+from conan_embedding.pipeline.ingest.stage import scanners
+from conan_embedding.pipeline.ingest.stage import stage as ingest
+from conan_embedding.pipeline.mine.stage import stage as mine
+from conan_embedding.pipeline.score.stage import stage as score
+from conan_embedding.pipeline.text.normalise import match_key as keys
 from numba import njit
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 

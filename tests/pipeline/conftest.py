@@ -9,10 +9,10 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline import corpus as folders
+from conan_embedding.pipeline.corpus.folder import folder as folders
 from conan_embedding.schemas.pairs import CLUSTERED, PAIR, SCORED, rejected
 from conan_embedding.schemas.training import TRAINING
-from conan_embedding.trainer.bootstrap import tiny_bert
+from conan_embedding.trainer.model.bootstrap import tiny_bert
 
 Row = dict[str, Any]
 

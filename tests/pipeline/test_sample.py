@@ -1,386 +1,366 @@
-"""The sample, read back with the standard library alone."""
+"""A small corpus cut out of a big one: the same pairs in every stage, against plain Python over all rows."""
 
-import csv
-import gzip
-import io
-import json
-import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice, product
+from fractions import Fraction
 from pathlib import Path
 from random import Random
+from typing import Any
 
+import duckdb
 import numpy as np
+import polars as pl
+import pyarrow as pa
 import pytest
-import scipy.sparse
-import torch
-import yaml
-import zstandard
-from conan_embedding.pipeline import sample_world
-from conan_embedding.pipeline.sample import BOILERPLATE, Pair, Planted, write_sample
+from conan_embedding.pipeline import sample as cut_module
+from conan_embedding.pipeline.convert.stage import convert
+from conan_embedding.pipeline.corpus.catalog import query
+from conan_embedding.pipeline.corpus.folder import (
+    CorpusError,
+    ShardWriter,
+    committed,
+    read_footer,
+    rejects,
+    save_recipe,
+)
+from conan_embedding.pipeline.corpus.pools import read_candidates, read_passages, write_pools
+from conan_embedding.pipeline.dedup.stage import dedup
+from conan_embedding.pipeline.demo.generate import allotted, cut
+from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.report.page import write_report
+from conan_embedding.schemas.pairs import CLUSTERED, PAIR, REJECTED_AT_INGEST, SCORED, rejected
+from conan_embedding.schemas.recipe import Recipe
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "demo.yaml"
-Sample = tuple[Path, Planted]
+Row = dict[str, Any]
 
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    folder = tmp_path_factory.mktemp("sample")
-    return folder, write_sample(folder)
-
-
-def lines(data: bytes) -> list[str]:
-    # Not splitlines: mojibake holds U+0085, which ends a line of Unicode but not of JSON lines.
-    return data.decode().removesuffix("\n").split("\n")
-
-
-def plain(html: str) -> str:
-    return re.sub(r"<[^>]*>|&nbsp;|\r\n|\n", "", html)
-
-
-def table(path: Path, encoding: str) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(path.read_bytes().decode(encoding), newline="")))[1:]
-
-
-def read_pairs(folder: Path) -> dict[str, list[Pair]]:
-    """Query and text of the sources that can be damaged or duplicated, by source."""
-    archive = zstandard.decompress((folder / "news/archive.jsonl.zst").read_bytes())
-    broadcasts = {
-        "news": [json.loads(path.read_bytes()) for path in sorted((folder / "news").glob("*.json"))],
-        "news_archive": [json.loads(line) for line in lines(archive)],
-    }
-    pairs = {
-        source: [
-            (video["video_title"].removeprefix("[视频]"), plain(video["video_detail"]["content"]))
-            for broadcast in found
-            for video in broadcast["videoList"]
-        ]
-        for source, found in broadcasts.items()
-    }
-    posts = [json.loads(line) for line in lines(gzip.decompress((folder / "posts.jsonl.gz").read_bytes()))]
-    titles = [json.loads(line) for line in lines((folder / "titles.jsonl").read_bytes())]
-    instructions = json.loads((folder / "instructions.json").read_bytes())
-    generated = [json.loads(line)["messages"] for line in lines((folder / "generated.jsonl").read_bytes())]
-    articles = [path.read_text("utf-8") for path in sorted((folder / "wiki").glob("*.md"))]
-    return pairs | {
-        "community_qa": [(title, answer.replace("\n", "")) for title, answer in table(folder / "qa.csv", "gb18030")],
-        "web_posts": [(post["title"], plain(post["html"])) for post in posts],
-        "social_posts": [(title["topic"].strip("#"), title["post"].replace("\n", "")) for title in titles],
-        "papers": [tuple(line.split("\t")) for line in lines((folder / "papers.tsv").read_bytes())],
-        "instructions": [(entry["instruction"], entry["output"]) for entry in instructions],
-        "generated": [tuple(message["content"] for message in messages) for messages in generated],
-        "wiki": [tuple(re.split(r"\n+", article, maxsplit=1)) for article in articles if article],
-    }
-
-
-def all_pairs(folder: Path) -> list[Pair]:
-    return [pair for pairs in read_pairs(folder).values() for pair in pairs]
-
-
-def whole_conversations(folder: Path) -> list[list[str]]:
-    found = []
-    for line in (folder / "chats.jsonl").read_bytes().split(b"\n")[:-1]:
-        try:
-            found.append([turn["value"] for turn in json.loads(line)["conversations"]])
-        except ValueError:
-            continue
-    return found
-
-
-def evaluation(folder: Path) -> tuple[list[str], list[str]]:
-    """Questions, and passages of which the first answer the questions in order."""
-    questions, others = (
-        [json.loads(line) for line in lines((folder / "evaluation" / name).read_bytes())]
-        for name in ("questions.jsonl", "passages.jsonl")
-    )
-    return [one["query"] for one in questions], [one["pos"][0] for one in questions + others]
-
-
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_same_seed_same_bytes(sample: Sample, tmp_path: Path) -> None:
-    folder, planted = sample
-    assert write_sample(tmp_path / "again") == planted
-    assert bytes_of(tmp_path / "again") == bytes_of(folder)
-    write_sample(tmp_path / "other", seed=1)
-    assert bytes_of(tmp_path / "other") != bytes_of(folder)
-
-
-@pytest.mark.parametrize("rows", [300, 4000])
-def test_smallest_and_largest(rows: int, tmp_path: Path) -> None:
-    planted = write_sample(tmp_path, rows)
-    records = sum(count for kind, count in planted.items() if kind.startswith("records/"))
-    assert rows <= records <= 1.3 * rows
-    assert min(planted.values()) > 0
-
-
-@pytest.mark.parametrize("rows", [0, 299, 4001])
-def test_too_few_or_too_many_rows(rows: int, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="between 300 and 4000"):
-        write_sample(tmp_path, rows)
-
-
-def test_recipe_reads_every_file_once(sample: Sample) -> None:
-    folder, _ = sample
-    recipe = yaml.safe_load(RECIPE.read_text("utf-8"))
-    assert {source["category"] for source in recipe["sources"]} == {
-        "news",
-        "knowledge_base",
-        "social_media",
-        "web_page",
-        "academic_paper",
-        "community_qa",
-        "instruction",
-        "llm_generated",
-    }
-    tasks = {source.get("task", "pretrain") for source in recipe["sources"]}
-    assert tasks == {"pretrain", "retrieval", "sts", "classification"}
-    globs = []
-    for entry in recipe["sources"] + recipe["evaluation"]:
-        for key in ("files", "passages"):
-            globs += [entry[key]] if isinstance(entry.get(key), str) else entry.get(key, [])
-    read = Counter(path for glob in globs for path in folder.glob(glob.removeprefix("${root}/")))
-    assert read == Counter(path for path in folder.rglob("*") if path.is_file())
-
-
-def test_recipe_names_are_the_counted_sources(sample: Sample) -> None:
-    _, planted = sample
-    names = {source["name"] for source in yaml.safe_load(RECIPE.read_text("utf-8"))["sources"]}
-    assert {kind.removeprefix("records/") for kind in planted if kind.startswith("records/")} == names
-
-
-def test_records_are_counted(sample: Sample) -> None:
-    folder, planted = sample
-    found = {source: len(pairs) for source, pairs in read_pairs(folder).items()} | {
-        "chats": len(whole_conversations(folder)),
-        "triples": len(lines((folder / "triples.jsonl").read_bytes())),
-        "reviews": len(lines((folder / "reviews.tsv").read_bytes())) - 1,
-        "sts": len(table(folder / "sts.csv", "utf-8-sig")),
-    }
-    assert {f"records/{source}": count for source, count in found.items()} == {
-        kind: count for kind, count in planted.items() if kind.startswith("records/")
-    }
-
-
-def test_broken_files(sample: Sample) -> None:
-    folder, planted = sample
-    with pytest.raises(EOFError):
-        gzip.decompress((folder / "news/2024-13.json.gz").read_bytes())
-    assert planted["truncated_files"] == len(list((folder / "news").glob("*.json.gz"))) == 1
-    empty = [path for path in (folder / "wiki").glob("*.md") if path.stat().st_size == 0]
-    assert planted["empty_files"] == len(empty) == 1
-
-
-def test_broken_lines(sample: Sample) -> None:
-    folder, planted = sample
-    chats = (folder / "chats.jsonl").read_bytes().split(b"\n")[:-1]
-    whole, zeroed = whole_conversations(folder), [line for line in chats if b"\0" in line]
-    assert planted["nul_lines"] == len(zeroed) == 1
-    assert planted["broken_lines"] == len(chats) - len(whole) - len(zeroed) == 1
-    assert len(chats) // 3 < chats.index(zeroed[0]) < 2 * len(chats) // 3
-    assert all(len(turns) == 4 for turns in whole)
-
-
-def test_encodings(sample: Sample) -> None:
-    folder, _ = sample
-    with pytest.raises(UnicodeDecodeError):
-        (folder / "qa.csv").read_text("utf-8")
-    answers = [answer for _, answer in table(folder / "qa.csv", "gb18030")]
-    assert sum("\n" in answer for answer in answers) > len(answers) / 2
-    assert (folder / "sts.csv").read_bytes().startswith(b"\xef\xbb\xbf")
-    assert not (folder / "evaluation/sts.csv").read_bytes().startswith(b"\xef\xbb\xbf")
-    assert b"\\r\\n" in (folder / "news/2024-01.json").read_bytes()
-
-
-def test_stray_quotes_lose_lines_to_a_quoting_reader(sample: Sample) -> None:
-    folder, planted = sample
-    header, *reviews = lines((folder / "reviews.tsv").read_bytes())
-    assert header == "label\ttext_a"
-    assert len({review.split("\t")[0] for review in reviews}) == 5
-    assert planted["stray_quotes"] == sum(review.count('"') % 2 for review in reviews) > 0
-    assert len(list(csv.reader(reviews, delimiter="\t"))) < len(reviews)
-
-
-def is_mojibake(text: str) -> bool:
-    return bool(re.search("[\x80-\x9f]|锛|銆", text))
-
-
-DETECTORS: dict[str, Callable[[str, str], bool]] = {
-    "mojibake": lambda _, text: is_mojibake(text),
-    "adverts": lambda _, text: bool(re.search("加微信|包邮|扫码", text)),
-    "mobile_numbers": lambda _, text: bool(re.search(r"联系电话：1[3-9]\d{9}。", text)),
-    "emails": lambda _, text: "@example.com" in text,
-    "id_cards": lambda _, text: bool(re.search(r"\d{17}[\dX]", text)),
-    "too_short": lambda _, text: len(text) == 1,
-    "too_long": lambda _, text: len(text) > 5000,
-    "too_latin": lambda _, text: len(re.findall("[a-z]", text)) > len(text) / 2,
-    "symbols": lambda _, text: len(re.findall("[★☆◆◇■□]", text)) > len(text) / 5,
-    "repeated_ngrams": lambda _, text: len(text) > 48 and text[:24] == text[24:48],
-    "empty_positives": lambda _, text: text == "",
-    "title_leaks": lambda query, text: text.startswith(query) and text != query,
-    "refusals": lambda _, text: "AI语言模型" in text or "人工智能助手" in text,
-    "template_slots": lambda query, text: "{{name}}" in query and "{{name}}" in text,
-    "numeric_answers": lambda _, text: text.isdecimal(),
-    "boilerplate": lambda _, text: text.endswith(BOILERPLATE),
+STAGES = {
+    "ingest": (PAIR, REJECTED_AT_INGEST),
+    "filter": (PAIR, rejected(PAIR)),
+    "dedup": (CLUSTERED, rejected(PAIR)),
+    "score": (SCORED, rejected(SCORED)),
+    "evaluation": (PAIR, REJECTED_AT_INGEST),
 }
+KINDS = ["convert/pretrain", "convert/retrieval", "convert/sts"]
+ONE = Engine(workers=1)
+RECIPE = Recipe.model_validate({"convert": {"class_positives": 3}})
 
 
-@pytest.mark.parametrize("kind", DETECTORS)
-def test_damage_is_there_as_often_as_counted(kind: str, sample: Sample) -> None:
-    folder, planted = sample
-    assert planted[kind] == sum(DETECTORS[kind](*pair) for pair in all_pairs(folder)) > 0
+@given(st.lists(st.integers(1, 400), max_size=12), st.integers(1, 1500))
+@settings(deadline=None)
+def test_shares_are_those_of_the_largest_remainder(sizes: list[int], rows: int) -> None:
+    shares = allotted(np.array(sizes, np.int64), rows).tolist()
+    if rows >= sum(sizes):
+        assert shares == sizes
+        return
+    left, rest = max(0, rows - len(sizes)), sum(sizes) - len(sizes)
+    exact = [Fraction((size - 1) * left, max(1, rest)) for size in sizes]
+    expected = [int(share) for share in exact]
+    for place in sorted(range(len(sizes)), key=lambda place: int(exact[place]) - exact[place])[: left - sum(expected)]:
+        expected[place] += 1
+    assert shares == [1 + share for share in expected]
+    assert sum(shares) == max(rows, len(sizes))
+    assert all(1 <= share <= size for share, size in zip(shares, sizes, strict=True))
 
 
-def test_echoes(sample: Sample) -> None:
-    folder, planted = sample
-    echoes = sum(query == text for query, text in all_pairs(folder))
-    assert planted["query_equals_positive"] + planted["prompt_echoes"] == echoes > 0
+def write(corpus: Path, stage: str, shards: list[list[Row]], thrown: list[list[Row]]) -> None:
+    for number, (rows, bad) in enumerate(zip(shards, thrown, strict=True)):
+        schema, rejected_schema = STAGES[stage]
+        path = corpus / stage / f"part-{number:05d}.parquet"
+        with ShardWriter(
+            path, schema, rejected_schema, stage=stage, version=1, fingerprint=f"{stage}{number}"
+        ) as writer:
+            writer.received(len(rows) + len(bad))
+            writer.keep(pa.Table.from_pylist(rows, schema))
+            writer.reject(pa.Table.from_pylist(bad, rejected_schema))
 
 
-def test_id_cards_have_valid_check_digits(sample: Sample) -> None:
-    folder, _ = sample
-    weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2, 1)  # GB 11643-1999, appendix A
-    numbers = [number for _, text in all_pairs(folder) for number in re.findall(r"\d{17}[\dX]", text)]
-    for number in numbers:
-        values = [10 if digit == "X" else int(digit) for digit in number]
-        assert sum(np.multiply(values, weights)) % 11 == 1
-    assert len(set(numbers)) == len(numbers) > 0
+def make(corpus: Path, pair: Callable[..., Row], shards: int = 3, backwards: bool = False) -> None:
+    """A finished corpus of six sources, in so many shards, its rows in one order or the other."""
+    rows = [pair(f"新闻{i}", f"正文{i}的内容", "news", format="title_content") for i in range(200)]
+    rows += rows[:200:9]  # found twice
+    rows += [pair(f"提问{i}", f"这是第{i}个回答。", "chat", format="prompt_response") for i in range(60)]
+    rows += [pair(f"提问{i}", "好", "chat", format="prompt_response") for i in range(60, 70)]
+    rows += [
+        pair(f"考{i}", f"解{i}-{j}", "exam", "retrieval", negatives=[f"错{i}"]) for i in range(40) for j in range(3)
+    ]
+    rows += [pair(f"心情{i}", "喜怒哀"[i % 3], "mood", "classification", cluster_id=i % 3) for i in range(60)]
+    rows += [pair(f"左{i}", f"右{i}", "sts", "sts", label=i / 30) for i in range(30)]
+    rows += [pair("独", "一条", "tiny", format="input_output")]
+    if backwards:
+        rows.reverse()
+    bad = [
+        {"source": source, "format": "title_content", "file": "f", "line": line, "record": f"{line}"}
+        | {"reason": reason, "detail": ""}
+        for source, reason, count in (("news", "no_query", 40), ("news", "json", 1), ("chat", "json", 9))
+        for line in range(count)
+    ]
+
+    def divided(rows: list[Row]) -> list[list[Row]]:
+        size = -(-len(rows) // shards)
+        return [rows[start : start + size] for start in range(0, size * shards, size)]
+
+    write(corpus, "ingest", divided(rows), divided(bad))
+    for stage in ("filter", "dedup", "score"):
+        seen: set[str] = set()
+        kept, thrown = [], []
+        for row in rows:
+            number = int(row["pair_id"], 16)
+            gone = {
+                "filter": number % 7 == 0,
+                "dedup": row["pair_id"] in seen,
+                "score": row["task"] == "pretrain" and number % 5 == 0,
+            }[stage]
+            seen.add(row["pair_id"])
+            (thrown if gone else kept).append(row | ({"reason": stage, "detail": "d"} if gone else {}))
+        write(corpus, stage, divided(kept), divided(thrown))
+        rows = kept
+    convert(corpus, RECIPE, ONE)
+    save_recipe(corpus, RECIPE)
+    write_made_pools(corpus)
+    sets = [
+        [pair(f"试{i}", f"答{i}", "test", "retrieval") for i in range(50)]
+        + [pair("", f"草{i}", "test", "retrieval", meta='{"passage_only":true}') for i in range(150)],
+        [pair(f"甲{i}", f"乙{i}", "small", "sts", label=0.5) for i in range(5)],
+    ]
+    write(corpus, "evaluation", sets, [[], []])
 
 
-def test_exact_duplicates(sample: Sample) -> None:
-    folder, planted = sample
-    copies = sum(count - 1 for count in Counter(all_pairs(folder)).values())
-    assert planted["exact_duplicates"] == copies > 0
+_MADE: list[Path] = []
 
 
-def test_near_duplicates_are_the_planted_ones_alone(sample: Sample) -> None:
-    """Jaccard of the sets of character 5-grams, every pair of texts against every other."""
-    folder, planted = sample
-    texts = sorted({f"{query}\n{text}" for query, text in all_pairs(folder)})
-    grams = [{text[i : i + 5] for i in range(len(text) - 4)} for text in texts]
-    columns = {gram: i for i, gram in enumerate(sorted(set().union(*grams)))}
-    indices = [columns[gram] for one in grams for gram in sorted(one)]
-    sizes = np.array([len(one) for one in grams])
-    matrix = scipy.sparse.csr_array(
-        (np.ones(len(indices), np.int32), indices, np.r_[0, sizes.cumsum()]), shape=(len(texts), len(columns))
+@pytest.fixture
+def corpus(tmp_path: Path, pair: Callable[..., Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished corpus, of this test alone; made once."""
+    if not _MADE:
+        _MADE.append(tmp_path_factory.mktemp("made") / "corpus")
+        make(_MADE[0], pair)
+    return Path(shutil.copytree(_MADE[0], tmp_path / "corpus"))
+
+
+def write_made_pools(corpus: Path) -> None:
+    """For every query of convert some random passages; one query has none."""
+    random = Random(0)
+    queries = sorted(
+        set(all_rows(corpus, "convert/retrieval")["query"]) | set(all_rows(corpus, "convert/pretrain")["query"])
     )
-    shared = scipy.sparse.triu(matrix @ matrix.T, k=1).tocoo()
-    jaccard = shared.data / (sizes[shared.row] + sizes[shared.col] - shared.data)
-    assert planted["near_duplicates"] == int((jaccard >= 0.7).sum()) > 0
-    assert not ((jaccard > 0.65) & (jaccard < 0.75)).any()
+    passages = [f"段{i}" for i in range(3000)]
+    pools = [random.sample(range(3000), number % 5) for number in range(len(queries))]
+    ids = list(range(len(queries)))
+    run = {"run_id": "r", "model_fingerprint": "m", "method": "topk", "margin": 1.0, "top_k": 4, "fingerprint": "f"}
+    tables = {
+        "runs": pa.Table.from_pylist([run | {"created_at": np.datetime64("2025-01-01", "us").item()}]),
+        "passages": pa.table({"passage_id": range(3000), "text": passages, "cluster_id": [7 * i for i in range(3000)]}),
+        "queries": pa.table({"query_id": ids, "text": queries}),
+        "positives": pa.table(
+            {"query_id": ids, "passage_id": [2999 - i for i in ids], "score": [0.25 * (i % 4) for i in ids]}
+        ),
+        "candidates": pa.table(
+            {
+                "query_id": ids,
+                "run_id": ["r"] * len(ids),
+                "passage_ids": pa.array(pools, pa.list_(pa.int64())),
+                "scores": pa.array([[i / 8 for i in range(len(pool))] for pool in pools], pa.list_(pa.float32())),
+            }
+        ),
+    }
+    write_pools(corpus, tables)
 
 
-def combinations(text: str) -> Iterator[tuple[str, str]]:
-    """Entities and places, by the wording of queries, that stand in one sentence."""
-    for sentence in re.split("[。！？\n]", text):
-        entities = [word.asked for word in sample_world.ENTITIES if any(form in sentence for form in word)]
-        places = [word.asked for word in sample_world.PLACES if any(form in sentence for form in word)]
-        yield from product(entities, places)
+def all_rows(corpus: Path, folder: str, thrown: bool = False) -> pl.DataFrame:
+    """Every row of a folder, or of its rejects."""
+    files = [rejects(shard) if thrown else shard for shard in committed(corpus, folder)]
+    frame = pl.concat([pl.read_parquet(file) for file in files])
+    return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
 
 
-def test_evaluation_combinations_are_in_no_training_text(sample: Sample) -> None:
-    folder, _ = sample
-    questions, passages = evaluation(folder)
-    scored = [sentence for row in table(folder / "evaluation/sts.csv", "utf-8") for sentence in row[:2]]
-    tested = {pair for text in questions + passages + scored for pair in combinations(text)}
-    training = [text for pair in all_pairs(folder) for text in pair]
-    training += [turn for turns in whole_conversations(folder) for turn in turns]
-    training += [sentence for row in table(folder / "sts.csv", "utf-8-sig") for sentence in row[:2]]
-    for line in lines((folder / "triples.jsonl").read_bytes()):
-        triple = json.loads(line)
-        training += [triple["query"], *triple["pos"], *triple["neg"]]
-    trained = {pair for text in training for pair in combinations(text)}
-    assert len(tested) > 200
-    assert not tested & trained
-    # Every word alone is known from training.
-    for position in (0, 1):
-        assert {pair[position] for pair in tested} <= {pair[position] for pair in trained}
+def same(left: pl.DataFrame, right: pl.DataFrame) -> bool:
+    def rows(frame: pl.DataFrame) -> list[str]:
+        return sorted(map(repr, frame.rows()))
+
+    return rows(left) == rows(right)
 
 
-def test_evaluation_has_one_answer_a_question(sample: Sample) -> None:
-    questions, passages = evaluation(sample[0])
-    assert (len(set(questions)), len(set(passages))) == (120, 320)
-    for question, passage in zip(questions, passages, strict=False):
-        assert set(combinations(question)) == set(combinations(passage.split("。")[0]))
-    assert all(8 <= len(question) <= 30 for question in questions)
-    assert all(60 <= len(passage) <= 250 for passage in passages)
+def test_every_stage_holds_the_same_pairs(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summaries = {summary.stage: summary for summary in cut(corpus, out, 100)}
+    taken = all_rows(out, "ingest")["pair_id"]
+    assert 100 <= len(taken) < 110  # the last pair of a stratum may have a copy
+    rows_in = None
+    for stage in ("ingest", "filter", "dedup", "score"):
+        for thrown in (False, True):
+            found, whole = all_rows(out, stage, thrown), all_rows(corpus, stage, thrown)
+            if (stage, thrown) != ("ingest", True):
+                assert same(found, whole.filter(pl.col("pair_id").is_in(taken.implode())))
+                assert found.height > 0
+        footers = [read_footer(shard) for shard in committed(out, stage)]
+        assert all(footer.stage == stage and footer.rows_in > 0 for footer in footers)
+        assert rows_in in (None, sum(footer.rows_in for footer in footers))
+        rows_in = sum(footer.rows_out for footer in footers)
+        assert summaries[stage].rows_out == rows_in == all_rows(out, stage).height
+    assert rows_in == sum(summaries[kind].rows_in for kind in KINDS)
+    assert (out / "recipe.yaml").read_bytes() == (corpus / "recipe.yaml").read_bytes()
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["corpus", "out"]
 
 
-def test_clean_texts_have_the_lengths_of_queries_and_passages(sample: Sample) -> None:
-    for query, text in read_pairs(sample[0])["papers"]:
-        assert 8 <= len(query) <= 30
-        assert 60 <= len(text) <= 250
+def test_every_source_and_format_has_its_share(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cut(corpus, out, 100)
+    counts = [Counter(all_rows(place, "ingest").select("source", "format").iter_rows()) for place in (corpus, out)]
+    expected = dict(
+        zip(sorted(counts[0]), allotted(np.array([counts[0][name] for name in sorted(counts[0])]), 100), strict=True)
+    )
+    assert counts[1].keys() == counts[0].keys() and counts[1]["tiny", "input_output"] == 1
+    for stratum, share in expected.items():
+        assert share <= counts[1][stratum] <= share + (stratum[0] == "news")
+    bad = Counter(all_rows(out, "ingest", thrown=True).select("source", "reason").iter_rows())
+    assert bad.keys() == {("news", "no_query"), ("news", "json"), ("chat", "json")}
+    assert sum(bad.values()) == round(50 * 100 / sum(counts[0].values()))
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_no_two_facts_ask_the_same(held_out: bool) -> None:
-    facts = list(islice(sample_world.facts(Random(0), held_out), 1000))
-    words = [fact.words for fact in facts]
-    assert len({(one["entity"], one["change"], one["place"]) for one in words}) == 1000
-    assert len({(f.words["entity"], f.words["change"], f.words["cause"], f.remedy) for f in facts}) == 1000
+def test_records_are_of_their_pairs_that_are_there(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cut(corpus, out, 100)
+    taken = set(all_rows(out, "score")["pair_id"])
+    for kind in KINDS:
+        expected = []
+        for record in all_rows(corpus, kind).to_dicts():
+            places = [place for place, one in enumerate(record["pair_ids"]) if one in taken]
+            if record["source"] == "exam":
+                for name in ("positives", "cluster_ids"):
+                    record[name] = [record[name][place] for place in places]
+            record["pair_ids"] = [record["pair_ids"][place] for place in places]
+            expected += [record] if places else []
+        assert same(all_rows(out, kind), pl.DataFrame(expected, all_rows(corpus, kind).schema))
+        whole = all_rows(corpus, kind, thrown=True)
+        assert same(all_rows(out, kind, thrown=True), whole.filter(pl.col("pair_id").is_in(list(taken))))
+    exam = all_rows(out, "convert/retrieval").filter(source="exam")["pair_ids"].list.len()
+    assert {1} < set(exam)  # some whole, some in part
+    mood = all_rows(out, "convert/retrieval").filter(source="mood")
+    assert set(mood["positives"].list.len()) == {3} and set(mood["pair_ids"].list.len()) == {1}
 
 
-def shared_slots(first: str, second: str) -> int:
-    """How many of entity, change, cause, place and time two sentences share, by the words in them."""
-
-    def slots(sentence: str) -> list[sample_world.Word]:
-        def stands(words: list[sample_world.Word]) -> sample_world.Word:
-            found = [word for word in words if any(form in sentence for form in word)]
-            return max(found, key=lambda word: max(len(form) for form in word if form in sentence))
-
-        topic = next(
-            topic for topic in sample_world.TOPICS if any(form in sentence for word in topic.entities for form in word)
-        )
-        slots = (topic.entities, topic.changes, topic.causes, sample_world.PLACES, sample_world.TIMES)
-        return [stands(words) for words in slots]
-
-    return sum(one == other for one, other in zip(slots(first), slots(second), strict=True))
+def pools(corpus: Path) -> dict[str, tuple[list[tuple[str, int]], list[float], list[tuple[str, float]]]]:
+    """Of each query its candidates (text, cluster), their scores, and its positives with theirs."""
+    found = read_candidates(corpus)
+    ids = np.arange(3000)
+    texts = {row[0]: row[1:] for row in read_passages(corpus, ids).rows()}
+    with duckdb.connect(str(corpus / "pools.duckdb"), read_only=True) as connection:
+        positives = connection.execute("SELECT query_id, passage_id, score FROM positives").fetchall()
+    return {
+        text: ([texts[one] for one in pool], scores, [(texts[p][0], s) for q, p, s in positives if q == number])
+        for number, text, pool, scores in found.select("query_id", "query", "passage_ids", "scores").iter_rows()
+    }
 
 
-@pytest.mark.parametrize(("path", "encoding"), [("sts.csv", "utf-8-sig"), ("evaluation/sts.csv", "utf-8")])
-def test_sts_score_is_the_number_of_shared_slots(path: str, encoding: str, sample: Sample) -> None:
-    rows = table(sample[0] / path, encoding)
-    assert len(rows) >= 100
-    assert {row[2] for row in rows} == set("012345")
-    for first, second, score in rows:
-        assert shared_slots(first, second) == int(score)
+def test_pools_are_those_of_the_records(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = cut(corpus, out, 100)[-1]
+    asked = {text for kind in KINDS[:2] for text in all_rows(out, kind)["query"]}
+    before, after = pools(corpus), pools(out)
+    assert after == {text: pool for text, pool in before.items() if text in asked}
+    named = {text for pool, _, positives in after.values() for text, _ in [*pool, *positives]}
+    passages = read_passages(out, np.arange(3000))
+    assert passages["passage_id"].to_list() == list(range(len(named)))
+    assert set(passages["text"]) == named
+    assert (summary.stage, summary.rows_out, summary.notes) == ("pools", len(asked), {"passages": len(named)})
 
 
-def test_a_small_model_learns_what_the_evaluation_asks(sample: Sample) -> None:
-    """Bags of character bigrams, trained with in-batch negatives: nDCG@10 on unseen combinations rises."""
-    folder, _ = sample
-    pairs = [(query, text) for query, text in all_pairs(folder) if 60 <= len(text) <= 250]
-    questions, passages = evaluation(folder)
-    grams = {text[i : i + 2] for pair in pairs for text in pair for i in range(len(text) - 1)}
-    vocabulary = {gram: i for i, gram in enumerate(sorted(grams))}
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.nn.Parameter(torch.randn(len(vocabulary), 64, generator=generator) * 0.1)
+def content(corpus: Path) -> Iterator[list[str]]:
+    for stage in [*STAGES, *KINDS]:
+        for thrown in (False, True):
+            yield sorted(map(repr, all_rows(corpus, stage, thrown).rows()))
 
-    def encode(texts: list[str]) -> torch.Tensor:
-        bags = [[vocabulary[t[i : i + 2]] for i in range(len(t) - 1) if t[i : i + 2] in vocabulary] for t in texts]
-        offsets = torch.tensor([0, *np.cumsum([len(bag) for bag in bags])[:-1]])
-        flat = torch.tensor([gram for bag in bags for gram in bag])
-        return torch.nn.functional.normalize(
-            torch.nn.functional.embedding_bag(flat, vectors, offsets, mode="mean"), dim=1
-        )
 
-    def ndcg() -> float:
-        with torch.no_grad():
-            scores = encode(questions) @ encode(passages).T
-        ranks = (scores > scores.diagonal()[:, None]).sum(1)
-        return float(torch.where(ranks < 10, 1 / torch.log2(ranks + 2), 0).mean())
+def test_shards_decide_nothing_but_the_seed_does(corpus: Path, tmp_path: Path, pair: Callable[..., Row]) -> None:
+    make(tmp_path / "one", pair, shards=1, backwards=True)
+    places = [tmp_path / name for name in "abcd"]
+    for place, source, seed in zip(places, [corpus, corpus, tmp_path / "one", corpus], [0, 0, 0, 1], strict=True):
+        cut(source, place, 60, seed)
+    first, again, repacked, other = places
+    for stage in STAGES:
+        for left, right in zip(committed(first, stage), committed(again, stage), strict=True):
+            assert left.name == right.name and read_footer(left).content == read_footer(right).content
+    for stage in ("ingest", "filter", "score", "evaluation"):
+        assert same(all_rows(first, stage), all_rows(repacked, stage))
+        assert same(all_rows(first, stage, thrown=True), all_rows(repacked, stage, thrown=True))
+    assert not same(all_rows(first, "ingest"), all_rows(other, "ingest"))
 
-    before = ndcg()
-    optimizer = torch.optim.Adam([vectors], 0.02)
-    for _ in range(60):
-        batch = [pairs[i] for i in torch.randperm(len(pairs), generator=generator)[:128].tolist()]
-        scores = encode([query for query, _ in batch]) @ encode([text for _, text in batch]).T
-        loss = torch.nn.functional.cross_entropy(scores / 0.05, torch.arange(len(batch)))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    after = ndcg()
-    assert after > before + 0.4, f"nDCG@10 {before:.3f} before, {after:.3f} after"
+
+def test_a_corpus_smaller_than_the_sample_is_whole(corpus: Path, tmp_path: Path) -> None:
+    cut(corpus, tmp_path / "out", 100_000)
+    assert list(content(tmp_path / "out")) == list(content(corpus))
+
+
+def test_more_strata_than_rows(corpus: Path, tmp_path: Path) -> None:
+    cut(corpus, tmp_path / "out", 1)
+    assert set(Counter(all_rows(tmp_path / "out", "ingest")["source"])) == {
+        "news",
+        "chat",
+        "exam",
+        "mood",
+        "sts",
+        "tiny",
+    }
+
+
+def test_evaluation_sets_keep_questions_and_their_haystack(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cut(corpus, out, 20)
+    names = [all_rows(out, "evaluation").filter(source=source) for source in ("test", "small")]
+    only = names[0]["meta"].str.contains("passage_only")
+    assert (len(only), only.sum(), names[1].height) == (20, 15, 5)
+    assert [read_footer(shard).stage for shard in committed(out, "evaluation")] == ["evaluation"] * 2
+
+
+def test_later_stages_run_on_it(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cut(corpus, out, 150)
+    funnel = query(out, "SELECT stage, CAST(sum(rows) AS BIGINT) AS rows FROM funnel GROUP BY stage").to_pylist()
+    assert {row["stage"]: row["rows"] for row in funnel}["score"] == all_rows(out, "score").height
+    assert query(out, "SELECT count(*) AS rows FROM pools.candidates").to_pylist() != [{"rows": 0}]
+    assert write_report(out, out / "report.html").stat().st_size > 1000
+    kept = all_rows(out, "filter").height
+    summary = dedup(out, RECIPE, ONE)
+    assert (summary.rows_in, summary.skipped) == (kept, 0)
+    assert convert(out, RECIPE, ONE).rows_in == all_rows(out, "score").height
+
+
+def test_stages_that_are_not_there_are_left_out(corpus: Path, tmp_path: Path) -> None:
+    for folder in ("convert", "score", "evaluation"):
+        (corpus / folder).rename(tmp_path / folder)
+    assert [summary.stage for summary in cut(corpus, tmp_path / "out", 50)] == ["ingest", "filter", "dedup"]
+    assert not (tmp_path / "out" / "pools.duckdb").exists()  # nothing asks for them
+
+
+def test_what_can_not_be_cut_is_said(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(CorpusError, match="there is something here"):
+        cut(corpus, out, 10)
+    (out / "notes.txt").unlink()
+    with pytest.raises(ValueError, match="1 or more"):
+        cut(corpus, out, 0)
+    with pytest.raises(CorpusError, match="conan ingest"):
+        cut(tmp_path / "nowhere", out, 10)
+    (corpus / "dedup" / ".incomplete").touch()
+    with pytest.raises(CorpusError, match="interrupted"):
+        cut(corpus, out, 10)
+    (corpus / "dedup" / ".incomplete").unlink()
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(cut_module, "write_pools", full)
+    with pytest.raises(OSError, match="disk full"):
+        cut(corpus, out, 10)
+    assert list(out.iterdir()) == []
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["corpus", "out"]
+    monkeypatch.undo()
+    (tmp_path / ".out.1.tmp" / "ingest").mkdir(parents=True)  # a killed run's
+    cut(corpus, out, 10)  # an empty folder may be there
+    assert committed(out, "ingest")
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["corpus", "out"]

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from conan_embedding.schemas.settings import FinetuneSettings, Layout
-from conan_embedding.trainer.cbb import Losses, build_update, slice_for, texts_apart, update_loss
-from conan_embedding.trainer.distributed import gather
-from conan_embedding.trainer.gradcache import backward, cached_backward, chunks_of
+from conan_embedding.trainer.loss.cbb import Losses, build_update, slice_for, texts_apart, update_loss
+from conan_embedding.trainer.loss.collectives import gather
+from conan_embedding.trainer.loss.gradcache import backward, cached_backward, chunks_of
 from torch import Tensor, nn
 
 TEMPERATURE, STS_TEMPERATURE, LEARNING_RATE = 0.1, 0.07, 0.5

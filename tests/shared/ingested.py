@@ -5,9 +5,9 @@ from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
-from conan_embedding.pipeline import corpus as folders
-from conan_embedding.pipeline import ingest as stage
-from conan_embedding.pipeline.engine import Engine, Summary
+from conan_embedding.pipeline.corpus.folder import folder as folders
+from conan_embedding.pipeline.engine.local import Engine, Summary
+from conan_embedding.pipeline.ingest.stage import stage as stage
 from conan_embedding.schemas.pairs import PAIR, REJECTED_AT_INGEST
 from conan_embedding.schemas.recipe import Recipe
 

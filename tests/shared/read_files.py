@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from conan_embedding.pipeline import readers, tables
-from conan_embedding.pipeline.files import Stretch
+from conan_embedding.pipeline.ingest.files import Stretch
+from conan_embedding.pipeline.ingest.stage import readers
+from conan_embedding.pipeline.ingest.stage import table_reader as tables
 from conan_embedding.schemas.settings import Source
 
 Rows = list[dict[str, Any]]

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline.corpus import ShardWriter, fingerprint
-from conan_embedding.pipeline.pools import write_pools
+from conan_embedding.pipeline.corpus.folder import ShardWriter, fingerprint
+from conan_embedding.pipeline.corpus.pools import write_pools
 from conan_embedding.schemas.pairs import SCORED, rejected
 from conan_embedding.schemas.settings import PretrainSettings
 from conan_embedding.schemas.training import TRAINING
-from conan_embedding.trainer.bootstrap import tiny_bert
 from conan_embedding.trainer.job import Job
+from conan_embedding.trainer.model.bootstrap import tiny_bert
 from training_runs import RUNS, train_all
 
 CHARACTERS = [chr(point) for point in range(0x4E00, 0x4E00 + 150)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conan_embedding.pipeline.corpus import read_footer
+from conan_embedding.pipeline.corpus.folder import read_footer
 from conan_embedding.schemas.settings import BootstrapTraining, FinetuneSettings, PretrainSettings
 from conan_embedding.trainer import job as module
 from conan_embedding.trainer.job import Job, TrainingError, make_job, run_job

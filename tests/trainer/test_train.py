@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from conan_embedding.schemas.settings import PretrainSettings
-from conan_embedding.trainer.batches import pretrain_update, read_pairs, write_pairs
-from conan_embedding.trainer.cbb import build_update, pretrain_loss
+from conan_embedding.trainer.data.batches import pretrain_update, read_pairs, write_pairs
+from conan_embedding.trainer.data.sampler import Order
 from conan_embedding.trainer.job import Job
-from conan_embedding.trainer.model import load
-from conan_embedding.trainer.order import Order
+from conan_embedding.trainer.loss.cbb import build_update, pretrain_loss
+from conan_embedding.trainer.model.embedding_model import load
 from training_runs import log_of, losses_of, replacements
 
 

@@ -8,14 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conan_embedding.pipeline.encoder import encode, load_encoder
-from conan_embedding.schemas.settings import (
-    EncoderSettings,
-)
-from conan_embedding.trainer.evaluate import evaluate
+from conan_embedding.pipeline.encoder.encoder import encode, load_encoder
+from conan_embedding.schemas.settings import EncoderSettings
+from conan_embedding.trainer.evaluation.evaluate import evaluate
+from conan_embedding.trainer.evaluation.validation import validation_sets
 from conan_embedding.trainer.job import Job
-from conan_embedding.trainer.model import EmbeddingModel, load
-from conan_embedding.trainer.validation import validation_sets
+from conan_embedding.trainer.model.embedding_model import EmbeddingModel, load
 from training_runs import log_of, losses_of, weights_of
 
 

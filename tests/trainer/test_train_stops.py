@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conan_embedding.trainer.hosts import Host, rendezvous
 from conan_embedding.trainer.job import STOPPED, Job, run_job
+from conan_embedding.trainer.launch.hosts import Host, rendezvous
 from training_runs import RUNS, job_of, log_of, losses_of, replacements, weights_of, windows
 
 

@@ -1,0 +1,160 @@
+"""catalog.duckdb: views over the shards, rebuilt by every command; `conan sql`."""
+
+import tempfile
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from ...schemas.pairs import CLUSTERED, PAIR, REJECTED_AT_INGEST, SCORED, rejected
+from ...schemas.results import RESULT
+from ...schemas.training import TRAINING
+from .folder import FOLDERS, STAGES, CorpusError, committed, read_footer, rejects, replacing
+from .pools import FILE as POOLS_FILE
+
+FILE = "catalog.duckdb"
+RESULTS = "evaluation/results"
+"""Where `conan evaluate` keeps what is behind its figures: a file for each model."""
+
+_OUT = {"ingest": PAIR, "filter": PAIR, "dedup": CLUSTERED, "score": SCORED} | {
+    f"convert/{kind}": schema for kind, schema in TRAINING.items()
+}
+_REJECTED = {"ingest": REJECTED_AT_INGEST, "filter": rejected(PAIR), "dedup": rejected(PAIR), "score": rejected(SCORED)}
+
+
+def rebuild(corpus: Path) -> Path:
+    """Make the catalog anew: views only, so it may be deleted at any time. The corpus must be held (see corpus/lock.py).
+
+    Raises:
+        CorpusError: no corpus there, or a shard that is none of ours.
+    """
+    statements = _statements(corpus)
+    with replacing(corpus / FILE) as temporary:
+        _write(temporary, statements)
+    return corpus / FILE
+
+
+def _write(file: Path, statements: list[str]) -> Path:
+    with duckdb.connect(str(file)) as connection:
+        connection.execute("SET enable_progress_bar = false")
+        connection.execute("BEGIN")  # one commit, not one a view
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute("COMMIT")
+        connection.execute("CHECKPOINT")  # closing does it, too, but says nothing of a full disk
+    return file
+
+
+def query(corpus: Path, sql: str) -> pa.Table:
+    """The result of an SQL query over the corpus's views and, as `pools.…`, its negative pools.
+
+    A statement that has no result, such as SET, gives a table without columns. The views are made elsewhere, so
+    that asking needs no right to write in the corpus and is in no stage's way.
+
+    Raises:
+        duckdb.Error: what is wrong with the SQL.
+        CorpusError: no corpus there, or a shard that is none of ours.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        catalog = _write(Path(folder) / FILE, _statements(corpus))
+        with duckdb.connect(str(catalog), read_only=True) as connection:
+            connection.execute("SET enable_progress_bar = false")
+            if (corpus / POOLS_FILE).exists():
+                connection.execute(f"ATTACH '{_escaped(corpus / POOLS_FILE)}' AS pools (READ_ONLY)")
+            result = connection.sql(sql)
+            # `*` tells columns of one name apart: a, a_1.
+            return pa.table({}) if result is None else result.select("*").to_arrow_table()
+
+
+def _statements(corpus: Path) -> list[str]:
+    if not corpus.is_dir():
+        raise CorpusError(f"{corpus}: no such folder; name the corpus that `conan ingest` wrote")
+    statements = []
+    for folder in FOLDERS:
+        name = folder.rpartition("/")[2]
+        found = committed(corpus, folder)
+        statements.append(f"CREATE VIEW {name} AS {_scan(found, _OUT[folder])}")
+        thrown = [rejects(shard) for shard in found if rejects(shard).exists()]
+        schema = _REJECTED.get(folder, rejected(SCORED))
+        stage = folder.partition("/")[0]
+        statements.append(f"CREATE VIEW {name}_rejected AS SELECT '{stage}' AS stage, * FROM ({_scan(thrown, schema)})")
+    union = " UNION ALL BY NAME "
+    kinds = [folder.rpartition("/")[2] for folder in FOLDERS]
+    statements.append(
+        "CREATE VIEW convert AS " + union.join(f"SELECT '{kind}' AS task, * FROM {kind}" for kind in TRAINING)
+    )
+    statements.append("CREATE VIEW rejected AS " + union.join(f"FROM {kind}_rejected" for kind in kinds))
+    statements.append(f"CREATE VIEW funnel AS {_funnel()}")
+    statements.append(
+        "CREATE VIEW rules AS SELECT stage, reason, source, count(*) AS rows FROM rejected "
+        "GROUP BY ALL ORDER BY stage, rows DESC"
+    )
+    statements.append(f"CREATE VIEW runs AS {_runs(corpus)}")
+    judged = sorted((corpus / RESULTS).glob("*.parquet"))
+    statements.append(f"CREATE VIEW results AS {_scan(judged, RESULT)}")
+    return statements
+
+
+def _scan(files: list[Path], schema: pa.Schema) -> str:
+    """SQL over shards, or an empty table of their columns where there are none."""
+    if files:
+        listed = ", ".join(f"'{_escaped(file)}'" for file in files)
+        return f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false)"
+    columns = ", ".join(f'CAST(NULL AS {_type(field.type)}) AS "{field.name}"' for field in schema)
+    return f"SELECT {columns} WHERE false"
+
+
+def _type(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind) or pa.types.is_string(kind):
+        return "VARCHAR"
+    if pa.types.is_list(kind):
+        return f"{_type(kind.value_type)}[]"
+    return {"int64": "BIGINT", "float": "FLOAT"}[str(kind)]
+
+
+def _escaped(path: Path) -> str:
+    return str(path.resolve()).replace("'", "''")
+
+
+def _funnel() -> str:
+    """Rows and bytes of text by stage, source and category; a training record counts the pairs it is made of."""
+    parts = [
+        f"SELECT {place} AS place, '{stage}' AS stage, source, category, count(*) AS rows, "
+        f"sum(strlen(query) + strlen(positive)) AS bytes FROM {stage} GROUP BY ALL"
+        for place, stage in enumerate(STAGES[:-1])
+    ]
+    texts = {
+        "pretrain": "strlen(query) + strlen(positive)",
+        "retrieval": "strlen(query) + list_sum(list_transform(positives, lambda text: strlen(text)))",
+        "sts": "strlen(text_a) + strlen(text_b)",
+    }
+    parts += [
+        f"SELECT {len(STAGES) - 1} AS place, 'convert' AS stage, source, category, sum(len(pair_ids)) AS rows, "
+        f"sum({text}) AS bytes FROM {kind} GROUP BY ALL"
+        for kind, text in texts.items()
+    ]
+    return (
+        "SELECT stage, source, category, CAST(sum(rows) AS BIGINT) AS rows, CAST(sum(bytes) AS BIGINT) AS bytes FROM ("
+        + " UNION ALL ".join(parts)
+        + ") GROUP BY place, stage, source, category ORDER BY place, category, source"
+    )
+
+
+def _runs(corpus: Path) -> str:
+    """What each shard's footer says."""
+    rows = [
+        (folder, str(shard), read_footer(shard).model_dump_json())
+        for folder in FOLDERS
+        for shard in committed(corpus, folder)
+    ]
+    if not rows:
+        rows = [("", "", "{}")]
+    values = ", ".join("(" + ", ".join("'" + cell.replace("'", "''") + "'" for cell in row) + ")" for row in rows)
+    return (
+        "SELECT folder, shard, footer ->> '$.fingerprint' AS fingerprint, "
+        "CAST(footer ->> '$.rows_in' AS BIGINT) AS rows_in, CAST(footer ->> '$.rows_out' AS BIGINT) AS rows_out, "
+        "footer -> '$.rejected' AS rejected, CAST(footer ->> '$.seconds' AS DOUBLE) AS seconds, "
+        "footer -> '$.notes' AS notes "
+        f"FROM (VALUES {values}) AS footers(folder, shard, text), "
+        "LATERAL (SELECT CAST(text AS JSON) AS footer) WHERE folder <> ''"
+    )

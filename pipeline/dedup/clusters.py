@@ -1,0 +1,376 @@
+"""Clusters of near-duplicates among the texts of one side of all pairs, in memory that its candidates need.
+
+A band's buckets are read from its own column of the signatures and held as stars, an edge from each member to the
+bucket's smallest row, so a bucket is linear in its rows. Candidates are verified by the exact Jaccard similarity of
+their shingle hashes, since agreement of 128 permutations errs by 0.04 (one standard deviation) at 0.7. Members that are
+unlike their leader are then compared among themselves, so that a false leader hides no true pair.
+
+Texts are compared a block of shards against a block of shards, so that two blocks' shingles are in memory and no more.
+What grows with the corpus are three numbers a pair: its smallest equal text, its tree, its cluster.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..corpus.folder import read_batches
+from ..engine.local import Call, Engine, StageError, run_calls
+from ..text.match_key import keys
+from .lsh import NO_BUCKET, Rows, buckets, pack
+from .minhash import ShingleSets, jaccard, kernel, shingle_sets
+from .signatures import Side, band_columns, read_column
+
+COMPARED = 64
+"""Ours: rows of a bucket all pairs of which are compared; of a larger one, HEADS rows with all others."""
+HEADS = 8
+"""Ours: see COMPARED. The time for a bucket of m rows is linear in m."""
+
+_BUCKET_ROWS = 1 << 25
+"""Ours: rows whose band hashes are sorted together, 256 MB."""
+_EDGES = 1 << 22
+"""Ours: edges that are verified together."""
+_SLICE = 1 << 18
+"""Ours: rows of buckets whose pairs are listed together, at most 2**23 of them."""
+_BLOCK_BYTES = 128 << 20
+"""Ours: bytes of shingle hashes in a block."""
+_FEW = 2_000_000
+"""Ours: rows below which starting processes costs more than they save."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All pairs of a corpus: the shards of their texts, those of their signatures, and the number of each one's first
+    row; `starts` ends with the number of all rows. `work` is a folder for what is not kept."""
+
+    filtered: tuple[Path, ...]
+    signed: tuple[Path, ...]
+    starts: tuple[int, ...]
+    work: Path
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return self.starts[-1]
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of the signatures of all pairs."""
+        return np.concatenate([read_column(shard, name) for shard in self.signed])
+
+
+def row_starts(shards: Sequence[Path]) -> tuple[int, ...]:
+    """The number of each shard's first row, and at the end the number of all rows."""
+    return tuple(np.cumsum([0, *(pq.read_metadata(shard).num_rows for shard in shards)]).tolist())
+
+
+class Block(NamedTuple):
+    """Neighbouring shards whose shingles are held together: the number of their first row, and where the sets lie."""
+
+    start: int
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What is known of one side, as NumPy files, and the shingles of what was compared.
+
+    ids: int64[n], 63 bits, the least text hash of a row's cluster. equals: int64[n], the smallest row with its text.
+    """
+
+    ids: Path
+    equals: Path
+    blocks: tuple[Block, ...]
+
+
+def clusters(
+    pairs: Pairs, side: Side, similar: NDArray[np.bool_], bands: int, threshold: float, engine: Engine
+) -> Clusters:
+    """One number for equal texts of a side, and where `similar` (bool[n]) is true for near-duplicates too.
+
+    Rows of Jaccard similarity `threshold` or more that share a bucket are joined, and so are their neighbours. Texts
+    without shingles and those that are not similar have only their equals.
+
+    Raises:
+        StageError: a part could not be made.
+    """
+    engine = fitting(engine, pairs)
+    hashes = pairs.column(f"{side}_hash")
+    forest = _equals(hashes, similar)
+    equals = save(pairs.work / f"{side}_equals.npy", forest)
+    compared = save(pairs.work / f"{side}_compared.npy", similar & (forest == np.arange(pairs.rows)))
+    found = _all_buckets(pairs, side, compared, bands, engine)
+    blocks = _all_sets(pairs, side, found, engine)
+    for candidates in (_stars, _unjoined_pairs):
+        for left, right in _gathered(found, candidates, forest):
+            alike = similarities(pairs.work, blocks, left, right, threshold, engine) >= threshold
+            _join(forest, left[alike], right[alike])
+    ids = save(pairs.work / f"{side}_ids.npy", _least(forest, hashes))
+    return Clusters(ids, equals, blocks)
+
+
+def fitting(engine: Engine, pairs: Pairs) -> Engine:
+    """The engine for parts of the corpus that are no shards: with few pairs this process alone."""
+    return engine if pairs.rows >= _FEW else replace(engine, workers=1, address=None)
+
+
+def similarities(
+    work: Path, blocks: Sequence[Block], left: Rows, right: Rows, threshold: float, engine: Engine
+) -> NDArray[np.float64]:
+    """Exact Jaccard similarity of pairs of rows whose shingles are in the blocks, float64[pairs].
+
+    Below the threshold it is 0: the comparison stops as soon as the threshold is out of reach.
+
+    Raises:
+        StageError: a part could not be made.
+    """
+    starts = [block.start for block in blocks]
+    first, second = np.minimum(left, right), np.maximum(left, right)
+    place = (np.searchsorted(starts, first, "right") - 1) * len(blocks) + np.searchsorted(starts, second, "right") - 1
+    order = np.argsort(place, kind="stable")
+    cuts = np.flatnonzero(np.diff(place[order], prepend=-1, append=-1))
+    calls = []
+    for start, stop in pairwise(cuts.tolist()):
+        chosen = order[start:stop]
+        one, other = divmod(int(place[chosen[0]]), len(blocks))
+        edges = save(work / f"edges-{one}-{other}.npy", np.stack([first[chosen], second[chosen]]))
+        file = work / f"similarities-{one}-{other}.npy"
+        calls.append((str(file), (blocks[one], blocks[other], edges, threshold, file)))
+    call_all("comparing", compare_blocks, calls, engine)
+    found = np.empty(len(left), np.float64)
+    for (name, _), (start, stop) in zip(calls, pairwise(cuts.tolist()), strict=True):
+        found[order[start:stop]] = np.load(name)
+    return found
+
+
+def compare_blocks(one: Block, other: Block, edges: Path, threshold: float, file: Path) -> None:
+    """Write the similarities of edges (int64[2, e], the first rows of one block, the second of the other)."""
+    first, second = np.load(edges)
+    left_rows, left = _load_sets(one)
+    right_rows, right = (left_rows, left) if other == one else _load_sets(other)
+    left_places, right_places = np.searchsorted(left_rows, first), np.searchsorted(right_rows, second)
+    save(file, jaccard(left, left_places, right, right_places, threshold))
+
+
+def write_buckets(pairs: Pairs, column: str, compared: Path, part: int, parts: int, file: Path) -> None:
+    """The buckets of one band, of every `parts`-th hash: int64[2, e], leaders and members (see bands.buckets)."""
+    bits = pairs.rows.bit_length()
+    chosen = np.load(compared)
+    packed = []
+    for shard, start, stop in zip(pairs.signed, pairs.starts, pairs.starts[1:], strict=False):
+        hashes = read_column(shard, column)
+        rows = np.flatnonzero(chosen[start:stop] & (hashes != NO_BUCKET) & (hashes % np.uint64(parts) == part))
+        packed.append(pack(hashes[rows], rows + start, bits))
+    save(file, np.stack(buckets(np.concatenate(packed), bits)))
+
+
+def write_sets(filtered: Path, side: Side, start: int, wanted: Path, file: Path) -> None:
+    """The sets of shingles of a shard's wanted rows: their numbers, and ShingleSets. `start` is the first row's."""
+    left = np.load(wanted, mmap_mode="r")[start : start + pq.read_metadata(filtered).num_rows].nonzero()[0]
+    numbers, offsets, hashes = [left + start], [np.zeros(1, np.int64)], [np.zeros(0, np.uint32)]
+    at = size = 0
+    for table in read_batches(filtered, [side]) if len(left) else ():
+        here = left[np.searchsorted(left, at) : np.searchsorted(left, at + table.num_rows)] - at
+        sets = shingle_sets(keys(table.column(side).take(here)))
+        offsets.append(sets.offsets[1:] + size)
+        hashes.append(sets.hashes)
+        at, size = at + table.num_rows, size + len(sets.hashes)
+    save(file, *(np.concatenate(parts) for parts in (numbers, offsets, hashes)))
+
+
+def _load_sets(block: Block) -> tuple[Rows, ShingleSets]:
+    numbers, offsets, hashes, size = [], [np.zeros(1, np.int64)], [], 0
+    for file in block.files:
+        with file.open("rb") as opened:
+            numbers.append(np.load(opened))
+            offsets.append(np.load(opened)[1:] + size)
+            hashes.append(np.load(opened))
+        size += len(hashes[-1])
+    return np.concatenate(numbers), ShingleSets(np.concatenate(offsets), np.concatenate(hashes))
+
+
+def _all_buckets(pairs: Pairs, side: Side, compared: Path, bands: int, engine: Engine) -> list[Path]:
+    parts = 1 + pairs.rows // _BUCKET_ROWS
+    calls = []
+    for column in band_columns(side, bands):
+        for part in range(parts):
+            file = pairs.work / f"{column}_{part}.npy"
+            calls.append((str(file), (pairs, column, compared, part, parts, file)))
+    call_all(f"buckets of {side}", write_buckets, calls, engine)
+    return [Path(name) for name, _ in calls]
+
+
+def _all_sets(pairs: Pairs, side: Side, found: Sequence[Path], engine: Engine) -> tuple[Block, ...]:
+    """Write the shingles of every row in a bucket, shard by shard, and put shards together to blocks."""
+    chosen = np.zeros(pairs.rows, np.bool_)
+    for file in found:
+        chosen[np.load(file).ravel()] = True
+    wanted = save(pairs.work / f"{side}_wanted.npy", chosen)
+    files = [pairs.work / f"{side}_sets_{number}.npy" for number in range(len(pairs.filtered))]
+    parts = zip(pairs.filtered, pairs.starts, files, strict=False)
+    calls = [(str(shard), (shard, side, start, wanted, file)) for shard, start, file in parts]
+    call_all(f"shingles of {side}", write_sets, calls, engine)
+    blocks: list[Block] = []
+    room = 0
+    for start, file in zip(pairs.starts, files, strict=False):
+        if file.stat().st_size > room:
+            blocks.append(Block(start, ()))
+            room = _BLOCK_BYTES
+        blocks[-1] = Block(blocks[-1].start, (*blocks[-1].files, file))
+        room -= file.stat().st_size
+    return tuple(blocks)
+
+
+Edges = tuple[Rows, Rows]
+
+
+def _gathered(files: Sequence[Path], candidates: Callable[..., Iterator[Edges]], forest: Rows) -> Iterator[Edges]:
+    """The candidates of all buckets that are not joined yet, each once, as many at a time as are verified together."""
+    held: list[NDArray[np.int64]] = []
+    size = 0
+    for file in files:
+        for edges in candidates(*np.load(file), forest):
+            apart = np.stack(edges)[:, _apart(forest, *edges)]
+            held.append(apart)
+            size += apart.shape[1]
+            if size >= _EDGES:
+                yield _distinct(held, len(forest))
+                held, size = [], 0
+    if size:
+        yield _distinct(held, len(forest))
+
+
+def _distinct(edges: Sequence[NDArray[np.int64]], rows: int) -> Edges:
+    left, right = np.concatenate(edges, axis=1)
+    both = np.unique(left.astype(np.uint64) * np.uint64(rows) + right.astype(np.uint64))
+    first, second = np.divmod(both, np.uint64(rows))
+    return first.astype(np.int64), second.astype(np.int64)
+
+
+def _stars(leaders: Rows, members: Rows, forest: Rows) -> Iterator[Edges]:
+    yield leaders, members
+
+
+def _unjoined_pairs(leaders: Rows, members: Rows, forest: Rows) -> Iterator[Edges]:
+    """Pairs of members (not their leader) of each bucket that are in different trees."""
+    borders = np.flatnonzero(np.diff(leaders, append=-1)) + 1
+    start = 0
+    while start < len(leaders):
+        stop = int(borders[min(int(np.searchsorted(borders, start + _SLICE)), len(borders) - 1)])
+        part = leaders[start:stop], members[start:stop], forest
+        left, right = np.empty((2, _list_pairs(*part, *np.empty((2, 0), np.int64))), np.int64)
+        _list_pairs(*part, left, right)
+        yield left, right
+        start = stop
+
+
+def call_all(step: str, function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> None:
+    """Run every call, and tell how many are done. Raises StageError where one failed."""
+    failures = []
+    for done, (name, error) in enumerate(run_calls(function, calls, engine), start=1):
+        engine.progress(f"dedup: {step}", done, len(calls), 0)
+        if error:
+            failures.append(f"{name}: {error}")
+    if failures:
+        raise StageError("\n".join(failures))
+
+
+def save(file: Path, *arrays: NDArray[Any]) -> Path:
+    """Write arrays one after another. Raises OSError with the file's name: NumPy's own says of a full disk neither."""
+    try:
+        with file.open("wb") as out:
+            for array in arrays:
+                np.save(out, array)
+    except OSError as error:
+        raise OSError(error.errno or errno.ENOSPC, error.strerror or os.strerror(errno.ENOSPC), str(file)) from error
+    return file
+
+
+def _equals(hashes: NDArray[np.int64], similar: NDArray[np.bool_]) -> Rows:
+    """The smallest row that has the same hash and is as similar, int64[n]."""
+    values = hashes.astype(np.uint64) << np.uint64(1) | similar
+    rows = np.arange(len(values))
+    bits = len(values).bit_length()
+    leaders, members = buckets(pack(values, rows, bits), bits)
+    equal = values[leaders] == values[members]
+    rows[members[equal]] = leaders[equal]
+    rest = members[~equal]  # of which a shortened hash is that of another text
+    _, first, inverse = np.unique(values[rest], return_index=True, return_inverse=True)
+    rows[rest] = rest[first][inverse]
+    return rows
+
+
+@kernel
+def _root(forest: Rows, row: int) -> int:
+    """The root of a row's tree, halving the path to it."""
+    while forest[row] != row:
+        forest[row] = forest[forest[row]]
+        row = forest[row]
+    return row
+
+
+@kernel
+def _apart(forest: Rows, left: Rows, right: Rows) -> NDArray[np.bool_]:
+    """Whether the rows of an edge are in different trees."""
+    result = np.empty(len(left), np.bool_)
+    for i in range(len(left)):
+        result[i] = _root(forest, left[i]) != _root(forest, right[i])
+    return result
+
+
+@kernel
+def _join(forest: Rows, left: Rows, right: Rows) -> None:
+    """Join the trees of each edge; the smallest row is the root."""
+    for i in range(len(left)):
+        one, other = _root(forest, left[i]), _root(forest, right[i])
+        if one < other:
+            forest[other] = one
+        else:
+            forest[one] = other
+
+
+@kernel
+def _least(forest: Rows, hashes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The least hash in each row's tree, int64[n]."""
+    least = hashes.copy()
+    for row in range(len(forest)):
+        root = _root(forest, row)
+        least[root] = min(least[root], hashes[row])
+    for row in range(len(forest)):
+        least[row] = least[_root(forest, row)]
+    return least
+
+
+@kernel
+def _list_pairs(leaders: Rows, members: Rows, forest: Rows, left: Rows, right: Rows) -> int:
+    """Write pairs of members of one bucket that are in different trees, as many as there is room for; their number."""
+    count = start = 0
+    heads = np.empty(HEADS, np.int64)
+    while start < len(members):
+        stop = start
+        while stop < len(members) and leaders[stop] == leaders[start]:
+            stop += 1
+        large = stop - start >= COMPARED
+        held = 0
+        for i in range(start, stop):
+            mine = _root(forest, members[i])
+            alone = mine != _root(forest, leaders[start])
+            for j in range(held if large else i - start):
+                other = heads[j] if large else members[start + j]
+                if _root(forest, other) != mine:
+                    if count < len(left):
+                        left[count], right[count] = other, members[i]
+                    count += 1
+                else:
+                    alone = False
+            if large and held < HEADS and alone:
+                heads[held] = members[i]
+                held += 1
+        start = stop
+    return count

@@ -1,0 +1,170 @@
+"""conan dedup: contaminated pairs, exact duplicates and near-duplicates go; the best of each cluster stays."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ...schemas.pairs import CLUSTERED, PAIR, TASKS, rejected
+from ...schemas.recipe import Recipe
+from ...schemas.settings import DedupSettings
+from ..corpus.folder import ShardWriter, fingerprint, read_batches, read_footer, shards
+from ..engine.local import Engine, Summary, Task, made, run_stage
+from . import signatures
+from .clusters import Clusters, Pairs, call_all, clusters, row_starts
+from .decontamination import content, evaluation_files, held_out, mark_contaminated
+from .lsh import band_choice, recall
+from .signatures import SIDES, Side
+from .survivors import alike, beaten, duplicates
+
+VERSION = 3
+_WORK = ".work"
+
+
+def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
+    """Sign the filtered shards that are not yet, decide over the whole corpus, write each shard without its duplicates.
+
+    Raises:
+        RecipeError: an evaluation set that `decontaminate` names is not there, or has no texts.
+        CorpusError: filter or the ingestion of evaluation sets was interrupted.
+        StageError: a shard could not be made.
+    """
+    started = time.monotonic()
+    settings = recipe.dedup
+    inputs = shards(corpus, "filter")
+    evaluation = evaluation_files(corpus, settings.decontaminate)
+    priorities = {
+        source.name: place if source.priority is None else source.priority
+        for place, source in enumerate(recipe.sources)
+    }
+    decided_by = fingerprint(
+        "dedup",
+        VERSION,
+        signatures.VERSION,
+        settings.model_dump(),
+        priorities,
+        [(shard.name, read_footer(shard).content) for shard in inputs],
+        [content(file) for file in evaluation],
+    )
+    work = corpus / "dedup" / _WORK
+    starts = row_starts(inputs)
+    tasks = [
+        Task((shard, start, work), fingerprint(decided_by, shard.name))
+        for shard, start in zip(inputs, starts, strict=False)
+    ]
+    bands, rows = band_choice(settings.recall, settings.threshold)
+    try:
+        if len(made(corpus, "dedup", tasks)) < len(tasks):
+            kinds = np.concatenate([_task_numbers(shard) for shard in inputs])
+            both = settings.on != "positive" or evaluation or (kinds == TASKS.index("classification")).any()
+            sides: Sequence[Side] = SIDES if both else ("positive",)
+            signed = sign(corpus, inputs, sides, bands, rows, engine)
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            known = work / f"evaluation-{decided_by}.parquet" if evaluation else None
+            if known:
+                held_out(evaluation).write_parquet(known)
+            pairs = Pairs(tuple(inputs), signed, starts, work)
+            decide(pairs, kinds, sides, known, priorities, settings, (bands, rows), engine)
+        summary = run_stage(corpus, "dedup", dedup_shard, tasks, engine)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    summary.seconds = time.monotonic() - started  # with the decision, which is most of it
+    found = recall(settings.threshold, bands, rows)
+    summary.notes["bands"] = f"{bands} × {rows}: {found:.1%} of the pairs at Jaccard {settings.threshold:g} meet"
+    return summary
+
+
+def sign(
+    corpus: Path, inputs: Sequence[Path], sides: Sequence[Side], bands: int, rows: int, engine: Engine
+) -> tuple[Path, ...]:
+    """The shards of signatures of filtered shards, in their order; those that are not there yet are made."""
+    signing = signatures.tasks(inputs, sides, bands, rows)
+    run_stage(corpus, signatures.FOLDER, signatures.sign_shard, signing, engine)
+    place = made(corpus, signatures.FOLDER, signing)
+    return tuple(place[task.fingerprint] for task in signing)
+
+
+def decide(
+    pairs: Pairs,
+    kinds: NDArray[np.uint8],
+    sides: Sequence[Side],
+    held_out: Path | None,
+    priorities: dict[str, int],
+    settings: DedupSettings,
+    banding: tuple[int, int],
+    engine: Engine,
+) -> None:
+    """Write what becomes of every row into `pairs.work`: cluster ids of the positives; what goes, with its reason.
+
+    kinds: uint8[n], each row's place in TASKS. held_out: the texts of the evaluation sets.
+
+    Two pairs are duplicates when they are of one task and both their queries and their positives are: the same passage
+    under another question is a pair of its own. With `on: query` or `on: positive` that side alone decides, but not of
+    pairs with a label or a class, where one side says too little. Labelled sentence pairs go only where texts and label
+    are equal, as one word may carry the label.
+    """
+    similar: dict[Side, NDArray[np.bool_]] = {
+        "query": kinds != TASKS.index("sts"),
+        "positive": (kinds == TASKS.index("pretrain")) | (kinds == TASKS.index("retrieval")),
+    }
+    found: dict[Side, Clusters] = {
+        side: clusters(pairs, side, similar[side], banding[0], settings.threshold, engine) for side in sides
+    }
+    contaminated = _contaminated(pairs, held_out, banding, settings.threshold, engine)
+    contaminated.with_columns(reason=pl.lit("contaminated")).write_parquet(pairs.work / "rejected-0.parquet")
+    for number, frame in enumerate(duplicates(pairs, found, priorities, contaminated["row"], settings.on, engine), 1):
+        gone = beaten(frame, settings.on)
+        detail = pl.format("{}: {}", "survivor", pl.Series(alike(pairs, found, gone, settings.on, engine)).round(3))
+        gone.select("row", "reason", detail=detail).write_parquet(pairs.work / f"rejected-{number}.parquet")
+
+
+def _task_numbers(shard: Path) -> NDArray[np.uint8]:
+    tasks = pl.read_parquet(shard, columns=["task"])["task"].cast(pl.String)
+    return tasks.replace_strict(TASKS, range(len(TASKS)), return_dtype=pl.UInt8).to_numpy()
+
+
+def _contaminated(
+    pairs: Pairs, held_out: Path | None, banding: tuple[int, int], threshold: float, engine: Engine
+) -> pl.DataFrame:
+    """The contaminated rows: `row`, `detail`."""
+    if held_out is None:
+        return pl.DataFrame(schema={"row": pl.Int64, "detail": pl.String})
+    files = [pairs.work / f"contaminated_{number}.parquet" for number in range(len(pairs.filtered))]
+    parts = zip(pairs.filtered, pairs.signed, pairs.starts, files, strict=False)
+    calls = [(shard, signed, held_out, start, *banding, threshold, file) for shard, signed, start, file in parts]
+    call_all("contamination", mark_contaminated, [(str(call[0]), call) for call in calls], engine)
+    return pl.read_parquet(files)
+
+
+def dedup_shard(filtered: Path, start: int, work: Path, fingerprint: str, shard: Path) -> None:
+    """One shard, whose first row is number `start`: what stays of it, and what went with its survivor's name."""
+    rows = pq.read_metadata(filtered).num_rows
+    ids = np.load(work / "positive_ids.npy", mmap_mode="r")[start : start + rows]
+    mine = pl.col("row").is_between(start, start + rows, closed="left")
+    gone = pl.scan_parquet(work / "rejected-*.parquet").filter(mine).sort("row").collect()
+    gone = gone.with_columns(pl.col("row") - start)
+    at = 0
+    with ShardWriter(
+        shard, CLUSTERED, rejected(PAIR), stage="dedup", version=VERSION, fingerprint=fingerprint
+    ) as writer:
+        for table in read_batches(filtered):
+            stop = at + table.num_rows
+            here = gone.filter(pl.col("row").is_between(at, stop, closed="left"))
+            kept = np.ones(table.num_rows, np.bool_)
+            kept[here["row"].to_numpy() - at] = False
+            clustered = table.append_column("cluster_id", pa.array(ids[at:stop]))
+            reasons = here.select("reason", "detail").to_arrow()
+            rejects = table.filter(pa.array(~kept))
+            for name in reasons.column_names:
+                rejects = rejects.append_column(name, reasons.column(name))
+            writer.received(table.num_rows)
+            writer.keep(clustered.filter(pa.array(kept)))
+            writer.reject(rejects)
+            at = stop

@@ -1,0 +1,322 @@
+"""Writes a small, dirty folder of Chinese sources, as `conan demo` and the tests read it.
+
+It is a miniature of what crawls and exports look like: many file shapes, two encodings, broken files and
+lines, and texts that a filter should reject, each counted. The texts themselves come from `sample_world`.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable
+from datetime import date, timedelta
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import zstandard
+
+from .words import ADVERTS, EDITORS, ENGLISH, PRODUCTS, REFUSALS, REVIEW_FORMS, REVIEWS, VERDICTS
+from .world import Fact, asked, draw, facts, fill, neighbour, passage, query, statement_pair
+
+# Fewer rows leave a source without enough texts for every kind of damage; more exhaust the world.
+MIN_ROWS, MAX_ROWS = 300, 4000
+QUESTIONS, PASSAGES, STS_TESTS = 120, 320, 150
+BOILERPLATE = "更多内容请关注本台客户端。"
+
+Pair = tuple[str, str]
+Damage = Callable[[Random, Pair], Pair]
+Planted = dict[str, int]
+
+
+# Damage: each takes a pair and gives what a crawler or a careless export would have made of it.
+
+
+def mobile_number(rng: Random) -> str:
+    """A number of the right form from one made-up block."""
+    return f"1990000{rng.randrange(10_000):04d}"
+
+
+def id_card(rng: Random) -> str:
+    """An ID-card number with a valid check digit (GB 11643-1999, ISO 7064 MOD 11-2), born in 1900."""
+    birth = date(1900, 1, 1) + timedelta(days=rng.randrange(365))
+    body = f"110101{birth:%Y%m%d}{rng.randrange(1000):03d}"
+    remainder = sum(int(digit) * 2 ** (17 - place) for place, digit in enumerate(body)) % 11
+    return body + "10X98765432"[remainder]
+
+
+def mojibake(rng: Random, pair: Pair) -> Pair:
+    """UTF-8 read as GBK or as Latin-1."""
+    title, text = pair
+    return title, text.encode().decode(rng.choice(["gbk", "latin-1"]), errors="replace")
+
+
+def advert(rng: Random, pair: Pair) -> Pair:
+    """An advert with a telephone number where the text was."""
+    text = fill(rng.choice(ADVERTS).replace("{mobile}", mobile_number(rng)), draw(rng), asked)
+    return pair[0], text
+
+
+def too_long(rng: Random, pair: Pair) -> Pair:
+    """A hundred passages in one text, about 10,000 characters."""
+    return pair[0], "\n".join(passage(rng, draw(rng), "web") for _ in range(100))
+
+
+TEXT_DAMAGES: dict[str, Damage] = {
+    "mojibake": mojibake,
+    "adverts": advert,
+    "mobile_numbers": lambda rng, pair: (pair[0], f"{pair[1]}联系电话：{mobile_number(rng)}。"),
+    "emails": lambda rng, pair: (pair[0], f"{pair[1]}来信请寄 reader{rng.randrange(1000)}@example.com 。"),
+    "id_cards": lambda rng, pair: (pair[0], f"{pair[1]}登记人身份证号：{id_card(rng)}。"),
+    "too_short": lambda _, pair: (pair[0], "嗯"),
+    "too_long": too_long,
+    "too_latin": lambda rng, pair: (pair[0], " ".join(rng.choices(ENGLISH.split(), k=40))),
+    "symbols": lambda rng, pair: (pair[0], "".join(rng.choices("★☆◆◇■□●○※→↓～｜＝＊", k=80))),
+    "repeated_ngrams": lambda _, pair: (pair[0], pair[1][:24] * 12),
+    "empty_positives": lambda _, pair: (pair[0], ""),
+    "query_equals_positive": lambda _, pair: (pair[0], pair[0]),
+    "title_leaks": lambda _, pair: (pair[0], f"{pair[0]}\n{pair[1]}"),
+}
+
+RESPONSE_DAMAGES: dict[str, Damage] = {
+    "refusals": lambda rng, pair: (pair[0], fill(rng.choice(REFUSALS), draw(rng), asked)),
+    "template_slots": lambda _, pair: (f"我是{{{{name}}}}，{pair[0]}", f"你好，{{{{name}}}}！{pair[1]}"),
+    "prompt_echoes": lambda _, pair: (pair[0], pair[0]),
+    "numeric_answers": lambda rng, pair: (pair[0], str(rng.randrange(1000))),
+}
+
+
+def edit(rng: Random, pair: Pair) -> Pair:
+    """A near-duplicate: a signature after the text, or one word more inside it."""
+    title, text = pair
+    if rng.random() < 0.5:
+        return title, f"{text}（责任编辑：{rng.choice(EDITORS)}）"
+    comma = text.index("，") + 1
+    return title, text[:comma] + "其实" + text[comma:]
+
+
+def spoil(rng: Random, pairs: list[Pair], damages: dict[str, Damage], planted: Planted) -> list[Pair]:
+    """Damages 1.2 % of the pairs in each way, adds 3.6 % exact and as many near-duplicates, shuffles."""
+    number = max(1, round(0.012 * len(pairs)))
+    clean, spoiled = pairs[number * len(damages) :], []
+    for position, (kind, damage) in enumerate(damages.items()):
+        spoiled += [damage(rng, pair) for pair in pairs[number * position : number * (position + 1)]]
+        planted[kind] = planted.get(kind, 0) + number
+    originals = rng.sample(clean, 6 * number)
+    copies = originals[: 3 * number] + [edit(rng, pair) for pair in originals[3 * number :]]
+    for kind in ("exact_duplicates", "near_duplicates"):
+        planted[kind] = planted.get(kind, 0) + 3 * number
+    records = clean + spoiled + copies
+    rng.shuffle(records)
+    return records
+
+
+# Files: one function a shape.
+
+
+def to_json(record: Any) -> str:
+    """One line, Chinese as it is."""
+    return json.dumps(record, ensure_ascii=False)
+
+
+def write(path: Path, data: str | bytes, encoding: str = "utf-8") -> None:
+    """Writes text or bytes, compressed as the file's ending says."""
+    content = data.encode(encoding) if isinstance(data, str) else data
+    if path.suffix == ".gz":
+        content = gzip.compress(content, mtime=0)
+    elif path.suffix == ".zst":
+        content = zstandard.compress(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def write_lines(path: Path, records: list[Any]) -> None:
+    """JSON lines."""
+    write(path, "".join(to_json(record) + "\n" for record in records))
+
+
+def write_table(path: Path, rows: list[tuple[Any, ...]], encoding: str = "utf-8") -> None:
+    """CSV with quotes where they are needed and CRLF, as spreadsheets export it."""
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows(rows)
+    write(path, buffer.getvalue(), encoding)
+
+
+def paragraphs(text: str, line_end: str) -> str:
+    """HTML with a paragraph a sentence."""
+    return line_end.join(f"<p>&nbsp;&nbsp;{sentence}</p>" for sentence in re.findall("[^。]+。?", text))
+
+
+def write_news(folder: Path, records: list[Pair], lost: list[Pair], planted: Planted) -> None:
+    """Broadcasts in JSON, one file a month; the oldest as compressed JSON lines; one cut short."""
+
+    def broadcast(month: int, items: list[Pair]) -> dict[str, Any]:
+        videos = [
+            {"video_title": f"[视频]{title}", "video_detail": {"content": paragraphs(text, "\r\n")}}
+            for title, text in items
+        ]
+        return {"date": f"2024-{month:02d}", "videoList": videos}
+
+    planted["boilerplate"] = sum(text.endswith(BOILERPLATE) for _, text in records)
+    for month in range(1, 9):
+        write(folder / f"2024-{month:02d}.json", json.dumps(broadcast(month, records[month::12]), indent=1))
+    archive = [broadcast(month, records[month % 12 :: 12]) for month in range(9, 13)]
+    write_lines(folder / "archive.jsonl.zst", archive)
+    cut = folder / "2024-13.json.gz"
+    write(cut, to_json(broadcast(13, lost)))
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 6 // 10])
+    archived = sum(len(month["videoList"]) for month in archive)
+    planted |= {
+        "truncated_files": 1,
+        "records/news": len(records) - archived,
+        "records/news_archive": archived,
+    }
+
+
+def write_chats(path: Path, rng: Random, opening_facts: list[Fact], planted: Planted) -> None:
+    """ShareGPT conversations of two turns; in the middle a line cut short and one that ends in NUL bytes."""
+
+    def conversation(fact: Fact) -> bytes:
+        second = neighbour(rng, fact, "place")
+        values = [
+            ("human", query(rng, fact, "question")),
+            ("gpt", passage(rng, fact, "answer")),
+            ("human", f"那{second.words['entity'].asked}呢？怎么会{second.words['change'].asked}？"),
+            ("gpt", passage(rng, second, "answer")),
+        ]
+        return to_json({"conversations": [{"from": role, "value": value} for role, value in values]}).encode()
+
+    *lines, cut, zeroed = map(conversation, opening_facts)
+    middle = len(lines) // 2
+    lines[middle:middle] = [cut[: len(cut) // 2], zeroed[: len(zeroed) // 2] + b"\0" * 64]
+    planted |= {"broken_lines": 1, "nul_lines": 1, "records/chats": len(lines) - 2}
+    write(path, b"\n".join(lines) + b"\n")
+
+
+def write_wiki(folder: Path, records: list[Pair], planted: Planted) -> None:
+    """A Markdown file an article, and an empty one."""
+    for number, (title, text) in enumerate(records):
+        lead, rest = text.split("。", 1)
+        write(folder / f"{number:03d}.md", f"# {title}\n\n**{lead}。**\n\n## 详情\n\n- {rest}\n")
+    write(folder / "empty.md", "")
+    planted["empty_files"] = 1
+
+
+def write_reviews(path: Path, rng: Random, rows: int, planted: Planted) -> None:
+    """Reviews with their class; some have a double quote that is never closed."""
+    combinations = [
+        (label, phrase, product)
+        for label, phrases in REVIEWS.items()
+        for phrase in phrases.split()
+        for product in PRODUCTS.split()
+    ]
+    lines = ["label\ttext_a"]
+    for label, phrase, product in rng.sample(combinations, rows):
+        slots = {"phrase": phrase, "product": product, "verdict": rng.choice(VERDICTS.split())}
+        lines.append(f"{label}\t{rng.choice(REVIEW_FORMS).format(**slots, number=rng.randint(2, 30))}")
+    planted["stray_quotes"] = sum(line.count('"') % 2 for line in lines)
+    write(path, "\n".join(lines) + "\n")
+
+
+def write_exports(folder: Path, records: dict[str, list[Pair]]) -> None:
+    """The sources of one file each: CSV in GB18030, TSV without a header, JSON lines and arrays."""
+    answers = [(title, text.replace("。", "。\n", 1)) for title, text in records["community_qa"]]
+    write_table(folder / "qa.csv", [("title", "answer"), *answers], "gb18030")
+    posts = [
+        {"url": f"https://www.example.com/p/{number}", "title": title, "html": paragraphs(text, "\n")}
+        for number, (title, text) in enumerate(records["web_posts"])
+    ]
+    write_lines(folder / "posts.jsonl.gz", posts)
+    titles = [{"topic": f"#{title}#", "post": text} for title, text in records["social_posts"]]
+    write_lines(folder / "titles.jsonl", titles)
+    write(folder / "papers.tsv", "".join(f"{title}\t{text}\n" for title, text in records["papers"]))
+    instructions = [
+        {"instruction": prompt, "input": "", "output": response} for prompt, response in records["instructions"]
+    ]
+    write(folder / "instructions.json", json.dumps(instructions, ensure_ascii=False, indent=1))
+    generated = [
+        {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]}
+        for prompt, response in records["generated"]
+    ]
+    write_lines(folder / "generated.jsonl", generated)
+
+
+def write_triples(path: Path, rng: Random, told: list[Fact]) -> None:
+    """Questions with one or two answers, and two wrong ones: the same place, the same entity."""
+    triples = [
+        {
+            "query": query(rng, fact, "question"),
+            "pos": [passage(rng, fact, style) for style in ("answer", "web")[: rng.randint(1, 2)]],
+            "neg": [passage(rng, neighbour(rng, fact, slot), "answer") for slot in ("place", "entity")],
+        }
+        for fact in told
+    ]
+    write_lines(path, triples)
+
+
+def write_sts(path: Path, rng: Random, rows: int, held_out: bool, encoding: str) -> None:
+    """Sentence pairs scored 0 to 5."""
+    scored = [statement_pair(rng, held_out) for _ in range(rows)]
+    write_table(path, [("sentence1", "sentence2", "score"), *scored], encoding)
+
+
+def write_evaluation(folder: Path, seed: int) -> None:
+    """Questions, further passages to search among, scored sentence pairs: held-out combinations all."""
+    rng = Random(f"evaluation {seed}")
+    kinds = [("question", "answer")] * QUESTIONS + [("title", "news"), ("title", "web")] * PASSAGES
+    records = [
+        {"query": query(rng, fact, asks), "pos": [passage(rng, fact, tells)], "neg": []}
+        for fact, (asks, tells) in zip(islice(facts(rng, held_out=True), PASSAGES), kinds, strict=False)
+    ]
+    write_lines(folder / "questions.jsonl", records[:QUESTIONS])
+    write_lines(folder / "passages.jsonl", records[QUESTIONS:])
+    write_sts(folder / "sts.csv", rng, STS_TESTS, held_out=True, encoding="utf-8")
+
+
+def write_sample(folder: Path, rows: int = 1200, seed: int = 0) -> Planted:
+    """Writes the sources and the evaluation sets that recipes/demo.yaml reads; the same seed, the same bytes.
+
+    `rows` counts the records before duplicates are added; the evaluation is of one size whatever `rows` is.
+    Files that are in the folder already stay there unless they have the name of a new one.
+    Returns what was planted: counts by kind of damage, and `records/SOURCE` for the records (rows, lines,
+    news items, Markdown files) that a faultless reader finds in a source, bad texts and duplicates included.
+    Raises ValueError if `rows` is outside 300 to 4000.
+    """
+    if not MIN_ROWS <= rows <= MAX_ROWS:
+        raise ValueError(f"rows must be between {MIN_ROWS} and {MAX_ROWS}, got {rows}")
+    rng = Random(seed)
+    planted: Planted = {}
+    fresh = facts(rng)
+
+    def take(share: float) -> list[Fact]:
+        return list(islice(fresh, round(share * rows)))
+
+    def pairs(share: float, asks: str, tells: str) -> list[Pair]:
+        return [(query(rng, fact, asks), passage(rng, fact, tells)) for fact in take(share)]
+
+    news = [(title, text + BOILERPLATE if rng.random() < 0.3 else text) for title, text in pairs(0.18, "title", "news")]
+    records = {
+        "news": spoil(rng, news, TEXT_DAMAGES, planted),
+        "community_qa": spoil(rng, pairs(0.14, "question", "answer"), TEXT_DAMAGES, planted),
+        "web_posts": spoil(rng, pairs(0.12, "title", "web"), TEXT_DAMAGES, planted),
+        "social_posts": spoil(rng, pairs(0.10, "title", "social"), TEXT_DAMAGES, planted),
+        "papers": spoil(rng, pairs(0.07, "paper", "paper"), {}, planted),
+        "instructions": spoil(rng, pairs(0.09, "instruction", "answer"), RESPONSE_DAMAGES, planted),
+        "generated": spoil(rng, pairs(0.07, "instruction", "web"), RESPONSE_DAMAGES, planted),
+        "wiki": pairs(0.05, "title", "paper"),
+    }
+    triples, reviews, scored = take(0.08), round(0.08 * rows), round(0.10 * rows)
+
+    write_news(folder / "news", records["news"], pairs(0.01, "title", "news"), planted)
+    write_exports(folder, records)
+    write_wiki(folder / "wiki", records["wiki"], planted)
+    write_chats(folder / "chats.jsonl", rng, take(0.03), planted)
+    write_triples(folder / "triples.jsonl", rng, triples)
+    write_reviews(folder / "reviews.tsv", rng, reviews, planted)
+    write_sts(folder / "sts.csv", rng, scored, held_out=False, encoding="utf-8-sig")
+    write_evaluation(folder / "evaluation", seed)
+    sizes = {source: len(written) for source, written in records.items() if source != "news"}
+    sizes |= {"triples": len(triples), "reviews": reviews, "sts": scored}
+    return planted | {f"records/{source}": size for source, size in sizes.items()}

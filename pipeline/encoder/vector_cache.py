@@ -1,0 +1,180 @@
+"""The cache of vectors: CORPUS/vectors/SPACE holds what a model has made of texts, so that none is encoded twice.
+
+A space is a model with all that decides its vectors. It is made of parts: `vectors-N.npy`, float32 [n, D], and beside
+it `texts-N.parquet`, the texts' 128-bit hashes. The vectors are written last: they are the sign that a part is there.
+Vectors are never in memory as a whole; parts are mapped when rows of them are asked for.
+"""
+
+import io
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from ...schemas.settings import EncoderSettings
+from ..corpus.folder import fingerprint, replacing
+from ..engine.local import Call, Engine, StageError, run_calls
+
+FOLDER = "vectors"
+PART = 32_768
+"""Ours: texts of a part, two windows of the encoder: what a run that is killed loses at most."""
+
+Integers = npt.NDArray[np.int64]
+Vectors = npt.NDArray[np.float32]
+
+_HASH = ["upper", "lower"]
+_TRUNCATED = "truncated"
+
+
+@dataclass(frozen=True)
+class StoredVectors:
+    """Vectors of n texts, in their order: text i is row `rows[i]` of part `parts[i]` of a space."""
+
+    folder: Path
+    parts: Integers
+    rows: Integers
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: Integers) -> Vectors:
+        """The vectors of some of the texts, in the order asked for: float32 [len(places), D], of no text [0, 0]."""
+        parts, rows = self.parts[places], self.rows[places]
+        found = np.empty((0, 0), np.float32)
+        for part in np.unique(parts):
+            mapped = np.load(_vectors_file(self.folder, part), mmap_mode="r")
+            if not found.size:
+                found = np.empty((len(places), mapped.shape[1]), np.float32)
+            here = parts == part
+            found[here] = mapped[rows[here]]
+        return found
+
+
+def space(weights: str, settings: EncoderSettings, prompt: str) -> str:
+    """The name of a space: a hash of the weights' fingerprint, the settings that decide vectors, and the prompt."""
+    return fingerprint("vectors", weights, settings.max_length, settings.pooling, prompt)
+
+
+def store(
+    corpus: Path, weights: str, settings: EncoderSettings, prompt: str, texts: pa.Array, engine: Engine
+) -> StoredVectors:
+    """The vectors of distinct texts under a model; those that are not there yet are encoded, a part at a time.
+
+    The model is loaded only where something is missing. A run that is killed keeps the parts it has written.
+
+    Raises:
+        ModelError: the model can't be read.
+        StageError: a part could not be made.
+    """
+    name = space(weights, settings, prompt)
+    folder = corpus / FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes = _hashes(texts)
+    known = _known(folder)
+    missing = hashes.with_row_index("place").join(known, on=_HASH, how="anti", maintain_order="left")["place"]
+    if len(missing):
+        from .encoder import loaded  # transformers: seconds, and memory, that kept vectors don't need
+
+        loaded(settings, weights, "cpu")  # a model that can't be read is said once, not by every part
+        calls: list[Call] = []
+        for part, start in enumerate(range(0, len(missing), PART), start=max(_parts(folder), default=-1) + 1):
+            chosen = texts.take(missing[start : start + PART].to_numpy())
+            calls.append((str(_vectors_file(folder, part)), (folder, part, chosen, weights, settings, prompt)))
+        engine.progress("mine: vectors", 0, len(calls), 0)
+        outcomes = run_calls(write_part, calls, replace(engine, one_a_device=True))
+        for done, (file, error) in enumerate(outcomes, start=1):
+            if error or not Path(file).exists():
+                raise StageError(f"{file}: {error or 'made on a node that does not share this folder'}")
+            engine.progress("mine: vectors", done, len(calls), min(done * PART, len(missing)))
+        known = _known(folder)
+    return _stored(folder, hashes, known)
+
+
+def write_part(folder: Path, part: int, texts: pa.Array, weights: str, settings: EncoderSettings, prompt: str) -> None:
+    """Encode texts and write them as a part of a space."""
+    from .encoder import encode, loaded
+
+    encoder = loaded(settings, weights)
+    before = encoder.truncated
+    vectors = encode(encoder, texts, prompt)
+    with replacing(_texts_file(folder, part)) as temporary:
+        _hashes(texts).write_parquet(temporary, metadata={_TRUNCATED: str(encoder.truncated - before)})
+    whole = io.BytesIO()
+    np.save(whole, vectors)
+    with replacing(_vectors_file(folder, part)) as temporary:
+        temporary.write_bytes(whole.getbuffer())
+
+
+def find(corpus: Path, name: str, texts: pa.Array) -> StoredVectors | None:
+    """The vectors of texts as they are stored; None where any is missing. Writes nothing."""
+    folder, hashes = corpus / FOLDER / name, _hashes(texts)
+    known = _known(folder)
+    return None if hashes.join(known, on=_HASH, how="anti").height else _stored(folder, hashes, known)
+
+
+def truncated(corpus: Path, names: Collection[str]) -> int:
+    """How many of all the texts in some spaces were longer than the model reads."""
+    folders = [corpus / FOLDER / name for name in names]
+    files = (_texts_file(folder, part) for folder in folders for part in _parts(folder))
+    return sum(int(pl.read_parquet_metadata(file)[_TRUNCATED]) for file in files)
+
+
+def keep_only(corpus: Path, names: Collection[str]) -> None:
+    """Remove the vectors of other spaces: those of the model that was mined last stay, an earlier model's go.
+
+    A text that the corpus has lost stays; it may come back.
+    """
+    for folder in (corpus / FOLDER).iterdir():
+        if not folder.is_dir():  # none of ours
+            continue
+        if folder.name not in names:
+            shutil.rmtree(folder)
+            continue
+        whole = {file(folder, part) for part in _parts(folder) for file in (_texts_file, _vectors_file)}
+        for leftover in set(folder.iterdir()) - whole:  # of a run that was killed
+            if leftover.is_file():
+                leftover.unlink()
+
+
+def _hashes(texts: pa.Array) -> pl.DataFrame:
+    """MD5 of each text in two halves, `upper` and `lower`, in their order."""
+    with duckdb.connect(":memory:") as connection:
+        connection.register("texts", pa.table({"text": texts}))
+        hashes: pl.DataFrame = connection.sql(
+            "SELECT md5_number_upper(text) AS upper, md5_number_lower(text) AS lower FROM texts"
+        ).pl()
+        return hashes
+
+
+def _known(folder: Path) -> pl.DataFrame:
+    """The texts that are there, and where: `upper, lower, part, row`."""
+    schema = {"upper": pl.UInt64, "lower": pl.UInt64, "part": pl.Int64, "row": pl.Int64}
+    frames = [pl.DataFrame(schema=schema)]
+    for part in _parts(folder):
+        numbered = pl.read_parquet(_texts_file(folder, part)).with_row_index("row").with_columns(part=part)
+        frames.append(numbered.select(pl.col(name).cast(kind) for name, kind in schema.items()))
+    return pl.concat(frames)
+
+
+def _stored(folder: Path, hashes: pl.DataFrame, known: pl.DataFrame) -> StoredVectors:
+    found = hashes.join(known, on=_HASH, how="left", maintain_order="left")
+    return StoredVectors(folder, found["part"].to_numpy(), found["row"].to_numpy())
+
+
+def _parts(folder: Path) -> list[int]:
+    """The numbers of the parts that are whole."""
+    return sorted(int(file.stem.partition("-")[2]) for file in folder.glob("vectors-*.npy"))
+
+
+def _vectors_file(folder: Path, part: int) -> Path:
+    return folder / f"vectors-{part:05d}.npy"
+
+
+def _texts_file(folder: Path, part: int) -> Path:
+    return folder / f"texts-{part:05d}.parquet"

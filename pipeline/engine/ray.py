@@ -1,0 +1,176 @@
+"""Runs the calls of a stage on a Ray cluster. Imported when that is asked for; nothing else imports Ray.
+
+Workers find this package in their own Python, and the corpus on a file system that they share with the driver. Calls
+are tasks of one CPU; those that run a model go to actors, one on each device, which keep it loaded.
+"""
+
+import logging
+import os
+import pickle
+import re
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from ... import __version__
+from .local import ATTEMPTS, THREAD_VARIABLES, Call, Engine, Outcome, attempt_pickled
+
+
+class ClusterError(RuntimeError):
+    """A Ray cluster that can't be used: says why and what to do."""
+
+
+try:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as missing:
+    raise ClusterError("the engine ray needs Ray: pip install 'conan-embedding[ray]'") from missing
+
+REACHED_WITHIN = 5.0
+"""Ours: seconds for a cluster to answer. Ray itself tries for two minutes and then ends the process."""
+LOOK_AGAIN = 10.0
+"""Ours: seconds without an outcome after which to see whether anything is left that could give one."""
+QUEUED = 2
+"""Ours: tasks in flight for each CPU, so that none waits for the driver between two of them."""
+
+
+def _attempt(version: str, folder: str, call: bytes) -> str | None:
+    """On a node: engine.attempt_pickled, in the driver's folder: paths may be relative to it."""
+    if version != __version__:
+        return f"{socket.gethostname()} has conan-embedding {__version__}, the driver {version}; install one version"
+    with suppress(OSError):  # not there: paths are absolute, then
+        os.chdir(folder)
+    return attempt_pickled(call)
+
+
+class _Device:
+    """An actor: its process keeps the model that a call has loaded for the next one."""
+
+    def attempt(self, version: str, folder: str, call: bytes) -> str | None:
+        return _attempt(version, folder, call)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one call at a time runs: a device of a node, or (node None) one CPU, of which Ray chooses."""
+
+    number: int
+    cpus: int = 1
+    gpus: int = 0
+    node: str | None = None
+
+
+_TASK, _DEVICE = ray.remote(_attempt), ray.remote(_Device)
+
+
+def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> Iterator[Outcome]:
+    """As engine.run_calls, on the cluster at `engine.address`. `engine.workers`, if given, bounds the tasks in flight.
+
+    What dies is tried again from here, not by Ray: it would try a call that no node has the memory for again for ever.
+
+    Raises:
+        ClusterError: the cluster can't be reached, or has no node that could run anything.
+    """
+    assert engine.address is not None
+    connect(engine.address)
+    waiting = deque(calls)
+    deaths: Counter[str] = Counter()
+    devices: dict[_Place, Any] = {}  # actors
+    running: dict[Any, tuple[_Place, Call]] = {}  # by Ray's reference to the outcome
+
+    def start() -> None:
+        if waiting:
+            taken = {place for place, _ in running.values()}
+            for place in [place for place in _places(engine) if place not in taken][: len(waiting)]:
+                call = waiting.popleft()
+                running[_submit(place, devices, pickle.dumps((function, call[1])))] = place, call
+
+    try:
+        while waiting or running:
+            start()
+            ready = ray.wait(list(running), timeout=LOOK_AGAIN)[0] if running else []
+            if not ready and not _places(engine):
+                raise ClusterError(f"Ray cluster {engine.address}: no node has a CPU for tasks")
+            for reference in ready:
+                place, call = running.pop(reference)
+                name = call[0]
+                try:
+                    error = ray.get(reference)
+                except RayTaskError as raised:  # what a call raises is its outcome: here it did not even begin
+                    error = f"a node can't use conan-embedding: {_said(raised)}"
+                except RayError as died:
+                    if place in devices:
+                        ray.kill(devices.pop(place))
+                    deaths[name] += 1
+                    if deaths[name] < ATTEMPTS:
+                        waiting.append(call)
+                        continue
+                    error = f"its worker died {ATTEMPTS} times ({type(died).__name__}: {_said(died)})"
+                start()  # before the driver looks at the outcome
+                yield name, error
+    finally:
+        for reference, (place, _) in running.items():
+            if place not in devices:
+                ray.cancel(reference, force=True)
+        for device in devices.values():
+            ray.kill(device)
+
+
+def connect(address: str) -> None:
+    """Join a cluster, unless this process is in one already.
+
+    Raises:
+        ClusterError: it can't be reached.
+    """
+    if ray.is_initialized():
+        return
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)
+    debug = bool(os.environ.get("CONAN_DEBUG"))
+    try:
+        if address != "auto":
+            host, _, port = address.rpartition("://")[2].rpartition(":")
+            socket.create_connection((host, int(port)), REACHED_WITHIN).close()
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=debug)
+    except (Exception, SystemExit) as error:
+        raise ClusterError(
+            f"Ray cluster {address}: {error} (`ray start --head` starts one, `ray start --address HOST:PORT` joins it)"
+        ) from error
+    # Of every death Ray prints a page to standard output, whatever it was told about logs; ours has JSON.
+    ray._private.worker._worker_logs_enabled = debug
+
+
+def _said(error: BaseException) -> str:
+    """The last line of an error's message, where Ray says the cause, without colours."""
+    return shorten(re.sub(r"\x1b\[\d+m", "", str(error)).rpartition("\n")[2], 200) or type(error).__name__
+
+
+def _places(engine: Engine) -> list[_Place]:
+    """The places that there are now, on the nodes that live."""
+    found = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    nodes = [(name, int(has.get("CPU", 0)), int(has.get("GPU", 0))) for name, has in found]
+    if engine.one_a_device:
+        on_gpus = [_Place(k, cpus // gpus, 1, name) for name, cpus, gpus in nodes for k in range(gpus)]
+        return on_gpus or [_Place(0, cpus, 0, name) for name, cpus, _ in nodes if cpus]
+    most = QUEUED * sum(cpus for _, cpus, _ in nodes)
+    return [_Place(number) for number in range(min(engine.workers or most, most))]
+
+
+def _submit(place: _Place, devices: dict[_Place, Any], call: bytes) -> Any:
+    """Start a call at a free place; gives Ray's reference to its outcome."""
+    arguments = __version__, str(Path.cwd()), call
+    threads = {name: os.environ.get(name) or str(max(1, place.cpus)) for name in THREAD_VARIABLES}
+    debug = {name: value for name, value in os.environ.items() if name == "CONAN_DEBUG"}
+    options = {"num_cpus": place.cpus, "num_gpus": place.gpus, "runtime_env": {"env_vars": threads | debug}}
+    if place.node is None:
+        return _TASK.options(max_retries=0, scheduling_strategy="SPREAD", **options).remote(*arguments)
+    if place not in devices:
+        there = NodeAffinitySchedulingStrategy(place.node, soft=False)
+        devices[place] = _DEVICE.options(scheduling_strategy=there, **options).remote()
+    return devices[place].attempt.remote(*arguments)

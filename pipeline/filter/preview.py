@@ -1,0 +1,221 @@
+"""conan filter --explain and --dry-run: what the filter makes of one pair, or of a sample. Nothing is written."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...schemas.settings import FilterSettings
+from ..corpus.folder import CorpusError, shards
+from .rules import Bound, Rule, Side, first_failing, measure, rules_with
+from .stage import Rulebook, by_rules, classify, groups, load_classifiers, prepare, read_rulebook, rules_for
+
+SHORTEST_PREFIX = 6
+"""Ours: characters of a pair_id that may name a pair."""
+
+_EXAMPLES = 3
+_EXCERPT = 100  # characters
+_EXAMPLE = ["reason", "pair_id", "source", "query", "positive", "detail"]
+_READ = ["pair_id", "source", "category", "format", "task", "query", "positive", "meta"]
+
+Rows = npt.NDArray[np.int64]
+Verdict = Literal["passes", "fails", "does not apply", "off"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one rule says of one pair. A rule that is off for its source has neither value nor threshold."""
+
+    rule: str
+    side: Side
+    bound: Bound
+    threshold: float | None
+    value: float | None
+    verdict: Verdict
+    origin: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One pair as it is judged, masked and without its leaked title, the first failing rule, and all findings."""
+
+    pair: dict[str, Any]
+    reason: str | None
+    detail: str | None
+    findings: list[Finding]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A pair that a rule would drop, its texts cut; `detail` is the measured value against the threshold."""
+
+    pair_id: str
+    source: str
+    query: str
+    positive: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class RuleLosses:
+    """What one rule would drop of a sample.
+
+    `first` are the pairs whose reason it would be, `share` their part of the sample; `fails` are all that break it,
+    those that an earlier rule drops among them.
+    """
+
+    rule: str
+    first: int
+    fails: int
+    share: float
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What the filter would make of a sample of `rows` of the corpus's `corpus_rows`; rules in the order of judging."""
+
+    corpus_rows: int
+    rows: int
+    kept: int
+    rejected: int
+    rules: list[RuleLosses]
+
+
+def explain(corpus: Path, pair_id: str, settings: FilterSettings) -> Explanation:
+    """Every rule's value for one pair of ingest, named by its pair_id or a prefix of it, SHORTEST_PREFIX at least.
+
+    Raises:
+        CorpusError: no pair is named so or several are, or ingest was not run.
+        RecipeError, ModelError: as filter_pairs.
+    """
+    found = shards(corpus, "ingest")
+    pair = _find(found, pair_id)
+    book = _rulebook(corpus, settings, found)
+    frame, _ = prepare(pair, settings)
+    rules = {rule.name: rule for rule in rules_for(book, (frame["source"].item(), frame["category"].item()))}
+    values = _measure(frame, rules.values(), book)
+    reason, detail = first_failing(values, rules.values()).row(0) if rules else (None, None)
+    findings = [_finding(rules.get(rule.name, rule), rule.name in rules, values) for rule in _all_rules(book)]
+    return Explanation(frame.row(0, named=True), reason, detail, findings)
+
+
+def dry_run(corpus: Path, settings: FilterSettings, sample: int, seed: int = 0) -> DryRun:
+    """Judge a sample of ingest's rows, each shard's in proportion to its rows, the same for the same seed.
+
+    Memory holds one row group and the rows drawn from one shard. Classifiers judge all rows of the sample.
+
+    Raises:
+        CorpusError: ingest was not run.
+        RecipeError, ModelError: as filter_pairs.
+    """
+    found = shards(corpus, "ingest")
+    book = _rulebook(corpus, settings, found)
+    sizes = [pq.read_metadata(shard).num_rows for shard in found]
+    rows = 0
+    first: Counter[str] = Counter()
+    fails: Counter[str] = Counter()
+    dropped = pl.DataFrame(schema=dict.fromkeys(_EXAMPLE, pl.String))
+    for frame in _draw(found, sizes, sample, seed):
+        rows += frame.height
+        for rules, part in by_rules(prepare(frame, settings)[0], book):
+            if not rules:
+                continue
+            values = _measure(part, rules, book)
+            judged = pl.concat([part, first_failing(values, rules)], how="horizontal").drop_nulls("reason")
+            first.update(dict(judged["reason"].value_counts().iter_rows()))
+            fails.update(values.select(rule.fails.sum().alias(rule.name) for rule in rules).row(0, named=True))
+            # The least pair_ids: they are hashes, so that is a fair draw that needs no second seed.
+            texts = pl.col("query", "positive").str.head(_EXCERPT)
+            dropped = pl.concat([dropped, judged.with_columns(texts).select(_EXAMPLE)])
+            dropped = dropped.sort("pair_id").group_by("reason", maintain_order=True).head(_EXAMPLES)
+    losses = [
+        RuleLosses(
+            rule.name,
+            first[rule.name],
+            fails[rule.name],
+            first[rule.name] / max(rows, 1),
+            [Example(*example) for example in dropped.filter(reason=rule.name).drop("reason").iter_rows()],
+        )
+        for rule in _all_rules(book)
+    ]
+    return DryRun(sum(sizes), rows, rows - first.total(), first.total(), losses)
+
+
+def _rulebook(corpus: Path, settings: FilterSettings, found: Sequence[Path]) -> Rulebook:
+    book = read_rulebook(corpus, settings, map(groups, found))
+    load_classifiers(book)
+    return book
+
+
+def _all_rules(book: Rulebook) -> tuple[Rule, ...]:
+    """The rules without the recipe's thresholds, so that none is off."""
+    return rules_with({}, book.words, book.domains, book.settings.classifiers)
+
+
+def _measure(frame: pl.DataFrame, rules: Collection[Rule], book: Rulebook) -> pl.DataFrame:
+    """Every rule's value for every pair, the classifiers' too: those run even where another rule fails."""
+    values = measure(frame, [rule for rule in rules if rule.name not in book.models])
+    models = [rule for rule in rules if rule.name in book.models]
+    return values.with_columns(classify(frame, rule, book, pl.lit(True)) for rule in models)
+
+
+def _finding(rule: Rule, in_force: bool, values: pl.DataFrame) -> Finding:
+    if not in_force:
+        return Finding(rule.name, rule.side, rule.bound, None, None, "off", rule.origin)
+    value = values[rule.name].item()
+    fails = values.select(rule.fails).item()
+    verdict: Verdict = "does not apply" if value is None else "fails" if fails else "passes"
+    return Finding(rule.name, rule.side, rule.bound, rule.threshold, value, verdict, rule.origin)
+
+
+def _find(found: list[Path], pair_id: str) -> pl.DataFrame:
+    """The one pair of that pair_id; what was ingested twice is one pair."""
+    if len(pair_id) < SHORTEST_PREFIX:
+        raise CorpusError(f"pair_id {pair_id!r}: give {SHORTEST_PREFIX} characters or more")
+    pairs = pl.scan_parquet(found).filter(pl.col("pair_id").str.starts_with(pair_id.lower()))
+    matching = pairs.collect(engine="streaming").unique("pair_id", keep="first", maintain_order=True)
+    if matching.height == 0:
+        raise CorpusError(f"{found[0].parent}: no pair_id begins with {pair_id!r}; see `SELECT pair_id FROM ingest`")
+    if matching.height > 1:
+        some = ", ".join(matching["pair_id"].head(5))
+        raise CorpusError(f"{matching.height} pairs begin with {pair_id!r}; give more of the pair_id: {some}")
+    return matching
+
+
+def _draw(found: Sequence[Path], sizes: Sequence[int], sample: int, seed: int) -> Iterator[pl.DataFrame]:
+    """The sampled rows of each shard: one at random out of every (rows / sample) of the corpus, in order."""
+    sample = min(sample, sum(sizes))
+    edges = np.arange(sample + 1) * sum(sizes) // max(sample, 1)
+    drawn = edges[:-1] + np.random.default_rng(seed).integers(0, np.diff(edges))
+    for shard, rows in zip(found, _split(drawn, sizes), strict=True):
+        if len(rows):
+            yield _rows_of(shard, rows)
+
+
+def _rows_of(shard: Path, rows: Rows) -> pl.DataFrame:
+    """These rows, in ascending places, of a shard; other row groups are not read."""
+    with pq.ParquetFile(shard) as file:
+        sizes = [file.metadata.row_group(place).num_rows for place in range(file.num_row_groups)]
+        tables = [
+            file.read_row_group(place, columns=_READ).take(inside)
+            for place, inside in enumerate(_split(rows, sizes))
+            if len(inside)
+        ]
+    frame = pl.from_arrow(pa.concat_tables(tables))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _split(places: Rows, sizes: Sequence[int]) -> list[Rows]:
+    """Ascending places in a whole as places in its parts, whose sizes are given."""
+    ends = np.cumsum(sizes)
+    parts = np.split(places, np.searchsorted(places, ends[:-1]))
+    return [part - (end - size) for part, end, size in zip(parts, ends, sizes, strict=True)]

@@ -1,0 +1,373 @@
+"""The filter's rules: one table, each rule a named Polars expression with a threshold and where it came from.
+
+A rule measures a pair and compares: below a `min` or above a `max` the pair is rejected, at the threshold it is
+kept. `measure` gives every rule's value, `judge` the first rule that fails. What need not be dropped is mended
+before judging: a leaked title by `strip_title`, personal data by masks.mask_personal_data.
+
+Sources of the thresholds: data-juicer's Chinese recipe (modelscope/data-juicer, alpaca-cot-zh-refine.yaml),
+ChineseWebText (arXiv 2311.01149; CASIA-LM/ChineseWebText, preprocess.py), FineWeb 2's Chinese configuration
+(huggingface/fineweb-2, configs/cmn_Hani.yml), Gopher (arXiv 2112.11446, section A1.1 and table A1). The families
+are InternLM2's (arXiv 2403.17297, section 3.1.1), which gives no thresholds. "Ours" were set by reading what
+they reject.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache, partial
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from ahocorasick_rs import BytesAhoCorasick
+
+from ...schemas.settings import ClassifierSettings
+from ..text.normalise import key
+from .personal_data import MASKS
+from .text_counts import PROFILE, profile
+
+Side = Literal["query", "positive", "pair"]
+Bound = Literal["min", "max"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """One rule of the filter.
+
+    `value` is an expression over the pair's columns and, for each side, the counts of ngrams.PROFILE as
+    `query.characters`, `positive.han` …; where it is null the rule has nothing to say. The rule is for pairs of
+    these `tasks` and `formats`; no formats are all of them.
+    """
+
+    name: str
+    side: Side
+    bound: Bound
+    threshold: float
+    value: pl.Expr
+    origin: str
+    formats: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ("pretrain",)
+
+    @property
+    def applies(self) -> pl.Expr:
+        """Whether the rule is for this pair."""
+        task = pl.col("task").is_in(self.tasks)
+        return task & pl.col("format").is_in(self.formats) if self.formats else task
+
+    @property
+    def fails(self) -> pl.Expr:
+        """Whether the value, in a column of the rule's name, is out of bounds."""
+        value = pl.col(self.name)
+        return value < self.threshold if self.bound == "min" else value > self.threshold
+
+
+def _count(side: str, what: str) -> pl.Expr:
+    return pl.col(f"{side}.{what}")
+
+
+def _share(side: str, what: str, of: str = "characters") -> pl.Expr:
+    """What part of one count another is; 0 in an empty text."""
+    return _count(side, what) / _count(side, of).clip(1)
+
+
+def _both(bound: Bound, value: Callable[[str], pl.Expr]) -> pl.Expr:
+    """The value of whichever side is nearer to being rejected."""
+    worse = pl.min_horizontal if bound == "min" else pl.max_horizontal
+    return worse(value("query"), value("positive"))
+
+
+def _in_long(side: str, characters: int, value: pl.Expr) -> pl.Expr:
+    """The value, in texts of more than so many characters: shares of a few characters say little."""
+    return pl.when(_count(side, "characters") > characters).then(value)
+
+
+def _of_lines(side: str, at_least: int, lines: pl.Expr) -> pl.Expr:
+    """A number of lines as a share of those that are not blank, in texts of at least so many."""
+    return pl.when(_count(side, "lines") >= at_least).then(lines / _count(side, "lines"))
+
+
+def _of_ngrams(side: str, what: str, n: int) -> pl.Expr:
+    return _count(side, what) / (_count(side, "characters") - n + 1).clip(1)
+
+
+def _matched(side: str, pattern: str, text: pl.Expr | None = None) -> pl.Expr:
+    """The share of a side's characters that a regular expression matches, or matches in this part of its texts."""
+    text = pl.col(side) if text is None else text
+    matched = text.str.len_chars() - text.str.replace_all(pattern, "").str.len_chars()
+    return matched / _count(side, "characters").clip(1)
+
+
+def _characters(side: str) -> pl.Expr:
+    return _count(side, "characters")
+
+
+def _same_sides() -> pl.Expr:
+    """1 where the sides have one key; only texts of as many letters are worth the comparison."""
+    alike = (_count("query", "letters") == _count("positive", "letters")).alias("alike")
+    return pl.struct(alike, "query", "positive").map_batches(_of_one_key, return_dtype=pl.Int8, is_elementwise=True)
+
+
+def _of_one_key(sides: pl.Series) -> pl.Series:
+    """1 where `query` and `positive` have one key; reads only the rows that are `alike`, and both sides at once."""
+    rows = sides.struct.field("alike").arg_true()
+    texts = pl.concat([sides.struct.field(side).gather(rows).alias("text") for side in ("query", "positive")])
+    keys = texts.to_frame().lazy().select(key(pl.col("text"))).collect().to_series()
+    same = keys.head(len(rows)) == keys.tail(len(rows))
+    return pl.zeros(len(sides), pl.Int8, eager=True).scatter(rows, same.cast(pl.Int8))
+
+
+def _alphanumeric(side: str) -> pl.Expr:
+    return _share(side, "letters") + _share(side, "digits")
+
+
+def _punctuation(side: str) -> pl.Expr:
+    return _in_long(side, 10, _share(side, "punctuation"))
+
+
+def _dominant(side: str) -> pl.Expr:
+    return _in_long(side, 20, _share(side, "dominant"))
+
+
+def _han(side: str) -> pl.Expr:
+    """Han as a share of the letters: figures and punctuation are of no language."""
+    return pl.when(_count(side, "letters") > 0).then(_share(side, "han", "letters"))
+
+
+# U+FFFD saved as GBK; uninitialised memory read as GBK; UTF-8 read as GBK; UTF-8 read as Windows-1252. Every match
+# begins with a character that ngrams.PROFILE counts as misread.
+_MOJIBAKE = (
+    "锟斤拷|烫{3,}|屯{3,}|[銆鈥]|鐨[勪勬勫]|锛[屾屽屼岃]|ï»¿|Ã[\u0080-¿]|â€|"
+    "(?:[À-ÿ][¡-¿ŒœŠšŸŽžƒˆ˜–—‘’‚“”„†‡•…‰‹›€™]{1,2}){2,}"
+)
+
+
+def _mojibake(side: str) -> pl.Expr:
+    # Not null elsewhere: Polars would still search what lies beneath it.
+    suspect = pl.when(_count(side, "misread") > 0).then(pl.col(side)).otherwise(pl.lit(""))
+    return _matched(side, _MOJIBAKE, suspect)
+
+
+def _damaged(side: str) -> pl.Expr:
+    return _share(side, "damaged")
+
+
+def _in_prose(side: str, value: pl.Expr) -> pl.Expr:
+    """The value, in texts that are mostly Han: code, logs and formulas repeat themselves and are no worse for it."""
+    return pl.when(_share(side, "han") >= 0.5).then(value)
+
+
+def _ellipsis_lines(side: str) -> pl.Expr:
+    return _of_lines(side, 5, pl.col(side).str.count_matches(r"(?m)(?:…|\.\.\.)$"))
+
+
+_URL = r"""https?://[^\s\p{Han}，。；、（）【】《》“”"'<>]+|www\.[a-zA-Z0-9-]+\.[a-zA-Z0-9./?=&%#_-]+"""
+_CONTACT = "|".join([_URL, *(rf"\[{mask[1:-1]}\]" for mask in MASKS.values())])
+_MARKUP = r"</?[a-zA-Z][^<>\n:]{0,80}>|\{\{[^{}]*\}\}|\{%[^{}]*%\}|\[/?[a-z]+(?:=[^\]\n]*)?\]|\[\[|\]\]"
+
+# A news text may say one of them, an advert or a page's frame says little else.
+_BOILERPLATE = (
+    "关注公众号|微信公众号|点击关注|扫码|扫描二维码|长按二维码|识别二维码|扫一扫|加微信|微信号|QQ群|加群|"
+    "转载请注明|未经授权|禁止转载|版权所有|侵权必究|侵权请联系|本文来源|文章来源|原文链接|责任编辑|"
+    "点击查看|点击下载|点击领取|点击进入|点击这里|立即下载|立即购买|立即注册|立即领取|免费领取|免费试听|"
+    "优惠券|领券|限时抢购|限时优惠|全场包邮|包邮|客服热线|在线客服|上一篇|下一篇|相关阅读|推荐阅读|"
+    "返回顶部|查看全文|阅读全文|展开全文|加载更多|更多精彩|下载APP|打开APP|登录后查看|请输入验证码"
+)
+
+# A heading is set off from what follows. A text that has its title for the subject of its first sentence
+# leaks nothing and would be broken by a cut.
+_SET_OFF = r"^[\s:：|—_。.-]+"
+
+
+def _after_title() -> pl.Expr:
+    """What follows a title that stands as a heading over its own text; null in other texts."""
+    query, positive = pl.col("query"), pl.col("positive")
+    rest = pl.when(positive.str.starts_with(query) & (query != "")).then(positive.str.slice(query.str.len_chars()))
+    return pl.when((rest == "") | rest.str.contains(_SET_OFF)).then(rest.str.replace(_SET_OFF, ""))
+
+
+_OURS = "ours"
+_LABELLED = "ours, set by reading what was rejected"
+_WORDS = "ChineseWebText's 0.3, in words: a Han character stands for about five letters of other scripts"
+_DATA_JUICER = "data-juicer, alpaca-cot-zh-refine.yaml"
+_CHINESE_WEB_TEXT = "ChineseWebText, preprocess.py"
+_FINEWEB = "FineWeb 2, cmn_Hani.yml"
+_GOPHER = "Gopher, section A1.1"
+_GOPHER_LINES = "Gopher, table A1: its bound on lines, here on their characters"
+_TITLED = ("title_content",)
+_UNSCORED = ("pretrain", "retrieval")
+_ALL_TASKS = ("pretrain", "retrieval", "sts", "classification")
+_TITLE_LEFT = 10
+
+# fmt: off
+RULES: tuple[Rule, ...] = (
+    # Something on both sides, not the same, of a sensible length.
+    Rule("empty_side", "pair", "min", 1, _both("min", _characters), _OURS, tasks=_ALL_TASKS),
+    Rule("same_sides", "pair", "max", 0, _same_sides(), _OURS, tasks=_UNSCORED),
+    Rule("query_length", "query", "min", 2, _characters("query"), _OURS),
+    Rule("query_limit", "query", "max", 8_192, _characters("query"), _OURS),
+    Rule("title_limit", "query", "max", 512, _characters("query"), _LABELLED, _TITLED),
+    Rule("positive_length", "positive", "min", 2, _characters("positive"), _OURS),
+    Rule("positive_limit", "positive", "max", 100_000, _characters("positive"), _OURS),
+    Rule("content_length", "positive", "min", 10, _characters("positive"), _DATA_JUICER, _TITLED),
+    Rule("wordless", "positive", "min", 1, _count("positive", "letters"), _LABELLED),
+    Rule("title_leak", "pair", "min", _TITLE_LEFT, _after_title().str.len_chars(), _OURS, _TITLED),
+    # Characters. The language is the better side's: a Chinese question may have code or English for an answer.
+    Rule("mojibake", "pair", "max", 0.01, _both("max", _mojibake), _OURS, tasks=_ALL_TASKS),
+    Rule("damaged_characters", "pair", "max", 0.2, _both("max", _damaged), _LABELLED, tasks=_ALL_TASKS),
+    Rule("alphanumeric_ratio", "pair", "min", 0.1, _both("min", _alphanumeric), _DATA_JUICER),
+    Rule("han_ratio", "pair", "min", 0.08, pl.max_horizontal(_han("query"), _han("positive")), _WORDS),
+    Rule("digit_ratio", "positive", "max", 0.5, _in_long("positive", 20, _share("positive", "digits")), _OURS),
+    Rule("symbol_ratio", "positive", "max", 0.3, _in_long("positive", 10, _share("positive", "symbols")), _LABELLED),
+    Rule("punctuation_ratio", "pair", "max", 0.5, _both("max", _punctuation), _OURS),
+    Rule("unpunctuated", "positive", "min", 0.01,
+         _in_long("positive", 200, _share("positive", "punctuation")), _OURS),
+    Rule("dominant_character", "pair", "max", 0.4, _both("max", _dominant), _OURS),
+    # Repetition.
+    Rule("character_repetition", "positive", "max", 0.6, _of_ngrams("positive", "top_10grams", 10), _DATA_JUICER),
+    Rule("repeated_ngrams", "positive", "max", 0.5,
+         _in_prose("positive", _of_ngrams("positive", "repeated_13grams", 13)), _CHINESE_WEB_TEXT),
+    Rule("line_repetition", "positive", "max", 0.3,
+         _in_prose("positive", _share("positive", "repeated_line_characters")), _GOPHER_LINES, _TITLED),
+    # Lines and separators.
+    Rule("line_length", "positive", "min", 10,
+         _in_long("positive", 200, _characters("positive") / _count("positive", "lines").clip(1)),
+         _CHINESE_WEB_TEXT, _TITLED),
+    Rule("finished_lines", "positive", "min", 0.106,
+         _of_lines("positive", 5, _count("positive", "finished_lines")), _FINEWEB, _TITLED),
+    Rule("ellipsis_lines", "positive", "max", 0.3, _ellipsis_lines("positive"), _GOPHER, _TITLED),
+    Rule("separator_ratio", "positive", "max", 0.4, _share("positive", "separators"), _LABELLED),
+    # What is not prose.
+    Rule("url_density", "positive", "max", 0.6, _matched("positive", _CONTACT), _OURS),
+    Rule("markup_density", "positive", "max", 0.2, _matched("positive", _MARKUP), _OURS),
+    Rule("boilerplate", "positive", "max", 0.1, _matched("positive", _BOILERPLATE), _OURS),
+)
+# fmt: on
+"""The rules that need no list from the recipe, in the order in which they are judged."""
+
+
+def blocked_words(words: Iterable[str]) -> Rule:
+    """Occurrences of the recipe's words on both sides, in upper or lower case; none are allowed."""
+    listed = tuple(sorted({word.lower() for word in words}))
+    # A line break after each side: no word runs from one text into the next.
+    texts = pl.concat_str(["query", "positive", pl.lit("")], separator="\n").str.to_lowercase()
+    value = texts.map_batches(partial(_occurrences, listed), return_dtype=pl.Int64, is_elementwise=True)
+    return Rule("blocked_words", "pair", "max", 0, value, "the recipe's list", tasks=_ALL_TASKS)
+
+
+def _occurrences(words: tuple[str, ...], texts: pl.Series) -> pl.Series:
+    """How many words stand in each text, overlapping ones counted once; all texts are read in one go."""
+    column = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    _, ends, data = column.buffers()
+    if not len(column) or data is None:
+        return pl.Series([0] * len(texts), dtype=pl.Int64)
+    offsets = np.frombuffer(ends, np.int64)[column.offset : column.offset + len(column) + 1]
+    found = _automaton(words).find_matches_as_indexes(memoryview(data)[: offsets[-1]].cast("B"))
+    starts = np.array([start for _, start, _ in found], np.int64)
+    rows = np.searchsorted(offsets, starts[starts >= offsets[0]], side="right") - 1
+    return pl.Series(np.bincount(rows, minlength=len(texts)), dtype=pl.Int64)
+
+
+@cache
+def _automaton(words: tuple[str, ...]) -> BytesAhoCorasick:
+    return BytesAhoCorasick([word.encode() for word in words])
+
+
+def blocked_domains(domains: Iterable[str]) -> Rule:
+    """Links to the recipe's domains, or to hosts below them, in either side or in meta; none are allowed."""
+    ends = [f"{mark}{domain.lower().strip('.')}/" for domain in sorted(set(domains)) for mark in ("//", ".")]
+    everywhere = pl.concat_str(["meta", "query", "positive"], separator=" ")
+    hosts = everywhere.str.extract_all(r"//[a-zA-Z0-9.-]+").list.join("/ ").str.to_lowercase() + "/"
+    value = hosts.str.find_many(ends).list.len()
+    return Rule("blocked_domains", "pair", "max", 0, value, "the recipe's list", tasks=_ALL_TASKS)
+
+
+def classifier_rule(name: str, settings: ClassifierSettings) -> Rule:
+    """The probability of a classifier's label, in a column of the rule's name: classifiers.py computes it."""
+    origin = f"the recipe's classifier: probability of {settings.label}"
+    return Rule(name, settings.side, "min", settings.min, pl.col(name), origin, tasks=tuple(settings.tasks))
+
+
+def rules_with(
+    settings: Mapping[str, float | bool | None],
+    words: Collection[str] = (),
+    domains: Collection[str] = (),
+    classifiers: Mapping[str, ClassifierSettings] = MappingProxyType({}),
+) -> tuple[Rule, ...]:
+    """The rules under a recipe's settings: a number is a new threshold, False is off, True and None the default.
+
+    Lists of blocked words and domains add their rules, and classifiers theirs, which are the last. Raises ValueError
+    at an unknown name, with the nearest, and at a classifier that has the name of another rule.
+    """
+    listed = [rule(entries) for rule, entries in ((blocked_words, words), (blocked_domains, domains)) if entries]
+    models = [classifier_rule(name, classifier) for name, classifier in classifiers.items()]
+    names = [*(rule.name for rule in RULES), "blocked_words", "blocked_domains"]
+    if taken := sorted(set(names) & set(classifiers)):
+        raise ValueError(f"a classifier can't be called {taken[0]!r}: another rule is")
+    check_names("filter rule", settings, [*names, *classifiers])
+    chosen = [(rule, settings.get(rule.name)) for rule in (*RULES, *listed, *models)]
+    return tuple(
+        rule if setting is None or setting is True else replace(rule, threshold=float(setting))
+        for rule, setting in chosen
+        if setting is not False
+    )
+
+
+def check_names(kind: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise ValueError at a name that is not known, with the nearest."""
+    for name in given:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1, cutoff=0)
+            raise ValueError(
+                f"no {kind} is called {name!r}" + "".join(f"; the nearest is {near!r}" for near in nearest)
+            )
+
+
+def measure(frame: pl.DataFrame, rules: Iterable[Rule] = RULES) -> pl.DataFrame:
+    """Every rule's value for every pair: one Float64 column a rule, null where the rule does not apply."""
+    counts = [
+        profile(frame[side]).rename({what: f"{side}.{what}" for what in PROFILE}) for side in ("query", "positive")
+    ]
+    values = [pl.when(rule.applies).then(rule.value).cast(pl.Float64).alias(rule.name) for rule in rules]
+    # Lazily, so that what several rules share is computed once.
+    return pl.concat([frame, *counts], how="horizontal").lazy().select(values).collect()
+
+
+def judge(frame: pl.DataFrame, rules: Collection[Rule] = RULES) -> pl.DataFrame:
+    """Add `reason`, the first failing rule's name, and `detail`, such as `0.07 < 0.1`; null where none fails.
+
+    The frame has the columns of schemas.pairs.PAIR; the rules are tried in their order.
+    """
+    if not rules:
+        return frame.with_columns(pl.lit(None, pl.String).alias(name) for name in ("reason", "detail"))
+    return frame.with_columns(first_failing(measure(frame, rules), rules).get_columns())
+
+
+def first_failing(values: pl.DataFrame, rules: Collection[Rule]) -> pl.DataFrame:
+    """`reason` and `detail` of judge, from a column of values for each rule."""
+    sign = {"min": "<", "max": ">"}
+    names = pl.Series([rule.name for rule in rules], dtype=pl.String)
+    bounds = pl.Series([f"{sign[rule.bound]} {rule.threshold:g}" for rule in rules], dtype=pl.String)
+    places = [pl.lit(place, pl.UInt32) for place in range(len(rules))]
+    failing = [pl.when(rule.fails).then(place) for rule, place in zip(rules, places, strict=True)]
+    first = values.select(pl.coalesce(failing)).to_series()
+    # Few rows fail, so only theirs are worded.
+    rows = first.is_not_null().arg_true()
+    failed = first.gather(rows)
+    value = pl.coalesce(pl.when(failed == place).then(rule.name) for place, rule in enumerate(rules))
+    worded = values.select(rule.name for rule in rules)[rows].select(
+        pl.format("{} {}", value.round(4).cast(pl.String).str.strip_suffix(".0"), bounds.gather(failed))
+    )
+    detail = pl.repeat(None, values.height, dtype=pl.String, eager=True).scatter(rows, worded.to_series())
+    return pl.DataFrame({"reason": names.gather(first), "detail": detail})
+
+
+def strip_title(frame: pl.DataFrame) -> pl.DataFrame:
+    """Cut the title from the head of title_content texts where it stands as a heading and enough text follows.
+
+    Where too little follows, the text stays as it is, for the rule `title_leak` to reject.
+    """
+    rest = pl.when(pl.col("format").is_in(_TITLED)).then(_after_title())
+    return frame.with_columns(
+        pl.when(rest.str.len_chars() >= _TITLE_LEFT).then(rest).otherwise("positive").alias("positive")
+    )

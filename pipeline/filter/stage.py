@@ -1,0 +1,210 @@
+"""conan filter: the rules of rules.py over every pair; the first rule that fails is the reason."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from ...schemas.pairs import PAIR, rejected
+from ...schemas.recipe import RecipeError
+from ...schemas.settings import ClassifierSettings, FilterSettings, Thresholds
+from ..corpus.folder import ShardWriter, fingerprint, load_recipe, read_batches, read_footer, shards
+from ..engine.local import Engine, Summary, Task, made, run_stage
+from .personal_data import mask_personal_data
+from .rules import Rule, check_names, first_failing, judge, rules_with, strip_title
+
+VERSION = 4
+
+Group = tuple[str, str]
+"""A source and its category: pairs of one group are judged by the same thresholds."""
+
+
+@dataclass(frozen=True)
+class Rulebook:
+    """The settings and what they name, read: lists of words and domains, the fingerprint of each classifier."""
+
+    settings: FilterSettings
+    words: list[str]
+    domains: list[str]
+    models: dict[str, str]
+
+
+def filter_pairs(corpus: Path, settings: FilterSettings, engine: Engine) -> Summary:
+    """Filter what ingest found.
+
+    Raises:
+        RecipeError: a rule, source or label that does not exist (the nearest is named), a list of blocked words or
+            domains that can't be read.
+        ModelError: a classifier can't be read.
+        StageError: a shard could not be made.
+    """
+    found = {shard: groups(shard) for shard in shards(corpus, "ingest")}
+    book = read_rulebook(corpus, settings, found.values())
+    tasks = [
+        Task(
+            (shard, book),
+            fingerprint("filter", VERSION, _decisive(book, found[shard]), shard.name, read_footer(shard).content),
+        )
+        for shard in found
+    ]
+    if settings.classifiers:
+        engine = replace(engine, one_a_device=True)
+        if len(made(corpus, "filter", tasks)) < len(tasks):
+            load_classifiers(book, "cpu")  # one that can't be read is said once, not by every shard
+    return run_stage(corpus, "filter", filter_shard, tasks, engine)
+
+
+def groups(shard: Path) -> list[Group]:
+    """The groups in a shard; only their two columns are read."""
+    names = pl.scan_parquet(shard).select(pl.col("source", "category").cast(pl.String))
+    return sorted(names.unique().collect(engine="streaming").iter_rows())
+
+
+def read_rulebook(corpus: Path, settings: FilterSettings, found: Iterable[Collection[Group]]) -> Rulebook:
+    """Read what the settings name and check their names against the rules and the groups found in the shards.
+
+    Raises:
+        RecipeError: an unknown name, with the nearest, or a list that can't be read.
+        ModelError: a classifier that can't be had.
+    """
+    levels: dict[str, Thresholds] = {"rules": settings.rules}
+    levels |= {f"categories.{category}": thresholds for category, thresholds in settings.categories.items()}
+    levels |= {f"sources.{source}": thresholds for source, thresholds in settings.sources.items()}
+    for place, thresholds in levels.items():
+        try:
+            rules_with(thresholds, classifiers=settings.classifiers)
+        except ValueError as error:
+            raise RecipeError(f"filter.{place}: {error}") from error
+    _check_sources(corpus, settings, {source for shard in found for source, _ in shard})
+    return Rulebook(
+        settings,
+        _listed(settings, "blocked_words"),
+        _listed(settings, "blocked_domains"),
+        {name: _fingerprint_of(classifier) for name, classifier in settings.classifiers.items()},
+    )
+
+
+def _check_sources(corpus: Path, settings: FilterSettings, known: set[str]) -> None:
+    """A source of the recipe in which ingest found nothing is known, too."""
+    if not known.issuperset(settings.sources) and (corpus / "recipe.yaml").exists():
+        known |= {source.name for source in load_recipe(corpus).sources}
+    try:
+        check_names("source", settings.sources, sorted(known))
+    except ValueError as error:
+        raise RecipeError(f"filter.sources: {error}") from error
+
+
+def _listed(settings: FilterSettings, name: Literal["blocked_words", "blocked_domains"]) -> list[str]:
+    """The lines of a list that the recipe names, without blank ones and without a byte-order mark."""
+    path = getattr(settings, name)
+    if path is None:
+        return []
+    try:
+        lines = Path(path).read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"filter.{name}: {path} can't be read as UTF-8 text: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def rules_for(book: Rulebook, group: Group) -> tuple[Rule, ...]:
+    """The rules in force for a group."""
+    return _rules(book, thresholds_for(book, group))
+
+
+def thresholds_for(book: Rulebook, group: Group) -> Thresholds:
+    """A group's thresholds: its source's over its category's over the recipe's `rules`."""
+    source, category = group
+    of_category: Mapping[Any, Thresholds] = book.settings.categories
+    return book.settings.rules | of_category.get(category, {}) | book.settings.sources.get(source, {})
+
+
+def _rules(book: Rulebook, thresholds: Thresholds) -> tuple[Rule, ...]:
+    return rules_with(thresholds, book.words, book.domains, book.settings.classifiers)
+
+
+def _decisive(book: Rulebook, found: Iterable[Group]) -> Any:
+    """Everything in the settings that decides what becomes of these groups, and nothing else."""
+    thresholds = [(*group, [(rule.name, float(rule.threshold)) for rule in rules_for(book, group)]) for group in found]
+    inputs: dict[str, Any] = {"blocked_words": book.words, "blocked_domains": book.domains}
+    for name, classifier in book.settings.classifiers.items():
+        inputs[name] = book.models[name], classifier.model_dump(exclude={"model", "min", "batch_tokens"})
+    in_force = {name for *_, rules in thresholds for name, _ in rules}
+    return book.settings.mask, thresholds, {name: what for name, what in inputs.items() if name in in_force}
+
+
+def prepare(frame: pl.DataFrame, settings: FilterSettings) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Mend before judging: personal data masked, leaked titles cut. Also gives how many of each kind were masked."""
+    frame = frame.with_columns(pl.col("source", "category", "format", "task").cast(pl.String))
+    counts: dict[str, int] = {}
+    if settings.mask:
+        texts = [name for name in ("query", "positive", "negatives") if name in frame.columns]
+        frame, counts = mask_personal_data(frame, texts)
+    return strip_title(frame), counts
+
+
+def by_rules(frame: pl.DataFrame, book: Rulebook) -> Iterator[tuple[tuple[Rule, ...], pl.DataFrame]]:
+    """The rows that share their rules, with `row`, their place in the frame."""
+    parts: dict[tuple[tuple[str, float], ...], list[pl.DataFrame]] = {}
+    groups = frame.with_row_index("row").partition_by("source", "category", as_dict=True)
+    for (source, category), part in groups.items():
+        thresholds = thresholds_for(book, (source, category))
+        parts.setdefault(tuple(sorted(thresholds.items())), []).append(part)
+    for chosen, alike in parts.items():
+        yield _rules(book, dict(chosen)), pl.concat(alike)
+
+
+def filter_shard(ingest_shard: Path, book: Rulebook, fingerprint: str, shard: Path) -> None:
+    """One shard: personal data masked, leaked titles cut, then every rule."""
+    masked: Counter[str] = Counter()
+    with ShardWriter(shard, PAIR, rejected(PAIR), stage="filter", version=VERSION, fingerprint=fingerprint) as writer:
+        for table in read_batches(ingest_shard):
+            frame = pl.from_arrow(table)
+            assert isinstance(frame, pl.DataFrame)
+            writer.received(frame.height)
+            frame, counts = prepare(frame, book.settings)
+            masked.update(counts)
+            judged = pl.concat(_judge(part, book, rules) for rules, part in by_rules(frame, book)).sort("row")
+            writer.keep(judged.filter(pl.col("reason").is_null()).to_arrow())
+            writer.reject(judged.filter(pl.col("reason").is_not_null()).to_arrow())
+        writer.notes["masked"] = dict(masked)
+
+
+def _judge(frame: pl.DataFrame, book: Rulebook, rules: Sequence[Rule]) -> pl.DataFrame:
+    """Add `reason` and `detail`. A classifier is dear, so it judges only what all before it kept."""
+    judged = judge(frame, [rule for rule in rules if rule.name not in book.models])
+    for rule in rules:
+        if rule.name in book.models:
+            values = classify(judged, rule, book, pl.col("reason").is_null())
+            found = first_failing(values.to_frame(), [rule])
+            judged = judged.with_columns(judged[name].fill_null(found[name]) for name in found.columns)
+    return judged
+
+
+def classify(frame: pl.DataFrame, rule: Rule, book: Rulebook, wanted: pl.Expr) -> pl.Series:
+    """A classifier's value for the wanted rows that its rule is for; null for the others."""
+    from .classifiers import probabilities  # imports torch
+
+    rows = frame.select((wanted & rule.applies).arg_true()).to_series()
+    texts = frame[rule.side].gather(rows)
+    values = probabilities(texts, book.settings.classifiers[rule.name], book.models[rule.name])
+    return pl.repeat(None, frame.height, dtype=pl.Float64, eager=True).scatter(rows, values).alias(rule.name)
+
+
+def load_classifiers(book: Rulebook, device: str | None = None) -> None:
+    """Load every classifier and find its label; `device` as in encoder.loaded. Raises ModelError and RecipeError."""
+    for name, classifier in book.settings.classifiers.items():
+        from .classifiers import label_place, load
+
+        try:
+            label_place(classifier.label, load(classifier, book.models[name], device).labels)
+        except RecipeError as error:
+            raise RecipeError(f"filter.classifiers.{name}: {error}") from error
+
+
+def _fingerprint_of(classifier: ClassifierSettings) -> str:
+    from .classifiers import model_fingerprint
+
+    return model_fingerprint(classifier)

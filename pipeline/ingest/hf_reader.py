@@ -1,0 +1,141 @@
+"""Folders that Hugging Face `datasets` writes: their Arrow files in order, and the rows of one."""
+
+import json
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .files import FileError
+from .table_reader import distinct
+
+_BATCH_ROWS = 2_000
+_BATCH_BYTES = 16 << 20
+_STATE = "state.json"
+_SPLITS = "dataset_dict.json"
+_FILE_MAGIC = b"ARROW1"
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+"""As Arrow's columnar format has it, section "IPC Streaming Format"."""
+
+
+def list_arrow_files(folder: str) -> list[str]:
+    """The Arrow files of a folder that `save_to_disk` wrote, as shards and splits are ordered; a file lists itself.
+
+    Args:
+        folder: a path or an fsspec URI; of a Dataset, a DatasetDict, or one .arrow file.
+
+    Raises:
+        FileError: neither; or rows were picked without being written (an indices mapping).
+    """
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    if filesystem.isfile(path):
+        return [folder]
+    folder = folder.rstrip("/")
+    if (splits := _json(filesystem, f"{path}/{_SPLITS}")) is not None:
+        names = [_inside(folder, name) for name in _list(splits, "splits", folder)]
+        return [file for name in names for file in list_arrow_files(f"{folder}/{name}")]
+    if (state := _json(filesystem, f"{path}/{_STATE}")) is None:
+        expected = f"{_STATE} (of Dataset.save_to_disk) or {_SPLITS} (of DatasetDict.save_to_disk)"
+        raise FileError("unreadable", f"expected {expected} in {folder}, or name .arrow files themselves")
+    if any(key.startswith("_indices") and value for key, value in state.items()):
+        raise FileError("unreadable", f"{folder} picks its rows by an index: call flatten_indices() and save it again")
+    shards = _list(state, "_data_files", folder)
+    named = [shard.get("filename") if isinstance(shard, dict) else shard for shard in shards]
+    return [f"{folder}/{_inside(folder, name)}" for name in named]
+
+
+def read_arrow(stream: IO[bytes], name: str) -> Iterator[pa.Table]:
+    """The rows of an Arrow file in tables of about 16 MB, with `_file` and `_line`, their number from 1.
+
+    Columns are as stored. One of class labels, as its schema says, gets another beside it, `<column>_name`, with the
+    names; null for -1, which is no label.
+
+    Args:
+        stream: Arrow's streaming format, or its file format; seekable. A record batch of it is in memory whole.
+
+    Raises:
+        FileError: `truncated`, or `unreadable`; what came before is given first.
+    """
+    line = 1
+    try:
+        start = len(_FILE_MAGIC) + 2 if stream.read(len(_FILE_MAGIC)) == _FILE_MAGIC else 0
+        stream.seek(start)  # a file holds a stream, between its magic, padded to 8 bytes, and its footer
+        reader = pa.ipc.open_stream(stream)
+        classes = _classes(reader.schema)
+        for batch in reader:
+            batch.validate(full=True)  # offsets that point elsewhere would be followed
+            rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
+            for first in range(0, batch.num_rows, rows):
+                table = pa.Table.from_batches([batch.slice(first, rows)])
+                yield _placed(_named(table, classes), name, line)
+                line += table.num_rows
+        stream.seek(-len(_END_OF_STREAM), 2)
+        end = stream.read(len(_END_OF_STREAM))
+    except (OSError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        if isinstance(error, FileError):
+            raise
+        reason = "unreadable" if stream.read(1) else "truncated"
+        raise FileError(reason, f"{type(error).__name__}: {error}", line) from error
+    if end != _END_OF_STREAM and not end.endswith(_FILE_MAGIC):
+        raise FileError("truncated", "the file ends without its mark of the end", line)
+
+
+def _json(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """A JSON object in a file; None where there is no such file."""
+    if not filesystem.isfile(path):
+        return None
+    try:
+        found = json.loads(filesystem.cat_file(path))
+    except ValueError as error:
+        raise FileError("unreadable", f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise FileError("unreadable", f"{path} holds no JSON object")
+    return found
+
+
+def _list(record: dict[str, Any], key: str, folder: str) -> list[Any]:
+    found = record.get(key)
+    if not isinstance(found, list):
+        raise FileError("unreadable", f"expected a list as {key!r} in the JSON of {folder}")
+    return found
+
+
+def _inside(folder: str, name: object) -> str:
+    """A name in the folder itself: a stranger's JSON may name any file of this machine."""
+    if not isinstance(name, str) or name in ("", "..") or PurePosixPath(name).name != name:
+        raise FileError("unreadable", f"{folder} names {name!r}, which is not in it")
+    return name
+
+
+def _classes(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of class labels by column, from what `datasets` keeps in the schema of each file."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            column: [str(name) for name in feature["names"]]
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
+
+
+def _named(table: pa.Table, classes: dict[str, list[str]]) -> pa.Table:
+    for column, names in classes.items():
+        if table.column_names.count(column) == 1 and pa.types.is_integer(table[column].type):
+            labels = table[column]
+            known = pc.and_(pc.greater_equal(labels, 0), pc.less(labels, len(names)))
+            labels = pc.if_else(known, labels, pa.scalar(None, labels.type))
+            table = table.append_column(f"{column}_name", pc.take(pa.array(names, pa.string()), labels))
+    return table
+
+
+def _placed(table: pa.Table, name: str, line: int) -> pa.Table:
+    """With where each row stands, beside columns whose names DuckDB tells apart."""
+    rows = table.num_rows
+    table = table.rename_columns(distinct(table.column_names))
+    table = table.append_column("_file", pa.repeat(pa.scalar(name, pa.string()), rows))
+    return table.append_column("_line", pa.array(range(line, line + rows), pa.int64()))

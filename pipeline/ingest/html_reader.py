@@ -1,0 +1,373 @@
+"""Web pages to titles and texts: HTML files, and the responses of WARC archives."""
+
+import codecs
+import logging
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
+from io import BytesIO
+from itertools import count
+from typing import Any
+
+import polars as pl
+
+from ..text.normalise import MissingExtraError
+from .files import FileError
+from .table_reader import PROBLEM, Frames
+from .text_encodings import DAMAGED_SHARE, detect
+
+PAGE = {
+    "_file": pl.String,
+    "_line": pl.Int64,
+    "url": pl.String,
+    "title": pl.String,
+    "text": pl.String,
+    "date": pl.String,
+    "language": pl.String,
+}
+
+LONGEST_PAGE = 16 << 20
+"""Ours: bytes."""
+
+MOST_NODES = 100_000
+"""Ours: elements and attributes of a page, for which trafilatura needs about five seconds."""
+
+MOST_COMPARED = 10_000
+"""Ours: elements up to which trafilatura asks readability and justext as well, which is quadratic in paragraphs."""
+
+MOST_ATTRIBUTES = 1_000
+"""Ours: of one tag. libxml2 compares each with all before it: 100,000 take it 23 seconds, 400,000 minutes."""
+
+SHORTEST_TEXT = 80
+"""Ours: characters from which trafilatura trusts its first finding; its 250 are letters, of which a Han has three."""
+
+_BATCH_RECORDS = 2_000
+_BATCH_CHARACTERS = 16 << 20
+_LONGEST_HEADER = 1 << 20
+_CHUNK = 1 << 20
+
+_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([\w.:-]+)", re.ASCII | re.IGNORECASE)
+_DECLARATION = re.compile(rb"<(?:meta|\?xml)\b[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
+_WIDER = {
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "big5hkscs",
+    "iso8859-1": "cp1252",
+    "ascii": "cp1252",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+}
+"""What browsers read when a page declares the key (WHATWG Encoding Standard, section 4.2)."""
+
+# Python knows codecs that are no encodings of text, and ones that take hours.
+_ENCODING = re.compile(r"utf-8|gb18030|hz|big5.*|cp\d+|iso8859-\d+|(?:euc|iso2022|shift)_.*|koi8-.*|tis-620")
+
+# As HTML's tokenizer reads a tag: a quote means something after `=` alone. It always matches, so it is linear.
+_VALUE = r"""=\s*+(?:"[^"]*+"?|'[^']*+'?)"""
+_TAG = re.compile(rf"<[a-zA-Z](?:[^>=]++|{_VALUE}|=)*+>?")
+_QUOTED = re.compile(_VALUE)
+_SEPARATOR = re.compile(r"[\s/]+")
+
+_CELLS = ("td", "th")
+_TABLE_PARTS = ("table", "caption", "thead", "tbody", "tfoot")
+_SITE_NAME = re.compile(r"\s*[_|｜](?![A-Za-z0-9])|\s+[-–—]+\s+")
+_HTML = ("text/html", "application/xhtml+xml")
+_NO_DATA = ("warcinfo", "request", "metadata", "arc_header")
+
+
+def read_html(chunks: Iterable[bytes], name: str, encoding: str | None = None) -> Iterator[Frames]:
+    """The page that a file is: one row of PAGE, or one problem.
+
+    Reasons: `too_long` (LONGEST_PAGE, MOST_NODES), `encoding`, `no_content` where no title or no text can be had.
+
+    Raises:
+        FileError: what `chunks` raises.
+        MissingExtraError: trafilatura is not installed.
+    """
+    parts, size = [], 0
+    for chunk in chunks:
+        parts.append(chunk)
+        size += len(chunk)
+        if size > LONGEST_PAGE:
+            break
+    batch = _Batch(name)
+    batch.add(1, None, b"".join(parts), None, encoding)
+    yield batch.frames()
+
+
+def read_warc(chunks: Iterable[bytes], name: str, encoding: str | None = None) -> Iterator[Frames]:
+    """The pages of a WARC archive, already unpacked: rows of PAGE and problems; `_line` counts the records from 1.
+
+    A page is a response with status 200 and a content type of HTML. Other records are problems with the reason
+    `not_a_page`, but for requests and notes of the crawler's. The other reasons are those of `read_html`.
+
+    Raises:
+        FileError: what `chunks` raises; `truncated` or `broken_record`. What came before is given first.
+        MissingExtraError: warcio or trafilatura is not installed.
+    """
+    batch = _Batch(name)
+    damage = None
+    try:
+        for number, record, block in _records(chunks):
+            if record.rec_type in _NO_DATA:
+                continue
+            url = record.rec_headers.get_header("WARC-Target-URI")
+            status, content_type, page = "", record.content_type or "", b""
+            if record.rec_type == "response":
+                status, content_type, page = _response(block)
+            if status == "200" and content_type.partition(";")[0].strip().lower() in _HTML:
+                batch.add(number, url, page, content_type, encoding)
+            else:
+                detail = " ".join(filter(None, (record.rec_type, status, content_type)))
+                batch.reject(number, url or "", "not_a_page", detail)
+            if batch.is_full:
+                yield batch.frames()
+                batch = _Batch(name)
+    except FileError as error:
+        damage = error
+    yield batch.frames()
+    if damage:
+        raise damage
+
+
+class _Batch:
+    """Pages of a file, and what is none."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.rows: list[tuple[object, ...]] = []
+        self.problems: list[tuple[object, ...]] = []
+        self.characters = 0
+
+    def add(self, line: int, url: str | None, data: bytes, content_type: str | None, encoding: str | None) -> None:
+        try:
+            page = _page(data, url, content_type, encoding)
+        except FileError as error:
+            begin = data[:1_000]
+            self.reject(line, url or begin.decode(detect(begin), "replace")[:200], error.reason, error.detail)
+        else:
+            self.rows.append((self.file, line, *page))
+            self.characters += sum(len(field or "") for field in page)
+
+    def reject(self, line: int, record: str, reason: str, detail: str) -> None:
+        self.problems.append((self.file, line, record.replace("\0", "␀"), reason, detail))
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.rows) + len(self.problems) >= _BATCH_RECORDS or self.characters >= _BATCH_CHARACTERS
+
+    def frames(self) -> Frames:
+        return pl.DataFrame(self.rows, PAGE, orient="row"), pl.DataFrame(self.problems, PROBLEM, orient="row")
+
+
+def _page(data: bytes, url: str | None, content_type: str | None, encoding: str | None) -> tuple[str | None, ...]:
+    """Url, title, text, date and language of a page. Raises FileError where it is none."""
+    if len(data) > LONGEST_PAGE:
+        raise FileError("too_long", f"more than {LONGEST_PAGE:,} bytes")
+    html = _TAG.sub(_without_flood, _decoded(data, content_type, encoding))
+    load, extract = _extractor()
+    try:
+        tree = load(html)
+        if tree is None:
+            raise FileError("no_content", "no HTML")
+        elements, attributes = int(tree.xpath("count(//*)")), int(tree.xpath("count(//@*)"))
+        if elements + attributes > MOST_NODES:
+            raise FileError("too_long", f"{elements:,} elements with {attributes:,} attributes")
+        _flatten_tables(tree)
+        found = extract(tree, url=url, fast=elements > MOST_COMPARED)
+    except FileError:
+        raise
+    except Exception as error:  # of a library, on a page that nobody foresaw
+        raise FileError("no_content", f"{type(error).__name__}: {error}") from error
+    title = _title(found.title or "", tree.findtext(".//head//title") or "") if found else ""
+    text = (found.text or "").removeprefix(f"{title}\n") if found else ""
+    if "\ufffd" in html and "\ufffd" in title + text:
+        raise FileError("encoding", "bytes in it are no text in its encoding")
+    # Where the bytes are whole, it was a reference to half a character, as in `&#55357;&#56832;`.
+    title, text = (part.replace("\ufffd", "").strip() for part in (title, text))
+    if not title or not text:
+        raise FileError("no_content", "no title" if text else "no text")
+    return found.url, title, text, found.date, tree.get("lang")
+
+
+@cache
+def _extractor() -> tuple[Callable[[str], Any], Callable[..., Any]]:
+    """What makes a tree of a page, and what finds the title and text in it."""
+    try:
+        import trafilatura
+        from trafilatura.settings import use_config
+    except ImportError as error:
+        raise MissingExtraError("trafilatura", "web") from error
+    for library in ("trafilatura", "htmldate", "courlan"):  # they warn of each page that we reject with its reason
+        logging.getLogger(library).addHandler(logging.NullHandler())
+    config = use_config()
+    config["DEFAULT"]["MIN_EXTRACTED_SIZE"] = str(SHORTEST_TEXT)
+    extract = partial(
+        trafilatura.bare_extraction,
+        favor_precision=True,  # without it a short page is taken whole, its navigation and footer too
+        include_comments=False,
+        with_metadata=True,
+        # By default a date is one up to today: another result every day.
+        date_extraction_params={"original_date": True, "extensive_search": False, "max_date": "2099-12-31"},
+        config=config,
+    )
+    return trafilatura.load_html, extract
+
+
+def _title(found: str, declared: str) -> str:
+    """The page's title without its site's name.
+
+    `found` is often a heading. Where `declared`, of the element `title`, ends with it, it is the site's name.
+    """
+    declared = " ".join(declared.split())
+    title = declared if declared.endswith(found) else found
+    return _SITE_NAME.split(title, maxsplit=1)[0].strip() or found
+
+
+def _without_flood(tag: re.Match[str]) -> str:
+    """A tag, or nothing where it has more than MOST_ATTRIBUTES."""
+    if len(tag[0]) <= 2 * MOST_ATTRIBUTES:
+        return tag[0]
+    return tag[0] if len(_SEPARATOR.split(_QUOTED.sub(" ", tag[0]))) <= MOST_ATTRIBUTES else ""
+
+
+def _flatten_tables(tree: Any) -> None:
+    """Make boxes of a table's rows that hold blocks, as pages and forums are laid out, and lines of its others."""
+    from lxml import etree
+
+    holds_blocks = etree.XPath("boolean(.//table or .//p or .//br or .//div or .//li or .//h1 or .//h2 or .//h3)")
+    rows = [(row, holds_blocks(row)) for row in tree.iter("tr")]
+    for row, is_box in rows:
+        for cell in row.iterchildren(*_CELLS):
+            cell.tag = "div" if is_box else "span"
+            cell.tail = f"{cell.tail or ''} "
+        row.tag = "div" if is_box else "p"
+    for part in list(tree.iter(*_TABLE_PARTS, *_CELLS)):
+        part.tag = "div"
+
+
+def _decoded(data: bytes, content_type: str | None, encoding: str | None) -> str:
+    """A page's text, in the first encoding that all of it is in, or else in the one that most of it is in.
+
+    Raises:
+        FileError: that is too little.
+    """
+    damage: dict[str, float] = {}
+    for candidate in [encoding] if encoding else _encodings(data, content_type):
+        if candidate in damage:
+            continue
+        try:
+            text = data.decode(candidate, "replace").removeprefix("\ufeff")
+        except LookupError as error:
+            raise FileError("encoding", f"unknown encoding {candidate!r}; try utf-8, gb18030 or big5") from error
+        if "\ufffd" not in text:
+            return text
+        damage[candidate] = text.count("\ufffd") / (len(text) - len(text.encode("ascii", "ignore")))
+    best = min(damage, key=damage.__getitem__)
+    if damage[best] > DAMAGED_SHARE:
+        raise FileError("encoding", f"not {' or '.join(damage)}")
+    return data.decode(best, "replace").removeprefix("\ufeff")
+
+
+def _encodings(data: bytes, content_type: str | None) -> Iterator[str]:
+    """What a page may be in, by its byte order mark, its bytes, its server's or its own word, and its looks."""
+    yield from (encoding for mark, encoding in _MARKS.items() if data.startswith(mark))
+    yield "utf-8"
+    served = _CHARSET.search(content_type or "")
+    declared = _DECLARATION.search(data, 0, 8_192)
+    labels = [served[1] if served else "", declared[1].decode("ascii", "replace") if declared else ""]
+    known = [found for label in labels if (found := _known(label))]
+    # Servers call everything Latin-1, and any bytes can be read as that: the page's own word goes first.
+    yield from sorted(known, key=lambda found: found == "cp1252")
+    yield detect(data)
+
+
+def _known(label: str) -> str | None:
+    """The codec for a label, as browsers read it; None where it is none of text."""
+    try:
+        name = codecs.lookup(label).name
+    except (LookupError, ValueError):
+        return None
+    name = _WIDER.get(name, name)
+    return name if _ENCODING.fullmatch(name) else None
+
+
+def _records(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any, bytes]]:
+    """Number, record and block of each record; of a block longer than LONGEST_PAGE no more than what shows that."""
+    try:
+        from warcio.archiveiterator import ArchiveIterator
+        from warcio.limitreader import LimitReader
+    except ImportError as error:
+        raise MissingExtraError("warcio", "web") from error
+    source = _Source(chunks)
+    records = ArchiveIterator(source, no_record_parse=True)  # it takes an end in HTTP's headers for the file's
+    records.reader.set_decomp(None)  # it would look for gzip by itself, and be silent on what it can't unpack
+    for number in count(1):
+        source.left = _LONGEST_HEADER
+        try:
+            record = next(records, None)
+        except FileError as error:
+            raise FileError(error.reason, error.detail, number) from error
+        except Exception as error:  # warcio knows no kind of its own for all that may be wrong
+            raise FileError("broken_record", f"{type(error).__name__}: {error}", number) from error
+        source.left = None
+        if records.err_count:
+            raise FileError("broken_record", "the record before it is not as long as it says", number)
+        if record is None:
+            return
+        stream = record.raw_stream
+        if not isinstance(stream, LimitReader):
+            raise FileError("broken_record", "it does not say how long it is", number)
+        try:
+            block = stream.read(LONGEST_PAGE + _CHUNK)
+            while stream.read(_CHUNK):
+                pass
+        except FileError as error:
+            raise FileError(error.reason, error.detail, number) from error
+        if stream.limit:
+            raise FileError("truncated", f"the file ends {stream.limit:,} bytes before the record does", number)
+        yield number, record, block
+
+
+class _Source:
+    """Chunks as the file that warcio reads. It gives no more than `left`: warcio would take a header of any length."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self.chunks = iter(chunks)
+        self.chunk = memoryview(b"")
+        self.left: int | None = None
+
+    def read(self, size: int) -> bytes:
+        while not self.chunk and (chunk := next(self.chunks, None)) is not None:
+            self.chunk = memoryview(chunk)
+        data, self.chunk = bytes(self.chunk[:size]), self.chunk[size:]
+        if self.left is not None:
+            self.left -= len(data)
+            if self.left < 0:
+                raise FileError("broken_record", f"a header of more than {_LONGEST_HEADER:,} bytes")
+        return data
+
+
+def _response(block: bytes) -> tuple[str, str, bytes]:
+    """Status, content type and page of an HTTP response; unpacked as far as shows that it is too long."""
+    from warcio.bufferedreaders import ChunkedDataReader
+    from warcio.statusandheaders import StatusAndHeadersParser
+
+    stream = BytesIO(block)
+    try:
+        headers = StatusAndHeadersParser([], verify=False).parse(stream)
+    except EOFError:
+        return "", "", b""
+    page = stream.read()
+    if headers.get_header("Transfer-Encoding", "").lower() == "chunked":
+        page = ChunkedDataReader(BytesIO(page)).read()
+    bits = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
+    for window in bits.get(headers.get_header("Content-Encoding", "").lower(), ()):
+        try:
+            page = zlib.decompressobj(window).decompress(page, LONGEST_PAGE + 1)
+        except zlib.error:  # crawlers store pages unpacked, and the header as it was
+            continue
+        break
+    return headers.get_statuscode(), headers.get_header("Content-Type", ""), page

@@ -1,0 +1,194 @@
+"""The recipe's SQL over the table `rows`: the columns of the pair, and for every row that gives no pair the reason."""
+
+import re
+from dataclasses import dataclass
+
+import duckdb
+import polars as pl
+
+from ...schemas.settings import Source
+from .readers import SourceError
+
+_NUMBER = "row_number() OVER () AS _pair"
+"""Of each row; `_row` is the record's, which a shape may make several pairs of."""
+
+_RECORD = "CAST(to_json(_batch) AS VARCHAR) AS record"
+_MISSING = re.compile(r'Referenced (?:column|table) "(.+?)" not found|does not have a column named "(.+?)"')
+
+
+@dataclass(frozen=True)
+class Projected:
+    """What became of the rows in the table `rows`."""
+
+    pairs: pl.DataFrame
+    problems: pl.DataFrame
+    missing: list[str]  # columns that the SQL names and none of these rows has
+    left_out: int  # rows that `where` gives to no source, or to another
+
+
+def project(connection: duckdb.DuckDBPyConnection, source: Source) -> Projected:
+    """Pairs and problems of the rows in the table `rows`.
+
+    A column that these rows lack is NULL: others of the source may have it.
+
+    Raises:
+        SourceError, duckdb.Error: the SQL does not fit the rows.
+    """
+    missing: dict[str, str] = {}
+    while True:
+        nulls = "".join(f', {null} AS "{name}"' for name, null in missing.items())
+        connection.execute(f"CREATE OR REPLACE VIEW rows AS SELECT {_NUMBER}, *{nulls} FROM batch")
+        try:
+            projected = _project(connection, source)
+        except duckdb.BinderException as error:
+            found = _MISSING.search(str(error))
+            is_struct = "Referenced table" in str(error)  # `name.field` or `name.field.field`
+            name = (found[1].partition(".")[0] if is_struct else found[1] or found[2]) if found else None
+            if name is None or name in missing or re.search(rf"\b{re.escape(name)}\b", source.where or ""):
+                raise  # a row that `where` can't judge is none that belongs elsewhere
+            missing[name] = "NULL::JSON" if is_struct else "NULL"  # JSON has every field
+        else:
+            pairs, problems = _judge(connection, source, projected, list(missing))
+            return Projected(pairs, problems, list(missing), _left_out(connection, source))
+
+
+def _left_out(connection: duckdb.DuckDBPyConnection, source: Source) -> int:
+    if not source.where:
+        return 0
+    query = f"SELECT count(*) FROM selected WHERE NOT coalesce(({source.where}\n)::BOOLEAN, false)"
+    ((rows,),) = connection.execute(query).fetchall()
+    return int(rows)
+
+
+def unfit(connection: duckdb.DuckDBPyConnection, source: Source, error: Exception) -> pl.DataFrame:
+    """Every row as a problem: nothing is lost, each says why it stayed out."""
+    detail = f"source {source.name}: {str(error).strip()} {_columns_there(connection)}"
+    rows: pl.DataFrame = connection.sql(f"SELECT _file AS file, _line AS line, {_RECORD} FROM batch AS _batch").pl()
+    return rows.with_columns(reason=pl.lit("projection"), detail=pl.lit(detail))
+
+
+def _columns_there(connection: duckdb.DuckDBPyConnection) -> str:
+    names = [name for name in connection.sql("FROM batch").columns if name not in ("_row", "_file", "_line")]
+    return f"Columns there are: {', '.join(names) or 'none'}"
+
+
+def _project(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
+    """The pair's columns of every selected row; where SQL gives NULL, NULL.
+
+    Rows of the file that `select` makes no row of are there too, with `no_pair` true.
+    """
+    select = f"{source.select}\n, rows.*" if source.select and not source.from_ else source.select or "*"
+    connection.execute(f"CREATE OR REPLACE VIEW selected AS SELECT {select}\nFROM {source.from_ or 'rows'}")
+    there = connection.sql("FROM selected").columns
+    place = ", ".join(name if name in there else f"NULL AS {name}" for name in ("_pair", "_file", "_line"))
+    negatives = f"({source.negatives or _own(connection, 'negatives', '[]')}\n)"
+    kind = _kind(connection, negatives)
+    if not kind.endswith("]") and kind not in ("JSON", '"NULL"', "NULL"):
+        raise SourceError(f"negatives: expected a list of strings, found {kind}.")
+    meta = f"to_json({source.meta or _own(connection, 'meta', '{}')}\n)"
+    columns = {
+        "query": _text(connection, source.query),
+        "positive": _text(connection, source.positive),
+        "negatives": f"TRY_CAST({_guarded(connection, negatives)} AS VARCHAR[])",
+        "label": f"TRY_CAST({_guarded(connection, source.label or 'NULL')} AS FLOAT)",
+        "meta": f"CAST({_guarded(connection, meta)} AS VARCHAR)",
+    }
+    values = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
+    where = f"WHERE {source.where}" if source.where else ""
+    projected: pl.DataFrame = connection.sql(f"SELECT {place}, {values}, false AS no_pair FROM selected {where}").pl()
+    if "_pair" in there:
+        unused = connection.sql("SELECT _pair, _file, _line FROM rows ANTI JOIN selected USING (_pair)").pl()
+        projected = pl.concat([projected, unused.with_columns(no_pair=pl.lit(True))], how="diagonal")
+    return projected
+
+
+def _guarded(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
+    """The expression with NULL where it fails on a row; as it is where DuckDB can't guard it (a subquery)."""
+    guarded = f"TRY({expression}\n)"  # the expression may end in a comment
+    try:
+        connection.sql(f"SELECT {guarded} FROM selected LIMIT 0")
+    except duckdb.BinderException:
+        return f"({expression}\n)"
+    return guarded
+
+
+def _text(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
+    """An expression as text: of a JSON value its content, not its quoted form; bytes as UTF-8, NULL where they are not.
+
+    Raises:
+        SourceError: it gives a list, a struct or a map.
+    """
+    guarded = _guarded(connection, expression)
+    kind = _kind(connection, guarded)
+    if kind.endswith("]") or kind.startswith(("STRUCT", "MAP")):
+        raise SourceError(
+            f"{expression.strip()}: expected a text, found {kind}. Unnest it in `select`, or take one with [1]."
+        )
+    if kind == "BLOB":
+        return _guarded(connection, f"decode({expression}\n)")
+    return f"{guarded} ->> '$'" if kind == "JSON" else f"CAST({guarded} AS VARCHAR)"
+
+
+def _kind(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
+    return str(connection.sql(f"SELECT {expression} AS value FROM selected LIMIT 0").types[0])
+
+
+def _own(connection: duckdb.DuckDBPyConnection, column: str, otherwise: str) -> str:
+    """What a shape brings where the recipe gives no SQL."""
+    return column if column in connection.sql("FROM selected").columns else f"'{otherwise}'::JSON"
+
+
+def _judge(
+    connection: duckdb.DuckDBPyConnection, source: Source, projected: pl.DataFrame, missing: list[str]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Split projected rows into pairs and rejects."""
+    reason = (
+        pl.when(pl.col("no_pair"))
+        .then(pl.lit("no_pair"))
+        .when(pl.col("query").is_null())
+        .then(pl.lit("no_query"))
+        .when(pl.col("positive").is_null())
+        .then(pl.lit("no_positive"))
+        .when(pl.lit(source.task == "sts") & ~pl.col("label").is_finite().fill_null(False))
+        .then(pl.lit("no_label"))
+    )
+    judged = projected.with_columns(reason=reason)
+    bad = judged.filter(pl.col("reason").is_not_null()).with_columns(pl.col("_pair").cast(pl.Int64))
+    connection.register("bad", bad.select("_pair").to_arrow())
+    numbered = f"(SELECT {_NUMBER}, _batch FROM batch AS _batch)"
+    records = connection.sql(f"SELECT _pair, {_RECORD} FROM {numbered} SEMI JOIN bad USING (_pair)").pl()
+    rejects = bad.join(records, on="_pair", how="left", maintain_order="left")
+    row = pl.when(pl.col("_pair").is_first_distinct()).then("record")  # once: of a document come many pairs
+    return judged.filter(pl.col("reason").is_null()), rejects.select(
+        pl.col("_file").cast(pl.String).fill_null("").alias("file"),  # `from:` left the row's place out
+        pl.col("_line").cast(pl.Int64).alias("line"),
+        pl.coalesce(row, pl.struct("query", "positive", "label", "meta").struct.json_encode()).alias("record"),
+        *_told(connection, source, missing),
+    )
+
+
+def _told(connection: duckdb.DuckDBPyConnection, source: Source, missing: list[str]) -> tuple[pl.Expr, pl.Expr]:
+    """Reason and detail; where the SQL that gave NULL names a missing column, that is the reason."""
+    reason = pl.col("reason")
+    detail = (
+        pl.when(reason == "no_pair")
+        .then(pl.lit("`select` makes no row of it"))
+        .otherwise(pl.lit("the recipe's SQL gave NULL here"))
+    )
+    if not missing:
+        return reason, detail.alias("detail")
+    sql = {
+        "no_pair": f"{source.select or ''} {source.from_ or ''}",
+        "no_query": source.query,
+        "no_positive": source.positive,
+        "no_label": source.label or "",
+    }
+    names = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, missing))})(?!\w)")
+    to_blame = reason.is_in([name for name, expression in sql.items() if names.search(expression)])
+    lacking = pl.lit(
+        f"source {source.name}: these rows have no column {', '.join(missing)}. {_columns_there(connection)}"
+    )
+    return (
+        pl.when(to_blame).then(pl.lit("projection")).otherwise(reason).alias("reason"),
+        pl.when(to_blame).then(lacking).otherwise(pl.format("{}; {}", detail, lacking)).alias("detail"),
+    )

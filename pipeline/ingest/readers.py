@@ -1,0 +1,305 @@
+"""From the files of a source to rows in DuckDB, a batch at a time: the table `rows`, and what never became a row.
+
+Files are decoded before DuckDB sees them, so its connection needs no access to any file: the recipe's SQL runs in a
+database that holds the source's own rows and nothing else (external access off, configuration locked).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...schemas.settings import Source
+from .files import FileError, Stretch, opened, read_chunks
+from .hf_reader import read_arrow
+from .html_reader import read_html, read_warc
+from .json_reader import read_json, structure_of
+from .record_shapes import statement
+from .records import LINE, LONGEST_RECORD, lines
+from .table_reader import Frames, distinct, fitting, no_problems, problem, read_table
+from .text_encodings import BROKEN, decoded, read_blocks, read_text
+
+RECORD_SHAPES = ("alpaca", "sharegpt", "messages", "squad", "triples")
+
+BATCH = 4 << 20
+"""Ours: bytes of rows that DuckDB works on at a time."""
+
+_UNKNOWN = (
+    pa.types.is_decimal256,
+    pa.types.is_interval,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+    pa.types.is_run_end_encoded,
+    pa.types.is_union,
+)
+"""Of Arrow's types those that Polars does not read, or panics at."""
+
+_MARK = f"{BROKEN}(\\d+){BROKEN}"
+
+
+class SourceError(ValueError):
+    """What the recipe says of a source does not fit its files."""
+
+
+def sandbox() -> duckdb.DuckDBPyConnection:
+    """A database in memory that can read and write no file, load no extension and change no setting."""
+    connection = duckdb.connect(":memory:")
+    for setting in (
+        "threads = 1",
+        "enable_progress_bar = false",
+        "enable_external_access = false",
+        "python_enable_replacements = false",
+        "autoinstall_known_extensions = false",
+        "autoload_known_extensions = false",
+        "preserve_insertion_order = true",
+        "lock_configuration = true",
+    ):
+        connection.execute(f"SET {setting}")
+    return connection
+
+
+def read(connection: duckdb.DuckDBPyConnection, source: Source, stretches: Sequence[Stretch]) -> Iterator[pl.DataFrame]:
+    """Make `rows(_row, _file, _line, …)`, a view of the table `batch`, anew for each batch of a source's rows.
+
+    Yields what was no row, with file, line and reason, while the rows of the same batch are there.
+    """
+    structure = None
+    if source.read in ("json", "jsonl") and not source.options.whole:
+        structure = structure_of(connection, _records(connection, source, stretches))
+    number = 0
+    for frame, problems in _batches(connection, source, stretches):
+        connection.register("frame", frame.with_row_index("_row", number).to_arrow())
+        number += frame.height
+        barren = _make_batch(connection, source, structure)
+        connection.execute("CREATE OR REPLACE VIEW rows AS FROM batch")
+        connection.unregister("frame")
+        yield _with_offsets(pl.concat([problems, barren]))
+
+
+def _with_offsets(problems: pl.DataFrame) -> pl.DataFrame:
+    """Problems as they are rejected: where bytes are no text, that is the reason, whatever else came of it."""
+    broken = pl.col("record").str.contains(_MARK).fill_null(False)
+    return problems.with_columns(
+        record=pl.col("record").str.replace_all(_MARK, ""),
+        reason=pl.when(broken).then(pl.lit("encoding")).otherwise("reason"),
+        detail=pl.when(broken)
+        .then(pl.format("no text at offset {}", pl.col("record").str.extract(_MARK)))
+        .otherwise("detail"),
+    )
+
+
+def _records(
+    connection: duckdb.DuckDBPyConnection, source: Source, stretches: Sequence[Stretch]
+) -> Iterator[pl.DataFrame]:
+    return (frame for frame, _ in _batches(connection, source, stretches))
+
+
+def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
+    """Make a table of the lines of each file in the source's `join:`. Raises SourceError where it can't be read."""
+    for name, path in source.join.items():
+        try:
+            frames = [_without_broken(fitting(frame)[0])[0] for frame in lines(read_blocks(Stretch(path)), path)]
+        except FileError as error:
+            raise SourceError(f"join {name}: {path}: {error}") from error
+        joined = pl.concat([pl.DataFrame(schema=LINE), *frames]).select(line="text", line_number="_line")
+        connection.register("joined", joined.to_arrow())
+        connection.execute(f'CREATE TABLE "{name}" AS FROM joined')
+        connection.unregister("joined")
+
+
+def _batches(connection: duckdb.DuckDBPyConnection, source: Source, stretches: Sequence[Stretch]) -> Iterator[Frames]:
+    """Rows and problems of about BATCH bytes; small files share a batch."""
+    frames: list[pl.DataFrame] = []
+    problems: list[pl.DataFrame] = []
+    size = 0.0
+    for frame, bad in (found for stretch in stretches for found in _frames(connection, source, stretch)):
+        frame, broken = _without_broken(frame)
+        frames.append(frame)
+        problems += [bad, broken]
+        size += frame.estimated_size() + bad.estimated_size()
+        if size >= BATCH or source.read in ("parquet", "hf"):  # whose columns may have other types in the next file
+            yield pl.concat(frames, how="diagonal"), pl.concat(problems)
+            frames, problems, size = [], [], 0.0
+    if frames:
+        yield pl.concat(frames, how="diagonal"), pl.concat(problems)
+
+
+def _frames(connection: duckdb.DuckDBPyConnection, source: Source, stretch: Stretch) -> Iterator[Frames]:
+    """The rows of one stretch, and its problems; where it can't be read further, that is the last problem."""
+    try:
+        match source.read:
+            case "csv":
+                yield from read_table(stretch, source.encoding, source.options, ",", '"')
+            case "tsv":
+                yield from read_table(stretch, source.encoding, source.options, "\t", "")
+            case "text":
+                for frame in lines(read_blocks(stretch, source.encoding), stretch.name):
+                    good, bad = fitting(frame)
+                    yield good.rename({"text": "line"}).with_columns(line_number="_line"), bad
+            case "markdown":
+                yield _document(stretch, source)
+            case "parquet":
+                yield from _parquet(stretch)
+            case "hf":
+                with opened(stretch.path) as file:
+                    for table in read_arrow(file, stretch.name):
+                        yield _frame(table), no_problems()
+            case "warc":
+                yield from read_warc(read_chunks(stretch), stretch.name, source.encoding)
+            case "html":
+                yield from read_html(read_chunks(stretch), stretch.name, source.encoding)
+            case _:
+                yield from read_json(connection, stretch, source)
+    except FileError as error:
+        nothing = pl.DataFrame(schema=LINE)
+        if source.read not in (*RECORD_SHAPES, "json", "jsonl", "markdown"):
+            nothing = nothing.drop("text")  # the others would get a column of that name
+        yield nothing, problem(stretch.name, error.line, None, error.reason, error.detail)
+
+
+def _document(stretch: Stretch, source: Source) -> Frames:
+    text, cut = read_text(stretch.path, source.encoding)
+    whole = pl.DataFrame({"_file": [stretch.name], "_line": [1], "text": [text]}, LINE)
+    cuts = problem(stretch.name, None, None, "truncated", cut) if cut else no_problems()
+    if not text.strip():
+        return whole, cuts  # a row without a title, and so told
+    good, bad = fitting(whole)
+    return good, pl.concat([bad, cuts])
+
+
+def _parquet(stretch: Stretch) -> Iterator[Frames]:
+    line = stretch.first_line
+    try:
+        with opened(stretch.path) as opened_file, pq.ParquetFile(opened_file) as file:
+            groups = range(stretch.start, file.num_row_groups if stretch.end is None else stretch.end)
+            for batch in file.iter_batches(batch_size=_rows_of(file), row_groups=groups):
+                table = pa.Table.from_batches([batch])
+                table = table.rename_columns(distinct(table.column_names))
+                frame = _frame(_checked(table)).with_columns(
+                    _file=pl.lit(stretch.name), _line=pl.int_range(line, line + table.num_rows, dtype=pl.Int64)
+                )
+                line += table.num_rows
+                yield frame, no_problems()
+    except (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """The table, with the offset between BROKEN for what is no UTF-8 in its texts: nothing else checks a writer's word.
+
+    Raises:
+        pa.ArrowInvalid: there is more wrong with it.
+    """
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid:
+        for place, field in enumerate(table.schema):
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                values = table.column(place).cast(pa.large_binary()).to_pylist()
+                texts = [value if value is None else decoded(value, "utf-8", 0).decode() for value in values]
+                table = table.set_column(place, field.name, pa.array(texts, pa.large_string()))
+        table.validate(full=True)
+    return table
+
+
+def _rows_of(file: pq.ParquetFile) -> int:
+    """How many rows make a batch, by the sizes that the file tells."""
+    metadata = file.metadata
+    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return int(max(1, min(65_536, BATCH * metadata.num_rows // max(1, size))))
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    """The table without the columns of types that Polars does not know.
+
+    Raises:
+        FileError: it can't be read all the same.
+    """
+    known = [place for place, field in enumerate(table.schema) if _is_known(field.type)]
+    table = table.select(known)
+    try:
+        table = table.cast(pa.schema([field.with_type(_without_half_floats(field.type)) for field in table.schema]))
+        frame = pl.from_arrow(table)
+    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _is_known(kind: pa.DataType) -> bool:
+    return not any(is_unknown(kind) for is_unknown in _UNKNOWN) and all(
+        _is_known(kind.field(place).type) for place in range(kind.num_fields)
+    )
+
+
+def _without_half_floats(kind: pa.DataType) -> pa.DataType:
+    """The type with single precision in place of half, which DuckDB does not read from Arrow."""
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_half_floats(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(kind.key_type, _without_half_floats(kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inside = kind.value_field.with_type(_without_half_floats(kind.value_type))
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(inside, kind.list_size)
+        return pa.list_(inside) if pa.types.is_list(kind) else pa.large_list(inside)
+    return kind
+
+
+def _make_batch(connection: duckdb.DuckDBPyConnection, source: Source, structure: str | None) -> pl.DataFrame:
+    """The table `batch` of the registered `frame`; returns the records of which a shape makes no row."""
+    if source.read == "markdown":
+        connection.execute("CREATE OR REPLACE TABLE texts AS FROM frame")
+        connection.execute(f"CREATE OR REPLACE TABLE batch AS {statement('markdown', 1)}")
+        return no_problems()
+    if source.read not in (*RECORD_SHAPES, "json", "jsonl"):
+        connection.execute("CREATE OR REPLACE TABLE batch AS FROM frame")
+        return no_problems()
+    connection.execute(
+        "CREATE OR REPLACE TABLE records AS SELECT _row, _file, _line, CAST(text AS JSON) AS record FROM frame"
+    )
+    if source.read in RECORD_SHAPES:
+        options = source.options
+        connection.execute(
+            f"CREATE OR REPLACE TABLE batch AS {statement(source.read, options.turns, options.max_prompt_chars)}"
+        )
+    elif structure is None:
+        connection.execute("CREATE OR REPLACE TABLE batch AS SELECT _row, _file, _line, record AS data FROM records")
+    else:
+        columns = f", unnest(from_json(record, {_quoted(structure)}))" if structure != "{}" else ""
+        connection.execute(f"CREATE OR REPLACE TABLE batch AS SELECT _row, _file, _line{columns} FROM records")
+    barren: pl.DataFrame = connection.sql(
+        f"""SELECT _file AS file, _line AS line, CAST(record AS VARCHAR) AS record, 'no_pair' AS reason,
+                'no pair of the shape {source.read} in it' AS detail
+            FROM records ANTI JOIN batch USING (_row) ORDER BY _row"""
+    ).pl()
+    return barren
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _without_broken(frame: pl.DataFrame) -> Frames:
+    """Split off the rows that hold bytes which are no text in the file's encoding."""
+    columns = [name for name, kind in frame.schema.items() if kind == pl.String and name != "_file"]
+    if not columns:
+        return frame, no_problems()
+    damaged = pl.any_horizontal(pl.col(columns).str.contains(_MARK).fill_null(False))
+    bad = frame.filter(damaged)
+    if bad.is_empty():
+        return frame, no_problems()
+    record = pl.concat_str(columns, separator="\t", ignore_nulls=True)
+    return frame.filter(~damaged), bad.select(
+        file="_file",
+        line="_line",
+        record=record.str.slice(0, LONGEST_RECORD),
+        reason=pl.lit("encoding"),
+        detail=pl.format("no text at offset {}", record.str.extract(_MARK)),
+    )

@@ -1,0 +1,221 @@
+"""conan ingest: files of any shape to pairs, with a reason for everything that did not become one."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+
+from ...schemas.pairs import PAIR, REJECTED_AT_INGEST
+from ...schemas.recipe import Recipe, RecipeError
+from ...schemas.settings import EvaluationSet, Source
+from ..corpus.folder import ShardWriter, fingerprint, read_footer, save_recipe
+from ..engine.local import Engine, Summary, Task, made, run_stage
+from ..text.normalise import normalise, simplify
+from . import readers
+from .files import SourceFile, Stretch, list_files
+from .projection import project, unfit
+from .splits import parts, source_files
+
+VERSION = 3
+
+
+def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
+    """Read every source of the recipe into `corpus/ingest`, and its evaluation sets into `corpus/evaluation`.
+
+    The corpus keeps the recipe.
+
+    Raises:
+        RecipeError: no source has any file.
+        StageError: a shard could not be made.
+    """
+    if not recipe.sources:
+        raise RecipeError("the recipe has no `sources:`; nothing to ingest")
+    files = {source.name: source_files(source, source.files) for source in recipe.sources}
+    empty = [source for source in recipe.sources if not files[source.name]]
+    if len(empty) == len(recipe.sources):
+        raise RecipeError(
+            f"no source has any file; {empty[0].name} looks for {', '.join(empty[0].files)}. Check the paths and "
+            "`variables:`"
+        )
+    tasks = [
+        Task((source, part), _fingerprint(source, part, files[source.name]))
+        for source in recipe.sources
+        for part in parts(source, files[source.name])
+    ]
+    save_recipe(corpus, recipe)  # before the shards, which may be gone on with by it
+    summary = run_stage(corpus, "ingest", ingest_part, tasks, engine)
+    summary.notes["empty sources"] = [f"{source.name}: no file matches {', '.join(source.files)}" for source in empty]
+    summary.notes["empty sources"] += _barren(corpus, "ingest", tasks)
+    summary.notes["empty sources"] += _ingest_evaluation(corpus, recipe.evaluation, engine)
+    summary.notes["absent columns"] = _absent(corpus, tasks)
+    summary.notes["left out by where"] = _left_out(corpus, tasks)
+    return summary
+
+
+def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engine) -> list[str]:
+    """Each evaluation set is a shard: its own pairs, then pairs of `passages:` with `passage_only` in meta.
+
+    Returns the globs that no file matches, and the sets whose files hold no pair.
+    """
+    tasks, empty = [], []
+    for one in sets:
+        files, passages = source_files(one, one.files), source_files(one, one.passages)
+        for globs, found in ((one.files, files), (one.passages, passages)):
+            if globs and not found:
+                empty.append(f"{one.name} (evaluation): no file matches {', '.join(globs)}")
+        if files:
+            whole = [Stretch(file.path) for file in files], [Stretch(file.path) for file in passages]
+            decided_by = _fingerprint(one, [*whole[0], *whole[1]], [*files, *passages])
+            tasks.append(Task((one, *whole), decided_by))
+    if tasks or (corpus / "evaluation").exists():
+        run_stage(corpus, "evaluation", ingest_evaluation_set, tasks, engine)
+    return empty + _barren(corpus, "evaluation", tasks)
+
+
+def _barren(corpus: Path, folder: str, tasks: Sequence[Task]) -> list[str]:
+    """The sources whose files hold no pair."""
+    place = made(corpus, folder, tasks)
+    pairs: Counter[str] = Counter()
+    for task in tasks:
+        pairs[task.arguments[0].name] += read_footer(place[task.fingerprint]).rows_out
+    return [f"{name}: no pair in its files; {folder}/rejected says why" for name, rows in pairs.items() if not rows]
+
+
+def _absent(corpus: Path, tasks: Sequence[Task]) -> list[str]:
+    """The columns that the SQL of a source names and none of its rows has: NULL everywhere, perhaps misspelt."""
+    place = made(corpus, "ingest", tasks)
+    rows: Counter[str] = Counter()
+    absent: Counter[tuple[str, str]] = Counter()
+    for task in tasks:
+        name, footer = task.arguments[0].name, read_footer(place[task.fingerprint])
+        rows[name] += footer.rows_in
+        absent.update({(name, column): lacking for column, lacking in footer.notes.get("absent_columns", {}).items()})
+    return [f"{name}: no file has {column}" for (name, column), lacking in absent.items() if lacking == rows[name]]
+
+
+def _left_out(corpus: Path, tasks: Sequence[Task]) -> dict[str, int]:
+    """The rows of each source that its `where` leaves out: they are none of the source's, and no rejects."""
+    place = made(corpus, "ingest", tasks)
+    rows: Counter[str] = Counter()
+    for task in tasks:
+        rows[task.arguments[0].name] += read_footer(place[task.fingerprint]).notes.get("left_out", 0)
+    return {name: left_out for name, left_out in rows.items() if left_out}
+
+
+def _fingerprint(source: Source, stretches: Sequence[Stretch], files: Sequence[SourceFile]) -> str:
+    versions = {file.path: file.version for file in files}
+    settings = source.model_dump(mode="json", exclude={"priority", "licence", "label_range"})
+    joined = [(file.path, file.version) for file in list_files(list(source.join.values()))]
+    read = [(part.path, part.start, part.end, versions[part.path]) for part in stretches]
+    return fingerprint("ingest", VERSION, settings, read, joined)
+
+
+def ingest_part(source: Source, stretches: Sequence[Stretch], fingerprint: str, shard: Path) -> None:
+    """One shard: the pairs of some files of a source, and their rejects."""
+    with ShardWriter(
+        shard, PAIR, REJECTED_AT_INGEST, stage="ingest", version=VERSION, fingerprint=fingerprint
+    ) as writer:
+        _ingest_stretches(source, stretches, writer)
+
+
+def ingest_evaluation_set(
+    source: EvaluationSet, stretches: Sequence[Stretch], passages: Sequence[Stretch], fingerprint: str, shard: Path
+) -> None:
+    """One evaluation set as a shard."""
+    with ShardWriter(
+        shard, PAIR, REJECTED_AT_INGEST, stage="evaluation", version=VERSION, fingerprint=fingerprint
+    ) as writer:
+        _ingest_stretches(source, stretches, writer)
+        if passages:
+            _ingest_stretches(source.model_copy(update={"meta": "{'passage_only': true}"}), passages, writer)
+
+
+def _ingest_stretches(source: Source, stretches: Sequence[Stretch], writer: ShardWriter) -> None:
+    absent: Counter[str] = Counter(writer.notes.get("absent_columns", {}))
+    left_out = writer.notes.get("left_out", 0)
+    with readers.sandbox() as connection:
+        unjoined = _join(connection, source)
+        for problems in readers.read(connection, source, stretches):
+            pairs = None
+            try:
+                if unjoined:
+                    raise unjoined
+                found = project(connection, source)
+            except (duckdb.Error, readers.SourceError, UnicodeDecodeError) as error:
+                problems = pl.concat([problems, unfit(connection, source, error)])
+            else:
+                pairs, problems = found.pairs, pl.concat([problems, found.problems])
+                absent.update(dict.fromkeys(found.missing, pairs.height + problems.height))
+                left_out += found.left_out
+            if pairs is not None and not pairs.is_empty():
+                writer.received(pairs.height)
+                writer.keep(_pairs(connection, source, pairs))
+            if not problems.is_empty():
+                writer.received(problems.height)
+                writer.reject(_rejects(source, problems))
+    writer.notes |= {"absent_columns": dict(absent)} if absent else {}
+    writer.notes |= {"left_out": left_out} if left_out else {}
+
+
+def _join(connection: duckdb.DuckDBPyConnection, source: Source) -> readers.SourceError | None:
+    try:
+        readers.read_joined(connection, source)
+    except readers.SourceError as error:
+        return error
+    return None
+
+
+def _pairs(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> pa.Table:
+    clean = _clean(source)
+    named = frame.select(
+        source=pl.lit(source.name),
+        category=pl.lit(source.category),
+        format=pl.lit(source.format),
+        task=pl.lit(source.task),
+        query=clean(pl.col("query")),
+        positive=clean(pl.col("positive")),
+        negatives=_clean_lists(frame["negatives"], clean),
+        label=pl.col("label").cast(pl.Float32),
+        meta=pl.col("meta").fill_null("{}"),
+    )
+    connection.register("frame", named.to_arrow())
+    # The unit separator can't stand in normalised text, so no two pairs run into each other.
+    pairs = connection.sql(
+        "SELECT md5(concat_ws(chr(31), source, task, query, positive)) AS pair_id, * FROM frame"
+    ).to_arrow_table()
+    connection.unregister("frame")
+    return pairs
+
+
+def _clean(source: Source) -> Callable[[pl.Expr], pl.Expr]:
+    return (lambda column: simplify(normalise(column))) if source.simplify else normalise
+
+
+def _clean_lists(lists: pl.Series, clean: Callable[[pl.Expr], pl.Expr]) -> pl.Series:
+    """Clean the texts of lists; empty ones and nulls are left out."""
+    frame = pl.DataFrame({"row": pl.arange(len(lists), eager=True), "text": lists.cast(pl.List(pl.String))})
+    texts = (
+        frame.explode("text")
+        .with_columns(clean(pl.col("text")))
+        .filter(pl.col("text").is_not_null() & (pl.col("text") != ""))
+        .group_by("row", maintain_order=True)
+        .agg("text")
+    )
+    joined = frame.select("row").join(texts, on="row", how="left", maintain_order="left")
+    return joined["text"].fill_null([])
+
+
+def _rejects(source: Source, problems: pl.DataFrame) -> pa.Table:
+    table = problems.with_columns(
+        source=pl.lit(source.name),
+        category=pl.lit(source.category),
+        format=pl.lit(source.format),
+        task=pl.lit(source.task),
+    ).to_arrow()
+    for field in REJECTED_AT_INGEST:
+        if field.name not in table.column_names:
+            table = table.append_column(field.name, pa.nulls(table.num_rows, field.type))
+    return table

@@ -1,0 +1,170 @@
+"""conan mine --show: the passages of one query as they are ranked, and which rule dropped what. Nothing is written."""
+
+from collections import Counter
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from ...schemas.settings import EncoderSettings, MineSettings
+from ..corpus.folder import CorpusError
+from ..corpus.pools import opened
+from ..encoder.encoder import encode, load_encoder
+from ..encoder.vector_cache import find, space
+from .stage import ceilings
+
+BLOCK = 16_384
+"""Ours: passages whose vectors are in memory at a time."""
+_ROUNDING = 1e-6
+"""A product computed in another block of queries may be another one in its last bits."""
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ShownPool:
+    """A query with its positives and its passages from the best on, each with its verdict.
+
+    `ceiling` is what the scores of its candidates stay below; None where there is none. `positives`: `passage_id,
+    score, text`. `passages`: as many of the best as a pool may have, and all candidates: `place` (among all passages,
+    from 0), `rank` (in the pool, from 0; None where dropped), `passage_id, score, verdict, text`. `dropped` counts
+    what each rule dropped, down to the last candidate.
+    """
+
+    query_id: int
+    query: str
+    run: dict[str, Any]
+    ceiling: float | None
+    positives: list[dict[str, Any]]
+    passages: list[dict[str, Any]]
+    dropped: dict[str, int]
+
+
+def show_pool(corpus: Path, wanted: str, settings: MineSettings) -> ShownPool:
+    """What mining made of one query, named by its query_id, its text, or what no other query's text contains.
+
+    Scores come from the vectors that mining has kept; where they are gone, all passages are encoded again.
+
+    Raises:
+        CorpusError: no pools, no such query or several, or no vectors and another model than that of the pools.
+        ModelError: the vectors are gone and the model can't be read.
+    """
+    with opened(corpus) as pools:
+        run = pools.sql("FROM runs").pl().row(0, named=True)
+        if run.get("passage_vectors") is None:
+            raise CorpusError(f"{corpus}: the pools don't say how they were made; run `conan mine {corpus}` again")
+        query_id, query = _find_query(pools, corpus, wanted)
+        positives = pools.sql(
+            "SELECT passage_id, score, text, cluster_ids FROM positives JOIN passages USING (passage_id) "
+            "WHERE query_id = ? ORDER BY score DESC, passage_id",
+            params=[query_id],
+        ).pl()
+        kept = pools.sql(
+            "SELECT unnest(passage_ids) AS passage_id, generate_subscripts(passage_ids, 1) - 1 AS rank "
+            "FROM candidates WHERE query_id = ?",
+            params=[query_id],
+        ).pl()
+        passages = pools.sql("SELECT passage_id, text FROM passages ORDER BY passage_id").pl()
+        scores = _scores(corpus, query, passages["text"].to_arrow(), run, settings)
+        ranked = (
+            passages.with_columns(score=pl.Series(scores))
+            .sort("score", "passage_id", descending=[True, False])
+            .with_row_index("place")
+            .join(kept, on="passage_id", how="left", maintain_order="left")
+        )
+        depth = ranked.filter(pl.col("rank").is_not_null())["place"].max()
+        head = ranked.head(max(run["top_k"], 1 + int(depth) if isinstance(depth, int) else 0))
+        pools.register("head", head.select("passage_id").to_arrow())
+        clusters = pools.sql("SELECT passage_id, cluster_ids FROM passages SEMI JOIN head USING (passage_id)").pl()
+    ceiling = _ceiling(positives, run)
+    verdict = _verdict(positives, kept.height, ceiling, run)
+    judged = head.join(clusters, on="passage_id", maintain_order="left").with_columns(verdict=verdict)
+    listed = judged.filter((pl.col("place") < run["top_k"]) | pl.col("rank").is_not_null())
+    dropped = judged.filter(pl.col("rank").is_null())["verdict"]
+    return ShownPool(
+        query_id=query_id,
+        query=query,
+        run=run,
+        ceiling=None if ceiling == inf else ceiling,
+        positives=positives.drop("cluster_ids").to_dicts(),
+        passages=listed.select("place", "rank", "passage_id", "score", "verdict", "text").to_dicts(),
+        dropped=dict(Counter(dropped).most_common()),
+    )
+
+
+def _find_query(pools: duckdb.DuckDBPyConnection, corpus: Path, wanted: str) -> tuple[int, str]:
+    for condition in ("CAST(query_id AS VARCHAR) = ?", "text = ?", "contains(text, ?)"):
+        found = pools.execute(
+            f"SELECT query_id, text FROM queries WHERE {condition} ORDER BY query_id LIMIT 6", [wanted]
+        ).fetchall()
+        if len(found) == 1:
+            return int(found[0][0]), str(found[0][1])
+    if not found:
+        raise CorpusError(f"{corpus}: no query has {wanted!r} for its id or in its text; see pools.queries")
+    some = "\n".join(f"  {query_id}  {text[:80]}" for query_id, text in found[:5])
+    raise CorpusError(f"{corpus}: several queries contain {wanted!r}; give one's id:\n{some}")
+
+
+def _scores(corpus: Path, query: str, passages: pa.Array, run: dict[str, Any], settings: MineSettings) -> Floats:
+    """The cosine of the query and every passage, float32 [passages]."""
+    scores = np.empty(len(passages), np.float32)
+    blocks = [np.arange(start, min(start + BLOCK, len(scores))) for start in range(0, len(scores), BLOCK)]
+    of_query = find(corpus, run["query_vectors"], pa.array([query]))
+    stored = find(corpus, run["passage_vectors"], passages)
+    if of_query is not None and stored is not None:
+        vector = of_query.take(np.zeros(1, np.int64))[0]
+        for block in blocks:
+            scores[block] = stored.take(block) @ vector
+        return scores
+    encoder = load_encoder(EncoderSettings(**settings.model_dump(include=set(EncoderSettings.model_fields))))
+    spaces = [space(encoder.fingerprint, settings, prompt) for prompt in (encoder.query_prompt, "")]
+    if spaces != [run["query_vectors"], run["passage_vectors"]]:
+        raise CorpusError(
+            f"{corpus}: its vectors are gone, and the pools were mined with another model or other settings than the "
+            f"recipe's {settings.model}; run `conan mine {corpus}` again"
+        )
+    vector = encode(encoder, [query], encoder.query_prompt)[0]
+    for block in blocks:
+        scores[block] = encode(encoder, passages.take(block)) @ vector
+    return scores
+
+
+def _ceiling(positives: pl.DataFrame, run: dict[str, Any]) -> float:
+    scores = positives["score"].to_numpy()
+    settings = MineSettings(method=run["method"], margin=run["margin"])
+    return float(ceilings(np.zeros(len(scores), np.int64), scores, 1, settings)[0])
+
+
+def _verdict(positives: pl.DataFrame, candidates: int, ceiling: float, run: dict[str, Any]) -> pl.Expr:
+    """What became of a passage of the columns `passage_id, place, rank, score, cluster_ids`.
+
+    A candidate is what the pool says; the others were dropped by the first rule that applies to them. Where none does,
+    an approximate index did not find it.
+    """
+    margin, lowest = run["margin"], float(positives["score"].to_numpy().min())
+    rule = {
+        "topk-abs": "topk-abs",
+        "topk-marginpos": f"topk-marginpos {lowest:.2f} - {margin:g}",
+        "topk-percpos": f"topk-percpos {margin:g} × {lowest:.2f}",
+    }.get(run["method"])
+    own = pl.Series(positives["cluster_ids"].explode().unique())
+    is_kept, first = pl.col("rank").is_not_null(), pl.col("place").filter(pl.col("rank") == 0).first()
+    return (
+        pl.when(is_kept)
+        .then(pl.lit("kept"))
+        .when(pl.col("passage_id").is_in(positives["passage_id"].implode()))
+        .then(pl.lit("own positive"))
+        .when(pl.col("cluster_ids").list.eval(pl.element().is_in(own.implode())).list.any())
+        .then(pl.lit("cluster of a positive"))
+        .when(pl.col("score") > ceiling - _ROUNDING)
+        .then(pl.lit(f"above ceiling {ceiling:.2f} ({rule})"))
+        .when((run["method"] == "topk-shifted") & ((pl.col("place") < first) | (candidates == 0)))
+        .then(pl.lit("shifted"))
+        .otherwise(pl.lit("missed by the search"))
+    )

@@ -1,0 +1,225 @@
+"""conan mine: candidates for hard negatives, from the model's own neighbours (NV-Retriever, arXiv 2407.15831).
+
+Texts, their vectors, the search among them, the pools.
+"""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from ...schemas.recipe import RecipeError
+from ...schemas.settings import MineSettings
+from ..corpus.folder import fingerprint, read_footer, shards
+from ..corpus.pools import as_lists, read_candidates, stored_fingerprint, write_pools
+from ..encoder.models import find_model, read_query_prompt, weights_fingerprint
+from ..encoder.vector_cache import StoredVectors, keep_only, space, store, truncated
+from ..engine.local import Engine, Summary
+from .search import Rules, default_index, search
+
+VERSION = 2
+MARGINS = {"topk": 1.0, "topk-shifted": 10, "topk-abs": 0.7, "topk-marginpos": 0.05, "topk-percpos": 0.95}
+"""NV-Retriever §4: the margins its ablation found best; naive top-k has none, top-k shifted counts ranks."""
+PAIRS = 16_384
+"""Ours: queries with a positive each whose vectors are in memory at a time."""
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
+    """Write pools.duckdb: for each query the best-scored passages that are neither its positives nor near them.
+
+    Pools that the same model, settings and data have made are left as they are, and texts that the model has encoded
+    for earlier ones are not encoded again.
+
+    Raises:
+        ModelError: the model can't be read.
+        RecipeError: top-k shifted by something else than a number of ranks.
+    """
+    started = time.monotonic()
+    margin = margin_of(settings)
+    folder = find_model(settings.model, settings.trust_remote_code)
+    weights = weights_fingerprint(folder)
+    prompt = read_query_prompt(folder, settings)
+    settings = settings.model_copy(update={"query_prompt": prompt})
+    inputs: dict[str, list[Path]] = {
+        name: shards(corpus, f"convert/{name}") for name in sorted({*settings.passages, *settings.queries})
+    }
+    content = [(name, shard.name, read_footer(shard).content) for name, found in inputs.items() for shard in found]
+    decisive = settings.model_dump(exclude={"model", "batch_tokens", "compile", "trust_remote_code"})
+    wanted = fingerprint("mine", VERSION, weights, decisive, content)
+    if stored_fingerprint(corpus) != wanted:
+        texts = _texts(inputs, settings)
+        spaces = {"queries": space(weights, settings, prompt), "passages": space(weights, settings, "")}
+        passages = store(corpus, weights, settings, "", texts.passages["text"].to_arrow(), engine)
+        queries = store(corpus, weights, settings, prompt, texts.queries["text"].to_arrow(), engine)
+        run = {
+            "run_id": wanted[:12],
+            "model_fingerprint": weights,
+            "method": settings.method,
+            "margin": margin,
+            "top_k": settings.top_k,
+            "index": settings.index or default_index(len(passages)),
+            "queries_from": sorted(set(settings.queries)),
+            "passages_from": sorted(set(settings.passages)),
+            "queries": len(queries),
+            "passages": len(passages),
+            "truncated": truncated(corpus, set(spaces.values())),
+            "query_vectors": spaces["queries"],
+            "passage_vectors": spaces["passages"],
+            "fingerprint": wanted,
+            "created_at": datetime.now(UTC).replace(tzinfo=None),
+        }
+        tables = _pools(texts, queries, passages, settings, engine, run)
+        write_pools(corpus, tables)
+        keep_only(corpus, set(spaces.values()))
+    return _summary(corpus, settings, time.monotonic() - started)
+
+
+def _summary(corpus: Path, settings: MineSettings, seconds: float) -> Summary:
+    pools = read_candidates(corpus)
+    sizes = pools["passage_ids"].list.len()
+    notes = {
+        "queries": pools.height,
+        "candidates a query": round(float(np.mean(sizes.to_numpy())), 1) if pools.height else 0.0,
+        "short pools": int((sizes < settings.top_k).sum()),
+    }
+    return Summary("mine", rows_in=pools.height, rows_out=pools.height, seconds=seconds, notes=notes)
+
+
+class Texts(NamedTuple):
+    """Distinct texts, numbered in their order, and what belongs together."""
+
+    queries: pl.DataFrame  # query_id, text
+    passages: pl.DataFrame  # passage_id, text, cluster_id: the least of its clusters, cluster_ids: all of them
+    positives: pl.DataFrame  # query_id, passage_id
+    members: pl.DataFrame  # passage_id, cluster: a text of two sources' classes is in both
+    own: pl.DataFrame  # query_id, cluster: those of its positives
+
+
+def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> Texts:
+    selects = {
+        "retrieval": "SELECT query, unnest(positives) AS positive, unnest(cluster_ids) AS cluster_id "
+        "FROM read_parquet(?, hive_partitioning = false)",
+        "pretrain": "SELECT query, positive, cluster_id FROM read_parquet(?, hive_partitioning = false)",
+    }
+    with duckdb.connect(":memory:") as connection:
+        connection.execute("SET enable_progress_bar = false")
+        for name, wanted in (("asked", settings.queries), ("searched", settings.passages)):
+            folders = sorted(set(wanted))
+            select = " UNION ALL ".join(selects[folder] for folder in folders)
+            files = [[str(shard) for shard in inputs[folder]] for folder in folders]
+            connection.execute(f"CREATE TABLE {name} AS {select}", files)
+        connection.execute(
+            "CREATE TABLE queries AS SELECT row_number() OVER (ORDER BY query) - 1 AS query_id, query AS text "
+            "FROM (SELECT DISTINCT query FROM asked);"
+            "CREATE TABLE clustered AS SELECT DISTINCT positive AS text, cluster_id "
+            "FROM (FROM asked UNION ALL FROM searched);"
+            "CREATE TABLE passages AS SELECT row_number() OVER (ORDER BY text) - 1 AS passage_id, text, "
+            "min(cluster_id) AS cluster_id, list(cluster_id ORDER BY cluster_id) AS cluster_ids "
+            "FROM clustered GROUP BY text;"
+            "CREATE TABLE members AS SELECT passage_id, clustered.cluster_id AS cluster "
+            "FROM clustered JOIN passages USING (text);"
+            "CREATE TABLE positives AS SELECT DISTINCT query_id, passage_id FROM asked "
+            "JOIN queries ON query = queries.text JOIN passages ON positive = passages.text;"
+        )
+        return Texts(
+            connection.sql("FROM queries ORDER BY query_id").pl(),
+            connection.sql("FROM passages ORDER BY passage_id").pl(),
+            connection.sql("FROM positives ORDER BY ALL").pl(),
+            connection.sql("FROM members ORDER BY ALL").pl(),
+            connection.sql(
+                "SELECT DISTINCT query_id, cluster FROM positives JOIN members USING (passage_id) ORDER BY ALL"
+            ).pl(),
+        )
+
+
+def _pools(
+    texts: Texts,
+    queries: StoredVectors,
+    passages: StoredVectors,
+    settings: MineSettings,
+    engine: Engine,
+    run: dict[str, Any],
+) -> dict[str, pa.Table]:
+    """The tables of pools.duckdb."""
+
+    def progress(done: int, total: int) -> None:
+        engine.progress("mine: search", done, total, len(queries) * done // total)
+
+    owner, passage = (texts.positives[name].to_numpy() for name in ("query_id", "passage_id"))
+    positive_scores = _cosines(queries, owner, passages, passage)
+    rules = Rules(
+        ceilings(owner, positive_scores, len(queries), settings),
+        np.searchsorted(texts.own["query_id"].to_numpy(), np.arange(len(queries) + 1)),
+        texts.own["cluster"].to_numpy(),
+        np.searchsorted(texts.members["passage_id"].to_numpy(), np.arange(len(passages) + 1)),
+        texts.members["cluster"].to_numpy(),
+    )
+    shift = int(margin_of(settings)) if settings.method == "topk-shifted" else 0
+    best = search(queries.take, passages.take, rules, settings.top_k + shift, settings.index, progress)
+    ids, scores = best.ids[:, shift:], best.scores[:, shift:]
+    there = ids >= 0
+    return {
+        "runs": pa.Table.from_pylist([run]),
+        "passages": texts.passages.to_arrow(),
+        "queries": texts.queries.to_arrow(),
+        "positives": texts.positives.with_columns(score=pl.Series(positive_scores)).to_arrow(),
+        "candidates": pa.table(
+            {
+                "query_id": texts.queries["query_id"].to_arrow(),
+                "run_id": pa.repeat(run["run_id"], len(queries)),
+                "passage_ids": as_lists(ids[there], there.sum(axis=1)),
+                "scores": as_lists(scores[there], there.sum(axis=1)),
+            }
+        ),
+    }
+
+
+def _cosines(queries: StoredVectors, owner: Integers, passages: StoredVectors, passage: Integers) -> Floats:
+    """The cosine of each query and passage, float32 [pairs]."""
+    scores = np.empty(len(owner), np.float32)
+    for start in range(0, len(owner), PAIRS):
+        pairs = slice(start, start + PAIRS)
+        np.einsum("nd,nd->n", queries.take(owner[pairs]), passages.take(passage[pairs]), out=scores[pairs])
+    return scores
+
+
+def margin_of(settings: MineSettings) -> float:
+    """The margin that is asked for, else the method's own.
+
+    Raises:
+        RecipeError: top-k shifted by something else than a number of ranks.
+    """
+    margin = MARGINS[settings.method] if settings.margin is None else settings.margin
+    if settings.method == "topk-shifted" and (margin < 0 or margin % 1):
+        raise RecipeError(f"mine.margin: topk-shifted leaves out whole ranks, 0 or more of them; found {margin:g}")
+    return margin
+
+
+def ceilings(owner: Integers, positive_scores: Floats, queries: int, settings: MineSettings) -> Floats:
+    """The score that a negative of each query stays below, float32 [queries] (NV-Retriever §4).
+
+    topk, topk-shifted: none; topk-abs: the margin; topk-marginpos: positive − margin; topk-percpos: margin × positive.
+    A query of several positives is held to the lowest of them. Where a positive's score is negative, percpos goes
+    below it by the same share.
+    """
+    lowest = np.full(queries, np.inf, np.float32)
+    np.minimum.at(lowest, owner, positive_scores)
+    margin = np.float32(margin_of(settings))
+    match settings.method:
+        case "topk" | "topk-shifted":
+            return np.full(queries, np.inf, np.float32)
+        case "topk-abs":
+            return np.full(queries, margin, np.float32)
+        case "topk-marginpos":
+            return lowest - margin
+        case "topk-percpos":
+            return np.asarray(lowest - (1 - margin) * np.abs(lowest), np.float32)

@@ -1,0 +1,349 @@
+"""conan report: one self-contained HTML page about a corpus. Sections whose data is not there are left out."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..corpus.catalog import query
+from ..corpus.folder import FOLDERS, STAGES, CorpusError, committed, load_recipe, shards, write_text
+from ..corpus.pools import FILE as POOLS_FILE
+from .charts import STYLE, bar, clean, facts, histogram, lines, percent, size, table
+
+_SCORE_BINS = 20
+"""Bins to one unit of cosine."""
+
+_BIN = f"CAST(floor(CAST(score AS DOUBLE) * {_SCORE_BINS}) AS INTEGER)"
+
+_RUNS = {"bootstrap": 0, "pretrain": 1, "finetune": 2}
+"""The order of the work; runs of other names come after."""
+
+_SHOWN = 80
+"""Characters of a text in an example."""
+
+_EXAMPLES = 3
+
+
+def write_report(corpus: Path, to: Path) -> Path:
+    """Write the page: inline CSS and SVG, nothing loaded, no script. Aggregates are SQL's: memory doesn't grow.
+
+    Raises:
+        CorpusError: the folder holds no shards.
+    """
+    stages = [stage for stage in STAGES if any(committed(corpus, f) for f in FOLDERS if f.partition("/")[0] == stage)]
+    if not stages:
+        raise CorpusError(f"{corpus}: no shards here to report on; run `conan ingest {corpus} --recipe FILE` first")
+    sections = [
+        _funnel(corpus, stages),
+        _rejects(corpus),
+        _scores_and_lengths(corpus, stages),
+        _pools(corpus),
+        _training(corpus),
+        _evaluation(corpus),
+    ]
+    to.parent.mkdir(parents=True, exist_ok=True)
+    write_text(to, _page(corpus, "".join(sections)))
+    return to
+
+
+def _funnel(corpus: Path, stages: list[str]) -> str:
+    """Rows and bytes of text by stage, then by category and by source."""
+    runs = query(
+        corpus,
+        "SELECT split_part(folder, '/', 1) AS stage, CAST(sum(rows_in) AS BIGINT) AS rows_in, "
+        "CAST(sum(rows_out) AS BIGINT) AS rows_out, count(*) AS shards FROM runs GROUP BY ALL",
+    ).to_pylist()
+    cells = query(
+        corpus,
+        "SELECT stage, category, source, CAST(sum(rows) AS BIGINT) AS rows, CAST(sum(bytes) AS BIGINT) AS bytes "
+        "FROM funnel GROUP BY GROUPING SETS ((stage), (stage, category), (stage, source))",
+    ).to_pylist()
+    texts = {cell["stage"]: size(cell["bytes"]) for cell in cells if cell["category"] is cell["source"] is None}
+    flow = {run["stage"]: run for run in runs}
+    all_rows, kept = flow[stages[0]]["rows_in"], flow[stages[-1]]["rows_out"]
+    head = ["stage", "rows in", "rejected", "rows out", "of all", "text", "shards"]
+    by_stage = []
+    for stage in stages:
+        came, went = flow[stage]["rows_in"], flow[stage]["rows_out"]
+        counts = [f"{count:,}" for count in (came, came - went, went)]
+        share = percent(went, all_rows) + bar(went, all_rows)
+        by_stage.append([stage, *counts, share, texts.get(stage, size(0)), f"{flow[stage]['shards']:,}"])
+    summary = {
+        "rows in": f"{all_rows:,}",
+        f"rows after {stages[-1]}": f"{kept:,}",
+        "kept": percent(kept, all_rows),
+        "text": f"{texts.get(stages[0], size(0))} → {texts.get(stages[-1], size(0))}",
+        "sources": f"{len({cell['source'] for cell in cells} - {None}):,}",
+    }
+    warnings = "".join(f'<p class="warning">{clean(message)}</p>' for message in _interrupted(corpus))
+    return (
+        f"{warnings}{facts(summary)}<section><h2>Funnel</h2>{table(head, by_stage)}"
+        f"<h3>By category</h3>{_breakdown(cells, 'category', stages)}"
+        f"<h3>By source</h3>{_breakdown(cells, 'source', stages)}"
+        f'<p class="note">Rows after each stage. Bars are shares of what {stages[0]} kept.</p></section>'
+    )
+
+
+def _interrupted(corpus: Path) -> Iterator[str]:
+    """What stands in the way of reading the figures as final."""
+    for folder in FOLDERS:
+        if committed(corpus, folder):
+            try:
+                shards(corpus, folder)
+            except CorpusError as error:
+                yield f"Figures are partial. {error}"
+
+
+def _breakdown(cells: list[dict[str, Any]], key: str, stages: list[str]) -> str:
+    """A table of rows by `key` and stage, the largest first."""
+    found = {(cell[key], cell["stage"]): cell for cell in cells if cell[key] is not None}
+    nothing = {"rows": 0, "bytes": 0}
+    rows = []
+    for name in {name for name, _ in found}:
+        row = [found.get((name, stage), nothing) for stage in stages]
+        rows.append((row[0]["rows"], name, row))
+    body = []
+    for most, name, row in sorted(rows, key=lambda row: (-row[0], row[1])):
+        counts = [f"{cell['rows']:,}" + (bar(cell["rows"], most) if place else "") for place, cell in enumerate(row)]
+        label = name.replace("_", " ") if key == "category" else name
+        body.append([clean(label), *counts, percent(row[-1]["rows"], most), size(row[-1]["bytes"])])
+    return table([key, *stages, "kept", "text"], body)
+
+
+def _rejects(corpus: Path) -> str:
+    """What each stage rejected, by rule, with examples."""
+    texts = ", ".join(f"{name}: left({name}, {_SHOWN + 1})" for name in ("query", "positive", "record", "detail"))
+    # Twice the examples that are shown: rows that look the same are shown once.
+    rules = query(
+        corpus,
+        f"""
+        WITH came AS (
+            SELECT split_part(folder, '/', 1) AS stage, CAST(sum(rows_in) AS BIGINT) AS rows_in FROM runs GROUP BY ALL
+        )
+        SELECT stage, reason, any_value(rows_in) AS rows_in, count(*) AS rows, min_by(
+            {{{texts}, source: source, place: file || coalesce(':' || line, '')}},
+            hash(coalesce(query, record, ''), coalesce(positive, ''), detail), {2 * _EXAMPLES}
+        ) AS examples
+        FROM rejected JOIN came USING (stage) GROUP BY stage, reason ORDER BY rows DESC, reason
+        """,
+    ).to_pylist()
+    parts = []
+    for stage in STAGES:
+        found = [rule for rule in rules if rule["stage"] == stage]
+        if found:
+            total = sum(rule["rows"] for rule in found)
+            share = percent(total, found[0]["rows_in"])
+            parts.append(f'<h3>{stage} <span class="aside">{total:,} rows, {share} of what came in</span></h3>')
+            parts += [_rule(rule, total) for rule in found]
+    note = (
+        '<p class="note">Shares are of the rows that came into the stage, bars of what the stage rejected. '
+        "Open a rule to see examples.</p>"
+    )
+    return f"<section><h2>Rejects</h2>{''.join(parts)}{note}</section>" if parts else ""
+
+
+def _rule(rule: dict[str, Any], total: int) -> str:
+    examples = list(dict.fromkeys(_example(example) for example in rule["examples"]))[:_EXAMPLES]
+    return (
+        f'<details><summary><span class="name">{clean(rule["reason"])}</span><span>{rule["rows"]:,}</span>'
+        f"<span>{percent(rule['rows'], rule['rows_in'])}</span>{bar(rule['rows'], total)}</summary>"
+        f"{''.join(examples)}</details>"
+    )
+
+
+def _example(example: dict[str, Any]) -> str:
+    """A rejected record as a list of its fields; the texts are anyone's, so they are escaped and cut."""
+    fields = {name: example[name] for name in ("query", "positive")}
+    if None in fields.values():
+        fields = {"record": example["record"] or ""}
+    texts = "".join(
+        f'<dt>{name}</dt><dd lang="zh"><bdi>{_cut(text) if text else "<i>empty</i>"}</bdi></dd>'
+        for name, text in fields.items()
+    )
+    place = "".join(f" · <bdi>{clean(example[name])}</bdi>" for name in ("source", "place") if example[name])
+    return f"<dl>{texts}<dt>detail</dt><dd><bdi>{_cut(example['detail'])}</bdi>{place}</dd></dl>"
+
+
+def _scores_and_lengths(corpus: Path, stages: list[str]) -> str:
+    """Scores, where there are any, and the lengths of the pairs that the last stage before convert kept."""
+    scores = query(
+        corpus,
+        f"SELECT name, {_BIN} AS bin, count(*) AS rows FROM "
+        "(SELECT 'kept' AS name, score FROM score UNION ALL SELECT 'rejected', score FROM score_rejected) "
+        "WHERE isfinite(score) GROUP BY ALL ORDER BY ALL",
+    ).to_pylist()
+    charts = ""
+    if scores:
+        cutoff = _cutoff(corpus)
+        mark = None if cutoff is None else (cutoff * _SCORE_BINS, f"cutoff {cutoff:g}")
+        charts += histogram("Cosine of query and positive", "pairs", _series(scores), _score, mark)
+    stage = next((stage for stage in reversed(stages) if stage != "convert"), "pretrain")
+    lengths = query(
+        corpus,
+        "SELECT name, length, count(*) AS rows FROM ("
+        f"SELECT 'query' AS name, length(query) AS length FROM {stage} "
+        f"UNION ALL SELECT 'positive', length(positive) FROM {stage}) GROUP BY ALL ORDER BY name DESC, length",
+    ).to_pylist()
+    quantiles = ""
+    if lengths:
+        octaves = [row | {"bin": max(row["length"], 1).bit_length() - 1} for row in lengths]
+        charts += histogram("Length in characters", "texts", _series(octaves), lambda edge: f"{2**edge:,}")
+        rows = []
+        for name in ("query", "positive"):
+            counts = [(row["length"], row["rows"]) for row in lengths if row["name"] == name]
+            rows.append([name, *(f"{_quantile(counts, share):,}" for share in (0.05, 0.5, 0.95, 1))])
+        quantiles = table(["characters", "5%", "median", "95%", "longest"], rows)
+    title = "Scores and lengths" if scores else "Lengths"
+    return f'<section><h2>{title}</h2><div class="charts">{charts}</div>{quantiles}</section>' if charts else ""
+
+
+def _cutoff(corpus: Path) -> float | None:
+    """What rejected pairs were held to; where none was rejected, what the recipe says."""
+    cutoffs = "SELECT max(split_part(detail, ' < ', 2)::DOUBLE) AS cutoff FROM score_rejected WHERE reason = 'score'"
+    held = query(corpus, cutoffs).column(0)[0].as_py()
+    if held is None and (corpus / "recipe.yaml").exists():
+        return load_recipe(corpus).score.cutoff
+    return None if held is None else float(held)
+
+
+def _series(rows: list[dict[str, Any]]) -> dict[str, dict[int, int]]:
+    """Counts by bin of each name."""
+    series: dict[str, dict[int, int]] = {row["name"]: defaultdict(int) for row in rows}
+    for row in rows:
+        series[row["name"]][row["bin"]] += row["rows"]
+    return series
+
+
+def _score(edge: int) -> str:
+    return f"{edge / _SCORE_BINS:g}"
+
+
+def _quantile(counts: list[tuple[int, int]], share: float) -> int:
+    """The smallest value that `share` of the rows don't exceed; `counts` are values, ascending, and their rows."""
+    upto = np.cumsum([rows for _, rows in counts])
+    return counts[int(np.searchsorted(upto, share * upto[-1]))][0]
+
+
+def _pools(corpus: Path) -> str:
+    """How the mined negatives stand to the positives."""
+    if not (corpus / POOLS_FILE).exists():
+        return ""
+    best = (
+        "(SELECT min(score) AS positive, any_value(scores[1]) AS negative "
+        "FROM pools.candidates JOIN pools.positives USING (query_id) GROUP BY query_id HAVING negative IS NOT NULL)"
+    )
+    found = query(
+        corpus,
+        "SELECT (SELECT count(*) FROM pools.queries) AS queries, (SELECT count(*) FROM pools.passages) AS passages, "
+        "(SELECT CAST(coalesce(sum(len(passage_ids)), 0) AS BIGINT) FROM pools.candidates) AS candidates, "
+        f"(SELECT avg(positive - negative) FROM {best}) AS gap, "
+        "(SELECT count(*) FROM pools.replacements) AS replacements, method, margin, top_k FROM pools.runs "
+        "ORDER BY created_at DESC LIMIT 1",
+    ).to_pylist()
+    scores = query(
+        corpus,
+        f"SELECT name, {_BIN} AS bin, count(*) AS rows FROM (SELECT 'lowest positive' AS name, positive AS score "
+        f"FROM {best} UNION ALL SELECT 'top negative', negative FROM {best}) "
+        "WHERE isfinite(score) GROUP BY ALL ORDER BY ALL",
+    ).to_pylist()
+    if not found:
+        return ""
+    figures = {name: f"{found[0][name]:,}" for name in ("queries", "passages", "candidates", "replacements")}
+    figures["method"] = clean(f"{found[0]['method']}, {found[0]['margin']:g}, top {found[0]['top_k']}")
+    if found[0]["gap"] is not None:
+        figures["mean gap to top negative"] = f"{found[0]['gap']:.3f}"
+    chart = histogram("Scores at mining", "queries", _series(scores), _score) if scores else ""
+    return f'<section><h2>Negative pools</h2>{facts(figures)}<div class="charts">{chart}</div></section>'
+
+
+def _training(corpus: Path) -> str:
+    """Curves of each training run that logged a step."""
+    logs = sorted(corpus.glob("train/*/log.jsonl"), key=lambda log: (_RUNS.get(log.parent.name, 9), log.parent.name))
+    runs = "".join(_run(log.parent.name, list(_entries(log))) for log in logs)
+    return f"<section><h2>Training</h2>{runs}</section>" if runs else ""
+
+
+def _entries(log: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a log; the last line of a running or killed run may be half there."""
+    with log.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with suppress(json.JSONDecodeError):
+                yield json.loads(line)
+
+
+def _run(name: str, entries: list[dict[str, Any]]) -> str:
+    steps = [entry for entry in entries if entry.get("loss") is not None]  # null where it was no number
+    if not steps:
+        return ""
+    x = np.array([entry["step"] for entry in steps], np.float64)
+    curves = {
+        key.replace("_", " "): np.array([entry.get(key) for entry in steps], np.float64)  # None becomes NaN
+        for key in ("loss", "retrieval", "sts", "positive_score", "negative_score", "tokens_per_second")
+    }
+    start = next((entry for entry in entries if entry.get("event") == "start"), {})
+    figures = {"step": f"{steps[-1]['step']:,}"}
+    for key, shown in (("steps", "of steps"), ("parameters", "parameters"), ("world_size", "processes")):
+        if key in start:
+            figures[shown] = f"{start[key]:,}"
+    figures["loss"] = f"{curves['loss'][-1]:.3f}"
+    if np.isfinite(curves["tokens per second"]).any():
+        figures["median tokens/s"] = f"{np.nanmedian(curves['tokens per second']):,.0f}"
+    mining = [entry["mining"] for entry in steps if entry.get("mining")]
+    if mining:
+        figures["negatives replaced"] = f"{sum(each['replaced'] for each in mining):,}"
+        figures["pools used up"] = f"{mining[-1]['exhausted']:,}"
+    losses = ["loss", "retrieval", "sts"] if np.any(curves["sts"] > 0) else ["loss"]
+    scores = [key for key in ("positive score", "negative score") if np.isfinite(curves[key]).any()]
+    charts = lines("Loss", "by step", x, {key: curves[key] for key in losses})
+    if scores:
+        charts += lines("Cosine", "by step", x, {key: curves[key] for key in scores})
+    return f'<h3>{clean(name)}</h3>{facts(figures)}<div class="charts">{charts}</div>'
+
+
+def _evaluation(corpus: Path) -> str:
+    """Figures by set and model, the best of a row in bold: all our metrics are better when higher."""
+    file = corpus / "evaluation" / "figures.json"
+    if not file.exists():
+        return ""
+    values = {(row["set"], row["metric"], row["model"]): row["value"] for row in json.loads(file.read_text("utf-8"))}
+    models = list(dict.fromkeys(model for _, _, model in values))
+    rows = []
+    for place, metric in dict.fromkeys((place, metric) for place, metric, _ in values):
+        found = [values.get((place, metric, model)) for model in models]
+        best = max((value for value in found if value is not None), default=None)
+        shown = ["–" if v is None else f"<b>{v:.3f}</b>" if v == best else f"{v:.3f}" for v in found]
+        rows.append([f'{clean(place)} <span class="aside">{clean(metric)}</span>', *shown])
+    return f"<section><h2>Evaluation</h2>{table(['set', *map(clean, models)], rows)}</section>" if rows else ""
+
+
+def _cut(text: str) -> str:
+    return clean(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+
+
+def _page(corpus: Path, body: str) -> str:
+    name = clean(corpus.resolve().name)
+    made = datetime.now().astimezone()
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{name} · Conan corpus report</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<header><p>Conan corpus report</p><h1>{name}</h1>
+<p>{clean(str(corpus))} · <time datetime="{made.isoformat(timespec="seconds")}">{made:%d %B %Y, %H:%M %Z}</time></p>
+</header>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""

@@ -1,0 +1,186 @@
+"""conan score: cosine of query and positive; pre-training pairs below the cutoff are rejected (paper §2.1.1).
+
+The scores of a row group are set aside as soon as they are there, and those of a whole shard are read back where only
+the cutoff is another: a text is encoded once, whatever is killed and however often the cutoff changes.
+"""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import polars.selectors as cs
+
+from ...schemas.pairs import FORMATS, SCORED, rejected
+from ...schemas.settings import ScoreSettings
+from ..corpus.folder import (
+    CorpusError,
+    ShardWriter,
+    committed,
+    fingerprint,
+    read_batches,
+    read_footer,
+    rejects,
+    replacing,
+    shards,
+)
+from ..encoder.encoder import loaded
+from ..encoder.models import find_model, read_query_prompt, weights_fingerprint
+from ..engine.local import Engine, Summary, Task, made, run_stage
+from .pair_scores import measure
+
+VERSION = 2
+BINS = 64
+"""Ours: equal bins over [-1, 1] of the histogram in a shard's notes."""
+QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95}
+_PARTS = ".parts"
+_KNOWN = {"pair_id": pl.String, "score": pl.Float32, "detail": pl.String}
+"""What is known of a pair: its score, or in `detail` which of its sides has no tokens."""
+
+
+def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
+    """Score what dedup kept. Under other cutoffs alone, the scores that are there are read, not computed again.
+
+    The summary's notes: pairs `scored`, texts `truncated` by the model's length, quantiles of the scores.
+
+    Raises:
+        ModelError: the model can't be read.
+        StageError: a shard could not be made.
+    """
+    folder = find_model(settings.model, settings.trust_remote_code)
+    weights = weights_fingerprint(folder)
+    settings = settings.model_copy(update={"query_prompt": read_query_prompt(folder, settings)})
+    encoding = settings.model_dump(include={"pooling", "max_length", "query_prompt"})
+    earlier = {_scores_of(shard): shard for shard in committed(corpus, "score")}
+    tasks = []
+    for shard in shards(corpus, "dedup"):
+        scores = fingerprint("score", VERSION, weights, encoding, shard.name, read_footer(shard).content)
+        arguments = (shard, earlier.get(scores), settings, weights, scores)
+        tasks.append(Task(arguments, fingerprint(scores, _cutoffs(settings))))
+    there = made(corpus, "score", tasks)
+    if any(task.fingerprint not in there and task.arguments[1] is None for task in tasks):
+        loaded(settings, weights, "cpu")  # a model that can't be read is said once, not by every shard
+    summary = run_stage(corpus, "score", score_shard, tasks, replace(engine, one_a_device=True))
+    shutil.rmtree(corpus / "score" / _PARTS, ignore_errors=True)
+    summary.notes |= _figures(read_footer(shard).notes for shard in committed(corpus, "score"))
+    return summary
+
+
+def _cutoffs(settings: ScoreSettings) -> dict[str, float]:
+    """The cutoff of each format."""
+    own: dict[Any, float] = settings.cutoffs
+    return {name: own.get(name, settings.cutoff) for name in FORMATS}
+
+
+def _scores_of(shard: Path) -> str | None:
+    """What decided the scores in a shard, whatever its cutoffs."""
+    try:
+        return read_footer(shard).notes.get("scores")
+    except CorpusError:
+        return None
+
+
+def _figures(notes: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The notes of the shards added up; quantiles are read off the histogram."""
+    each = list(notes)
+    counts = np.sum([note["histogram"] for note in each], axis=0)
+    figures = {"scored": int(counts.sum()), "truncated": sum(note["truncated"] for note in each)}
+    upto, edges = np.append(0, np.cumsum(counts)), np.linspace(-1, 1, BINS + 1)
+    quantiles = {name: float(np.interp(share * upto[-1], upto, edges)) for name, share in QUANTILES.items()}
+    return figures | {name: round(value, 3) for name, value in quantiles.items() if figures["scored"]}
+
+
+def score_shard(
+    dedup_shard: Path,
+    earlier: Path | None,
+    settings: ScoreSettings,
+    weights: str,
+    scores: str,
+    fingerprint: str,
+    shard: Path,
+) -> None:
+    """One shard: pre-training pairs with their score, at or above the cutoff; labelled pairs as they are.
+
+    `earlier` is a shard with the same scores under other cutoffs; `scores` says which scores these are.
+    """
+    parts = shard.parent / _PARTS
+    if earlier is not None and _scores_of(earlier) == scores:  # another shard may have its place
+        _set_aside(parts / f"{scores}-earlier.parquet", *_read_shard(earlier))
+    known, truncated = _read_parts(parts, scores)
+    histogram = np.zeros(BINS, np.int64)
+    with ShardWriter(
+        shard, SCORED, rejected(SCORED), stage="score", version=VERSION, fingerprint=fingerprint
+    ) as writer:
+        for group, table in enumerate(read_batches(dedup_shard)):
+            frame = pl.from_arrow(table)
+            assert isinstance(frame, pl.DataFrame)
+            writer.received(frame.height)
+            wanted = frame.lazy().filter(pl.col("task").cast(pl.String) == "pretrain")
+            texts = wanted.select("pair_id", "query", "positive").unique("pair_id", maintain_order=True).collect()
+            missing = texts.join(known, on="pair_id", how="anti", maintain_order="left")
+            here = known
+            if missing.height:
+                found, cut = measure(missing, settings, weights)
+                _set_aside(parts / f"{scores}-{group:05d}.parquet", found, cut)
+                truncated += cut
+                here = pl.concat([known, found])
+            scored = _judge(frame.join(here, on="pair_id", how="left", maintain_order="left"), settings)
+            cosines = scored["score"].drop_nulls().drop_nans().clip(-1, 1)
+            histogram += np.histogram(cosines, BINS, (-1, 1))[0]
+            writer.keep(scored.filter(pl.col("reason").is_null()).to_arrow())
+            writer.reject(scored.filter(pl.col("reason").is_not_null()).to_arrow())
+        writer.notes = {"model": weights, "scores": scores, "truncated": truncated, "histogram": histogram.tolist()}
+    for part in parts.glob(f"{scores}-*"):
+        part.unlink(missing_ok=True)
+
+
+def _judge(scored: pl.DataFrame, settings: ScoreSettings) -> pl.DataFrame:
+    """Add `reason` and `detail`; null where the pair stays."""
+    cutoffs = _cutoffs(settings)
+    of_format, score = pl.col("format").cast(pl.String), pl.col("score")
+    cutoff = of_format.replace_strict(cutoffs, return_dtype=pl.Float32)
+    shown = of_format.replace_strict({name: f"{value:g}" for name, value in cutoffs.items()}, return_dtype=pl.String)
+    reason = (
+        pl.when(pl.col("detail").is_not_null())
+        .then(pl.lit("no_tokens"))
+        .when(score.is_nan())
+        .then(pl.lit("score_nan"))
+        .when(score < cutoff)
+        .then(pl.lit("score"))
+    )
+    detail = (
+        pl.when(reason == "score")
+        .then(pl.format("{} < {}", score.round(3), shown))
+        .when(reason == "score_nan")
+        .then(pl.lit("the model's vectors are not numbers"))
+        .otherwise("detail")
+    )
+    return scored.with_columns(reason=reason, detail=detail)
+
+
+def _set_aside(part: Path, known: pl.DataFrame, truncated: int) -> None:
+    """Keep scores where a kill does not reach them, whole or not at all, until their shard is there."""
+    part.parent.mkdir(exist_ok=True)
+    with replacing(part) as temporary:
+        known.write_parquet(temporary, metadata={"truncated": str(truncated)})
+
+
+def _read_parts(parts: Path, scores: str) -> tuple[pl.DataFrame, int]:
+    """What was set aside of a shard, each pair once, and how many of its texts were truncated."""
+    files = sorted(parts.glob(f"{scores}-*.parquet"))
+    known = pl.concat([pl.DataFrame(schema=_KNOWN), *(pl.read_parquet(file) for file in files)]).unique("pair_id")
+    return known, sum(int(pl.read_parquet_metadata(file)["truncated"]) for file in files)
+
+
+def _read_shard(shard: Path) -> tuple[pl.DataFrame, int]:
+    """The same of a shard that is whole."""
+    files = [file for file in (shard, rejects(shard)) if file.exists()]
+    columns = cs.by_name(*_KNOWN, "reason", require_all=False)
+    blank = pl.LazyFrame(schema=_KNOWN | {"reason": pl.String})
+    found = pl.concat([blank, *(pl.scan_parquet(file).select(columns) for file in files)], how="diagonal")
+    known = found.select("pair_id", "score", detail=pl.when(reason="no_tokens").then("detail"))
+    known = known.filter(pl.any_horizontal(pl.col("score", "detail").is_not_null()))
+    return known.collect(), read_footer(shard).notes["truncated"]

@@ -1,0 +1,246 @@
+"""The engine on a Ray cluster of two nodes: the same rows as on one machine, whatever dies on the way."""
+
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conan_embedding.pipeline.corpus.folder import folder as folders
+from conan_embedding.pipeline.demo.generate import write_sample
+from conan_embedding.pipeline.engine.local import ATTEMPTS, Engine, StageError, Summary, Task, run_calls, run_stage
+
+ray = pytest.importorskip("ray", reason="the engine ray needs the extra [ray]")
+from conan_embedding.pipeline.engine.ray import ClusterError  # noqa: E402
+
+pytestmark = pytest.mark.xdist_group("ray")  # one worker starts the one cluster
+
+HERE = Path(__file__).parent
+RECIPE = HERE.parents[2] / "recipes" / "demo.yaml"
+SMALL = {"object_store_memory": 80 << 20}
+STAGES = ("ingest", "filter", "dedup")
+
+
+@dataclass
+class Nodes:
+    """A cluster that tests may add nodes to and take them from."""
+
+    cluster: Any
+    address: str
+
+    def add(self, **resources: int) -> Any:
+        return self.cluster.add_node(**SMALL, **resources)
+
+    def remove(self, node: Any) -> None:
+        self.cluster.remove_node(node, allow_graceful=True)
+
+    def kill(self, node: Any) -> None:
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def alive(self) -> int:
+        return sum(node["Alive"] for node in ray.nodes())
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Two nodes of one CPU; their workers import the tasks of this folder by name."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.chdir(tmp_path_factory.mktemp("nodes"))
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
+        # Ray asks a node five times whether it lives before it believes that it does not.
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": {"health_check_period_ms": 500}}
+        cluster = Cluster(initialize_head=True, head_node_args={**SMALL, **head})
+        try:
+            nodes = Nodes(cluster, cluster.address)
+            nodes.add(num_cpus=1)
+            yield nodes
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(HERE)
+    return importlib.import_module("engine_tasks")
+
+
+def tasks(*firsts: int, more: Sequence[Any] = ()) -> list[Task]:
+    return [Task((first, first + 10, *more), folders.fingerprint(first)) for first in firsts]
+
+
+def run(corpus: Path, function: Callable[..., None], todo: Sequence[Task], engine: Engine) -> Summary:
+    return run_stage(corpus, "filter", function, todo, engine)
+
+
+def found(corpus: Path) -> dict[str, list[int]]:
+    """Shards by name: their numbers."""
+    return {
+        shard.name[5:10]: pq.read_table(shard)["number"].to_pylist() for shard in folders.committed(corpus, "filter")
+    }
+
+
+def rows(corpus: Path) -> dict[str, list[dict[str, Any]]]:
+    """All rows and columns of every shard and of its rejects."""
+    return {str(file.relative_to(corpus)): pq.read_table(file).to_pylist() for file in corpus.rglob("*.parquet")}
+
+
+def until(happened: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 60
+    while not happened() and time.monotonic() < end:
+        time.sleep(0.02)
+    return happened()
+
+
+def test_the_same_rows_as_on_one_machine(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conan: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the paths below are relative to it, on the nodes as well
+    write_sample(Path("sources"), rows=300)
+    overrides = ("--set", "variables.root=sources", "--json")
+    for corpus, engine in (("here", ["--workers", 1]), ("there", ["--engine", "ray", "--address", nodes.address])):
+        for stage in STAGES:
+            recipe = ["--recipe", RECIPE] if stage == "ingest" else []
+            code, out, err = conan(stage, corpus, *recipe, *overrides, *engine)
+            assert (code, err, out.count("\n")) == (0, "", 1)
+    here, there = rows(Path("here")), rows(Path("there"))
+    assert here == there
+    assert {name.partition("/")[0] for name in here} >= set(STAGES)
+    assert sum(map(len, here.values())) > 1000
+
+
+def test_a_node_that_is_killed_midway_loses_nothing(nodes: Nodes, tmp_path: Path, stages: ModuleType) -> None:
+    node = nodes.add(num_cpus=1)
+    started = tmp_path / "started"
+    started.mkdir()
+    run(tmp_path / "warm", stages.numbers, tasks(0), Engine(address=nodes.address))  # join from this thread
+    todo = tasks(*range(0, 60, 10), more=[started])
+    with ThreadPoolExecutor() as threads:
+        broken = threads.submit(run, tmp_path, stages.wait_for_go, todo, Engine(address=nodes.address))
+        try:
+            assert until(lambda: len(list(started.iterdir())) == 3)  # one on each node
+            raylets = dict(path.name.split("-")[1:] for path in started.iterdir())
+            (raylet,) = node.all_processes["raylet"]
+            nodes.kill(node)
+            with suppress(ProcessLookupError):  # a machine takes its workers along
+                os.kill(int(raylets[str(raylet.process.pid)]), signal.SIGKILL)
+        finally:
+            (started / "go").touch()
+        assert broken.result().rows_in == 60
+    assert len(raylets) == 3
+    assert len(list(started.glob("*-*"))) == 7  # one was begun twice
+    run(tmp_path / "unbroken", stages.numbers, tasks(*range(0, 60, 10)), Engine(workers=1))
+    assert found(tmp_path) == found(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize(("one_a_device", "death"), [(False, "WorkerCrashedError"), (True, "ActorDiedError")])
+def test_what_dies_is_tried_again_and_what_raises_is_reported(
+    one_a_device: bool,
+    death: str,
+    nodes: Nodes,
+    tmp_path: Path,
+    stages: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    attempts = {name: tmp_path / name for name in ("once", "always")}
+    for folder in attempts.values():
+        folder.mkdir()
+    todo = [
+        Task(("numbers", 0, 10), "0"),
+        Task(("die_first", 20, 30, attempts["once"]), "1"),
+        Task(("die_always", 10, 20, attempts["always"]), "2"),
+        Task(("fail", 10, 20), "3"),
+        Task(("die_first", 40, 50, attempts["once"]), "4"),
+    ]
+    monkeypatch.setenv("CONAN_DEBUG", "1" if one_a_device else "")
+    with pytest.raises(StageError) as raised:
+        run(tmp_path, stages.named, todo, Engine(address=nodes.address, one_a_device=one_a_device))
+    assert found(tmp_path) == {f"{k:05d}": list(range(10 * n, 10 * n + 10, 2)) for k, n in ((0, 0), (1, 2), (4, 4))}
+    assert len(list(attempts["once"].iterdir())) == 4
+    assert len(list(attempts["always"].iterdir())) == ATTEMPTS
+    errors = sorted(line for line in str(raised.value).splitlines() if line.startswith(str(tmp_path)))
+    assert [error.partition("filter/")[2][:56] for error in errors] == [
+        f"part-00002.parquet: its worker died 3 times ({death}: "[:56],
+        "part-00003.parquet: ValueError: ten is too many",
+    ]
+    assert ("Traceback" in str(raised.value)) == one_a_device
+    assert capfd.readouterr().out == ""  # Ray would say much, where JSON is to be
+
+
+def test_one_process_a_node_runs_a_model(nodes: Nodes, tmp_path: Path, stages: ModuleType) -> None:
+    engine = Engine(address=nodes.address, one_a_device=True)
+    assert len(places(tmp_path, stages, engine)) == 2
+
+
+def test_one_process_a_gpu_runs_a_model(
+    nodes: Nodes, tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POLARS_MAX_THREADS", raising=False)
+    node = nodes.add(num_cpus=6, num_gpus=2)
+    try:
+        seen = places(tmp_path, stages, Engine(address=nodes.address, one_a_device=True))
+    finally:
+        nodes.remove(node)
+    assert len({raylet for raylet, *_ in seen}) == 1  # the node that has GPUs
+    assert sorted((gpu, threads) for _, _, gpu, threads in seen) == [("0", "3"), ("1", "3")]
+
+
+def places(folder: Path, stages: ModuleType, engine: Engine) -> set[tuple[str, ...]]:
+    """Parent, process, GPUs and threads of all that ran six calls."""
+    seen = folder / "seen"
+    seen.mkdir()
+    run(folder, stages.look_around, tasks(*range(0, 60, 10), more=[seen]), engine)
+    return {tuple(path.name.split("-")[1:]) for path in seen.iterdir()}
+
+
+def test_no_more_at_a_time_than_workers(nodes: Nodes, tmp_path: Path, stages: ModuleType) -> None:
+    started = tmp_path / "started"
+    started.mkdir()
+    calls = [(str(k), (started, k)) for k in range(3)]
+    outcomes = run_calls(stages.note_process, calls, Engine(workers=1, address=nodes.address))
+    assert next(outcomes) == ("0", None)
+    assert len(list(started.iterdir())) <= 2  # the second begins when the first has ended
+    assert list(outcomes) == [("1", None), ("2", None)]
+
+
+def test_another_version_on_a_node_is_reported(
+    nodes: Nodes, tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conan_embedding.pipeline.engine.ray.__version__", "0.0")
+    with pytest.raises(StageError, match=r"has conan-embedding \S+, the driver 0\.0; install one version"):
+        run(tmp_path, stages.numbers, tasks(0), Engine(address=nodes.address))
+    assert found(tmp_path) == {}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "localhost:99999"])
+def test_a_cluster_that_is_not_there(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    begun = time.monotonic()
+    with pytest.raises(ClusterError, match=rf"^Ray cluster {address}: .*`ray start --head` starts one"):
+        list(run_calls(print, [("one", ())], Engine(address=address)))
+    assert time.monotonic() - begun < 10
+
+
+def test_a_cluster_without_a_cpu(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"NodeID": "head", "Alive": True, "Resources": {"memory": 1.0}}])
+    for one_a_device in (False, True):
+        with pytest.raises(ClusterError, match="no node has a CPU"):
+            list(run_calls(print, [("one", ())], Engine(address=nodes.address, one_a_device=one_a_device)))
+
+
+def test_ray_is_imported_for_a_cluster_only() -> None:
+    script = "import conan_embedding.run, conan_embedding.pipeline.engine.local, sys; sys.exit('ray' in sys.modules)"
+    assert os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-c", script) == 0

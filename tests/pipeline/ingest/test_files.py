@@ -1,0 +1,331 @@
+"""From a glob to bytes: listing, archives, decompression within bounds; damage is told, never hidden."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import fsspec
+import pytest
+import zstandard
+from conan_embedding.pipeline.ingest.files import FileError, Stretch, list_files, read_chunks
+from conan_embedding.pipeline.ingest.stage import files
+from conan_embedding.pipeline.ingest.text_encodings import read_text
+
+TEXT = "今天天气很好，我们去公园散步。人民政府发布了新的政策，经济增长稳定。\n"
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".zst": zstandard.compress,
+    ".bz2": bz2.compress,
+    ".xz": partial(lzma.compress, preset=1),
+    ".GZ": gzip.compress,
+    "": bytes,
+}
+
+
+def unpacked(path: str) -> tuple[bytes, FileError | None]:
+    """The bytes of a file, and what ended them."""
+    found = []
+    try:
+        for chunk in read_chunks(Stretch(path)):
+            found.append(chunk)
+    except FileError as error:
+        return b"".join(found), error
+    return b"".join(found), None
+
+
+# Compression
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+def test_decompression(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.txt{ending}"
+    path.write_bytes(PACKERS[ending](TEXT.encode() * 1000))
+    assert read_text(str(path)) == (TEXT * 1000, None)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize("padding", [b"", b"\0" * 512])
+def test_several_streams_in_a_file_are_one_text(ending: str, padding: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(PACKERS[ending](b"one\n") + padding + PACKERS[ending](b"two\n") + padding)
+    assert unpacked(str(path)) == (b"one\ntwo\n", None)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2", ".xz"])
+def test_a_file_cut_short_keeps_what_came_before(ending: str, tmp_path: Path) -> None:
+    text = b"".join(b"%d\n" % number for number in range(300_000))
+    packed = PACKERS[ending](text)
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(packed[: len(packed) * 3 // 4])
+    found, error = unpacked(str(path))
+    assert text.startswith(found)
+    assert 30_000 < len(found) < len(text)
+    assert error is not None
+    assert error.reason == "truncated"
+    assert f"after {len(found):,} bytes" in error.detail
+    assert read_text(str(path)) == (found.decode(), error.detail)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz"])
+def test_a_break_costs_little_of_what_stands_before_it(ending: str, tmp_path: Path) -> None:
+    rng = Random(0)
+    text = b"".join(b"%d\n" % rng.getrandbits(64) for _ in range(20_000))
+    packed = bytearray(PACKERS[ending](text))
+    at = len(packed) // 2
+    packed[at : at + 8] = b"\xff" * 8
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(packed)
+    found, error = unpacked(str(path))
+    same = os.path.commonprefix([found, text])  # noqa: RUF071
+    assert len(same) > len(text) * 0.49
+    assert error is not None
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize("rest", [b"cut", b"plain", b"\0plain"])
+def test_what_follows_a_whole_stream_is_told(ending: str, rest: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(PACKERS[ending](b"one\n") + (PACKERS[ending](b"two\n" * 1000)[:-8] if rest == b"cut" else rest))
+    text, error = unpacked(str(path))
+    assert text.startswith(b"one\n")
+    assert error is not None
+    assert error.reason == "truncated"
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".xz", ".bz2", ".zip"])
+@pytest.mark.parametrize("data", [b"plain text, and more of it", b"\0" * 5000])
+def test_not_the_compression_that_the_name_says(ending: str, data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(data)
+    with pytest.raises(FileError):
+        read_text(str(path))
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".xz", ".bz2"])
+def test_an_empty_file_is_empty(ending: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{ending}").write_bytes(b"")
+    (tmp_path / f"b{ending}").write_bytes(PACKERS[ending](b""))
+    assert unpacked(f"{tmp_path}/a{ending}") == unpacked(f"{tmp_path}/b{ending}") == (b"", None)
+
+
+@pytest.mark.parametrize("name", ["nowhere.txt", "link.txt", "folder.txt"])
+def test_unreadable(name: str, tmp_path: Path) -> None:
+    (tmp_path / "link.txt").symlink_to("/nowhere/at/all")
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(FileError) as raised:
+        read_text(str(tmp_path / name))
+    assert raised.value.reason == "unreadable"
+
+
+# What unpacks without end
+
+
+MEASURE = """
+import sys, time, tracemalloc
+from conan_embedding.pipeline import files
+from conan_embedding.pipeline.ingest.files import FileError, Stretch, read_chunks
+tracemalloc.start()
+began, total, first = time.process_time(), 0, b""
+try:
+    for chunk in read_chunks(Stretch(sys.argv[1])):
+        total += len(chunk)
+        first = first or chunk[:7]
+except FileError as error:
+    print(error.reason, end=" ")
+print(total >> 20, tracemalloc.get_traced_memory()[1] >> 20, int(time.process_time() - began), first.decode())
+"""
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2", ".xz", ".zip"])
+def test_a_bomb_is_refused_in_little_memory(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{ending}"
+    if ending == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.jsonl", "w") as inside:
+            inside.write(b'{"a":1}\n')
+            for _ in range(300):
+                inside.write(bytes(1 << 20))
+    else:
+        path.write_bytes(PACKERS[ending](b'{"a":1}\n' + bytes(200 << 20)) * 2)
+    assert path.stat().st_size < 1 << 20
+    (listed,) = list_files([str(path)])
+    ran = subprocess.run([sys.executable, "-c", MEASURE, listed.path], capture_output=True, text=True, check=True)
+    reason, megabytes, peak, seconds, first = ran.stdout.split()
+    assert reason == "too_large"
+    assert int(megabytes) <= files.UNPACKED_FLOOR >> 20
+    assert int(peak) < 200  # megabytes; a block of bzip2 alone can be 46
+    assert int(seconds) < 20
+    assert first == '{"a":1}'
+
+
+def test_what_is_packed_well_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "UNPACKED_FLOOR", 1 << 10)
+    rng = Random(0)
+    text = "".join(f'{{"query": "问题{rng.random()}", "positive": "回答"}}\n' for _ in range(30_000)).encode()
+    for ending in (".gz", ".zst", ".bz2", ".xz"):
+        (tmp_path / f"a{ending}").write_bytes(PACKERS[ending](text))
+        assert unpacked(f"{tmp_path}/a{ending}") == (text, None)
+
+
+# Archives
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def test_the_files_of_an_archive(tmp_path: Path) -> None:
+    members = {
+        "a.txt": TEXT.encode(),
+        "folder/乙 [1]*?.txt": b"two",
+        "c.txt.gz": gzip.compress(b"three"),
+        "a::b.txt": b"four",
+        "empty.txt": b"",
+    }
+    zipped(tmp_path / "a.zip", members)
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        archive.mkdir("nothing")
+    listed = list_files([f"{tmp_path}/*.zip"])
+    assert [file.path for file in listed] == [f"zip://{name}::{tmp_path}/a.zip" for name in members]
+    expected = [*members.values()]
+    expected[2] = b"three"
+    assert [unpacked(file.path) for file in listed] == [(data, None) for data in expected]
+    assert sum(file.size for file in listed) < (tmp_path / "a.zip").stat().st_size
+
+
+def test_a_member_that_changed_has_another_version(tmp_path: Path) -> None:
+    versions = []
+    for text in (b"1", b"2"):
+        zipped(tmp_path / "a.zip", {"a": text})
+        versions += [file.version for file in list_files([f"{tmp_path}/a.zip"])]
+    assert versions[0] != versions[1]
+
+
+def test_an_archive_writes_nothing_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "deep/er/place"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    names = ["../../evil.jsonl", f"{tmp_path}/evil.jsonl", "..\\evil.jsonl", "a/../../evil.jsonl"]
+    zipped(place / "a.zip", dict.fromkeys(names, b'{"a":1}\n'))
+    link = zipfile.ZipInfo("link.jsonl")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(place / "a.zip", "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    before = sorted(tmp_path.rglob("*"))
+    listed = list_files(["*.zip"])
+    assert [unpacked(file.path)[0] for file in listed] == [b'{"a":1}\n'] * 4 + [b"/etc/passwd"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_archive_that_can_not_be_read(tmp_path: Path) -> None:
+    zipped(tmp_path / "empty.zip", {})
+    zipped(tmp_path / "inner.zip", {"a.txt": b"x"})
+    zipped(tmp_path / "outer.zip", {"inner.zip": (tmp_path / "inner.zip").read_bytes()})
+    (tmp_path / "cut.zip").write_bytes((tmp_path / "inner.zip").read_bytes()[:-20])
+    locked = bytearray((tmp_path / "inner.zip").read_bytes())
+    for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        locked[locked.index(header) + flags] |= 1  # encrypted
+    (tmp_path / "locked.zip").write_bytes(locked)
+    for name in ("empty", "outer", "cut", "locked"):
+        (file,) = list_files([f"{tmp_path}/{name}.zip"])
+        found, error = unpacked(file.path)
+        assert (name, found, error and error.reason) == (name, b"", "unreadable")
+
+
+def test_a_damaged_member_costs_itself(tmp_path: Path) -> None:
+    zipped(tmp_path / "a.zip", {name: f"{name}{Random(name).getrandbits(14000)}".encode() for name in "abc"})
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    found = [unpacked(file.path) for file in list_files([f"{tmp_path}/a.zip"])]
+    assert [error and error.reason for _, error in found] == [None, "truncated", None]
+    assert found[1][0].startswith(b"b")
+
+
+def test_an_archive_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
+    for text in (b"1", b"22"):
+        zipped(tmp_path / "a.zip", {"a": text, "b": text})
+        assert [unpacked(file.path) for file in list_files([f"{tmp_path}/a.zip"])] == [(text, None)] * 2
+    zipped(tmp_path / "a.zip", {"c": b"333"})
+    found, error = unpacked(f"zip://a::{tmp_path}/a.zip")
+    assert (found, error and error.reason) == (b"", "unreadable")
+
+
+def test_the_directory_of_an_archive_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zipped(tmp_path / "a.zip", {str(number): b"x" for number in range(50)})
+    listed = list_files([f"{tmp_path}/a.zip"])
+    opened = []
+    original = zipfile.ZipFile.__init__
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", lambda *given: (opened.append(1), original(*given))[1])
+    assert all(unpacked(file.path) == (b"x", None) for file in listed)
+    assert len(opened) == 1
+
+
+# Listing
+
+
+def names(*globs: str, exclude: tuple[str, ...] = ()) -> list[str]:
+    return [os.path.basename(file.path) for file in list_files(globs, exclude)]  # noqa: PTH119
+
+
+def test_listing(tmp_path: Path) -> None:
+    for name in ("b.json", "a.json", "c.txt", "deep/er/d.json", "[1].json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert names(f"{tmp_path}/*.json") == ["[1].json", "a.json", "b.json"]
+    assert names(f"{tmp_path}/**/*.json", exclude=(f"{tmp_path}/a*",)) == ["[1].json", "b.json", "d.json"]
+    assert names(f"{tmp_path}/a.json", f"{tmp_path}/?.json") == ["a.json", "b.json"]
+    assert names(f"{tmp_path}/[1].json") == ["[1].json"]
+    assert names(f"{tmp_path}/*") == ["[1].json", "a.json", "b.json", "c.txt"]
+    assert names(f"{tmp_path}/nowhere/*") == names(str(tmp_path)) == names() == []
+
+
+def test_what_can_not_be_read_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "x.json").mkdir()
+    (tmp_path / "dangling.json").symlink_to("/nowhere/at/all")
+    (tmp_path / "whole.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to(tmp_path / "whole.json")
+    assert names(f"{tmp_path}/*.json") == ["dangling.json", "link.json", "whole.json", "x.json"]
+    assert names(f"{tmp_path}/dangling.json") == ["dangling.json"]
+
+
+def test_a_version_changes_with_its_file(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.json", tmp_path / "link.json"
+    path.write_text("1")
+    link.symlink_to(path)
+    before = list_files([f"{tmp_path}/*.json"])
+    assert before == list_files([f"{tmp_path}/*.json"])
+    path.write_text("22")
+    after = list_files([f"{tmp_path}/*.json"])
+    assert all(old.version != new.version for old, new in zip(before, after, strict=True))
+    assert after[0].size == 2
+
+
+def test_uris() -> None:
+    fsspec.filesystem("memory").pipe("/conan_files/a.txt.gz", gzip.compress(TEXT.encode()))
+    (file,) = list_files(["memory://conan_files/*.gz"])
+    assert file.path.startswith("memory://")
+    assert read_text(file.path)[0] == TEXT
+    with pytest.raises(FileError) as raised:
+        read_text("memory://conan_files/nowhere.txt")
+    assert raised.value.reason == "unreadable"
+
+
+def test_an_archive_at_a_uri() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.txt", TEXT)
+    fsspec.filesystem("memory").pipe("/conan_files/b.zip", buffer.getvalue())
+    (file,) = list_files(["memory://conan_files/*.zip"])
+    assert unpacked(file.path) == (TEXT.encode(), None)

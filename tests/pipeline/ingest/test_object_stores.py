@@ -1,0 +1,113 @@
+"""Sources that lie in an object store: a glob of them is ingested as files on a disk are."""
+
+import gzip
+import io
+import json
+import uuid
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import polars as pl
+import pytest
+from conan_embedding.pipeline.corpus.folder import folder as folders
+from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.ingest.files import file_at, list_files
+from conan_embedding.pipeline.ingest.stage import ingest
+from conan_embedding.pipeline.ingest.stage import splits as stretches
+from conan_embedding.schemas.recipe import Recipe
+
+PAIRS = [(f"问题{number}", f"回答{number}") for number in range(60)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """An S3 of our own; its address."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "s3"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder of a store, as recipes name it; how to get in is told by the environment, as on a cluster."""
+    if request.param == "memory":
+        return f"memory:///{uuid.uuid4().hex}"
+    for name, value in {
+        "AWS_ENDPOINT_URL": request.getfixturevalue("server"),
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = uuid.uuid4().hex
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
+    return f"s3://{bucket}/deep/er"
+
+
+def put(place: str, **named: bytes) -> None:
+    """Write files, whose names have _ for the dot."""
+    for name, data in named.items():
+        with fsspec.open(f"{place}/{name.replace('_', '.')}", "wb") as file:
+            file.write(data)
+
+
+def lines(pairs: list[tuple[str, str]]) -> bytes:
+    return "".join(json.dumps({"query": query, "positive": positive}) + "\n" for query, positive in pairs).encode()
+
+
+def ingested(corpus: Path, **source: Any) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Pairs, and file and reason of the rejects."""
+    recipe = Recipe.model_validate({"sources": [{"name": "web", **source}]})
+    ingest(corpus, recipe, Engine(workers=1))
+    shards = folders.shards(corpus, "ingest")
+    pairs = pl.concat([pl.read_parquet(shard, columns=["query", "positive"]) for shard in shards])
+    rejects = pl.concat([pl.read_parquet(folders.rejects(shard), columns=["file", "reason"]) for shard in shards])
+    return pairs.rows(), rejects.rows()
+
+
+def test_a_glob_of_lines_some_of_them_packed(place: str, tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("c.jsonl", lines(PAIRS[40:50]))
+        opened.writestr("../d.jsonl", lines(PAIRS[50:]))
+    cut = gzip.compress(lines(PAIRS))[:-8]
+    put(place, a_jsonl=lines(PAIRS[:20]), b_jsonl_gz=gzip.compress(lines(PAIRS[20:40])), c_zip=archive.getvalue())
+    put(place, e_jsonl_gz=cut, f_txt=b"of no interest", g_jsonl=b"no json\n")
+    pairs, rejects = ingested(
+        tmp_path, read="jsonl", files=[f"{place}/*.jsonl*", f"{place}/*.zip"], exclude=f"{place}/e*"
+    )
+    assert sorted(pairs) == sorted(PAIRS)
+    assert rejects == [(f"{place}/g.jsonl", "broken_json")]
+    pairs, rejects = ingested(tmp_path, read="jsonl", files=f"{place}/e.jsonl.gz")
+    assert pairs == PAIRS
+    assert rejects == [(f"{place}/e.jsonl.gz", "truncated")]
+
+
+def test_large_files_are_cut(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    frame = pl.DataFrame(PAIRS, ["query", "positive"], orient="row")
+    frame.write_parquet(buffer, row_group_size=10)
+    put(place, a_parquet=buffer.getvalue(), b_jsonl=lines(PAIRS), c_tsv=frame.write_csv(separator="\t").encode())
+    monkeypatch.setattr(stretches, "PART_BYTES", 300)
+    for read in ("parquet", "jsonl", "tsv"):
+        pairs, rejects = ingested(tmp_path / read, read=read, files=f"{place}/*.{read}")
+        assert pairs == PAIRS
+        assert rejects == []
+        assert len(folders.shards(tmp_path / read, "ingest")) >= 3
+
+
+def test_what_is_not_there(place: str, tmp_path: Path) -> None:
+    put(place, a_jsonl=lines(PAIRS))
+    assert list_files([f"{place}/nothing*", f"{place}/nowhere.jsonl"]) == []
+    (file,) = list_files([f"{place}/a.jsonl"])
+    assert (file.path, file.size) == (f"{place}/a.jsonl", len(lines(PAIRS)))
+    assert file_at(f"{place}/a.jsonl") == file
+    put(place, a_jsonl=lines(PAIRS[:30]))
+    fsspec.core.url_to_fs(place)[0].invalidate_cache()
+    assert list_files([f"{place}/*"])[0].version != file.version

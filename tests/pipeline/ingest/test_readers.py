@@ -1,0 +1,400 @@
+"""Each kind of `read`, on good files and on damaged ones: every line is a row or a problem with its line."""
+
+import gzip
+import io
+import json
+import os
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import duckdb
+import fsspec
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conan_embedding.pipeline.ingest.stage import readers
+from conan_embedding.pipeline.ingest.stage import table_reader as tables
+from conan_embedding.pipeline.ingest.text_encodings import BROKEN
+from conan_embedding.schemas.settings import Source
+from read_files import Read, Reader, reader
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Reader:
+    return reader(tmp_path)
+
+
+# JSON
+
+
+def test_lines(read: Reader) -> None:
+    found = read('{"a": "甲", "b": {"c": [1]}}\r\n\n  \n{"a": "乙"}\n', "a.jsonl")
+    assert found.values("a", "_line") == [("甲", 1), ("乙", 4)]
+    assert found.rows[0]["b"] == {"c": [1]}
+    assert found.rows[1]["b"] is None
+    assert found.problems == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['[{"a": 1}, {"a": 2}]', '[\n {"a": 1},\n {"a": 2}\n]\n', '{"a": 1}\n{"a": 2}\n', "\ufeff" + '[{"a":1},{"a":2}]'],
+)
+def test_an_array_or_lines_under_a_json_name(read: Reader, text: str) -> None:
+    assert read(text, "a.json").values("a") == [1, 2]
+
+
+def test_a_document(read: Reader) -> None:
+    text = json.dumps({"甲": [["甲", "属性", "值"]], "a b": []}, indent=1)
+    assert json.loads(read(text, "a.json", options={"whole": True}).rows[0]["data"]) == json.loads(text)
+    assert read(text, "a.json").rows[0]["甲"] == [["甲", "属性", "值"]]
+
+
+def test_a_line_that_is_no_object_costs_itself(read: Reader) -> None:
+    found = read('{"a": 1}\n{"a": \n[1]\n"s"\n3\nnull\nplain\n{"a": 2}\n', "a.jsonl")
+    assert found.values("a", "_line") == [(1, 1), (2, 8)]
+    assert [(line, reason) for line, reason, _ in found.problems] == [(line, "broken_json") for line in range(2, 8)]
+    assert found.problems[0][2] == '{"a": '
+    assert found.details[1] == "expected an object, found ARRAY"
+
+
+def test_an_element_that_is_no_object_costs_itself(read: Reader) -> None:
+    found = read('[{"a": 1}, 3, null, {"a": 2}]', "a.json")
+    assert found.values("a") == [1, 2]
+    assert found.problems == [(1, "broken_json", "3"), (1, "broken_json", "null")]
+
+
+def test_a_broken_document_tells_its_line(read: Reader) -> None:
+    found = read('{\n "a": 1,\n "b": oops\n}\n', "a.json")
+    assert found.rows == []
+    assert [(line, reason) for line, reason, _ in found.problems] == [(3, "broken_json")]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_document_is_told_and_empty_lines_are_none(read: Reader, text: str) -> None:
+    assert [reason for _, reason, _ in read(text, "a.json").problems] == ["broken_json"]
+    assert read(text, "a.jsonl").problems == []
+    assert read("[]", "b.json").problems == []
+
+
+def test_a_cut_archive_keeps_the_records_before_the_break(tmp_path: Path) -> None:
+    rng = Random(0)
+    lines = [json.dumps({"a": number, "b": rng.random()}) for number in range(2000)]
+    packed = gzip.compress("\n".join(lines).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "b.jsonl").write_text(lines[0])
+    found = Read([f"{tmp_path}/a.jsonl.gz", f"{tmp_path}/b.jsonl"], read="jsonl")
+    numbers = found.values("a")
+    assert numbers == [*range(len(numbers) - 1), 0]
+    assert len(numbers) > 500
+    assert {reason for _, reason, _ in found.problems} == {"truncated", "broken_json"}  # the file, and its last line
+
+
+def test_half_characters_in_escapes_cost_their_record(read: Reader) -> None:
+    text = r'{"a": "x\ud83dy"}', r'{"a": "\ud83d\ude00 \\ud83d"}', r'{"a": "\udE00"}'
+    for found in (read("\n".join(text), "a.jsonl"), read(f"[{','.join(text)}]", "a.json")):
+        assert found.values("a") == [r"😀 \ud83d"]
+        assert [reason for _, reason, _ in found.problems] == ["encoding", "encoding"]
+        assert found.problems[0][2] == text[0]
+    assert found.details == [r"half a character is escaped: \ud83d", r"half a character is escaped: \udE00"]
+
+
+def test_nul_bytes(read: Reader) -> None:
+    found = read(b'{"a": 1}\n{"a": 2\0\0\n{"a": "\\u0000"}\n', "a.jsonl")
+    assert [(line, reason, record) for line, reason, record in found.problems] == [(2, "nul_bytes", '{"a": 2␀␀')]
+    assert found.lines == [1, 3]
+
+
+def test_over_long_lines(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "LONGEST_RECORD", 100)
+    found = read('{"a": "' + "x" * 200 + '"}\n{"a": 1}\n', "a.jsonl")
+    assert found.lines == [2]
+    ((line, reason, record),) = found.problems
+    assert (line, reason, len(record or "")) == (1, "too_long", 100)
+    assert found.details == ["209 characters"]
+
+
+def nested(levels: int, opening: str = "[", closing: str = "]") -> str:
+    return '{"a": 1, "b": ' + opening * levels + closing * levels + "}"
+
+
+def test_deep_records(read: Reader) -> None:
+    """Deeper ones than DuckDB's 128 levels would end the whole database."""
+    many = json.dumps({"a": 2, "b": [{"c": []}] * 300})
+    quoted = json.dumps({"a": 3, "b": '[{"' * 3000})
+    texts = [nested(5000), many, nested(99), nested(100), quoted, '{"a":1,"b":' + '{"b":' * 5000 + "1" + "}" * 5001]
+    for found in (read("\n".join(texts), "a.jsonl"), read(f"[{','.join(texts)}]", "a.json")):
+        assert found.values("a") == [2, 1, 3]
+        assert [reason for _, reason, _ in found.problems] == ["too_deep"] * 3
+    assert read(nested(5000), "c.json", options={"whole": True}).problems[0][1] == "too_deep"
+
+
+def test_values_of_other_types_in_some_records(read: Reader) -> None:
+    found = read('{"a": 1}\n{"a": "x"}\n{"a": {"b": 1}}\n{"a": null}\n{}\n', "a.jsonl")
+    assert found.values("a") == ["1", '"x"', '{"b":1}', None, None]
+
+
+def test_names_that_duckdb_can_not_tell_apart(read: Reader) -> None:
+    found = read('{"a": 1, "A": 2, "": 3, "_file": 4, "_row": 5, "b": {"x": 1, "X": 2}, "it\'s": 6}\n', "a.jsonl")
+    (row,) = found.rows
+    assert (row["a"], row["_file_1"], row["_row_1"], row["it's"]) == (1, 4, 5, 6)
+    assert json.loads(row["b"]) == {"x": 1, "X": 2}
+    assert row["_file"].endswith("a.jsonl")
+
+
+def test_a_noncharacter_of_its_own_right_is_text(read: Reader) -> None:
+    found = read(f'{{"a": "x{BROKEN}y"}}\n{{"a": "{BROKEN}12{BROKEN}"}}\n', "a.jsonl")
+    assert found.values("a") == [f"x{BROKEN}y"]
+    assert [reason for _, reason, _ in found.problems] == ["encoding"]
+
+
+def test_broken_bytes_in_json_are_told_with_their_place(read: Reader) -> None:
+    """Within a text, and where they leave no JSON."""
+    text = '{"a": "今天天气很好"}\n'.encode()
+    lines = [text, text[:10] + b"\xff" + text[10:], text[:5] + b"\xff" + text[5:], text]
+    for data in (b"".join(lines), b"[\n" + b",".join(lines) + b"]"):
+        found = read(data, "a.jsonl" if data[:1] == b"{" else "a.json")
+        assert found.values("a") == ["今天天气很好"] * 2
+        assert [reason for _, reason, _ in found.problems] == ["encoding", "encoding"]
+        places = {f"no text at offset {offset}" for offset in range(len(data)) if data[offset] == 0xFF}
+        assert set(found.details) == places
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-8-sig", "utf-16"])
+def test_encodings(read: Reader, encoding: str) -> None:
+    text = "问题,回答\n感冒怎么办,多喝水多休息。\n发烧了怎么办,应该及时去医院就诊。\n" * 3
+    assert read(text.encode(encoding), "a.csv").values("问题")[0] == "感冒怎么办"
+
+
+def test_the_wrong_encoding_costs_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("问题,回答\n感冒怎么办,多喝水\n".encode("gb18030"))
+    (tmp_path / "b.csv").write_text("问题,回答\n甲,乙\n", "utf-8")
+    found = Read([f"{tmp_path}/a.csv", f"{tmp_path}/b.csv"], read="csv", encoding="utf-8")
+    assert found.values("问题") == ["甲"]
+    assert found.problems == [(None, "encoding", None)]
+    assert "it looks like gb18030" in found.details[0]
+
+
+# Text, Markdown, Parquet, shapes
+
+
+def test_text(read: Reader) -> None:
+    found = read("甲 乙\n\n\t\n丙\n", "a.txt", read="text")
+    assert found.values("line", "line_number") == [("甲 乙", 1), ("丙", 4)]
+
+
+def test_markdown(read: Reader) -> None:
+    assert read("# 题\r\n\r\n文", "a.md", read="markdown").values("query", "positive", "_line") == [("题", "\n\n文", 1)]
+    assert read("", "b.md", read="markdown").values("query") == [None]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pl.DataFrame({"a": ["甲"], "_row": [7], "text": [[1]]}).write_parquet(tmp_path / "1.parquet")
+    pl.DataFrame({"a": ["乙", "丙"], "b": [1.5, None]}).write_parquet(tmp_path / "2.parquet")
+    pl.DataFrame({"a": [["list"]]}).write_parquet(tmp_path / "3.parquet")
+    (tmp_path / "4.parquet").write_bytes(b"garbage")
+    found = Read([f"{tmp_path}/{number}.parquet" for number in (1, 2, 3, 4)], read="parquet")
+    assert found.values("a", "b", "_row_1", "text", "_line") == [
+        ("甲", None, 7, [1], 1),
+        ("乙", 1.5, None, None, 1),
+        ("丙", None, None, None, 2),
+        (["list"], None, None, None, 1),
+    ]
+    assert [reason for _, reason, _ in found.problems] == ["unreadable"]
+    assert found.problems_frame["file"][0].endswith("4.parquet")
+
+
+def test_a_text_in_parquet_that_is_none_costs_its_row(tmp_path: Path) -> None:
+    """Arrow believes its writer, and Polars would read on behind the end of a text."""
+    texts = pa.array(["甲".encode(), b"ab\xff", None, "乙".encode()], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"a": texts, "n": [1, 2, 3, 4]}), tmp_path / "a.parquet")
+    found = Read([f"{tmp_path}/a.parquet"], read="parquet")
+    assert found.values("a", "n", "_line") == [("甲", 1, 1), (None, 3, 3), ("乙", 4, 4)]
+    assert found.problems == [(2, "encoding", "ab")]
+    assert found.details == ["no text at offset 2"]
+
+
+def written(path: Path, table: pa.Table) -> str:
+    """As Parquet or as Arrow's stream."""
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    return str(path)
+
+
+KINDS = [("parquet", "a.parquet"), ("hf", "a.arrow")]
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+def test_half_floats_are_floats(kind: str, name: str, tmp_path: Path) -> None:
+    half = pa.array(np.array([0.5, 2], np.float16))
+    columns = {
+        "a": half,
+        "b": pa.ListArray.from_arrays(pa.array([0, 1, 2]), half),
+        "c": pa.LargeListArray.from_arrays(pa.array([0, 1, 2], pa.int64()), half),
+        "d": pa.FixedSizeListArray.from_arrays(half, 1),
+        "e": pa.StructArray.from_arrays([pa.ListArray.from_arrays(pa.array([0, 1, 2]), half)], ["x"]),
+    }
+    found = Read([written(tmp_path / name, pa.table(columns))], read=kind)
+    assert found.values("a", "b", "c", "d", "e") == [
+        (value, [value], [value], [value], {"x": [value]}) for value in (0.5, 2)
+    ]
+    assert found.problems == []
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+def test_a_column_of_a_type_that_is_unknown_costs_itself(kind: str, name: str, tmp_path: Path) -> None:
+    columns = {"a": pa.array(["甲"]), "d": pa.array([Decimal(1)], pa.decimal256(50, 2))}
+    columns["l"] = pa.array([[Decimal(1)]], pa.list_(pa.decimal256(50, 2)))
+    if kind == "hf":
+        columns["u"] = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1]), pa.array(["x"])])
+        columns["i"] = pa.array([(1, 2, 3)], pa.month_day_nano_interval())
+        columns["r"] = pa.RunEndEncodedArray.from_arrays([1], ["x"])
+        columns["v"] = pa.array([[1]], pa.list_view(pa.int64()))
+    found = Read([written(tmp_path / name, pa.table(columns))], read=kind)
+    (row,) = found.rows
+    assert {name for name in row if not name.startswith("_")} == {"a"}
+    assert (row["a"], row["_line"]) == ("甲", 1)
+    assert found.problems == []
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+@pytest.mark.parametrize("panics", [False, True])
+def test_a_table_that_polars_does_not_take_costs_its_file(
+    kind: str, name: str, panics: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = written(tmp_path / name, pa.table({"bad": pa.array([1], pa.timestamp("us", "Nowhere/At_all"))}))
+    good = written(tmp_path / f"b{Path(name).suffix}", pa.table({"a": ["甲"]}))
+    if panics:
+        from_arrow = pl.from_arrow
+
+        def panicking(table: pa.Table, **options: Any) -> Any:
+            if "bad" in table.column_names:
+                raise pl.exceptions.PanicException("such a type")
+            return from_arrow(table, **options)
+
+        monkeypatch.setattr(pl, "from_arrow", panicking)
+    found = Read([bad, good], read=kind)
+    assert found.values("a") == ["甲"]
+    assert found.problems == [(None, "unreadable", None)]
+    assert found.details[0].startswith("PanicException: such a type" if panics else "ComputeError: ")
+    assert found.problems_frame["file"].to_list() == [bad]
+
+
+def test_parquet_of_a_uri_and_of_a_folder_that_looks_like_a_partition(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"a": ["甲"]})
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    fsspec.filesystem("memory").pipe("/conan_readers/a.parquet", buffer.getvalue())
+    (tmp_path / "a=wrong").mkdir()
+    frame.write_parquet(tmp_path / "a=wrong/1.parquet")
+    for path in ("memory://conan_readers/a.parquet", f"{tmp_path}/a=wrong/1.parquet"):
+        found = Read([path], read="parquet")
+        assert found.values("a") == ["甲"]
+        assert found.problems == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("alpaca", {"instruction": "问", "output": "答"}, None),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]}, {"id": 1}),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]},
+            {"id": 1},
+        ),
+        ("squad", {"context_text": "答", "qas": [{"query_text": "问"}]}, {"context_text": "答", "qas": []}),
+        ("triples", {"query": "问", "pos": ["答"], "neg": []}, {"query": "问", "pos": []}),
+    ],
+)
+def test_a_record_of_a_shape_without_a_pair_is_told(read: Reader, kind: str, good: Any, bad: Any) -> None:
+    records = [record for record in (good, bad, good) if record]
+    for text, name in (("\n".join(map(json.dumps, records)), "a.jsonl"), (json.dumps(records), "a.json")):
+        found = read(text, name, read=kind)
+        assert found.values("query", "positive") == [("问", "答")] * 2
+        assert [(reason, json.loads(record or "")) for _, reason, record in found.problems] == (
+            [("no_pair", bad)] if bad else []
+        )
+
+
+def test_a_conversation_as_a_bare_list(read: Reader) -> None:
+    text = json.dumps([{"role": "client", "content": "问"}, {"role": "counselor", "content": "答"}])
+    assert read(text, "a.json", read="messages").values("query", "positive") == [("问", "答")]
+
+
+# Files that are none
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "text", "markdown", "parquet", "sharegpt"])
+def test_unreadable_files(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "link.json").symlink_to("/nowhere/at/all")
+    found = Read([f"{tmp_path}/folder.json", f"{tmp_path}/link.json"], read=kind)
+    assert found.rows == []
+    assert [reason for _, reason, _ in found.problems] == ["unreadable", "unreadable"]
+    assert found.problems_frame["file"].to_list() == [f"{tmp_path}/folder.json", f"{tmp_path}/link.json"]
+
+
+def test_a_file_that_can_not_be_read_brings_no_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
+    found = Read([f"{tmp_path}/a.csv", "/nowhere.csv"], read="csv")
+    assert [set(row) - {"_row", "_file", "_line"} for row in found.rows] == [{"a", "b"}]
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xd6\xd0.jsonl"
+    with open(path, "wb") as file:  # noqa: PTH123
+        file.write(b'{"a": 1}\n')
+    assert Read([os.fsdecode(path)], read="jsonl").values("_file") == [f"{tmp_path}/\\udcd6\\udcd0.jsonl"]
+
+
+# Joins and the sandbox
+
+
+def test_joined_files(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_bytes("1 甲\n\n2 乙\n".encode() + b"\xff\n3\0\n")
+    source = Source.model_validate(
+        {"name": "web", "files": "*", "read": "text", "join": {"other": f"{tmp_path}/lines.txt"}}
+    )
+    with readers.sandbox() as connection:
+        readers.read_joined(connection, source)
+        assert connection.sql("SELECT line, line_number FROM other").fetchall() == [("1 甲", 1), ("2 乙", 3)]
+    nowhere = source.model_copy(update={"join": {"other": "/nowhere.txt"}})
+    with readers.sandbox() as connection, pytest.raises(readers.SourceError, match=r"join other: /nowhere\.txt"):
+        readers.read_joined(connection, nowhere)
+
+
+secret = pl.DataFrame({"secret": [1]})
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "FROM read_text('{file}')",
+        "FROM read_csv('{file}')",
+        "FROM '{file}'",
+        "FROM glob('{folder}/*')",
+        "COPY (SELECT 1) TO '{folder}/out.csv'",
+        "EXPORT DATABASE '{folder}/out'",
+        "ATTACH '{folder}/out.duckdb'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "SET threads = 8",
+        "RESET lock_configuration",
+        "SELECT getenv('HOME')",
+        "FROM secret",
+    ],
+)
+def test_the_sandbox_is_closed(statement: str, tmp_path: Path) -> None:
+    file = tmp_path / "in.csv"
+    file.write_text("secret\n1\n")
+    with readers.sandbox() as connection, pytest.raises(duckdb.Error):
+        connection.execute(statement.format(file=file, folder=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]

@@ -1,0 +1,179 @@
+"""Large files in parts: every row of the whole file is in one of them, with its line."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from conan_embedding.pipeline.ingest.files import SourceFile, Stretch, list_files
+from conan_embedding.pipeline.ingest.splits import parts
+from conan_embedding.pipeline.ingest.stage import files, readers
+from conan_embedding.pipeline.ingest.stage import splits as stretches
+from conan_embedding.schemas.settings import Source
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+PROPERTY = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+Read = tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
+
+
+def source(path: Path, **more: Any) -> Source:
+    return Source.model_validate({"name": "web", "files": "*", "read": path.suffix[1:], **more})
+
+
+def cut(path: Path, size: int, chunk: int = 1 << 20, **more: Any) -> list[Stretch]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stretches, "PART_BYTES", size)
+        patch.setattr(files, "_CHUNK", chunk)
+        return [one for part in parts(source(path, **more), list_files([str(path)])) for one in part]
+
+
+def read(path: Path, some: list[Stretch], **more: Any) -> Read:
+    """Rows and problems of each stretch on its own, as workers read them; problems have no order of their own."""
+    rows, problems = [], []
+    for one in some:
+        with readers.sandbox() as connection:
+            for batch in readers.read(connection, source(path, **more), [one]):
+                rows += connection.sql("FROM rows ORDER BY _row").pl().select(pl.exclude("_row")).rows()
+                problems += batch.rows()
+    return rows, sorted(problems, key=str)
+
+
+words = st.text(st.sampled_from('甲乙天 a"\x0b'), max_size=12)
+
+
+@PROPERTY
+@given(
+    table=st.lists(st.lists(words, min_size=1, max_size=3), min_size=1, max_size=25),
+    kind=st.sampled_from(["tsv", "text", "csv", "named"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "gb18030", "big5", "utf-16"]),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    size=st.integers(1, 300),
+    chunk=st.integers(7, 300),
+    data=st.data(),
+)
+def test_rows_of_stretches_are_the_rows_of_the_file(
+    table: list[list[str]],
+    kind: str,
+    encoding: str,
+    end: str,
+    size: int,
+    chunk: int,
+    data: st.DataObject,
+    tmp_path: Path,
+) -> None:
+    delimiter = "," if kind == "csv" else "\t"
+    text = end.join(delimiter.join(fields) for fields in [["a", "b"], *table])
+    written = (text + data.draw(st.sampled_from(["", end]))).encode(encoding)
+    if data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(written)))
+        written = written[:at] + b"\xff" + written[at:]
+    path = tmp_path / ("a.tsv" if kind == "named" else f"a.{kind}")
+    path.write_bytes(written)
+    more: dict[str, Any] = {"encoding": encoding}
+    if kind == "named":
+        more["options"] = {"columns": ["x", "y"]}
+    if kind == "csv":
+        more["options"] = {"quote": ""}
+    some = cut(path, size, chunk, **more)
+    assert read(path, some, **more) == read(path, [Stretch(str(path))], **more)
+    if encoding in ("utf-8", "gb18030", "big5") and end != "\r" and len(written) > size and len(some) > 1:
+        assert [(one.start, two.start) for one, two in pairwise(some)] == [
+            (one.start, one.end) for one, _ in pairwise(some)
+        ]
+        assert all((one.end or len(written)) - one.start >= size for one in some[:-1])
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 60), (1000, 4), (10_000, 1)])
+def test_lines_of_json_in_stretches(size: int, expected: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"n": {number}, "t": "{"甲" * (number % 40)}"}}\n' for number in range(60)))
+    assert 3500 < path.stat().st_size < 4500
+    some = cut(path, size)
+    assert len(some) == expected
+    rows, problems = read(path, some)
+    assert problems == []
+    assert [(row[1], row[2]) for row in rows] == [(number + 1, number) for number in range(60)]
+
+
+def test_a_carriage_return_in_the_last_line_means_what_it_means_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.text"
+    path.write_bytes(b"one\ntwo\nth\rree")
+    some = cut(path, 1)
+    assert len(some) == 3
+    assert [row[2] for row in read(path, some)[0]] == ["one", "two", "th\rree"]
+    assert read(path, some) == read(path, [Stretch(str(path))])
+
+
+def test_a_table_whose_header_can_not_be_read_has_no_rows_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"a\0\tb\n" + b"1\t2\n" * 50)
+    some = cut(path, 20)
+    assert len(some) > 5
+    rows, problems = read(path, some)
+    assert rows == []
+    assert {reason for *_, reason, _ in problems} == {"columns"}
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("a.csv", {}),  # a quoted field may hold a line break
+        ("a.tsv", {"options": {"quote": '"'}}),
+        ("a.json", {}),
+        ("a.jsonl.gz", {"read": "jsonl"}),
+        ("a.md", {"read": "markdown"}),
+    ],
+)
+def test_what_can_only_be_read_from_its_start_stays_whole(name: str, more: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / name).write_text('a\tb\n"1\t2"\n' * 50)
+    assert cut(tmp_path / name, 20, **more) == [Stretch(str(tmp_path / name))]
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 20), (10**9, 1)])
+def test_row_groups(size: int, expected: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    frame = pl.DataFrame({"n": range(1000), "t": [f"{number}甲" * 3 for number in range(1000)]})
+    frame.write_parquet(path, row_group_size=50)
+    some = cut(path, size)
+    assert len(some) == expected
+    rows, problems = read(path, some)
+    assert problems == []
+    names = [*frame.columns, "_file", "_line"]
+    assert rows == frame.with_columns(_file=pl.lit(str(path)), _line=pl.int_range(1, 1001)).select(names).rows()
+
+
+def test_row_groups_are_put_together(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"n": range(1000)}).write_parquet(path, row_group_size=10, compression="uncompressed")
+    some = cut(path, path.stat().st_size // 8)
+    assert 3 < len(some) < 9
+    assert [one.start for one in some[1:]] == [one.end for one in some[:-1]]
+    assert (some[0].start, some[-1].end) == (0, 100)
+    assert [row[0] for row in read(path, some)[0]] == list(range(1000))
+    assert [one.first_line for one in some] == [1 + 10 * one.start for one in some]
+
+
+def test_a_large_file_that_can_not_be_read_is_left_to_its_reader(tmp_path: Path) -> None:
+    for name in ("a.parquet", "a.jsonl"):
+        path = tmp_path / name
+        path.write_bytes(b"\xff\xfe\xff" * 100)
+        assert cut(path, 20, encoding="gbk-8") == [Stretch(str(path))]
+        assert read(path, [Stretch(str(path))], encoding="gbk-8")[1] != []
+
+
+@PROPERTY
+@given(sizes=st.lists(st.integers(0, 300), max_size=20), part=st.integers(1, 300))
+def test_small_files_are_packed(sizes: list[int], part: int) -> None:
+    listed = [SourceFile(f"{number}.md", size, "1") for number, size in enumerate(sizes)]
+    one = Source.model_validate({"name": "web", "files": "*", "read": "markdown"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stretches, "PART_BYTES", part)
+        packed = list(parts(one, listed))
+    assert [stretch.path for stretches_ in packed for stretch in stretches_] == [file.path for file in listed]
+    size = {file.path: file.size for file in listed}
+    totals = [sum(size[stretch.path] for stretch in stretches_) for stretches_ in packed]
+    assert all(total <= part or len(stretches_) == 1 for total, stretches_ in zip(totals, packed, strict=True))
+    assert all(first + size[following[0].path] > part for first, following in zip(totals, packed[1:], strict=False))

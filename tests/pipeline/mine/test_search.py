@@ -1,0 +1,181 @@
+"""Exact search under rules against NumPy over all scores, whatever the blocks; FAISS above a limit."""
+
+from collections.abc import Callable
+
+import faiss
+import numpy as np
+import pytest
+from conan_embedding.pipeline.mine.search import Best, Rules, default_index, search
+from conan_embedding.pipeline.mine.stage import search as module
+
+Vectors = np.ndarray
+
+
+def unit(dice: np.random.Generator, count: int, width: int) -> Vectors:
+    vectors = dice.standard_normal((count, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def drawn_rules(dice: np.random.Generator, queries: int, passages: int, clusters: int, ceiling: Vectors) -> Rules:
+    """Each query has none to three clusters of its own, each passage one or two."""
+    own, member = dice.integers(0, 4, queries), dice.integers(1, 3, passages)
+    starts = [np.concatenate([[0], np.cumsum(counts)]) for counts in (own, member)]
+    return Rules(
+        ceiling.astype(np.float32),
+        starts[0],
+        dice.integers(0, clusters, own.sum()),
+        starts[1],
+        dice.integers(0, clusters, member.sum()),
+    )
+
+
+def brute_force(queries: Vectors, passages: Vectors, rules: Rules, top_k: int) -> Best:
+    scores = queries @ passages.T
+    clusters = 1 + max(rules.own.max(initial=0), rules.members.max(initial=0))
+    own = np.zeros((len(queries), clusters), np.float32)
+    own[np.repeat(np.arange(len(queries)), np.diff(rules.own_starts)), rules.own] = 1
+    members = np.zeros((len(passages), clusters), np.float32)
+    members[np.repeat(np.arange(len(passages)), np.diff(rules.member_starts)), rules.members] = 1
+    dropped = (own @ members.T > 0) | (scores >= rules.ceiling[:, None])
+    scores = np.where(dropped, -np.inf, scores)
+    ids = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    found = np.take_along_axis(scores, ids, axis=1)
+    return Best(np.where(found > -np.inf, ids, -1), found)
+
+
+def in_blocks(monkeypatch: pytest.MonkeyPatch, queries: int, passages: int, together: int) -> None:
+    for name, size in (("QUERIES", queries), ("PASSAGES", passages), ("TOGETHER", together)):
+        monkeypatch.setattr(module, name, size)
+
+
+def test_exact_is_brute_force() -> None:
+    dice = np.random.default_rng(0)
+    queries, passages = unit(dice, 5000, 64), unit(dice, 5000, 64)
+    ceiling = np.where(dice.random(5000) < 0.1, np.inf, dice.uniform(-0.2, 0.4, 5000))
+    rules = drawn_rules(dice, 5000, 5000, 60, ceiling)
+    found, expected = (
+        search(queries.__getitem__, passages.__getitem__, rules, 50, None),
+        brute_force(queries, passages, rules, 50),
+    )
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    # A product of another shape is another one in its last bits: neighbours so close may change places.
+    close = np.abs(np.diff(expected.scores, axis=1)) < 1e-6
+    close = np.pad(close, ((0, 0), (1, 0))) | np.pad(close, ((0, 0), (0, 1)), constant_values=True)
+    assert ((found.ids == expected.ids) | close).all()
+    assert (found.ids == expected.ids).mean() > 0.97
+
+
+@pytest.mark.parametrize("blocks", [(1, 20, 1), (7, 3, 2), (64, 200, 64), (1000, 130, 33), (1000, 1000, 1000)])
+@pytest.mark.parametrize("top_k", [1, 9, 400])
+def test_equal_scores_are_by_number_whatever_the_blocks(
+    blocks: tuple[int, int, int], top_k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_blocks(monkeypatch, *blocks)
+    dice = np.random.default_rng(1)
+    # Whole numbers: products are exact and often equal, some negative, some 0.
+    queries, passages = (dice.integers(-2, 3, (count, 4)).astype(np.float32) for count in (90, 300))
+    rules = drawn_rules(dice, 90, 300, 20, dice.integers(-3, 9, 90))
+    found, expected = (
+        search(queries.__getitem__, passages.__getitem__, rules, top_k, None),
+        brute_force(queries, passages, rules, top_k),
+    )
+    width = expected.ids.shape[1]
+    assert (found.ids[:, :width] == expected.ids).all() and (found.ids[:, width:] == -1).all()
+    assert (found.scores[:, :width] == expected.scores).all() and (found.scores[:, width:] == -np.inf).all()
+
+
+@pytest.mark.parametrize("limit", [10_000, 77])
+def test_an_index_of_all_is_brute_force(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flat index of FAISS that is asked for every passage, in one shard or in several."""
+    in_blocks(monkeypatch, 50, 40, 7)
+    monkeypatch.setattr(module, "FLAT_LIMIT", limit)
+    monkeypatch.setattr(module, "APPROXIMATE_DEPTH", 100)
+    dice = np.random.default_rng(2)
+    queries, passages = (dice.integers(-2, 3, (count, 4)).astype(np.float32) for count in (90, 300))
+    rules = drawn_rules(dice, 90, 300, 20, dice.integers(-3, 9, 90))
+    found, expected = (
+        search(queries.__getitem__, passages.__getitem__, rules, 9, "Flat"),
+        brute_force(queries, passages, rules, 9),
+    )
+    assert (found.ids == expected.ids).all() and (found.scores == expected.scores).all()
+
+
+@pytest.mark.parametrize("top_k", [20, 600])
+def test_what_an_index_does_not_find_is_not_put_in(top_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four shards of their own index by default above the limit; no memory for more at a time."""
+    monkeypatch.setattr(module, "FLAT_LIMIT", 1000)
+    monkeypatch.setattr(module, "RECALL", 0.5)
+    built: list[int] = []
+
+    def factory(width: int, name: str, metric: int, *, real: Callable = faiss.index_factory) -> faiss.Index:
+        assert name == default_index(3500) == "IVF118,Flat"
+        built.append(width)
+        return real(width, name, metric)
+
+    monkeypatch.setattr(faiss, "index_factory", factory)
+    dice = np.random.default_rng(3)
+    centres = unit(dice, 40, 24)
+    places = dice.integers(0, 40, 3500)
+    passages = centres[places] + 0.3 * unit(dice, 3500, 24)
+    passages /= np.linalg.norm(passages, axis=1, keepdims=True)
+    queries = passages[::50] + 0.2 * unit(dice, 70, 24)
+    rules = drawn_rules(dice, 70, 3500, 100, np.full(70, 0.99))
+    taken: list[int] = []
+
+    def rows(places: np.ndarray) -> Vectors:
+        taken.append(len(places))
+        return passages[places]
+
+    found = search(queries.__getitem__, rows, rules, top_k, None)
+    expected = brute_force(queries, passages, rules, 3500)
+    assert built == [24] * 4 and max(taken) <= 1000
+    recall = []
+    for ids, scores, allowed in zip(found.ids, found.scores, expected.ids, strict=True):
+        there = ids[ids >= 0]
+        assert set(there) <= set(allowed[allowed >= 0]) and len(set(there)) == len(there)
+        assert (np.diff(scores[ids >= 0]) <= 0).all() and (ids[len(there) :] == -1).all()
+        assert (np.abs(scores[ids >= 0]) <= 1).all()
+        recall.append(np.isin(allowed[:20], there).mean())
+    assert 0.6 < np.mean(recall) < 1
+    assert (found.ids[:, -1] < 0).any() == (top_k == 600)
+
+
+def test_nothing_to_search() -> None:
+    nothing, some = np.empty((0, 0), np.float32), np.ones((3, 2), np.float32)
+    empty, starts = np.zeros(0, np.int64), np.zeros(4, np.int64)
+    rules = Rules(np.full(3, np.inf, np.float32), starts, empty, np.zeros(1, np.int64), empty)
+    assert (search(some.__getitem__, nothing.__getitem__, rules, 2, None).ids == -1).all()
+    rules = Rules(np.zeros(0, np.float32), starts[:1], empty, starts, empty)
+    assert search(nothing.__getitem__, some.__getitem__, rules, 2, None).ids.shape == (0, 2)
+
+
+def test_a_score_that_is_no_number_is_no_candidate() -> None:
+    queries = np.eye(2, dtype=np.float32)
+    passages = np.array([[np.nan, 0.5], [0.25, np.nan], [0.5, -0.5]], np.float32)
+    nobody = np.zeros(0, np.int64)
+    rules = Rules(np.full(2, np.inf, np.float32), np.zeros(3, np.int64), nobody, np.zeros(4, np.int64), nobody)
+    found = search(queries.__getitem__, passages.__getitem__, rules, 3, None)
+    assert found.ids.tolist() == [[2, -1, -1], [2, -1, -1]]  # 0 × NaN is NaN, too
+
+
+def test_progress_ends_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_blocks(monkeypatch, 4, 5, 3)
+    seen: list[tuple[int, int]] = []
+    vectors = np.ones((9, 2), np.float32)
+    nobody, starts = np.zeros(0, np.int64), np.zeros(10, np.int64)
+    rules = Rules(np.full(9, np.inf, np.float32), starts, nobody, starts, nobody)
+    for index in (None, "Flat"):
+        search(vectors.__getitem__, vectors.__getitem__, rules, 2, index, lambda *done: seen.append(done))
+    assert seen == [(done, 6) for done in range(1, 7)] + [(1, 2), (2, 2)]
+
+
+def test_the_default_index_finds_enough_even_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without clusters no few lists hold the neighbours: as many are searched as it takes."""
+    monkeypatch.setattr(module, "FLAT_LIMIT", 2500)
+    dice = np.random.default_rng(4)
+    passages, queries = unit(dice, 5000, 32), unit(dice, 300, 32)
+    rules = drawn_rules(dice, 300, 5000, 5000, np.full(300, 2.0))
+    found = search(queries.__getitem__, passages.__getitem__, rules, 100, None).ids
+    expected = brute_force(queries, passages, rules, 100).ids
+    shared = [len(np.intersect1d(one, other)) for one, other in zip(found, expected, strict=True)]
+    assert np.mean(shared) >= 95

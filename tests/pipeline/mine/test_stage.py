@@ -1,0 +1,323 @@
+"""The mine stage against NumPy over all queries and passages."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+from conan_embedding.pipeline.corpus.folder import catalog
+from conan_embedding.pipeline.corpus.pools import FILE, read_candidates
+from conan_embedding.pipeline.encoder.encoder import Encoder
+from conan_embedding.pipeline.encoder.encoder import encoder as encoders
+from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.mine.stage import MARGINS, ceilings, mine, search
+from conan_embedding.pipeline.mine.stage import stage as module
+from conan_embedding.schemas.recipe import RecipeError
+from conan_embedding.schemas.settings import MineSettings
+
+ONE = Engine(workers=1)
+HAN = [chr(0x4E00 + place) for place in range(1000)]
+ORIGIN = {"source": "exam", "category": "web_page"}
+
+
+def phrase(dice: Random) -> str:
+    return "".join(dice.choices(HAN, k=dice.randint(1, 6)))
+
+
+@pytest.fixture(scope="module")
+def records() -> list[dict]:
+    """Queries with one to three positives of clusters of three passages; some texts are in two clusters."""
+    dice = Random(5)
+    clusters = [[phrase(dice) for _ in range(3)] for _ in range(60)]
+    for number in range(0, 60, 6):
+        clusters[number].append(clusters[number + 1][0])
+    made = []
+    for number in range(150):
+        chosen = dice.sample(range(60), dice.randint(1, 3))
+        positives = [dice.choice(clusters[cluster]) for cluster in chosen]
+        record = {"pair_ids": [str(number)], "query": f"{phrase(dice)}{number}", "negatives": []}
+        made.append(ORIGIN | record | {"positives": positives, "cluster_ids": [100 + cluster for cluster in chosen]})
+    missing = [(text, 100 + number) for number, cluster in enumerate(clusters) for text in cluster]
+    for number, (text, cluster) in enumerate(missing):
+        record = {"pair_ids": [f"m{number}"], "query": f"补{number % 40}", "negatives": []}
+        made.append(ORIGIN | record | {"positives": [text], "cluster_ids": [cluster]})
+    return made
+
+
+def vectors(monkeypatch: pytest.MonkeyPatch, width: int = 16) -> dict[str, np.ndarray]:
+    """Replace the encoder by one whose vectors are random, but the same for the same text."""
+
+    def of(text: str) -> np.ndarray:
+        drawn = np.random.default_rng(list(text.encode())).standard_normal(width) + 0.4
+        return (drawn / np.linalg.norm(drawn)).astype(np.float32)
+
+    class Known(dict):
+        def __missing__(self, text: str) -> np.ndarray:
+            self[text] = of(text)
+            return self[text]
+
+    known = Known()
+
+    def encode(encoder: Encoder, texts: pa.Array, prompt: str) -> np.ndarray:
+        return np.array([known[prompt + text] for text in texts.to_pylist()]).reshape(-1, width)
+
+    monkeypatch.setattr("conan_embedding.pipeline.encoder.encoder.encode", encode)
+    return known
+
+
+def settings(folder: Path, **more) -> MineSettings:
+    return MineSettings(model=str(folder), **{"top_k": 8, "max_length": 32} | more)
+
+
+def brute_force(records: list[dict], known: dict[str, np.ndarray], method: str, top_k: int) -> dict[str, list[str]]:
+    """Each query's pool, passages by name."""
+    clusters: dict[str, set[int]] = {}
+    positives: dict[str, set[str]] = {}
+    for record in records:
+        positives.setdefault(record["query"], set()).update(record["positives"])
+        for text, cluster in zip(record["positives"], record["cluster_ids"], strict=True):
+            clusters.setdefault(text, set()).add(cluster)
+    pools = {}
+    for query, own in positives.items():
+        mine_too = set().union(*(clusters[text] for text in own))
+        lowest = min(known[query] @ known[text] for text in own)
+        ceiling = {
+            "topk": np.inf,
+            "topk-shifted": np.inf,
+            "topk-abs": 0.7,
+            "topk-marginpos": lowest - 0.05,
+            "topk-percpos": 0.95 * lowest if lowest > 0 else 1.05 * lowest,
+        }[method]
+        allowed = [text for text, theirs in clusters.items() if not theirs & mine_too]
+        scored = sorted(((float(known[query] @ known[text]), text) for text in allowed), reverse=True)
+        shift = 10 if method == "topk-shifted" else 0
+        pools[query] = [text for score, text in scored if score < ceiling][shift : shift + top_k]
+    return pools
+
+
+def found(corpus: Path) -> tuple[dict[str, list[str]], dict[str, list[float]]]:
+    with duckdb.connect(str(corpus / FILE), read_only=True) as connection:
+        texts = dict(connection.execute("SELECT passage_id, text FROM passages").fetchall())
+    pools = read_candidates(corpus)
+    named = {row["query"]: [texts[each] for each in row["passage_ids"]] for row in pools.to_dicts()}
+    return named, dict(pools.select("query", "scores").iter_rows())
+
+
+@pytest.mark.parametrize("method", MARGINS)
+def test_pools_are_those_of_brute_force(
+    method: str, tmp_path: Path, bge: Path, records, write_shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = vectors(monkeypatch)
+    for name, size in (("QUERIES", 50), ("PASSAGES", 40), ("TOGETHER", 7)):  # some blocks
+        monkeypatch.setattr(search, name, size)
+    write_shards(tmp_path, "convert/retrieval", records[::2], records[1::2], [])
+    summary = mine(tmp_path, settings(bge, method=method), ONE)
+    expected = brute_force(records, known, method, 8)
+    pools, scores = found(tmp_path)
+    assert pools == expected
+    for query, texts in pools.items():
+        assert np.allclose(scores[query], [known[query] @ known[text] for text in texts], atol=1e-6)
+        assert scores[query] == sorted(scores[query], reverse=True)
+    short = sum(len(texts) < 8 for texts in expected.values())
+    assert summary.notes["short pools"] == short
+    assert (summary.rows_in, summary.notes["queries"]) == (190, 190)
+    assert short > 0 if method == "topk-marginpos" else True
+
+
+def test_a_deep_pool_is_found_below_everything_that_is_dropped(
+    tmp_path: Path, bge: Path, records, write_shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = vectors(monkeypatch)
+    write_shards(tmp_path, "convert/retrieval", records)
+    mine(tmp_path, settings(bge, method="topk-abs", margin=-0.2, top_k=3), ONE)
+    pools, _ = found(tmp_path)
+    texts = {text for record in records for text in record["positives"]}
+    for query, pool in pools.items():
+        assert len(pool) <= 3 and all(known[query] @ known[text] < -0.2 for text in pool)
+        if len(pool) < 3:
+            low = sum(known[query] @ known[text] < -0.2 for text in texts)
+            assert low - len(pool) <= 12  # the rest are in its own clusters: at most three of four
+
+
+def test_the_tables(tmp_path: Path, bge: Path, records, write_shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = vectors(monkeypatch)
+    write_shards(tmp_path, "convert/retrieval", records)
+    mine(tmp_path, settings(bge), ONE)
+    with duckdb.connect(str(tmp_path / FILE), read_only=True) as connection:
+        run = connection.execute("SELECT method, margin, top_k, model_fingerprint, run_id FROM runs").fetchall()
+        positives = connection.execute(
+            "SELECT queries.text, passages.text, score FROM positives JOIN queries USING (query_id) "
+            "JOIN passages USING (passage_id)"
+        ).fetchall()
+        clusters = dict(connection.execute("SELECT text, cluster_id FROM passages").fetchall())
+        candidate_runs = connection.execute("SELECT DISTINCT run_id FROM candidates").fetchall()
+    assert run[0][:4] == ("topk-percpos", 0.95, 8, module.weights_fingerprint(bge))
+    assert candidate_runs == [(run[0][4],)]
+    expected = {(record["query"], text) for record in records for text in record["positives"]}
+    assert len(positives) == len(expected)
+    assert {(query, text) for query, text, _ in positives} == expected
+    assert all(abs(score - known[query] @ known[text]) < 1e-6 for query, text, score in positives)
+    least: dict[str, int] = {}
+    for record in records:
+        for text, cluster in zip(record["positives"], record["cluster_ids"], strict=True):
+            least[text] = min(cluster, least.get(text, cluster))
+    assert clusters == least
+
+
+def test_queries_and_passages_of_pretraining(tmp_path: Path, bge: Path, write_shards, monkeypatch) -> None:
+    vectors(monkeypatch)
+    tasks = {
+        "convert/retrieval": [
+            ORIGIN | {"pair_ids": ["r"], "query": "问", "positives": ["甲"], "cluster_ids": [1], "negatives": []}
+        ],
+        "convert/pretrain": [
+            ORIGIN | {"pair_ids": [text], "query": f"题{text}", "positive": text, "cluster_id": cluster}
+            for text, cluster in (("甲二", 1), ("乙", 2), ("丙", 3))
+        ],
+    }
+    for folder, rows in tasks.items():
+        write_shards(tmp_path, folder, rows)
+    mine(tmp_path, settings(bge, method="topk", passages=["retrieval", "pretrain"]), ONE)
+    pools, _ = found(tmp_path)
+    assert {query: set(pool) for query, pool in pools.items()} == {"问": {"乙", "丙"}}
+    mine(tmp_path, settings(bge, method="topk", passages=["retrieval"], queries=["pretrain"]), ONE)
+    pools, _ = found(tmp_path)
+    assert {query: set(pool) for query, pool in pools.items()} == {
+        "题甲二": {"乙", "丙"},
+        "题乙": {"甲", "甲二", "丙"},
+        "题丙": {"甲", "甲二", "乙"},
+    }
+
+
+def test_an_index_by_name(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
+    known = vectors(monkeypatch)
+    write_shards(tmp_path, "convert/retrieval", records)
+    monkeypatch.setattr(search, "APPROXIMATE_DEPTH", 1000)  # deeper than there are passages
+    mine(tmp_path, settings(bge, index="Flat"), ONE)
+    assert found(tmp_path)[0] == brute_force(records, known, "topk-percpos", 8)
+    mine(tmp_path, settings(bge, index="IVF4,Flat", top_k=3), ONE)
+    pools, _ = found(tmp_path)
+    expected = brute_force(records, known, "topk-percpos", 1000)
+    assert all(set(pool) <= set(expected[query]) for query, pool in pools.items())
+    assert sum(map(len, pools.values())) > 300
+
+
+def test_a_second_run_does_nothing(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
+    def near(folder: Path, **more) -> MineSettings:
+        return settings(folder, **{"method": "topk-abs", "margin": 2.0} | more)
+
+    write_shards(tmp_path, "convert/retrieval", records)
+    first = mine(tmp_path, near(bge), ONE)
+    before = (tmp_path / FILE).stat().st_mtime_ns
+    loaded = encoders.loaded
+    monkeypatch.setattr(encoders, "loaded", lambda *_: pytest.fail("the model was loaded"))
+    again = mine(tmp_path, near(bge, batch_tokens=64), ONE)
+    assert (again.rows_in, again.notes) == (first.rows_in, first.notes)
+    assert (tmp_path / FILE).stat().st_mtime_ns == before
+    moved = shutil.move(bge, tmp_path / "moved")
+    mine(tmp_path, near(Path(moved)), ONE)
+    assert (tmp_path / FILE).stat().st_mtime_ns == before
+
+    monkeypatch.setattr(encoders, "loaded", loaded)
+    pools = found(tmp_path)[1]
+    mine(tmp_path, near(Path(moved), margin=-2), ONE)
+    assert all(pools.values()) and not any(found(tmp_path)[1].values())
+    write_shards(tmp_path, "convert/retrieval", records[:10])
+    assert mine(tmp_path, near(Path(moved), margin=-2), ONE).rows_in == 10
+
+
+def test_a_folder_with_a_quote_and_no_records(tmp_path: Path, bge: Path, records, write_shards) -> None:
+    corpus = tmp_path / "it's a corpus"
+    write_shards(corpus, "convert/retrieval", records[:5])
+    assert mine(corpus, settings(bge), ONE).rows_in == 5
+    write_shards(corpus, "convert/retrieval", [])
+    assert mine(corpus, settings(bge), ONE).rows_in == 0
+    assert read_candidates(corpus).is_empty()
+
+
+def test_ceilings() -> None:
+    owner = np.array([0, 0, 1])
+    scores = np.array([0.8, 0.6, -0.2], np.float32)
+    for method, expected in (
+        ("topk", [np.inf, np.inf]),
+        ("topk-shifted", [np.inf, np.inf]),
+        ("topk-abs", [0.7, 0.7]),
+        ("topk-marginpos", [0.55, -0.25]),
+        ("topk-percpos", [0.57, -0.21]),
+    ):
+        assert np.allclose(ceilings(owner, scores, 2, MineSettings(method=method)), expected)
+    assert np.allclose(ceilings(owner, scores, 2, MineSettings(margin=0.5)), [0.3, -0.3])
+
+
+def test_vectors_are_kept_for_the_next_run(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
+    """Another method encodes nothing, more data what is new, another model or prompt all that it decides."""
+    encoded: list[str] = []
+
+    def encode(encoder: Encoder, texts: pa.Array, prompt: str, *, real: Callable = encoders.encode) -> np.ndarray:
+        encoded.extend(prompt + text for text in texts.to_pylist())
+        return real(encoder, texts, prompt)
+
+    def run(*rows: list[dict], folder: Path = bge, **more) -> list[str]:
+        encoded.clear()
+        write_shards(tmp_path, "convert/retrieval", *rows)
+        mine(tmp_path, settings(folder, **more), ONE)
+        return sorted(encoded)
+
+    def texts(rows: list[dict], prompt: str = "") -> list[str]:
+        named = {text for row in rows for text in row["positives"]} | {prompt + row["query"] for row in rows}
+        return sorted(named)
+
+    monkeypatch.setattr(encoders, "encode", encode)
+    assert run(records[:50]) == texts(records[:50])
+    pools = found(tmp_path)
+    assert run(records[:50], method="topk-abs") == run(records[:50], margin=0.9) == []
+    assert run(records[:50]) == [] and found(tmp_path) == pools
+    assert run(records[:80]) == sorted(set(texts(records[:80])) - set(texts(records[:50])))
+    assert run(records[:80], query_prompt="问：") == sorted(f"问：{row['query']}" for row in records[:80])
+    assert len(list((tmp_path / "vectors").iterdir())) == 2
+    assert run(records[:80], query_prompt="问：", max_length=16) == texts(records[:80], "问：")
+    assert len(list((tmp_path / "vectors").iterdir())) == 2
+    shutil.rmtree(tmp_path / "vectors")
+    assert run(records[:80], query_prompt="问：", max_length=16) == []  # the pools are there, which is what matters
+
+
+def test_the_model_folder_s_own_prompt(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
+    known = vectors(monkeypatch)
+    write_shards(tmp_path, "convert/retrieval", records)
+    (bge / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "搜："}}))
+    mine(tmp_path, settings(bge), ONE)
+    prompted = {row["query"]: known[f"搜：{row['query']}"] for row in records}
+    assert found(tmp_path)[0] == brute_force(records, known | prompted, "topk-percpos", 8)
+    mine(tmp_path, settings(bge, query_prompt=""), ONE)
+    assert found(tmp_path)[0] == brute_force(records, known, "topk-percpos", 8)
+
+
+def test_what_a_run_says_of_itself(tmp_path: Path, bge: Path, records, write_shards) -> None:
+    write_shards(tmp_path, "convert/retrieval", records)
+    mine(tmp_path, settings(bge, max_length=4, method="topk-shifted", margin=3), ONE)
+    columns = "method, margin, top_k, index, queries_from, passages_from, queries, passages, truncated"
+    (run,) = catalog.query(tmp_path, f"SELECT {columns} FROM pools.runs").to_pylist()
+    texts = {text for row in records for text in row["positives"]}
+    queries = {row["query"] for row in records}
+    assert run == {
+        "method": "topk-shifted",
+        "margin": 3,
+        "top_k": 8,
+        "index": "Flat",
+        "queries_from": ["retrieval"],
+        "passages_from": ["retrieval"],
+        "queries": len(queries),
+        "passages": len(texts),
+        "truncated": sum(len(text) > 2 for text in texts | queries),  # [CLS] and [SEP] are two of four
+    }
+
+
+@pytest.mark.parametrize("margin", [2.5, -1])
+def test_ranks_are_whole(margin: float, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"mine\.margin: topk-shifted leaves out whole ranks"):
+        mine(tmp_path, MineSettings(model="m", method="topk-shifted", margin=margin), ONE)

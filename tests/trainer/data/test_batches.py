@@ -1,0 +1,272 @@
+"""What each update is made of, against plain loops over the same records."""
+
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from conan_embedding.pipeline.corpus.folder import CorpusError
+from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings
+from conan_embedding.trainer.data import batches
+from conan_embedding.trainer.data.batches import (
+    FinetuneData,
+    PairData,
+    count_pairs,
+    count_queries,
+    count_sentences,
+    finetune_update,
+    given_counts,
+    pretrain_update,
+    queries_a_step,
+    read_finetune,
+    read_pairs,
+    steps_of,
+    write_finetune,
+    write_pairs,
+)
+from conan_embedding.trainer.data.mapped_table import Records
+from conan_embedding.trainer.dhnm.windows import Windows, advance, start
+
+Shards = Callable[[Path, str], list[Path]]
+Read = Callable[..., FinetuneData]
+
+
+def column(records: Records, name: str) -> list[Any]:
+    return [value for batch in records for value in batch[name].to_pylist()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[[], Path]:
+    """Another empty folder at each call."""
+    numbers = count()
+
+    def make() -> Path:
+        made = tmp_path / f"data {next(numbers)}'s"
+        made.mkdir()
+        return made
+
+    return make
+
+
+@pytest.fixture
+def read(folder: Callable[[], Path], shards: Shards) -> Read:
+    """What fine-tuning reads of a corpus, of some kinds of queries."""
+
+    def written(corpus: Path, *kinds: str) -> FinetuneData:
+        place = folder()
+        write_finetune(place, corpus, {kind: shards(corpus, kind) for kind in kinds}, shards(corpus, "sts"))
+        return read_finetune(place)
+
+    return written
+
+
+@pytest.fixture
+def pairs_of(folder: Callable[[], Path]) -> Callable[..., PairData]:
+    """What pre-training reads of shards."""
+
+    def written(*shards: Path) -> PairData:
+        place = folder()
+        write_pairs(place, shards)
+        return read_pairs(place)
+
+    return written
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        (PretrainSettings(steps=7), 7),
+        (PretrainSettings(), 10),
+        (PretrainSettings(epochs=2.5), 25),
+        (PretrainSettings(epochs=0.001), 1),
+    ],
+)
+def test_steps_are_given_or_follow_from_epochs(settings: PretrainSettings, steps: int) -> None:
+    assert steps_of(settings, records=101, batch=10) == steps
+
+
+@pytest.mark.parametrize(("in_turn", "sentences", "queries"), [(False, 5, 8), (True, 5, 4), (True, 0, 8)])
+def test_in_turn_every_other_update_has_queries(in_turn: bool, sentences: int, queries: int) -> None:
+    assert queries_a_step(FinetuneSettings(retrieval_batch=8, in_turn=in_turn), sentences) == queries
+    assert queries_a_step(FinetuneSettings(retrieval_batch=8, sts_batch=0, in_turn=in_turn), sentences) == 8
+
+
+def test_pairs_of_any_stage_are_read(tmp_path: Path, pairs_of: Callable[..., PairData]) -> None:
+    tasks = ["retrieval", "sts", "pretrain", "classification"]
+    columns = {"query": ["甲", "乙", "丙", "丁"], "positive": list("abcd"), "source": ["y", "y", "x", "x"]}
+    columns["category"] = ["news", "news", "web_page", "web_page"]
+    early = pl.DataFrame({**columns, "task": tasks}).with_columns(pl.col("task", "source").cast(pl.Categorical))
+    early.write_parquet(tmp_path / "filter.parquet")
+    early.with_columns(cluster_id=pl.Series([4, 5, 6, 7])).write_parquet(tmp_path / "dedup.parquet")
+    late = pl.DataFrame({**columns, "cluster_id": [1, 1, 2, 3], "pair_ids": [["p"]] * 4})
+    late.write_parquet(tmp_path / "convert.parquet")
+
+    of_filter = pairs_of(tmp_path / "filter.parquet")
+    assert column(of_filter.pairs, "query") == ["甲", "丙"]
+    assert column(of_filter.pairs, "positive") == ["a", "c"]
+    assert column(of_filter.pairs, "cluster_id") == [-1, -1]
+    sources = of_filter.sources
+    assert (sources.names, sources.categories, sources.sizes) == (["x", "y"], ["web_page", "news"], [1, 1])
+    assert sources.rows.tolist() == [1, 0]
+    assert column(pairs_of(tmp_path / "dedup.parquet").pairs, "cluster_id") == [4, 6]
+    of_convert = pairs_of(tmp_path / "convert.parquet", tmp_path / "convert.parquet")
+    assert column(of_convert.pairs, "query") == ["甲", "乙", "丙", "丁"] * 2
+    assert column(of_convert.pairs, "cluster_id") == [1, 1, 2, 3] * 2
+    assert of_convert.sources.rows.tolist() == [2, 3, 6, 7, 0, 1, 4, 5]
+    assert count_pairs([tmp_path / "filter.parquet"]) == 2
+    assert count_pairs([tmp_path / "convert.parquet"]) == 4
+
+    early.filter(pl.col("task").cast(pl.String) == "sts").write_parquet(tmp_path / "none.parquet")
+    with pytest.raises(CorpusError, match="no pairs"):
+        pairs_of(tmp_path / "none.parquet")
+
+
+def test_an_update_for_pretraining_is_its_rows(
+    made_corpus: Path, shards: Shards, pairs_of: Callable[..., PairData]
+) -> None:
+    data = pairs_of(*shards(made_corpus, "pretrain"))
+    queries, positives = column(data.pairs, "query"), column(data.pairs, "positive")
+    rows = np.array([7, 0, 6])
+    update = pretrain_update(data, rows)
+    assert [update.texts[row] for row in update.query_rows] == [queries[row] for row in rows]
+    assert [update.texts[row] for row in update.positive_rows] == [positives[row] for row in rows]
+    groups = update.groups[update.positive_rows].tolist()
+    assert groups[0] == groups[2] != groups[1]  # rows 6 and 7 are of one cluster
+    assert update.negative_rows.shape == (3, 0)
+
+
+@pytest.mark.parametrize("window", [7, 100_000])
+def test_records_meet_their_pools(
+    made_corpus: Path, shards: Shards, read: Read, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(batches, "WINDOW", window)
+    data = read(made_corpus, "retrieval")
+    records = pl.concat([pl.read_parquet(shard) for shard in shards(made_corpus, "retrieval")])
+    assert column(data.queries, "query") == records["query"].to_list()  # here queries are numbered as they are written
+    assert data.query_ids.tolist() == list(range(40))
+    assert column(data.queries, "positives") == records["positives"].to_list()
+    assert column(data.queries, "clusters") == records["cluster_ids"].to_list()
+    assert column(data.queries, "given") == records["negatives"].to_list()
+    assert given_counts(data).tolist() == [2 if i % 5 == 0 else 0 for i in range(40)]
+    assert data.sources.rows.tolist() == list(range(40))
+    assert (data.sources.names, data.sources.categories) == (["big", "small"], ["news", "news"])
+    assert data.sources.sizes == [30, 10]
+    assert (data.sentence_sources.names, data.sentence_sources.categories) == (["sts"], ["news"])
+    assert data.pool_sizes.tolist() == [len(pool) for pool in column(data.queries, "pool")] == list(range(40))
+    assert len(data.passages) == 160
+    scored = pl.read_parquet(shards(made_corpus, "sts")[0])
+    for name in ("text_a", "text_b", "label"):
+        assert column(data.sentences, name) == scored[name].to_list()
+    assert count_queries(made_corpus, {"retrieval": shards(made_corpus, "retrieval")}) == 40
+    assert count_sentences(shards(made_corpus, "sts")) == 30
+
+
+def test_records_of_one_query_become_one(tmp_path: Path, write: Any, read: Read) -> None:
+    first = {"source": "b", "query": "问", "positives": ["一", "二"], "cluster_ids": [1, 2], "negatives": ["坏", "三"]}
+    second = {"source": "a", "query": "问", "positives": ["三"], "cluster_ids": [3], "negatives": ["差", "坏", "一"]}
+    write.shard(tmp_path, "retrieval", [first])
+    write.shard(tmp_path, "retrieval", [second], number=1)
+    write.shard(tmp_path, "pretrain", [{"source": "c", "query": "问", "positive": "四", "cluster_id": 4}])
+    write.mined(tmp_path, {0: ("五", 5)}, {"问": [0]})
+    data = read(tmp_path, "retrieval", "pretrain")
+    assert column(data.queries, "query") == ["问"]
+    assert column(data.queries, "positives") == [["三", "一", "二", "四"]]  # by source
+    assert column(data.queries, "clusters") == [[3, 1, 2, 4]]
+    # Once each, in this order, and nothing that another record calls an answer.
+    assert column(data.queries, "given") == [["差", "坏"]]
+    assert (data.sources.names, data.sources.sizes) == (["a"], [1])
+    assert len(data.sentences) == 0
+
+
+def test_pairs_alone_may_serve_as_retrieval(tmp_path: Path, write: Any, read: Read) -> None:
+    write.shard(tmp_path, "pretrain", [{"source": "c", "query": "问", "positive": "四", "cluster_id": 4}])
+    write.mined(tmp_path, {0: ("五", 5)}, {"问": [0]})
+    data = read(tmp_path, "pretrain")
+    assert column(data.queries, "positives") == [["四"]]
+    assert column(data.queries, "given") == [[]]
+
+
+def test_what_pools_lack_is_said(corpus: Path, write: Any, read: Read) -> None:
+    pair = {"source": "c", "query": "没有挖过", "positive": "四", "cluster_id": 4}
+    write.shard(corpus, "pretrain", [pair])
+    with pytest.raises(CorpusError, match=r"1 of 41 queries have no pool.*mine"):
+        read(corpus, "retrieval", "pretrain")
+    queries = column(read(corpus, "retrieval").queries, "query")
+    write.mined(corpus, {1: ("五", 5), 2: ("六", 6)}, {query: [] for query in queries})
+    with pytest.raises(CorpusError, match="numbered from 0"):
+        read(corpus, "retrieval")
+    write.shard(corpus, "retrieval", [])
+    write.shard(corpus, "retrieval", [], number=1)
+    with pytest.raises(CorpusError, match="no queries"):
+        read(corpus, "retrieval")
+
+
+def negatives_of(data: FinetuneData, windows: Windows, rows: list[int], visit: int = 0) -> list[list[str]]:
+    update = finetune_update(data, windows, np.array(rows), np.arange(2), 4, np.full(len(rows), visit))
+    queries, positives = column(data.queries, "query"), column(data.queries, "positives")
+    assert [update.texts[row] for row in update.query_rows] == [queries[row] for row in rows]
+    for row, text in zip(rows, update.positive_rows, strict=True):
+        assert update.texts[text] == positives[row][visit % len(positives[row])]
+    assert [update.texts[row] for row in update.left_rows] == column(data.sentences, "text_a")[:2]
+    assert [update.texts[row] for row in update.right_rows] == column(data.sentences, "text_b")[:2]
+    assert update.labels.tolist() == column(data.sentences, "label")[:2]
+    return [[update.texts[row] for row in each if row >= 0] for each in update.negative_rows]
+
+
+def test_negatives_are_those_of_the_windows(made_corpus: Path, read: Read) -> None:
+    data = read(made_corpus, "retrieval")
+    windows = start(data.pool_sizes, 4, given_counts(data))
+    texts, given = column(data.passages, "text"), column(data.queries, "given")
+    pools = [[texts[i] for i in each] for each in column(data.queries, "pool")]
+    rows = [0, 1, 3, 10, 39]  # given and no pool; one candidate; three; given and a pool; many
+    expected = [given[0], pools[1], pools[3], given[10], pools[39][:4]]
+    assert negatives_of(data, windows, rows) == expected
+    assert [len(each) for each in expected] == [2, 1, 3, 2, 4]
+
+    moved = advance(windows, np.ones(40, np.bool_), data.pool_sizes, 4)
+    moved = advance(moved, np.arange(40) == 39, data.pool_sizes, 4)
+    expected = [given[0], pools[1], pools[3], given[10], pools[39][14:18]]
+    assert negatives_of(data, moved, rows) == expected  # a pool that is too short keeps its window
+    assert negatives_of(data, moved, [25]) == [pools[25][10:14]]
+
+
+def test_a_query_shows_its_positives_in_turn(made_corpus: Path, read: Read) -> None:
+    data = read(made_corpus, "retrieval")
+    windows = start(data.pool_sizes, 4, given_counts(data))
+    assert len(column(data.queries, "positives")[2]) == 2
+    for visit in range(4):
+        negatives_of(data, windows, [2, 30], visit)
+
+
+def test_clusters_come_along(tmp_path: Path, write: Any, read: Read) -> None:
+    record = {"source": "a", "query": "问", "positives": ["答"], "cluster_ids": [9], "negatives": []}
+    write.shard(tmp_path, "retrieval", [record])
+    write.mined(tmp_path, {0: ("近似的答", 9), 1: ("别的", 3)}, {"问": [0, 1]})
+    data = read(tmp_path, "retrieval")
+    windows = start(data.pool_sizes, 4, given_counts(data))
+    update = finetune_update(data, windows, np.array([0]), np.zeros(0, np.int64), 4, np.array([0]))
+    groups = update.groups[update.negative_rows[0]].tolist()
+    own = update.groups[update.positive_rows[0]].item()
+    assert [group == own for group in groups] == [True, False]
+
+
+def test_queries_without_any_negatives_are_an_update_too(tmp_path: Path, write: Any, read: Read) -> None:
+    record = {"source": "a", "query": "问", "positives": ["答"], "cluster_ids": [9], "negatives": []}
+    write.shard(tmp_path, "retrieval", [record])
+    write.mined(tmp_path, {}, {"问": []})
+    data = read(tmp_path, "retrieval")
+    windows = start(data.pool_sizes, 4, given_counts(data))
+    update = finetune_update(data, windows, np.array([0, 0]), np.zeros(0, np.int64), 4, np.array([0, 1]))
+    assert update.negative_rows.shape == (2, 0)
+
+
+def test_an_update_may_be_of_one_task(made_corpus: Path, read: Read) -> None:
+    data = read(made_corpus, "retrieval")
+    windows, nothing = start(data.pool_sizes, 4, given_counts(data)), np.zeros(0, np.int64)
+    update = finetune_update(data, windows, nothing, np.arange(3), 4, nothing)
+    assert (len(update.query_rows), len(update.labels), len(update.texts)) == (0, 3, 6)
+    update = finetune_update(data, windows, np.array([39]), nothing, 4, np.array([0]))
+    assert (len(update.query_rows), len(update.labels), update.negative_rows.shape) == (1, 0, (1, 4))

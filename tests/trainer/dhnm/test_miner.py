@@ -1,0 +1,243 @@
+"""DHNM in a run, fed with scores by hand: what moves, what stands in pools.duckdb, what a killed run leaves."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+import torch
+from conan_embedding.schemas.settings import FinetuneSettings, HardNegativeMining
+from conan_embedding.trainer.data.batches import FinetuneData, read_finetune, write_finetune
+from conan_embedding.trainer.dhnm.miner import Mining
+from conan_embedding.trainer.job import Job
+from conan_embedding.trainer.loss.cbb import Losses
+
+Shards = Callable[[Path, str], list[Path]]
+
+ROWS = np.array([2, 20, 30, 39])  # pools of 2, 20, 30 and 39; rows 20 and 30 begin with given negatives
+NAN = float("nan")
+
+
+@pytest.fixture
+def data(corpus: Path, shards: Shards, tmp_path: Path) -> FinetuneData:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_finetune(folder, corpus, {"retrieval": shards(corpus, "retrieval")}, [])
+    return read_finetune(folder)
+
+
+@pytest.fixture
+def mining(corpus: Path, data: FinetuneData) -> Mining:
+    return make(corpus, data)
+
+
+def make(corpus: Path, data: FinetuneData, **changes: Any) -> Mining:
+    settings = FinetuneSettings(negatives=4, hard_negative_mining=HardNegativeMining(check_every=3, **changes))
+    job = Job(corpus=corpus, name="finetune", model="", settings=settings, shards={}, fingerprint="")
+    return Mining(job, settings, data, rows_of=lambda step: ROWS)
+
+
+def observe(mining: Mining, step: int, *means: float) -> dict[str, int] | None:
+    """A step in which the queries of ROWS have negatives of these mean scores."""
+    scores = torch.tensor([[mean - 0.05, mean + 0.05, NAN, mean] for mean in means])
+    nothing = torch.zeros(())
+    return mining.observe(step, Losses(nothing, nothing, nothing, torch.zeros(4), scores))
+
+
+def table(corpus: Path, name: str) -> list[tuple[Any, ...]]:
+    with duckdb.connect(str(corpus / "pools.duckdb"), read_only=True) as connection:
+        return connection.execute(f"FROM {name} ORDER BY ALL").fetchall()
+
+
+def replay(mining: Mining, steps: range) -> None:
+    """Steps with checks every three of them, written as a run writes them."""
+    script = {
+        1: (0.9, 0.6, 0.6, 0.5),
+        2: (0.5, 0.4, 0.55, 0.5),
+        3: (0.5, 0.5, 0.55, 0.1),
+        4: (0.5, 0.6, 0.55, 0.7),
+        5: (0.5, 0.6, 0.55, 0.65),
+        6: (0.5, 0.6, 0.55, 0.65),
+        7: (0.5, 0.2, 0.55, 0.6),
+        8: (0.5, 0.2, 0.55, 0.6),
+        9: (0.5, 0.2, 0.55, 0.1),
+    }
+    for step in steps:
+        if observe(mining, step, *script[step]):
+            mining.write(step)
+
+
+def test_only_queries_with_easier_negatives_move(mining: Mining) -> None:
+    assert [step for step in range(1, 10) if mining.checks(step)] == [3, 6, 9]
+    assert observe(mining, 1, 0.9, 0.6, 0.6, 0.5) is None
+    assert observe(mining, 2, 0.5, 0.4, 0.55, 0.5) is None
+    # Of row 2 the pool is too short; 1.15 · 0.5 < 0.6 and 1.15 · 0.1 < 0.5 move, 1.15 · 0.55 > 0.6 does not.
+    assert observe(mining, 3, 0.5, 0.5, 0.55, 0.1) == {
+        "visited": 4,
+        "eligible": 4,
+        "flagged": 3,
+        "replaced": 2,
+        "exhausted": 1,
+    }
+    windows = mining.windows
+    assert windows.round[ROWS].tolist() == [0, 1, 0, 1]
+    assert (windows.lo[ROWS].tolist(), windows.hi[ROWS].tolist()) == ([0, 10, 0, 10], [2, 14, 0, 14])
+    assert np.isnan(windows.initial_score[ROWS]).tolist() == [False, True, False, True]
+    others = np.setdiff1d(np.arange(40), ROWS)
+    assert np.isnan(windows.last_score[others]).all()
+
+
+def test_the_mean_is_over_the_negatives_there_are(mining: Mining) -> None:
+    nothing = torch.zeros(())
+    scores = torch.tensor([[0.2, 0.4, NAN], [NAN, NAN, NAN], [0.9, NAN, NAN], [0.1, 0.2, 0.3]])
+    mining.observe(1, Losses(nothing, nothing, nothing, torch.zeros(4), scores))
+    assert mining.windows.last_score[ROWS].tolist() == pytest.approx([0.3, NAN, 0.9, 0.2], nan_ok=True)
+
+
+def test_a_step_without_any_negatives_changes_nothing(mining: Mining) -> None:
+    nothing = torch.zeros(())
+    found = mining.observe(3, Losses(nothing, nothing, nothing, torch.zeros(4), torch.zeros(4, 0)))
+    assert found == {"visited": 0, "eligible": 0, "flagged": 0, "replaced": 0, "exhausted": 0}
+
+
+def test_switched_off_nothing_moves(corpus: Path, data: FinetuneData) -> None:
+    mining = make(corpus, data, enabled=False)
+    for step, mean in enumerate([0.9, 0.5, 0.1, 0.1], start=1):
+        assert observe(mining, step, mean, mean, mean, mean) is None
+    assert not mining.windows.round.any()
+
+
+def test_the_tables_are_the_state_and_its_history(mining: Mining, corpus: Path) -> None:
+    replay(mining, range(1, 10))
+    assert [row[:3] + row[5:] for row in table(corpus, "replacements")] == [
+        (3, 20, 1, 10, 14),
+        (3, 39, 1, 10, 14),
+        (9, 20, 2, 14, 18),
+        (9, 39, 2, 14, 18),
+    ]
+    scores = [row[3:5] for row in table(corpus, "replacements")]
+    assert np.allclose(scores, [(0.5, 0.6), (0.1, 0.5), (0.2, 0.6), (0.1, 0.7)])
+    windows, state = table(corpus, "windows"), mining.windows
+    assert [row[0] for row in windows] == ROWS.tolist()
+    for query, rounds, lo, hi, initial, last, step in windows:
+        assert (rounds, lo, hi, step) == (state.round[query], state.lo[query], state.hi[query], 9)
+        assert (NAN if initial is None else initial) == pytest.approx(state.initial_score[query], nan_ok=True)
+        assert (NAN if last is None else last) == pytest.approx(state.last_score[query], nan_ok=True)
+    assert state.exhausted[ROWS].tolist() == [True, False, False, False]
+
+
+def test_a_query_that_comes_once_is_not_eligible(mining: Mining) -> None:
+    observe(mining, 1, 0.9, 0.9, 0.9, NAN)
+    found = observe(mining, 3, NAN, 0.9, 0.1, NAN)
+    assert found == {"visited": 3, "eligible": 2, "flagged": 1, "replaced": 1, "exhausted": 0}
+    found = observe(mining, 6, NAN, NAN, NAN, 0.5)
+    assert found == {"visited": 4, "eligible": 1, "flagged": 0, "replaced": 0, "exhausted": 0}
+    found = observe(mining, 9, 0.1, NAN, 0.5, 0.5)
+    assert found == {"visited": 4, "eligible": 3, "flagged": 1, "replaced": 0, "exhausted": 1}
+
+
+def test_changed_windows_alone_are_written_between_checkpoints(mining: Mining, corpus: Path) -> None:
+    """The table is then what writing all of it would have made, but for the step of what has not changed."""
+    columns = "(SELECT query_id, round, lo, hi, initial_score, last_score FROM windows)"
+    assert mining.write(0)
+    steps = [
+        (0.9, 0.6, 0.6, NAN),
+        (0.5, 0.4, 0.6, NAN),
+        (0.5, 0.5, 0.6, 0.5),
+        (0.5, NAN, NAN, 0.1),
+        (NAN, 0.4, NAN, 0.1),
+    ]
+    written = []
+    for step, means in enumerate(steps, start=1):
+        observe(mining, step, *means)
+        assert mining.write(step, whole=False)
+        changed = table(corpus, columns), table(corpus, "(SELECT query_id, step FROM windows)")
+        assert mining.write(step)
+        assert table(corpus, columns) == changed[0]
+        written.append(changed[1])
+    assert written[3] == [(2, 4), (20, 3), (30, 3), (39, 4)]
+    assert written[4] == [(2, 4), (20, 5), (30, 4), (39, 5)]
+    assert table(corpus, "(SELECT DISTINCT step FROM windows)") == [(5,)]
+
+
+def through_a_checkpoint(mining: Mining, corpus: Path, data: FinetuneData, tmp_path: Path) -> Mining:
+    np.savez(tmp_path / "windows.npz", **mining.state())
+    resumed = make(corpus, data)
+    with np.load(tmp_path / "windows.npz") as arrays:
+        resumed.restore(dict(arrays))
+    return resumed
+
+
+def test_a_resumed_run_forgets_what_it_did_after_its_checkpoint(
+    mining: Mining, corpus: Path, data: FinetuneData, tmp_path: Path
+) -> None:
+    replay(mining, range(1, 10))
+    windows, replacements = table(corpus, "windows"), table(corpus, "replacements")
+
+    killed = make(corpus, data)
+    assert killed.write(0)  # as a new run begins
+    assert table(corpus, "windows") == table(corpus, "replacements") == []
+    replay(killed, range(1, 5))
+    resumed = through_a_checkpoint(killed, corpus, data, tmp_path)
+    at_the_checkpoint = table(corpus, "replacements")
+    replay(killed, range(5, 10))
+    assert table(corpus, "replacements") == replacements
+    assert resumed.write(4)
+    assert table(corpus, "replacements") == at_the_checkpoint
+    replay(resumed, range(5, 10))
+    assert table(corpus, "windows") == windows
+    assert table(corpus, "replacements") == replacements
+
+
+@pytest.fixture
+def elsewhere(corpus: Path) -> Callable[[], "subprocess.Popen[str]"]:
+    """Open pools.duckdb in another process, until it is killed."""
+
+    def open_file() -> "subprocess.Popen[str]":
+        program = (
+            f"import duckdb, time; held = duckdb.connect({str(corpus / 'pools.duckdb')!r}, read_only=True); "
+            "print('open', flush=True); time.sleep(60)"
+        )
+        reader = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "open\n"
+        return reader
+
+    return open_file
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_locked_file_held_up_is_written_later(
+    mining: Mining,
+    corpus: Path,
+    data: FinetuneData,
+    tmp_path: Path,
+    elsewhere: Callable[[], "subprocess.Popen[str]"],
+    killed: bool,
+) -> None:
+    replay(mining, range(1, 10))
+    windows, replacements = table(corpus, "windows"), table(corpus, "replacements")
+
+    mining = make(corpus, data)
+    reader = elsewhere()
+    try:
+        assert not mining.write(0)
+        replay(mining, range(1, 6))
+        assert len(mining.unwritten) == 2
+        if killed:  # and the run goes on from a checkpoint that has what the file lacks
+            mining = through_a_checkpoint(mining, corpus, data, tmp_path)
+        assert not mining.write(5)
+    finally:
+        reader.kill()
+        reader.wait()
+        assert reader.stdout is not None
+        reader.stdout.close()
+    assert mining.write(5)
+    assert table(corpus, "replacements") == replacements[:2]
+    replay(mining, range(6, 10))
+    assert table(corpus, "windows") == windows
+    assert table(corpus, "replacements") == replacements

@@ -1,0 +1,309 @@
+"""Figures against scikit-learn, SciPy and plain loops; what stays of them, from the functions and the command."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+from conan_embedding import run
+from conan_embedding.cli import app
+from conan_embedding.pipeline.corpus.folder import CorpusError, catalog
+from conan_embedding.pipeline.encoder.encoder import Encoder, load_encoder
+from conan_embedding.schemas.recipe import Recipe, RecipeError
+from conan_embedding.schemas.results import RESULT
+from conan_embedding.schemas.settings import EncoderSettings
+from conan_embedding.trainer.evaluation import evaluate as module
+from conan_embedding.trainer.evaluation.evaluate import cut, evaluate, judge, judge_bm25, widths, write_results
+from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet
+from scipy.stats import spearmanr
+from typer.testing import CliRunner
+
+
+def retrieval(queries: dict[str, list[str]], negatives: list[list[str]] | None = None, *more: str) -> EvaluationSet:
+    frame = pl.DataFrame(
+        {
+            "query_id": [f"id {query}" for query in queries],
+            "query": list(queries),
+            "positives": list(queries.values()),
+            "negatives": negatives or [[] for _ in queries],
+        },
+        schema_overrides={"negatives": pl.List(pl.String)},
+    )
+    return EvaluationSet("s", "retrieval", frame, pl.Series(more, dtype=pl.String))
+
+
+def by_hand(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, Any], prompt: str = "") -> Encoder:
+    """An encoder that looks its vectors up."""
+
+    def encode(_: Any, texts: Any, prompt: str = "") -> Any:
+        found = np.array([vectors[prompt + text] for text in texts.to_pylist()], np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    monkeypatch.setattr(module, "encode", encode)
+    width = len(next(iter(vectors.values())))
+    return SimpleNamespace(query_prompt=prompt, layout=SimpleNamespace(dense=[SimpleNamespace(weight=[0] * width)]))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("queries", "passages", "most"), [(40, 160, 4), (3, 30, 25), (5, 4, 2), (1, 1, 1)])
+@pytest.mark.parametrize("at_once", [1, 1 << 24])
+def test_retrieval_figures_are_scikit_learns(
+    monkeypatch: pytest.MonkeyPatch, queries: int, passages: int, most: int, at_once: int
+) -> None:
+    from sklearn.metrics import ndcg_score
+
+    monkeypatch.setattr(module, "_SCORES_AT_ONCE", at_once)
+    random = np.random.default_rng(queries)
+    texts = [f"p{place}" for place in range(passages)]
+    vectors = {text: random.normal(size=6) for text in [*texts, *(f"q{i}" for i in range(queries))]}
+    counts = [min(most, passages), *random.integers(1, min(most, passages) + 1, queries - 1)]
+    answers = [random.choice(passages, count, replace=False) for count in counts]
+    asked = {f"q{i}": [texts[place] for place in wanted] for i, wanted in enumerate(answers)}
+    found = evaluate(by_hand(monkeypatch, vectors), retrieval(asked, None, *texts))
+
+    unit = {text: vector / np.linalg.norm(vector) for text, vector in vectors.items()}
+    scores = np.array([[unit[query] @ unit[text] for text in texts] for query in asked])
+    relevance = np.zeros((queries, passages))
+    recalls: dict[int, list[float]] = {10: [], 100: []}
+    reciprocal = []
+    for query, wanted in enumerate(answers):
+        relevance[query, wanted] = 1
+        order = sorted(range(passages), key=lambda passage: -scores[query, passage])
+        for depth, values in recalls.items():
+            values.append(len(set(order[:depth]) & set(wanted.tolist())) / len(wanted))
+        first = min(order.index(place) for place in wanted) + 1
+        reciprocal.append(1 / first if first <= 10 else 0)
+    if passages > 1:  # scikit-learn has no nDCG of one
+        assert found["ndcg@10"] == pytest.approx(ndcg_score(relevance, scores, k=10))
+    assert found["recall@10"] == pytest.approx(np.mean(recalls[10]))
+    assert found["recall@100"] == pytest.approx(np.mean(recalls[100]))
+    assert found["mrr@10"] == pytest.approx(np.mean(reciprocal))
+    assert "map" not in found
+
+
+def test_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One answer at rank 1, one at rank 3, one beyond rank 10."""
+    vectors = {f"p{place}": np.eye(16)[place] for place in range(12)} | {"q": np.r_[np.arange(12, 0, -1), np.zeros(4)]}
+    asked = retrieval({"q": ["p0", "p2", "p11"]}, None, *vectors.keys() - {"q"})
+    (judged,) = judge(by_hand(monkeypatch, vectors), asked, [16])
+    assert judged.figures["ndcg@10"] == pytest.approx((1 + 1 / 2) / (1 + 1 / np.log2(3) + 1 / 2))
+    assert judged.figures["recall@10"] == pytest.approx(2 / 3)
+    row = judged.results.row(0, named=True)
+    assert row.pop("passages") == [f"p{place}" for place in range(10)]
+    assert row == {
+        "query_id": "id q", "query": "q", "rank": 1, "mrr_10": 1.0, "recall_100": 1.0,
+        "ndcg_10": pytest.approx(judged.figures["ndcg@10"]), "recall_10": pytest.approx(2 / 3),
+    }  # fmt: skip
+
+
+def test_an_answer_named_twice_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = by_hand(monkeypatch, {"q": [1, 0.0], "a": [1, 0.1], "b": [0.0, 1]})
+    found = evaluate(encoder, retrieval({"q": ["a", "a"]}, None, "b"))
+    assert found == {"ndcg@10": 1, "mrr@10": 1, "recall@10": 1, "recall@100": 1}
+
+
+def test_reranking_is_among_a_querys_own_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = {"q": [1.0, 0], "r": [0, 1.0], "s": [1, 1.0], "a": [1, 0.5], "n": [1, 0.1], "m": [0, 1.0], "near": [1, 0]}
+    asked = retrieval({"q": ["a"], "r": ["m"], "s": ["a"]}, [["n", "m"], [], ["n", "m", "a"]], "near")
+    (judged,) = judge(by_hand(monkeypatch, vectors), asked, [2])
+    # n is nearer to q than a is; r has no negatives; a is both to s, so it is an answer, and the nearest.
+    assert judged.results["map"].to_list() == [0.5, pytest.approx(np.nan, nan_ok=True), 1]
+    assert judged.figures["map"] == 0.75
+
+
+def test_other_queries_answers_and_further_passages_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = {"q": [1.0, 0], "r": [0, 1.0], "a": [1, 0.1], "b": [1, 0.3], "c": [0.1, 1], "near q": [1, 0.01]}
+    encoder = by_hand(monkeypatch, vectors)
+    asked = {"q": ["a", "b"], "r": ["c"]}
+    assert evaluate(encoder, retrieval(asked))["ndcg@10"] == 1
+    of_q = (1 / np.log2(3) + 1 / 2) / (1 + 1 / np.log2(3))
+    assert evaluate(encoder, retrieval(asked, None, "near q", "a"))["ndcg@10"] == pytest.approx((of_q + 1) / 2)
+
+
+def pairs(count: int, labels: Any) -> EvaluationSet:
+    texts = {side: [f"{side}{i}" for i in range(count)] for side in ("a", "b")}
+    frame = pl.DataFrame({"text_a": texts["a"], "text_b": texts["b"], "label": labels}).with_row_index("query_id")
+    return EvaluationSet("sts", "sts", frame.with_columns(pl.col("query_id").cast(pl.String)))
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_sentence_pairs_have_spearman_and_with_labels_0_and_1_more(
+    monkeypatch: pytest.MonkeyPatch, binary: bool
+) -> None:
+    from sklearn.metrics import average_precision_score
+
+    random = np.random.default_rng(2)
+    vectors = {f"{side}{i}": random.normal(size=5) for i in range(30) for side in "ab"}
+    labels = random.integers(0, 2, 30) if binary else random.integers(0, 6, 30) / 5
+    (judged,) = judge(by_hand(monkeypatch, vectors), pairs(30, labels), [5])
+
+    def cosine(one: Any, other: Any) -> float:
+        return float(np.dot(one, other) / np.linalg.norm(one) / np.linalg.norm(other))
+
+    scores = [cosine(vectors[f"a{i}"], vectors[f"b{i}"]) for i in range(30)]
+    wanted = {"spearman": spearmanr(scores, labels).statistic}
+    if binary:
+        middles = [-2, *((x + y) / 2 for x, y in zip(sorted(scores), sorted(scores)[1:], strict=False))][1:]
+        wanted["ap"] = average_precision_score(labels, scores)
+        wanted["best_accuracy"] = max(np.mean((np.array(scores) > middle) == labels) for middle in middles)
+    assert judged.figures == pytest.approx(wanted)
+    assert judged.results["score"].to_list() == pytest.approx(scores, abs=1e-6)
+
+
+def test_equal_scores_or_labels_have_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(2)
+    same, others = np.ones(5), [random.normal(size=5) for _ in range(6)]
+    alike = by_hand(monkeypatch, {f"{side}{i}": same for i in range(3) for side in "ab"})
+    assert judge(alike, pairs(3, np.array([0.1, 0.5, 0.9])), [5])[0].figures == {"spearman": 0.0}
+    apart = by_hand(monkeypatch, {f"{side}{i}": others[2 * i + (side == "b")] for i in range(3) for side in "ab"})
+    assert judge(apart, pairs(3, np.full(3, 0.5)), [5])[0].figures == {"spearman": 0.0}
+
+
+def test_classes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    texts = [f"t{i}" for i in range(60)]
+    vectors = {text: np.eye(4)[i % 3] + random.normal(size=4) / 10 for i, text in enumerate(texts)}
+    frame = pl.DataFrame({"query_id": texts, "text": texts, "class": list("甲乙丙") * 20, "learnt": [False] * 60})
+    encoder = by_hand(monkeypatch, vectors)
+    alone = judge(encoder, EvaluationSet("c", "classification", frame), [4])[0]
+    assert alone.figures == {"accuracy": 1.0, "v_measure": pytest.approx(1)}
+    assert alone.results["accuracy"].to_list() == [1.0] * 60
+    split = frame.with_columns(learnt=pl.int_range(pl.len()) < 20)
+    learnt = judge(encoder, EvaluationSet("c", "classification", split), [4])[0]
+    assert learnt.figures["accuracy"] == 1
+    assert learnt.results["query"].to_list() == texts[20:]
+
+
+def test_vectors_are_cut_and_unit_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = {"q": [1.0, 0, 9], "a": [2, 0, -9.0], "b": [1, 1, 9.0]}
+    encoder = by_hand(monkeypatch, vectors)
+    whole, short = judge(encoder, retrieval({"q": ["a"]}, None, "b"), [3, 2])
+    assert (whole.dimension, whole.figures["mrr@10"]) == (3, 0.5)
+    assert (short.dimension, short.figures["mrr@10"]) == (2, 1.0)
+    both = cut(np.array([[3, 4, 12.0], [0, 0, 1.0]], np.float32), 2)
+    assert both == pytest.approx(np.array([[0.6, 0.8], [0, 0]]))
+    assert widths(encoder, []) == [3]
+    assert widths(encoder, [1, 3, 2, 1]) == [3, 1, 2]
+    with pytest.raises(CorpusError, match="3 wide; they can't be cut to 4"):
+        widths(encoder, [2, 4])
+
+
+def test_bm25_finds_words_in_common() -> None:
+    asked = retrieval({"红楼梦作者": ["红楼梦的作者是曹雪芹"], "iPhone": ["iphone 是手机"]}, None, "作者")
+    judged = judge_bm25(asked)
+    assert judged.figures["mrr@10"] == 1
+    assert judged.dimension is None
+
+
+def test_a_model_finds_a_text_itself(tiny: Path) -> None:
+    encoder = load_encoder(EncoderSettings(model=str(tiny)))
+    texts = [chr(point) * 3 for point in range(0x4E00, 0x4E10)]
+    assert evaluate(encoder, retrieval({text: [text] for text in texts}))["ndcg@10"] == pytest.approx(1)
+
+
+def test_queries_have_the_models_prompt_and_passages_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = {"问：q": [1.0, 0], "问：r": [0, 1.0], "a": [1, 0.1], "c": [0.1, 1]}
+    assert evaluate(by_hand(monkeypatch, vectors, "问："), retrieval({"q": ["a"], "r": ["c"]}))["ndcg@10"] == 1
+
+
+def test_results_of_all_tasks_are_one_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    encoder = by_hand(monkeypatch, {text: [1.0, place] for place, text in enumerate(["q", "a", "n", "a0", "b0"])})
+    judged = judge(encoder, retrieval({"q": ["a"]}, [["n"]]), [1, 2]) + judge(encoder, pairs(1, [1.0]), [2])
+    file = write_results(tmp_path / "results", "BAAI/bge: small", judged)
+    assert file == tmp_path / "results" / "BAAI_bge_small.parquet"
+    assert pl.read_parquet(file).columns == RESULT.names
+    rows = duckdb.sql(f"SELECT dimension, set, rank, passages[1], label, map FROM '{file}' ORDER BY ALL").fetchall()
+    assert rows == [(1, "s", 1, "a", None, 0.5), (2, "s", 1, "a", None, 1.0), (2, "sts", None, None, 1.0, None)]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, tiny: Path) -> Path:
+    """One with evaluation sets alone, and a model under train/pretrain."""
+    folder = tmp_path / "corpus"
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "train" / "pretrain").mkdir(parents=True)
+    (folder / "train" / "pretrain" / "model").symlink_to(tiny)
+    rows = [{"query": f"一丁{c}", "positives": [f"一丁{c}七"]} for c in "万丈三上下"]
+    (folder / "evaluation" / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_figures_stay_in_the_corpus(corpus: Path) -> None:
+    recipe = Recipe.model_validate({"evaluate": {"dimensions": [8]}})
+    rows = run.evaluate(corpus, recipe, ["pretrain"], [])
+    models = ["pretrain", "pretrain@8", "bm25"]
+    assert list(dict.fromkeys(row["model"] for row in rows)) == models
+    assert [row["dimension"] for row in rows[::4]] == [32, 8, None]
+    file = corpus / "evaluation" / "figures.json"
+    assert json.loads(file.read_text()) == rows
+    asked = "SELECT model, dimension, count(*), bool_and(query_id IS NOT NULL) FROM results GROUP BY ALL ORDER BY ALL"
+    assert [tuple(row.values()) for row in catalog.query(corpus, asked).to_pylist()] == [
+        ("bm25", None, 5, True), ("pretrain", 8, 5, True), ("pretrain", 32, 5, True),
+    ]  # fmt: skip
+    file.write_text(json.dumps([{"model": "other", "set": "own", "metric": "ndcg@10", "value": 0.5}, *rows]))
+    run.evaluate(corpus, Recipe(), ["pretrain"], [])
+    kept = [row["model"] for row in json.loads(file.read_text())]
+    assert list(dict.fromkeys(kept)) == ["other", "pretrain", "bm25"]  # what was cut before is gone
+    assert [r["model"] for r in catalog.query(corpus, "SELECT DISTINCT model FROM results ORDER BY 1").to_pylist()] == [
+        "bm25", "pretrain",
+    ]  # fmt: skip
+
+
+def test_a_corpus_without_figures_has_no_results(corpus: Path) -> None:
+    assert catalog.query(corpus, "SELECT query, ndcg_10, passages FROM results").num_rows == 0
+
+
+def test_other_sets_leave_the_corpus_as_it_is(corpus: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text_a": "一丁", "text_b": "七万", "label": 1}\n{"text_a": "丈", "text_b": "三", "label": 0.5}')
+    rows = run.evaluate(corpus, Recipe(), ["pretrain"], [other], tmp_path / "results")
+    assert [(row["model"], row["set"], row["metric"]) for row in rows] == [("pretrain", "other", "spearman")]
+    assert not (corpus / "evaluation" / "figures.json").exists()
+    assert not (corpus / "evaluation" / "results").exists()
+    assert pl.read_parquet(tmp_path / "results" / "pretrain.parquet")["positive"].to_list() == ["七万", "三"]
+
+
+def test_a_model_needs_no_corpus_and_a_recipe_is_a_place_of_sets(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text('{"q": "一丁七", "a": "一丁七万"}\n{"q": "丈三", "a": "丈三上"}\n')
+    (tmp_path / "more.jsonl").write_text('{"a": "下不与"}\n')
+    recipe = tmp_path / "sets.yaml"
+    recipe.write_text(
+        "evaluation:\n  - {name: questions, task: retrieval, files: '${root}/questions.jsonl', "
+        "passages: '${root}/more.jsonl', read: jsonl, query: q, positive: a}\n"
+    )
+    root = [f"variables.root={tmp_path}"]
+    rows = run.evaluate(None, Recipe(), [str(tiny)], [recipe], overrides=root)
+    assert {(row["model"], row["set"]) for row in rows} == {(str(tiny), "questions"), ("bm25", "questions")}
+    recipe.write_text(recipe.read_text().replace("questions.jsonl", "lost.jsonl"))
+    with pytest.raises(RecipeError, match=r"the evaluation set questions has no pair in .*lost\.jsonl"):
+        run.evaluate(None, Recipe(), [str(tiny)], [recipe], overrides=root)
+    recipe.write_text("sources: []\n")
+    with pytest.raises(RecipeError, match="no `evaluation:`"):
+        run.evaluate(None, Recipe(), [str(tiny)], [recipe])
+
+
+def test_the_command_takes_a_corpus_or_with_sets_a_model(
+    corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(run, "evaluate", lambda *arguments: asked.append(arguments) or [])
+    (corpus / "recipe.yaml").write_text("evaluate: {models: [pretrain], dimensions: [4]}")
+    own = str(corpus / "evaluation" / "own.jsonl")
+    for arguments in (
+        [str(corpus)],
+        [str(corpus), "finetune", "--sets", own, "--dimensions", "8,16"],
+        [str(tiny), "BAAI/bge", "--sets", own, "--results", "there", "--set", "evaluate.max_length=64"],
+    ):
+        assert CliRunner().invoke(app, ["evaluate", *arguments]).exit_code == 0
+    found = [(place, recipe.evaluate.dimensions, models, sets, to) for place, recipe, models, sets, to, _ in asked]
+    assert found == [
+        (corpus, [4], ["pretrain"], [], None),
+        (corpus, [8, 16], ["finetune"], [Path(own)], None),
+        (None, [], [str(tiny), "BAAI/bge"], [Path(own)], Path("there")),
+    ]
+    assert asked[2][1].evaluate.max_length == 64
+    for arguments in (["--dimensions", "all"], ["--tasks", "STSB"], ["--cmteb", "--sets", own]):
+        assert CliRunner().invoke(app, ["evaluate", str(corpus), *arguments]).exit_code == 2

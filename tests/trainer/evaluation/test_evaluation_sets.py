@@ -1,0 +1,150 @@
+"""Evaluation sets as people write them, and as ingest does; what is none is said."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from conan_embedding.pipeline.corpus.folder import CorpusError
+from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet, haystack, read_sets
+
+PAIRS = pl.DataFrame(
+    {
+        "source": ["qa", "qa", "qa", "qa", "pairs", "pairs", "pre"],
+        "task": ["retrieval"] * 4 + ["sts"] * 2 + ["pretrain"],
+        "pair_id": list("abcdefg"),
+        "query": ["问", "问", "", "又问", "甲", "乙", "题"],
+        "positive": ["答", "另答", "只供检索", "又答", "丙", "丁", "文"],
+        "negatives": [["错"], ["也错"], [], [], [], [], []],
+        "label": [None, None, None, None, 0.2, 1.0, None],
+        "meta": ["{}", "{}", '{"passage_only":true}', "{}", "{}", "{}", "{}"],
+    }
+)
+
+
+def as_dict(one: EvaluationSet) -> tuple[str, str, list[Any], list[str]]:
+    return one.name, one.task, one.frame.rows(named=True), one.passages.to_list()
+
+
+def test_pairs_as_ingest_writes_them_are_a_set_a_source(tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    named = PAIRS.with_columns(pl.col("source", "task").cast(pl.Categorical))
+    named.filter(pl.col("source") != "pre").write_parquet(folder / "part-00000.parquet")
+    own = PAIRS.filter(pl.col("source") == "pre").drop("negatives", "meta", "label", "pair_id")
+    own.write_ndjson(folder / "own.jsonl")
+    (folder / "notes.txt").write_text("not a set")
+    (folder / "results").mkdir()
+    (folder / "results" / "model.parquet").write_text("not a set")
+    found = sorted((as_dict(one) for one in read_sets([folder])), key=lambda one: one[0])
+    qa = [
+        {"query": "问", "query_id": "a", "positives": ["答", "另答"], "negatives": ["错", "也错"]},
+        {"query": "又问", "query_id": "d", "positives": ["又答"], "negatives": []},
+    ]
+    pairs = [
+        {"query_id": "e", "text_a": "甲", "text_b": "丙", "label": pytest.approx(0.2)},
+        {"query_id": "f", "text_a": "乙", "text_b": "丁", "label": 1.0},
+    ]
+    assert found[0] == ("pairs", "sts", pairs, [])
+    assert found[1][:3] == (
+        "pre",
+        "retrieval",
+        [{"query": "题", "query_id": "0", "positives": ["文"], "negatives": []}],
+    )
+    assert found[2][:3] == ("qa", "retrieval", qa)
+    assert set(found[2][3]) >= {"答", "另答", "只供检索", "又答", "错", "也错"}
+
+
+def test_classes_of_pairs_are_their_positives(tmp_path: Path) -> None:
+    texts = pl.DataFrame({"query": [f"文{i}" for i in range(12)], "positive": ["甲", "乙", "丙"] * 4})
+    texts.with_columns(source=pl.lit("news"), task=pl.lit("classification")).write_parquet(tmp_path / "c.parquet")
+    (one,) = read_sets([tmp_path / "c.parquet"])
+    assert (one.name, one.task) == ("news", "classification")
+    assert one.frame.row(4, named=True) == {"query_id": "4", "text": "文4", "class": "乙", "learnt": False}
+
+
+def test_records_are_sets_too(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text(
+        '{"query": "问", "positives": ["答"], "negatives": ["错"], "query_id": 7}\n'
+        '{"query": "没有答案", "positives": [], "negatives": [], "query_id": 8}\n'
+        '{"query": "空的答案", "positives": [""], "negatives": [], "query_id": 8}\n'
+        '{"query": "又问", "positives": ["又答", null], "negatives": null, "query_id": 9}\n'
+    )
+    pl.DataFrame({"text_a": ["甲", "乙", "己"], "text_b": ["丙", None, "庚"], "label": [0, 1, 3]}).write_parquet(
+        tmp_path / "sts.parquet"
+    )
+    rows = [f'{{"text": "文{i}", "label": {i % 2}, "split": "{"train" if i < 6 else "test"}"}}' for i in range(10)]
+    (tmp_path / "classes.jsonl").write_text("\n".join(rows))
+    retrieval, sts, classes = read_sets([tmp_path / name for name in ("own.jsonl", "sts.parquet", "classes.jsonl")])
+    assert as_dict(retrieval) == (
+        "own",
+        "retrieval",
+        [
+            {"query_id": "7", "query": "问", "positives": ["答"], "negatives": ["错"]},
+            {"query_id": "9", "query": "又问", "positives": ["又答"], "negatives": None},
+        ],
+        [],
+    )
+    pairs = [
+        {"query_id": "0", "text_a": "甲", "text_b": "丙", "label": 0},
+        {"query_id": "2", "text_a": "己", "text_b": "庚", "label": 3},
+    ]
+    assert as_dict(sts) == ("sts", "sts", pairs, [])
+    assert (classes.name, classes.task) == ("classes", "classification")
+    assert classes.frame["learnt"].to_list() == [True] * 6 + [False] * 4
+    assert classes.frame["class"].to_list() == ["0", "1"] * 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"question": "问", "answer": "答"}', "expected the columns .* found question, answer"),
+        ("a.jsonl", '{"query": "问", "positives": "答"}', "can't be read"),
+        ("a.jsonl", "{broken", "can't be read"),
+        ("a.jsonl", "", "can't be read"),
+        ("a.parquet", "no Parquet", "can't be read"),
+        ("a.jsonl", '{"query": "问", "positives": []}', "nothing to ask: a"),
+        ("a.jsonl", '{"query": "", "positive": "p", "source": "s", "task": "retrieval"}', "nothing to ask: s"),
+        ("a.jsonl", '{"text": "文", "label": 1}\n' * 20, "a can't be classified: .* found 1 and 20, 20 of them"),
+        ("a.jsonl", '{"text": "文", "label": 1}\n{"text": "文", "label": 2}', "can't be classified: .* found 2 and 2"),
+        ("a.jsonl", '{"text": "文", "label": 1, "split": "train"}\n{"text": "文", "label": 2, "split": "train"}\n' * 9,
+         "can't be classified: .* 0 of them to ask about"),
+    ],
+)  # fmt: skip
+def test_what_is_no_set_is_said(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CorpusError, match=message):
+        read_sets([tmp_path / name])
+
+
+def test_places_without_sets_are_said(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"no evaluation sets in .*missing\.jsonl"):
+        read_sets([tmp_path / "missing.jsonl"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match=r"no evaluation sets in .*empty"):
+        read_sets([tmp_path / "empty"])
+
+
+def test_two_sets_of_one_name_are_said(tmp_path: Path) -> None:
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.jsonl").write_text('{"query": "问", "positives": ["答"]}')
+    with pytest.raises(CorpusError, match="two evaluation sets are called same"):
+        read_sets([tmp_path / "one", tmp_path / "other"])
+
+
+def test_a_haystack_has_each_text_once() -> None:
+    frame = pl.DataFrame(
+        {
+            "query_id": ["0", "1", "2"],
+            "query": ["q", "r", "s"],
+            "positives": [["a", "b"], ["c", "c"], ["a"]],
+            "negatives": [["n", "b", ""], [], None],
+        },
+        schema_overrides={"negatives": pl.List(pl.String)},
+    )
+    found = haystack(EvaluationSet("s", "retrieval", frame, pl.Series(["x", "a", "x", "", None])))
+    assert sorted(found.passages) == ["a", "b", "c", "n", "x"]
+    named = list(zip(found.owner, found.passages.gather(found.place), found.wanted, strict=True))
+    assert [row[0] for row in named] == [0, 0, 0, 1, 2]
+    assert set(named) == {(0, "a", True), (0, "b", True), (0, "n", False), (1, "c", True), (2, "a", True)}

@@ -1,0 +1,30 @@
+"""Which model is the best so far. What validation computes, test_train_options.py looks at."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from conan_embedding.schemas.settings import PretrainSettings, Validation
+from conan_embedding.trainer.evaluation.validation import BEST, best_so_far, keep_best
+from conan_embedding.trainer.job import Job, make_job
+from conan_embedding.trainer.model.embedding_model import load
+
+
+def job_of(corpus: Path, tiny: Path, **validation: object) -> Job:
+    return make_job(corpus, "pretrain", str(tiny), PretrainSettings(validation=Validation(**validation)), {})
+
+
+def test_the_best_is_of_earlier_steps_and_the_same_sets(corpus: Path, tiny: Path) -> None:
+    job = job_of(corpus, tiny, every=4, queries=20)
+    assert best_so_far(job, 4) == -np.inf
+    keep_best(job, 8, 0.75, *load(tiny))
+    assert json.loads((job.best_folder / BEST).read_text()) == {
+        "step": 8,
+        "mean": 0.75,
+        "sets": {"sets": [], "queries": 20},
+    }
+    assert best_so_far(job, 12) == 0.75
+    assert best_so_far(job, 8) == -np.inf  # a killed run that does this step again
+    assert best_so_far(job_of(corpus, tiny, every=2, queries=20), 12) == 0.75
+    assert best_so_far(job_of(corpus, tiny, every=4, queries=30), 12) == -np.inf
+    assert best_so_far(job_of(corpus, tiny, every=4, queries=20, sets=["asked"]), 12) == -np.inf

@@ -1,0 +1,73 @@
+"""The gather, in real process groups: this file is also the program that each rank runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from conan_embedding.trainer.loss.collectives import gather, of_rank_zero, sum_of_ranks
+
+COUNTS = [[2, 2], [3, 1], [0, 2], [4, 0], [0, 0]]  # rows on each of two ranks
+
+
+def rows(case: int, rank: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(10 * case + rank)
+    return torch.randn(COUNTS[case][rank], 3, generator=generator, dtype=torch.float64)
+
+
+def weights(case: int) -> torch.Tensor:
+    return torch.arange(1, 1 + 3 * sum(COUNTS[case]), dtype=torch.float64).reshape(-1, 3)
+
+
+def main(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    outcome = []
+    for case in range(len(COUNTS)):
+        own = rows(case, rank).requires_grad_()
+        gathered = gather(own)
+        (gathered * weights(case)).sum().backward()
+        outcome.append((gathered.detach(), own.grad))
+    outcome.append((gather(torch.full((rank + 1, 2), rank, dtype=torch.bfloat16)), None))
+    outcome.append((of_rank_zero(np.arange(3) + 10 * rank).tolist(), None))
+    outcome.append((sum_of_ranks([rank == 1, 3 + 2**40 * rank], "cpu"), None))
+    torch.save(outcome, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_gathers_uneven_rows_in_rank_order_with_gradients(tmp_path: Path) -> None:
+    command = [sys.executable, __file__]
+    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    for rank in range(2):
+        *outcome, (half, _), (decided, _), (sums, _) = torch.load(tmp_path / f"{rank}.pt")
+        for case, (gathered, gradient) in enumerate(outcome):
+            assert torch.equal(gathered, torch.cat([rows(case, 0), rows(case, 1)]))
+            first = 0 if rank == 0 else COUNTS[case][0]
+            own = weights(case)[first : first + COUNTS[case][rank]]
+            assert torch.equal(gradient, 2 * own)  # the average over two ranks takes the factor back
+        assert decided == [0, 1, 2]
+        assert sums == [1, 6 + 2**40]
+        assert half.dtype == torch.bfloat16
+        assert half.tolist() == [[0, 0], [1, 1], [1, 1]]
+
+
+def test_without_a_process_group_is_the_identity() -> None:
+    tensor = torch.randn(2, 3, requires_grad=True)
+    assert gather(tensor) is tensor
+    assert of_rank_zero(tensor) is tensor
+    assert sum_of_ranks([True, 5], "cpu") == [1, 5]
+
+
+def test_in_a_world_of_one_is_the_identity(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        tensor = torch.randn(2, 3, requires_grad=True)
+        assert gather(tensor) is tensor
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,194 @@
+"""Exported folders, read by sentence-transformers itself."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conan_embedding import run
+from conan_embedding.pipeline.encoder.models import ModelError, read_query_prompt
+from conan_embedding.schemas.recipe import Recipe
+from conan_embedding.schemas.settings import MRL_DIMENSIONS, EncoderSettings, FinetuneSettings
+from conan_embedding.trainer.model.bootstrap import tiny_bert
+from conan_embedding.trainer.model.embedding_model import export as module
+from conan_embedding.trainer.model.embedding_model import load
+from conan_embedding.trainer.model.export import export, write_onnx
+from safetensors.torch import load_file
+
+TEXTS = ["今天天气好", "python 编程", "在", "很长的一段文字，" * 20]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = pa.chunked_array([TEXTS], pa.string())
+    shape = {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 32, "max_length": 32}
+    return tiny_bert(tmp_path_factory.mktemp("plain"), texts=texts, **shape)
+
+
+@pytest.mark.parametrize(("dimension", "pooling"), [(24, "mean"), (24, "cls"), (None, "mean")])
+def test_sentence_transformers_gives_the_same_vectors(
+    plain: Path, tmp_path: Path, dimension: int | None, pooling: str
+) -> None:
+    reason = "sentence-transformers is not installed"
+    sentence_transformers = pytest.importorskip("sentence_transformers", reason=reason)
+    model, tokenizer = load(plain, dimension, pooling, max_length=20)
+    folder = export(model, tokenizer, tmp_path / "model")
+    batch = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model.eval()(batch["input_ids"], batch["attention_mask"]).numpy()
+
+    loaded = sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    assert np.allclose(loaded.encode(TEXTS), expected, rtol=0, atol=1e-5)
+    assert np.allclose(loaded.encode(TEXTS, truncate_dim=8), expected[:, :8], rtol=0, atol=1e-5)
+    assert loaded.max_seq_length == 20
+    assert loaded.similarity_fn_name == "cosine"
+    assert [type(each).__name__ for each in loaded] == ["Transformer", "Pooling", "Dense"][: len(loaded)]
+    assert len(loaded) == (2 if dimension is None else 3)
+
+
+def test_vectors_can_be_cut_at_all_seven_widths(plain: Path, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = str(export(*load(plain, 1792), tmp_path / "model"))
+    whole = sentence_transformers.SentenceTransformer(folder, device="cpu").encode(TEXTS)
+    assert whole.shape == (4, 1792)
+    for width in MRL_DIMENSIONS:
+        cut = sentence_transformers.SentenceTransformer(folder, device="cpu", truncate_dim=width).encode(TEXTS)
+        assert np.array_equal(cut, whole[:, :width])
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_weights_of_half_the_size(plain: Path, tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    model, tokenizer = load(plain, 24)
+    whole = export(model, tokenizer, tmp_path / "whole")
+    half = export(model, tokenizer, tmp_path / "half", precision=precision)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())  # may train on
+    for file in ("model.safetensors", "2_Dense/model.safetensors"):
+        assert {value.dtype for value in load_file(half / file).values()} == {dtype}
+        assert (half / file).stat().st_size < 0.7 * (whole / file).stat().st_size  # names take their part
+    loaded = sentence_transformers.SentenceTransformer(str(half), device="cpu")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    expected = sentence_transformers.SentenceTransformer(str(whole), device="cpu").encode(TEXTS)
+    found = loaded.encode(TEXTS)
+    assert 0 < np.abs(found - expected).max() < 1e-2
+    assert load(half)[0].encoder.dtype == torch.float32  # what Conan reads, it reads for training
+
+
+def test_queries_begin_with_the_prompt(plain: Path, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    model, tokenizer = load(plain, 24)
+    folder = export(model, tokenizer, tmp_path / "model", query_prompt="今天")
+    loaded = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    assert np.array_equal(loaded.encode_query(["编程"]), loaded.encode(["今天编程"]))
+    assert np.array_equal(loaded.encode_document(["编程"]), loaded.encode(["编程"]))
+    assert read_query_prompt(folder, EncoderSettings(model=str(folder))) == "今天"
+    without = sentence_transformers.SentenceTransformer(str(export(model, tokenizer, tmp_path / "none")), device="cpu")
+    assert np.array_equal(without.encode_query(["编程"]), without.encode(["编程"]))
+
+
+@pytest.mark.parametrize(("dimension", "pooling"), [(24, "mean"), (None, "cls")])
+def test_onnx_runtime_gives_the_same_vectors(plain: Path, tmp_path: Path, dimension: int | None, pooling: str) -> None:
+    """For batches and lengths other than those it was traced with, in training mode and half precision or not."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, tokenizer = load(plain, dimension, pooling)
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.5
+    folder = export(model, tokenizer, tmp_path / "model", precision="bf16", onnx=True)
+    assert [file.name for file in (folder / "onnx").iterdir()] == ["model.onnx"]
+    assert model.training
+    session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == ["input_ids", "attention_mask"]
+    model.eval()
+    for texts in (TEXTS, ["在"], TEXTS * 5, TEXTS[2:]):
+        batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            expected = model(**inputs).numpy()
+        (found,) = session.run(["sentence_embedding"], {name: value.numpy() for name, value in inputs.items()})
+        assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-4
+
+
+def test_weights_that_are_too_large_for_an_onnx_file_stand_beside_it(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(module, "ONNX_LIMIT", 1000)
+    write_onnx(load(plain, 24)[0], tmp_path / "onnx" / "model.onnx")
+    assert sorted(file.name for file in (tmp_path / "onnx").iterdir()) == ["model.onnx", "model.onnx.data"]
+    moved = (tmp_path / "onnx").rename(tmp_path / "moved")
+    ones = np.ones((1, 3), np.int64)
+    session = onnxruntime.InferenceSession(moved / "model.onnx", providers=["CPUExecutionProvider"])
+    assert session.run(None, {"input_ids": ones, "attention_mask": ones})[0].shape == (1, 24)
+
+
+def test_onnx_without_its_extra_is_said(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    with pytest.raises(ModelError, match=r"conan-embedding\[onnx\]"):
+        export(*load(plain), tmp_path / "model", onnx=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_recipe_decides_what_is_exported(plain: Path, tmp_path: Path) -> None:
+    """Another model than a stage's keeps its prompt; a stage's has none, and its card tells what it was trained on."""
+    base = export(*load(plain, 24), tmp_path / "base", query_prompt="查：")
+    corpus = tmp_path / "corpus"
+    trained = corpus / "train" / "finetune"
+    export(*load(base), trained / "model")
+    job = {"corpus": str(corpus), "model": str(base), "settings": FinetuneSettings().model_dump(), "shards": {}}
+    (trained / "job.json").write_text(json.dumps(job))
+    (trained / "log.jsonl").write_text('{"event": "start", "steps": 12, "world_size": 2}\n')
+    (trained / "done").touch()
+    (corpus / "evaluation").mkdir()
+    rows = [{"model": name, "set": "one", "metric": "ndcg@10", "value": 0.25} for name in ("finetune", "pretrain")]
+    rows.append({"model": "finetune@8", "set": "one", "metric": "ndcg@10", "value": 0.125, "dimension": 8})
+    figures = corpus / "evaluation" / "figures.json"
+    figures.write_text(json.dumps(rows))
+
+    folder = run.export(corpus, Recipe.model_validate({"export": {"precision": "bf16"}}))
+    assert folder == corpus / "model"
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]["query"] == ""
+    card = (folder / "README.md").read_text("utf-8")
+    assert "From `base`." in card and "12 updates on 2 processes" in card and "It has no prompt" in card
+    assert card.count("| one | ndcg@10 | 0.1250 | 0.2500 |") == 1
+
+    os.utime(figures, (0, 0))  # as if of a model before this one
+    assert "ndcg@10" not in (run.export(corpus, Recipe()) / "README.md").read_text("utf-8")
+
+    kept = run.export(corpus, Recipe.model_validate({"export": {"model": str(base), "folder": str(tmp_path / "kept")}}))
+    assert json.loads((kept / "config_sentence_transformers.json").read_text())["prompts"]["query"] == "查："
+    assert "Queries begin with `查：`" in (kept / "README.md").read_text("utf-8")
+
+
+def test_an_earlier_export_is_replaced(plain: Path, tmp_path: Path) -> None:
+    model, tokenizer = load(plain, dimension=24)
+    folder = export(model, tokenizer, tmp_path / "deep" / "model")
+    without_layer, _ = load(plain)
+    export(without_layer, tokenizer, folder)
+    assert not (folder / "2_Dense").exists()
+    assert [each.name for each in folder.parent.iterdir()] == ["model"]
+
+
+def test_anything_else_in_its_place_is_left_alone(plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="not an exported model"):
+        export(*load(plain), tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_failed_export_leaves_the_earlier_one(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = export(*load(plain, dimension=24), tmp_path / "model")
+    before = (folder / "modules.json").read_text()
+
+    def disk_full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(module, "_json", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        export(*load(plain), folder)
+    assert (folder / "modules.json").read_text() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["model"]

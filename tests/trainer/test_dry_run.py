@@ -1,0 +1,88 @@
+"""What --dry-run says, against models that are really made and the papers' own figures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from conan_embedding.pipeline.corpus.folder import read_footer
+from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings
+from conan_embedding.trainer.dry_run import activation_bytes, count_parameters, plan, state_bytes
+from conan_embedding.trainer.job import TrainingError, make_job
+from conan_embedding.trainer.model.bootstrap import tiny_bert
+from conan_embedding.trainer.model.embedding_model import load
+from transformers import AutoConfig, BertConfig
+
+
+def test_the_papers_model_has_326_million_parameters() -> None:
+    """Paper §3.1: BERT-large, of Chinese with 21,128 tokens, and a linear layer of width 1,792."""
+    config = BertConfig(
+        vocab_size=21_128, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+    )
+    assert round(count_parameters(config, 1792) / 1e6) == 326
+
+
+@pytest.mark.parametrize("dimension", [None, 24])
+def test_parameters_are_those_that_are_trained(dimension: int | None, tmp_path: Path) -> None:
+    texts = pa.chunked_array([["一丁七万", "hello"]])
+    folder = tiny_bert(tmp_path / "tiny", texts=texts, layers=2, hidden=32, heads=2, intermediate=64)
+    model, _ = load(folder, dimension)
+    trained = sum(each.numel() for name, each in model.named_parameters() if "pooler" not in name)
+    assert count_parameters(AutoConfig.from_pretrained(folder), dimension) == trained
+
+
+def test_widths_beyond_the_vectors_are_refused(corpus: Path, tiny: Path) -> None:
+    for name, settings in (
+        ("pretrain", PretrainSettings(dimension=24, dimensions=[24, 25])),
+        ("finetune", FinetuneSettings(dimensions=[32, 33])),
+    ):
+        shards = {kind: sorted((corpus / "convert" / kind).glob("*.parquet")) for kind in ("retrieval", "sts")}
+        shards["pairs"] = sorted((corpus / "convert" / "pretrain").glob("*.parquet"))
+        job = make_job(corpus, name, str(tiny), settings, shards)
+        with pytest.raises(TrainingError, match=rf"have (24|32) dimensions, and {name}.dimensions names (25|33)"):
+            plan(job, 1)
+
+
+def test_states() -> None:
+    assert state_bytes(100, False, 1, 1) == sum(
+        each.numel() * each.element_size() for each in _adamw_states(torch.zeros(100, requires_grad=True))
+    )
+    # ZeRO, arXiv 1910.02054, figure 1: 7.5 billion parameters on 64 devices take 120, 31.4, 16.6 and 1.9 GB by stage.
+    assert state_bytes(7_500_000_000, True, 0, 64) / 1e9 == pytest.approx(120)
+    assert state_bytes(7_500_000_000, True, 1, 64) / 1e9 == pytest.approx(31.4, abs=0.05)
+    assert state_bytes(7_500_000_000, True, 2, 64) / 1e9 == pytest.approx(16.6, abs=0.05)
+    assert state_bytes(7_500_000_000, True, 3, 64) / 1e9 == pytest.approx(1.9, abs=0.05)
+
+
+def _adamw_states(weight: torch.Tensor) -> list[torch.Tensor]:
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    assert weight.grad is not None
+    averages = [each for each in optimizer.state[weight].values() if each.numel() > 1]
+    return [weight, weight.grad, *averages]
+
+
+def test_activations() -> None:
+    config = BertConfig(hidden_size=64, num_hidden_layers=3)
+    assert activation_bytes(config, 10, True, False) == 3 * 34 * 10 * 64
+    assert activation_bytes(config, 10, False, False) == 2 * 3 * 34 * 10 * 64
+    assert activation_bytes(config, 10, True, True) == 3 * 2 * 10 * 64 + 34 * 10 * 64
+
+
+def test_the_plan_of_a_job(corpus: Path, tiny: Path, shards: Callable[[Path, str], list[Path]]) -> None:
+    """Pre-training shares the pairs of all processes out; fine-tuning's update is the same for any number."""
+    pairs = {"pairs": shards(corpus, "pretrain")}
+    records = sum(read_footer(shard).rows_out for shard in pairs["pairs"])
+    settings = PretrainSettings(batch_size=2, epochs=3, dimension=24, dimensions=[24], max_length=16)
+    alone, two = (plan(make_job(corpus, "pretrain", str(tiny), settings, pairs), count) for count in (1, 2))
+    assert (alone["records"], alone["steps"], alone["texts an update"]) == (records, round(3 * records / 2), 4)
+    assert (two["steps"], two["texts an update"]) == (round(3 * records / 4), 8)
+    assert alone["parameters"] == two["parameters"] == count_parameters(AutoConfig.from_pretrained(tiny), 24)
+    assert not (corpus / "train").exists()
+
+    found = {"retrieval": shards(corpus, "retrieval"), "sts": shards(corpus, "sts")}
+    settings = FinetuneSettings(retrieval_batch=3, negatives=5, sts_batch=7, steps=11, max_length=16, dimensions=[32])
+    tuned = plan(make_job(corpus, "finetune", str(tiny), settings, found), 2)
+    assert (tuned["steps"], tuned["texts an update"]) == (11, 3 * (1 + 1 + 5) + 2 * 7)

@@ -1,0 +1,113 @@
+"""What the log says of steps, and how one that was killed goes on."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conan_embedding.trainer.job import Job
+from conan_embedding.trainer.loss.cbb import Losses
+from conan_embedding.trainer.run_log import Log
+
+FIGURES: dict[str, Any] = {"learning_rate": 1e-3, "gradient_norm": 1.0, "replaced": None}
+
+
+def losses(total: float) -> Losses:
+    return Losses(
+        torch.tensor(total),
+        torch.tensor(1.0),
+        torch.tensor(2.0),
+        torch.tensor([0.5, 0.7]),
+        torch.tensor([[0.1, float("nan")], [0.3, 0.5]]),
+    )
+
+
+def lines(job: Job) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
+
+
+def write_steps(log: Log, *steps: int, total: float = 1.0) -> None:
+    for step in steps:
+        log.step(step, losses(total), tokens=100, **FIGURES)
+
+
+def test_steps_are_logged_every_so_often_and_at_checks_and_the_end(job: Job) -> None:
+    log = Log(job, 0, 25)
+    for step in range(1, 26):
+        log.step(
+            step,
+            losses(0.25),
+            tokens=100,
+            learning_rate=1e-3,
+            gradient_norm=4.5,
+            replaced={"flagged": 0} if step == 7 else None,
+        )
+    log.write(event="end", step=25)
+    assert [(line["step"], line.get("mining")) for line in lines(job)] == [
+        (7, {"flagged": 0}),
+        (10, None),
+        (20, None),
+        (25, None),
+        (25, None),
+    ]
+    first = lines(job)[0]
+    assert first.pop("tokens_per_second") > 0
+    assert first == {
+        "step": 7,
+        "loss": 0.25,
+        "retrieval": 1.0,
+        "sts": 2.0,
+        "negatives": 0.0,
+        "positive_score": 0.6,
+        "negative_score": 0.3,
+        "learning_rate": 1e-3,
+        "gradient_norm": 4.5,
+        "mining": {"flagged": 0},
+    }
+
+
+def test_updates_whose_sentence_pairs_have_one_label_are_counted(job: Job) -> None:
+    log = Log(job, 0, 20)
+    for step in range(1, 21):
+        one_label = replace(losses(1.0), unordered=step in (3, 4, 10))
+        log.step(step, one_label, tokens=10, **FIGURES)
+    assert [line.get("unordered") for line in lines(job)] == [3, None]
+
+
+def test_tokens_are_counted_from_entry_to_entry(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 102.0, 106.0])
+    monkeypatch.setattr("conan_embedding.trainer.run_log.time.monotonic", lambda: next(clock))
+    log = Log(job, 0, 20)
+    log.progress = type("Quiet", (), {"update": lambda *_, **__: None})()
+    write_steps(log, *range(1, 21))
+    assert [line["tokens_per_second"] for line in lines(job)] == [500, 250]
+
+
+@pytest.mark.parametrize(("resumed_at", "kept"), [(0, []), (10, [0, 10]), (20, [0, 10, 20])])
+def test_a_resumed_log_ends_at_the_checkpoint(job: Job, resumed_at: int, kept: list[int]) -> None:
+    log = Log(job, 0, 100)
+    log.write(event="start")
+    write_steps(log, 10, 20, 30)
+    log.file.write('{"step": 40, "lo')
+    log.file.close()
+    again = Log(job, resumed_at, 100)
+    write_steps(again, 40)
+    assert [line.get("step", 0) for line in lines(job)] == [*kept, 40]
+
+
+@pytest.mark.parametrize("total", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_null_and_skipped_steps_are_counted(job: Job, total: float) -> None:
+    log = Log(job, 0, 100)
+    log.step(10, losses(total), tokens=100, **FIGURES | {"gradient_norm": float("inf")}, skipped=2)
+    log.step(20, losses(0.5), tokens=100, **FIGURES, skipped=2)
+    assert [line["loss"] for line in lines(job)] == [None, 0.5]
+    assert [line["gradient_norm"] for line in lines(job)] == [None, 1.0]
+    assert [line["skipped"] for line in lines(job)] == [2, 2]
+
+
+def test_nothing_is_shown_where_there_is_no_terminal(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    log = Log(job, 0, 20)
+    write_steps(log, 10, 20)
+    log.write(event="end", step=20)
+    assert capfd.readouterr() == ("", "")

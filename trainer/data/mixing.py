@@ -1,0 +1,70 @@
+"""How often the sources of training records are drawn against each other."""
+
+import difflib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...schemas.pairs import Category
+from ...schemas.recipe import RecipeError
+from ...schemas.settings import Mixing
+
+PAPER_SHARES: dict[Category, float] = {
+    "news": 27.3,
+    "knowledge_base": 7.7,
+    "social_media": 39.9,
+    "web_page": 4.6,
+    "academic_paper": 6.0,
+    "community_qa": 1.6,
+    "instruction": 11.7,
+    "llm_generated": 1.2,
+}
+"""Per cent of the pre-training pairs by category (Conan-embedding, arXiv 2408.15710, Table 1)."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where records come from. Each source has a name, a category and a number of records."""
+
+    names: list[str]
+    categories: list[Category]
+    sizes: list[int]
+    rows: npt.NDArray[np.int64]  # of the records: those of the first source, then those of the second, …
+
+
+def source_weights(sources: Sources, mixing: Mixing) -> npt.NDArray[np.float64]:
+    """How often each source is drawn against the others, float64 [sources].
+
+    Its size to the power `mixing.power`. With shares of categories, these are divided in that proportion: a category
+    weighs what its share says against the others that are there. What `mixing.sources` says multiplies the result.
+
+    Raises:
+        RecipeError: a category that is there has no share, a number is negative, or nothing is left to draw.
+    """
+    weights = np.asarray(sources.sizes, np.float64) ** mixing.power
+    if mixing.categories is not None:
+        shares = PAPER_SHARES if mixing.categories == "paper" else mixing.categories
+        if missing := sorted(set(sources.categories) - set(shares)):
+            held = [name for name, own in zip(sources.names, sources.categories, strict=True) if own == missing[0]]
+            raise RecipeError(
+                f"mixing.categories has no share for {missing[0]}, the category of {', '.join(held)}; 0 leaves it out"
+            )
+        _, category = np.unique(sources.categories, return_inverse=True)
+        weights *= np.array([shares[own] for own in sources.categories]) / np.bincount(category, weights)[category]
+    weights *= np.array([mixing.sources.get(name, 1.0) for name in sources.names])
+    if (weights < 0).any():
+        raise RecipeError("mixing: shares of categories and factors of sources can't be negative")
+    if len(weights) and not weights.any():
+        raise RecipeError(f"mixing leaves nothing to draw of {', '.join(sources.names)}: all have the weight 0")
+    return weights
+
+
+def check_mixing(mixing: Mixing, *drawn: Sources) -> None:
+    """Raise RecipeError where `mixing.sources` names a source that none of those drawn from has."""
+    known = sorted({name for sources in drawn for name in sources.names})
+    for name in mixing.sources:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise RecipeError(f"mixing.sources: no records of a source {name}; {hint}")

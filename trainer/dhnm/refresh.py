@@ -1,0 +1,250 @@
+"""Negatives by the present weights: a query's candidates in a new order (rerank), or all pools anew (remine).
+
+Both follow the run of mine that made the pools, its method, margin, depth and index: `write_mined` puts what they need
+beside a training run's data. What encodes is given as a function, and ranks share the work.
+
+FAISS and Numba are loaded where they are used: it takes a second, and a run with static pools needs neither.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ...pipeline.corpus.folder import replacing, write_text
+from ...pipeline.corpus.pools import as_lists, opened
+from ...pipeline.encoder.encoder import Vectors, encode
+from ...schemas.settings import MineSettings
+from ..data.batches import POOLS, FinetuneData, Integers, pools_file, read_finetune, window_passages, with_pools
+from ..data.mapped_table import ROWS, write_records
+from ..loss.collectives import gather, of_rank_zero, world
+from ..model.embedding_model import EmbeddingModel, encoder_of
+from .windows import Windows
+
+TOGETHER = 64
+"""Ours: queries whose candidates are encoded together, some 6,400 of them."""
+SEARCHED = 262_144
+"""Ours: queries that are searched for at a time: 200 MB for a hundred candidates each."""
+PAIRS = 16_384
+"""Ours: queries with a positive each whose vectors are in memory at a time."""
+
+Encode = Callable[[pa.Array], Vectors]
+"""From texts to their unit vectors under the present weights, float32 [n, D]."""
+Rows = Callable[[Integers], Vectors]
+"""From n places to their vectors, float32 [n, D]."""
+
+
+def vectors_of(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, texts: pa.Array) -> Vectors:
+    """Unit vectors of texts under a model that is being trained, float32 [n, D]; without dropout."""
+    model.eval()
+    vectors = encode(encoder_of(model, tokenizer), texts)
+    model.train()
+    return vectors
+
+
+def write_mined(folder: Path, corpus: Path) -> None:
+    """Write beside a run's data how the pools were mined, and which passages and clusters are each query's own."""
+    from ...pipeline.mine.search import default_index
+
+    query_ids = read_finetune(folder).query_ids
+    with opened(corpus) as connection:
+        connection.register("asked", pa.table({"query_id": query_ids, "row": np.arange(len(query_ids))}))
+        connection.execute(
+            "CREATE TEMP VIEW members AS "
+            "SELECT passage_id, unnest(coalesce(cluster_ids, [cluster_id])) AS cluster FROM passages;"
+            "CREATE TEMP VIEW own AS SELECT row, passage_id FROM positives JOIN asked USING (query_id);"
+        )
+        run = connection.sql("SELECT method, margin, top_k, index FROM runs").pl().row(0, named=True)
+        (passages,) = connection.execute("SELECT count(*) FROM passages").fetchall()[0]
+        positives = connection.sql("FROM own ORDER BY ALL").pl()
+        members = connection.sql("FROM members ORDER BY ALL").pl()
+        own = connection.sql("SELECT DISTINCT row, cluster FROM own JOIN members USING (passage_id) ORDER BY ALL").pl()
+    if run["index"] == default_index(passages):
+        run["index"] = None
+    write_text(folder / "mined.json", MineSettings(**run).model_dump_json())
+    np.savez(
+        folder / "mined.npz",
+        owner=positives["row"].to_numpy(),
+        passage=positives["passage_id"].to_numpy(),
+        own_starts=np.searchsorted(own["row"].to_numpy(), np.arange(len(query_ids) + 1)),
+        own=own["cluster"].to_numpy(),
+        member_starts=np.searchsorted(members["passage_id"].to_numpy(), np.arange(passages + 1)),
+        members=members["cluster"].to_numpy(),
+    )
+
+
+def read_mined(folder: Path) -> MineSettings:
+    """How the pools were mined."""
+    return MineSettings.model_validate_json((folder / "mined.json").read_text("utf-8"))
+
+
+def rerank(
+    data: FinetuneData,
+    windows: Windows,
+    rows: Integers,
+    n: int,
+    mined: MineSettings,
+    encode: Encode,
+    device: torch.device | str = "cpu",
+) -> Integers:
+    """The n candidates of each query that are hardest under the present weights: passages [len(rows), n], best first.
+
+    The positive-aware filter of the run that mined the pools is applied to the present scores. The passages of a
+    query's present window are left out: they were found to be easy, and may come back at a later replacement. A row of
+    -1 says that fewer than n are left. Every rank calls it with the same rows, takes its share of them, and has the
+    answer for all, which travels over `device`.
+    """
+    rank, world_size = world()
+    own = rows[rank::world_size]
+    found = np.full((len(own), n), -1)
+    for start in range(0, len(own), TOGETHER):
+        block = slice(start, start + TOGETHER)
+        found[block] = _hardest(data, windows, own[block], n, mined, encode)
+    order = np.concatenate([np.arange(len(rows))[each::world_size] for each in range(world_size)])
+    restored = np.empty((len(rows), n), np.int64)
+    restored[order] = gather(torch.from_numpy(found).to(device)).cpu().numpy()
+    return restored
+
+
+def _hardest(
+    data: FinetuneData, windows: Windows, rows: Integers, n: int, mined: MineSettings, encode: Encode
+) -> Integers:
+    """What `rerank` finds for a block of queries."""
+    from ...pipeline.mine.stage import ceilings
+
+    taken = data.queries.take(rows)
+    pools = data.pools.take(rows)["pool"].combine_chunks()
+    candidates, owner = pools.flatten().to_numpy(), pools.value_parent_indices().to_numpy()
+    passages, place = np.unique(candidates, return_inverse=True)
+    positives = taken["positives"].combine_chunks()
+    sides = [taken["query"], positives.flatten(), data.passages.take(passages)["text"]]
+    vectors = encode(pa.concat_arrays([_whole(side) for side in sides]))
+    of_queries, of_positives, of_passages = np.split(vectors, np.cumsum([len(side) for side in sides])[:-1])
+
+    asking = positives.value_parent_indices().to_numpy()
+    positive_scores = np.einsum("nd,nd->n", of_queries[asking], of_positives)
+    scores = np.einsum("nd,nd->n", of_queries[owner], of_passages[place])
+    allowed = np.flatnonzero(scores < ceilings(asking, positive_scores, len(rows), mined)[owner])
+    best_first = allowed[np.lexsort((allowed, -scores[allowed], owner[allowed]))]  # equal ones as they were
+    best_first = best_first[_ranks(owner[best_first]) >= _left_out(mined)]
+    in_use, sizes = window_passages(data, windows, rows)
+    passage_count = len(data.passages)
+    used = np.repeat(np.arange(len(rows)), sizes) * passage_count + in_use
+    best_first = best_first[~np.isin(owner[best_first] * passage_count + candidates[best_first], used)]
+    ranks = _ranks(owner[best_first])
+    found = np.full((len(rows), n), -1)
+    first = ranks < n
+    found[owner[best_first][first], ranks[first]] = candidates[best_first][first]
+    found[found[:, -1] < 0] = -1
+    return found
+
+
+def remine(
+    folder: Path, data: FinetuneData, step: int, mined: MineSettings, encode: Encode, keep: int = 0
+) -> FinetuneData:
+    """Rebuild every pool with the present weights: a file in the folder of a run's data, whole or not there.
+
+    Ranks encode all queries and passages, a batch of the files at a time, and rank 0 searches among them as mine does
+    and under its rules. Vectors lie in the folder meanwhile; the others look for the pools rather than meet at a
+    barrier, which would give up on them where the data is large. Of earlier pools, those of the step `keep` stay: the
+    last checkpoint's, from which a killed run goes on.
+    """
+    rank, world_size = world()
+    file, vectors = pools_file(folder, step), folder / "vectors"
+    sides = {"queries": (data.queries, "query"), "passages": (data.passages, "text")}
+    if rank == 0:  # what a killed run left was made with the same weights, but maybe by another number of ranks
+        file.unlink(missing_ok=True)
+        shutil.rmtree(vectors, ignore_errors=True)
+        for side in sides:
+            (vectors / side).mkdir(parents=True)
+    of_rank_zero(None)  # the others wait for that
+    for side, (records, column) in sides.items():
+        for number, batch in enumerate(records):
+            if number % world_size == rank:
+                with replacing(_part(vectors / side, number)) as temporary, temporary.open("wb") as part:
+                    np.save(part, encode(batch[column]))
+    if rank == 0:
+        for side, (records, _) in sides.items():
+            for number in range(-(-len(records) // ROWS)):
+                _wait_for(_part(vectors / side, number))
+        threads = torch.get_num_threads()
+        with replacing(file) as temporary:
+            write_records(temporary, POOLS, _searched(folder, data, mined))
+        torch.set_num_threads(threads)  # Numba's loops set it to theirs for all of OpenMP, and sums depend on it
+        shutil.rmtree(vectors)
+        for earlier in set(folder.glob("pools-*.arrow")) - {file, pools_file(folder, keep)}:
+            earlier.unlink()
+    _wait_for(file)
+    return with_pools(data, file)
+
+
+def _searched(folder: Path, data: FinetuneData, mined: MineSettings) -> Iterator[pa.RecordBatch]:
+    """The pool of every query, in the order of the queries."""
+    from ...pipeline.mine.search import Rules, search
+    from ...pipeline.mine.stage import ceilings
+
+    queries, passages = (_vectors(folder / "vectors" / side) for side in ("queries", "passages"))
+    with np.load(folder / "mined.npz") as arrays:
+        known = dict(arrays)
+    owner, passage = known["owner"], known["passage"]
+    scores = np.empty(len(owner), np.float32)
+    for start in range(0, len(owner), PAIRS):
+        pairs = slice(start, start + PAIRS)
+        np.einsum("nd,nd->n", queries(owner[pairs]), passages(passage[pairs]), out=scores[pairs])
+    ceiling = ceilings(owner, scores, len(data.query_ids), mined)
+    own_starts, clusters = known["own_starts"], (known["own"], known["member_starts"], known["members"])
+    shift = _left_out(mined)
+    for first in range(0, len(ceiling), SEARCHED):
+        last = min(first + SEARCHED, len(ceiling))
+        rules = Rules(ceiling[first:last], own_starts[first : last + 1], *clusters)
+        found = search(partial(_after, queries, first), passages, rules, mined.top_k + shift, mined.index)
+        ids = found.ids[:, shift:]
+        yield pa.record_batch({"pool": as_lists(ids[ids >= 0], (ids >= 0).sum(axis=1))})
+
+
+def _left_out(mined: MineSettings) -> int:
+    """How many of the best ranks the method leaves out."""
+    return int(mined.margin or 0) if mined.method == "topk-shifted" else 0
+
+
+def _vectors(folder: Path) -> Rows:
+    """What reads vectors from the parts of a folder, which are mapped."""
+    parts = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("part-*.npy"))]
+
+    def take(rows: Integers) -> Vectors:
+        of_parts, places = np.divmod(rows, ROWS)
+        found = np.empty((len(rows), parts[0].shape[1]), np.float32)
+        for part in np.unique(of_parts).tolist():
+            here = of_parts == part
+            found[here] = parts[part][places[here]]
+        return found
+
+    return take
+
+
+def _after(vectors: Rows, first: int, rows: Integers) -> Vectors:
+    return vectors(first + rows)
+
+
+def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:06d}.npy"
+
+
+def _wait_for(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.1)
+
+
+def _ranks(owner: Integers) -> Integers:
+    """Of values that are grouped by their owner, the place of each in its group."""
+    return np.arange(len(owner)) - np.searchsorted(owner, owner)

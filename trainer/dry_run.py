@@ -1,0 +1,87 @@
+"""conan train --dry-run: what a run would be, before anything is trained."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from ..pipeline.encoder.model_folder import read_layout
+from ..pipeline.encoder.models import find_model
+from ..schemas.settings import PretrainSettings
+from .data.batches import count_pairs, count_queries, count_sentences, queries_a_step, steps_of
+from .job import Job, check_dimensions
+from .model.embedding_model import precision_of
+
+
+def plan(job: Job, processes: int) -> dict[str, Any]:
+    """Records, steps, parameters and the memory that a process would take at least, in megabytes.
+
+    `states` are weights, gradients and AdamW's averages; `activations` those of an update whose texts all have
+    `max_length` tokens, so the most there can be. Records are counted, and of the model its configuration is read.
+
+    Raises:
+        CorpusError: what it would train on is not there.
+        ModelError: no such model.
+        TrainingError: the loss is to look at more dimensions than its vectors have.
+    """
+    settings = job.settings
+    batch: float
+    if isinstance(settings, PretrainSettings):
+        records, batch = count_pairs(job.shards["pairs"]), settings.batch_size * processes
+        texts = 2 * settings.batch_size * processes
+    else:
+        records = count_queries(job.corpus, {kind: job.shards[kind] for kind in settings.queries})
+        sentences = count_sentences(job.shards["sts"])
+        batch = queries_a_step(settings, sentences)
+        of_retrieval = settings.retrieval_batch * (2 + settings.negatives)
+        of_sts = 2 * settings.sts_batch if sentences else 0
+        texts = max(of_retrieval, of_sts) if settings.in_turn else of_retrieval + of_sts
+    layout = read_layout(find_model(job.model))
+    config = AutoConfig.from_pretrained(layout.encoder)
+    width = len(layout.dense[0].weight) if layout.dense else getattr(settings, "dimension", None)
+    check_dimensions(job, width or config.hidden_size)
+    parameters = count_parameters(config, width)
+    own_tokens = -(-texts // processes) * settings.max_length
+    tokens = min(own_tokens, settings.chunk_tokens or own_tokens)
+    half = precision_of(settings) != "fp32"
+    return {
+        "records": records,
+        "steps": steps_of(settings, records, batch),
+        "texts an update": texts,
+        "parameters": parameters,
+        "states, MB": round(state_bytes(parameters, half, settings.zero_stage, processes) / 1e6),
+        "activations, MB": round(activation_bytes(config, tokens, half, settings.gradient_checkpointing) / 1e6),
+    }
+
+
+def count_parameters(config: Any, dimension: int | None) -> int:
+    """Of an encoder without its pooler, which no embedding uses, and a linear layer with bias of this width."""
+    with torch.device("meta"):
+        encoder: nn.Module = AutoModel.from_config(config)
+    unused = sum(part.numel() for name, part in encoder.named_parameters() if name.startswith("pooler."))
+    head = 0 if dimension is None else (config.hidden_size + 1) * dimension
+    return sum(part.numel() for part in encoder.parameters()) - unused + head
+
+
+def state_bytes(parameters: int, half: bool, zero_stage: int, processes: int) -> int:
+    """Bytes of a process for weights, gradients and AdamW (ZeRO, arXiv 1910.02054, §3.1 and §5).
+
+    In half precision 2 for a weight, 2 for its gradient, and 12 for the optimizer's: a float32 weight and two averages;
+    in float32 4, 4 and 8. ZeRO 0 shares nothing out over the processes, ZeRO 1 the optimizer's, ZeRO 2 the gradients
+    too, ZeRO 3 all.
+    """
+    weight, gradient, optimizer = (2, 2, 12) if half else (4, 4, 8)
+    shared = sum([optimizer, gradient, weight][:zero_stage])
+    return round(parameters * (weight + gradient + optimizer - shared + shared / processes))
+
+
+def activation_bytes(config: Any, tokens: int, half: bool, checkpointing: bool) -> int:
+    """Bytes that the backward pass needs of the forward pass (Korthikanti et al., arXiv 2205.05198, §4.1).
+
+    A layer keeps 34 bytes for each token and unit of its width in half precision, without the scores of attention,
+    which SDPA does not keep; with gradient checkpointing its input alone, 2 bytes, and one layer at a time the rest.
+    """
+    of_layer = 34 * tokens * config.hidden_size
+    kept = 2 * tokens * config.hidden_size * config.num_hidden_layers + of_layer
+    return int((kept if checkpointing else of_layer * config.num_hidden_layers) * (1 if half else 2))

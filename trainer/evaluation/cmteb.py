@@ -1,0 +1,140 @@
+"""C-MTEB by name, through mteb: the 35 tasks of the paper (arXiv 2408.15710)."""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...pipeline.corpus.folder import fingerprint
+from ...pipeline.encoder.encoder import Encoder, Vectors, encode
+from .evaluate import cut
+
+BENCHMARK = "MTEB(cmn, v1)"
+"""mteb's own C-MTEB, which has 31 of the tasks."""
+
+CHINESE_PART = {
+    "AmazonReviewsClassification": "zh",
+    "MassiveIntentClassification": "zh-CN",
+    "MassiveScenarioClassification": "zh-CN",
+    "STS22": "zh",
+}
+"""The other four, of many languages each: their part in Chinese, of which the test split counts."""
+
+TASKS = {
+    "Classification": (
+        "AmazonReviewsClassification", "IFlyTek", "JDReview", "MassiveIntentClassification",
+        "MassiveScenarioClassification", "MultilingualSentiment", "OnlineShopping", "TNews", "Waimai",
+    ),
+    "Clustering": ("CLSClusteringP2P", "CLSClusteringS2S", "ThuNewsClusteringP2P", "ThuNewsClusteringS2S"),
+    "PairClassification": ("Cmnli", "Ocnli"),
+    "Reranking": ("CMedQAv1-reranking", "CMedQAv2-reranking", "MMarcoReranking", "T2Reranking"),
+    "Retrieval": (
+        "CmedqaRetrieval", "CovidRetrieval", "DuRetrieval", "EcomRetrieval", "MedicalRetrieval", "MMarcoRetrieval",
+        "T2Retrieval", "VideoRetrieval",
+    ),
+    "STS": ("AFQMC", "ATEC", "BQ", "LCQMC", "PAWSX", "QBQTC", "STS22", "STSB"),
+}  # fmt: skip
+"""Names of tasks by kind, as mteb calls them."""
+
+_PATIENCE = 10
+"""Ours: seconds that the hub has to answer."""
+
+
+class BenchmarkError(RuntimeError):
+    """C-MTEB can't be run here: says why and what to do."""
+
+
+def check(names: Sequence[str]) -> list[str]:
+    """The tasks to run: those named, else all 35. Takes seconds, so that what is missing is said before a model loads.
+
+    Raises:
+        BenchmarkError: a name that is none of the tasks', mteb is not installed, or the hub doesn't answer.
+    """
+    every = [name for kind in TASKS.values() for name in kind]
+    if unknown := [name for name in names if name not in every]:
+        raise BenchmarkError(f"{unknown[0]} is no task of C-MTEB; there are {', '.join(every)}")
+    if importlib.util.find_spec("mteb") is None:
+        raise BenchmarkError("C-MTEB is run by mteb, which is not installed; pip install 'conan-embedding[eval]'")
+    from huggingface_hub import constants
+
+    reason = "HF_HUB_OFFLINE is set"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_PATIENCE):
+                return list(names) or every
+        except HTTPError:  # it answers
+            return list(names) or every
+        except OSError as error:
+            reason = str(error)
+    raise BenchmarkError(
+        f"C-MTEB's data sets come from {constants.ENDPOINT}, which can't be reached ({reason}); "
+        "HF_ENDPOINT names a mirror, --sets evaluates on files of your own"
+    )
+
+
+def cmteb(encoder: Encoder, names: Sequence[str], width: int) -> list[dict[str, Any]]:
+    """A model's main scores on tasks of C-MTEB, with vectors cut to `width`: rows of set, metric, value.
+
+    Where every task of a kind is run, its mean is a row, and where all 35 are, their mean. mteb keeps scores by a hash
+    of the weights and settings, so that a broken run goes on with the next task.
+    """
+    import mteb
+
+    ours = {task.metadata.name: task for task in mteb.get_benchmark(BENCHMARK).tasks}
+    tasks = [
+        mteb.get_task(name, hf_subsets=[CHINESE_PART[name]], eval_splits=["test"])
+        if name in CHINESE_PART
+        else ours[name]
+        for name in names
+    ]
+    scores = score(encoder, tasks, width)
+    rows = [
+        {"set": task.metadata.name, "metric": task.metadata.main_score, "value": scores[task.metadata.name]}
+        for task in tasks
+    ]
+    means = {kind: [scores[name] for name in every if name in scores] for kind, every in TASKS.items()}
+    for kind, found in means.items():
+        if len(found) == len(TASKS[kind]):
+            rows.append({"set": f"mean of {len(found)}", "metric": kind, "value": float(np.mean(found))})
+    if len(scores) == sum(map(len, TASKS.values())):
+        rows.append({"set": f"mean of {len(scores)}", "metric": "C-MTEB", "value": float(np.mean([*scores.values()]))})
+    return rows
+
+
+def score(encoder: Encoder, tasks: Sequence[Any], width: int) -> dict[str, float]:
+    """A model's main score on each of mteb's tasks, the mean over its splits and subsets."""
+    import mteb
+
+    found = mteb.evaluate(ForMteb(encoder, width), tasks, cache=mteb.ResultCache())
+    return {task.task_name: float(task.get_score()) for task in found.task_results}
+
+
+class ForMteb:
+    """Our encoder as mteb calls one: `mteb.models.EncoderProtocol`."""
+
+    def __init__(self, encoder: Encoder, width: int) -> None:
+        from mteb.models import ModelMeta
+
+        self.encoder, self.width = encoder, width
+        decides = (encoder.fingerprint, encoder.query_prompt, encoder.max_length, encoder.pooling, width)
+        named = {"name": "conan-embedding/local", "revision": fingerprint(*decides), "embed_dim": width}
+        self.mteb_model_meta = ModelMeta.create_empty(named)
+
+    def encode(self, inputs: Any, *, prompt_type: Any = None, **_: Any) -> Vectors:
+        """Unit vectors of the texts in mteb's batches; a query has the model's prompt before it."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        prompt = self.encoder.query_prompt if getattr(prompt_type, "value", None) == "query" else ""
+        return cut(encode(self.encoder, texts, prompt), self.width)
+
+    def similarity(self, left: Any, right: Any) -> Tensor:
+        """Cosines of each with each, [n, m]."""
+        return torch.as_tensor(left) @ torch.as_tensor(right).T
+
+    def similarity_pairwise(self, left: Any, right: Any) -> Tensor:
+        """Cosines of one with one, [n]."""
+        return (torch.as_tensor(left) * torch.as_tensor(right)).sum(dim=1)

@@ -1,0 +1,201 @@
+"""Evaluation sets: from Parquet and JSONL files, as `conan ingest` or as people write them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ...pipeline.corpus.folder import CorpusError, read_footer
+from ...pipeline.ingest.files import Stretch
+from ...pipeline.ingest.splits import source_files
+from ...pipeline.ingest.stage import ingest_evaluation_set
+from ...schemas.recipe import RecipeError, load
+
+Integers = npt.NDArray[np.int64]
+
+_OPTIONAL: dict[str, pl.DataType] = {
+    "pair_id": pl.String(),
+    "negatives": pl.List(pl.String),
+    "label": pl.Float32(),
+    "meta": pl.String(),
+}
+"""Columns of pairs that a file may do without."""
+_FEWEST = 10
+"""Ours: texts that a set needs to be learnt from and asked about."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """What a model is asked, by `task`; every frame has a column `query_id`.
+
+    - retrieval: `query, positives, negatives` (lists); `passages` are what is searched besides
+    - sts: `text_a, text_b, label`
+    - classification: `text, class, learnt`; where some texts are `learnt`, the others are asked about
+    """
+
+    name: str
+    task: Literal["retrieval", "sts", "classification"]
+    frame: pl.DataFrame
+    passages: pl.Series = field(default_factory=lambda: pl.Series([], dtype=pl.String))
+
+
+def read_sets(places: Sequence[Path], overrides: Sequence[str] = ()) -> list[EvaluationSet]:
+    """Evaluation sets of Parquet and JSONL files, of all such files in folders, of recipes (which take `overrides`).
+
+    A file of pairs (`source, task, query, positive`, as ingest writes them) is one set for each source in it: of task
+    sts or classification (a text and its class), all others ask for their positives. A file of records is one set:
+    `query, positives` and perhaps `negatives`, or `text_a, text_b, label`, or `text, label` and perhaps `split`, where
+    `train` is learnt from. A `query_id` is kept. A query without an answer is left out.
+
+    Raises:
+        CorpusError: no such file, one that can't be read or has other columns, two sets of one name, or a set that
+            asks nothing.
+        RecipeError: a recipe that can't be used, or whose evaluation sets have no pair.
+    """
+    with TemporaryDirectory() as folder:
+        whole = [
+            _ingested(place, overrides, Path(folder) / str(number)) if place.suffix in (".yaml", ".yml") else place
+            for number, place in enumerate(places)
+        ]
+        files = [
+            file
+            for place in whole
+            for file in (sorted([*place.glob("*.parquet"), *place.glob("*.jsonl")]) if place.is_dir() else [place])
+        ]
+        if not files or not all(file.exists() for file in files):
+            missing = [str(file) for file in files if not file.exists()] or [str(place) for place in places]
+            raise CorpusError(f"no evaluation sets in {', '.join(missing)}; expected Parquet or JSONL files")
+        found = [one for file in files for one in _read_file(file)]
+    if empty := [one.name for one in found if one.frame.is_empty()]:
+        raise CorpusError(f"evaluation sets with nothing to ask: {', '.join(empty)}")
+    if twice := [name for name, times in Counter(one.name for one in found).items() if times > 1]:
+        raise CorpusError(f"two evaluation sets are called {twice[0]}; rename a file or a source")
+    for one in found:
+        if one.task == "classification":
+            _check_classes(one)
+    return found
+
+
+def _ingested(file: Path, overrides: Sequence[str], folder: Path) -> Path:
+    """The folder, with a recipe's evaluation sets in it, each a shard."""
+    recipe = load(file, overrides)
+    if not recipe.evaluation:
+        raise RecipeError(f"{file}: no `evaluation:`; nothing to evaluate on")
+    for number, one in enumerate(recipe.evaluation):
+        shard = folder / f"part-{number:05}.parquet"
+        files, passages = ([Stretch(found.path) for found in source_files(one, g)] for g in (one.files, one.passages))
+        ingest_evaluation_set(one, files, passages, "", shard)
+        if not read_footer(shard).rows_out:
+            raise RecipeError(f"{file}: the evaluation set {one.name} has no pair in {', '.join(one.files)}")
+    return folder
+
+
+def _check_classes(one: EvaluationSet) -> None:
+    learnt = one.frame.filter("learnt")
+    known = one.frame if learnt.is_empty() else learnt
+    if known["class"].n_unique() < 2 or one.frame.height < _FEWEST or learnt.height == one.frame.height:
+        raise CorpusError(
+            f"the evaluation set {one.name} can't be classified: expected two classes or more to learn from and "
+            f"{_FEWEST} texts, found {known['class'].n_unique()} and {one.frame.height}, "
+            f"{one.frame.height - learnt.height} of them to ask about"
+        )
+
+
+def _read_file(file: Path) -> list[EvaluationSet]:
+    try:
+        frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_ndjson(file)
+        return _sets_of(file, frame)
+    except pl.exceptions.PolarsError as error:
+        raise CorpusError(f"{file}: can't be read as an evaluation set: {error}") from error
+
+
+def _sets_of(file: Path, frame: pl.DataFrame) -> list[EvaluationSet]:
+    columns = dict.fromkeys(frame.columns)
+    if {"source", "task", "query", "positive"} <= columns.keys():
+        frame = frame.with_columns(
+            pl.col("source", "task").cast(pl.String),
+            *(pl.lit(None, kind).alias(name) for name, kind in _OPTIONAL.items() if name not in columns),
+        )
+        return [_of_pairs(str(name[0]), part) for name, part in frame.group_by("source", maintain_order=True)]
+    if "query_id" not in columns:
+        frame = frame.with_row_index("query_id")
+    frame = frame.with_columns(pl.col("query_id").cast(pl.String))
+    if {"text_a", "text_b", "label"} <= columns.keys():
+        return [EvaluationSet(file.stem, "sts", frame.select("query_id", "text_a", "text_b", "label").drop_nulls())]
+    if {"query", "positives"} <= columns.keys():
+        negatives = pl.col("negatives") if "negatives" in columns else pl.lit([], pl.List(pl.String))
+        queries = frame.select(
+            "query_id",
+            "query",
+            pl.col("positives").list.filter(pl.element() != ""),
+            negatives=negatives.cast(pl.List(pl.String)),
+        ).drop_nulls(["query", "positives"])
+        return [EvaluationSet(file.stem, "retrieval", queries.filter(pl.col("positives").list.len() > 0))]
+    if {"text", "label"} <= columns.keys():
+        learnt = pl.col("split") == "train" if "split" in columns else pl.lit(False)
+        texts = frame.select("query_id", "text", pl.col("label").cast(pl.String).alias("class"), learnt=learnt)
+        return [EvaluationSet(file.stem, "classification", texts.drop_nulls())]
+    raise CorpusError(
+        f"{file}: expected the columns source, task, query, positive; or text_a, text_b, label; or query, positives; "
+        f"or text, label; found {', '.join(columns)}"
+    )
+
+
+def _of_pairs(name: str, frame: pl.DataFrame) -> EvaluationSet:
+    frame = frame.with_columns(query_id=pl.coalesce("pair_id", pl.int_range(pl.len()).cast(pl.String)))
+    task = str(frame["task"][0])
+    if task == "sts":
+        pairs = frame.select("query_id", text_a="query", text_b="positive", label="label").drop_nulls()
+        return EvaluationSet(name, "sts", pairs)
+    only_passages = pl.col("meta").str.contains('"passage_only":true', literal=True).fill_null(False)
+    asked = frame.filter(~only_passages & (pl.col("query") != "") & (pl.col("positive") != ""))
+    if task == "classification":
+        texts = asked.select("query_id", pl.col("query").alias("text"), pl.col("positive").alias("class"))
+        return EvaluationSet(name, "classification", texts.with_columns(learnt=False))
+    queries = asked.group_by("query", maintain_order=True).agg(
+        pl.col("query_id").first(), pl.col("positive").alias("positives"), pl.col("negatives").explode().drop_nulls()
+    )
+    passages = pl.concat([frame["positive"], frame["negatives"].explode().cast(pl.String)])
+    return EvaluationSet(name, "retrieval", queries, passages)
+
+
+def part(one: EvaluationSet, frame: pl.DataFrame) -> EvaluationSet:
+    """Some of the rows of a set; a retrieval set's questions are asked among all of its passages still."""
+    passages = one.passages
+    if one.task == "retrieval":
+        named = [one.frame[side].explode().cast(pl.String) for side in ("positives", "negatives")]
+        passages = pl.concat([*named, passages])
+    return replace(one, frame=frame, passages=passages)
+
+
+class Haystack(NamedTuple):
+    """A retrieval set as arrays: the distinct passages, and those that its queries name.
+
+    Query `owner[i]` names passage `place[i]`, as an answer where `wanted[i]`; sorted by owner, each pair once.
+    """
+
+    passages: pl.Series
+    owner: Integers
+    place: Integers
+    wanted: npt.NDArray[np.bool_]
+
+
+def haystack(one: EvaluationSet) -> Haystack:
+    """What the queries of a retrieval set search in. A text that is a positive and a negative of a query answers it."""
+    queries = one.frame.with_columns(owner=pl.int_range(pl.len()))
+    named = pl.concat(
+        queries.select("owner", wanted=pl.lit(answers), text=side).explode("text")
+        for side, answers in (("positives", True), ("negatives", False))
+    )
+    named = named.filter(pl.col("text") != "").unique(["owner", "text"], keep="first", maintain_order=True)
+    passages = pl.concat([named["text"], one.passages]).drop_nulls().unique(maintain_order=True)
+    passages = passages.filter(passages != "")
+    place = pl.DataFrame({"text": passages, "place": np.arange(len(passages))})
+    named = named.join(place, on="text", how="left", maintain_order="left").sort("owner", maintain_order=True)
+    return Haystack(passages, *(named[column].to_numpy() for column in ("owner", "place", "wanted")))

@@ -1,0 +1,261 @@
+"""The model card: what an exported model is and what it is made of, as the Hugging Face hub reads it."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from ...schemas.settings import Source
+
+HUB_LICENCES = {
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "unlicense"),
+    *("cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
+    *("cc-by-nd-4.0", "cc-by-nc-nd-4.0", "odc-by", "odbl", "wtfpl"),
+}
+"""Identifiers of https://huggingface.co/docs/hub/repositories-licenses that data is likely to have."""
+
+_METRICS = {
+    "map": ("Reranking", "map"),
+    "spearman": ("STS", "cosine_spearman"),
+    "ap": ("PairClassification", "cosine_ap"),
+    "best_accuracy": ("PairClassification", "cosine_accuracy"),
+    "accuracy": ("Classification", "accuracy"),
+    "v_measure": ("Clustering", "v_measure"),
+}
+"""Ours, and mteb's task and metric that say the same; all others are of retrieval."""
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
+_RECORDS = {"source": pl.String, "category": pl.String, "rows": pl.Int64, "chinese": pl.Int64}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of training as it was run.
+
+    `records` are those it drew from, with the columns source, category, rows, and chinese: how many of these have Han
+    characters and no kana. None where the corpus no longer holds them.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    steps: int
+    processes: int
+    records: pl.DataFrame | None
+
+
+def read_stages(corpus: Path, last: str) -> tuple[list[Stage], str | None]:
+    """The stages that led to the model of stage `last`, oldest first, and the model that the first began with.
+
+    That is a hub name or a folder; None is random weights.
+    """
+    stages: list[Stage] = []
+    name = last
+    while name != "untrained":
+        folder = corpus / "train" / name
+        job = json.loads((folder / "job.json").read_text("utf-8"))
+        with (folder / "log.jsonl").open(encoding="utf-8") as log:
+            start = json.loads(log.readline())
+        settings = {key: value for key, value in job["settings"].items() if key != "model"}
+        stages.insert(0, Stage(name, settings, start["steps"], start["world_size"], _records(job, corpus)))
+        begun, trained = Path(job["model"]), Path(job["corpus"]) / "train"
+        if not begun.is_relative_to(trained):
+            return stages, job["model"]
+        name = begun.relative_to(trained).parts[0]
+    return stages, None
+
+
+def _records(job: Mapping[str, Any], corpus: Path) -> pl.DataFrame | None:
+    """The records of a job's shards by source. The corpus may have been moved since; then they are in it still."""
+    files = [
+        (kind, corpus / Path(shard).relative_to(job["corpus"]))
+        for kind, shards in job["shards"].items()
+        for shard in shards
+        if kind != "sts" or job["settings"]["sts_batch"]
+    ]
+    if not all(file.exists() for _, file in files):
+        return None
+    parts = [pl.LazyFrame(schema=_RECORDS)]
+    for kind, file in files:
+        frame = pl.scan_parquet(file)
+        if "task" in frame.collect_schema():  # pairs of a stage before convert, as read_pairs takes them
+            frame = frame.filter(pl.col("task").cast(pl.String).is_in(["pretrain", "retrieval"]))
+        text = pl.col("text_a" if kind == "sts" else "query")
+        chinese = text.str.contains(r"\p{Han}") & ~text.str.contains(r"\p{Hiragana}|\p{Katakana}")
+        parts.append(
+            frame.group_by(pl.col("source", "category").cast(pl.String)).agg(
+                rows=pl.len().cast(pl.Int64), chinese=chinese.sum().cast(pl.Int64)
+            )
+        )
+    return pl.concat(parts).group_by("source", "category", maintain_order=True).sum().collect()
+
+
+def model_card(
+    name: str,
+    *,
+    base: str | None,
+    stages: Sequence[Stage],
+    sources: Sequence[Source],
+    figures: Sequence[Mapping[str, Any]],
+    dimension: int,
+    max_length: int,
+    query_prompt: str,
+    precision: str,
+    onnx: bool,
+    command: str,
+) -> str:
+    """The card of a model: YAML front matter (https://huggingface.co/docs/hub/model-cards), then prose and tables.
+
+    `base` is the hub name or folder that training began with, None for random weights. `figures` are rows of set,
+    metric, value and, where it is not the full one, dimension.
+
+    It says nothing that is not known. The licence is that of the data where every source that was trained on names the
+    same one and no base model brings its own; else `other`. The language is Chinese where most records are, else it is
+    left out. `base_model` and `datasets` are named where they are on the hub.
+    """
+    known = {source.name: source for source in sources}
+    trained = _trained(stages)
+    used = [known[source] for source in trained["source"] if source in known]
+    datasets = sorted({found[1] for source in used for file in source.files if (found := _HUB_DATASET.match(file))})
+    is_hub_name = base is not None and _HUB_NAME.fullmatch(base) is not None
+    data = ModelCardData(
+        language="zh" if trained["chinese"].sum() * 2 > trained["rows"].sum() else None,
+        license=_licence([known.get(source) for source in trained["source"]]) if base is None else "other",
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "conan-embedding"]
+        + ["onnx"] * onnx,
+        base_model=base if is_hub_name else None,
+        datasets=datasets or None,
+        model_name=name if figures else None,  # the hub's name for what has figures
+        eval_results=[_result(figure) for figure in figures if figure.get("dimension") in (None, dimension)] or None,
+    )
+    began = "random weights" if base is None else f"`{base if is_hub_name else Path(base).name}`"
+    parts = [
+        f"---\n{data.to_yaml()}\n---\n\n# {name}",
+        _what(name, stages, dimension, max_length, query_prompt, precision),
+        _how_to_run_onnx(dimension) if onnx else "",
+        _training_data(trained, stages, known),
+        f"## Training\n\nFrom {began}." if stages else f"This is {began}, not trained further.",
+        *(_stage(stage) for stage in stages),
+        _figures(figures, dimension),
+        f"## How it was made\n\nWith conan-embedding {version('conan-embedding')}, after the paper of that name (arXiv "
+        f"2408.15710):\n\n```sh\n{command}\n```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _trained(stages: Sequence[Stage]) -> pl.DataFrame:
+    """What any stage drew from: a row a source, with its rows in each stage that has them."""
+    parts = [stage.records.with_columns(stage=pl.lit(stage.name)) for stage in stages if stage.records is not None]
+    every = pl.concat([pl.DataFrame(schema=_RECORDS | {"stage": pl.String}), *parts])
+    return every.group_by("source", "category", maintain_order=True).agg(
+        pl.col("rows", "chinese").sum(),
+        *(pl.col("rows").filter(pl.col("stage") == stage.name).sum().alias(stage.name) for stage in stages),
+    )
+
+
+def _licence(sources: Sequence[Source | None]) -> str:
+    """The one licence that all sources name, as the hub spells it: `CC BY-SA 4.0` is cc-by-sa-4.0. Else `other`."""
+    named = {(source.licence or "").lower().replace(" ", "-") if source else "" for source in sources}
+    return named.pop() if len(named) == 1 and named <= HUB_LICENCES else "other"
+
+
+def _result(figure: Mapping[str, Any]) -> EvalResult:
+    """A figure as the hub has it, in mteb's words. The hub tells sets apart by `dataset_type` alone."""
+    task, metric = _METRICS.get(figure["metric"], ("Retrieval", figure["metric"].replace("@", "_at_")))
+    return EvalResult(
+        task_type=task,
+        dataset_type=figure["set"],
+        dataset_name=figure["set"],
+        metric_type=metric,
+        metric_value=round(float(figure["value"]), 4),
+    )
+
+
+def _what(
+    name: str, stages: Sequence[Stage], dimension: int, max_length: int, query_prompt: str, precision: str
+) -> str:
+    widths = sorted({width for stage in stages[-1:] for width in stage.settings["dimensions"] if width < dimension})
+    shorter = (
+        f" Their first {', '.join(map(str, widths))} will do, too (Matryoshka, arXiv 2205.13147)." if widths else ""
+    )
+    prompt = f"Queries begin with `{query_prompt}`, which `encode_query` adds." if query_prompt else "It has no prompt."
+    return (
+        f"A text-embedding model. It reads the first {max_length} tokens of a text and gives {dimension} numbers, to "
+        f"be compared by cosine.{shorter} {prompt} Its weights are {precision}.\n\n"
+        "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
+        f'model = SentenceTransformer("{name}"{f", truncate_dim={widths[-1]}" if widths else ""})\n'
+        "queries = model.encode_query(queries_as_text)\n"
+        "passages = model.encode_document(passages_as_text)\n"
+        "scores = model.similarity(queries, passages)\n```"
+    )
+
+
+def _how_to_run_onnx(dimension: int) -> str:
+    return (
+        f"`onnx/model.onnx` takes `input_ids` and `attention_mask` [texts, length] and gives `sentence_embedding` "
+        f"[texts, {dimension}], in fp32 and not normalised:\n\n"
+        "```python\nimport onnxruntime\n\n"
+        'batch = tokenizer(texts, padding=True, truncation=True, return_tensors="np")\n'
+        'session = onnxruntime.InferenceSession("onnx/model.onnx")\n'
+        'vectors = session.run(None, {name: batch[name] for name in ("input_ids", "attention_mask")})[0]\n```'
+    )
+
+
+def _training_data(trained: pl.DataFrame, stages: Sequence[Stage], sources: Mapping[str, Source]) -> str:
+    if not stages:
+        return ""
+    found = [stage.name for stage in stages if stage.records is not None]
+    gone = [stage.name for stage in stages if stage.records is None]
+    rows = [
+        [row["source"], row["category"], _licence_of(sources.get(row["source"])), *(f"{row[name]:,}" for name in found)]
+        for row in trained.to_dicts()
+    ]
+    total = ["all", "", "", *(f"{trained[name].sum():,}" for name in found)]
+    return (
+        "## Training data\n\nRecords that each stage drew from, by source. The licences are those that the recipe "
+        "declares; the model's own is for whoever publishes it to settle.\n\n"
+        + _table(["source", "category", "licence", *found], [*rows, total], numbers=len(found))
+        + "".join(f"\n\nThe records of {name} are no longer in the corpus." for name in gone)
+    )
+
+
+def _licence_of(source: Source | None) -> str:
+    return (source and source.licence) or "not declared"
+
+
+def _stage(stage: Stage) -> str:
+    processes = "one process" if stage.processes == 1 else f"{stage.processes} processes"
+    settings = yaml.safe_dump(stage.settings, allow_unicode=True, sort_keys=False, default_flow_style=None, width=200)
+    return f"### {stage.name}\n\n{stage.steps:,} updates on {processes}.\n\n```yaml\n{settings}```"
+
+
+def _figures(figures: Sequence[Mapping[str, Any]], full: int) -> str:
+    if not figures:
+        return ""
+    found = {
+        (figure["set"], figure["metric"], figure.get("dimension") or full): f"{figure['value']:.4f}"
+        for figure in figures
+    }
+    widths = sorted({width for *_, width in found})
+    rows = [
+        [name, metric, *(found.get((name, metric, width), "") for width in widths)]
+        for name, metric in dict.fromkeys((name, metric) for name, metric, _ in found)
+    ]
+    header = ["set", "metric", *map(str, widths)]
+    return "## Evaluation\n\nOn sets that were kept out of training, by width:\n\n" + _table(header, rows, len(widths))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
+    """A Markdown table whose last `numbers` columns are aligned to the right."""
+    rule = ["---"] * (len(header) - numbers) + ["---:"] * numbers
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, rule, *rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
