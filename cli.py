@@ -46,11 +46,11 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        from .schemas.recipe import RecipeError
+        from .schemas.errors import ConanError, RecipeError
 
         if os.environ.get("CONAN_DEBUG"):
             traceback.print_exc()
-        foreseen = isinstance(error, OSError) or type(error).__module__ != "builtins"
+        foreseen = isinstance(error, ConanError | OSError)  # the system's errors name the file
         message = str(error) if foreseen else f"{type(error).__name__}: {error} (--debug shows where)"
         display.errors.print(f"error: {message}", style="red", soft_wrap=True)
         sys.exit(2 if isinstance(error, RecipeError) else 1)
@@ -136,7 +136,7 @@ def score(
 
     The corpus keeps --model and --cutoff in its recipe.
     """
-    from .pipeline.corpus.folder import keep_settings
+    from .pipeline.corpus.saved_recipe import keep_settings
     from .run import data_stage
 
     options = with_options([], {"score.model": model, "score.cutoff": cutoff})
@@ -213,7 +213,7 @@ def train(
 ) -> None:
     """Train with DeepSpeed; a run that was interrupted goes on from its last checkpoint."""
     from .run import STAGES, plan, train
-    from .schemas.recipe import RecipeError
+    from .schemas.errors import RecipeError
     from .trainer.launch.hosts import read_hostfile
 
     if stage not in STAGES:

@@ -16,7 +16,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .pipeline.engine.local import Progress, Summary
+    from .pipeline.engine.calls import Progress
+    from .pipeline.engine.stage import Summary
     from .pipeline.filter.preview import DryRun, Explanation
     from .pipeline.mine.show_pool import ShownPool
 

@@ -13,7 +13,8 @@ import typer
 from . import display
 
 if TYPE_CHECKING:
-    from .pipeline.engine.local import Engine, Summary
+    from .pipeline.engine.calls import Engine
+    from .pipeline.engine.stage import Summary
     from .schemas.recipe import Recipe
 
 BAD_INPUT = 3
@@ -60,7 +61,7 @@ def resolve(corpus: Path, file: Path | None, overrides: list[str]) -> "Recipe":
 
     Raises RecipeError on a mistake in it or in an override, and where there is neither file nor corpus.
     """
-    from .pipeline.corpus.folder import load_recipe
+    from .pipeline.corpus.saved_recipe import load_recipe
     from .schemas.recipe import load
 
     return load(file, overrides) if file else load_recipe(corpus, overrides)
@@ -84,7 +85,8 @@ def cluster_of(engine: EngineName, address: str | None) -> str | None:
 def work(corpus: Path, workers: int = 1, cluster: str | None = None) -> Iterator["Engine"]:
     """The corpus held, and an engine that shows its progress."""
     from .pipeline.corpus.lock import locked
-    from .pipeline.engine.local import Engine, close_workers
+    from .pipeline.engine.calls import Engine
+    from .pipeline.engine.local import close_workers
 
     with locked(corpus), display.progress() as show:
         try:

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .schemas.recipe import Recipe, RecipeError, load
+from .schemas.errors import RecipeError
+from .schemas.recipe import Recipe, load
 
 if TYPE_CHECKING:
     from .pipeline.encoder.encoder import Encoder
-    from .pipeline.engine.local import Engine, Summary
+    from .pipeline.engine.calls import Engine
+    from .pipeline.engine.stage import Summary
     from .trainer.job import Job
     from .trainer.launch.hosts import Host
 
@@ -72,7 +74,7 @@ def model_place(corpus: Path, name: str) -> str:
         return name
     folder = corpus / "train" / name / "model"
     if not folder.is_dir():
-        from .pipeline.corpus.folder import CorpusError
+        from .schemas.errors import CorpusError
 
         stage = "bootstrap" if name == "untrained" else name
         raise CorpusError(f"no model in {folder}; run `conan train {corpus} --stage {stage}` first")
@@ -111,8 +113,9 @@ def plan(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str, 
 
 def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
     """What a training stage of a recipe trains on what. Raises as `train` does."""
-    from .pipeline.corpus.folder import CorpusError, shards
+    from .pipeline.corpus.folder import shards
     from .pipeline.corpus.pools import stored_fingerprint
+    from .schemas.errors import CorpusError
     from .trainer.job import make_job
 
     if stage == "bootstrap":
@@ -245,7 +248,7 @@ def _evaluated(place: str, recipe: Recipe) -> "Encoder":
 
 def _keep_figures(file: Path, rows: list[dict[str, Any]]) -> None:
     """Figures on the corpus's own sets, for the report: these in place of earlier ones of the same models."""
-    from .pipeline.corpus.folder import write_text
+    from .pipeline.corpus.atomic import write_text
     from .pipeline.corpus.lock import alone_in
 
     def model(row: dict[str, Any]) -> str:
@@ -262,7 +265,7 @@ def export(corpus: Path, recipe: Recipe) -> Path:
 
     A model of a stage has no query prompt, as training puts none before queries; any other keeps its own.
     """
-    from .pipeline.encoder.models import find_model, read_query_prompt
+    from .pipeline.encoder.model_folder import find_model, read_query_prompt
     from .schemas.settings import EncoderSettings
     from .trainer.model.embedding_model import load
     from .trainer.model.export import export as write

@@ -33,8 +33,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import yaml
-from conan_embedding.pipeline.corpus.folder import ShardWriter, shards
+from conan_embedding.pipeline.corpus.folder import shards
 from conan_embedding.pipeline.corpus.pools import stored_fingerprint
+from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.schemas.recipe import load
 from conan_embedding.schemas.settings import EncoderSettings, FinetuneSettings
 from conan_embedding.schemas.training import TRAINING

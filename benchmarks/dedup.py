@@ -46,7 +46,7 @@ import numpy as np
 import polars as pl
 from conan_embedding.pipeline.dedup.minhash import SHINGLING
 from conan_embedding.pipeline.dedup.stage import dedup
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.engine.calls import Engine
 from dedup_quality import (
     KINDS,
     RECIPE,

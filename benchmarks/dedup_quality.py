@@ -32,12 +32,13 @@ from typing import NamedTuple
 import numpy as np
 import opencc
 import polars as pl
-from conan_embedding.pipeline.corpus.folder import ShardWriter, save_recipe
+from conan_embedding.pipeline.corpus.saved_recipe import save_recipe
+from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.dedup.lsh import band_choice, band_hashes
 from conan_embedding.pipeline.dedup.minhash import SHINGLING, signatures
 from conan_embedding.pipeline.dedup.stage import dedup
 from conan_embedding.pipeline.demo.world import draw, passage
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.text.normalise import key
 from conan_embedding.schemas.pairs import PAIR, rejected
 from conan_embedding.schemas.recipe import Recipe

@@ -32,7 +32,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from conan_embedding.pipeline.corpus.folder import ShardWriter, save_recipe
+from conan_embedding.pipeline.corpus.saved_recipe import save_recipe
+from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.schemas.pairs import PAIR, rejected
 from conan_embedding.schemas.recipe import Recipe
 from numpy.typing import NDArray

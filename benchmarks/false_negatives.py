@@ -17,9 +17,9 @@ from typing import get_args
 
 import duckdb
 import polars as pl
-from conan_embedding.pipeline.corpus.folder import ShardWriter
 from conan_embedding.pipeline.corpus.pools import FILE
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
+from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine.stage import MARGINS, mine
 from conan_embedding.pipeline.text.normalise import key
 from conan_embedding.schemas.settings import MineSettings

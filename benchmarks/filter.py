@@ -29,7 +29,7 @@ from random import Random
 os.environ["POLARS_MAX_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
 import polars as pl
-from conan_embedding.pipeline.corpus.folder import ShardWriter
+from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.demo.world import draw, passage, query
 from conan_embedding.pipeline.filter.personal_data import mask_personal_data
 from conan_embedding.pipeline.filter.rules import RULES, Rule, judge, rules_with, strip_title

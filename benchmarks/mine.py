@@ -68,7 +68,7 @@ def main() -> None:
 
 def prepare(place: Path, shards: Path, number: int) -> None:
     """Write the pairs, as a table and as a corpus after convert, and the model."""
-    from conan_embedding.pipeline.corpus.folder import ShardWriter
+    from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
     from conan_embedding.trainer.model.bootstrap import tiny_bert
 
     pairs = pl.read_parquet(shards / "*.parquet", columns=["query", "positive"])
@@ -92,7 +92,7 @@ def prepare(place: Path, shards: Path, number: int) -> None:
 
 def our_encoding(place: Path) -> dict[str, float]:
     """Mine for the vectors, without a filter."""
-    from conan_embedding.pipeline.engine.local import Engine
+    from conan_embedding.pipeline.engine.calls import Engine
     from conan_embedding.pipeline.mine.stage import mine
     from conan_embedding.schemas.settings import MineSettings
 
@@ -105,8 +105,8 @@ def our_encoding(place: Path) -> dict[str, float]:
 def our_mining(place: Path) -> dict[str, float]:
     """Mine as asked, after another time that is not counted."""
     from conan_embedding.pipeline.corpus.pools import read_candidates
-    from conan_embedding.pipeline.engine.local import Engine
-    from conan_embedding.pipeline.mine.stage import stage as module
+    from conan_embedding.pipeline.engine.calls import Engine
+    from conan_embedding.pipeline.mine import stage as module
     from conan_embedding.schemas.settings import MineSettings
 
     from_vectors = stopwatch(module, "_pools")

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from conan_embedding.pipeline.demo.generate import write_sample
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.run import data_stage
 from conan_embedding.schemas.recipe import load
 

@@ -13,20 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .corpus.folder import (
-    FOLDERS,
-    CorpusError,
-    ShardWriter,
-    commit,
-    committed,
-    fingerprint,
-    read_footer,
-    rejects,
-    shards,
-)
+from ..schemas.errors import CorpusError
+from .corpus.atomic import commit
+from .corpus.folder import FOLDERS, committed, fingerprint, read_footer, rejects, shards
 from .corpus.pools import FILE as POOLS_FILE
 from .corpus.pools import TABLES, write_pools
-from .engine.local import Summary, summarise
+from .corpus.shard_writer import ShardWriter
+from .engine.stage import Summary, summarise
 
 VERSION = 1
 _BATCH = 2048

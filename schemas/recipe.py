@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
+from .errors import RecipeError
 from .settings import (
     BootstrapSettings,
     ConvertSettings,
@@ -53,10 +54,6 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|false|False)$"), list("tTfF"))
-
-
-class RecipeError(ValueError):
-    """A recipe that can't be used: names the file, the line, what was expected and what to do."""
 
 
 class Recipe(Settings):

@@ -72,7 +72,7 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def filtered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus after ingest and filter."""
-    from conan_embedding.pipeline.engine.local import Engine
+    from conan_embedding.pipeline.engine.calls import Engine
     from conan_embedding.run import data_stage
     from conan_embedding.schemas.recipe import load
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from command_line import RECORDS, Conan
 from conan_embedding.cli import app
-from conan_embedding.pipeline.corpus.folder import load_recipe
 from conan_embedding.pipeline.corpus.lock import locked
-from conan_embedding.pipeline.engine.local import Engine, Summary
+from conan_embedding.pipeline.corpus.saved_recipe import load_recipe
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.engine.stage import Summary
 from conan_embedding.pipeline.filter.rules import RULES
 from conan_embedding.schemas.recipe import Recipe
 from typer.testing import CliRunner

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-from conan_embedding.pipeline.corpus.folder import catalog
+from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.demo.generate import write_sample
 from conan_embedding.run import DEMO_QUESTIONS
 

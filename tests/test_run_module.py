@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conan_embedding.pipeline.corpus.folder import CorpusError
 from conan_embedding.run import _keep_figures, _sentence_shards, last_figures, model_place, place, steps, train
-from conan_embedding.schemas.recipe import Recipe, RecipeError
+from conan_embedding.schemas.errors import CorpusError, RecipeError
+from conan_embedding.schemas.recipe import Recipe
 
 SOURCE = {"name": "s", "files": "*.jsonl", "read": "jsonl"}
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch.distributed as dist
 
-from ..pipeline.corpus.folder import commit, write_text
+from ..pipeline.corpus.atomic import commit, write_text
 from .dhnm.miner import Mining
 from .job import Job, TrainingError, check_processes
 from .loss.cbb import Update

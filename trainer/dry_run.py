@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from ..pipeline.encoder.model_folder import read_layout
-from ..pipeline.encoder.models import find_model
+from ..pipeline.encoder.model_folder import find_model
+from ..pipeline.encoder.model_layout import read_layout
 from ..schemas.settings import PretrainSettings
 from .data.batches import count_pairs, count_queries, count_sentences, queries_a_step, steps_of
 from .job import Job, check_dimensions

@@ -15,8 +15,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from ..pipeline.corpus.folder import fingerprint, read_footer, write_text
-from ..pipeline.encoder.models import find_model, weights_fingerprint
+from ..pipeline.corpus.atomic import write_text
+from ..pipeline.corpus.folder import fingerprint, read_footer
+from ..pipeline.encoder.model_folder import find_model, weights_fingerprint
+from ..schemas.errors import ConanError
 from ..schemas.settings import FinetuneSettings, PretrainSettings
 from .launch import hosts
 from .launch.hosts import Host
@@ -26,7 +28,7 @@ STOPPED = 128 + signal.SIGTERM
 """The exit code of a training process that was asked to stop, has saved its step and did."""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ConanError):
     """Training did not end well: says which process failed and where to look."""
 
 

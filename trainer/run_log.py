@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..pipeline.corpus.folder import write_text
+from ..pipeline.corpus.atomic import write_text
 from .job import Job, TrainingError
 from .loss.cbb import Losses
 

@@ -12,8 +12,10 @@ from ...schemas.pairs import SCORED, rejected
 from ...schemas.recipe import Recipe
 from ...schemas.settings import ConvertSettings
 from ...schemas.training import TRAINING
-from ..corpus.folder import ShardWriter, fingerprint, read_batches, read_footer, shards
-from ..engine.local import Engine, Summary, Task, run_stage
+from ..corpus.folder import fingerprint, read_batches, read_footer, shards
+from ..corpus.shard_writer import ShardWriter
+from ..engine.calls import Engine
+from ..engine.stage import Summary, Task, run_stage
 from ..text.normalise import key
 
 VERSION = 3

@@ -6,10 +6,12 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from ...schemas.errors import ConanError, CorpusError
 from ...schemas.pairs import CLUSTERED, PAIR, REJECTED_AT_INGEST, SCORED, rejected
 from ...schemas.results import RESULT
 from ...schemas.training import TRAINING
-from .folder import FOLDERS, STAGES, CorpusError, committed, read_footer, rejects, replacing
+from .atomic import replacing
+from .folder import FOLDERS, STAGES, committed, read_footer, rejects
 from .pools import FILE as POOLS_FILE
 
 FILE = "catalog.duckdb"
@@ -22,8 +24,12 @@ _OUT = {"ingest": PAIR, "filter": PAIR, "dedup": CLUSTERED, "score": SCORED} | {
 _REJECTED = {"ingest": REJECTED_AT_INGEST, "filter": rejected(PAIR), "dedup": rejected(PAIR), "score": rejected(SCORED)}
 
 
+class QueryError(ConanError):
+    """A query over a corpus that DuckDB refuses."""
+
+
 def rebuild(corpus: Path) -> Path:
-    """Make the catalog anew: views only, so it may be deleted at any time. The corpus must be held (see corpus/lock.py).
+    """Make the catalog anew: views only, so it may be deleted at any time. The corpus must be locked (see lock.py).
 
     Raises:
         CorpusError: no corpus there, or a shard that is none of ours.
@@ -52,7 +58,7 @@ def query(corpus: Path, sql: str) -> pa.Table:
     that asking needs no right to write in the corpus and is in no stage's way.
 
     Raises:
-        duckdb.Error: what is wrong with the SQL.
+        QueryError: DuckDB's words on what is wrong with the SQL.
         CorpusError: no corpus there, or a shard that is none of ours.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -61,9 +67,12 @@ def query(corpus: Path, sql: str) -> pa.Table:
             connection.execute("SET enable_progress_bar = false")
             if (corpus / POOLS_FILE).exists():
                 connection.execute(f"ATTACH '{_escaped(corpus / POOLS_FILE)}' AS pools (READ_ONLY)")
-            result = connection.sql(sql)
-            # `*` tells columns of one name apart: a, a_1.
-            return pa.table({}) if result is None else result.select("*").to_arrow_table()
+            try:
+                result = connection.sql(sql)
+                # `*` tells columns of one name apart: a, a_1.
+                return pa.table({}) if result is None else result.select("*").to_arrow_table()
+            except duckdb.Error as error:
+                raise QueryError(str(error)) from error
 
 
 def _statements(corpus: Path) -> list[str]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .folder import CorpusError
+from ...schemas.errors import CorpusError
 
 
 @contextmanager

@@ -9,11 +9,16 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from ...schemas.errors import CorpusError
 from ...schemas.pools import POOLS
-from .folder import CorpusError, replacing
+from .atomic import replacing
 
 FILE = "pools.duckdb"
 TABLES = ("runs", "passages", "queries", "positives", "candidates")
+
+
+class PoolsInUseError(CorpusError):
+    """pools.duckdb is open in another process: DuckDB allows one that writes, or several that read."""
 
 
 def stored_fingerprint(corpus: Path) -> str | None:
@@ -29,10 +34,18 @@ def stored_fingerprint(corpus: Path) -> str | None:
 
 
 def opened(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
-    """The database of the pools. Raises CorpusError where there is none yet."""
+    """The database of the pools.
+
+    Raises:
+        CorpusError: there is none yet.
+        PoolsInUseError: another process has it open.
+    """
     if not (corpus / FILE).exists():
         raise CorpusError(f"{corpus}: no {FILE}; run `conan mine {corpus}` first")
-    connection = duckdb.connect(str(corpus / FILE), read_only=read_only)
+    try:
+        connection = duckdb.connect(str(corpus / FILE), read_only=read_only)
+    except duckdb.IOException as error:
+        raise PoolsInUseError(f"{corpus / FILE} can't be opened: {error}") from error
     connection.execute("SET enable_progress_bar = false")
     return connection
 

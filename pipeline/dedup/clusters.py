@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..corpus.folder import read_batches
-from ..engine.local import Call, Engine, StageError, run_calls
+from ..engine.calls import Call, Engine
+from ..engine.stage import StageError, run_calls
 from ..text.match_key import keys
 from .lsh import NO_BUCKET, Rows, buckets, pack
 from .minhash import ShingleSets, jaccard, kernel, shingle_sets

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 from ahocorasick_rs import BytesAhoCorasick
 
-from ...schemas.recipe import RecipeError
+from ...schemas.errors import RecipeError
 from ..corpus.folder import committed, fingerprint, is_begun, read_batches, read_footer, shards
 from ..text.match_key import keys
 from .lsh import NO_BUCKET

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..corpus.folder import ShardWriter, fingerprint, read_batches, read_footer
-from ..engine.local import Task
+from ..corpus.folder import fingerprint, read_batches, read_footer
+from ..corpus.shard_writer import ShardWriter
+from ..engine.stage import Task
 from ..text.match_key import keys
 from .lsh import NO_BUCKET, band_hashes
 from .minhash import signatures, text_hashes

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from ...schemas.pairs import CLUSTERED, PAIR, TASKS, rejected
 from ...schemas.recipe import Recipe
 from ...schemas.settings import DedupSettings
-from ..corpus.folder import ShardWriter, fingerprint, read_batches, read_footer, shards
-from ..engine.local import Engine, Summary, Task, made, run_stage
+from ..corpus.folder import fingerprint, read_batches, read_footer, shards
+from ..corpus.shard_writer import ShardWriter
+from ..engine.calls import Engine
+from ..engine.stage import Summary, Task, made, run_stage
 from . import signatures
 from .clusters import Clusters, Pairs, call_all, clusters, row_starts
 from .decontamination import content, evaluation_files, held_out, mark_contaminated

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..engine.local import Engine
+from ..engine.calls import Engine
 from .clusters import Clusters, Pairs, call_all, fitting, save, similarities
 from .lsh import buckets, pack
 from .signatures import SIDES, Side

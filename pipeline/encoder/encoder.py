@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...schemas.settings import EncoderSettings
-from .model_folder import ACTIVATIONS, Layout, Pooling, load_transformer, read_layout
-from .models import find_model, read_query_prompt, weights_fingerprint
+from .model_folder import find_model, read_query_prompt, weights_fingerprint
+from .model_layout import ACTIVATIONS, Layout, Pooling, load_transformer, read_layout
 from .onednn import pack_linear_layers
 
 Vectors = npt.NDArray[np.float32]

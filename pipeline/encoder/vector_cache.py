@@ -18,8 +18,10 @@ import polars as pl
 import pyarrow as pa
 
 from ...schemas.settings import EncoderSettings
-from ..corpus.folder import fingerprint, replacing
-from ..engine.local import Call, Engine, StageError, run_calls
+from ..corpus.atomic import replacing
+from ..corpus.folder import fingerprint
+from ..engine.calls import Call, Engine
+from ..engine.stage import StageError, run_calls
 
 FOLDER = "vectors"
 PART = 32_768

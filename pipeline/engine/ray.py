@@ -18,10 +18,11 @@ from textwrap import shorten
 from typing import Any
 
 from ... import __version__
-from .local import ATTEMPTS, THREAD_VARIABLES, Call, Engine, Outcome, attempt_pickled
+from ...schemas.errors import ConanError
+from .calls import ATTEMPTS, THREAD_VARIABLES, Call, Engine, Outcome, attempt_pickled
 
 
-class ClusterError(RuntimeError):
+class ClusterError(ConanError):
     """A Ray cluster that can't be used: says why and what to do."""
 
 
@@ -41,7 +42,7 @@ QUEUED = 2
 
 
 def _attempt(version: str, folder: str, call: bytes) -> str | None:
-    """On a node: engine.attempt_pickled, in the driver's folder: paths may be relative to it."""
+    """On a node: calls.attempt_pickled, in the driver's folder: paths may be relative to it."""
     if version != __version__:
         return f"{socket.gethostname()} has conan-embedding {__version__}, the driver {version}; install one version"
     with suppress(OSError):  # not there: paths are absolute, then
@@ -70,7 +71,7 @@ _TASK, _DEVICE = ray.remote(_attempt), ray.remote(_Device)
 
 
 def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> Iterator[Outcome]:
-    """As engine.run_calls, on the cluster at `engine.address`. `engine.workers`, if given, bounds the tasks in flight.
+    """As stage.run_calls, on the cluster at `engine.address`. `engine.workers`, if given, bounds the tasks in flight.
 
     What dies is tried again from here, not by Ray: it would try a call that no node has the memory for again for ever.
 

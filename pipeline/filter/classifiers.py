@@ -16,12 +16,12 @@ from scipy.special import expit, softmax
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from ...schemas.recipe import RecipeError
+from ...schemas.errors import RecipeError
 from ...schemas.settings import ClassifierSettings, EncoderSettings
 from ..corpus.folder import fingerprint
 from ..encoder.encoder import Encoder, Inference, best_device, dimension, embed, in_batches, load_encoder
-from ..encoder.model_folder import Layout, read_layout
-from ..encoder.models import ModelError, find_model, read_json, weights_fingerprint
+from ..encoder.model_folder import ModelError, find_model, read_json, weights_fingerprint
+from ..encoder.model_layout import Layout, read_layout
 
 _SHOWN = 50
 

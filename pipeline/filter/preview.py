@@ -12,8 +12,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...schemas.errors import CorpusError
 from ...schemas.settings import FilterSettings
-from ..corpus.folder import CorpusError, shards
+from ..corpus.folder import shards
 from .rules import Bound, Rule, Side, first_failing, measure, rules_with
 from .stage import Rulebook, by_rules, classify, groups, load_classifiers, prepare, read_rulebook, rules_for
 

@@ -14,6 +14,8 @@ from typing import IO, Any
 import fsspec
 import zstandard
 
+from ...schemas.errors import ConanError
+
 UNPACKED_RATIO = 200
 """Ours: how many times its size a compressed file may unpack to; text seldom packs 30 times."""
 UNPACKED_FLOOR = 256 << 20
@@ -29,7 +31,7 @@ _UNREADABLE = (OSError, RuntimeError, MemoryError, ValueError, ImportError, zipf
 _CUT = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile)
 
 
-class FileError(ValueError):
+class FileError(ConanError):
     """A file that can't be read, or not further; `reason` is one word for the rejects."""
 
     def __init__(self, reason: str, detail: str, line: int | None = None) -> None:

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...schemas.errors import ConanError
 from ...schemas.settings import Source
 from .files import FileError, Stretch, opened, read_chunks
 from .hf_reader import read_arrow
@@ -39,7 +40,7 @@ _UNKNOWN = (
 _MARK = f"{BROKEN}(\\d+){BROKEN}"
 
 
-class SourceError(ValueError):
+class SourceError(ConanError):
     """What the recipe says of a source does not fit its files."""
 
 

@@ -8,11 +8,15 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 
+from ...schemas.errors import RecipeError
 from ...schemas.pairs import PAIR, REJECTED_AT_INGEST
-from ...schemas.recipe import Recipe, RecipeError
+from ...schemas.recipe import Recipe
 from ...schemas.settings import EvaluationSet, Source
-from ..corpus.folder import ShardWriter, fingerprint, read_footer, save_recipe
-from ..engine.local import Engine, Summary, Task, made, run_stage
+from ..corpus.folder import fingerprint, read_footer
+from ..corpus.saved_recipe import save_recipe
+from ..corpus.shard_writer import ShardWriter
+from ..engine.calls import Engine
+from ..engine.stage import Summary, Task, made, run_stage
 from ..text.normalise import normalise, simplify
 from . import readers
 from .files import SourceFile, Stretch, list_files

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from ...schemas.errors import CorpusError
 from ...schemas.settings import EncoderSettings, MineSettings
-from ..corpus.folder import CorpusError
 from ..corpus.pools import opened
 from ..encoder.encoder import encode, load_encoder
 from ..encoder.vector_cache import find, space

@@ -14,13 +14,14 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from ...schemas.recipe import RecipeError
+from ...schemas.errors import RecipeError
 from ...schemas.settings import MineSettings
 from ..corpus.folder import fingerprint, read_footer, shards
 from ..corpus.pools import as_lists, read_candidates, stored_fingerprint, write_pools
-from ..encoder.models import find_model, read_query_prompt, weights_fingerprint
+from ..encoder.model_folder import find_model, read_query_prompt, weights_fingerprint
 from ..encoder.vector_cache import StoredVectors, keep_only, space, store, truncated
-from ..engine.local import Engine, Summary
+from ..engine.calls import Engine
+from ..engine.stage import Summary
 from .search import Rules, default_index, search
 
 VERSION = 2

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ...schemas.errors import CorpusError
+from ..corpus.atomic import write_text
 from ..corpus.catalog import query
-from ..corpus.folder import FOLDERS, STAGES, CorpusError, committed, load_recipe, shards, write_text
+from ..corpus.folder import FOLDERS, STAGES, committed, shards
 from ..corpus.pools import FILE as POOLS_FILE
+from ..corpus.saved_recipe import load_recipe
 from .charts import STYLE, bar, clean, facts, histogram, lines, percent, size, table
 
 _SCORE_BINS = 20

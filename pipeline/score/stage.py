@@ -14,22 +14,16 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
+from ...schemas.errors import CorpusError
 from ...schemas.pairs import FORMATS, SCORED, rejected
 from ...schemas.settings import ScoreSettings
-from ..corpus.folder import (
-    CorpusError,
-    ShardWriter,
-    committed,
-    fingerprint,
-    read_batches,
-    read_footer,
-    rejects,
-    replacing,
-    shards,
-)
+from ..corpus.atomic import replacing
+from ..corpus.folder import committed, fingerprint, read_batches, read_footer, rejects, shards
+from ..corpus.shard_writer import ShardWriter
 from ..encoder.encoder import loaded
-from ..encoder.models import find_model, read_query_prompt, weights_fingerprint
-from ..engine.local import Engine, Summary, Task, made, run_stage
+from ..encoder.model_folder import find_model, read_query_prompt, weights_fingerprint
+from ..engine.calls import Engine
+from ..engine.stage import Summary, Task, made, run_stage
 from .pair_scores import measure
 
 VERSION = 2

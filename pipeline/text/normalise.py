@@ -8,6 +8,8 @@ from itertools import count
 
 import polars as pl
 
+from ...schemas.errors import ConanError
+
 DEEPEST = 16
 """Passes that `normalise` gives to markup within markup."""
 
@@ -72,7 +74,7 @@ _FULL_WIDTH = [chr(0xFEE0 + ord(character)) for character in "0123456789"] + [
 _HALF_WIDTH = [chr(ord(character) - 0xFEE0) for character in _FULL_WIDTH]
 
 
-class MissingExtraError(RuntimeError):
+class MissingExtraError(ConanError):
     """A library that only an extra of ours installs is not there."""
 
     def __init__(self, library: str, extra: str) -> None:

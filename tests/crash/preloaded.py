@@ -9,17 +9,17 @@ import pyarrow.dataset
 import rich.progress
 import transformers
 from conan_embedding import cli, run
-from conan_embedding.pipeline.convert.stage import stage as convert
-from conan_embedding.pipeline.corpus.folder import catalog
-from conan_embedding.pipeline.dedup.stage import stage as dedup
-from conan_embedding.pipeline.encoder.encoder import encoder
+from conan_embedding.pipeline.convert import stage as convert
+from conan_embedding.pipeline.corpus import catalog
+from conan_embedding.pipeline.dedup import stage as dedup
+from conan_embedding.pipeline.encoder import encoder
+from conan_embedding.pipeline.filter import text_counts
 from conan_embedding.pipeline.filter.stage import filter_pairs
-from conan_embedding.pipeline.filter.stage import text_counts as ngrams
-from conan_embedding.pipeline.ingest.stage import scanners
-from conan_embedding.pipeline.ingest.stage import stage as ingest
-from conan_embedding.pipeline.mine.stage import stage as mine
-from conan_embedding.pipeline.score.stage import stage as score
-from conan_embedding.pipeline.text.normalise import match_key as keys
+from conan_embedding.pipeline.ingest import scanners
+from conan_embedding.pipeline.ingest import stage as ingest
+from conan_embedding.pipeline.mine import stage as mine
+from conan_embedding.pipeline.score import stage as score
+from conan_embedding.pipeline.text import match_key
 from numba import njit
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -32,20 +32,20 @@ njit(lambda number: number + 1)(1)  # Numba loads its own types at the first cal
 get_checkpoint_conversion_mapping("bert")  # a thousand regular expressions, made at the first model that is read
 
 # Polars makes these tables, and a server in which it has run has no forks that work: another process does it.
-key_table = multiprocessing.RawArray("I", keys._TABLED)
-class_table = multiprocessing.RawArray("B", ngrams._CODE_POINTS)
+key_table = multiprocessing.RawArray("I", match_key._TABLED)
+class_table = multiprocessing.RawArray("B", text_counts._CODE_POINTS)
 
 
 def make_tables() -> None:
-    np.copyto(np.frombuffer(key_table, "u4"), keys._table())
-    np.copyto(np.frombuffer(class_table, "u1"), ngrams._classes())
+    np.copyto(np.frombuffer(key_table, "u4"), match_key._table())
+    np.copyto(np.frombuffer(class_table, "u1"), text_counts._classes())
 
 
 maker = multiprocessing.get_context("fork").Process(target=make_tables)
 maker.start()
 maker.join()
 assert maker.exitcode == 0
-keys._table = lambda: np.frombuffer(key_table, "u4")
-ngrams._classes = lambda: np.frombuffer(class_table, "u1")
+match_key._table = lambda: np.frombuffer(key_table, "u4")
+text_counts._classes = lambda: np.frombuffer(class_table, "u1")
 
 gc.freeze()  # else a collection in a fork copies every page that it looks at

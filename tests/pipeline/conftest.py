@@ -9,7 +9,8 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline.corpus.folder import folder as folders
+from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.schemas.pairs import CLUSTERED, PAIR, SCORED, rejected
 from conan_embedding.schemas.training import TRAINING
 from conan_embedding.trainer.model.bootstrap import tiny_bert
@@ -54,7 +55,7 @@ def write_shards() -> Callable[..., None]:
         schema = _SCHEMAS[folder]
         stage = folder.partition("/")[0]
         for number, rows in enumerate(shards):
-            with folders.ShardWriter(
+            with ShardWriter(
                 corpus / folder / f"part-{number:05d}.parquet",
                 schema,
                 rejected(schema),

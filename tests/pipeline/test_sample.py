@@ -16,19 +16,15 @@ import pytest
 from conan_embedding.pipeline import sample as cut_module
 from conan_embedding.pipeline.convert.stage import convert
 from conan_embedding.pipeline.corpus.catalog import query
-from conan_embedding.pipeline.corpus.folder import (
-    CorpusError,
-    ShardWriter,
-    committed,
-    read_footer,
-    rejects,
-    save_recipe,
-)
+from conan_embedding.pipeline.corpus.folder import committed, read_footer, rejects
 from conan_embedding.pipeline.corpus.pools import read_candidates, read_passages, write_pools
+from conan_embedding.pipeline.corpus.saved_recipe import save_recipe
+from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.dedup.stage import dedup
-from conan_embedding.pipeline.demo.generate import allotted, cut
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.report.page import write_report
+from conan_embedding.pipeline.sample import allotted, cut
+from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.pairs import CLUSTERED, PAIR, REJECTED_AT_INGEST, SCORED, rejected
 from conan_embedding.schemas.recipe import Recipe
 from hypothesis import given, settings

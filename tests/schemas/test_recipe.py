@@ -5,7 +5,8 @@ from textwrap import dedent
 from typing import Protocol
 
 import pytest
-from conan_embedding.schemas.recipe import Recipe, RecipeError, dump, load
+from conan_embedding.schemas.errors import RecipeError
+from conan_embedding.schemas.recipe import Recipe, dump, load
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
-from conan_embedding.pipeline.corpus.folder import folder as folders
-from conan_embedding.pipeline.engine.local import Engine, Summary
-from conan_embedding.pipeline.ingest.stage import stage as stage
+from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.engine.stage import Summary
+from conan_embedding.pipeline.ingest import stage
 from conan_embedding.schemas.pairs import PAIR, REJECTED_AT_INGEST
 from conan_embedding.schemas.recipe import Recipe
 

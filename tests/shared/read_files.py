@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from conan_embedding.pipeline.ingest import readers, table_reader
 from conan_embedding.pipeline.ingest.files import Stretch
-from conan_embedding.pipeline.ingest.stage import readers
-from conan_embedding.pipeline.ingest.stage import table_reader as tables
 from conan_embedding.schemas.settings import Source
 
 Rows = list[dict[str, Any]]
@@ -21,7 +20,7 @@ class Read:
     def __init__(self, paths: list[str], **source: Any) -> None:
         one = Source.model_validate({"name": "web", "files": "*", **source})
         self.rows: Rows = []
-        problems = [tables.no_problems()]
+        problems = [table_reader.no_problems()]
         with readers.sandbox() as connection:
             for batch in readers.read(connection, one, [Stretch(path) for path in paths]):
                 problems.append(batch)

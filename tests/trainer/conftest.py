@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline.corpus.folder import ShardWriter, fingerprint
+from conan_embedding.pipeline.corpus.folder import fingerprint
 from conan_embedding.pipeline.corpus.pools import write_pools
+from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.schemas.pairs import SCORED, rejected
 from conan_embedding.schemas.settings import PretrainSettings
 from conan_embedding.schemas.training import TRAINING

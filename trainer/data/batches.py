@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...pipeline.corpus.folder import CorpusError
 from ...pipeline.corpus.pools import FILE, opened
+from ...schemas.errors import CorpusError
 from ...schemas.settings import FinetuneSettings, PretrainSettings
 from ..dhnm.windows import Windows
 from ..loss.cbb import Update, build_update

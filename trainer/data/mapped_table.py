@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...pipeline.corpus.folder import commit
+from ...pipeline.corpus.atomic import commit
 from .mixing import Sources
 
 ROWS = 4096

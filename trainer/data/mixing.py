@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ...schemas.errors import RecipeError
 from ...schemas.pairs import Category
-from ...schemas.recipe import RecipeError
 from ...schemas.settings import Mixing
 
 PAPER_SHARES: dict[Category, float] = {

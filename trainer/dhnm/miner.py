@@ -4,13 +4,12 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-import duckdb
 import numpy as np
 import polars as pl
 import torch
 
-from ...pipeline.corpus.folder import CorpusError
-from ...pipeline.corpus.pools import write_windows
+from ...pipeline.corpus.pools import PoolsInUseError, write_windows
+from ...schemas.errors import CorpusError
 from ...schemas.settings import FinetuneSettings
 from ..data.batches import FinetuneData, Integers, given_counts, pools_file, with_pools
 from ..job import Job
@@ -162,7 +161,7 @@ class Mining:
         ).filter(visited(windows)[rows])
         try:
             write_windows(self.corpus, present, self.unwritten, self.written + 1, changed)
-        except duckdb.IOException:
+        except PoolsInUseError:
             return False
         self.recorded, self.written, self.unwritten = windows, step, self.unwritten.clear()
         return True

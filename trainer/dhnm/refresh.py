@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ...pipeline.corpus.folder import replacing, write_text
+from ...pipeline.corpus.atomic import replacing, write_text
 from ...pipeline.corpus.pools import as_lists, opened
 from ...pipeline.encoder.encoder import Vectors, encode
 from ...schemas.settings import MineSettings

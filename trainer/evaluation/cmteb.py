@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...pipeline.corpus.folder import fingerprint
 from ...pipeline.encoder.encoder import Encoder, Vectors, encode
+from ...schemas.errors import ConanError
 from .evaluate import cut
 
 BENCHMARK = "MTEB(cmn, v1)"
@@ -45,7 +46,7 @@ _PATIENCE = 10
 """Ours: seconds that the hub has to answer."""
 
 
-class BenchmarkError(RuntimeError):
+class BenchmarkError(ConanError):
     """C-MTEB can't be run here: says why and what to do."""
 
 

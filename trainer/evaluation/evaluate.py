@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
-from ...pipeline.corpus.folder import CorpusError, replacing
+from ...pipeline.corpus.atomic import replacing
 from ...pipeline.encoder.encoder import Encoder, Vectors, dimension, encode
+from ...schemas.errors import CorpusError
 from ...schemas.results import RESULT
 from . import metrics
 from .bm25 import bm25

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ...pipeline.corpus.folder import CorpusError, read_footer
+from ...pipeline.corpus.folder import read_footer
 from ...pipeline.ingest.files import Stretch
 from ...pipeline.ingest.splits import source_files
 from ...pipeline.ingest.stage import ingest_evaluation_set
-from ...schemas.recipe import RecipeError, load
+from ...schemas.errors import CorpusError, RecipeError
+from ...schemas.recipe import load
 
 Integers = npt.NDArray[np.int64]
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ...pipeline.corpus.folder import CorpusError, write_text
+from ...pipeline.corpus.atomic import write_text
+from ...schemas.errors import CorpusError
 from ..job import Job
 from ..model.embedding_model import EmbeddingModel, encoder_of
 from ..model.export import export

@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...schemas.errors import ConanError
+
 PARENT = "CONAN_PARENT"
 """The environment variable that tells a training process whose end is its own."""
 
@@ -32,7 +34,7 @@ _LINE = re.compile(r"([^\s-]\S*)\s+slots\s*=\s*([1-9]\d*)")
 _FREE_PORT = "import socket; probe = socket.create_server(('', 0)); print(probe.getsockname()[1])"
 
 
-class HostError(RuntimeError):
+class HostError(ConanError):
     """A hostfile that can't be read, or a machine that can't be reached: says which line or host and what to do."""
 
 

@@ -17,8 +17,8 @@ LENGTH_RATIO = 1.5
 """Ours: texts are run together while the longest has at most this many times the tokens of the shortest."""
 
 LEAST_TOKENS = 4_096
-"""Ours: up to here texts of any length are run together. A CPU packs them (see model/packing.py); on a GPU, not measured, to
-start the kernels of a pass takes about as long as such products do."""
+"""Ours: up to here texts of any length are run together. A CPU packs them (see model/packing.py); on a GPU, not
+measured, to start the kernels of a pass takes about as long as such products do."""
 
 Inputs = tuple[Any, ...]
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from ...pipeline.corpus.folder import fingerprint, read_footer, write_text
+from ...pipeline.corpus.atomic import write_text
+from ...pipeline.corpus.folder import fingerprint, read_footer
 from ...schemas.settings import BootstrapSettings
 from .embedding_model import load
 from .export import export

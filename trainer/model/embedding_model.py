@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...pipeline.encoder.encoder import BATCH_TOKENS, GPU_BATCH_TOKENS, Encoder, best_device, best_precision, pool
-from ...pipeline.encoder.model_folder import Dense, Layout, Pooling, load_transformer, read_layout
-from ...pipeline.encoder.models import ModelError, find_model
+from ...pipeline.encoder.model_folder import ModelError, find_model
+from ...pipeline.encoder.model_layout import Dense, Layout, Pooling, load_transformer, read_layout
 from ...schemas.settings import OptimizerSettings
 from .onednn_linear import quicken_linear_layers
 from .packing import hidden_states, make_packable

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from ...pipeline.encoder.models import ModelError
+from ...pipeline.encoder.model_folder import ModelError
 from .embedding_model import IDENTITY, EmbeddingModel
 
 Precision = Literal["fp32", "fp16", "bf16"]

@@ -1,7 +1,7 @@
 """Linear layers for training on a CPU: their three products, one forward and two backward, by oneDNN in float32.
 
-PyTorch's own go to MKL, which on recent CPUs of other makers than Intel reaches half of it. pipeline/encoder/onednn.py does the
-same for inference, where weights do not change and are laid out beforehand.
+PyTorch's own go to MKL, which on recent CPUs of other makers than Intel reaches half of it. pipeline/encoder/onednn.py
+does the same for inference, where weights do not change and are laid out beforehand.
 """
 
 from typing import Any

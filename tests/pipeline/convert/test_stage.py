@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from conan_embedding.pipeline.convert.stage import convert, response_reason
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import ConvertSettings
 

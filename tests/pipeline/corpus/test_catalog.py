@@ -6,12 +6,14 @@ import duckdb
 import polars as pl
 import pytest
 from conan_embedding.pipeline.convert.stage import convert
-from conan_embedding.pipeline.corpus.folder import FOLDERS, CorpusError, catalog, committed, read_footer
+from conan_embedding.pipeline.corpus import catalog
+from conan_embedding.pipeline.corpus.folder import FOLDERS, committed, read_footer
 from conan_embedding.pipeline.dedup.stage import dedup
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.filter.stage import filter_pairs
 from conan_embedding.pipeline.mine.stage import mine
 from conan_embedding.pipeline.score.stage import score
+from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import FilterSettings, MineSettings, ScoreSettings
 
@@ -146,7 +148,7 @@ def test_relative_paths(tmp_path: Path, pair, write_shards, monkeypatch: pytest.
 
 @pytest.mark.parametrize("sql", ["SELEC 1", "FROM nowhere", "SELECT no_column FROM ingest", "CREATE TABLE t (i INT)"])
 def test_broken_sql(sql: str, tmp_path: Path) -> None:
-    with pytest.raises(duckdb.Error):
+    with pytest.raises(catalog.QueryError):
         catalog.query(tmp_path, sql)
 
 

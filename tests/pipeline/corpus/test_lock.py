@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conan_embedding.pipeline.corpus.folder import CorpusError
 from conan_embedding.pipeline.corpus.lock import locked
+from conan_embedding.schemas.errors import CorpusError
 
 HOLD = """
 import sys, time

@@ -8,7 +8,6 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from conan_embedding.pipeline.corpus.catalog import query
-from conan_embedding.pipeline.corpus.folder import CorpusError
 from conan_embedding.pipeline.corpus.pools import (
     FILE,
     as_lists,
@@ -18,6 +17,7 @@ from conan_embedding.pipeline.corpus.pools import (
     write_pools,
     write_windows,
 )
+from conan_embedding.schemas.errors import CorpusError
 
 LOG = {"step": pl.Int64, "query_id": pl.Int64, "round": pl.Int32, "old_score": pl.Float32}
 LOG |= {"initial_score": pl.Float32, "lo": pl.Int32, "hi": pl.Int32}

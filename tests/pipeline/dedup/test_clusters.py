@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conan_embedding.pipeline.dedup import clusters as clustering
 from conan_embedding.pipeline.dedup.clusters import (
     COMPARED,
     HEADS,
@@ -23,8 +24,8 @@ from conan_embedding.pipeline.dedup.clusters import (
 )
 from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, band_choice, band_hashes
 from conan_embedding.pipeline.dedup.minhash import signatures, text_hashes
-from conan_embedding.pipeline.dedup.stage import clusters as clustering
-from conan_embedding.pipeline.engine.local import Engine, StageError
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.engine.stage import StageError
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 

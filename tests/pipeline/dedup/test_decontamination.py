@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline.corpus.folder import CorpusError
+from conan_embedding.pipeline.dedup import decontamination
 from conan_embedding.pipeline.dedup.decontamination import (
     CONTAINED,
     SHORTEST,
@@ -22,8 +22,7 @@ from conan_embedding.pipeline.dedup.decontamination import (
     prepared,
 )
 from conan_embedding.pipeline.dedup.signatures import SIDES, band_columns, banded, sign_shard
-from conan_embedding.pipeline.dedup.stage import decontamination as contamination
-from conan_embedding.schemas.recipe import RecipeError
+from conan_embedding.schemas.errors import CorpusError, RecipeError
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -102,7 +101,7 @@ def test_a_near_duplicate_of_either_side_in_either_side(tmp_path: Path, pair, ma
 
 
 def test_a_row_is_told_of_once_with_its_number_in_the_corpus(tmp_path: Path, pair, marked, monkeypatch) -> None:
-    monkeypatch.setattr("conan_embedding.pipeline.corpus.folder.ROW_GROUP", 2)
+    monkeypatch.setattr("conan_embedding.pipeline.corpus.shard_writer.ROW_GROUP", 2)
     exam = lines(tmp_path, "exam", [{"query": text(1), "positive": text(2)}])
     rows = [pair(text(20 + row), text(40 + row)) for row in range(7)]
     rows[3] = pair(text(2), text(1) + text(99))
@@ -232,7 +231,7 @@ def test_the_nearest_of_brute_force(tmp_path: Path, threshold: float) -> None:
 
 
 def test_a_bucket_of_many_evaluation_texts_is_met_at_its_head(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(contamination, "_SHARED", 3)
+    monkeypatch.setattr(decontamination, "_SHARED", 3)
     mine = text(1)
     theirs = known(tmp_path, [(mine + HAN[place], "exam", False) for place in range(20)])
     assert max(band["hash"].value_counts()["count"].max() for band in theirs.bands) == 3

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conan_embedding.pipeline.corpus.folder import read_footer
+from conan_embedding.pipeline.dedup import signatures as made_by
 from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, band_hashes
 from conan_embedding.pipeline.dedup.minhash import shingle_hash, text_hashes
 from conan_embedding.pipeline.dedup.signatures import SIDES, band_columns, read_column, sign_shard, tasks
-from conan_embedding.pipeline.dedup.stage import signatures as made_by
 from conan_embedding.pipeline.text.normalise import key
 from datasketch import MinHash
 from hypothesis import HealthCheck, example, given, settings
@@ -67,7 +67,7 @@ def test_texts_that_are_signed_in_several_windows_and_row_groups(
     tmp_path: Path, pair, write_shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(made_by, "_ROWS_AT_ONCE", 3)
-    monkeypatch.setattr("conan_embedding.pipeline.corpus.folder.ROW_GROUP", 8)
+    monkeypatch.setattr("conan_embedding.pipeline.corpus.shard_writer.ROW_GROUP", 8)
     texts = [HAN[start : start + 60] for start in range(20)]
     write_shards(tmp_path, "filter", [pair(text[::-1], text) for text in texts])
     filtered, shard = tmp_path / "filter/part-00000.parquet", tmp_path / "signed.parquet"

@@ -7,10 +7,10 @@ from random import Random
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.corpus.folder import CorpusError
 from conan_embedding.pipeline.dedup.stage import dedup
-from conan_embedding.pipeline.engine.local import Engine, StageError
-from conan_embedding.schemas.recipe import RecipeError
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.engine.stage import StageError
+from conan_embedding.schemas.errors import CorpusError, RecipeError
 from near_texts import letters, near, outcome, recipe, similarity, text
 
 ONE = Engine(workers=1)
@@ -242,7 +242,7 @@ def test_workers_and_parts_of_the_work_change_nothing(
     def found(name: str, engine: Engine, **small: int) -> tuple:
         write_shards(tmp_path / name, "evaluation", held_out)
         for constant, value in small.items():
-            module = {"_JUDGED": "dedup.survivors", "ROW_GROUP": "corpus.folder"}.get(constant, "dedup.clusters")
+            module = {"_JUDGED": "dedup.survivors", "ROW_GROUP": "corpus.shard_writer"}.get(constant, "dedup.clusters")
             monkeypatch.setattr(f"conan_embedding.pipeline.{module}.{constant}", value)
         write_shards(tmp_path / name, "filter", rows[::3], rows[1::3], [], rows[2::3])
         dedup(tmp_path / name, SOURCES, engine)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from conan_embedding.pipeline.dedup.stage import dedup
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.engine.calls import Engine
 from near_texts import letters, near, outcome, recipe, similarity, text
 
 ONE = Engine(workers=1)

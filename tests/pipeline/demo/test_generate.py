@@ -17,7 +17,7 @@ import scipy.sparse
 import torch
 import yaml
 import zstandard
-from conan_embedding.pipeline.demo import world as sample_world
+from conan_embedding.pipeline.demo import world
 from conan_embedding.pipeline.demo.generate import BOILERPLATE, Pair, Planted, write_sample
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "demo.yaml"
@@ -276,8 +276,8 @@ def test_near_duplicates_are_the_planted_ones_alone(sample: Sample) -> None:
 def combinations(text: str) -> Iterator[tuple[str, str]]:
     """Entities and places, by the wording of queries, that stand in one sentence."""
     for sentence in re.split("[。！？\n]", text):
-        entities = [word.asked for word in sample_world.ENTITIES if any(form in sentence for form in word)]
-        places = [word.asked for word in sample_world.PLACES if any(form in sentence for form in word)]
+        entities = [word.asked for word in world.ENTITIES if any(form in sentence for form in word)]
+        places = [word.asked for word in world.PLACES if any(form in sentence for form in word)]
         yield from product(entities, places)
 
 
@@ -317,7 +317,7 @@ def test_clean_texts_have_the_lengths_of_queries_and_passages(sample: Sample) ->
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_no_two_facts_ask_the_same(held_out: bool) -> None:
-    facts = list(islice(sample_world.facts(Random(0), held_out), 1000))
+    facts = list(islice(world.facts(Random(0), held_out), 1000))
     words = [fact.words for fact in facts]
     assert len({(one["entity"], one["change"], one["place"]) for one in words}) == 1000
     assert len({(f.words["entity"], f.words["change"], f.words["cause"], f.remedy) for f in facts}) == 1000
@@ -326,15 +326,15 @@ def test_no_two_facts_ask_the_same(held_out: bool) -> None:
 def shared_slots(first: str, second: str) -> int:
     """How many of entity, change, cause, place and time two sentences share, by the words in them."""
 
-    def slots(sentence: str) -> list[sample_world.Word]:
-        def stands(words: list[sample_world.Word]) -> sample_world.Word:
+    def slots(sentence: str) -> list[world.Word]:
+        def stands(words: list[world.Word]) -> world.Word:
             found = [word for word in words if any(form in sentence for form in word)]
             return max(found, key=lambda word: max(len(form) for form in word if form in sentence))
 
         topic = next(
-            topic for topic in sample_world.TOPICS if any(form in sentence for word in topic.entities for form in word)
+            topic for topic in world.TOPICS if any(form in sentence for word in topic.entities for form in word)
         )
-        slots = (topic.entities, topic.changes, topic.causes, sample_world.PLACES, sample_world.TIMES)
+        slots = (topic.entities, topic.changes, topic.causes, world.PLACES, world.TIMES)
         return [stands(words) for words in slots]
 
     return sum(one == other for one, other in zip(slots(first), slots(second), strict=True))

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from conan_embedding.pipeline.encoder import encoder as module
 from conan_embedding.pipeline.encoder.encoder import dimension, encode, load_encoder
-from conan_embedding.pipeline.encoder.encoder import encoder as module
-from conan_embedding.pipeline.encoder.model_folder import read_layout
-from conan_embedding.pipeline.encoder.models import ModelError, find_model, weights_fingerprint
+from conan_embedding.pipeline.encoder.model_folder import ModelError, find_model, weights_fingerprint
+from conan_embedding.pipeline.encoder.model_layout import read_layout
 from conan_embedding.pipeline.encoder.onednn import PackedLinear
 from conan_embedding.schemas.settings import EncoderSettings
 from safetensors.torch import save_file

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline.encoder.encoder import encoder as encoders
-from conan_embedding.pipeline.encoder.encoder import vector_cache as module
+from conan_embedding.pipeline.encoder import encoder as encoders
+from conan_embedding.pipeline.encoder import vector_cache as module
 from conan_embedding.pipeline.encoder.vector_cache import FOLDER, find, keep_only, space, store, truncated
-from conan_embedding.pipeline.engine.local import Engine, StageError
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.engine.stage import StageError
 from conan_embedding.schemas.settings import EncoderSettings
 
 TEXTS = [f"文本{number}" * (1 + number % 3) for number in range(25)] + ["", "x"]

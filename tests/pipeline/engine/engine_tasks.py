@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from conan_embedding.pipeline.corpus.folder import ShardWriter
+from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 
 SCHEMA = pa.schema([pa.field("number", pa.int64()), pa.field("process", pa.int64())])
 REJECTED = pa.schema([*SCHEMA, pa.field("reason", pa.string()), pa.field("detail", pa.string())])

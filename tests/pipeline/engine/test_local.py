@@ -13,18 +13,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conan_embedding.pipeline.corpus.folder import folder as folders
-from conan_embedding.pipeline.engine.local import (
-    ATTEMPTS,
-    Engine,
-    StageError,
-    Summary,
-    Task,
-    close_workers,
-    devices,
-    run_calls,
-    run_stage,
-)
+from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.engine.calls import ATTEMPTS, Engine, devices
+from conan_embedding.pipeline.engine.local import close_workers
+from conan_embedding.pipeline.engine.stage import StageError, Summary, Task, run_calls, run_stage
+from conan_embedding.schemas.errors import ConanError, CorpusError
 
 HERE = Path(__file__).parent
 
@@ -104,7 +97,7 @@ def test_a_shard_whose_worker_always_dies_is_reported(tmp_path: Path, stages: Mo
     assert len(str(raised.value).splitlines()) == 1
     assert len(list(attempts.iterdir())) == ATTEMPTS == 3
     assert found(tmp_path).keys() == {"00000", "00002"}
-    with pytest.raises(folders.CorpusError, match="interrupted"):
+    with pytest.raises(CorpusError, match="interrupted"):
         folders.shards(tmp_path, "filter")
 
 
@@ -179,7 +172,7 @@ def test_a_function_that_a_worker_can_not_import_is_reported(
 def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     monkeypatch.delitem(sys.modules, "conan_embedding.pipeline.engine.ray", raising=False)
-    with pytest.raises(RuntimeError, match=r"needs Ray: pip install 'conan-embedding\[ray\]'"):
+    with pytest.raises(ConanError, match=r"needs Ray: pip install 'conan-embedding\[ray\]'"):
         list(run_calls(print, [("one", ())], Engine(address="auto")))
 
 
@@ -240,7 +233,8 @@ DRIVER = """
 import sys
 from pathlib import Path
 import engine_tasks
-from conan_embedding.pipeline.engine.local import Engine, Task, run_stage
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.engine.stage import Task, run_stage
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     tasks = [Task((folder / "started",), str(number)) for number in range(2)]

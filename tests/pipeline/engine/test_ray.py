@@ -15,9 +15,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conan_embedding.pipeline.corpus.folder import folder as folders
+from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.demo.generate import write_sample
-from conan_embedding.pipeline.engine.local import ATTEMPTS, Engine, StageError, Summary, Task, run_calls, run_stage
+from conan_embedding.pipeline.engine.calls import ATTEMPTS, Engine
+from conan_embedding.pipeline.engine.stage import StageError, Summary, Task, run_calls, run_stage
 
 ray = pytest.importorskip("ray", reason="the engine ray needs the extra [ray]")
 from conan_embedding.pipeline.engine.ray import ClusterError  # noqa: E402

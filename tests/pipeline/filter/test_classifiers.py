@@ -10,12 +10,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from conan_embedding.pipeline.encoder.models import ModelError
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.encoder.model_folder import ModelError
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.filter import classifiers as module
 from conan_embedding.pipeline.filter.classifiers import label_place, load, model_fingerprint, probabilities
-from conan_embedding.pipeline.filter.stage import classifiers as module
 from conan_embedding.pipeline.filter.stage import filter_pairs
-from conan_embedding.schemas.recipe import RecipeError
+from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.settings import ClassifierSettings, FilterSettings
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer

@@ -9,14 +9,13 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from conan_embedding.pipeline.corpus.folder import CorpusError
-from conan_embedding.pipeline.corpus.folder import folder as folders
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.filter import preview as module
 from conan_embedding.pipeline.filter.preview import Explanation, Finding, dry_run, explain
 from conan_embedding.pipeline.filter.rules import RULES
 from conan_embedding.pipeline.filter.stage import filter_pairs
-from conan_embedding.pipeline.filter.stage import preview as module
-from conan_embedding.schemas.recipe import RecipeError
+from conan_embedding.schemas.errors import CorpusError, RecipeError
 from conan_embedding.schemas.settings import FilterSettings
 
 ONE = Engine(workers=1)
@@ -224,12 +223,12 @@ def test_classifiers_are_explained_and_counted(
     tmp_path: Path, pair, write_shards, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
 ) -> None:
     """They judge what another rule drops, too. The model is stood in for: test_classify has the real ones."""
-    from conan_embedding.pipeline.filter.stage import classifiers as classify
+    from conan_embedding.pipeline.filter import classifiers
 
     monkeypatch.setattr(
-        classify, "probabilities", lambda texts, settings, weights: texts.str.contains("红叶").cast(pl.Float64)
+        classifiers, "probabilities", lambda texts, settings, weights: texts.str.contains("红叶").cast(pl.Float64)
     )
-    monkeypatch.setattr(classify, "load", lambda *_: classify.Classifier(None, None, ("clean", "advert"), True))
+    monkeypatch.setattr(classifiers, "load", lambda *_: classifiers.Classifier(None, None, ("clean", "advert"), True))
     rows = [pair(QUESTION, ANSWER), pair(QUESTION, "立即购买，全场包邮。"), pair(QUESTION, "好吃不贵")]
     write_shards(tmp_path, "ingest", rows)
     settings = FilterSettings.model_validate(

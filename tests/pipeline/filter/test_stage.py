@@ -6,10 +6,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 from conan_embedding.pipeline.corpus.folder import read_footer
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.filter.rules import RULES
 from conan_embedding.pipeline.filter.stage import filter_pairs, groups
-from conan_embedding.schemas.recipe import RecipeError
+from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.settings import FilterSettings
 
 ONE = Engine(workers=1)

@@ -19,9 +19,9 @@ from random import Random
 
 import duckdb
 import polars as pl
+from conan_embedding.pipeline.ingest import readers
 from conan_embedding.pipeline.ingest.files import Stretch, list_files
 from conan_embedding.pipeline.ingest.projection import project, unfit
-from conan_embedding.pipeline.ingest.stage import readers
 from conan_embedding.schemas.settings import Source
 from fuzz_formats import FORMATS, Format, Pair, pairs
 

@@ -16,8 +16,8 @@ from random import Random
 import fsspec
 import pytest
 import zstandard
+from conan_embedding.pipeline.ingest import files
 from conan_embedding.pipeline.ingest.files import FileError, Stretch, list_files, read_chunks
-from conan_embedding.pipeline.ingest.stage import files
 from conan_embedding.pipeline.ingest.text_encodings import read_text
 
 TEXT = "今天天气很好，我们去公园散步。人民政府发布了新的政策，经济增长稳定。\n"
@@ -132,7 +132,7 @@ def test_unreadable(name: str, tmp_path: Path) -> None:
 
 MEASURE = """
 import sys, time, tracemalloc
-from conan_embedding.pipeline import files
+from conan_embedding.pipeline.ingest import files
 from conan_embedding.pipeline.ingest.files import FileError, Stretch, read_chunks
 tracemalloc.start()
 began, total, first = time.process_time(), 0, b""

@@ -4,8 +4,8 @@ import random
 from typing import Any
 
 import pytest
+from conan_embedding.pipeline.ingest import html_reader
 from conan_embedding.pipeline.ingest.html_reader import LONGEST_PAGE, PAGE, read_html
-from conan_embedding.pipeline.ingest.stage import html_reader as pages
 from conan_embedding.pipeline.ingest.table_reader import PROBLEM
 from web_pages import BODY, EMPTY, PARAGRAPHS, TITLE, document
 
@@ -208,4 +208,4 @@ def test_an_attribute_flood_costs_its_tag_alone() -> None:
     row, _ = outcome(document(flood + BODY))
     assert row is not None and row["text"] == "\n".join(PARAGRAPHS)
     long_value = f"<img alt='一 {'= > ' * 2_000}'>"
-    assert pages._TAG.sub(pages._without_flood, long_value) == long_value
+    assert html_reader._TAG.sub(html_reader._without_flood, long_value) == long_value

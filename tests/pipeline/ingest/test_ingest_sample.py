@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conan_embedding.pipeline.corpus.folder import folder as folders
+from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.demo.generate import Planted, write_sample
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.schemas.recipe import Recipe, load
 from ingested import Ingested
 

@@ -7,10 +7,9 @@ from typing import Any
 import duckdb
 import polars as pl
 import pytest
+from conan_embedding.pipeline.ingest import json_reader, readers
 from conan_embedding.pipeline.ingest.files import Stretch
 from conan_embedding.pipeline.ingest.json_reader import merged, structure_of
-from conan_embedding.pipeline.ingest.stage import json_reader as documents
-from conan_embedding.pipeline.ingest.stage import readers
 from conan_embedding.schemas.settings import Source
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -115,7 +114,7 @@ def test_numbers_at_the_edges(tmp_path: Path) -> None:
 
 def test_an_object_that_is_keyed_by_data_stays_json(tmp_path: Path) -> None:
     some = [{"q": "问", "m": {f"user{number}": number}} for number in range(4000)]
-    some += [{"n": {f"field{number}": number for number in range(documents.MOST_FIELDS)}}]
+    some += [{"n": {f"field{number}": number for number in range(json_reader.MOST_FIELDS)}}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, some)))
     with readers.sandbox() as connection:
         one = Source.model_validate({"name": "web", "files": "*", "read": "jsonl"})
@@ -141,7 +140,7 @@ def test_objects_in_objects_take_no_time_of_their_own() -> None:
 
 
 def test_a_long_document_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "LONGEST_DOCUMENT", 200)
+    monkeypatch.setattr(json_reader, "LONGEST_DOCUMENT", 200)
     monkeypatch.setattr("conan_embedding.pipeline.ingest.text_encodings.BLOCK", 50)
     monkeypatch.setattr("conan_embedding.pipeline.ingest.files._CHUNK", 50)
     (tmp_path / "a.json").write_text(json.dumps({"items": list(range(100))}, indent=1))

@@ -12,11 +12,11 @@ from typing import Any
 import fsspec
 import polars as pl
 import pytest
-from conan_embedding.pipeline.corpus.folder import folder as folders
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.ingest import splits
 from conan_embedding.pipeline.ingest.files import file_at, list_files
 from conan_embedding.pipeline.ingest.stage import ingest
-from conan_embedding.pipeline.ingest.stage import splits as stretches
 from conan_embedding.schemas.recipe import Recipe
 
 PAIRS = [(f"问题{number}", f"回答{number}") for number in range(60)]
@@ -94,7 +94,7 @@ def test_large_files_are_cut(place: str, tmp_path: Path, monkeypatch: pytest.Mon
     frame = pl.DataFrame(PAIRS, ["query", "positive"], orient="row")
     frame.write_parquet(buffer, row_group_size=10)
     put(place, a_parquet=buffer.getvalue(), b_jsonl=lines(PAIRS), c_tsv=frame.write_csv(separator="\t").encode())
-    monkeypatch.setattr(stretches, "PART_BYTES", 300)
+    monkeypatch.setattr(splits, "PART_BYTES", 300)
     for read in ("parquet", "jsonl", "tsv"):
         pairs, rejects = ingested(tmp_path / read, read=read, files=f"{place}/*.{read}")
         assert pairs == PAIRS

@@ -10,9 +10,9 @@ from typing import Any
 
 import polars as pl
 import pytest
+from conan_embedding.pipeline.ingest import html_reader
 from conan_embedding.pipeline.ingest.files import FileError, Stretch, read_chunks
 from conan_embedding.pipeline.ingest.html_reader import LONGEST_PAGE, PAGE, read_warc
-from conan_embedding.pipeline.ingest.stage import html_reader as pages
 from conan_embedding.pipeline.ingest.table_reader import PROBLEM
 from conan_embedding.pipeline.text.normalise import MissingExtraError
 from web_pages import BODY, EMPTY, PARAGRAPHS, document
@@ -187,7 +187,7 @@ def test_batches_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     pages_made = Archive(packed=False)
     for number in range(1, 5):
         pages_made.response(number)
-    monkeypatch.setattr(pages, "_BATCH_CHARACTERS", 300)
+    monkeypatch.setattr(html_reader, "_BATCH_CHARACTERS", 300)
     assert [good.height for good, _ in read_warc([pages_made.file.getvalue()], "a")] == [2, 2, 0]
 
 
@@ -205,6 +205,6 @@ def test_what_the_file_raises_comes_after_its_pages(archive: bytes) -> None:
 @pytest.mark.parametrize("library", ["trafilatura", "warcio.archiveiterator"])
 def test_a_missing_extra_is_named(library: str, monkeypatch: pytest.MonkeyPatch, archive: bytes) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    pages._extractor.cache_clear()
+    html_reader._extractor.cache_clear()
     with pytest.raises(MissingExtraError, match=r"conan-embedding\[web\]"):
         list(read_warc([archive], "a"))

@@ -7,12 +7,13 @@ from typing import Any
 import duckdb
 import polars as pl
 import pytest
-from conan_embedding.pipeline.corpus.folder import folder as folders
-from conan_embedding.pipeline.engine.local import Engine, Summary
+from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.engine.stage import Summary
+from conan_embedding.pipeline.ingest import splits
 from conan_embedding.pipeline.ingest.files import Stretch
 from conan_embedding.pipeline.ingest.projection import Projected, project, unfit
 from conan_embedding.pipeline.ingest.stage import ingest, readers
-from conan_embedding.pipeline.ingest.stage import splits as stretches
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import Source
 
@@ -172,7 +173,7 @@ def summary(folder: Path, *records: dict[str, Any], **source: Any) -> tuple[Summ
 @pytest.mark.parametrize("part", [1, 1 << 20])
 def test_a_column_that_no_file_has_is_told(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that some have is NULL where it is not."""
-    monkeypatch.setattr(stretches, "PART_BYTES", part)
+    monkeypatch.setattr(splits, "PART_BYTES", part)
     records = [{"a": "甲"}, {"a": "乙", "b": "x"}, {"a": "丙", "c": "y"}]
     found, pairs = summary(tmp_path, *records, query="a", positive="coalesce(b, c, titel, a)")
     assert found.notes["absent columns"] == ["web: no file has titel"]

@@ -16,8 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conan_embedding.pipeline.ingest.stage import readers
-from conan_embedding.pipeline.ingest.stage import table_reader as tables
+from conan_embedding.pipeline.ingest import readers, table_reader
 from conan_embedding.pipeline.ingest.text_encodings import BROKEN
 from conan_embedding.schemas.settings import Source
 from read_files import Read, Reader, reader
@@ -109,7 +108,7 @@ def test_nul_bytes(read: Reader) -> None:
 
 
 def test_over_long_lines(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "LONGEST_RECORD", 100)
+    monkeypatch.setattr(table_reader, "LONGEST_RECORD", 100)
     found = read('{"a": "' + "x" * 200 + '"}\n{"a": 1}\n', "a.jsonl")
     assert found.lines == [2]
     ((line, reason, record),) = found.problems

@@ -9,10 +9,9 @@ from typing import Any
 
 import polars as pl
 import pytest
+from conan_embedding.pipeline.ingest import files, readers, text_encodings
 from conan_embedding.pipeline.ingest.files import Stretch
 from conan_embedding.pipeline.ingest.records import array_elements, lines, quoted_records
-from conan_embedding.pipeline.ingest.stage import files, readers
-from conan_embedding.pipeline.ingest.stage import text_encodings as encodings
 from conan_embedding.pipeline.ingest.text_encodings import Block
 from conan_embedding.schemas.settings import Source
 from hypothesis import HealthCheck, given, settings
@@ -166,7 +165,7 @@ def read(path: Path, **source: Any) -> tuple[list[tuple[Any, ...]], list[tuple[A
 
 def read_in_pieces(path: Path, size: int, **source: Any) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encodings, "BLOCK", size)
+        patch.setattr(text_encodings, "BLOCK", size)
         patch.setattr(files, "_CHUNK", max(7, size // 2))
         patch.setattr(readers, "BATCH", size)
         return read(path, **source)

@@ -6,10 +6,9 @@ from typing import Any
 
 import polars as pl
 import pytest
+from conan_embedding.pipeline.ingest import files, readers, splits
 from conan_embedding.pipeline.ingest.files import SourceFile, Stretch, list_files
 from conan_embedding.pipeline.ingest.splits import parts
-from conan_embedding.pipeline.ingest.stage import files, readers
-from conan_embedding.pipeline.ingest.stage import splits as stretches
 from conan_embedding.schemas.settings import Source
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,7 +24,7 @@ def source(path: Path, **more: Any) -> Source:
 
 def cut(path: Path, size: int, chunk: int = 1 << 20, **more: Any) -> list[Stretch]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stretches, "PART_BYTES", size)
+        patch.setattr(splits, "PART_BYTES", size)
         patch.setattr(files, "_CHUNK", chunk)
         return [one for part in parts(source(path, **more), list_files([str(path)])) for one in part]
 
@@ -170,7 +169,7 @@ def test_small_files_are_packed(sizes: list[int], part: int) -> None:
     listed = [SourceFile(f"{number}.md", size, "1") for number, size in enumerate(sizes)]
     one = Source.model_validate({"name": "web", "files": "*", "read": "markdown"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stretches, "PART_BYTES", part)
+        patch.setattr(splits, "PART_BYTES", part)
         packed = list(parts(one, listed))
     assert [stretch.path for stretches_ in packed for stretch in stretches_] == [file.path for file in listed]
     size = {file.path: file.size for file in listed}

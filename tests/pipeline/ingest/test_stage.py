@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conan_embedding.pipeline.corpus.folder import folder as folders
-from conan_embedding.pipeline.ingest.stage import splits as stretches
-from conan_embedding.pipeline.ingest.stage import stage as stage
-from conan_embedding.schemas.recipe import Recipe, RecipeError
+from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.corpus.saved_recipe import load_recipe
+from conan_embedding.pipeline.ingest import splits, stage
+from conan_embedding.schemas.errors import RecipeError
+from conan_embedding.schemas.recipe import Recipe
 from ingested import ALONE, Ingested, frames
 
 
@@ -243,7 +244,7 @@ def test_a_source_without_files_is_noted(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no `sources:`"):
         stage.ingest(tmp_path / "corpus", Recipe(), ALONE)
     assert frames(tmp_path / "corpus", "ingest")[0].height == 1  # what was there is still there
-    assert folders.load_recipe(tmp_path / "corpus") == recipe
+    assert load_recipe(tmp_path / "corpus") == recipe
 
 
 # Identity, parts, resume
@@ -271,7 +272,7 @@ def test_files_are_packed_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for number in range(5):
         (tmp_path / f"{number}.jsonl").write_text(lines({"query": str(number), "positive": "答"}))
     size = (tmp_path / "0.jsonl").stat().st_size
-    monkeypatch.setattr(stretches, "PART_BYTES", 2 * size)
+    monkeypatch.setattr(splits, "PART_BYTES", 2 * size)
     recipe = Recipe.model_validate({"sources": [{"name": "web", "files": f"{tmp_path}/*.jsonl", "read": "jsonl"}]})
     found = Ingested(tmp_path / "corpus", recipe)
     assert found.summary.shards == 3

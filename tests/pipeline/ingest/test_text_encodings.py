@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conan_embedding.pipeline.ingest import files, text_encodings
 from conan_embedding.pipeline.ingest.files import FileError, Stretch
-from conan_embedding.pipeline.ingest.stage import files
-from conan_embedding.pipeline.ingest.stage import text_encodings as encodings
 from conan_embedding.pipeline.ingest.text_encodings import BROKEN, detect, find_encoding, read_blocks, read_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -93,7 +92,7 @@ def test_utf_8_declared_as_another(declared: str) -> None:
 @pytest.mark.parametrize("chunk", [3, 1001])
 def test_long_utf_16_without_a_mark(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the sample ends, or the ASCII before it, may be within a character."""
-    monkeypatch.setattr(encodings, "_SAMPLE", 1000)
+    monkeypatch.setattr(text_encodings, "_SAMPLE", 1000)
     monkeypatch.setattr(files, "_CHUNK", chunk)
     content = "abc\n" * 1000 + SIMPLIFIED * 50
     (tmp_path / "a.txt").write_bytes(content.encode("utf-16-le"))
@@ -196,7 +195,7 @@ def test_blocks_of_any_size_are_one_text(
     if fits and not faults:
         assert b"".join(part for _, part in whole).decode() == end.join(content).replace("\r\n", "\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encodings, "BLOCK", block)
+        patch.setattr(text_encodings, "BLOCK", block)
         patch.setattr(files, "_CHUNK", chunk)
         found = list(read_blocks(Stretch(str(path)), encoding)) if whole else []
     if b"\r" in data.replace(b"\r\n", b"") and b"\r\0" not in data and b"\0\r" not in data:
@@ -220,8 +219,8 @@ def _fits(path: Path, encoding: str) -> bool:
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
 def test_a_line_without_end(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In UTF-8 it comes in pieces; where a piece could end within a character it is too long."""
-    monkeypatch.setattr(encodings, "LONGEST_DOCUMENT", 1000)
-    monkeypatch.setattr(encodings, "BLOCK", 100)
+    monkeypatch.setattr(text_encodings, "LONGEST_DOCUMENT", 1000)
+    monkeypatch.setattr(text_encodings, "BLOCK", 100)
     monkeypatch.setattr(files, "_CHUNK", 10)
     path = tmp_path / "a.txt"
     path.write_bytes(f"one\n{SIMPLIFIED.strip() * 100}\ntwo\n".encode(encoding))

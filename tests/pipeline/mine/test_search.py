@@ -5,8 +5,8 @@ from collections.abc import Callable
 import faiss
 import numpy as np
 import pytest
+from conan_embedding.pipeline.mine import search as module
 from conan_embedding.pipeline.mine.search import Best, Rules, default_index, search
-from conan_embedding.pipeline.mine.stage import search as module
 
 Vectors = np.ndarray
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline.corpus.folder import CorpusError
 from conan_embedding.pipeline.corpus.pools import opened
 from conan_embedding.pipeline.encoder.encoder import Encoder
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.mine import show_pool as module
 from conan_embedding.pipeline.mine.show_pool import show_pool
 from conan_embedding.pipeline.mine.stage import mine
-from conan_embedding.pipeline.mine.stage import show_pool as module
+from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.settings import MineSettings
 
 # The cosine of each passage and the query 问; 问 has 答 and 又答 for positives.

@@ -10,14 +10,14 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline.corpus.folder import catalog
+from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.corpus.pools import FILE, read_candidates
+from conan_embedding.pipeline.encoder import encoder as encoders
 from conan_embedding.pipeline.encoder.encoder import Encoder
-from conan_embedding.pipeline.encoder.encoder import encoder as encoders
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.mine import stage as module
 from conan_embedding.pipeline.mine.stage import MARGINS, ceilings, mine, search
-from conan_embedding.pipeline.mine.stage import stage as module
-from conan_embedding.schemas.recipe import RecipeError
+from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.settings import MineSettings
 
 ONE = Engine(workers=1)

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline.corpus.folder import CorpusError, ShardWriter, save_recipe
 from conan_embedding.pipeline.corpus.pools import write_pools
+from conan_embedding.pipeline.corpus.saved_recipe import save_recipe
+from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.report.charts import histogram, lines, percent, size, ticks
 from conan_embedding.pipeline.report.page import write_report
+from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.pairs import PAIR, REJECTED_AT_INGEST
 from conan_embedding.schemas.recipe import Recipe
 

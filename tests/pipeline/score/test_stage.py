@@ -11,11 +11,13 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from conan_embedding.pipeline.corpus.folder import folder as folders
-from conan_embedding.pipeline.encoder.encoder import encoder as encoders
-from conan_embedding.pipeline.encoder.models import ModelError
-from conan_embedding.pipeline.engine.local import Engine, StageError
-from conan_embedding.pipeline.score.stage import pair_scores as module
+from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.corpus import shard_writer
+from conan_embedding.pipeline.encoder import encoder as encoders
+from conan_embedding.pipeline.encoder.model_folder import ModelError
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.engine.stage import StageError
+from conan_embedding.pipeline.score import pair_scores as module
 from conan_embedding.pipeline.score.stage import score
 from conan_embedding.schemas.settings import ScoreSettings
 from safetensors.torch import load_file, save_file
@@ -283,17 +285,17 @@ def test_a_shard_that_was_killed_goes_on_with_its_next_row_group(
 DYING = """
 import os, sys
 from pathlib import Path
-from conan_embedding.pipeline.score import pair_scores as cosines
+from conan_embedding.pipeline.score import pair_scores
 from conan_embedding.pipeline.engine.local import Engine
 from conan_embedding.pipeline.score.stage import score
 from conan_embedding.schemas.settings import ScoreSettings
-calls, whole = [], cosines.encode
+calls, whole = [], pair_scores.encode
 def encode(*arguments):
     calls.append(arguments)
     if len(calls) == 6:
         os._exit(9)
     return whole(*arguments)
-cosines.encode = encode
+pair_scores.encode = encode
 score(Path(sys.argv[1]), ScoreSettings.model_validate_json(sys.argv[2]), Engine(workers=1))
 """
 
@@ -331,7 +333,7 @@ def test_a_kill_between_two_shards_of_a_place_loses_no_score(
     """A shard goes before its successor has its name: there is a moment at which neither is there."""
     write_shards(tmp_path, "dedup", rows)
     score(tmp_path, settings(bge, -1), ONE)
-    whole, named = everything(tmp_path), folders.commit
+    whole, named = everything(tmp_path), shard_writer.commit
     no_model()
 
     def die(temporary: Path, path: Path) -> None:
@@ -339,11 +341,11 @@ def test_a_kill_between_two_shards_of_a_place_loses_no_score(
             raise MemoryError("killed")
         named(temporary, path)
 
-    monkeypatch.setattr(folders, "commit", die)
+    monkeypatch.setattr(shard_writer, "commit", die)
     with pytest.raises(StageError, match="killed"):
         score(tmp_path, settings(bge, 1), ONE)
     assert folders.committed(tmp_path, "score") == []
-    monkeypatch.setattr(folders, "commit", named)
+    monkeypatch.setattr(shard_writer, "commit", named)
     monkeypatch.setattr("conan_embedding.pipeline.score.stage.loaded", lambda *_: None)
     score(tmp_path, settings(bge, -1), ONE)
     assert everything(tmp_path) == whole

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conan_embedding.pipeline.corpus.folder import CorpusError
+from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings
 from conan_embedding.trainer.data import batches
 from conan_embedding.trainer.data.batches import (

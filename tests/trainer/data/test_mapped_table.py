@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conan_embedding.trainer.data import mapped_table as mapped
+from conan_embedding.trainer.data import mapped_table
 from conan_embedding.trainer.data.mapped_table import Records, made_once, read_sources, write_records, write_sources
 
 SCHEMA = pa.schema(
@@ -17,7 +17,7 @@ SCHEMA = pa.schema(
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapped, "ROWS", 8)
+    monkeypatch.setattr(mapped_table, "ROWS", 8)
 
 
 def records_of(count: int) -> list[dict[str, object]]:

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.pairs import CATEGORIES as CATEGORY_NAMES
-from conan_embedding.schemas.recipe import RecipeError
 from conan_embedding.schemas.settings import Mixing
 from conan_embedding.trainer.data.mixing import PAPER_SHARES, Sources, check_mixing, source_weights
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conan_embedding.schemas.recipe import RecipeError
+from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.settings import Mixing
 from conan_embedding.trainer.data import sampler as module
 from conan_embedding.trainer.data.mixing import Sources

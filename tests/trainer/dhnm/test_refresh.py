@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conan_embedding.pipeline.corpus.folder import CorpusError
 from conan_embedding.pipeline.corpus.pools import read_candidates
 from conan_embedding.pipeline.encoder.encoder import encode, load_encoder
-from conan_embedding.pipeline.engine.local import Engine
+from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine.stage import mine
+from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.settings import EncoderSettings, FinetuneSettings, HardNegativeMining, MineSettings
 from conan_embedding.trainer.data.batches import (
     FinetuneData,

@@ -11,9 +11,10 @@ import polars as pl
 import pytest
 from conan_embedding import run
 from conan_embedding.cli import app
-from conan_embedding.pipeline.corpus.folder import CorpusError, catalog
+from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.encoder.encoder import Encoder, load_encoder
-from conan_embedding.schemas.recipe import Recipe, RecipeError
+from conan_embedding.schemas.errors import CorpusError, RecipeError
+from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.results import RESULT
 from conan_embedding.schemas.settings import EncoderSettings
 from conan_embedding.trainer.evaluation import evaluate as module

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.corpus.folder import CorpusError
+from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet, haystack, read_sets
 
 PAIRS = pl.DataFrame(

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 import torch
 from conan_embedding import run
-from conan_embedding.pipeline.encoder.models import ModelError, read_query_prompt
+from conan_embedding.pipeline.encoder.model_folder import ModelError, read_query_prompt
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import MRL_DIMENSIONS, EncoderSettings, FinetuneSettings
+from conan_embedding.trainer.model import export as module
 from conan_embedding.trainer.model.bootstrap import tiny_bert
-from conan_embedding.trainer.model.embedding_model import export as module
 from conan_embedding.trainer.model.embedding_model import load
 from conan_embedding.trainer.model.export import export, write_onnx
 from safetensors.torch import load_file

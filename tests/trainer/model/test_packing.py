@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conan_embedding.trainer.model.embedding_model import packing
+from conan_embedding.trainer.model import packing
 from conan_embedding.trainer.model.packing import hidden_states, make_packable
 from torch import Tensor
 from transformers import AutoModel, BertConfig, DistilBertConfig, PreTrainedModel, XLMRobertaConfig

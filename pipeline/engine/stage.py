@@ -1,0 +1,130 @@
+"""Maps a stage over its shards, in local processes or on a Ray cluster, and survives the death of any worker.
+
+A stage is a pure function from shards to a shard. Each task carries the fingerprint of all that decides its rows, so a
+task whose shard is there already is skipped, and a killed run goes on where it stopped.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...schemas.errors import ConanError, CorpusError
+from ..corpus import folder as folders
+from .calls import Call, Engine, Outcome
+
+
+class StageError(ConanError):
+    """Some shards of a stage could not be made; the others are committed."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to make: what the stage's function is called with, and the fingerprint of all that decides it."""
+
+    arguments: tuple[Any, ...]
+    fingerprint: str
+
+
+@dataclass
+class Summary:
+    """What a stage did, from the footers of its shards."""
+
+    stage: str
+    rows_in: int = 0
+    rows_out: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    shards: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def run_stage(
+    corpus: Path, folder: str, function: Callable[..., None], tasks: Sequence[Task], engine: Engine
+) -> Summary:
+    """Make the shards of `folder`: `function(*arguments, fingerprint, path)` for each task without its shard.
+
+    A shard that is there keeps its place; new ones take the free places in order, so a resumed run ends as an
+    unbroken one does. Shards that no task claims are removed at the end.
+
+    Raises:
+        StageError: tasks failed; names each shard and why. What could be made is committed.
+    """
+    started = time.monotonic()
+    folders.begin(corpus, folder)
+    place = made(corpus, folder, tasks)
+    skipped = len(place)
+    taken = {shard.name for shard in place.values()}
+    free = (name for number in range(len(tasks)) if (name := f"part-{number:05d}.parquet") not in taken)
+    calls: list[tuple[str, tuple[Any, ...]]] = []
+    for task in tasks:
+        if task.fingerprint not in place:
+            path = place[task.fingerprint] = corpus / folder / next(free)
+            calls.append((str(path), (*task.arguments, task.fingerprint, path)))
+    rows = 0
+    engine.progress(folder, skipped, len(tasks), rows)
+    failures: list[str] = []
+    for done, (name, error) in enumerate(run_calls(function, calls, engine), start=skipped + 1):
+        if error:
+            failures.append(f"{name}: {error}")
+        elif not Path(name).exists():
+            failures.append(f"{name}: made on a node that does not share this folder")
+        else:
+            rows += folders.read_footer(Path(name)).rows_in
+        engine.progress(folder, done, len(tasks), rows)
+    if failures:
+        raise StageError("\n".join(failures))
+    folders.finish(corpus, folder, {shard.name for shard in place.values()})
+    summary = summarise(corpus, folder)
+    summary.skipped, summary.seconds = skipped, time.monotonic() - started
+    return summary
+
+
+def made(corpus: Path, folder: str, tasks: Sequence[Task]) -> dict[str, Path]:
+    """The shards that are there already, by fingerprint of their tasks."""
+    wanted = {task.fingerprint for task in tasks}
+    place: dict[str, Path] = {}
+    for shard in folders.committed(corpus, folder):
+        try:
+            found = folders.read_footer(shard).fingerprint
+        except CorpusError:
+            continue  # not whole or not ours: it is made anew
+        if found in wanted:
+            place.setdefault(found, shard)
+    return place
+
+
+def summarise(corpus: Path, folder: str) -> Summary:
+    """What a stage's shards say of themselves, added up."""
+    summary = Summary(folder)
+    for shard in folders.committed(corpus, folder):
+        footer = folders.read_footer(shard)
+        summary.shards += 1
+        summary.rows_in += footer.rows_in
+        summary.rows_out += footer.rows_out
+        summary.rejected.update(footer.rejected)
+        summary.seconds += footer.seconds
+    return summary
+
+
+def run_calls(function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> Iterator[Outcome]:
+    """Run `function(*arguments)` for each named call; yields (name, None or what went wrong) as they end.
+
+    The function is one that a worker can import by its name. A call whose worker dies is tried again.
+
+    Raises:
+        ClusterError: the engine's Ray cluster can't be used.
+    """
+    if not calls:
+        return
+    if engine.address is not None:
+        from .ray import run_on_cluster
+
+        yield from run_on_cluster(function, calls, engine)
+    else:
+        from .local import run_on_this_machine
+
+        yield from run_on_this_machine(function, calls, engine)
