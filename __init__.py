@@ -10,4 +10,4 @@ def collect_garbage_seldom() -> None:
 
     Python looks for garbage after every 700, which is a fifth of the time that such a process takes to start.
     """
-    gc.set_threshold(10_000)  # ours: more gains no more
+    gc.set_threshold(10_000)  # chosen here: more gains no more

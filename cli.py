@@ -228,13 +228,13 @@ def train(
     resolved = resolve(corpus, recipe, overrides)
     with work(corpus):
         if dry_run:
-            figures = plan(stage, corpus, resolved, processes)
+            outcome = plan(stage, corpus, resolved, processes)
         else:
-            figures = train(stage, corpus, resolved, hosts or processes)
+            outcome = train(stage, corpus, resolved, hosts or processes)
     if dry_run:
-        display.show_plan(figures, as_json)
+        display.show_plan(outcome, as_json)
     else:
-        display.show_result(stage, figures, as_json)
+        display.show_result(stage, outcome, as_json)
 
 
 @app.command()
@@ -246,7 +246,7 @@ def evaluate(
     sets: Annotated[
         list[Path], typer.Option(help="Folders or files of sets, or recipes that name some; default: the corpus's own.")
     ] = [],
-    dimensions: Dimensions = None,
+    matryoshka_dims: Dimensions = None,
     results: Annotated[
         Path | None, typer.Option(help="Where results by query go; default: evaluation/results, for own sets.")
     ] = None,
@@ -259,7 +259,7 @@ def evaluate(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Figures of models on evaluation sets: retrieval beside BM25, reranking, sentence pairs, classes, clusters."""
+    """Metrics of models on evaluation sets: retrieval beside BM25, reranking, sentence pairs, classes, clusters."""
     from .run import evaluate, evaluate_cmteb
     from .schemas.recipe import load
 
@@ -267,7 +267,7 @@ def evaluate(
         raise typer.BadParameter("not with --cmteb, which has its own", param_hint="--sets")
     if tasks and not cmteb:
         raise typer.BadParameter("only with --cmteb", param_hint="--tasks")
-    given = overrides + ([f"evaluate.dimensions=[{dimensions}]"] if dimensions else [])
+    given = overrides + ([f"evaluate.matryoshka_dims=[{matryoshka_dims}]"] if matryoshka_dims else [])
     if (sets or cmteb) and not (corpus / "recipe.yaml").exists():
         place, models, resolved = None, [str(corpus), *models], load(recipe or Path(os.devnull), given)
     else:
@@ -366,7 +366,7 @@ def report(
     to: Annotated[Path | None, typer.Option(help="The page to write; default: report.html in the corpus.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Write one self-contained HTML page: funnel, rejects, training curves, figures."""
+    """Write one self-contained HTML page: funnel, rejects, training curves, metrics."""
     from .pipeline.report.page import write_report
 
     typer.echo(f"report: {write_report(corpus, to or corpus / 'report.html')}")

@@ -103,8 +103,8 @@ def _show_summary(summary: dict[str, Any]) -> None:
             out.print(f"{name}: {note}")
 
 
-def _show_figures(evaluated: dict[str, Any]) -> None:
-    rows = evaluated["figures"]
+def _show_metrics(evaluated: dict[str, Any]) -> None:
+    rows = evaluated["metrics"]
     models = list(dict.fromkeys(row["model"] for row in rows))
     out.print("evaluate", style="bold")
     table = Table("set", "metric", *(Column(model, justify="right", overflow="fold") for model in models))
@@ -114,17 +114,17 @@ def _show_figures(evaluated: dict[str, Any]) -> None:
     out.print(table)
 
 
-def _show_training(figures: dict[str, Any]) -> None:
-    if not figures["trained"]:
-        typer.echo(f"{figures['stage']}: trained before; {figures['model']}")
+def _show_training(outcome: dict[str, Any]) -> None:
+    if not outcome["trained"]:
+        typer.echo(f"{outcome['stage']}: trained before; {outcome['model']}")
     else:
-        loss = f"loss {figures['loss']:.4f}, " if "loss" in figures else ""
-        typer.echo(f"{figures['stage']}: {figures.get('step', 0):,} steps, {loss}model in {figures['model']}")
+        loss = f"loss {outcome['loss']:.4f}, " if "loss" in outcome else ""
+        typer.echo(f"{outcome['stage']}: {outcome.get('step', 0):,} steps, {loss}model in {outcome['model']}")
 
 
 def show_result(step: str, result: Any, as_json: bool) -> None:
     if step == "evaluate":
-        _print({"stage": step, "figures": result}, as_json, _show_figures)
+        _print({"stage": step, "metrics": result}, as_json, _show_metrics)
     elif step == "export":
         _print({"stage": step, "folder": str(result)}, as_json, lambda _: typer.echo(f"export: {result}"))
     elif isinstance(result, dict):

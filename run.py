@@ -25,7 +25,7 @@ STAGES = ("bootstrap", "pretrain", "finetune")
 TRAINED = ("untrained", "bootstrap", "pretrain", "finetune")
 """Names that a recipe may use for models: those that this corpus's own training makes."""
 BM25 = "bm25"
-"""What figures of BM25 stand under."""
+"""What metrics of BM25 stand under."""
 
 
 def data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") -> "Summary":
@@ -87,7 +87,7 @@ def with_model(settings: Any, corpus: Path) -> Any:
 
 
 def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[Host]") -> dict[str, Any]:
-    """Run one training stage, bootstrap, pretrain or finetune, here or on hosts. Returns its last figures.
+    """Run one training stage, bootstrap, pretrain or finetune, here or on hosts. Returns its last metrics.
 
     Raises:
         RecipeError: the recipe has no such stage.
@@ -95,12 +95,12 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[H
         TrainingError: a process failed.
     """
     from .pipeline.engine.local import close_workers
-    from .trainer.job import run_job
+    from .trainer.launch.launcher import run_job
 
     job = training_job(stage, corpus, recipe)
     close_workers()  # training takes the whole machine
     trained = run_job(job, processes)
-    return {"stage": stage, "trained": trained, "model": str(job.model_folder), **last_figures(corpus, stage)}
+    return {"stage": stage, "trained": trained, "model": str(job.model_folder), **last_step(corpus, stage)}
 
 
 def plan(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _make_untrained(corpus: Path, recipe: Recipe) -> None:
     )
 
 
-def last_figures(corpus: Path, stage: str) -> dict[str, Any]:
+def last_step(corpus: Path, stage: str) -> dict[str, Any]:
     """The last step that a training run logged."""
     log = corpus / "train" / stage / "log.jsonl"
     lines = log.read_text("utf-8").splitlines() if log.exists() else []
@@ -177,10 +177,10 @@ def evaluate(
     results: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Each model's figures on each evaluation set, BM25's on retrieval: rows of model, dimension, set, metric, value.
+    """Each model's metrics on each evaluation set, BM25's on retrieval: rows of model, dimension, set, metric, value.
 
-    `sets` are files, folders and recipes (`overrides` are for these); none are the corpus's own, whose figures stay in
-    the corpus. What is behind the figures goes to the folder `results`; on its own sets, by default into the corpus.
+    `sets` are files, folders and recipes (`overrides` are for these); none are the corpus's own, whose metrics stay in
+    the corpus. What is behind the metrics goes to the folder `results`; on its own sets, by default into the corpus.
     """
     from .pipeline.corpus.catalog import RESULTS
     from .pipeline.encoder.encoder import dimension
@@ -198,21 +198,21 @@ def evaluate(
             full, judged = None, [judge_bm25(one) for one in asked]
         else:
             encoder = _evaluated(places[name], recipe)
-            wanted = widths(encoder, recipe.evaluate.dimensions)
+            wanted = widths(encoder, recipe.evaluate.matryoshka_dims)
             full, judged = dimension(encoder), [each for one in found for each in judge(encoder, one, wanted)]
         for each in judged:
             label = name if each.dimension == full else f"{name}@{each.dimension}"
             where = {"model": label, "dimension": each.dimension, "set": each.set}
-            rows += [{**where, "metric": metric, "value": value} for metric, value in each.figures.items()]
+            rows += [{**where, "metric": metric, "value": value} for metric, value in each.metrics.items()]
         if folder:
             write_results(folder, name, judged)
     if own:
-        _keep_figures(own / "evaluation" / "figures.json", rows)
+        _keep_metrics(own / "evaluation" / "metrics.json", rows)
     return rows
 
 
 def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks: list[str]) -> list[dict[str, Any]]:
-    """Each model's figures on tasks of C-MTEB, all 35 where none is named: rows as of `evaluate`.
+    """Each model's metrics on tasks of C-MTEB, all 35 where none is named: rows as of `evaluate`.
 
     Raises:
         BenchmarkError: mteb or the network is missing, or a task is none of C-MTEB's.
@@ -225,7 +225,7 @@ def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks
     rows = []
     for name, place in _places(corpus, models).items():
         encoder = _evaluated(place, recipe)
-        for width in widths(encoder, recipe.evaluate.dimensions):
+        for width in widths(encoder, recipe.evaluate.matryoshka_dims):
             label = name if width == dimension(encoder) else f"{name}@{width}"
             rows += [{"model": label, "dimension": width, **row} for row in cmteb(encoder, tasks, width)]
     return rows
@@ -246,7 +246,7 @@ def _evaluated(place: str, recipe: Recipe) -> "Encoder":
     )
 
 
-def _keep_figures(file: Path, rows: list[dict[str, Any]]) -> None:
+def _keep_metrics(file: Path, rows: list[dict[str, Any]]) -> None:
     """Figures on the corpus's own sets, for the report: these in place of earlier ones of the same models."""
     from .pipeline.corpus.atomic import write_text
     from .pipeline.corpus.lock import alone_in
@@ -282,7 +282,7 @@ def export(corpus: Path, recipe: Recipe) -> Path:
         base=base,
         stages=stages,
         sources=recipe.sources,
-        figures=_figures_of(corpus, settings.model),
+        metrics=_metrics_of(corpus, settings.model),
         dimension=model.dimension,
         max_length=tokenizer.model_max_length,
         query_prompt=prompt,
@@ -294,9 +294,9 @@ def export(corpus: Path, recipe: Recipe) -> Path:
     return target
 
 
-def _figures_of(corpus: Path, name: str) -> list[dict[str, Any]]:
-    """A model's figures on the corpus's own sets, at all widths; none where they are older than the model."""
-    file, done = corpus / "evaluation" / "figures.json", corpus / "train" / name / "done"
+def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:
+    """A model's metrics on the corpus's own sets, at all widths; none where they are older than the model."""
+    file, done = corpus / "evaluation" / "metrics.json", corpus / "train" / name / "done"
     if not file.exists() or (done.exists() and file.stat().st_mtime < done.stat().st_mtime):
         return []
     rows = json.loads(file.read_text("utf-8"))
@@ -311,7 +311,7 @@ def steps(recipe: Recipe) -> list[str]:
     order += ["pretrain"] if recipe.pretrain else []
     order += ["mine", "finetune"] if recipe.finetune else []
     order += ["evaluate"] if recipe.evaluation else []
-    return order + (["export"] if recipe.finetune else [])  # last, as its card has the figures
+    return order + (["export"] if recipe.finetune else [])  # last, as its card has the metrics
 
 
 def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Iterator[tuple[str, Any]]:

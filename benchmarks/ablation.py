@@ -37,10 +37,12 @@ from conan_embedding.pipeline.corpus.folder import shards
 from conan_embedding.pipeline.corpus.pools import stored_fingerprint
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.schemas.recipe import load
-from conan_embedding.schemas.settings import EncoderSettings, FinetuneSettings
+from conan_embedding.schemas.settings import EncoderSettings
 from conan_embedding.schemas.training import TRAINING
+from conan_embedding.schemas.training_settings import FinetuneSettings
 from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet, part, read_sets
-from conan_embedding.trainer.job import Job, make_job, run_job
+from conan_embedding.trainer.job import Job, make_job
+from conan_embedding.trainer.launch.launcher import run_job
 from scipy.stats import spearmanr
 
 ARMS = {"vanilla": (True, False), "CBB": (False, False), "DHNM": (True, True), "CBB + DHNM": (False, True)}
@@ -105,12 +107,12 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> Run:
     """Train an arm, if it is not yet, in a corpus of its own, as training writes to the pools."""
     recipe = load(options.corpus / "recipe.yaml").finetune
     assert recipe is not None
-    in_turn, mines = ARMS[arm]
+    alternate_tasks, mines = ARMS[arm]
     settings = recipe.model_dump() | {
         "model": str((options.corpus / "train" / recipe.model / "model").resolve()),
-        "in_turn": in_turn,
-        "retrieval_batch": RETRIEVAL if in_turn else RETRIEVAL // 2,
-        "sts_batch": SENTENCES if in_turn else SENTENCES // 2,
+        "alternate_tasks": alternate_tasks,
+        "retrieval_batch": RETRIEVAL if alternate_tasks else RETRIEVAL // 2,
+        "sts_batch": SENTENCES if alternate_tasks else SENTENCES // 2,
         "learning_rate": LEARNING_RATE,
         "seed": seed,
         "steps": options.steps,

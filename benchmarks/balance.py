@@ -66,13 +66,14 @@ def train(corpus: Path, folder: Path, arm: str, seed: int, updates: int) -> dict
     from conan_embedding.pipeline.corpus.folder import shards
     from conan_embedding.pipeline.corpus.pools import stored_fingerprint
     from conan_embedding.schemas.recipe import load
-    from conan_embedding.trainer.job import make_job, run_job
+    from conan_embedding.trainer.job import make_job
+    from conan_embedding.trainer.launch.launcher import run_job
 
     recipe = load(corpus / "recipe.yaml").finetune
     assert recipe is not None
     settings = recipe.model_copy(
         update={
-            "in_turn": ARMS[arm],
+            "alternate_tasks": ARMS[arm],
             "seed": seed,
             "steps": updates * (2 if ARMS[arm] else 1),
             "log_every": 1,

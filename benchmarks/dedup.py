@@ -54,7 +54,7 @@ from dedup_quality import (
     components,
     edited,
     judge,
-    keys,
+    match_keys,
     named_survivors,
     of_length,
     read_texts,
@@ -111,7 +111,7 @@ def main() -> None:
     for kind in KINDS:
         texts = many_texts(source, kind, max(ROWS[kind], TIMES[-1] * SMALLEST[kind]))
         drawn = sample(source, kind)
-        compare(kind, texts.head(ROWS[kind]), Sample(drawn, similar_pairs(keys(drawn))), options.peers)
+        compare(kind, texts.head(ROWS[kind]), Sample(drawn, similar_pairs(match_keys(drawn))), options.peers)
         print_growth(texts, SMALLEST[kind])
 
 
@@ -244,7 +244,7 @@ def run_peer(interpreter: str, tool: str, texts: pl.Series, ngram: int) -> tuple
     script = Path(__file__).parent / "peers" / "dedup.py"
     with tempfile.TemporaryDirectory() as place:
         file, out = Path(place, "texts.parquet"), Path(place, "out")
-        given = pl.DataFrame({"text": keys(texts)}).select(pl.row_index("row").cast(pl.Int64), "text")
+        given = pl.DataFrame({"text": match_keys(texts)}).select(pl.row_index("row").cast(pl.Int64), "text")
         given.with_columns(spaced=pl.col("text").str.replace_all("(?s)(.)", "${1} ")).write_parquet(file)
         ended = subprocess.run(
             [interpreter, script, tool, file, out, str(ngram)], capture_output=True, text=True, cwd=place

@@ -34,12 +34,12 @@ import opencc
 import polars as pl
 from conan_embedding.pipeline.corpus.saved_recipe import save_recipe
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
-from conan_embedding.pipeline.dedup.lsh import band_choice, band_hashes
+from conan_embedding.pipeline.dedup.lsh import band_hashes, choose_bands
 from conan_embedding.pipeline.dedup.minhash import SHINGLING, signatures
 from conan_embedding.pipeline.dedup.stage import dedup
 from conan_embedding.pipeline.demo.world import draw, passage
 from conan_embedding.pipeline.engine.calls import Engine
-from conan_embedding.pipeline.text.normalise import key
+from conan_embedding.pipeline.text.normalise import match_key
 from conan_embedding.schemas.pairs import PAIR, rejected
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import DedupSettings
@@ -68,7 +68,7 @@ def main() -> None:
     texts = read_texts(parser.parse_args().documents)
     for kind in KINDS:
         drawn = sample(texts, kind)
-        truth = similar_pairs(keys(drawn))
+        truth = similar_pairs(match_keys(drawn))
         _print_truth(kind, drawn, truth)
         with tempfile.TemporaryDirectory() as place:
             write_corpus(Path(place), drawn)
@@ -76,7 +76,7 @@ def main() -> None:
             edges = named_survivors(Path(place))
         print(f"  Conan, all pairs of its clusters     {judge(components(len(drawn), edges), truth)}")
         print(f"  Conan, rejects and their survivors   precision {_share_similar(edges, truth):.4f}")
-        _compare_verification(keys(drawn), truth)
+        _compare_verification(match_keys(drawn), truth)
 
 
 # Texts.
@@ -113,9 +113,9 @@ def of_length(texts: pl.Series, kind: str) -> pl.Series:
     return texts.filter(texts.str.len_chars().is_between(*KINDS[kind]))
 
 
-def keys(texts: pl.Series) -> pl.Series:
+def match_keys(texts: pl.Series) -> pl.Series:
     """What texts are compared by."""
-    return texts.to_frame("text").select(key(pl.col("text"))).to_series()
+    return texts.to_frame("text").select(match_key(pl.col("text"))).to_series()
 
 
 def sample(texts: pl.Series, kind: str) -> pl.Series:
@@ -127,7 +127,7 @@ def sample(texts: pl.Series, kind: str) -> pl.Series:
 
 
 def _of_one_ngram(texts: pl.Series, kind: str) -> pl.Series:
-    lengths = keys(texts).str.len_chars()
+    lengths = match_keys(texts).str.len_chars()
     if kind == "long":
         return texts.filter(lengths >= SHINGLING.short_below)
     return texts.filter(lengths.is_between(SHINGLING.short_ngram, SHINGLING.short_below - 1))
@@ -255,7 +255,7 @@ def _print_truth(kind: str, drawn: pl.Series, truth: pl.DataFrame) -> None:
 
 def _compare_verification(of: pl.Series, truth: pl.DataFrame) -> None:
     """Candidates judged one by one, without clusters: by agreement of their signatures, and exactly."""
-    bands, rows = band_choice(RECIPE.dedup.recall, THRESHOLD)
+    bands, rows = choose_bands(RECIPE.dedup.recall, THRESHOLD)
     signed = signatures(of.to_arrow())
     buckets = pl.DataFrame(band_hashes(signed, bands, rows)).with_row_index("text").unpivot(index="text")
     pairs = buckets.join(buckets, on=["variable", "value"]).select(left="text", right="text_right").unique()

@@ -31,9 +31,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from conan_embedding.pipeline.corpus.pools import as_lists, write_pools
-from conan_embedding.schemas.settings import FinetuneSettings
-from conan_embedding.trainer.data.batches import finetune_update, read_finetune, write_finetune
-from conan_embedding.trainer.dhnm.miner import Mining
+from conan_embedding.pipeline.mine.methods import ceiling_sql
+from conan_embedding.schemas.training_settings import FinetuneSettings
+from conan_embedding.trainer.data.batches import finetune_batch
+from conan_embedding.trainer.data.training_tables import read_finetune, write_finetune
+from conan_embedding.trainer.dhnm.miner import HardNegativeMiner
 from conan_embedding.trainer.dhnm.windows import observe
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.loss.cbb import Losses
@@ -96,6 +98,7 @@ def make(folder: Path, count: int, candidates: int) -> None:
                 }
             ),
         },
+        ceiling_sql(),
     )
     records = {
         "pair_ids": as_lists(pa.repeat("p", count).to_numpy(zero_copy_only=False), np.ones(count)),
@@ -131,7 +134,7 @@ def check(folder: Path, batch: int, checks: int) -> None:
     data = read_finetune(folder / "data")
     drawn = random.integers(0, len(data.queries), (checks * every + 1, batch))
     job = Job(corpus=folder, name="", model="", settings=settings, shards={}, fingerprint="")
-    mining = Mining(job, settings, data, rows_of=lambda step: drawn[step - 1])
+    mining = HardNegativeMiner(job, settings, data, rows_of=lambda step: drawn[step - 1])
     mining.windows = observe(mining.windows, np.arange(len(data.queries)), np.full(len(data.queries), 0.9))
 
     taken: dict[str, list[float]] = {"step": [], "decide": [], "write": [], "read": [], "all": []}
@@ -139,13 +142,13 @@ def check(folder: Path, batch: int, checks: int) -> None:
     nothing = torch.zeros(())
     for step in range(1, checks * every + 1):
         scores = np.repeat(random.choice([0.9, 0.5], batch), NEGATIVES).reshape(batch, NEGATIVES)
-        losses = Losses(nothing, nothing, nothing, torch.zeros(batch), torch.from_numpy(scores))
+        losses = Losses(nothing, {}, torch.zeros(batch), torch.from_numpy(scores))
         checking = mining.checks(step)
         timed(taken["decide" if checking else "step"], lambda: mining.observe(step, losses))  # noqa: B023
         if checking:
             timed(taken["write"], lambda: mining.write(step, whole=False))  # noqa: B023
             rows, visits, none = drawn[step], np.zeros(batch, np.int64), np.zeros(0, np.int64)
-            timed(taken["read"], lambda: finetune_update(data, mining.windows, rows, none, NEGATIVES, visits))  # noqa: B023
+            timed(taken["read"], lambda: finetune_batch(data, mining.windows, rows, none, NEGATIVES, visits))  # noqa: B023
     timed(taken["all"], lambda: mining.write(step))
     ms = {name: 1000 * float(np.median(seconds)) for name, seconds in taken.items()}
     whole = ms["decide"] + ms["write"] + ms["read"]

@@ -21,7 +21,7 @@ from conan_embedding.pipeline.corpus.pools import FILE
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine.stage import MARGINS, mine
-from conan_embedding.pipeline.text.normalise import key
+from conan_embedding.pipeline.text.normalise import match_key
 from conan_embedding.schemas.settings import MineSettings
 from conan_embedding.schemas.training import RETRIEVAL
 
@@ -96,7 +96,7 @@ def judged(corpus: Path, labels: pl.DataFrame, first: int) -> pl.DataFrame:
         ).pl()
     found = mined.join(labels, on="query")
     texts = pl.concat([found["passage"], found["positives"].explode()]).unique().alias("text")
-    letters = texts.to_frame().select("text", key(pl.col("text")).alias("letters"))
+    letters = texts.to_frame().select("text", match_key(pl.col("text")).alias("letters"))
     shingles = {
         text: {word[start : start + NGRAM] for start in range(max(1, len(word) - NGRAM + 1))}
         for text, word in letters.iter_rows()

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import torch
-from conan_embedding.schemas.settings import FinetuneSettings
-from conan_embedding.trainer.loss.cbb import Losses, build_update, update_loss
+from conan_embedding.schemas.training_settings import FinetuneSettings
+from conan_embedding.trainer.loss.cbb import Losses, build_batch, cbb_loss
 from conan_embedding.trainer.loss.gradcache import cached_backward, chunks_of
 from conan_embedding.trainer.model.bootstrap import SPECIAL
 from conan_embedding.trainer.model.embedding_model import EmbeddingModel
@@ -38,15 +38,15 @@ def main() -> None:
     parser.add_argument("--only", nargs=2, metavar=("NEGATIVES", "CHUNK_TOKENS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        negatives, chunk_tokens = map(int, options.only)
-        print(json.dumps(_measure(negatives, options.tokens, chunk_tokens or None)))
+        negatives, gradcache_tokens = map(int, options.only)
+        print(json.dumps(_measure(negatives, options.tokens, gradcache_tokens or None)))
         return
     print("negatives  GradCache  peak MB  before MB  embeddings MB  seconds")
-    for chunk_tokens in (0, options.chunk_tokens):
+    for gradcache_tokens in (0, options.gradcache_tokens):
         peaks = []
         for negatives in NEGATIVES:
             command = [sys.executable, __file__, "--tokens", str(options.tokens)]
-            command += ["--only", str(negatives), str(chunk_tokens)]
+            command += ["--only", str(negatives), str(gradcache_tokens)]
             environment = {**os.environ, **GIVE_BACK}
             done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
             found = json.loads(done.stdout)
@@ -54,12 +54,12 @@ def main() -> None:
             figures = (
                 f"{found['peak']:7.0f}  {found['before']:9.0f}  {found['embeddings']:13.1f}  {found['seconds']:7.1f}"
             )
-            print(f"{negatives:9,}  {'yes' if chunk_tokens else 'no':>9}  {figures}", flush=True)
+            print(f"{negatives:9,}  {'yes' if gradcache_tokens else 'no':>9}  {figures}", flush=True)
         print(f"largest peak over smallest, without embeddings: {max(peaks) / min(peaks):.3f}")
     print(f"cores: {os.cpu_count()}, threads: {torch.get_num_threads()}")
 
 
-def _measure(negatives: int, tokens: int, chunk_tokens: int | None) -> dict[str, float]:
+def _measure(negatives: int, tokens: int, gradcache_tokens: int | None) -> dict[str, float]:
     """One update: resident memory at its peak and before, and the embeddings, in MB; and seconds."""
     torch.manual_seed(0)
     shape = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
@@ -67,21 +67,21 @@ def _measure(negatives: int, tokens: int, chunk_tokens: int | None) -> dict[str,
     model = EmbeddingModel(encoder, DIMENSION).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     names = iter(range(10**9))
-    update = build_update(
+    update = build_batch(
         [f"query {next(names)}" for _ in range(QUERIES)],
         [f"positive {next(names)}" for _ in range(QUERIES)],
         [[f"negative {next(names)}" for _ in range(negatives // QUERIES)] for _ in range(QUERIES)],
     )
-    settings = FinetuneSettings(dimensions=[])
+    settings = FinetuneSettings(matryoshka_dims=[])
     ids = torch.randint(len(SPECIAL), WORDS, (len(update.texts), tokens))
-    inputs = [(ids[chunk], torch.ones_like(ids[chunk])) for chunk in chunks_of([tokens] * len(ids), chunk_tokens)]
+    inputs = [(ids[chunk], torch.ones_like(ids[chunk])) for chunk in chunks_of([tokens] * len(ids), gradcache_tokens)]
 
     def loss(embeddings: Tensor) -> Losses:
-        return update_loss(embeddings, update, settings)
+        return cbb_loss(embeddings, update, settings)
 
     before = _resident("VmRSS")
     started = time.monotonic()
-    if chunk_tokens is None:
+    if gradcache_tokens is None:
         loss(torch.cat([model(*chunk) for chunk in inputs])).total.backward()
     else:
         cached_backward(model, inputs, loss, Tensor.backward)

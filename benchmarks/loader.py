@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conan_embedding.schemas.settings import Mixing
-from conan_embedding.trainer.data.batches import pretrain_update, read_pairs, write_pairs
-from conan_embedding.trainer.data.sampler import Order
+from conan_embedding.schemas.training_settings import Mixing
+from conan_embedding.trainer.data.batches import pretrain_batch
+from conan_embedding.trainer.data.sampler import Sampler
+from conan_embedding.trainer.data.training_tables import read_pairs, write_pairs
 
 SHARD = 200_000
 BATCH = 256
@@ -98,15 +99,15 @@ def read(folder: Path, updates: int) -> None:
     before = anonymous()
     begin = time.perf_counter()
     data = read_pairs(folder / "data")
-    order = Order(data.sources, Mixing(), seed=0)
-    pretrain_update(data, order.stretch(0, BATCH)[0])
+    order = Sampler(data.sources, Mixing(), seed=0)
+    pretrain_batch(data, order.draw(0, BATCH)[0])
     opened = time.perf_counter() - begin
     speeds, memory = [], [anonymous()]
     for first in (0, 100 * len(data.pairs) // BATCH):
-        order.stretch(first * BATCH, first * BATCH + 1)  # a jump costs once
+        order.draw(first * BATCH, first * BATCH + 1)  # a jump costs once
         begin = time.perf_counter()
         for number in range(first, first + updates):
-            pretrain_update(data, order.stretch(number * BATCH, (number + 1) * BATCH)[0])
+            pretrain_batch(data, order.draw(number * BATCH, (number + 1) * BATCH)[0])
         speeds.append(updates * BATCH / (time.perf_counter() - begin))
         memory.append(anonymous())
     print(

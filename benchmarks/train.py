@@ -34,9 +34,10 @@ from typing import Any
 import polars as pl
 import torch
 from conan_embedding.pipeline.corpus.pools import read_candidates
-from conan_embedding.schemas.settings import FinetuneSettings
-from conan_embedding.trainer.job import Job, run_job
-from conan_embedding.trainer.loss.cbb import update_loss
+from conan_embedding.schemas.training_settings import FinetuneSettings
+from conan_embedding.trainer.job import Job
+from conan_embedding.trainer.launch.launcher import run_job
+from conan_embedding.trainer.loss.cbb import cbb_loss
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.trainer.model.embedding_model import load
 from conan_embedding.trainer.model.export import export
@@ -163,7 +164,7 @@ def write_updates(job: Job) -> None:
     updates: list[dict[str, Any]] = []
     lengths = []
     for step in range(1, task.steps + 1):
-        update = task.update(step)
+        update = task.build_batch(step)
         columns = {
             name: [update.texts[row] for row in getattr(update, f"{name}_rows")]
             for name in ("query", "positive", "left", "right")
@@ -172,13 +173,13 @@ def write_updates(job: Job) -> None:
         updates.append(columns | {"negatives": negatives, "labels": update.labels.tolist()})
         ids = tokenizer(update.texts, truncation=True, max_length=job.settings.max_length)["input_ids"]
         lengths.append([len(each) for each in ids])
-    first = task.update(1)
+    first = task.build_batch(1)
     padded = tokenizer(
         first.texts, truncation=True, max_length=job.settings.max_length, padding=True, return_tensors="pt"
     ).to(DEVICE)
     with torch.no_grad():
         vectors = model.eval().to(DEVICE)(padded["input_ids"], padded["attention_mask"])
-    loss = float(update_loss(vectors, first, job.settings).total)
+    loss = float(cbb_loss(vectors, first, job.settings).total)
     content = {"settings": job.settings.model_dump(mode="json"), "warm_up": STEPS, "loss": loss, "lengths": lengths}
     (job.corpus / "updates.json").write_text(json.dumps(content | {"updates": updates}, ensure_ascii=False), "utf-8")
     sys.stdout.flush()

@@ -20,6 +20,7 @@ from .corpus.pools import FILE as POOLS_FILE
 from .corpus.pools import TABLES, write_pools
 from .corpus.shard_writer import ShardWriter
 from .engine.stage import Summary, summarise
+from .mine.methods import ceiling_sql
 
 VERSION = 1
 _BATCH = 2048
@@ -259,6 +260,6 @@ def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Seq
         "LEFT JOIN renamed ON renamed.old_query = asked.old ORDER BY asked.query_id",
     }
     tables = {name: connection.sql(selects[name]).to_arrow_table() for name in TABLES}
-    write_pools(out, tables)
+    write_pools(out, tables, ceiling_sql())
     queries = tables["queries"].num_rows
     return Summary("pools", queries, queries, notes={"passages": tables["passages"].num_rows})

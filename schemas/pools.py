@@ -5,7 +5,7 @@ CREATE TABLE IF NOT EXISTS runs (
     run_id VARCHAR PRIMARY KEY,
     model_fingerprint VARCHAR NOT NULL,  -- a hash of the weights, never a name
     method VARCHAR NOT NULL,
-    margin DOUBLE NOT NULL,              -- of topk-shifted the ranks that were left out; of topk none
+    margin DOUBLE NOT NULL,              -- the method's: a score, a share or ranks that are left out
     top_k INTEGER NOT NULL,
     index VARCHAR,                       -- Flat: every passage was compared; else a FAISS factory string
     queries_from VARCHAR[],              -- folders of convert/
@@ -57,14 +57,17 @@ CREATE TABLE IF NOT EXISTS replacements (
     lo INTEGER NOT NULL,
     hi INTEGER NOT NULL
 );
+"""
+"""The tables of pools.duckdb."""
+
+SHORT_POOLS = """
 CREATE VIEW IF NOT EXISTS short_pools AS
 WITH short AS (
     SELECT query_id, text AS query, len(passage_ids) AS candidates, top_k AS wanted, method, margin,
            (SELECT min(score) FROM positives WHERE positives.query_id = candidates.query_id) AS lowest_positive
     FROM candidates JOIN queries USING (query_id) JOIN runs USING (run_id) WHERE len(passage_ids) < top_k)
 SELECT query_id, query, candidates, wanted, lowest_positive,
-       CASE method WHEN 'topk-abs' THEN margin
-                   WHEN 'topk-marginpos' THEN lowest_positive - margin
-                   WHEN 'topk-percpos' THEN lowest_positive - (1 - margin) * abs(lowest_positive) END AS ceiling
+       {ceiling} AS ceiling
 FROM short ORDER BY candidates, query_id;
 """
+"""The view of queries with fewer candidates than wanted. `ceiling` is SQL over method, margin, lowest_positive."""

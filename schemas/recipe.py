@@ -1,33 +1,30 @@
 """The recipe: one YAML file that says what every stage does."""
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, PrivateAttr, ValidationError, model_validator
 
 from .errors import RecipeError
+from .registry import did_you_mean
 from .settings import (
-    BootstrapSettings,
     ConvertSettings,
     DedupSettings,
-    EvaluateSettings,
     EvaluationSet,
-    ExportSettings,
     FilterSettings,
-    FinetuneSettings,
     MineSettings,
-    PretrainSettings,
     ScoreSettings,
     Settings,
     Source,
-    given,
+    setting,
 )
+from .training_settings import BootstrapSettings, EvaluateSettings, ExportSettings, FinetuneSettings, PretrainSettings
 
 
 class _Loader(yaml.SafeLoader):
@@ -56,23 +53,56 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|false|False)$"), list("tTfF"))
 
 
+RENAMED_KEYS = {
+    "pretrain": {
+        "dimension": "projection_dim",
+        "dimensions": "matryoshka_dims",
+        "by_source": "homogeneous_batches",
+        "chunk_tokens": "gradcache_tokens",
+    },
+    "finetune": {
+        "dimensions": "matryoshka_dims",
+        "sts_by_source": "homogeneous_batches",
+        "in_turn": "alternate_tasks",
+        "layout": "cbb_partition: mixed (was fused) or per_task (was paper)",
+        "chunk_tokens": "gradcache_tokens",
+    },
+    "evaluate": {"dimensions": "matryoshka_dims"},
+}
+RENAMED_KEYS["training"] = RENAMED_KEYS["pretrain"]  # of bootstrap
+"""Keys of earlier recipes, by section: what each is called now."""
+
+
 class Recipe(Settings):
     """All stages, defaults filled in."""
 
-    corpus: str | None = given(None, "ours: the folder to work in; `conan run` needs it or is given one")
-    variables: dict[str, str] = given({}, "ours: ${name} anywhere in the recipe")
-    sources: list[Source] = given([], "ours")
-    evaluation: list[EvaluationSet] = given([], "ours")
-    filter: FilterSettings = given(FilterSettings(), "paper §2.1.1")
-    dedup: DedupSettings = given(DedupSettings(), "InternLM2 (arXiv 2403.17297) §3.1.1")
-    bootstrap: BootstrapSettings | None = given(None, "ours: only where no pretrained encoder is at hand")
-    score: ScoreSettings = given(ScoreSettings(), "paper §2.1.1")
-    convert: ConvertSettings = given(ConvertSettings(), "paper §3.2")
-    mine: MineSettings = given(MineSettings(), "paper §2.2")
-    pretrain: PretrainSettings | None = given(None, "ours: `conan run` skips the stage where it is not named")
-    finetune: FinetuneSettings | None = given(None, "ours: `conan run` skips the stage where it is not named")
-    export: ExportSettings = given(ExportSettings(), "ours")
-    evaluate: EvaluateSettings = given(EvaluateSettings(), "ours")
+    corpus: str | None = setting(None, "chosen here: the folder to work in; `conan run` needs it or is given one")
+    plugins: list[str] = setting([], "chosen here: modules that register readers, rules, methods, losses or metrics")
+    variables: dict[str, str] = setting({}, "chosen here: ${name} anywhere in the recipe")
+    sources: list[Source] = setting([], "chosen here")
+    evaluation: list[EvaluationSet] = setting([], "chosen here")
+    filter: FilterSettings = setting(FilterSettings(), "paper §2.1.1")
+    dedup: DedupSettings = setting(DedupSettings(), "InternLM2 (arXiv 2403.17297) §3.1.1")
+    bootstrap: BootstrapSettings | None = setting(None, "chosen here: only where no pretrained encoder is at hand")
+    score: ScoreSettings = setting(ScoreSettings(), "paper §2.1.1")
+    convert: ConvertSettings = setting(ConvertSettings(), "paper §3.2")
+    mine: MineSettings = setting(MineSettings(), "paper §2.2")
+    pretrain: PretrainSettings | None = setting(None, "chosen here: `conan run` skips the stage where it is not named")
+    finetune: FinetuneSettings | None = setting(None, "chosen here: `conan run` skips the stage where it is not named")
+    export: ExportSettings = setting(ExportSettings(), "chosen here")
+    evaluate: EvaluateSettings = setting(EvaluateSettings(), "chosen here")
+
+    _file: str = PrivateAttr("recipe")
+    _lines: dict[tuple[str, ...], int] = PrivateAttr({})
+    _overrides: tuple[str, ...] = PrivateAttr(())
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two recipes say the same, wherever each was read from."""
+        return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
+    def place(self, *location: str | int) -> str:
+        """Where a key stands, for messages: `recipe.yaml:12: mine.method`, or the override that gave it."""
+        return _place(self._file, self._lines, self._overrides, location)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Recipe":
@@ -116,10 +146,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             for name, value in document["variables"].items()
         }
         variables |= {name: value for name, value in document["variables"].items() if isinstance(value, str)}
+    lines = dict(_lines_of(root))
     try:
-        return Recipe.model_validate(_substitute(document, variables, str(path)))
+        recipe = Recipe.model_validate(_substitute(document, variables, str(path)))
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(error, str(path), root, overrides))) from error
+        raise RecipeError("\n".join(_explain(error, str(path), lines, overrides))) from error
+    recipe._file, recipe._lines, recipe._overrides = str(path), lines, tuple(overrides)
+    return recipe
 
 
 def dump(recipe: Recipe) -> str:
@@ -150,10 +183,9 @@ def _substitute(value: Any, variables: Mapping[str, str], path: str) -> Any:
         def lookup(match: re.Match[str]) -> str:
             name = match.group(1)
             if name not in variables:
-                near = difflib.get_close_matches(name, variables, 1)
-                hint = f"; did you mean ${{{near[0]}}}?" if near else ""
+                near = did_you_mean(name, variables) if get_close_matches(name, variables, 1) else ""
                 raise RecipeError(
-                    f"{path}: ${{{name}}} is not defined{hint} Define it under `variables:`, with "
+                    f"{path}: ${{{name}}} is not defined{near} Define it under `variables:`, with "
                     f"--set variables.{name}=… or in the environment"
                 )
             # A variable may be made of others; of itself it is not defined.
@@ -168,45 +200,56 @@ def _substitute(value: Any, variables: Mapping[str, str], path: str) -> Any:
     return value
 
 
-def _explain(error: ValidationError, path: str, root: yaml.Node | None, overrides: Sequence[str]) -> Iterator[str]:
+def _explain(
+    error: ValidationError, file: str, lines: Mapping[tuple[str, ...], int], overrides: Sequence[str]
+) -> Iterator[str]:
     for problem in error.errors():
         location = problem["loc"]
-        line = _line(root, location)
-        name = ".".join(str(part) for part in location)
-        place = _override_of(name, overrides) or (f"{path}:{line}" if line else path)
+        place = _place(file, lines, overrides, location)
         if problem["type"] == "extra_forbidden":
-            valid = _valid_keys(Recipe, location[:-1])
-            near = difflib.get_close_matches(str(location[-1]), valid, 1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(valid)}"
-            yield f"{place}: unknown key `{name}`; {hint}"
+            *parents, key = map(str, location)
+            there, _, _ = place.rpartition(": ")
+            yield f"{there}: unknown key `{'.'.join([*parents, key])}`{_hint(parents, key, location)}"
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            yield f"{place}: {name or 'recipe'}: {message}" + (
+            yield f"{place}: {message}" + (
                 "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
             )
 
 
-def _override_of(name: str, overrides: Sequence[str]) -> str | None:
-    """The last override that gave a key, or what it stands in."""
+def _hint(parents: Sequence[str], key: str, location: Sequence[int | str]) -> str:
+    """What an unknown key may have been meant for: its new name, or the nearest valid one."""
+    if key in RENAMED_KEYS.get(parents[-1] if parents else "", {}):
+        return f"; it is called `{RENAMED_KEYS[parents[-1]][key]}` now"
+    valid = _valid_keys(Recipe, location[:-1])
+    near = get_close_matches(key, valid, 1, cutoff=0.5)
+    return f"; did you mean `{near[0]}`?" if near else f"; valid keys: {', '.join(valid)}"
+
+
+def _place(
+    file: str, lines: Mapping[tuple[str, ...], int], overrides: Sequence[str], location: Sequence[int | str]
+) -> str:
+    """Where a key stands: the last override that gave it, else its line, or that of what it stands in; then the key."""
+    name = ".".join(str(part) for part in location)
     given = (override for override in reversed(overrides) if f"{name}.".startswith(f"{override.partition('=')[0]}."))
-    return next((f"--set {override}" for override in given), None)
+    if override := next(given, None):
+        return f"--set {override}: {name or 'recipe'}"
+    parts = tuple(map(str, location))
+    known = (lines[parts[:length]] for length in range(len(parts), 0, -1) if parts[:length] in lines)
+    line = next(known, None)
+    return f"{file}:{line}: {name or 'recipe'}" if line else f"{file}: {name or 'recipe'}"
 
 
-def _line(node: yaml.Node | None, location: Sequence[int | str]) -> int | None:
-    """The line of a key, or of its nearest parent that stands in the file."""
-    line = None
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value == part]
-            if not found:
-                break
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
+def _lines_of(node: yaml.Node | None, location: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """The line of every key and of every entry of a list."""
+    inner: list[tuple[str, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        inner = [(str(key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = [(str(number), value, value) for number, value in enumerate(node.value)]
+    for name, marked, value in inner:
+        yield (*location, name), marked.start_mark.line + 1
+        yield from _lines_of(value, (*location, name))
 
 
 def _valid_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conan_embedding.run import _keep_figures, _sentence_shards, last_figures, model_place, place, steps, train
+from conan_embedding.run import _keep_metrics, _sentence_shards, last_step, model_place, place, steps, train
 from conan_embedding.schemas.errors import CorpusError, RecipeError
 from conan_embedding.schemas.recipe import Recipe
 
@@ -70,13 +70,13 @@ def test_fine_tuning_wants_pools(tmp_path: Path) -> None:
         train("finetune", tmp_path, recipe(finetune={}), 1)
 
 
-def test_the_last_figures_are_those_of_the_last_step(tmp_path: Path) -> None:
-    assert last_figures(tmp_path, "pretrain") == {}
+def test_the_last_step_are_those_of_the_last_step(tmp_path: Path) -> None:
+    assert last_step(tmp_path, "pretrain") == {}
     log = tmp_path / "train" / "pretrain" / "log.jsonl"
     log.parent.mkdir(parents=True)
     lines = [{"event": "start"}, *({"step": step, "loss": 1 / step} for step in range(1, 40)), {"event": "end"}]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert last_figures(tmp_path, "pretrain") == {"step": 39, "loss": 1 / 39}
+    assert last_step(tmp_path, "pretrain") == {"step": 39, "loss": 1 / 39}
 
 
 def test_the_corpus_is_named_by_the_command_or_the_recipe(tmp_path: Path) -> None:
@@ -86,15 +86,15 @@ def test_the_corpus_is_named_by_the_command_or_the_recipe(tmp_path: Path) -> Non
         place(recipe(), None, tmp_path)
 
 
-def test_evaluations_that_end_at_once_keep_all_figures(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
+def test_evaluations_that_end_at_once_keep_all_metrics(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
     rows = [
         {"model": f"model {number}", "dimension": 8, "set": "s", "metric": "m", "value": 0.5} for number in range(40)
     ]
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda row: _keep_figures(file, [row]), rows))
+        list(threads.map(lambda row: _keep_metrics(file, [row]), rows))
     kept = json.loads(file.read_text("utf-8"))
     assert sorted(row["model"] for row in kept) == sorted(row["model"] for row in rows)
-    _keep_figures(file, [{**rows[3], "model": "model 3@4", "dimension": 4, "value": 0.7}])
+    _keep_metrics(file, [{**rows[3], "model": "model 3@4", "dimension": 4, "value": 0.7}])
     replaced = [row for row in json.loads(file.read_text("utf-8")) if row["model"].startswith("model 3@")]
     assert [row["value"] for row in replaced] == [0.7]

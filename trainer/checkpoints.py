@@ -10,12 +10,12 @@ import numpy as np
 import torch.distributed as dist
 
 from ..pipeline.corpus.atomic import commit, write_text
-from .dhnm.miner import Mining
+from .dhnm.miner import HardNegativeMiner
 from .job import Job, TrainingError, check_processes
-from .loss.cbb import Update
+from .loss.cbb import Batch
 
 
-def save(engine: Any, job: Job, step: int, mining: Mining | None) -> None:
+def save(engine: Any, job: Job, step: int, miner: HardNegativeMiner | None) -> None:
     """Save weights, optimizer and DHNM's state under a temporary name, and give it its own when all ranks are done."""
     folder = job.folder / "checkpoints"
     place, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
@@ -26,9 +26,9 @@ def save(engine: Any, job: Job, step: int, mining: Mining | None) -> None:
     dist.barrier()
     engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)
     if dist.get_rank() == 0:
-        if mining is not None:
-            mining.write(step)
-            np.savez(temporary / "windows.npz", **mining.state())
+        if miner is not None:
+            miner.write(step)
+            np.savez(temporary / "windows.npz", **miner.state())
         state = {"step": step, "world_size": dist.get_world_size(), "fingerprint": job.fingerprint}
         (temporary / "state.json").write_text(json.dumps(state), "utf-8")
     dist.barrier()
@@ -42,7 +42,7 @@ def save(engine: Any, job: Job, step: int, mining: Mining | None) -> None:
     dist.barrier()
 
 
-def resume(engine: Any, job: Job, mining: Mining | None) -> int:
+def resume(engine: Any, job: Job, miner: HardNegativeMiner | None) -> int:
     """Load the last checkpoint, if any; returns its step, 0 for a fresh start.
 
     Raises:
@@ -53,22 +53,22 @@ def resume(engine: Any, job: Job, mining: Mining | None) -> int:
     if found := job.checkpoints:
         engine.load_checkpoint(str(found[-1].parent), tag=found[-1].name)
         step = int(json.loads((found[-1] / "state.json").read_text("utf-8"))["step"])
-        if mining is not None:
+        if miner is not None:
             with np.load(found[-1] / "windows.npz") as arrays:
-                mining.restore(dict(arrays))
-    if mining is not None and dist.get_rank() == 0:
-        mining.write(step)
+                miner.restore(dict(arrays))
+    if miner is not None and dist.get_rank() == 0:
+        miner.write(step)
     return step
 
 
-def finish(job: Job, step: int, mining: Mining | None) -> None:
+def finish(job: Job, step: int, miner: HardNegativeMiner | None) -> None:
     """Mark the run as done (rank 0), once pools.duckdb has all of DHNM's log.
 
     Raises:
         TrainingError: somebody has kept pools.duckdb open for a minute.
     """
     for _ in range(60):
-        if mining is None or mining.write(step):
+        if miner is None or miner.write(step):
             break
         time.sleep(1)
     else:
@@ -76,18 +76,18 @@ def finish(job: Job, step: int, mining: Mining | None) -> None:
     write_text(job.done, job.fingerprint)
 
 
-def give_up(job: Job, step: int, update: Update) -> NoReturn:
-    """End a run that has no gradients any more: rank 0 keeps the update, then all raise.
+def give_up(job: Job, step: int, batch: Batch) -> NoReturn:
+    """End a run whose gradients are NaN or infinite: rank 0 keeps the batch, then all raise.
 
     Raises:
-        TrainingError: always; says where the update is.
+        TrainingError: always; says where the batch is.
     """
-    file = job.folder / "lost_update.json"
+    file = job.folder / "nonfinite_batch.json"
     if dist.get_rank() == 0:
-        tensors = {name: value.tolist() for name, value in vars(update).items() if name != "texts"}
-        write_text(file, json.dumps({"step": step, "texts": update.texts} | tensors, ensure_ascii=False))
-    dist.barrier()  # who raises first ends the others
+        tensors = {name: value.tolist() for name, value in vars(batch).items() if name != "texts"}
+        write_text(file, json.dumps({"step": step, "texts": batch.texts} | tensors, ensure_ascii=False))
+    dist.barrier()  # the first to raise ends the others
     raise TrainingError(
-        f"at step {step} and before it, the gradients were no numbers; the last update is in {file}; a lower "
+        f"at step {step} and before it, gradients were NaN or infinite; the last batch is in {file}; a lower "
         "learning_rate or a higher temperature may help"
     )

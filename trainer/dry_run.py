@@ -8,8 +8,9 @@ from transformers import AutoConfig, AutoModel
 
 from ..pipeline.encoder.model_folder import find_model
 from ..pipeline.encoder.model_layout import read_layout
-from ..schemas.settings import PretrainSettings
-from .data.batches import count_pairs, count_queries, count_sentences, queries_a_step, steps_of
+from ..schemas.training_settings import PretrainSettings
+from .data.batches import queries_a_step, steps_of
+from .data.training_tables import count_pairs, count_queries, count_sentences
 from .job import Job, check_dimensions
 from .model.embedding_model import precision_of
 
@@ -17,7 +18,7 @@ from .model.embedding_model import precision_of
 def plan(job: Job, processes: int) -> dict[str, Any]:
     """Records, steps, parameters and the memory that a process would take at least, in megabytes.
 
-    `states` are weights, gradients and AdamW's averages; `activations` those of an update whose texts all have
+    `states` are weights, gradients and AdamW's averages; `activations` those of a step whose texts all have
     `max_length` tokens, so the most there can be. Records are counted, and of the model its configuration is read.
 
     Raises:
@@ -36,19 +37,19 @@ def plan(job: Job, processes: int) -> dict[str, Any]:
         batch = queries_a_step(settings, sentences)
         of_retrieval = settings.retrieval_batch * (2 + settings.negatives)
         of_sts = 2 * settings.sts_batch if sentences else 0
-        texts = max(of_retrieval, of_sts) if settings.in_turn else of_retrieval + of_sts
+        texts = max(of_retrieval, of_sts) if settings.alternate_tasks else of_retrieval + of_sts
     layout = read_layout(find_model(job.model))
     config = AutoConfig.from_pretrained(layout.encoder)
-    width = len(layout.dense[0].weight) if layout.dense else getattr(settings, "dimension", None)
+    width = len(layout.dense[0].weight) if layout.dense else getattr(settings, "projection_dim", None)
     check_dimensions(job, width or config.hidden_size)
     parameters = count_parameters(config, width)
     own_tokens = -(-texts // processes) * settings.max_length
-    tokens = min(own_tokens, settings.chunk_tokens or own_tokens)
+    tokens = min(own_tokens, settings.gradcache_tokens or own_tokens)
     half = precision_of(settings) != "fp32"
     return {
         "records": records,
         "steps": steps_of(settings, records, batch),
-        "texts an update": texts,
+        "texts a step": texts,
         "parameters": parameters,
         "states, MB": round(state_bytes(parameters, half, settings.zero_stage, processes) / 1e6),
         "activations, MB": round(activation_bytes(config, tokens, half, settings.gradient_checkpointing) / 1e6),

@@ -17,31 +17,38 @@ from .loss.cbb import Losses
 
 
 class Log:
-    """log.jsonl, one object a line, and on a terminal a progress bar. What a killed run wrote too far is cut off."""
+    """log.jsonl, one object a line, and on a terminal a progress bar; only where `writes`, on rank 0.
 
-    def __init__(self, job: Job, step: int, steps: int) -> None:
+    What a killed run wrote beyond its last checkpoint is cut off.
+    """
+
+    def __init__(self, job: Job, step: int, steps: int, writes: bool = True) -> None:
+        self.steps, self.every, self.writes = steps, job.settings.log_every, writes
+        self.single_label_batches, self.since = 0, time.monotonic()
+        if not writes:
+            return
         path = job.folder / "log.jsonl"
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if _is_whole(line) and json.loads(line).get("step", 0) <= step] if step else []
         write_text(path, "".join(f"{line}\n" for line in kept))
         self.file = path.open("a", encoding="utf-8")
-        self.steps, self.every = steps, job.settings.log_every
-        self.tokens, self.unordered, self.since = 0, 0, time.monotonic()
         self.progress = Progress(
             TextColumn(f"train {job.name}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[progress]}"),
             TimeRemainingColumn(),
             console=Console(file=sys.stderr),
             disable=not sys.stderr.isatty(),
         )
         self.board = _board(job, step) if job.settings.tensorboard else None
-        self.bar = self.progress.add_task("", completed=step, total=steps, figures="")
+        self.bar = self.progress.add_task("", completed=step, total=steps, progress="")
         self.progress.start()
 
     def write(self, **entry: Any) -> None:
         """Append one entry; its numbers go to TensorBoard, too, where that is asked for."""
+        if not self.writes:
+            return
         self.file.write(json.dumps(entry) + "\n")
         self.file.flush()
         if self.board and "step" in entry:
@@ -50,6 +57,14 @@ class Log:
             self.board.flush()
         if entry.get("event") == "end":
             self.progress.stop()
+
+    def is_due(self, step: int) -> bool:
+        """Whether a step is one of those that are logged: every so many, and the last."""
+        return step % self.every == 0 or step == self.steps
+
+    def count(self, losses: Losses) -> None:
+        """Count what the next entry says of all steps since the last one."""
+        self.single_label_batches += losses.single_label
 
     def step(
         self,
@@ -60,44 +75,42 @@ class Log:
         learning_rate: float,
         gradient_norm: Any,
         replaced: dict[str, int] | None,
-        skipped: int = 0,
+        nonfinite_steps: int = 0,
         temperature: Tensor | None = None,
     ) -> None:
-        """Append the figures of a step, where it is one of those to log: every so many, DHNM's checks and the last.
+        """Append the values of a step: its losses by their terms, scores, learning rate, and what DHNM's check found.
 
-        `tokens_per_second` counts from the entry before, whatever took the time. Where they are not 0: `unordered` is
-        the number of updates since then whose sentence pairs all had one label, which is no loss; `skipped` that of
-        all steps so far that were not taken, as their gradients were no numbers. A loss that is none is null.
+        `tokens` are those of all ranks since the entry before, and `tokens_per_second` counts from it, whatever took
+        the time. Where they are not 0: `single_label_batches` is the number of batches since then whose sentence pairs
+        all had one label, which leaves CoSENT nothing to compare; `nonfinite_steps` is the number of steps so far that
+        were skipped because gradients were NaN or infinite. A loss that is not finite is null.
         """
-        self.tokens += tokens
-        self.unordered += losses.unordered
-        if step % self.every and step != self.steps and replaced is None:
+        if not self.writes:
             return
-        total, retrieval, sts = (float(each.detach()) for each in (losses.total, losses.retrieval, losses.sts))
-        now = time.monotonic()
-        rate = self.tokens / (now - self.since)
-        counts = {"unordered": self.unordered, "skipped": skipped}
-        self.tokens, self.unordered, self.since = 0, 0, now
+        terms = {name: float(value.detach()) for name, value in losses.terms.items()}
+        total, now = float(losses.total.detach()), time.monotonic()
+        tokens_per_second = tokens / (now - self.since)
+        counts = {"single_label_batches": self.single_label_batches, "nonfinite_steps": nonfinite_steps}
+        self.single_label_batches, self.since = 0, now
         entry = {
             "step": step,
             "loss": _number(total),
-            "retrieval": _number(retrieval),
-            "sts": _number(sts),
+            **{name: _number(value) for name, value in terms.items()},
             "negatives": round(losses.negatives, 1),
             "positive_score": _mean(losses.positive_scores),
             "negative_score": _mean(losses.negative_scores),
             "learning_rate": learning_rate,
             **({} if temperature is None else {"temperature": float(temperature.detach())}),
             "gradient_norm": None if gradient_norm is None else _number(gradient_norm),
-            "tokens_per_second": round(rate),
+            "tokens_per_second": round(tokens_per_second),
         }
         counted = {name: count for name, count in counts.items() if count}
         self.write(**entry, **counted, **({"mining": replaced} if replaced else {}))
-        figures = (
-            f"loss {total:.3f} (retrieval {retrieval:.3f}, sts {sts:.3f}), {losses.negatives:,.0f} negatives a query, "
-            f"{rate:,.0f} tokens/s"
+        shown = (
+            f"loss {total:.3f} ({', '.join(f'{name} {value:.3f}' for name, value in terms.items())}), "
+            f"{losses.negatives:,.0f} negatives a query, {tokens_per_second:,.0f} tokens/s"
         )
-        self.progress.update(self.bar, completed=step, figures=figures)
+        self.progress.update(self.bar, completed=step, progress=shown)
 
 
 def _board(job: Job, step: int) -> Any:

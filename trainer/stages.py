@@ -1,4 +1,4 @@
-"""What a stage of training is made of: which records each step has, what they cost, and what mines for it."""
+"""What a stage of training is made of: the batch of each step, its loss, and the miner of its negatives."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,69 +8,75 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
-from ..schemas.settings import FinetuneSettings, Layout, PretrainSettings
-from .data.batches import (
-    finetune_update,
-    pretrain_update,
-    queries_a_step,
-    read_finetune,
-    read_pairs,
-    steps_of,
-    write_finetune,
-    write_pairs,
-)
-from .data.mapped_table import made_once
+from ..schemas.training_settings import CBBPartition, FinetuneSettings, PretrainSettings
+from .data.batches import finetune_batch, pretrain_batch, queries_a_step, steps_of
+from .data.mapped_table import build_once
 from .data.mixing import check_mixing
-from .data.sampler import Integers, Order, Turns
-from .dhnm.miner import Mining
+from .data.sampler import Integers, Sampler, SourceSchedule
+from .data.training_tables import read_finetune, read_pairs, write_finetune, write_pairs
+from .dhnm.miner import HardNegativeMiner
 from .dhnm.refresh import write_mined
 from .job import Job
-from .loss.cbb import Losses, Update, pretrain_loss, update_loss
+from .loss.cbb import Batch, Losses, cbb_loss, pretrain_loss
+from .loss.terms import find_terms
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one stage of training is made of: its number of steps, the update of a step, and its loss."""
+    """What one stage of training is made of: its number of steps, the batch of a step, and its loss."""
 
     steps: int
-    update: Callable[[int], Update]
-    loss: Callable[[Tensor, Update, Tensor | None], Losses]
-    mining: Mining | None = None
-    layout: Layout = "fused"
+    build_batch: Callable[[int], Batch]
+    loss: Callable[[Tensor, Batch, Tensor | None], Losses]  # of all embeddings, with a learnt temperature if any
+    miner: HardNegativeMiner | None = None
+    partition: CBBPartition = "mixed"
+
+    def changes_data(self, step: int) -> bool:
+        """Whether what follows a step may change the negatives of the next batch."""
+        return self.miner is not None and self.miner.checks(step)
 
 
-def pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
-    """Pairs with in-batch negatives.
+def build_task(job: Job, world_size: int) -> Task:
+    """The task of a job.
 
     Raises:
-        CorpusError: no pairs.
-        RecipeError: `mixing` does not fit the sources.
+        CorpusError: nothing to train on, or queries without a pool.
+        RecipeError: `mixing` does not fit the sources, or `loss_terms` names an unknown one.
     """
+    if isinstance(job.settings, PretrainSettings):
+        return _pretraining(job, job.settings, world_size)
+    return _finetuning(job, job.settings)
+
+
+def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
+    """Pairs with in-batch negatives."""
     folder = job.data
-    made_once(folder, partial(write_pairs, shards=job.shards["pairs"]), dist.get_rank())
+    build_once(folder, partial(write_pairs, shards=job.shards["pairs"]), dist.get_rank())
     data = read_pairs(folder)
     check_mixing(settings.mixing, data.sources)
-    batch = settings.batch_size * world_size
-    steps = steps_of(settings, len(data.pairs), batch)
-    order = Order(data.sources, settings.mixing, settings.seed, run=batch if settings.by_source else 1)
+    size = settings.batch_size * world_size
+    sampler = Sampler(data.sources, settings.mixing, settings.seed, run=size if settings.homogeneous_batches else 1)
+    terms = find_terms(settings.loss_terms, f"{job.name}.loss_terms")
 
-    def update(step: int) -> Update:
-        rows, _ = order.stretch((step - 1) * batch, step * batch)
-        return pretrain_update(data, rows)
+    def build_batch(step: int) -> Batch:
+        rows, _ = sampler.draw((step - 1) * size, step * size)
+        return pretrain_batch(data, rows)
 
-    def loss(embeddings: Tensor, update: Update, temperature: Tensor | None) -> Losses:
-        return pretrain_loss(embeddings, update, settings, temperature)
+    def loss(embeddings: Tensor, batch: Batch, temperature: Tensor | None) -> Losses:
+        return pretrain_loss(
+            embeddings,
+            batch,
+            temperature=settings.temperature if temperature is None else temperature,
+            matryoshka_dims=settings.matryoshka_dims,
+            symmetric=settings.symmetric,
+            terms=terms,
+        )
 
-    return Task(steps, update, loss)
+    return Task(steps_of(settings, len(data.pairs), size), build_batch, loss)
 
 
-def finetuning(job: Job, settings: FinetuneSettings) -> Task:
-    """Queries with hard negatives, and sentence pairs, together or in turn.
-
-    Raises:
-        CorpusError: no queries, or queries without a pool.
-        RecipeError: `mixing` does not fit the sources.
-    """
+def _finetuning(job: Job, settings: FinetuneSettings) -> Task:
+    """Queries with hard negatives, and sentence pairs, together or alternating."""
     folder = job.data
     retrieval: dict[str, list[Path]] = {kind: job.shards[kind] for kind in settings.queries}
 
@@ -79,36 +85,48 @@ def finetuning(job: Job, settings: FinetuneSettings) -> Task:
         if settings.hard_negative_mining.refresh != "static":
             write_mined(temporary, job.corpus)
 
-    made_once(folder, write, dist.get_rank())
+    build_once(folder, write, dist.get_rank())
     data = read_finetune(folder)
     check_mixing(settings.mixing, data.sources, data.sentence_sources)
     sentences = settings.sts_batch if len(data.sentences) else 0
     steps = steps_of(settings, len(data.queries), queries_a_step(settings, len(data.sentences)))
-    queries_order = Order(data.sources, settings.mixing, settings.seed)
-    run = sentences if settings.sts_by_source else 1
-    sentences_order = Order(data.sentence_sources, settings.mixing, settings.seed + 1, run)
-    turns = Turns([1, 1], settings.seed + 2) if settings.in_turn and sentences else None
+    query_sampler = Sampler(data.sources, settings.mixing, settings.seed)
+    run = sentences if settings.homogeneous_batches else 1
+    sentence_sampler = Sampler(data.sentence_sources, settings.mixing, settings.seed + 1, run)
+    schedule = SourceSchedule([1, 1], settings.seed + 2) if settings.alternate_tasks and sentences else None
 
-    def drawn(step: int) -> tuple[tuple[Integers, Integers], tuple[Integers, Integers]]:
-        """Of a step, the rows of the queries and those of the sentence pairs, each with their earlier visits."""
+    terms = find_terms(settings.loss_terms, f"{job.name}.loss_terms")
+
+    def draw(step: int) -> tuple[tuple[Integers, Integers], tuple[Integers, Integers]]:
+        """The rows of a step's queries and of its sentence pairs, each with how often they were drawn before."""
         places = [step - 1, step - 1]
-        batches = [settings.retrieval_batch, sentences]
-        if turns:
-            (task,), (place,) = turns.stretch(step - 1, step)
-            places[task], batches[1 - task] = int(place), 0  # what this task has used up is what it was drawn for
+        sizes = [settings.retrieval_batch, sentences]
+        if schedule:
+            (task,), (place,) = schedule.draw(step - 1, step)
+            places[task], sizes[1 - task] = int(place), 0  # a task has used up what it was drawn for
         queries, pairs = (
-            order.stretch(place * batch, (place + 1) * batch)
-            for order, place, batch in zip((queries_order, sentences_order), places, batches, strict=True)
+            sampler.draw(place * size, (place + 1) * size)
+            for sampler, place, size in zip((query_sampler, sentence_sampler), places, sizes, strict=True)
         )
         return queries, pairs
 
-    mining = Mining(job, settings, data, rows_of=lambda step: drawn(step)[0][0], steps=steps)
+    miner = HardNegativeMiner(job, settings, data, rows_of=lambda step: draw(step)[0][0], steps=steps)
 
-    def update(step: int) -> Update:
-        (rows, visits), (pairs, _) = drawn(step)
-        return finetune_update(mining.data, mining.windows, rows, pairs, settings.negatives, visits)
+    def build_batch(step: int) -> Batch:
+        (rows, visits), (pairs, _) = draw(step)
+        return finetune_batch(miner.data, miner.windows, rows, pairs, settings.negatives, visits)
 
-    def loss(embeddings: Tensor, update: Update, temperature: Tensor | None) -> Losses:
-        return update_loss(embeddings, update, settings, temperature)
+    def loss(embeddings: Tensor, batch: Batch, temperature: Tensor | None) -> Losses:
+        return cbb_loss(
+            embeddings,
+            batch,
+            temperature=settings.temperature if temperature is None else temperature,
+            beta=settings.beta,
+            sts_temperature=settings.sts_temperature,
+            matryoshka_dims=settings.matryoshka_dims,
+            in_batch_positives=settings.in_batch_positives,
+            query_only_negatives=settings.query_only_negatives,
+            terms=terms,
+        )
 
-    return Task(steps, update, loss, mining, settings.layout)
+    return Task(steps, build_batch, loss, miner, settings.cbb_partition)

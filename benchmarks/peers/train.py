@@ -24,7 +24,7 @@ def sentence_transformers(place: Path, given: dict[str, Any]) -> dict[str, float
 
     model, retrieval = _model_and_loss(place, given)
     settings = given["settings"]
-    sts = _matryoshka(model, CoSENTLoss(model, scale=1 / settings["sts_temperature"]), settings["dimensions"])
+    sts = _matryoshka(model, CoSENTLoss(model, scale=1 / settings["sts_temperature"]), settings["matryoshka_dims"])
 
     def features(texts: list[str]) -> dict[str, Any]:
         found = model.preprocess(texts)
@@ -86,13 +86,13 @@ def flag_embedding(place: Path, given: dict[str, Any]) -> dict[str, float]:
 
     settings = given["settings"]
     tokenizer, encoder = AutoTokenizer.from_pretrained(place / "bert"), AutoModel.from_pretrained(place / "bert")
-    width, widest = encoder.config.hidden_size, max(settings["dimensions"])
+    width, widest = encoder.config.hidden_size, max(settings["matryoshka_dims"])
     model = BiEncoderOnlyEmbedderModel(
         encoder.to(_device()),
         tokenizer=tokenizer,
         temperature=settings["temperature"],
         use_mrl=True,
-        mrl_dims=[dim * width // widest for dim in settings["dimensions"]],
+        mrl_dims=[dim * width // widest for dim in settings["matryoshka_dims"]],
         sentence_pooling_method="mean",
         normalize_embeddings=True,
     )
@@ -116,7 +116,7 @@ def _model_and_loss(place: Path, given: dict[str, Any]) -> tuple[Any, Any]:
     settings = given["settings"]
     model = SentenceTransformer(str(place / "model"), device=str(_device())).eval()
     loss = MultipleNegativesRankingLoss(model, scale=1 / settings["temperature"])
-    return model, _matryoshka(model, loss, settings["dimensions"])
+    return model, _matryoshka(model, loss, settings["matryoshka_dims"])
 
 
 def _matryoshka(model: Any, loss: Any, dimensions: list[int]) -> Any:

@@ -16,7 +16,7 @@ from ..corpus.folder import fingerprint, read_batches, read_footer, shards
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Summary, Task, run_stage
-from ..text.normalise import key
+from ..text.normalise import match_key
 
 VERSION = 3
 
@@ -180,7 +180,7 @@ def response_reason(settings: ConvertSettings) -> pl.Expr:
         .then(pl.lit("number_only"))
         .when(length < settings.min_response_chars)
         .then(pl.lit("response_length"))
-        .when(key(prompt) == key(response))
+        .when(match_key(prompt) == match_key(response))
         .then(pl.lit("echo"))
     )
 
@@ -285,7 +285,7 @@ def _judged_classes(frame: pl.DataFrame) -> pl.DataFrame:
     are one class.
     """
     names = pl.col("positive").unique().sort().str.join(", ")
-    frame = frame.with_columns(key=key(pl.col("query")), **{"class": pl.col("cluster_id").min().over("positive")})
+    frame = frame.with_columns(key=match_key(pl.col("query")), **{"class": pl.col("cluster_id").min().over("positive")})
     clear = pl.col("class").n_unique().over("key") == 1
     size = pl.col("key").filter(pl.col("clear")).n_unique().over("class")
     frame = frame.with_columns(clear=clear).with_columns(size=size)

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from ...schemas.errors import CorpusError
-from ...schemas.pools import POOLS
+from ...schemas.pools import POOLS, SHORT_POOLS
 from .atomic import replacing
 
 FILE = "pools.duckdb"
@@ -26,14 +26,14 @@ def stored_fingerprint(corpus: Path) -> str | None:
     if not (corpus / FILE).exists():
         return None
     try:
-        with opened(corpus) as connection:
+        with open_pools(corpus) as connection:
             found = connection.execute("SELECT fingerprint FROM runs").fetchone()
     except (duckdb.CatalogException, duckdb.BinderException):
         return None
     return str(found[0]) if found else None
 
 
-def opened(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
+def open_pools(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
     """The database of the pools.
 
     Raises:
@@ -50,12 +50,16 @@ def opened(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def write_pools(corpus: Path, tables: dict[str, pa.Table]) -> None:
-    """Replace the pools: whole or not at all. `tables` holds an Arrow table for each of TABLES."""
+def write_pools(corpus: Path, tables: dict[str, pa.Table], ceiling_sql: str) -> None:
+    """Replace the pools: whole or not at all. `tables` holds an Arrow table for each of TABLES.
+
+    `ceiling_sql` is what the view `short_pools` shows as ceiling (see mine/methods.py).
+    """
     with replacing(corpus / FILE) as temporary:
         with duckdb.connect(str(temporary)) as connection:
             connection.execute("SET enable_progress_bar = false")
             connection.execute(POOLS)
+            connection.execute(SHORT_POOLS.format(ceiling=ceiling_sql))
             for name in TABLES:
                 connection.register("incoming", tables[name])
                 connection.execute(f"INSERT INTO {name} BY NAME FROM incoming")
@@ -71,7 +75,7 @@ def read_candidates(corpus: Path) -> pl.DataFrame:
     Raises:
         CorpusError: no pools yet.
     """
-    with opened(corpus) as connection:
+    with open_pools(corpus) as connection:
         pools: pl.DataFrame = connection.sql(
             "SELECT query_id, text AS query, passage_ids, scores FROM queries JOIN candidates USING (query_id) "
             "ORDER BY query_id"
@@ -85,7 +89,7 @@ def read_passages(corpus: Path, passage_ids: npt.NDArray[np.int64]) -> pl.DataFr
     Raises:
         CorpusError: no pools yet.
     """
-    with opened(corpus) as connection:
+    with open_pools(corpus) as connection:
         connection.register("wanted", pa.table({"passage_id": np.unique(passage_ids)}))
         passages: pl.DataFrame = connection.sql(
             "SELECT passage_id, text, cluster_id FROM passages JOIN wanted USING (passage_id) ORDER BY passage_id"
@@ -108,7 +112,7 @@ def write_windows(
     Raises:
         CorpusError: no pools yet.
     """
-    with opened(corpus, read_only=False) as connection:
+    with open_pools(corpus, read_only=False) as connection:
         connection.register("new_windows", windows.to_arrow())
         connection.register("new_replacements", replacements.to_arrow())
         connection.execute("BEGIN")

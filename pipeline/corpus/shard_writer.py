@@ -22,7 +22,7 @@ from .folder import rejects
 ROW_GROUP = 65_536
 """Rows of a row group at most (DESIGN §3)."""
 GROUP_BYTES = 32 << 20
-"""Ours: bytes of text with which a row group is full, however few its rows: stages hold a group in memory."""
+"""Chosen here: bytes of text with which a row group is full, however few its rows: stages hold a group in memory."""
 
 
 class ShardWriter:

@@ -24,26 +24,26 @@ from numpy.typing import NDArray
 from ..corpus.folder import read_batches
 from ..engine.calls import Call, Engine
 from ..engine.stage import StageError, run_calls
-from ..text.match_key import keys
+from ..text.match_key import match_keys
 from .lsh import NO_BUCKET, Rows, buckets, pack
 from .minhash import ShingleSets, jaccard, kernel, shingle_sets
 from .signatures import Side, band_columns, read_column
 
 COMPARED = 64
-"""Ours: rows of a bucket all pairs of which are compared; of a larger one, HEADS rows with all others."""
+"""Chosen here: rows of a bucket all pairs of which are compared; of a larger one, HEADS rows with all others."""
 HEADS = 8
-"""Ours: see COMPARED. The time for a bucket of m rows is linear in m."""
+"""Chosen here: see COMPARED. The time for a bucket of m rows is linear in m."""
 
 _BUCKET_ROWS = 1 << 25
-"""Ours: rows whose band hashes are sorted together, 256 MB."""
+"""Chosen here: rows whose band hashes are sorted together, 256 MB."""
 _EDGES = 1 << 22
-"""Ours: edges that are verified together."""
+"""Chosen here: edges that are verified together."""
 _SLICE = 1 << 18
-"""Ours: rows of buckets whose pairs are listed together, at most 2**23 of them."""
+"""Chosen here: rows of buckets whose pairs are listed together, at most 2**23 of them."""
 _BLOCK_BYTES = 128 << 20
-"""Ours: bytes of shingle hashes in a block."""
+"""Chosen here: bytes of shingle hashes in a block."""
 _FEW = 2_000_000
-"""Ours: rows below which starting processes costs more than they save."""
+"""Chosen here: rows below which starting processes costs more than they save."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def write_sets(filtered: Path, side: Side, start: int, wanted: Path, file: Path)
     at = size = 0
     for table in read_batches(filtered, [side]) if len(left) else ():
         here = left[np.searchsorted(left, at) : np.searchsorted(left, at + table.num_rows)] - at
-        sets = shingle_sets(keys(table.column(side).take(here)))
+        sets = shingle_sets(match_keys(table.column(side).take(here)))
         offsets.append(sets.offsets[1:] + size)
         hashes.append(sets.hashes)
         at, size = at + table.num_rows, size + len(sets.hashes)

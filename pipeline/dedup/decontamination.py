@@ -12,18 +12,18 @@ from ahocorasick_rs import BytesAhoCorasick
 
 from ...schemas.errors import RecipeError
 from ..corpus.folder import committed, fingerprint, is_begun, read_batches, read_footer, shards
-from ..text.match_key import keys
+from ..text.match_key import match_keys
 from .lsh import NO_BUCKET
 from .minhash import ShingleSets, jaccard, shingle_sets, utf8
 from .signatures import SIDES, band_columns, banded, compared_by, is_class
 
 SHORTEST = 4
-"""Ours: letters of a text that tells a set; 慢慢来 is anybody's answer."""
+"""Chosen here: letters of a text that tells a set; 慢慢来 is anybody's answer."""
 CONTAINED = 13
 """Letters of an evaluation query that a training text may not contain; GPT-3 (arXiv 2005.14165, appendix C) takes
 13-grams."""
 _SHARED = 64
-"""Ours: texts of a set in one bucket with which a text is compared, at most."""
+"""Chosen here: texts of a set in one bucket with which a text is compared, at most."""
 
 
 def evaluation_files(corpus: Path, wanted: bool | Sequence[str]) -> list[Path]:
@@ -59,14 +59,14 @@ def content(file: Path) -> str:
     return fingerprint(str(file), file.stat().st_size, file.stat().st_mtime_ns)
 
 
-def held_out(files: Sequence[Path]) -> pl.DataFrame:
+def read_held_out(files: Sequence[Path]) -> pl.DataFrame:
     """The texts of evaluation sets as they are compared: `text`, `set`, `asked` (whether it is a query); each once.
 
     Raises:
         RecipeError: a file has no column of texts.
     """
     found = pl.concat([_texts(file) for file in files])
-    found = found.with_columns(text=pl.Series(keys(found["text"].to_arrow()), dtype=pl.String))
+    found = found.with_columns(text=pl.Series(match_keys(found["text"].to_arrow()), dtype=pl.String))
     return (
         found.filter(pl.col("text").str.len_chars() >= SHORTEST)
         .group_by("text", maintain_order=True)
@@ -130,7 +130,7 @@ class HeldOut(NamedTuple):
 
 @lru_cache(maxsize=1)
 def prepared(evaluation: Path, bands: int, rows: int) -> HeldOut:
-    """What `held_out` found, read from a file of its own; kept, as every shard meets it."""
+    """What `read_held_out` found, read from a file of its own; kept, as every shard meets it."""
     frame = pl.read_parquet(evaluation)
     texts = frame["text"].to_arrow()
     asked = frame.filter("asked", pl.col("text").str.len_chars() >= CONTAINED)

@@ -26,7 +26,7 @@ def band_hashes(signatures: NDArray[np.uint32], bands: int = 20, rows: int = 6) 
     return result
 
 
-def recall(similarity: float, bands: int, rows: int) -> float:
+def collision_probability(similarity: float, bands: int, rows: int) -> float:
     """Chance that two texts of this Jaccard similarity share a bucket: `1 - (1 - s**rows)**bands`.
 
     Source: Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4.2.
@@ -34,15 +34,17 @@ def recall(similarity: float, bands: int, rows: int) -> float:
     return float(1 - (1 - similarity**rows) ** bands)
 
 
-def band_choice(wanted: float, threshold: float, permutations: int = PERMUTATIONS) -> tuple[int, int]:
+def choose_bands(wanted: float, threshold: float, permutations: int = PERMUTATIONS) -> tuple[int, int]:
     """(bands, rows) with the most rows, then the fewest bands, whose recall at the threshold is at least
     `wanted`.
 
     More rows mean fewer false candidates; fewer bands mean less to sort. Raises ValueError if there is none.
     """
     for rows in range(permutations, 0, -1):
-        if recall(threshold, permutations // rows, rows) >= wanted:
-            fewest = (b for b in range(1, permutations // rows + 1) if recall(threshold, b, rows) >= wanted)
+        if collision_probability(threshold, permutations // rows, rows) >= wanted:
+            fewest = (
+                b for b in range(1, permutations // rows + 1) if collision_probability(threshold, b, rows) >= wanted
+            )
             return next(fewest), rows
     raise ValueError(f"no bands of {permutations} permutations reach a recall of {wanted} at {threshold}")
 

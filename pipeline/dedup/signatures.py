@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..corpus.folder import fingerprint, read_batches, read_footer
 from ..corpus.shard_writer import ShardWriter
 from ..engine.stage import Task
-from ..text.match_key import keys
+from ..text.match_key import match_keys
 from .lsh import NO_BUCKET, band_hashes
 from .minhash import signatures, text_hashes
 
@@ -28,7 +28,7 @@ FOLDER = "dedup/signatures"
 VERSION = 1
 
 _ROWS_AT_ONCE = 8192
-"""Ours: texts signed together, so that their signatures (4 MB) stay in the processor's cache."""
+"""Chosen here: texts signed together, so that their signatures (4 MB) stay in the processor's cache."""
 
 
 def band_columns(side: Side, bands: int) -> list[str]:
@@ -79,7 +79,7 @@ def sign_shard(filtered: Path, sides: Sequence[Side], bands: int, rows: int, fin
 
 def compared_by(table: pa.Table, side: Side) -> pa.LargeStringArray:
     """What the texts of a side of pairs are compared by (see `keys`); a class name goes with its source."""
-    texts = keys(table.column(side))
+    texts = match_keys(table.column(side))
     if side == "query" or not (classes := is_class(table)).any():
         return texts
     sources, names = table.column("source").cast(pa.string()), table.column(side)

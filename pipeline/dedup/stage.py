@@ -17,13 +17,13 @@ from ...schemas.settings import DedupSettings
 from ..corpus.folder import fingerprint, read_batches, read_footer, shards
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
-from ..engine.stage import Summary, Task, made, run_stage
+from ..engine.stage import Summary, Task, find_finished, run_stage
 from . import signatures
 from .clusters import Clusters, Pairs, call_all, clusters, row_starts
-from .decontamination import content, evaluation_files, held_out, mark_contaminated
-from .lsh import band_choice, recall
+from .decontamination import content, evaluation_files, mark_contaminated, read_held_out
+from .lsh import choose_bands, collision_probability
 from .signatures import SIDES, Side
-from .survivors import alike, beaten, duplicates
+from .survivors import choose_duplicates, duplicates, survivor_similarity
 
 VERSION = 3
 _WORK = ".work"
@@ -60,9 +60,9 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         Task((shard, start, work), fingerprint(decided_by, shard.name))
         for shard, start in zip(inputs, starts, strict=False)
     ]
-    bands, rows = band_choice(settings.recall, settings.threshold)
+    bands, rows = choose_bands(settings.recall, settings.threshold)
     try:
-        if len(made(corpus, "dedup", tasks)) < len(tasks):
+        if len(find_finished(corpus, "dedup", tasks)) < len(tasks):
             kinds = np.concatenate([_task_numbers(shard) for shard in inputs])
             both = settings.on != "positive" or evaluation or (kinds == TASKS.index("classification")).any()
             sides: Sequence[Side] = SIDES if both else ("positive",)
@@ -71,14 +71,14 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
             work.mkdir(parents=True)
             known = work / f"evaluation-{decided_by}.parquet" if evaluation else None
             if known:
-                held_out(evaluation).write_parquet(known)
+                read_held_out(evaluation).write_parquet(known)
             pairs = Pairs(tuple(inputs), signed, starts, work)
             decide(pairs, kinds, sides, known, priorities, settings, (bands, rows), engine)
         summary = run_stage(corpus, "dedup", dedup_shard, tasks, engine)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     summary.seconds = time.monotonic() - started  # with the decision, which is most of it
-    found = recall(settings.threshold, bands, rows)
+    found = collision_probability(settings.threshold, bands, rows)
     summary.notes["bands"] = f"{bands} × {rows}: {found:.1%} of the pairs at Jaccard {settings.threshold:g} meet"
     return summary
 
@@ -89,7 +89,7 @@ def sign(
     """The shards of signatures of filtered shards, in their order; those that are not there yet are made."""
     signing = signatures.tasks(inputs, sides, bands, rows)
     run_stage(corpus, signatures.FOLDER, signatures.sign_shard, signing, engine)
-    place = made(corpus, signatures.FOLDER, signing)
+    place = find_finished(corpus, signatures.FOLDER, signing)
     return tuple(place[task.fingerprint] for task in signing)
 
 
@@ -122,8 +122,10 @@ def decide(
     contaminated = _contaminated(pairs, held_out, banding, settings.threshold, engine)
     contaminated.with_columns(reason=pl.lit("contaminated")).write_parquet(pairs.work / "rejected-0.parquet")
     for number, frame in enumerate(duplicates(pairs, found, priorities, contaminated["row"], settings.on, engine), 1):
-        gone = beaten(frame, settings.on)
-        detail = pl.format("{}: {}", "survivor", pl.Series(alike(pairs, found, gone, settings.on, engine)).round(3))
+        gone = choose_duplicates(frame, settings.on)
+        detail = pl.format(
+            "{}: {}", "survivor", pl.Series(survivor_similarity(pairs, found, gone, settings.on, engine)).round(3)
+        )
         gone.select("row", "reason", detail=detail).write_parquet(pairs.work / f"rejected-{number}.parquet")
 
 

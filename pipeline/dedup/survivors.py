@@ -16,10 +16,10 @@ from .signatures import SIDES, Side
 On = Literal["pair", "query", "positive"]
 
 _JUDGED = 500_000
-"""Ours: duplicates whose survivors are chosen together; they take some hundred bytes each."""
+"""Chosen here: duplicates whose survivors are chosen together; they take some hundred bytes each."""
 
 
-def agreeing(query: str, positive: str, on: On) -> list[pl.Expr]:
+def duplicate_key(query: str, positive: str, on: On) -> list[pl.Expr]:
     """What duplicates have in common: their task, the sides that count, of labelled sentence pairs the label."""
     task = pl.col("task")
     labelled = task.is_in(["sts", "classification"])
@@ -34,7 +34,8 @@ def agreeing(query: str, positive: str, on: On) -> list[pl.Expr]:
 def duplicates(
     pairs: Pairs, found: dict[Side, Clusters], priorities: dict[str, int], left_out: pl.Series, on: On, engine: Engine
 ) -> Iterator[pl.DataFrame]:
-    """Pairs that have a duplicate, the best first, a part of the clusters at a time; see `beaten` for the columns.
+    """Pairs that have a duplicate, the best first, a part of the clusters at a time, with the columns of
+    `choose_duplicates`.
 
     left_out: numbers of rows that are gone already.
     """
@@ -42,7 +43,7 @@ def duplicates(
     shards = range(len(pairs.filtered))
     files = [pairs.work / f"agreeing-{number}.npy" for number in shards]
     naming = [(str(file), (pairs, found, number, on, file)) for number, file in enumerate(files)]
-    call_all("duplicates", write_agreeing, naming, engine)
+    call_all("duplicates", write_duplicate_keys, naming, engine)
     names = np.concatenate([np.load(file) for file in files])
     names[left_out.to_numpy()] = 0
     rows, bits = names.nonzero()[0], pairs.rows.bit_length()
@@ -66,7 +67,7 @@ def duplicates(
         yield frame.sort(preference).drop("source", "length", "part")
 
 
-def write_agreeing(pairs: Pairs, found: dict[Side, Clusters], number: int, on: On, file: Path) -> None:
+def write_duplicate_keys(pairs: Pairs, found: dict[Side, Clusters], number: int, on: On, file: Path) -> None:
     """Write one number for what a pair has in common with its duplicates, uint64[n], never 0: of a shard's pairs."""
     save(file, _rows(pairs, found, number).select(_name(on)).to_series().to_numpy())
 
@@ -81,7 +82,7 @@ def write_duplicates(
 
 
 def _name(on: On) -> pl.Expr:
-    return pl.struct(agreeing("query_id", "positive_id", on)).hash().replace(0, 1)
+    return pl.struct(duplicate_key("query_id", "positive_id", on)).hash().replace(0, 1)
 
 
 def _rows(pairs: Pairs, found: dict[Side, Clusters], number: int, *columns: str) -> pl.DataFrame:
@@ -103,7 +104,7 @@ def _rows(pairs: Pairs, found: dict[Side, Clusters], number: int, *columns: str)
     )
 
 
-def beaten(frame: pl.DataFrame, on: On) -> pl.DataFrame:
+def choose_duplicates(frame: pl.DataFrame, on: On) -> pl.DataFrame:
     """Of rows in the order of preference those that go: `row, task, reason, survivor` (a pair_id), `survivor_row`.
 
     frame: row, pair_id, task, label, query_hash, positive_hash, query_id, positive_id.
@@ -113,7 +114,7 @@ def beaten(frame: pl.DataFrame, on: On) -> pl.DataFrame:
         ("exact_duplicate", "query_hash", "positive_hash"),
         ("near_duplicate", "query_id", "positive_id"),
     ):
-        same = agreeing(query, positive, on)
+        same = duplicate_key(query, positive, on)
         judged = frame.with_columns(
             survivor=pl.col("pair_id").first().over(same),
             survivor_row=pl.col("row").first().over(same),
@@ -135,7 +136,9 @@ def beaten(frame: pl.DataFrame, on: On) -> pl.DataFrame:
     return pl.concat([exact, near])
 
 
-def alike(pairs: Pairs, found: dict[Side, Clusters], gone: pl.DataFrame, on: On, engine: Engine) -> NDArray[np.float64]:
+def survivor_similarity(
+    pairs: Pairs, found: dict[Side, Clusters], gone: pl.DataFrame, on: On, engine: Engine
+) -> NDArray[np.float64]:
     """The Jaccard similarity of each pair and its survivor: of the two sides' the lower, where both must be alike."""
     lowest = np.ones(gone.height)
     labelled = gone["task"].is_in(["sts", "classification"]).to_numpy()

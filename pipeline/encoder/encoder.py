@@ -23,13 +23,13 @@ Vectors = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 WINDOW = 16_384
-"""Ours: texts that are tokenised and sorted by length together."""
+"""Chosen here: texts that are tokenised and sorted by length together."""
 TOKENISED = 1_024
-"""Ours: texts in the tokenizer at a time, whose own form takes a hundred bytes a token."""
+"""Chosen here: texts in the tokenizer at a time, whose own form takes a hundred bytes a token."""
 BATCH_TOKENS = {"cpu": 2_048}
-"""Ours, by kind of device: a CPU is fastest while a layer's activations stay in its cache."""
+"""Chosen here, by kind of device: a CPU is fastest while a layer's activations stay in its cache."""
 GPU_BATCH_TOKENS = 16_384
-"""Ours: products of so many rows fill a large GPU. Larger batches are padded more: 12 % at 65,536, 3 % here."""
+"""Chosen here: products of so many rows fill a large GPU. Larger batches are padded more: 12 % at 65,536, 3 % here."""
 
 
 @dataclass

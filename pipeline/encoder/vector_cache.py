@@ -25,7 +25,7 @@ from ..engine.stage import StageError, run_calls
 
 FOLDER = "vectors"
 PART = 32_768
-"""Ours: texts of a part, two windows of the encoder: what a run that is killed loses at most."""
+"""Chosen here: texts of a part, two windows of the encoder: what a run that is killed loses at most."""
 
 Integers = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..plugins import load_plugins, loaded_plugins
+
 ATTEMPTS = 3
 """How often a shard is tried whose worker dies (out of memory, a crash in native code)."""
 
@@ -72,11 +74,18 @@ def attempt(function: Callable[..., None], *arguments: Any) -> str | None:
     return None
 
 
-def attempt_pickled(call: bytes) -> str | None:
-    """In a worker: run a pickled (function, arguments); what went wrong, if only that the function is not there."""
-    return attempt(_run_pickled, call)
+def pack_call(function: Callable[..., None], arguments: tuple[Any, ...]) -> bytes:
+    """A call for another process, with the plugins that it needs: they come first, as arguments may be of theirs."""
+    return pickle.dumps((loaded_plugins(), pickle.dumps((function, arguments))))
 
 
-def _run_pickled(call: bytes) -> None:
-    function, arguments = pickle.loads(call)
+def attempt_packed(call: bytes) -> str | None:
+    """In a worker: run a packed call; what went wrong, if only that the function or a plugin is not there."""
+    return attempt(_run_packed, call)
+
+
+def _run_packed(call: bytes) -> None:
+    plugins, packed = pickle.loads(call)
+    load_plugins(plugins)
+    function, arguments = pickle.loads(packed)
     function(*arguments)

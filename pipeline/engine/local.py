@@ -11,7 +11,18 @@ from multiprocessing.context import SpawnProcess
 from threading import Thread
 
 from ... import collect_garbage_seldom
-from .calls import ATTEMPTS, THREAD_VARIABLES, Call, Engine, Outcome, attempt, attempt_pickled, cores, devices
+from .calls import (
+    ATTEMPTS,
+    THREAD_VARIABLES,
+    Call,
+    Engine,
+    Outcome,
+    attempt,
+    attempt_packed,
+    cores,
+    devices,
+    pack_call,
+)
 
 
 def run_on_this_machine(function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> Iterator[Outcome]:
@@ -55,7 +66,7 @@ def _serve(pipe: Connection) -> None:
     Thread(target=_die_with_driver, daemon=True).start()
     try:
         while True:
-            pipe.send(attempt_pickled(pipe.recv_bytes()))
+            pipe.send(attempt_packed(pipe.recv_bytes()))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         # All is committed. Taking the interpreter down in order only lets native libraries complain of leaks.
         os._exit(0)
@@ -113,7 +124,7 @@ def _run_in_processes(function: Callable[..., None], calls: Sequence[Call], each
         while waiting and free:
             worker, call = _worker(threads, free.popleft()), waiting.popleft()
             with suppress(ConnectionError):  # it died already: its end of the pipe will tell
-                worker.pipe.send((function, call[1]))
+                worker.pipe.send_bytes(pack_call(function, call[1]))
             busy[worker.pipe] = worker, call
 
     try:

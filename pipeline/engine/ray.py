@@ -6,7 +6,6 @@ are tasks of one CPU; those that run a model go to actors, one on each device, w
 
 import logging
 import os
-import pickle
 import re
 import socket
 from collections import Counter, deque
@@ -19,7 +18,7 @@ from typing import Any
 
 from ... import __version__
 from ...schemas.errors import ConanError
-from .calls import ATTEMPTS, THREAD_VARIABLES, Call, Engine, Outcome, attempt_pickled
+from .calls import ATTEMPTS, THREAD_VARIABLES, Call, Engine, Outcome, attempt_packed, pack_call
 
 
 class ClusterError(ConanError):
@@ -34,20 +33,20 @@ except ImportError as missing:
     raise ClusterError("the engine ray needs Ray: pip install 'conan-embedding[ray]'") from missing
 
 REACHED_WITHIN = 5.0
-"""Ours: seconds for a cluster to answer. Ray itself tries for two minutes and then ends the process."""
+"""Chosen here: seconds for a cluster to answer. Ray itself tries for two minutes and then ends the process."""
 LOOK_AGAIN = 10.0
-"""Ours: seconds without an outcome after which to see whether anything is left that could give one."""
+"""Chosen here: seconds without an outcome after which to see whether anything is left that could give one."""
 QUEUED = 2
-"""Ours: tasks in flight for each CPU, so that none waits for the driver between two of them."""
+"""Chosen here: tasks in flight for each CPU, so that none waits for the driver between two of them."""
 
 
 def _attempt(version: str, folder: str, call: bytes) -> str | None:
-    """On a node: calls.attempt_pickled, in the driver's folder: paths may be relative to it."""
+    """On a node: calls.attempt_packed, in the driver's folder: paths may be relative to it."""
     if version != __version__:
         return f"{socket.gethostname()} has conan-embedding {__version__}, the driver {version}; install one version"
     with suppress(OSError):  # not there: paths are absolute, then
         os.chdir(folder)
-    return attempt_pickled(call)
+    return attempt_packed(call)
 
 
 class _Device:
@@ -90,7 +89,7 @@ def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine:
             taken = {place for place, _ in running.values()}
             for place in [place for place in _places(engine) if place not in taken][: len(waiting)]:
                 call = waiting.popleft()
-                running[_submit(place, devices, pickle.dumps((function, call[1])))] = place, call
+                running[_submit(place, devices, pack_call(function, call[1]))] = place, call
 
     try:
         while waiting or running:

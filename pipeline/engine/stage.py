@@ -55,7 +55,7 @@ def run_stage(
     """
     started = time.monotonic()
     folders.begin(corpus, folder)
-    place = made(corpus, folder, tasks)
+    place = find_finished(corpus, folder, tasks)
     skipped = len(place)
     taken = {shard.name for shard in place.values()}
     free = (name for number in range(len(tasks)) if (name := f"part-{number:05d}.parquet") not in taken)
@@ -83,7 +83,7 @@ def run_stage(
     return summary
 
 
-def made(corpus: Path, folder: str, tasks: Sequence[Task]) -> dict[str, Path]:
+def find_finished(corpus: Path, folder: str, tasks: Sequence[Task]) -> dict[str, Path]:
     """The shards that are there already, by fingerprint of their tasks."""
     wanted = {task.fingerprint for task in tasks}
     place: dict[str, Path] = {}

@@ -19,7 +19,7 @@ from .rules import Bound, Rule, Side, first_failing, measure, rules_with
 from .stage import Rulebook, by_rules, classify, groups, load_classifiers, prepare, read_rulebook, rules_for
 
 SHORTEST_PREFIX = 6
-"""Ours: characters of a pair_id that may name a pair."""
+"""Chosen here: characters of a pair_id that may name a pair."""
 
 _EXAMPLES = 3
 _EXCERPT = 100  # characters

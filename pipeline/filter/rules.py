@@ -23,7 +23,7 @@ import polars as pl
 from ahocorasick_rs import BytesAhoCorasick
 
 from ...schemas.settings import ClassifierSettings
-from ..text.normalise import key
+from ..text.normalise import match_key
 from .personal_data import MASKS
 from .text_counts import PROFILE, profile
 
@@ -112,7 +112,7 @@ def _of_one_key(sides: pl.Series) -> pl.Series:
     """1 where `query` and `positive` have one key; reads only the rows that are `alike`, and both sides at once."""
     rows = sides.struct.field("alike").arg_true()
     texts = pl.concat([sides.struct.field(side).gather(rows).alias("text") for side in ("query", "positive")])
-    keys = texts.to_frame().lazy().select(key(pl.col("text"))).collect().to_series()
+    keys = texts.to_frame().lazy().select(match_key(pl.col("text"))).collect().to_series()
     same = keys.head(len(rows)) == keys.tail(len(rows))
     return pl.zeros(len(sides), pl.Int8, eager=True).scatter(rows, same.cast(pl.Int8))
 
@@ -186,8 +186,8 @@ def _after_title() -> pl.Expr:
     return pl.when((rest == "") | rest.str.contains(_SET_OFF)).then(rest.str.replace(_SET_OFF, ""))
 
 
-_OURS = "ours"
-_LABELLED = "ours, set by reading what was rejected"
+_OURS = "chosen here"
+_LABELLED = "chosen here by reading what was rejected"
 _WORDS = "ChineseWebText's 0.3, in words: a Han character stands for about five letters of other scripts"
 _DATA_JUICER = "data-juicer, alpaca-cot-zh-refine.yaml"
 _CHINESE_WEB_TEXT = "ChineseWebText, preprocess.py"

@@ -15,7 +15,7 @@ from ..corpus.folder import fingerprint, read_batches, read_footer, shards
 from ..corpus.saved_recipe import load_recipe
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
-from ..engine.stage import Summary, Task, made, run_stage
+from ..engine.stage import Summary, Task, find_finished, run_stage
 from .personal_data import mask_personal_data
 from .rules import Rule, check_names, first_failing, judge, rules_with, strip_title
 
@@ -55,7 +55,7 @@ def filter_pairs(corpus: Path, settings: FilterSettings, engine: Engine) -> Summ
     ]
     if settings.classifiers:
         engine = replace(engine, one_a_device=True)
-        if len(made(corpus, "filter", tasks)) < len(tasks):
+        if len(find_finished(corpus, "filter", tasks)) < len(tasks):
             load_classifiers(book, "cpu")  # one that can't be read is said once, not by every shard
     return run_stage(corpus, "filter", filter_shard, tasks, engine)
 

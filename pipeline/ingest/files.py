@@ -1,4 +1,4 @@
-"""From a glob to bytes: listing, archives, decompression within bounds, and the stretches that workers share."""
+"""From a glob to bytes: listing, archives, decompression within bounds, and the splits that workers share."""
 
 import bz2
 import lzma
@@ -17,9 +17,9 @@ import zstandard
 from ...schemas.errors import ConanError
 
 UNPACKED_RATIO = 200
-"""Ours: how many times its size a compressed file may unpack to; text seldom packs 30 times."""
+"""Chosen here: how many times its size a compressed file may unpack to; text seldom packs 30 times."""
 UNPACKED_FLOOR = 256 << 20
-"""Ours: bytes that any compressed file may unpack to."""
+"""Chosen here: bytes that any compressed file may unpack to."""
 
 _CHUNK = 1 << 20
 _SLICE = 512  # bytes that a decompressor is given at a time
@@ -49,7 +49,7 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class FileSplit:
     """What one task reads of a file: bytes from a line's start to a line's end, or row groups of a Parquet file."""
 
     path: str
@@ -121,7 +121,7 @@ def is_packed(path: str) -> bool:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[IO[bytes]]:
+def open_file(path: str) -> Iterator[IO[bytes]]:
     """A file's own bytes. Raises FileError where there are none to be had."""
     with _told(), fsspec.open(path, "rb") as file:
         yield file
@@ -137,25 +137,25 @@ def _told() -> Iterator[None]:
         raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
 
 
-def read_chunks(stretch: Stretch) -> Iterator[bytes]:
-    """The bytes of a stretch, unpacked, about a megabyte at a time.
+def read_chunks(split: FileSplit) -> Iterator[bytes]:
+    """The bytes of a split, unpacked, about a megabyte at a time.
 
     Raises:
         FileError: unreadable, not the compression its ending says, cut short, or unpacking without end; what came
             before is given first.
     """
-    member, _, archive = stretch.path.rpartition("::")
+    member, _, archive = split.path.rpartition("::")
     if member.startswith("zip://"):
         with _told():
             yield from _member_chunks(archive, member.removeprefix("zip://"))
         return
-    with opened(stretch.path) as file:
-        if not is_packed(stretch.path):
-            file.seek(stretch.start)
-            yield from _slices(file, None if stretch.end is None else stretch.end - stretch.start)
+    with open_file(split.path) as file:
+        if not is_packed(split.path):
+            file.seek(split.start)
+            yield from _slices(file, None if split.end is None else split.end - split.start)
             return
         packed = _CountingFile(file)
-        yield from _bounded(_unpacked(packed, stretch.path.partition("::")[0]), lambda: packed.taken)
+        yield from _bounded(_unpacked(packed, split.path.partition("::")[0]), lambda: packed.taken)
 
 
 def _member_chunks(path: str, name: str) -> Iterator[bytes]:

@@ -28,19 +28,19 @@ PAGE = {
 }
 
 LONGEST_PAGE = 16 << 20
-"""Ours: bytes."""
+"""Chosen here: bytes."""
 
 MOST_NODES = 100_000
-"""Ours: elements and attributes of a page, for which trafilatura needs about five seconds."""
+"""Chosen here: elements and attributes of a page, for which trafilatura needs about five seconds."""
 
 MOST_COMPARED = 10_000
-"""Ours: elements up to which trafilatura asks readability and justext as well, which is quadratic in paragraphs."""
+"""Chosen here: elements up to which trafilatura asks readability and justext as well, quadratic in paragraphs."""
 
 MOST_ATTRIBUTES = 1_000
-"""Ours: of one tag. libxml2 compares each with all before it: 100,000 take it 23 seconds, 400,000 minutes."""
+"""Chosen here: of one tag. libxml2 compares each with all before it: 100,000 take it 23 seconds, 400,000 minutes."""
 
 SHORTEST_TEXT = 80
-"""Ours: characters from which trafilatura trusts its first finding; its 250 are letters, of which a Han has three."""
+"""Chosen here: characters from which trafilatura trusts its first finding. Its 250 count letters; a Han has three."""
 
 _BATCH_RECORDS = 2_000
 _BATCH_CHARACTERS = 16 << 20

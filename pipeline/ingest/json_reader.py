@@ -9,16 +9,16 @@ import duckdb
 import polars as pl
 
 from ...schemas.settings import Source
-from .files import FileError, Stretch
+from .files import FileError, FileSplit
 from .records import LINE, array_elements, lines
 from .table_reader import Frames, fitting, no_problems, problem, shown
 from .text_encodings import LONGEST_DOCUMENT, Block, read_blocks
 
 DEEPEST_RECORD = 100
-"""Ours: levels of JSON; DuckDB's json_structure ends at 128 and takes its database with it."""
+"""Chosen here: levels of JSON; DuckDB's json_structure ends at 128 and takes its database with it."""
 
 MOST_FIELDS = 200
-"""Ours: an object of more fields within the records is keyed by data, as by ids, and stays JSON."""
+"""Chosen here: an object of more fields within the records is keyed by data, as by ids, and stays JSON."""
 
 _PAIRED = r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _HALF = r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
@@ -26,34 +26,34 @@ _MESSAGES = '{"messages":%s}'
 _NUMBERS = ("UBIGINT", "BIGINT", "HUGEINT", "DOUBLE")
 
 
-def read_json(connection: duckdb.DuckDBPyConnection, stretch: Stretch, source: Source) -> Iterator[Frames]:
+def read_json(connection: duckdb.DuckDBPyConnection, split: FileSplit, source: Source) -> Iterator[Frames]:
     """The objects of a file: of its lines, of its array, or the document itself.
 
     Raises:
         FileError: see encodings.read_blocks.
     """
-    blocks = read_blocks(stretch, source.encoding)
+    blocks = read_blocks(split, source.encoding)
     if source.read == "jsonl":
-        yield from _lines(connection, blocks, stretch.name)
+        yield from _lines(connection, blocks, split.name)
         return
     try:
         begin = next(block for block in blocks if block.text.strip())
     except StopIteration:
-        yield pl.DataFrame(schema=LINE), problem(stretch.name, None, None, "broken_json", "nothing in it")
+        yield pl.DataFrame(schema=LINE), problem(split.name, None, None, "broken_json", "nothing in it")
         return
     blocks = chain([begin], blocks)
     is_array = begin.text.lstrip().startswith(b"[")
     if source.options.whole or (source.read in ("sharegpt", "messages") and is_array and _is_conversation(begin)):
-        yield from _document(connection, blocks, stretch.name, conversation=not source.options.whole)
+        yield from _document(connection, blocks, split.name, conversation=not source.options.whole)
     elif is_array:
-        for elements, damage in array_elements(blocks, stretch.name):
+        for elements, damage in array_elements(blocks, split.name):
             whole, unfit = fitting(elements)
             good, bad = _objects(connection, whole)
             yield good, pl.concat([unfit, bad, _problems(damage, "broken_json", pl.lit("not valid JSON"))])
     elif _is_json(begin.text.lstrip().split(b"\n", 1)[0]):
-        yield from _lines(connection, blocks, stretch.name)
+        yield from _lines(connection, blocks, split.name)
     else:
-        yield from _document(connection, blocks, stretch.name, conversation=False)
+        yield from _document(connection, blocks, split.name, conversation=False)
 
 
 def structure_of(connection: duckdb.DuckDBPyConnection, records: Iterable[pl.DataFrame]) -> str:

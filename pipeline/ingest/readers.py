@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ...schemas.errors import ConanError
 from ...schemas.settings import Source
-from .files import FileError, Stretch, opened, read_chunks
+from .files import FileError, FileSplit, open_file, read_chunks
 from .hf_reader import read_arrow
 from .html_reader import read_html, read_warc
 from .json_reader import read_json, structure_of
@@ -25,7 +25,7 @@ from .text_encodings import BROKEN, decoded, read_blocks, read_text
 RECORD_SHAPES = ("alpaca", "sharegpt", "messages", "squad", "triples")
 
 BATCH = 4 << 20
-"""Ours: bytes of rows that DuckDB works on at a time."""
+"""Chosen here: bytes of rows that DuckDB works on at a time."""
 
 _UNKNOWN = (
     pa.types.is_decimal256,
@@ -61,16 +61,16 @@ def sandbox() -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def read(connection: duckdb.DuckDBPyConnection, source: Source, stretches: Sequence[Stretch]) -> Iterator[pl.DataFrame]:
+def read(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]) -> Iterator[pl.DataFrame]:
     """Make `rows(_row, _file, _line, …)`, a view of the table `batch`, anew for each batch of a source's rows.
 
     Yields what was no row, with file, line and reason, while the rows of the same batch are there.
     """
     structure = None
     if source.read in ("json", "jsonl") and not source.options.whole:
-        structure = structure_of(connection, _records(connection, source, stretches))
+        structure = structure_of(connection, _records(connection, source, splits))
     number = 0
-    for frame, problems in _batches(connection, source, stretches):
+    for frame, problems in _batches(connection, source, splits):
         connection.register("frame", frame.with_row_index("_row", number).to_arrow())
         number += frame.height
         barren = _make_batch(connection, source, structure)
@@ -92,16 +92,16 @@ def _with_offsets(problems: pl.DataFrame) -> pl.DataFrame:
 
 
 def _records(
-    connection: duckdb.DuckDBPyConnection, source: Source, stretches: Sequence[Stretch]
+    connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]
 ) -> Iterator[pl.DataFrame]:
-    return (frame for frame, _ in _batches(connection, source, stretches))
+    return (frame for frame, _ in _batches(connection, source, splits))
 
 
 def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
     """Make a table of the lines of each file in the source's `join:`. Raises SourceError where it can't be read."""
     for name, path in source.join.items():
         try:
-            frames = [_without_broken(fitting(frame)[0])[0] for frame in lines(read_blocks(Stretch(path)), path)]
+            frames = [_without_broken(fitting(frame)[0])[0] for frame in lines(read_blocks(FileSplit(path)), path)]
         except FileError as error:
             raise SourceError(f"join {name}: {path}: {error}") from error
         joined = pl.concat([pl.DataFrame(schema=LINE), *frames]).select(line="text", line_number="_line")
@@ -110,12 +110,12 @@ def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
         connection.unregister("joined")
 
 
-def _batches(connection: duckdb.DuckDBPyConnection, source: Source, stretches: Sequence[Stretch]) -> Iterator[Frames]:
+def _batches(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]) -> Iterator[Frames]:
     """Rows and problems of about BATCH bytes; small files share a batch."""
     frames: list[pl.DataFrame] = []
     problems: list[pl.DataFrame] = []
     size = 0.0
-    for frame, bad in (found for stretch in stretches for found in _frames(connection, source, stretch)):
+    for frame, bad in (found for split in splits for found in _frames(connection, source, split)):
         frame, broken = _without_broken(frame)
         frames.append(frame)
         problems += [bad, broken]
@@ -127,59 +127,59 @@ def _batches(connection: duckdb.DuckDBPyConnection, source: Source, stretches: S
         yield pl.concat(frames, how="diagonal"), pl.concat(problems)
 
 
-def _frames(connection: duckdb.DuckDBPyConnection, source: Source, stretch: Stretch) -> Iterator[Frames]:
-    """The rows of one stretch, and its problems; where it can't be read further, that is the last problem."""
+def _frames(connection: duckdb.DuckDBPyConnection, source: Source, split: FileSplit) -> Iterator[Frames]:
+    """The rows of one split, and its problems; where it can't be read further, that is the last problem."""
     try:
         match source.read:
             case "csv":
-                yield from read_table(stretch, source.encoding, source.options, ",", '"')
+                yield from read_table(split, source.encoding, source.options, ",", '"')
             case "tsv":
-                yield from read_table(stretch, source.encoding, source.options, "\t", "")
+                yield from read_table(split, source.encoding, source.options, "\t", "")
             case "text":
-                for frame in lines(read_blocks(stretch, source.encoding), stretch.name):
+                for frame in lines(read_blocks(split, source.encoding), split.name):
                     good, bad = fitting(frame)
                     yield good.rename({"text": "line"}).with_columns(line_number="_line"), bad
             case "markdown":
-                yield _document(stretch, source)
+                yield _document(split, source)
             case "parquet":
-                yield from _parquet(stretch)
+                yield from _parquet(split)
             case "hf":
-                with opened(stretch.path) as file:
-                    for table in read_arrow(file, stretch.name):
+                with open_file(split.path) as file:
+                    for table in read_arrow(file, split.name):
                         yield _frame(table), no_problems()
             case "warc":
-                yield from read_warc(read_chunks(stretch), stretch.name, source.encoding)
+                yield from read_warc(read_chunks(split), split.name, source.encoding)
             case "html":
-                yield from read_html(read_chunks(stretch), stretch.name, source.encoding)
+                yield from read_html(read_chunks(split), split.name, source.encoding)
             case _:
-                yield from read_json(connection, stretch, source)
+                yield from read_json(connection, split, source)
     except FileError as error:
         nothing = pl.DataFrame(schema=LINE)
         if source.read not in (*RECORD_SHAPES, "json", "jsonl", "markdown"):
             nothing = nothing.drop("text")  # the others would get a column of that name
-        yield nothing, problem(stretch.name, error.line, None, error.reason, error.detail)
+        yield nothing, problem(split.name, error.line, None, error.reason, error.detail)
 
 
-def _document(stretch: Stretch, source: Source) -> Frames:
-    text, cut = read_text(stretch.path, source.encoding)
-    whole = pl.DataFrame({"_file": [stretch.name], "_line": [1], "text": [text]}, LINE)
-    cuts = problem(stretch.name, None, None, "truncated", cut) if cut else no_problems()
+def _document(split: FileSplit, source: Source) -> Frames:
+    text, cut = read_text(split.path, source.encoding)
+    whole = pl.DataFrame({"_file": [split.name], "_line": [1], "text": [text]}, LINE)
+    cuts = problem(split.name, None, None, "truncated", cut) if cut else no_problems()
     if not text.strip():
         return whole, cuts  # a row without a title, and so told
     good, bad = fitting(whole)
     return good, pl.concat([bad, cuts])
 
 
-def _parquet(stretch: Stretch) -> Iterator[Frames]:
-    line = stretch.first_line
+def _parquet(split: FileSplit) -> Iterator[Frames]:
+    line = split.first_line
     try:
-        with opened(stretch.path) as opened_file, pq.ParquetFile(opened_file) as file:
-            groups = range(stretch.start, file.num_row_groups if stretch.end is None else stretch.end)
+        with open_file(split.path) as opened_file, pq.ParquetFile(opened_file) as file:
+            groups = range(split.start, file.num_row_groups if split.end is None else split.end)
             for batch in file.iter_batches(batch_size=_rows_of(file), row_groups=groups):
                 table = pa.Table.from_batches([batch])
                 table = table.rename_columns(distinct(table.column_names))
                 frame = _frame(_checked(table)).with_columns(
-                    _file=pl.lit(stretch.name), _line=pl.int_range(line, line + table.num_rows, dtype=pl.Int64)
+                    _file=pl.lit(split.name), _line=pl.int_range(line, line + table.num_rows, dtype=pl.Int64)
                 )
                 line += table.num_rows
                 yield frame, no_problems()

@@ -20,7 +20,7 @@ Integers = npt.NDArray[np.int64]
 
 LINE = {"_file": pl.String, "_line": pl.Int64, "text": pl.String}
 LONGEST_RECORD = 16 << 20
-"""Ours: characters; a longer record is a broken file or no text for an embedding model, and is rejected."""
+"""Chosen here: characters; a longer record is a broken file or no text for an embedding model, and is rejected."""
 
 _LONGEST = 4 * LONGEST_RECORD  # bytes of so many characters at most
 _AT_ONCE = 1 << 16  # records that a kernel finds in one call
@@ -73,7 +73,7 @@ def _spans(file: str, numbers: Integers, data: bytes, starts: Integers, ends: In
 
 
 def array_elements(blocks: Iterator[Block], file: str) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """The elements of a JSON array, and the stretches in which none can be made out.
+    """The elements of a JSON array, and the splits in which none can be made out.
 
     Damage ends at the next line that begins as the line of an element before it does, or the damaged element's own.
     What follows the array is taken as lines, which may be records of their own.

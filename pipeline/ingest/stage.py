@@ -16,12 +16,12 @@ from ..corpus.folder import fingerprint, read_footer
 from ..corpus.saved_recipe import save_recipe
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
-from ..engine.stage import Summary, Task, made, run_stage
+from ..engine.stage import Summary, Task, find_finished, run_stage
 from ..text.normalise import normalise, simplify
 from . import readers
-from .files import SourceFile, Stretch, list_files
+from .files import FileSplit, SourceFile, list_files
 from .projection import project, unfit
-from .splits import parts, source_files
+from .splits import plan_splits, source_files
 
 VERSION = 3
 
@@ -47,7 +47,7 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     tasks = [
         Task((source, part), _fingerprint(source, part, files[source.name]))
         for source in recipe.sources
-        for part in parts(source, files[source.name])
+        for part in plan_splits(source, files[source.name])
     ]
     save_recipe(corpus, recipe)  # before the shards, which may be gone on with by it
     summary = run_stage(corpus, "ingest", ingest_part, tasks, engine)
@@ -71,7 +71,7 @@ def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engi
             if globs and not found:
                 empty.append(f"{one.name} (evaluation): no file matches {', '.join(globs)}")
         if files:
-            whole = [Stretch(file.path) for file in files], [Stretch(file.path) for file in passages]
+            whole = [FileSplit(file.path) for file in files], [FileSplit(file.path) for file in passages]
             decided_by = _fingerprint(one, [*whole[0], *whole[1]], [*files, *passages])
             tasks.append(Task((one, *whole), decided_by))
     if tasks or (corpus / "evaluation").exists():
@@ -81,7 +81,7 @@ def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engi
 
 def _barren(corpus: Path, folder: str, tasks: Sequence[Task]) -> list[str]:
     """The sources whose files hold no pair."""
-    place = made(corpus, folder, tasks)
+    place = find_finished(corpus, folder, tasks)
     pairs: Counter[str] = Counter()
     for task in tasks:
         pairs[task.arguments[0].name] += read_footer(place[task.fingerprint]).rows_out
@@ -90,7 +90,7 @@ def _barren(corpus: Path, folder: str, tasks: Sequence[Task]) -> list[str]:
 
 def _absent(corpus: Path, tasks: Sequence[Task]) -> list[str]:
     """The columns that the SQL of a source names and none of its rows has: NULL everywhere, perhaps misspelt."""
-    place = made(corpus, "ingest", tasks)
+    place = find_finished(corpus, "ingest", tasks)
     rows: Counter[str] = Counter()
     absent: Counter[tuple[str, str]] = Counter()
     for task in tasks:
@@ -102,47 +102,47 @@ def _absent(corpus: Path, tasks: Sequence[Task]) -> list[str]:
 
 def _left_out(corpus: Path, tasks: Sequence[Task]) -> dict[str, int]:
     """The rows of each source that its `where` leaves out: they are none of the source's, and no rejects."""
-    place = made(corpus, "ingest", tasks)
+    place = find_finished(corpus, "ingest", tasks)
     rows: Counter[str] = Counter()
     for task in tasks:
         rows[task.arguments[0].name] += read_footer(place[task.fingerprint]).notes.get("left_out", 0)
     return {name: left_out for name, left_out in rows.items() if left_out}
 
 
-def _fingerprint(source: Source, stretches: Sequence[Stretch], files: Sequence[SourceFile]) -> str:
+def _fingerprint(source: Source, splits: Sequence[FileSplit], files: Sequence[SourceFile]) -> str:
     versions = {file.path: file.version for file in files}
     settings = source.model_dump(mode="json", exclude={"priority", "licence", "label_range"})
     joined = [(file.path, file.version) for file in list_files(list(source.join.values()))]
-    read = [(part.path, part.start, part.end, versions[part.path]) for part in stretches]
+    read = [(part.path, part.start, part.end, versions[part.path]) for part in splits]
     return fingerprint("ingest", VERSION, settings, read, joined)
 
 
-def ingest_part(source: Source, stretches: Sequence[Stretch], fingerprint: str, shard: Path) -> None:
+def ingest_part(source: Source, splits: Sequence[FileSplit], fingerprint: str, shard: Path) -> None:
     """One shard: the pairs of some files of a source, and their rejects."""
     with ShardWriter(
         shard, PAIR, REJECTED_AT_INGEST, stage="ingest", version=VERSION, fingerprint=fingerprint
     ) as writer:
-        _ingest_stretches(source, stretches, writer)
+        _ingest_splits(source, splits, writer)
 
 
 def ingest_evaluation_set(
-    source: EvaluationSet, stretches: Sequence[Stretch], passages: Sequence[Stretch], fingerprint: str, shard: Path
+    source: EvaluationSet, splits: Sequence[FileSplit], passages: Sequence[FileSplit], fingerprint: str, shard: Path
 ) -> None:
     """One evaluation set as a shard."""
     with ShardWriter(
         shard, PAIR, REJECTED_AT_INGEST, stage="evaluation", version=VERSION, fingerprint=fingerprint
     ) as writer:
-        _ingest_stretches(source, stretches, writer)
+        _ingest_splits(source, splits, writer)
         if passages:
-            _ingest_stretches(source.model_copy(update={"meta": "{'passage_only': true}"}), passages, writer)
+            _ingest_splits(source.model_copy(update={"meta": "{'passage_only': true}"}), passages, writer)
 
 
-def _ingest_stretches(source: Source, stretches: Sequence[Stretch], writer: ShardWriter) -> None:
+def _ingest_splits(source: Source, splits: Sequence[FileSplit], writer: ShardWriter) -> None:
     absent: Counter[str] = Counter(writer.notes.get("absent_columns", {}))
     left_out = writer.notes.get("left_out", 0)
     with readers.sandbox() as connection:
         unjoined = _join(connection, source)
-        for problems in readers.read(connection, source, stretches):
+        for problems in readers.read(connection, source, splits):
             pairs = None
             try:
                 if unjoined:

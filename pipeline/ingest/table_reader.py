@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import polars as pl
 
 from ...schemas.settings import ReaderOptions
-from .files import FileError, Stretch
+from .files import FileError, FileSplit
 from .records import LINE, LONGEST_RECORD, lines, quoted_records
 from .text_encodings import read_blocks
 
@@ -62,9 +62,9 @@ def shown(text: pl.Expr) -> pl.Expr:
 
 
 def read_table(
-    stretch: Stretch, encoding: str | None, options: ReaderOptions, default_delimiter: str, default_quote: str
+    split: FileSplit, encoding: str | None, options: ReaderOptions, default_delimiter: str, default_quote: str
 ) -> Iterator[Frames]:
-    """The rows of a stretch of a table; the header of a file stands at its start, wherever the stretch is.
+    """The rows of a split of a table; the header of a file stands at its start, wherever the split is.
 
     Raises:
         FileError: see encodings.read_blocks; or the header can't be read.
@@ -73,16 +73,16 @@ def read_table(
     quote = options.quote if options.quote is not None else default_quote
     has_header = options.header if options.header is not None else options.columns is None
 
-    def records(part: Stretch) -> Iterator[pl.DataFrame]:
+    def records(part: FileSplit) -> Iterator[pl.DataFrame]:
         blocks = read_blocks(part, encoding)
         return quoted_records(blocks, part.name, delimiter, quote) if quote else lines(blocks, part.name)
 
     names = options.columns
-    if stretch.start and has_header:
-        head = Stretch(stretch.path, end=stretch.start, encoding=stretch.encoding)
+    if split.start and has_header:
+        head = FileSplit(split.path, end=split.start, encoding=split.encoding)
         names = next((found for frame in records(head) if (found := _names(frame, delimiter, quote, options))), None)
         has_header = False
-    for frame in records(stretch):
+    for frame in records(split):
         good, bad = fitting(frame)
         if names is None or has_header:
             names = _names(frame, delimiter, quote, options)

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 import charset_normalizer
 
-from .files import FileError, Stretch, read_chunks
+from .files import FileError, FileSplit, read_chunks
 
 BROKEN = "\U0010ffff"
 """Put around the byte offset of what could not be decoded; no text holds this noncharacter of its own right."""
 
 DAMAGED_SHARE = 0.1
-"""Ours: with more than this share of the non-ASCII characters undecodable the encoding is another."""
+"""Chosen here: with more than this share of the non-ASCII characters undecodable the encoding is another."""
 
 BLOCK = 4 << 20
-"""Ours: bytes of a file that are decoded together."""
+"""Chosen here: bytes of a file that are decoded together."""
 
 LONGEST_DOCUMENT = 128 << 20
-"""Ours: bytes of a document that has to be in memory whole."""
+"""Chosen here: bytes of a document that has to be in memory whole."""
 
 _SAMPLE = 4 << 20
 _COMMON = re.compile(
@@ -47,22 +47,22 @@ class Block:
     first_line: int
 
 
-def read_blocks(stretch: Stretch, declared: str | None = None) -> Iterator[Block]:
-    """The text of a stretch; what does not decode stands between two BROKEN as its offset.
+def read_blocks(split: FileSplit, declared: str | None = None) -> Iterator[Block]:
+    """The text of a split; what does not decode stands between two BROKEN as its offset.
 
     Lines have no byte order mark at their start: there is one within a file that was joined from several.
 
     Raises:
         FileError: see files.read_chunks; or the text is not in the declared encoding. What came before is given first.
     """
-    encoding = stretch.encoding or find_encoding(read_chunks(Stretch(stretch.path)), declared)
+    encoding = split.encoding or find_encoding(read_chunks(FileSplit(split.path)), declared)
     encoding = encoding.removesuffix("-sig")
-    chunks = read_chunks(stretch)
+    chunks = read_chunks(split)
     if encoding.startswith(("utf-16", "utf-32")):  # a line's end is no single byte there
         chunks, encoding = _transcoded(chunks, encoding), "utf-8"
-    line, before = stretch.first_line, b"\n"
-    carriage_returns = False if stretch.start else None  # a file that was cut has line feeds
-    for offset, data in _pieces(chunks, encoding, stretch.start):
+    line, before = split.first_line, b"\n"
+    carriage_returns = False if split.start else None  # a file that was cut has line feeds
+    for offset, data in _pieces(chunks, encoding, split.start):
         text = decoded(data, encoding, offset)
         if carriage_returns is None:  # of a file that knows no line feed
             carriage_returns = b"\r" in text and b"\n" not in text
@@ -84,7 +84,7 @@ def read_text(path: str, declared: str | None = None) -> tuple[str, str | None]:
     """
     parts: list[bytes] = []
     try:
-        for block in read_blocks(Stretch(path), declared):
+        for block in read_blocks(FileSplit(path), declared):
             parts.append(block.text)
             if sum(map(len, parts)) > LONGEST_DOCUMENT:
                 break

@@ -25,13 +25,16 @@ Progress = Callable[[int, int], None]
 FLAT_LIMIT = 1_000_000
 """DESIGN §6: up to this many passages every one is compared; above, an index holds no more of them at a time."""
 QUERIES, PASSAGES, TOGETHER = 16_384, 4_096, 256
-"""Ours: vectors in memory of either side; queries multiplied at a time, so that 4 MB of scores stay in the cache."""
+"""Chosen here: vectors in memory of either side; queries multiplied at a time: 4 MB of scores stay in the cache."""
+PAIRS = 16_384
+"""Chosen here: queries with a positive each whose vectors are in memory at a time."""
 TRAINING = 262_144
-"""Ours: passages that an index is trained on, 65 a list: FAISS asks for 39 or more, and takes no more than 256."""
+"""Chosen here: passages that an index is trained on, 65 a list: FAISS asks for 39 or more and takes at most 256."""
 APPROXIMATE_DEPTH = 10
-"""Ours: how many times as many neighbours as are wanted an index is asked for, before any are dropped."""
+"""Chosen here: how many times as many neighbours as are wanted an index is asked for, before any are dropped."""
 RECALL, JUDGED, SAMPLE = 0.97, 100, 256
-"""Ours: the share of their JUDGED best passages that an IVF must find of SAMPLE queries: as many lists are searched."""
+"""Chosen here: the share of the JUDGED best passages of SAMPLE queries that an IVF must find; it searches as many lists
+as that takes."""
 GPU_DEPTH = 2_048
 """FAISS on a GPU finds no more neighbours at a time."""
 NONE = np.iinfo(np.int64).min
@@ -84,6 +87,15 @@ def search(
     for first, ids, scores in found:
         _offer(first, ids, scores, rules, best)
     return _ranked(best)
+
+
+def pair_cosines(queries: Rows, owner: Integers, passages: Rows, passage: Integers) -> Floats:
+    """The cosine of query `owner[i]` and passage `passage[i]`, float32 [pairs]; both sides are unit vectors."""
+    scores = np.empty(len(owner), np.float32)
+    for start in range(0, len(owner), PAIRS):
+        pairs = slice(start, start + PAIRS)
+        np.einsum("nd,nd->n", queries(owner[pairs]), passages(passage[pairs]), out=scores[pairs])
+    return scores
 
 
 def default_index(passages: int) -> str:

@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from ...schemas.errors import CorpusError
 from ...schemas.settings import EncoderSettings, MineSettings
-from ..corpus.pools import opened
+from ..corpus.pools import open_pools
 from ..encoder.encoder import encode, load_encoder
 from ..encoder.vector_cache import find, space
-from .stage import ceilings
+from .methods import METHODS, ceilings
 
 BLOCK = 16_384
-"""Ours: passages whose vectors are in memory at a time."""
+"""Chosen here: passages whose vectors are in memory at a time."""
 _ROUNDING = 1e-6
 """A product computed in another block of queries may be another one in its last bits."""
 
@@ -55,7 +55,7 @@ def show_pool(corpus: Path, wanted: str, settings: MineSettings) -> ShownPool:
         CorpusError: no pools, no such query or several, or no vectors and another model than that of the pools.
         ModelError: the vectors are gone and the model can't be read.
     """
-    with opened(corpus) as pools:
+    with open_pools(corpus) as pools:
         run = pools.sql("FROM runs").pl().row(0, named=True)
         if run.get("passage_vectors") is None:
             raise CorpusError(f"{corpus}: the pools don't say how they were made; run `conan mine {corpus}` again")
@@ -147,12 +147,9 @@ def _verdict(positives: pl.DataFrame, candidates: int, ceiling: float, run: dict
     A candidate is what the pool says; the others were dropped by the first rule that applies to them. Where none does,
     an approximate index did not find it.
     """
-    margin, lowest = run["margin"], float(positives["score"].to_numpy().min())
-    rule = {
-        "topk-abs": "topk-abs",
-        "topk-marginpos": f"topk-marginpos {lowest:.2f} - {margin:g}",
-        "topk-percpos": f"topk-percpos {margin:g} × {lowest:.2f}",
-    }.get(run["method"])
+    lowest = float(positives["score"].to_numpy().min())
+    method = METHODS.find(run["method"], "pools.runs")
+    rule = f"{run['method']} {method.formula.format(lowest=lowest, margin=run['margin'])}".rstrip()
     own = pl.Series(positives["cluster_ids"].explode().unique())
     is_kept, first = pl.col("rank").is_not_null(), pl.col("place").filter(pl.col("rank") == 0).first()
     return (
@@ -164,7 +161,7 @@ def _verdict(positives: pl.DataFrame, candidates: int, ceiling: float, run: dict
         .then(pl.lit("cluster of a positive"))
         .when(pl.col("score") > ceiling - _ROUNDING)
         .then(pl.lit(f"above ceiling {ceiling:.2f} ({rule})"))
-        .when((run["method"] == "topk-shifted") & ((pl.col("place") < first) | (candidates == 0)))
+        .when(method.skips_ranks & ((pl.col("place") < first) | (candidates == 0)))
         .then(pl.lit("shifted"))
         .otherwise(pl.lit("missed by the search"))
     )

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from ...schemas.errors import RecipeError
 from ...schemas.settings import MineSettings
 from ..corpus.folder import fingerprint, read_footer, shards
 from ..corpus.pools import as_lists, read_candidates, stored_fingerprint, write_pools
@@ -22,16 +20,10 @@ from ..encoder.model_folder import find_model, read_query_prompt, weights_finger
 from ..encoder.vector_cache import StoredVectors, keep_only, space, store, truncated
 from ..engine.calls import Engine
 from ..engine.stage import Summary
-from .search import Rules, default_index, search
+from .methods import ceiling_sql, ceilings, margin_of, skipped_ranks
+from .search import Rules, default_index, pair_cosines, search
 
 VERSION = 2
-MARGINS = {"topk": 1.0, "topk-shifted": 10, "topk-abs": 0.7, "topk-marginpos": 0.05, "topk-percpos": 0.95}
-"""NV-Retriever §4: the margins its ablation found best; naive top-k has none, top-k shifted counts ranks."""
-PAIRS = 16_384
-"""Ours: queries with a positive each whose vectors are in memory at a time."""
-
-Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
@@ -42,7 +34,7 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
 
     Raises:
         ModelError: the model can't be read.
-        RecipeError: top-k shifted by something else than a number of ranks.
+        RecipeError: no such method, or a margin that does not fit it.
     """
     started = time.monotonic()
     margin = margin_of(settings)
@@ -79,7 +71,7 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
             "created_at": datetime.now(UTC).replace(tzinfo=None),
         }
         tables = _pools(texts, queries, passages, settings, engine, run)
-        write_pools(corpus, tables)
+        write_pools(corpus, tables, ceiling_sql())
         keep_only(corpus, set(spaces.values()))
     return _summary(corpus, settings, time.monotonic() - started)
 
@@ -156,7 +148,7 @@ def _pools(
         engine.progress("mine: search", done, total, len(queries) * done // total)
 
     owner, passage = (texts.positives[name].to_numpy() for name in ("query_id", "passage_id"))
-    positive_scores = _cosines(queries, owner, passages, passage)
+    positive_scores = pair_cosines(queries.take, owner, passages.take, passage)
     rules = Rules(
         ceilings(owner, positive_scores, len(queries), settings),
         np.searchsorted(texts.own["query_id"].to_numpy(), np.arange(len(queries) + 1)),
@@ -164,7 +156,7 @@ def _pools(
         np.searchsorted(texts.members["passage_id"].to_numpy(), np.arange(len(passages) + 1)),
         texts.members["cluster"].to_numpy(),
     )
-    shift = int(margin_of(settings)) if settings.method == "topk-shifted" else 0
+    shift = skipped_ranks(settings)
     best = search(queries.take, passages.take, rules, settings.top_k + shift, settings.index, progress)
     ids, scores = best.ids[:, shift:], best.scores[:, shift:]
     there = ids >= 0
@@ -182,45 +174,3 @@ def _pools(
             }
         ),
     }
-
-
-def _cosines(queries: StoredVectors, owner: Integers, passages: StoredVectors, passage: Integers) -> Floats:
-    """The cosine of each query and passage, float32 [pairs]."""
-    scores = np.empty(len(owner), np.float32)
-    for start in range(0, len(owner), PAIRS):
-        pairs = slice(start, start + PAIRS)
-        np.einsum("nd,nd->n", queries.take(owner[pairs]), passages.take(passage[pairs]), out=scores[pairs])
-    return scores
-
-
-def margin_of(settings: MineSettings) -> float:
-    """The margin that is asked for, else the method's own.
-
-    Raises:
-        RecipeError: top-k shifted by something else than a number of ranks.
-    """
-    margin = MARGINS[settings.method] if settings.margin is None else settings.margin
-    if settings.method == "topk-shifted" and (margin < 0 or margin % 1):
-        raise RecipeError(f"mine.margin: topk-shifted leaves out whole ranks, 0 or more of them; found {margin:g}")
-    return margin
-
-
-def ceilings(owner: Integers, positive_scores: Floats, queries: int, settings: MineSettings) -> Floats:
-    """The score that a negative of each query stays below, float32 [queries] (NV-Retriever §4).
-
-    topk, topk-shifted: none; topk-abs: the margin; topk-marginpos: positive − margin; topk-percpos: margin × positive.
-    A query of several positives is held to the lowest of them. Where a positive's score is negative, percpos goes
-    below it by the same share.
-    """
-    lowest = np.full(queries, np.inf, np.float32)
-    np.minimum.at(lowest, owner, positive_scores)
-    margin = np.float32(margin_of(settings))
-    match settings.method:
-        case "topk" | "topk-shifted":
-            return np.full(queries, np.inf, np.float32)
-        case "topk-abs":
-            return np.full(queries, margin, np.float32)
-        case "topk-marginpos":
-            return lowest - margin
-        case "topk-percpos":
-            return np.asarray(lowest - (1 - margin) * np.abs(lowest), np.float32)

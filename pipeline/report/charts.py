@@ -1,4 +1,4 @@
-"""What a page is drawn with: figures, tables with thin bars, charts as inline SVG, and the style of it all.
+"""What a page is drawn with: values, tables with thin bars, charts as inline SVG, and the style of it all.
 
 Charts take their colours from the style by class: s0, s1 and s2 are the first, second and third series.
 """
@@ -49,14 +49,14 @@ def bar(part: int, whole: int) -> str:
     return f'<i class="bar" style="--share:{min(part / whole, 1) if whole else 0:.2%}"></i>'
 
 
-def facts(figures: Mapping[str, str]) -> str:
-    """A row of figures (HTML), each under its name."""
-    cells = "".join(f"<div><dt>{name}</dt><dd>{figure}</dd></div>" for name, figure in figures.items())
+def facts(values: Mapping[str, str]) -> str:
+    """A row of values (HTML), each under its name."""
+    cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in values.items())
     return f'<dl class="facts">{cells}</dl>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of figures. Cells are HTML; the first of a row is its name."""
+    """A table of numbers. Cells are HTML; the first of a row is its name."""
     heads = "".join(f'<th scope="col">{name}</th>' for name in head)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows

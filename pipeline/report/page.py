@@ -93,7 +93,7 @@ def _funnel(corpus: Path, stages: list[str]) -> str:
 
 
 def _interrupted(corpus: Path) -> Iterator[str]:
-    """What stands in the way of reading the figures as final."""
+    """What stands in the way of reading the numbers as final."""
     for folder in FOLDERS:
         if committed(corpus, folder):
             try:
@@ -256,12 +256,12 @@ def _pools(corpus: Path) -> str:
     ).to_pylist()
     if not found:
         return ""
-    figures = {name: f"{found[0][name]:,}" for name in ("queries", "passages", "candidates", "replacements")}
-    figures["method"] = clean(f"{found[0]['method']}, {found[0]['margin']:g}, top {found[0]['top_k']}")
+    values = {name: f"{found[0][name]:,}" for name in ("queries", "passages", "candidates", "replacements")}
+    values["method"] = clean(f"{found[0]['method']}, {found[0]['margin']:g}, top {found[0]['top_k']}")
     if found[0]["gap"] is not None:
-        figures["mean gap to top negative"] = f"{found[0]['gap']:.3f}"
+        values["mean gap to top negative"] = f"{found[0]['gap']:.3f}"
     chart = histogram("Scores at mining", "queries", _series(scores), _score) if scores else ""
-    return f'<section><h2>Negative pools</h2>{facts(figures)}<div class="charts">{chart}</div></section>'
+    return f'<section><h2>Negative pools</h2>{facts(values)}<div class="charts">{chart}</div></section>'
 
 
 def _training(corpus: Path) -> str:
@@ -289,28 +289,28 @@ def _run(name: str, entries: list[dict[str, Any]]) -> str:
         for key in ("loss", "retrieval", "sts", "positive_score", "negative_score", "tokens_per_second")
     }
     start = next((entry for entry in entries if entry.get("event") == "start"), {})
-    figures = {"step": f"{steps[-1]['step']:,}"}
+    values = {"step": f"{steps[-1]['step']:,}"}
     for key, shown in (("steps", "of steps"), ("parameters", "parameters"), ("world_size", "processes")):
         if key in start:
-            figures[shown] = f"{start[key]:,}"
-    figures["loss"] = f"{curves['loss'][-1]:.3f}"
+            values[shown] = f"{start[key]:,}"
+    values["loss"] = f"{curves['loss'][-1]:.3f}"
     if np.isfinite(curves["tokens per second"]).any():
-        figures["median tokens/s"] = f"{np.nanmedian(curves['tokens per second']):,.0f}"
+        values["median tokens/s"] = f"{np.nanmedian(curves['tokens per second']):,.0f}"
     mining = [entry["mining"] for entry in steps if entry.get("mining")]
     if mining:
-        figures["negatives replaced"] = f"{sum(each['replaced'] for each in mining):,}"
-        figures["pools used up"] = f"{mining[-1]['exhausted']:,}"
+        values["negatives replaced"] = f"{sum(each['replaced'] for each in mining):,}"
+        values["pools used up"] = f"{mining[-1]['exhausted']:,}"
     losses = ["loss", "retrieval", "sts"] if np.any(curves["sts"] > 0) else ["loss"]
     scores = [key for key in ("positive score", "negative score") if np.isfinite(curves[key]).any()]
     charts = lines("Loss", "by step", x, {key: curves[key] for key in losses})
     if scores:
         charts += lines("Cosine", "by step", x, {key: curves[key] for key in scores})
-    return f'<h3>{clean(name)}</h3>{facts(figures)}<div class="charts">{charts}</div>'
+    return f'<h3>{clean(name)}</h3>{facts(values)}<div class="charts">{charts}</div>'
 
 
 def _evaluation(corpus: Path) -> str:
     """Figures by set and model, the best of a row in bold: all our metrics are better when higher."""
-    file = corpus / "evaluation" / "figures.json"
+    file = corpus / "evaluation" / "metrics.json"
     if not file.exists():
         return ""
     values = {(row["set"], row["metric"], row["model"]): row["value"] for row in json.loads(file.read_text("utf-8"))}

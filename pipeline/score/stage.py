@@ -23,12 +23,12 @@ from ..corpus.shard_writer import ShardWriter
 from ..encoder.encoder import loaded
 from ..encoder.model_folder import find_model, read_query_prompt, weights_fingerprint
 from ..engine.calls import Engine
-from ..engine.stage import Summary, Task, made, run_stage
+from ..engine.stage import Summary, Task, find_finished, run_stage
 from .pair_scores import measure
 
 VERSION = 2
 BINS = 64
-"""Ours: equal bins over [-1, 1] of the histogram in a shard's notes."""
+"""Chosen here: equal bins over [-1, 1] of the histogram in a shard's notes."""
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95}
 _PARTS = ".parts"
 _KNOWN = {"pair_id": pl.String, "score": pl.Float32, "detail": pl.String}
@@ -54,12 +54,12 @@ def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
         scores = fingerprint("score", VERSION, weights, encoding, shard.name, read_footer(shard).content)
         arguments = (shard, earlier.get(scores), settings, weights, scores)
         tasks.append(Task(arguments, fingerprint(scores, _cutoffs(settings))))
-    there = made(corpus, "score", tasks)
+    there = find_finished(corpus, "score", tasks)
     if any(task.fingerprint not in there and task.arguments[1] is None for task in tasks):
         loaded(settings, weights, "cpu")  # a model that can't be read is said once, not by every shard
     summary = run_stage(corpus, "score", score_shard, tasks, replace(engine, one_a_device=True))
     shutil.rmtree(corpus / "score" / _PARTS, ignore_errors=True)
-    summary.notes |= _figures(read_footer(shard).notes for shard in committed(corpus, "score"))
+    summary.notes |= _results(read_footer(shard).notes for shard in committed(corpus, "score"))
     return summary
 
 
@@ -77,14 +77,14 @@ def _scores_of(shard: Path) -> str | None:
         return None
 
 
-def _figures(notes: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def _results(notes: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The notes of the shards added up; quantiles are read off the histogram."""
     each = list(notes)
     counts = np.sum([note["histogram"] for note in each], axis=0)
-    figures = {"scored": int(counts.sum()), "truncated": sum(note["truncated"] for note in each)}
+    results = {"scored": int(counts.sum()), "truncated": sum(note["truncated"] for note in each)}
     upto, edges = np.append(0, np.cumsum(counts)), np.linspace(-1, 1, BINS + 1)
     quantiles = {name: float(np.interp(share * upto[-1], upto, edges)) for name, share in QUANTILES.items()}
-    return figures | {name: round(value, 3) for name, value in quantiles.items() if figures["scored"]}
+    return results | {name: round(value, 3) for name, value in quantiles.items() if results["scored"]}
 
 
 def score_shard(

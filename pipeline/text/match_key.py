@@ -1,4 +1,4 @@
-"""What texts are compared by, by a kernel over their UTF-8 bytes: `text.key`, twenty times as fast.
+"""What texts are compared by, by a kernel over their UTF-8 bytes: match_key, twenty times as fast.
 
 NFKC and lower case change most characters one by one, whatever stands beside them, so they are looked up in a table
 that Polars itself has filled. A text with any other character (a combining mark, a Hangul jamo, Greek capital sigma, a
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..dedup.minhash import Offsets, Texts, kernel, utf8
-from .normalise import key
+from .normalise import match_key
 
 _TABLED = 0x20000
 """Code points in the table: beyond them are rare ideographs, and nothing else that is text."""
@@ -23,14 +23,14 @@ _ALONE = np.uint32(0xFFFFFFFF)
 """Stands in the table for a character that can't be looked up."""
 
 
-def keys(texts: Texts) -> pa.LargeStringArray:
-    """`text.key` of a string column: NFKC, lower case, letters and digits alone; a null is an empty text."""
+def match_keys(texts: Texts) -> pa.LargeStringArray:
+    """match_key of a string column: NFKC, lower case, letters and digits alone; a null is an empty text."""
     offsets, data = utf8(texts)
     ends, written, others = _write_keys(offsets, data, _table())
     found = pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(written))
     if len(others):
         column = texts.cast(pa.large_string())  # views can't be taken from
-        theirs = pl.DataFrame({"text": column.take(pa.array(others))}).select(key(pl.col("text"))).to_series()
+        theirs = pl.DataFrame({"text": column.take(pa.array(others))}).select(match_key(pl.col("text"))).to_series()
         mask = np.zeros(len(texts), bool)
         mask[others] = True
         found = pc.replace_with_mask(found, pa.array(mask), theirs.to_arrow().cast(pa.large_string()))
@@ -43,7 +43,7 @@ def _table() -> NDArray[np.uint32]:
     assigned = [chr(point) for point in range(_TABLED) if unicodedata.category(chr(point)) not in ("Cn", "Cs")]
     # A letter before keeps Polars from taking a lone mark for a text without letters, which is its own key.
     frame = pl.DataFrame({"text": [f"a{character}" for character in assigned]})
-    keyed = [text[1:].encode() for text in frame.select(key(pl.col("text"))).to_series()]
+    keyed = [text[1:].encode() for text in frame.select(match_key(pl.col("text"))).to_series()]
     joining = _joining(assigned)
     table = np.full(_TABLED, _ALONE, np.uint32)
     for character, becomes in zip(assigned, keyed, strict=True):

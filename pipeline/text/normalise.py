@@ -14,7 +14,7 @@ DEEPEST = 16
 """Passes that `normalise` gives to markup within markup."""
 
 _CALL = 1 << 20
-"""Ours: bytes of text that `simplify` converts in one call."""
+"""Chosen here: bytes of text that `simplify` converts in one call."""
 
 _BETWEEN = "\x1f"
 """Stands between the texts of a call. `normalise` leaves it in no text, and no phrase of opencc holds it."""
@@ -110,7 +110,7 @@ def simplify(column: pl.Expr) -> pl.Expr:
     return column.map_batches(lambda texts: _converted(texts, convert), return_dtype=pl.String, is_elementwise=True)
 
 
-def key(column: pl.Expr) -> pl.Expr:
+def match_key(column: pl.Expr) -> pl.Expr:
     """What two texts are compared by: NFKC, lower case, letters and digits alone.
 
     A text without letters and digits is its own key, so that `。。。` and `！！！` differ.

@@ -22,6 +22,7 @@ from conan_embedding.pipeline.corpus.saved_recipe import save_recipe
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.dedup.stage import dedup
 from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.mine.methods import ceiling_sql
 from conan_embedding.pipeline.report.page import write_report
 from conan_embedding.pipeline.sample import allotted, cut
 from conan_embedding.schemas.errors import CorpusError
@@ -162,7 +163,7 @@ def write_made_pools(corpus: Path) -> None:
             }
         ),
     }
-    write_pools(corpus, tables)
+    write_pools(corpus, tables, ceiling_sql())
 
 
 def all_rows(corpus: Path, folder: str, thrown: bool = False) -> pl.DataFrame:

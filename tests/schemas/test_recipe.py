@@ -161,7 +161,7 @@ def test_variables_are_made_of_variables_in_any_order(write: Write, monkeypatch:
 
 
 def test_an_undefined_variable_names_the_nearest(write: Write) -> None:
-    assert "${rot} is not defined; did you mean ${root}?" in message(write("variables: {root: /x}\ncorpus: ${rot}\n"))
+    assert "${rot} is not defined; did you mean 'root'?" in message(write("variables: {root: /x}\ncorpus: ${rot}\n"))
     assert "--set variables.conan_nothing_like_it" in message(write("corpus: ${conan_nothing_like_it}\n"))
 
 

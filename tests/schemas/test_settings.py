@@ -4,17 +4,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conan_embedding.schemas import settings
+from conan_embedding.schemas import settings, training_settings
 from conan_embedding.schemas.recipe import Recipe
 from pydantic import BaseModel, ValidationError
 
-ORIGINS = ("paper", "ours", "DESIGN", "InternLM2", "NV-Retriever", "CoSENT", "rules.py")
+ORIGINS = ("paper", "chosen here", "DESIGN", "InternLM2", "NV-Retriever", "CoSENT", "rules.py")
 MODELS = [
     Recipe,
     *(
         model
-        for model in vars(settings).values()
-        if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ == settings.__name__
+        for module in (settings, training_settings)
+        for model in vars(module).values()
+        if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ == module.__name__
     ),
 ]
 SOURCE: dict[str, Any] = {"name": "web", "files": "*.json", "read": "json"}
@@ -37,13 +38,13 @@ def test_the_papers_values_are_the_defaults() -> None:
     recipe = Recipe()
     assert (recipe.score.model, recipe.score.cutoff) == ("BAAI/bge-large-zh-v1.5", 0.4)
     assert recipe.dedup.threshold == 0.7
-    pretrain, finetune = settings.PretrainSettings(), settings.FinetuneSettings()
+    pretrain, finetune = training_settings.PretrainSettings(), training_settings.FinetuneSettings()
     assert (pretrain.learning_rate, pretrain.warmup, pretrain.weight_decay) == (1e-5, 0.05, 0.001)
-    assert (pretrain.batch_size, pretrain.max_length, pretrain.dimension) == (8, 512, 1792)
+    assert (pretrain.batch_size, pretrain.max_length, pretrain.projection_dim) == (8, 512, 1792)
     assert (finetune.retrieval_batch, finetune.sts_batch, finetune.beta) == (4, 32, 0.8)
     mining = finetune.hard_negative_mining
     assert (mining.check_every, mining.factor, mining.ceiling, mining.offset) == (100, 1.15, 0.8, 10)
-    assert finetune.dimensions == [256, 512, 768, 1024, 1280, 1536, 1792]
+    assert finetune.matryoshka_dims == [256, 512, 768, 1024, 1280, 1536, 1792]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -63,8 +64,8 @@ def test_settings_are_frozen_and_closed(model: type[BaseModel]) -> None:
         (settings.DedupSettings, {"recall": 1}),
         (settings.ScoreSettings, {"cutoff": float("nan")}),
         (settings.ScoreSettings, {"cutoff": 2}),
-        (settings.FinetuneSettings, {"learning_rate": float("inf")}),
-        (settings.OptimizerSettings, {"warmup": 1.5}),
+        (training_settings.FinetuneSettings, {"learning_rate": float("inf")}),
+        (training_settings.OptimizerSettings, {"warmup": 1.5}),
         (settings.ReaderOptions, {"turns": 0}),
         (settings.ReaderOptions, {"delimiter": ""}),
         (settings.ReaderOptions, {"quote": "''"}),

@@ -1,4 +1,4 @@
-"""Updates by any number of ranks and in any layout, and the paper's equation 3 written out pair by pair.
+"""Updates by any number of ranks and in any partition, and the paper's equation 3 written out pair by pair.
 
 This file is also the program that makes the updates of one process group; it forks its ranks after loading everything
 once.
@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from conan_embedding.schemas.settings import FinetuneSettings, Layout
-from conan_embedding.trainer.loss.cbb import Losses, build_update, slice_for, texts_apart, update_loss
-from conan_embedding.trainer.loss.collectives import gather
+from conan_embedding.schemas.training_settings import CBBPartition
+from conan_embedding.trainer.loss.cbb import Losses, build_batch, cbb_loss, partition_texts, sts_only_mask
+from conan_embedding.trainer.loss.collectives import all_gather_with_grad
 from conan_embedding.trainer.loss.gradcache import backward, cached_backward, chunks_of
 from torch import Tensor, nn
 
@@ -41,8 +41,8 @@ class Encoder(nn.Module):
 
 
 @dataclass
-class Batch:
-    """The arguments of build_update, and what the reference needs to know beside them."""
+class Texts:
+    """The arguments of build_batch, and what the reference needs to know beside them."""
 
     queries: list[str] = field(default_factory=list)
     positives: list[str] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Batch:
     labels: list[float] = field(default_factory=list)
 
 
-RETRIEVAL = Batch(
+RETRIEVAL = Texts(
     queries=["上海天气", "红烧肉", "python sort", "高铁票"],
     positives=["上海今天多云转晴，最高气温二十度", "五花肉焯水切块", "use sorted(list)", "在十二三零六购买"],
     negatives=[
@@ -66,14 +66,16 @@ RETRIEVAL = Batch(
     positive_clusters=[-1, 4, 7, -1],
     negative_clusters=[[-1, -1, 4], [5, -1], [-1, 7, 8], []],
 )
-STS = Batch(
+STS = Texts(
     left=["今天天气好", "红烧肉", "he runs", "猫", "甲"],  # one text that retrieval has too
     right=["今天天气不错", "清蒸鱼", "he is running", "狗", "乙"],
     labels=[0.9, 0.2, 0.9, 0.2, 0.5],
 )
-BOTH = Batch(**{**vars(RETRIEVAL), "left": STS.left, "right": STS.right, "labels": STS.labels})
-BATCHES = {"both": BOTH, "retrieval": RETRIEVAL, "sts": STS, "nothing": Batch()}
-LAYOUTS: list[tuple[Layout, bool]] = [(layout, cached) for layout in ("fused", "paper") for cached in (False, True)]
+BOTH = Texts(**{**vars(RETRIEVAL), "left": STS.left, "right": STS.right, "labels": STS.labels})
+BATCHES = {"both": BOTH, "retrieval": RETRIEVAL, "sts": STS, "nothing": Texts()}
+PARTITIONS: list[tuple[CBBPartition, bool]] = [
+    (partition, cached) for partition in ("mixed", "per_task") for cached in (False, True)
+]
 CHUNK = 16  # characters: one to four texts
 
 
@@ -82,26 +84,27 @@ class Case:
     """One update: its batch and what is not as by default."""
 
     batch: str
-    dimensions: tuple[int, ...] = ()
+    matryoshka_dims: tuple[int, ...] = ()
     in_batch_positives: bool = False
     query_only_negatives: bool = False
 
     @property
-    def settings(self) -> FinetuneSettings:
-        return FinetuneSettings(
-            temperature=TEMPERATURE,
-            sts_temperature=STS_TEMPERATURE,
-            beta=0.8,
-            dimensions=list(self.dimensions),
-            in_batch_positives=self.in_batch_positives,
-            query_only_negatives=self.query_only_negatives,
-        )
+    def options(self) -> dict[str, Any]:
+        """The keywords of cbb_loss."""
+        return {
+            "temperature": TEMPERATURE,
+            "sts_temperature": STS_TEMPERATURE,
+            "beta": 0.8,
+            "matryoshka_dims": self.matryoshka_dims,
+            "in_batch_positives": self.in_batch_positives,
+            "query_only_negatives": self.query_only_negatives,
+        }
 
 
 WIDTHS: list[tuple[int, ...]] = [(), (4, 8, 12)]
-CASES = [Case(batch, dimensions) for batch in BATCHES for dimensions in WIDTHS]
-CASES += [Case("both", dimensions, in_batch_positives=True) for dimensions in WIDTHS]
-CASES += [Case("both", dimensions, query_only_negatives=True) for dimensions in WIDTHS]
+CASES = [Case(batch, dims) for batch in BATCHES for dims in WIDTHS]
+CASES += [Case("both", dims, in_batch_positives=True) for dims in WIDTHS]
+CASES += [Case("both", dims, query_only_negatives=True) for dims in WIDTHS]
 DEEPSPEED_CASE = Case("both", (4, 8, 12))
 
 
@@ -113,7 +116,7 @@ def reference_loss(encoder: Encoder, case: Case) -> Tensor:
         return torch.cosine_similarity(encoder([one])[0, :dim], encoder([other])[0, :dim], dim=0)
 
     total = torch.zeros((), dtype=torch.float64)
-    for dim in case.dimensions or [12]:
+    for dim in case.matryoshka_dims or [12]:
         for i, (query, positive) in enumerate(zip(batch.queries, batch.positives, strict=True)):
             cluster = batch.positive_clusters[i]
             denominator = top = torch.exp(similarity(query, positive, dim) / TEMPERATURE)
@@ -137,7 +140,7 @@ def reference_loss(encoder: Encoder, case: Case) -> Tensor:
                 if high > low:
                     ordered = ordered + torch.exp((scores[j] - scores[i]) / STS_TEMPERATURE)
         total = total + 0.8 * torch.log(ordered)
-    return total / len(case.dimensions or [12])
+    return total / len(case.matryoshka_dims or [12])
 
 
 def parameters_after(encoder: Encoder, world_size: int = 1) -> Tensor:
@@ -153,23 +156,25 @@ def flat(parameters: list[Tensor]) -> Tensor:
     return torch.cat([each.detach().flatten() for each in parameters])
 
 
-def share_of(case: Case, layout: Layout, rank: int, world_size: int) -> tuple[list[list[str]], Callable[..., Losses]]:
+def share_of(
+    case: Case, partition: CBBPartition, rank: int, world_size: int
+) -> tuple[list[list[str]], Callable[..., Losses]]:
     """The texts of a rank, in chunks, and the loss of the whole update from their embeddings."""
-    update = build_update(**vars(BATCHES[case.batch]))
-    lengths = [len(text) for text in update.texts]
-    own, restore = slice_for(rank, world_size, lengths, texts_apart(update, layout))
-    texts = [update.texts[row] for row in own]
+    batch = build_batch(**vars(BATCHES[case.batch]))
+    lengths = [len(text) for text in batch.texts]
+    own, restore = partition_texts(rank, world_size, lengths, sts_only_mask(batch, partition))
+    texts = [batch.texts[row] for row in own]
 
     def loss(embeddings: Tensor) -> Losses:
-        return update_loss(gather(embeddings)[torch.from_numpy(restore)], update, case.settings)
+        return cbb_loss(all_gather_with_grad(embeddings)[torch.from_numpy(restore)], batch, **case.options)
 
     return [texts[chunk] for chunk in chunks_of([len(text) for text in texts], CHUNK)], loss
 
 
-def one_update(case: Case, layout: Layout, cached: bool, rank: int, world_size: int) -> tuple[Tensor, Tensor]:
+def one_update(case: Case, partition: CBBPartition, cached: bool, rank: int, world_size: int) -> tuple[Tensor, Tensor]:
     """Parameters after the update of a case, and its loss, as a training loop would do it without DeepSpeed."""
     encoder = Encoder()
-    chunks, loss = share_of(case, layout, rank, world_size)
+    chunks, loss = share_of(case, partition, rank, world_size)
     if cached:
         total = cached_backward(encoder, [(chunk,) for chunk in chunks], loss, Tensor.backward).total
     else:
@@ -187,7 +192,9 @@ def run(make_updates: str, world_size: int, folder: Path) -> list[Any]:
 
 
 def plain_updates(rank: int, world_size: int) -> list[list[tuple[Tensor, Tensor]]]:
-    return [[one_update(case, layout, cached, rank, world_size) for case in CASES] for layout, cached in LAYOUTS]
+    return [
+        [one_update(case, partition, cached, rank, world_size) for case in CASES] for partition, cached in PARTITIONS
+    ]
 
 
 def deepspeed_updates(rank: int, world_size: int) -> dict[tuple[str, int, bool], Tensor]:
@@ -218,7 +225,7 @@ def deepspeed_update(precision: str, zero: int, cached: bool, rank: int, world_s
             "fp16": {"enabled": precision == "fp16", "initial_scale_power": 10},
         },
     )
-    chunks, loss = share_of(DEEPSPEED_CASE, "paper", rank, world_size)
+    chunks, loss = share_of(DEEPSPEED_CASE, "per_task", rank, world_size)
     for _ in range(2):
         backward(engine, [(chunk,) for chunk in chunks], loss, cached)
         engine.step()

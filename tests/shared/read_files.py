@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 from conan_embedding.pipeline.ingest import readers, table_reader
-from conan_embedding.pipeline.ingest.files import Stretch
+from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.schemas.settings import Source
 
 Rows = list[dict[str, Any]]
@@ -22,7 +22,7 @@ class Read:
         self.rows: Rows = []
         problems = [table_reader.no_problems()]
         with readers.sandbox() as connection:
-            for batch in readers.read(connection, one, [Stretch(path) for path in paths]):
+            for batch in readers.read(connection, one, [FileSplit(path) for path in paths]):
                 problems.append(batch)
                 self.rows += connection.sql("FROM rows ORDER BY _row").pl().to_dicts()
         self.problems_frame = pl.concat(problems)

@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 import torch
-from conan_embedding.schemas.settings import (
+from conan_embedding.schemas.training_settings import (
     FinetuneSettings,
     HardNegativeMining,
     OptimizerSettings,
@@ -26,8 +26,8 @@ from processes import wait_until
 from safetensors.torch import load_file
 
 SHARED = {"learning_rate": 1e-3, "temperature": 0.1, "log_every": 1, "max_length": 32}
-PRETRAIN = {**SHARED, "batch_size": 8, "dimension": 24, "dimensions": [8, 24]}
-FINETUNE = {**SHARED, "retrieval_batch": 8, "sts_batch": 6, "dimensions": [16, 32], "negatives": 4}
+PRETRAIN = {**SHARED, "batch_size": 8, "projection_dim": 24, "matryoshka_dims": [8, 24]}
+FINETUNE = {**SHARED, "retrieval_batch": 8, "sts_batch": 6, "matryoshka_dims": [16, 32], "negatives": 4}
 EASILY = HardNegativeMining(check_every=4, factor=1.0, ceiling=2.0)  # half the queries move at a check
 PLAIN = {"steps": 8, "warmup": 0.25, "weight_decay": 0.5, "gradient_clipping": 0.7}
 LONG = {"steps": 40, "checkpoint_every": 10}
@@ -77,30 +77,33 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
     "finetune on two": (FinetuneSettings(**FINETUNE, **LONG, hard_negative_mining=EASILY), 2),
     "plain": (PretrainSettings(**PRETRAIN, **PLAIN), 1),
     "recomputed": (PretrainSettings(**PRETRAIN, **PLAIN, gradient_checkpointing=True), 1),
-    "zero 0, chunked": (FinetuneSettings(**FINETUNE, steps=8, zero_stage=0, chunk_tokens=64), 2),
+    "zero 0, chunked": (FinetuneSettings(**FINETUNE, steps=8, zero_stage=0, gradcache_tokens=64), 2),
     "zero 1": (FinetuneSettings(**FINETUNE, steps=8, zero_stage=1), 2),
     "zero 2": (FinetuneSettings(**FINETUNE, steps=8, zero_stage=2), 2),
-    "zero 3": (FinetuneSettings(**FINETUNE, steps=8, zero_stage=3, chunk_tokens=64, validation=Validation(every=8)), 2),
+    "zero 3": (
+        FinetuneSettings(**FINETUNE, steps=8, zero_stage=3, gradcache_tokens=64, validation=Validation(every=8)),
+        2,
+    ),
     "zero 3, bf16": (
         FinetuneSettings(
-            **FINETUNE, steps=8, zero_stage=3, chunk_tokens=64, precision="bf16", gradient_checkpointing=True
+            **FINETUNE, steps=8, zero_stage=3, gradcache_tokens=64, precision="bf16", gradient_checkpointing=True
         ),
         2,
     ),
-    "chunked": (FinetuneSettings(**FINETUNE, steps=8, chunk_tokens=64, layout="paper"), 2),
+    "chunked": (FinetuneSettings(**FINETUNE, steps=8, gradcache_tokens=64, cbb_partition="per_task"), 2),
     "bf16": (PretrainSettings(**PRETRAIN, steps=3, precision="bf16"), 2),
     "validated": (
         PretrainSettings(
             **{**PRETRAIN, "learning_rate": 0.03},
             steps=8,
             learn_temperature=True,
-            chunk_tokens=64,
+            gradcache_tokens=64,
             tensorboard=True,
             validation=Validation(every=2, queries=20),
         ),
         2,
     ),
-    "in turn": (FinetuneSettings(**FINETUNE, steps=6, in_turn=True), 2),
+    "in turn": (FinetuneSettings(**FINETUNE, steps=6, alternate_tasks=True), 2),
     "no sentences": (FinetuneSettings(**{**FINETUNE, "sts_batch": 0}, steps=3), 1),
     "rerank": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK), 1),
     "rerank on two": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK, zero_stage=0), 2),
@@ -145,7 +148,7 @@ def losses_logged(job: Job) -> int:
 
 def run_here(job: Job, processes: int, ended: str = "") -> list[int]:
     """Exit codes of the ranks of a job, forks of this process, which has loaded all; `ended` by a signal halfway."""
-    from conan_embedding.trainer.train import _run
+    from conan_embedding.trainer.train import run
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -158,7 +161,7 @@ def run_here(job: Job, processes: int, ended: str = "") -> list[int]:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         try:
-            os._exit(_run(job.file))
+            os._exit(run(job.file))
         finally:
             os._exit(1)
     if ended:  # after steps, checks of DHNM among them, that its last checkpoint does not have

@@ -15,9 +15,10 @@ import pytest
 from conan_embedding.pipeline.corpus.folder import fingerprint
 from conan_embedding.pipeline.corpus.pools import write_pools
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
+from conan_embedding.pipeline.mine.methods import ceiling_sql
 from conan_embedding.schemas.pairs import SCORED, rejected
-from conan_embedding.schemas.settings import PretrainSettings
 from conan_embedding.schemas.training import TRAINING
+from conan_embedding.schemas.training_settings import PretrainSettings
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from training_runs import RUNS, train_all
@@ -90,7 +91,7 @@ def write_mined(corpus: Path, passages: dict[int, tuple[str, int]], pools: dict[
             }
         ),
     }
-    write_pools(corpus, tables)
+    write_pools(corpus, tables, ceiling_sql())
 
 
 def make_corpus(corpus: Path) -> None:

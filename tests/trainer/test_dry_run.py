@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conan_embedding.pipeline.corpus.folder import read_footer
-from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings
+from conan_embedding.schemas.training_settings import FinetuneSettings, PretrainSettings
 from conan_embedding.trainer.dry_run import activation_bytes, count_parameters, plan, state_bytes
 from conan_embedding.trainer.job import TrainingError, make_job
 from conan_embedding.trainer.model.bootstrap import tiny_bert
@@ -34,8 +34,8 @@ def test_parameters_are_those_that_are_trained(dimension: int | None, tmp_path: 
 
 def test_widths_beyond_the_vectors_are_refused(corpus: Path, tiny: Path) -> None:
     for name, settings in (
-        ("pretrain", PretrainSettings(dimension=24, dimensions=[24, 25])),
-        ("finetune", FinetuneSettings(dimensions=[32, 33])),
+        ("pretrain", PretrainSettings(projection_dim=24, matryoshka_dims=[24, 25])),
+        ("finetune", FinetuneSettings(matryoshka_dims=[32, 33])),
     ):
         shards = {kind: sorted((corpus / "convert" / kind).glob("*.parquet")) for kind in ("retrieval", "sts")}
         shards["pairs"] = sorted((corpus / "convert" / "pretrain").glob("*.parquet"))
@@ -75,14 +75,16 @@ def test_the_plan_of_a_job(corpus: Path, tiny: Path, shards: Callable[[Path, str
     """Pre-training shares the pairs of all processes out; fine-tuning's update is the same for any number."""
     pairs = {"pairs": shards(corpus, "pretrain")}
     records = sum(read_footer(shard).rows_out for shard in pairs["pairs"])
-    settings = PretrainSettings(batch_size=2, epochs=3, dimension=24, dimensions=[24], max_length=16)
+    settings = PretrainSettings(batch_size=2, epochs=3, projection_dim=24, matryoshka_dims=[24], max_length=16)
     alone, two = (plan(make_job(corpus, "pretrain", str(tiny), settings, pairs), count) for count in (1, 2))
-    assert (alone["records"], alone["steps"], alone["texts an update"]) == (records, round(3 * records / 2), 4)
-    assert (two["steps"], two["texts an update"]) == (round(3 * records / 4), 8)
+    assert (alone["records"], alone["steps"], alone["texts a step"]) == (records, round(3 * records / 2), 4)
+    assert (two["steps"], two["texts a step"]) == (round(3 * records / 4), 8)
     assert alone["parameters"] == two["parameters"] == count_parameters(AutoConfig.from_pretrained(tiny), 24)
     assert not (corpus / "train").exists()
 
     found = {"retrieval": shards(corpus, "retrieval"), "sts": shards(corpus, "sts")}
-    settings = FinetuneSettings(retrieval_batch=3, negatives=5, sts_batch=7, steps=11, max_length=16, dimensions=[32])
+    settings = FinetuneSettings(
+        retrieval_batch=3, negatives=5, sts_batch=7, steps=11, max_length=16, matryoshka_dims=[32]
+    )
     tuned = plan(make_job(corpus, "finetune", str(tiny), settings, found), 2)
-    assert (tuned["steps"], tuned["texts an update"]) == (11, 3 * (1 + 1 + 5) + 2 * 7)
+    assert (tuned["steps"], tuned["texts a step"]) == (11, 3 * (1 + 1 + 5) + 2 * 7)

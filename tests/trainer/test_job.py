@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from conan_embedding.pipeline.corpus.folder import read_footer
-from conan_embedding.schemas.settings import BootstrapTraining, FinetuneSettings, PretrainSettings
-from conan_embedding.trainer import job as module
-from conan_embedding.trainer.job import Job, TrainingError, make_job, run_job
+from conan_embedding.schemas.training_settings import BootstrapTraining, FinetuneSettings, PretrainSettings
+from conan_embedding.trainer.job import Job, TrainingError, make_job
+from conan_embedding.trainer.launch import launcher as module
+from conan_embedding.trainer.launch.launcher import run_job
 from processes import has_ended, wait_until
 
 Shards = Callable[[Path, str], list[Path]]
@@ -61,7 +62,7 @@ def test_the_fingerprint_is_of_what_decides_the_result(
 ) -> None:
     job = pretraining()
     assert pretraining().fingerprint == job.fingerprint
-    for others in ({"log_every": 1, "checkpoint_every": 7}, {"chunk_tokens": 64, "gradient_checkpointing": True}):
+    for others in ({"log_every": 1, "checkpoint_every": 7}, {"gradcache_tokens": 64, "gradient_checkpointing": True}):
         assert pretraining(**others).fingerprint == job.fingerprint
     copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
     pairs = {"pairs": shards(corpus, "pretrain")}
@@ -213,7 +214,7 @@ def test_one_failure_ends_all_and_is_named(
 
 def test_processes_end_with_the_one_that_started_them(pretraining: Callable[..., Job]) -> None:
     """However it ended: here it is killed before its training process is even ready."""
-    job = pretraining(steps=10**6, batch_size=2, dimension=8, dimensions=[8])
+    job = pretraining(steps=10**6, batch_size=2, projection_dim=8, matryoshka_dims=[8])
     parent = multiprocessing.get_context("fork").Process(target=run_job, args=(job, 1))
     parent.start()
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")

@@ -10,14 +10,13 @@ from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.loss.cbb import Losses
 from conan_embedding.trainer.run_log import Log
 
-FIGURES: dict[str, Any] = {"learning_rate": 1e-3, "gradient_norm": 1.0, "replaced": None}
+VALUES: dict[str, Any] = {"tokens": 100, "learning_rate": 1e-3, "gradient_norm": 1.0, "replaced": None}
 
 
 def losses(total: float) -> Losses:
     return Losses(
         torch.tensor(total),
-        torch.tensor(1.0),
-        torch.tensor(2.0),
+        {"retrieval": torch.tensor(1.0), "sts": torch.tensor(2.0)},
         torch.tensor([0.5, 0.7]),
         torch.tensor([[0.1, float("nan")], [0.3, 0.5]]),
     )
@@ -29,20 +28,21 @@ def lines(job: Job) -> list[dict[str, Any]]:
 
 def write_steps(log: Log, *steps: int, total: float = 1.0) -> None:
     for step in steps:
-        log.step(step, losses(total), tokens=100, **FIGURES)
+        write_step(log, step, losses(total))
+
+
+def write_step(log: Log, step: int, found: Losses, **values: Any) -> None:
+    """As the loop does."""
+    values = VALUES | values
+    log.count(found)
+    if log.is_due(step) or values["replaced"] is not None:
+        log.step(step, found, **values)
 
 
 def test_steps_are_logged_every_so_often_and_at_checks_and_the_end(job: Job) -> None:
     log = Log(job, 0, 25)
     for step in range(1, 26):
-        log.step(
-            step,
-            losses(0.25),
-            tokens=100,
-            learning_rate=1e-3,
-            gradient_norm=4.5,
-            replaced={"flagged": 0} if step == 7 else None,
-        )
+        write_step(log, step, losses(0.25), gradient_norm=4.5, replaced={"flagged": 0} if step == 7 else None)
     log.write(event="end", step=25)
     assert [(line["step"], line.get("mining")) for line in lines(job)] == [
         (7, {"flagged": 0}),
@@ -70,18 +70,26 @@ def test_steps_are_logged_every_so_often_and_at_checks_and_the_end(job: Job) -> 
 def test_updates_whose_sentence_pairs_have_one_label_are_counted(job: Job) -> None:
     log = Log(job, 0, 20)
     for step in range(1, 21):
-        one_label = replace(losses(1.0), unordered=step in (3, 4, 10))
-        log.step(step, one_label, tokens=10, **FIGURES)
-    assert [line.get("unordered") for line in lines(job)] == [3, None]
+        one_label = replace(losses(1.0), single_label=step in (3, 4, 10))
+        write_step(log, step, one_label)
+    assert [line.get("single_label_batches") for line in lines(job)] == [3, None]
 
 
-def test_tokens_are_counted_from_entry_to_entry(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_counts_from_the_entry_before(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 102.0, 106.0])
     monkeypatch.setattr("conan_embedding.trainer.run_log.time.monotonic", lambda: next(clock))
     log = Log(job, 0, 20)
     log.progress = type("Quiet", (), {"update": lambda *_, **__: None})()
-    write_steps(log, *range(1, 21))
+    for step in range(1, 21):
+        write_step(log, step, losses(1.0), tokens=1000)
     assert [line["tokens_per_second"] for line in lines(job)] == [500, 250]
+
+
+def test_other_ranks_write_nothing(job: Job) -> None:
+    log = Log(job, 0, 20, writes=False)
+    log.write(event="start")
+    write_steps(log, 10, 20)
+    assert not (job.folder / "log.jsonl").exists()
 
 
 @pytest.mark.parametrize(("resumed_at", "kept"), [(0, []), (10, [0, 10]), (20, [0, 10, 20])])
@@ -97,13 +105,13 @@ def test_a_resumed_log_ends_at_the_checkpoint(job: Job, resumed_at: int, kept: l
 
 
 @pytest.mark.parametrize("total", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_is_null_and_skipped_steps_are_counted(job: Job, total: float) -> None:
+def test_a_loss_that_is_not_finite_is_null_and_skipped_steps_are_counted(job: Job, total: float) -> None:
     log = Log(job, 0, 100)
-    log.step(10, losses(total), tokens=100, **FIGURES | {"gradient_norm": float("inf")}, skipped=2)
-    log.step(20, losses(0.5), tokens=100, **FIGURES, skipped=2)
+    write_step(log, 10, losses(total), gradient_norm=float("inf"), nonfinite_steps=2)
+    write_step(log, 20, losses(0.5), nonfinite_steps=2)
     assert [line["loss"] for line in lines(job)] == [None, 0.5]
     assert [line["gradient_norm"] for line in lines(job)] == [None, 1.0]
-    assert [line["skipped"] for line in lines(job)] == [2, 2]
+    assert [line["nonfinite_steps"] for line in lines(job)] == [2, 2]
 
 
 def test_nothing_is_shown_where_there_is_no_terminal(job: Job, capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,50 +4,50 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings
+from conan_embedding.schemas.training_settings import FinetuneSettings, PretrainSettings
 from training_runs import FINETUNE, PRETRAIN, job_of
 
 
 def test_in_turn_a_task_goes_on_where_it_was(corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same updates as where each is of both tasks, one task at a time, and nothing of either is left out."""
-    from conan_embedding.trainer.stages import finetuning
+    from conan_embedding.trainer.stages import build_task
 
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
     plain = FinetuneSettings(**FINETUNE, steps=60)
-    both = finetuning(job_of(corpus, tiny, plain), plain)
-    assert both.mining
-    in_turn = plain.model_copy(update={"in_turn": True})
-    one = finetuning(job_of(corpus, tiny, in_turn), in_turn)
-    assert one.mining
+    both = build_task(job_of(corpus, tiny, plain), world_size=1)
+    assert both.miner
+    alternate_tasks = plain.model_copy(update={"alternate_tasks": True})
+    one = build_task(job_of(corpus, tiny, alternate_tasks), world_size=1)
+    assert one.miner
     steps = [0, 0]
     for step in range(1, 61):
-        found = one.update(step)
+        found = one.build_batch(step)
         task = 0 if len(found.query_rows) else 1
         steps[task] += 1
-        expected = both.update(steps[task])
+        expected = both.build_batch(steps[task])
         parts = ("query_rows", "positive_rows", "negative_rows") if task == 0 else ("left_rows", "right_rows")
         for part in parts:
             rows = [getattr(update, part).flatten().tolist() for update in (found, expected)]
             assert [found.texts[row] for row in rows[0] if row >= 0] == [
                 expected.texts[row] for row in rows[1] if row >= 0
             ]
-        drawn = both.mining.rows_of(steps[0]).tolist() if task == 0 else []
-        assert one.mining.rows_of(step).tolist() == drawn
+        drawn = both.miner.rows_of(steps[0]).tolist() if task == 0 else []
+        assert one.miner.rows_of(step).tolist() == drawn
         assert len(found.labels) == (0 if task == 0 else 6)
     assert sum(steps) == 60 and min(steps) > 15
 
 
 def test_an_update_may_be_of_one_source(corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from conan_embedding.trainer.stages import pretraining
+    from conan_embedding.trainer.stages import build_task
 
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
-    settings = PretrainSettings(**PRETRAIN, steps=30, by_source=True)
-    task = pretraining(job_of(corpus, tiny, settings), settings, world_size=2)
+    settings = PretrainSettings(**PRETRAIN, steps=30, homogeneous_batches=True)
+    task = build_task(job_of(corpus, tiny, settings), world_size=2)
     pairs = pl.read_parquet(corpus / "convert" / "pretrain" / "*.parquet")
     source_of = dict(zip(pairs["query"], pairs["source"].cast(pl.String), strict=True))
     sources = []
     for step in range(1, 31):
-        update = task.update(step)
+        update = task.build_batch(step)
         (source,) = {source_of[update.texts[row]] for row in update.query_rows}
         assert len(update.query_rows) == 16
         sources.append(source)

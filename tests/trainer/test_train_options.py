@@ -33,8 +33,8 @@ def test_the_best_model_on_the_validation_sets_is_kept(runs: dict[str, Job]) -> 
     encoder = load_encoder(EncoderSettings(model=str(job.best_folder)))
     for one in validation_sets(job):
         assert one.frame.height == 20
-        assert evaluate(encoder, one) == pytest.approx(best["figures"][one.name], abs=1e-5)
-    headlines = best["figures"]["asked"]["ndcg@10"], best["figures"]["alike"]["spearman"]
+        assert evaluate(encoder, one) == pytest.approx(best["metrics"][one.name], abs=1e-5)
+    headlines = best["metrics"]["asked"]["ndcg@10"], best["metrics"]["alike"]["spearman"]
     assert best["mean"] == pytest.approx(np.mean(headlines))
 
 
@@ -49,7 +49,7 @@ def test_tensorboard_has_what_the_log_has(runs: dict[str, Job]) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     job = runs["validated"]
     events = accumulator.EventAccumulator(str(job.folder / "tensorboard")).Reload()
-    for name in ("loss", "temperature", "tokens_per_second", "figures/asked/ndcg@10"):
+    for name in ("loss", "temperature", "tokens_per_second", "metrics/asked/ndcg@10"):
         assert name in events.Tags()["scalars"]
     assert [one.value for one in events.Scalars("loss")] == pytest.approx(losses_of(job), rel=1e-6)
     assert [one.step for one in events.Scalars("loss")] == [line["step"] for line in log_of(job)]
@@ -79,8 +79,8 @@ def test_stages_of_zero_share_memory_and_nothing_else(runs: dict[str, Job]) -> N
     assert started[0] == started[1] and started[0]["parameters"] > 20_000
     validated = json.loads((runs["zero 3"].best_folder / "best.json").read_text())
     encoder = load_encoder(EncoderSettings(model=str(runs["zero 1"].model_folder)))
-    figures = {each.name: evaluate(encoder, each) for each in validation_sets(runs["zero 3"])}
-    headlines = figures["asked"]["ndcg@10"], figures["alike"]["spearman"]
+    metrics = {each.name: evaluate(encoder, each) for each in validation_sets(runs["zero 3"])}
+    headlines = metrics["asked"]["ndcg@10"], metrics["alike"]["spearman"]
     assert (validated["step"], validated["mean"]) == (8, pytest.approx(np.mean(headlines), abs=1e-4))
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conan_embedding.trainer.job import STOPPED, Job, run_job
-from conan_embedding.trainer.launch.hosts import Host, rendezvous
+from conan_embedding.trainer.job import Job
+from conan_embedding.trainer.launch.hosts import STOPPED, Host, rendezvous
+from conan_embedding.trainer.launch.launcher import run_job
 from training_runs import RUNS, job_of, log_of, losses_of, replacements, weights_of, windows
 
 
@@ -94,7 +95,9 @@ def test_other_machines_and_torchrun_train_as_one_machine_does(
         assert run_job(two_hosts, [Host("127.0.0.2", 1), Host("127.0.0.3", 1)]) is True
     launched = job_of(corpus, tiny, settings)
     with monkeypatch.context() as patched:
-        patched.setattr("conan_embedding.trainer.job._run_processes", lambda *_: None)  # stopped before it began
+        patched.setattr(
+            "conan_embedding.trainer.launch.launcher._run_processes", lambda *_: None
+        )  # stopped before it began
         run_job(launched, 1)
     run_with_torchrun(launched)
     for job in (two_hosts, launched):
@@ -117,7 +120,7 @@ def test_a_run_without_gradients_ends_and_keeps_its_update(runs: dict[str, Job])
     """The first step makes weights of 1e30; the next three have no loss and are not taken."""
     job = runs["gradients, lost"]
     steps = log_of(job)
-    assert [(line["step"], line.get("skipped", 0)) for line in steps] == [(1, 0), (2, 1), (3, 2)]
+    assert [(line["step"], line.get("nonfinite_steps", 0)) for line in steps] == [(1, 0), (2, 1), (3, 2)]
     assert steps[0]["loss"] > 0 and [line["loss"] for line in steps[1:]] == [None, None]
-    lost = json.loads((job.folder / "lost_update.json").read_text("utf-8"))
+    lost = json.loads((job.folder / "nonfinite_batch.json").read_text("utf-8"))
     assert lost["step"] == 4 and len(lost["query_rows"]) == 8 and max(lost["positive_rows"]) < len(lost["texts"])

@@ -1,4 +1,4 @@
-"""Records in files: written once, as they stream, and then mapped by every rank of a machine, which share the pages.
+"""Tables in files: written once, as their rows stream, then mapped by every rank of a machine, which share the pages.
 
 A file is Arrow IPC, uncompressed, in batches of ROWS rows: so the batch of a row is known, and a row is read where it
 lies. Where records have a source, a file beside theirs has their rows sorted by it, mapped too, and another its name.
@@ -23,7 +23,7 @@ from .mixing import Sources
 ROWS = 4096
 
 
-class Records:
+class MappedTable:
     """Columns of a file that `write_records` wrote, no row of them in memory. May be read by several threads.
 
     Those without `leave_out`: each column takes its time, also where it is not looked at.
@@ -69,7 +69,7 @@ def write_records(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 def write_sources(file: Path) -> None:
     """Sort the rows of a file with `source` and `category` by source: a counting sort, a batch at a time."""
-    records = Records(file)
+    records = MappedTable(file)
     sizes: Counter[str] = Counter()
     categories: dict[str, str] = {}
     for batch in records:
@@ -114,7 +114,7 @@ def _of_whole_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> I
         yield waiting.combine_chunks()
 
 
-def made_once(folder: Path, make: Callable[[Path], None], rank: int) -> None:
+def build_once(folder: Path, make: Callable[[Path], None], rank: int) -> None:
     """Have rank 0 make a folder, whole or not at all, unless it is there; the other ranks wait for it.
 
     They look for it rather than meet at a barrier, which would give up on them where the data is large.

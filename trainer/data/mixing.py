@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ...schemas.errors import RecipeError
 from ...schemas.pairs import Category
-from ...schemas.settings import Mixing
+from ...schemas.training_settings import Mixing
 
 PAPER_SHARES: dict[Category, float] = {
     "news": 27.3,

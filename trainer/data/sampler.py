@@ -14,22 +14,22 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ...schemas.settings import Mixing
+from ...schemas.training_settings import Mixing
 from .mixing import Sources, source_weights
 
 Integers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 WINDOW = 65_536
-"""Ours: turns that are drawn together, in 2 ms."""
+"""Chosen here: runs of draws whose sources are picked together, in 2 ms."""
 ROUNDS = 8
-"""Ours: of the Feistel network. Luby and Rackoff (1988) prove 4 for wide blocks; in 6 bits, 8 pass a chi-square test of
-which two of seven records come first under 400,000 keys, where 4-bit blocks did not."""
+"""Chosen here: rounds of the Feistel network. Luby and Rackoff (1988) prove 4 for wide blocks; in 6 bits, 8 pass a
+chi-square test of which two of seven records come first under 400,000 keys, where 4-bit blocks did not."""
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Who takes WINDOW turns. `before` and `after` count the turns of each up to the window's borders."""
+    """The sources of WINDOW runs. `before` and `after` count each source's runs up to the window's borders."""
 
     number: int
     before: Integers
@@ -38,20 +38,20 @@ class _Window:
 
     @cached_property
     def earlier(self) -> Integers:
-        """How many turns who takes each took before it, in this window or earlier ones: [WINDOW]."""
-        by_taker = np.argsort(self.picked, kind="stable")
+        """How often each run's source was picked before it, in this window or earlier ones: [WINDOW]."""
+        by_source = np.argsort(self.picked, kind="stable")
         counts = self.after - self.before
         firsts = np.cumsum(counts) - counts
         result = np.empty(WINDOW, np.int64)
-        result[by_taker] = np.arange(WINDOW) + np.repeat(self.before - firsts, counts)
+        result[by_source] = np.arange(WINDOW) + np.repeat(self.before - firsts, counts)
         return result
 
 
-class Turns:
-    """Which of several takes each of any number of turns: drawn by their weights, apart from what was drawn before.
+class SourceSchedule:
+    """Which source each run of draws takes: picked by weight, independently of the picks before it.
 
-    Memory is that of two windows. Going forward a turn costs the same wherever it is; a jump walks over the windows
-    between, 65,536 turns in some 2 ms.
+    Memory is that of two windows. Going forward, a run costs the same wherever it is; a jump walks over the windows
+    between, 65,536 runs in some 2 ms.
     """
 
     def __init__(self, weights: npt.ArrayLike, seed: int) -> None:
@@ -61,8 +61,8 @@ class Turns:
         self._beginning = _Window(-1, nothing, nothing[:0], nothing)
         self._latest: tuple[_Window, ...] = ()
 
-    def stretch(self, start: int, stop: int) -> tuple[Integers, Integers]:
-        """Who takes turns [start, stop), and how many turns each of them took before: int64 [stop - start] both.
+    def draw(self, start: int, stop: int) -> tuple[Integers, Integers]:
+        """The sources of runs [start, stop), and how often each was picked before: int64 [stop - start] both.
 
         May be called from several threads.
         """
@@ -91,7 +91,7 @@ class Turns:
         return _Window(number, window.after, picked, window.after + counts)
 
 
-class Order:
+class Sampler:
     """The draws from records of some sources. No record comes back before its source is used up.
 
     `run` successive draws share their source.
@@ -103,10 +103,10 @@ class Order:
     def __init__(self, sources: Sources, mixing: Mixing, seed: int, run: int = 1) -> None:
         self.rows, self.sizes = sources.rows, np.asarray(sources.sizes, np.int64)
         self.starts = np.cumsum(self.sizes) - self.sizes
-        self.turns = Turns(source_weights(sources, mixing), seed)
+        self.schedule = SourceSchedule(source_weights(sources, mixing), seed)
         self.seed, self.run = seed, run
 
-    def stretch(self, start: int, stop: int) -> tuple[Integers, Integers]:
+    def draw(self, start: int, stop: int) -> tuple[Integers, Integers]:
         """The rows of draws [start, stop), and how often each of them was drawn before: int64 [stop - start] both.
 
         May be called from several threads.
@@ -114,7 +114,7 @@ class Order:
         if start == stop:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         runs, within = np.divmod(np.arange(start, stop), self.run)
-        picked, earlier = self.turns.stretch(int(runs[0]), int(runs[-1]) + 1)
+        picked, earlier = self.schedule.draw(int(runs[0]), int(runs[-1]) + 1)
         source = picked[runs - runs[0]]
         sizes = self.sizes[source]
         visits, place = np.divmod(earlier[runs - runs[0]] * self.run + within, sizes)

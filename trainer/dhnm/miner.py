@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
 from ...pipeline.corpus.pools import PoolsInUseError, write_windows
 from ...schemas.errors import CorpusError
-from ...schemas.settings import FinetuneSettings
-from ..data.batches import FinetuneData, Integers, given_counts, pools_file, with_pools
+from ...schemas.training_settings import FinetuneSettings
+from ..data.batches import Integers
+from ..data.training_tables import FinetuneData, pools_file, provided_counts, with_pools
 from ..job import Job
 from ..loss.cbb import Losses
-from ..loss.collectives import of_rank_zero
+from ..loss.collectives import broadcast_from_rank0
 from .refresh import Encode, read_mined, remine, rerank
 from .windows import Flags, Windows, advance, eligible, move, no_longer_hard, observe, start, visited
 
@@ -30,17 +32,17 @@ REPLACEMENTS = {
 }
 
 
-class Mining:
+class HardNegativeMiner:
     """The state of DHNM in one run. Every rank holds the same and decides the same; rank 0 alone writes it down.
 
     Where the next negatives come from is `refresh`:
 
     - static (the paper): the next window of the pool as it was mined.
-    - rerank: the hardest of the query's candidates by the present weights, see refresh.rerank. They are ranks [0, n) of
+    - rerank: the hardest of the query's candidates by the current weights, see refresh.rerank. They are ranks [0, n) of
       an order made for this replacement, and the next one makes its own. The paper's formula would not do: it walks
       down one order that stays, and so would skip the hardest. What its first ten ranks are skipped for, as we read it,
-      false negatives, the positive-aware filter sees to by the present scores.
-    - remine: windows move as in static, and every `remine_every` steps the pools are rebuilt with the present weights.
+      false negatives, the positive-aware filter sees to by the current scores.
+    - remine: windows move as in static, and every `remine_every` steps the pools are rebuilt with the current weights.
       Windows then start anew from rank 0, also where negatives came with the data, as those were trained on before.
       pools.duckdb keeps the pools as mined; its `windows` and `replacements` go on and refer to the new ones.
     """
@@ -56,9 +58,10 @@ class Mining:
         self.corpus, self.folder, self.settings = job.corpus, job.data, settings.hard_negative_mining
         self.n, self.rows_of, self.steps = settings.negatives, rows_of, steps
         self.data = data  # with the pools and picked passages that are in use
-        self.windows = start(data.pool_sizes, settings.negatives, given_counts(data))
+        self.windows = start(data.pool_sizes, settings.negatives, provided_counts(data))
         self.pools_step = 0  # when the pools in use were made, 0 for those of mine
         self.saved_pools_step = 0  # the same of the last checkpoint
+        self._unread: list[tuple[int, Tensor, Tensor]] = []  # step, scores [n, k] and whether its loss is finite
         self.recorded: Windows | None = None  # the windows as pools.duckdb has them, once it has this run's
         self.written = 0  # the step up to which pools.duckdb has the log of replacements
         self.unwritten = pl.DataFrame(schema=REPLACEMENTS)  # the log after that step
@@ -76,16 +79,18 @@ class Mining:
     def observe(self, step: int, losses: Losses, encode: Encode | None = None) -> dict[str, int] | None:
         """Record a step's scores; at a check, move the queries whose negatives have become easy.
 
-        `encode` makes vectors with the present weights, for other refreshes than static. Returns what the check found,
-        None between checks: how many queries were `visited`, in this or an earlier round, and how many `eligible`,
-        visited often enough to be flagged; how many were `flagged` and how many of these `replaced`; how many are
-        `exhausted`. Where pools were rebuilt, nobody was flagged, and `remined` says how many pools there are.
+        Scores of a step whose loss is not finite are passed over, and such a step is no check. Between checks the
+        scores stay on the device: reading them would make the host wait for it. `encode` makes vectors with the current
+        weights, for other refreshes than static. Returns what the check found, None between checks: how many queries
+        were `visited`, in this or an earlier round, and how many `eligible`, visited often enough to be flagged; how
+        many were `flagged` and how many of these `replaced`; how many are `exhausted`. Where pools were rebuilt, none
+        is flagged, and `remined` says how many pools there are.
         """
-        scores = losses.negative_scores.float().cpu().numpy()
-        known = ~np.isnan(scores)
-        means = np.where(known.any(axis=1), np.where(known, scores, 0).sum(axis=1) / known.sum(axis=1).clip(1), np.nan)
-        self.windows = observe(self.windows, self.rows_of(step), means)
+        self._unread.append((step, losses.negative_scores, losses.total.detach().isfinite()))
         if not self.checks(step):
+            return None
+        self.read_scores()
+        if not losses.total.isfinite():
             return None
         before = self.windows
         counts = {"visited": int(visited(before).sum()), "eligible": int(eligible(before).sum())}
@@ -94,7 +99,7 @@ class Mining:
             self._remine(step, encode)
             return counts | {"flagged": 0, "replaced": 0, "exhausted": 0, "remined": len(self.data.query_ids)}
         # Scores may differ in the last bit from device to device, and all ranks must build the same updates.
-        flagged = of_rank_zero(no_longer_hard(before, self.settings.factor, self.settings.ceiling))
+        flagged = broadcast_from_rank0(no_longer_hard(before, self.settings.factor, self.settings.ceiling))
         if self.settings.refresh == "rerank":
             assert encode is not None
             self._rerank(flagged, encode, losses.negative_scores.device)
@@ -116,6 +121,25 @@ class Mining:
             "replaced": len(moved),
             "exhausted": int(self.windows.exhausted.sum()),
         }
+
+    def read_scores(self) -> None:
+        """Bring the windows up to date with the scores that are still on the device, by one copy of them all."""
+        if not self._unread:
+            return
+        steps, scores, finite = zip(*self._unread, strict=True)
+        self._unread = []
+        flat = torch.cat([each.float().flatten() for each in scores] + [torch.stack(finite).float()]).cpu().numpy()
+        ends = np.cumsum([each.numel() for each in scores])
+        *parts, known_steps = np.split(flat, ends)
+        for step, part, shape, is_finite in zip(
+            steps, parts, [each.shape for each in scores], known_steps, strict=True
+        ):
+            if is_finite:
+                own = part.reshape(shape)
+                known = ~np.isnan(own)
+                sums, counts = np.where(known, own, 0).sum(axis=1), known.sum(axis=1)
+                means = np.where(known.any(axis=1), sums / counts.clip(1), np.nan)
+                self.windows = observe(self.windows, self.rows_of(step), means)
 
     def _rerank(self, flagged: Flags, encode: Encode, device: torch.device) -> None:
         rows = np.flatnonzero(flagged & ~self.windows.exhausted)  # or they would be scored at every check from now on
@@ -141,6 +165,7 @@ class Mining:
         their last change. Returns False where somebody has the file open right now; the next call then writes what
         this one could not.
         """
+        self.read_scores()
         windows = self.windows
         rows = np.arange(len(self.data.query_ids))
         changed = None
@@ -148,7 +173,7 @@ class Mining:
             # In a round visits only grow, and another window is another round.
             rows = np.flatnonzero((windows.round != self.recorded.round) | (windows.visits != self.recorded.visits))
             changed = self.data.query_ids[rows]
-        present = pl.DataFrame(
+        current = pl.DataFrame(
             {
                 "query_id": self.data.query_ids[rows],
                 "round": windows.round[rows].astype(np.int32),
@@ -160,7 +185,7 @@ class Mining:
             }
         ).filter(visited(windows)[rows])
         try:
-            write_windows(self.corpus, present, self.unwritten, self.written + 1, changed)
+            write_windows(self.corpus, current, self.unwritten, self.written + 1, changed)
         except PoolsInUseError:
             return False
         self.recorded, self.written, self.unwritten = windows, step, self.unwritten.clear()
@@ -168,6 +193,7 @@ class Mining:
 
     def state(self) -> dict[str, Any]:
         """Arrays for the checkpoint."""
+        self.read_scores()
         self.saved_pools_step = self.pools_step
         unwritten = {f"unwritten_{name}": self.unwritten[name].to_numpy() for name in REPLACEMENTS}
         numbers = {"written": np.array(self.written), "pools_step": np.array(self.pools_step)}

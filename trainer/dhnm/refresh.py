@@ -1,4 +1,4 @@
-"""Negatives by the present weights: a query's candidates in a new order (rerank), or all pools anew (remine).
+"""Negatives by the current weights: a query's candidates in a new order (rerank), or all pools anew (remine).
 
 Both follow the run of mine that made the pools, its method, margin, depth and index: `write_mined` puts what they need
 beside a training run's data. What encodes is given as a function, and ranks share the work.
@@ -18,24 +18,23 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ...pipeline.corpus.atomic import replacing, write_text
-from ...pipeline.corpus.pools import as_lists, opened
+from ...pipeline.corpus.pools import as_lists, open_pools
 from ...pipeline.encoder.encoder import Vectors, encode
 from ...schemas.settings import MineSettings
-from ..data.batches import POOLS, FinetuneData, Integers, pools_file, read_finetune, window_passages, with_pools
+from ..data.batches import Integers, window_passages
 from ..data.mapped_table import ROWS, write_records
-from ..loss.collectives import gather, of_rank_zero, world
+from ..data.training_tables import POOLS, FinetuneData, pools_file, read_finetune, with_pools
+from ..loss.collectives import all_gather_with_grad, broadcast_from_rank0, world
 from ..model.embedding_model import EmbeddingModel, encoder_of
 from .windows import Windows
 
 TOGETHER = 64
-"""Ours: queries whose candidates are encoded together, some 6,400 of them."""
+"""Chosen here: queries whose candidates are encoded together, some 6,400 of them."""
 SEARCHED = 262_144
-"""Ours: queries that are searched for at a time: 200 MB for a hundred candidates each."""
-PAIRS = 16_384
-"""Ours: queries with a positive each whose vectors are in memory at a time."""
+"""Chosen here: queries that are searched for at a time: 200 MB for a hundred candidates each."""
 
 Encode = Callable[[pa.Array], Vectors]
-"""From texts to their unit vectors under the present weights, float32 [n, D]."""
+"""From texts to their unit vectors under the current weights, float32 [n, D]."""
 Rows = Callable[[Integers], Vectors]
 """From n places to their vectors, float32 [n, D]."""
 
@@ -53,7 +52,7 @@ def write_mined(folder: Path, corpus: Path) -> None:
     from ...pipeline.mine.search import default_index
 
     query_ids = read_finetune(folder).query_ids
-    with opened(corpus) as connection:
+    with open_pools(corpus) as connection:
         connection.register("asked", pa.table({"query_id": query_ids, "row": np.arange(len(query_ids))}))
         connection.execute(
             "CREATE TEMP VIEW members AS "
@@ -93,10 +92,10 @@ def rerank(
     encode: Encode,
     device: torch.device | str = "cpu",
 ) -> Integers:
-    """The n candidates of each query that are hardest under the present weights: passages [len(rows), n], best first.
+    """The n candidates of each query that are hardest under the current weights: passages [len(rows), n], best first.
 
-    The positive-aware filter of the run that mined the pools is applied to the present scores. The passages of a
-    query's present window are left out: they were found to be easy, and may come back at a later replacement. A row of
+    The positive-aware filter of the run that mined the pools is applied to the current scores. The passages of a
+    query's current window are left out: they were found to be easy, and may come back at a later replacement. A row of
     -1 says that fewer than n are left. Every rank calls it with the same rows, takes its share of them, and has the
     answer for all, which travels over `device`.
     """
@@ -108,7 +107,7 @@ def rerank(
         found[block] = _hardest(data, windows, own[block], n, mined, encode)
     order = np.concatenate([np.arange(len(rows))[each::world_size] for each in range(world_size)])
     restored = np.empty((len(rows), n), np.int64)
-    restored[order] = gather(torch.from_numpy(found).to(device)).cpu().numpy()
+    restored[order] = all_gather_with_grad(torch.from_numpy(found).to(device)).cpu().numpy()
     return restored
 
 
@@ -116,7 +115,7 @@ def _hardest(
     data: FinetuneData, windows: Windows, rows: Integers, n: int, mined: MineSettings, encode: Encode
 ) -> Integers:
     """What `rerank` finds for a block of queries."""
-    from ...pipeline.mine.stage import ceilings
+    from ...pipeline.mine.methods import ceilings, skipped_ranks
 
     taken = data.queries.take(rows)
     pools = data.pools.take(rows)["pool"].combine_chunks()
@@ -132,7 +131,7 @@ def _hardest(
     scores = np.einsum("nd,nd->n", of_queries[owner], of_passages[place])
     allowed = np.flatnonzero(scores < ceilings(asking, positive_scores, len(rows), mined)[owner])
     best_first = allowed[np.lexsort((allowed, -scores[allowed], owner[allowed]))]  # equal ones as they were
-    best_first = best_first[_ranks(owner[best_first]) >= _left_out(mined)]
+    best_first = best_first[_ranks(owner[best_first]) >= skipped_ranks(mined)]
     in_use, sizes = window_passages(data, windows, rows)
     passage_count = len(data.passages)
     used = np.repeat(np.arange(len(rows)), sizes) * passage_count + in_use
@@ -148,7 +147,7 @@ def _hardest(
 def remine(
     folder: Path, data: FinetuneData, step: int, mined: MineSettings, encode: Encode, keep: int = 0
 ) -> FinetuneData:
-    """Rebuild every pool with the present weights: a file in the folder of a run's data, whole or not there.
+    """Rebuild every pool with the current weights: a file in the folder of a run's data, whole or not there.
 
     Ranks encode all queries and passages, a batch of the files at a time, and rank 0 searches among them as mine does
     and under its rules. Vectors lie in the folder meanwhile; the others look for the pools rather than meet at a
@@ -163,7 +162,7 @@ def remine(
         shutil.rmtree(vectors, ignore_errors=True)
         for side in sides:
             (vectors / side).mkdir(parents=True)
-    of_rank_zero(None)  # the others wait for that
+    broadcast_from_rank0(None)  # the others wait for that
     for side, (records, column) in sides.items():
         for number, batch in enumerate(records):
             if number % world_size == rank:
@@ -186,31 +185,22 @@ def remine(
 
 def _searched(folder: Path, data: FinetuneData, mined: MineSettings) -> Iterator[pa.RecordBatch]:
     """The pool of every query, in the order of the queries."""
-    from ...pipeline.mine.search import Rules, search
-    from ...pipeline.mine.stage import ceilings
+    from ...pipeline.mine.methods import ceilings, skipped_ranks
+    from ...pipeline.mine.search import Rules, pair_cosines, search
 
     queries, passages = (_vectors(folder / "vectors" / side) for side in ("queries", "passages"))
     with np.load(folder / "mined.npz") as arrays:
         known = dict(arrays)
     owner, passage = known["owner"], known["passage"]
-    scores = np.empty(len(owner), np.float32)
-    for start in range(0, len(owner), PAIRS):
-        pairs = slice(start, start + PAIRS)
-        np.einsum("nd,nd->n", queries(owner[pairs]), passages(passage[pairs]), out=scores[pairs])
-    ceiling = ceilings(owner, scores, len(data.query_ids), mined)
+    ceiling = ceilings(owner, pair_cosines(queries, owner, passages, passage), len(data.query_ids), mined)
     own_starts, clusters = known["own_starts"], (known["own"], known["member_starts"], known["members"])
-    shift = _left_out(mined)
+    shift = skipped_ranks(mined)
     for first in range(0, len(ceiling), SEARCHED):
         last = min(first + SEARCHED, len(ceiling))
         rules = Rules(ceiling[first:last], own_starts[first : last + 1], *clusters)
         found = search(partial(_after, queries, first), passages, rules, mined.top_k + shift, mined.index)
         ids = found.ids[:, shift:]
         yield pa.record_batch({"pool": as_lists(ids[ids >= 0], (ids >= 0).sum(axis=1))})
-
-
-def _left_out(mined: MineSettings) -> int:
-    """How many of the best ranks the method leaves out."""
-    return int(mined.margin or 0) if mined.method == "topk-shifted" else 0
 
 
 def _vectors(folder: Path) -> Rows:

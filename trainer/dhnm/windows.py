@@ -2,7 +2,7 @@
 
 Pure functions over arrays with one entry a query; ranks are positions in a query's pool, best first, from 0.
 
-    state = start(pool_sizes, n, given_counts)
+    state = start(pool_sizes, n, provided_counts)
     state = observe(state, query_rows, mean_scores)            # every step
     state = advance(state, no_longer_hard(state), pool_sizes, n)   # every 100 steps
 """
@@ -30,7 +30,7 @@ class Windows:
     exhausted: Flags  # once asked for a window that its pool no longer has
 
 
-def start(pool_sizes: npt.ArrayLike, n: int, given_counts: npt.ArrayLike) -> Windows:
+def start(pool_sizes: npt.ArrayLike, n: int, provided_counts: npt.ArrayLike) -> Windows:
     """Round 0: the negatives that came with the data where there are any, else ranks [0, n) of the pool.
 
     Here alone a window may be short: a pool of fewer than n candidates gives those it has.
@@ -40,7 +40,7 @@ def start(pool_sizes: npt.ArrayLike, n: int, given_counts: npt.ArrayLike) -> Win
     return Windows(
         round=np.zeros(len(sizes), np.int64),
         lo=np.zeros(len(sizes), np.int64),
-        hi=np.where(np.asarray(given_counts) > 0, 0, np.minimum(sizes, n)),
+        hi=np.where(np.asarray(provided_counts) > 0, 0, np.minimum(sizes, n)),
         initial_score=nothing_scored,
         last_score=nothing_scored,
         visits=np.zeros(len(sizes), np.int64),

@@ -1,4 +1,4 @@
-"""BM25, what retrieval figures are to be compared with: no model, only words in common."""
+"""BM25, what retrieval metrics are to be compared with: no model, only words in common."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence

@@ -43,7 +43,7 @@ TASKS = {
 """Names of tasks by kind, as mteb calls them."""
 
 _PATIENCE = 10
-"""Ours: seconds that the hub has to answer."""
+"""Chosen here: seconds that the hub has to answer."""
 
 
 class BenchmarkError(ConanError):

@@ -42,7 +42,7 @@ class Judgement:
 
     set: str
     dimension: int | None
-    figures: dict[str, float]
+    metrics: dict[str, float]
     results: pl.DataFrame
 
 
@@ -52,7 +52,7 @@ Found = tuple[dict[str, float], pl.DataFrame]
 
 def evaluate(encoder: Encoder, one: EvaluationSet) -> dict[str, float]:
     """The figures of a model on a set, with vectors of full width; which they are, `judge` says."""
-    return judge(encoder, one, [dimension(encoder)])[0].figures
+    return judge(encoder, one, [dimension(encoder)])[0].metrics
 
 
 def widths(encoder: Encoder, dimensions: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ...pipeline.corpus.folder import read_footer
-from ...pipeline.ingest.files import Stretch
+from ...pipeline.ingest.files import FileSplit
 from ...pipeline.ingest.splits import source_files
 from ...pipeline.ingest.stage import ingest_evaluation_set
 from ...schemas.errors import CorpusError, RecipeError
@@ -28,7 +28,7 @@ _OPTIONAL: dict[str, pl.DataType] = {
 }
 """Columns of pairs that a file may do without."""
 _FEWEST = 10
-"""Ours: texts that a set needs to be learnt from and asked about."""
+"""Chosen here: texts that a set needs to be learnt from and asked about."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _ingested(file: Path, overrides: Sequence[str], folder: Path) -> Path:
         raise RecipeError(f"{file}: no `evaluation:`; nothing to evaluate on")
     for number, one in enumerate(recipe.evaluation):
         shard = folder / f"part-{number:05}.parquet"
-        files, passages = ([Stretch(found.path) for found in source_files(one, g)] for g in (one.files, one.passages))
+        files, passages = ([FileSplit(found.path) for found in source_files(one, g)] for g in (one.files, one.passages))
         ingest_evaluation_set(one, files, passages, "", shard)
         if not read_footer(shard).rows_out:
             raise RecipeError(f"{file}: the evaluation set {one.name} has no pair in {', '.join(one.files)}")

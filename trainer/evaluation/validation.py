@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -11,18 +12,21 @@ from transformers import PreTrainedTokenizerBase
 from ...pipeline.corpus.atomic import write_text
 from ...schemas.errors import CorpusError
 from ..job import Job
+from ..loss.collectives import broadcast_from_rank0
 from ..model.embedding_model import EmbeddingModel, encoder_of
 from ..model.export import export
+from ..optimizer import full_precision
+from ..run_log import Log
 from .evaluate import evaluate
 from .evaluation_sets import EvaluationSet, part, read_sets
 
 HEADLINE = {"retrieval": "ndcg@10", "sts": "spearman", "classification": "accuracy"}
-"""Of the figures of a set, the one that counts: those of C-MTEB (arXiv 2309.07597, §3)."""
+"""Of the metrics of a set, the one that counts: those of C-MTEB (arXiv 2309.07597, §3)."""
 
 BEST = "best.json"
 """In the folder of the best model: its step, its mean headline, and what of which sets that is of."""
 
-Figures = dict[str, dict[str, float]]
+Metrics = dict[str, dict[str, float]]
 """By set and metric."""
 
 
@@ -53,14 +57,14 @@ def _fewer(one: EvaluationSet, queries: int) -> EvaluationSet:
 
 def validate(
     model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, sets: list[EvaluationSet]
-) -> tuple[Figures, float]:
-    """The figures of a model that is being trained, and the mean of each set's headline."""
+) -> tuple[Metrics, float]:
+    """The metrics of a model that is being trained, and the mean of each set's headline."""
     encoder = encoder_of(model, tokenizer)
     model.eval()
     with torch.no_grad():
-        figures = {one.name: evaluate(encoder, one) for one in sets}
+        metrics = {one.name: evaluate(encoder, one) for one in sets}
     model.train()
-    return figures, float(np.mean([figures[one.name][HEADLINE[one.task]] for one in sets]))
+    return metrics, float(np.mean([metrics[one.name][HEADLINE[one.task]] for one in sets]))
 
 
 def best_so_far(job: Job, step: int) -> float:
@@ -78,3 +82,22 @@ def keep_best(job: Job, step: int, mean: float, model: EmbeddingModel, tokenizer
     """Keep a model with float32 weights as the best of the run, in place of the one before."""
     export(model, tokenizer, job.best_folder)
     write_text(job.best_folder / BEST, json.dumps({"step": step, "mean": mean, "sets": _named(job)}))
+
+
+def validate_and_keep_best(
+    job: Job,
+    step: int,
+    model: EmbeddingModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: list[EvaluationSet],
+    log: Log,
+) -> None:
+    """Log the model's metrics on the sets; if it beats every model before, keep it. All ranks do the same."""
+    with deepspeed.zero.GatheredParameters([] if model.head is None else list(model.head.parameters())):  # ZeRO 3
+        metrics, mean = validate(model, tokenizer, sets)
+    best = broadcast_from_rank0(mean > best_so_far(job, step))
+    if best:
+        with full_precision(model):
+            if log.writes:
+                keep_best(job, step, mean, model, tokenizer)
+    log.write(event="validation", step=step, mean=mean, best=best, metrics=metrics)

@@ -21,11 +21,14 @@ from ...schemas.errors import ConanError
 PARENT = "CONAN_PARENT"
 """The environment variable that tells a training process whose end is its own."""
 
+STOPPED = 128 + signal.SIGTERM
+"""The exit code of a training process that was asked to stop, has saved its step and did."""
+
 PASSED_ON = (
     *("PATH", "LD_LIBRARY_PATH", "PYTHON", "CONAN_", "OMP_", "MKL_", "TORCH", "TRITON_", "DS_", "HF_HOME", "HF_HUB_"),
     *("CUDA_", "NCCL_", "ASCEND_", "HCCL_", "GLOO_", "UCX_"),
 )
-"""Ours: how variables begin that other machines get, too. Not all, as anybody there may read a command line."""
+"""Chosen here: how variables begin that other machines get, too. Not all, as anybody there may read a command line."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

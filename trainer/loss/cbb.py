@@ -1,19 +1,19 @@
-"""Cross-GPU batch balance (paper §2.3): the batch of one update, who encodes what of it, and its loss.
+"""Cross-GPU batch balance (paper §2.3): the batch of a step, which rank encodes what of it, and its loss.
 
-All ranks build the same `Update` from the same data. Each encodes its slice of the distinct texts, and only
-embeddings travel:
+All ranks build the same `Batch` from the same data. Each encodes its part of the distinct texts, and only embeddings
+travel:
 
-    own, restore = slice_for(rank, world_size, lengths, texts_apart(update, layout))
-    embeddings_TD = gather(encode([update.texts[row] for row in own]))[restore]
-    losses = update_loss(embeddings_TD, update, settings)
+    own, restore = partition_texts(rank, world_size, lengths, sts_only_mask(batch, partition))
+    embeddings_TD = all_gather_with_grad(encode([batch.texts[row] for row in own]))[restore]
+    losses = cbb_loss(embeddings_TD, batch, temperature=0.02, beta=0.8)
 
-No text is encoded twice, any number of ranks works, and the update of the parameters is that of one process,
-whichever rank encodes what. So a layout is no more than another deal of the same texts.
+No text is encoded twice, any number of ranks works, and the parameters are updated as by one process, whichever rank
+encodes what. So `cbb_partition` only says how the same texts are divided.
 Shapes: T distinct texts, n queries, k negatives of each, p pairs of sentences, D the width of an embedding.
 """
 # ruff: noqa: N803, N806 (capital letters are shapes: queries_ND is [n, D])
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -25,16 +25,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from ...schemas.settings import FinetuneSettings, Layout, PretrainSettings
+from ...schemas.training_settings import CBBPartition
 from .losses import cosent, cosine_matrix, cosine_pairs, info_nce, matryoshka
+from .terms import LossTerm
 
 Rows = npt.NDArray[np.int64]
 Marks = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Update:
-    """The texts of one update and the parts they play. Rows point into `texts`; all tensors are on the CPU.
+class Batch:
+    """The texts of one step and the parts they play. Rows point into `texts`; all tensors are on the CPU.
 
     Texts of one group are never negatives of each other; a query is in the group of its positive.
     """
@@ -51,18 +52,17 @@ class Update:
 
 @dataclass(frozen=True)
 class Losses:
-    """What an update cost: scalars to differentiate (`total`) or log, and detached scores at full width."""
+    """The loss of a batch: scalars to differentiate (`total`) or to log, and detached scores at full width."""
 
     total: Tensor
-    retrieval: Tensor
-    sts: Tensor
+    terms: dict[str, Tensor]  # by name, unweighted: retrieval, sts, and what the recipe adds
     positive_scores: Tensor  # [n]
     negative_scores: Tensor  # [n, k], NaN where a query has fewer than k
     negatives: float = 0.0  # how many a query has in its denominator, on average
-    unordered: bool = False  # there are labelled pairs, but of one label: CoSENT has nothing to compare
+    single_label: bool = False  # all labelled pairs have the same label: CoSENT has nothing to compare
 
 
-def build_update(
+def build_batch(
     queries: Sequence[str] = (),
     positives: Sequence[str] = (),
     negatives: Sequence[Sequence[str]] = (),
@@ -72,8 +72,8 @@ def build_update(
     left: Sequence[str] = (),
     right: Sequence[str] = (),
     labels: Sequence[float] = (),
-) -> Update:
-    """Collect one update: n queries with a positive and up to k negatives each, and p labelled pairs.
+) -> Batch:
+    """Collect one batch: n queries with a positive and up to k negatives each, and p labelled pairs.
 
     `negatives` may be left out (pre-training); clusters, where given, go along with the texts (-1 for none). Two
     texts end in one group when a query and its positive, or a shared cluster, connect them: so the second positive
@@ -105,7 +105,7 @@ def build_update(
         clustered_rows=np.concatenate([positive_rows, flat_negative_rows]),
         clusters=np.array([*positive_clusters, *chain.from_iterable(negative_clusters)], np.int64),
     )
-    return Update(
+    return Batch(
         texts=encoded.dictionary.to_pylist(),
         groups=torch.from_numpy(groups),
         query_rows=torch.from_numpy(query_rows),
@@ -117,118 +117,163 @@ def build_update(
     )
 
 
-def texts_apart(update: Update, layout: Layout) -> Marks | None:
-    """Which texts are encoded by ranks of their own, [T]: for `paper`, those that only the STS task has."""
-    if layout == "fused":
+def sts_only_mask(batch: Batch, partition: CBBPartition) -> Marks | None:
+    """Mark the texts that get ranks of their own, [T]: for `per_task` those that only STS uses; None for `mixed`."""
+    if partition == "mixed":
         return None
-    marks = np.ones(len(update.texts), np.bool_)
-    for rows in (update.query_rows, update.positive_rows, update.negative_rows[update.negative_rows >= 0]):
+    marks = np.ones(len(batch.texts), np.bool_)
+    for rows in (batch.query_rows, batch.positive_rows, batch.negative_rows[batch.negative_rows >= 0]):
         marks[rows.numpy()] = False
     return marks
 
 
-def slice_for(rank: int, world_size: int, lengths: npt.ArrayLike, apart: Marks | None = None) -> tuple[Rows, Rows]:
-    """Which texts this rank encodes, and how to put the gathered rows back in order.
+def partition_texts(
+    rank: int, world_size: int, lengths: npt.ArrayLike, sts_only: Marks | None = None
+) -> tuple[Rows, Rows]:
+    """Divide the texts of a batch among the ranks; the result is the same on every rank.
 
-    Returns `own`, the rows of this rank, longest first, and `restore` [T]: `gathered[restore]` is in the order of
-    the texts. Texts are dealt longest first, to and fro over the ranks, so counts differ by at most one and summed
-    lengths by at most the longest text. `lengths` [T] in any unit; the deal is the same on every rank.
+    Returns `own`, the rows that this rank encodes, longest first, and `restore` [T]: `gathered[restore]` is in the
+    order of the texts. Texts go to ranks in snake order, longest first, so that counts differ by at most one and summed
+    lengths by at most the longest text. `lengths` [T] are in any unit.
 
-    Texts that `apart` [T] marks go to the last ranks and the others to the first, each dealt as above. The last ranks
-    are as many as their share of the lengths asks for, rounded, but neither none nor all: the paper's 4 + 1 of five
-    where STS has 10 to 30 % of the tokens. A single rank takes all texts, and where all texts or none are marked, all
-    ranks share them.
+    Texts that `sts_only` [T] marks go to the last ranks and the others to the first. The last ranks are as many as
+    their share of the lengths asks for, rounded, but neither none nor all: the paper's 4 + 1 of five where STS has 10
+    to 30 % of the tokens. A single rank takes all texts, and where all texts or none are marked, all ranks share them.
     """
+    parts = partition_rows(world_size, lengths, sts_only)
+    return parts[rank], np.argsort(np.concatenate(parts))
+
+
+def partition_rows(world_size: int, lengths: npt.ArrayLike, sts_only: Marks | None = None) -> list[Rows]:
+    """The rows of each rank, as `partition_texts` divides them."""
     lengths = np.asarray(lengths, np.int64)
     rows = np.arange(len(lengths))
-    if apart is None or world_size == 1 or apart.all() or not apart.any():
-        hands = _deal(rows, lengths, world_size)
-    else:
-        share = lengths[apart].sum() / max(lengths.sum(), 1)
-        last = min(max(round(world_size * share), 1), world_size - 1)
-        hands = _deal(rows[~apart], lengths, world_size - last) + _deal(rows[apart], lengths, last)
-    return hands[rank], np.argsort(np.concatenate(hands))
+    if sts_only is None or world_size == 1 or sts_only.all() or not sts_only.any():
+        return _in_snake_order(rows, lengths, world_size)
+    share = lengths[sts_only].sum() / max(lengths.sum(), 1)
+    last = min(max(round(world_size * share), 1), world_size - 1)
+    first = _in_snake_order(rows[~sts_only], lengths, world_size - last)
+    return first + _in_snake_order(rows[sts_only], lengths, last)
 
 
-def update_loss(
-    embeddings_TD: Tensor, update: Update, settings: FinetuneSettings, temperature: Tensor | None = None
+def cbb_loss(
+    embeddings_TD: Tensor,
+    batch: Batch,
+    *,
+    temperature: float | Tensor,
+    beta: float = 0.8,
+    sts_temperature: float = 0.05,
+    matryoshka_dims: Sequence[int] = (),
+    in_batch_positives: bool = False,
+    query_only_negatives: bool = False,
+    terms: Mapping[str, tuple[float, LossTerm]] = {},
 ) -> Losses:
-    """InfoNCE over the negatives of the whole update + β · CoSENT (paper eq. 3), both under matryoshka.
+    """InfoNCE over the negatives of the whole batch + β · CoSENT (paper eq. 3) + further weighted terms.
 
-    The denominator of a query holds its own positive and every negative drawn for any query, each as often as it
-    was drawn; with `settings.in_batch_positives` also the positives of the others, and with
-    `settings.query_only_negatives` only the negatives drawn for this query. Texts of the query's own group are left
-    out. Either task may be empty: its loss is then 0. No `settings.dimensions` means the full width only; a
-    `temperature` that is learnt, a scalar, stands for `settings.temperature`.
+    The denominator of a query holds its own positive and every negative drawn for any query, each as often as it was
+    drawn; with `in_batch_positives` also the positives of the others, and with `query_only_negatives` only the
+    negatives drawn for this query. Texts of the query's own group are left out. Either task may be empty: its loss is
+    then 0. Every term is the mean over `matryoshka_dims`; none means the full width only. A `temperature` that is
+    learnt is a scalar tensor. `terms` are weights and functions by name (see terms.py).
+
+    Nothing here waits for the device: what decides shapes is computed on the CPU, where the batch is.
     """
     device = embeddings_TD.device
-    dims = settings.dimensions or [embeddings_TD.shape[1]]
-    present_NK = update.negative_rows >= 0
-    columns_M = torch.cat([update.positive_rows, update.negative_rows[present_NK]])
-    own_N = torch.arange(len(update.query_rows))
-    drawn_for = present_NK.nonzero()[:, 0]  # the query of each negative's column
-    mask_NM = update.groups[columns_M] == update.groups[update.positive_rows][:, None]
-    if not settings.in_batch_positives:
+    dims = list(matryoshka_dims) or [embeddings_TD.shape[1]]
+    present_NK = batch.negative_rows >= 0
+    columns_M = torch.cat([batch.positive_rows, batch.negative_rows[present_NK]])
+    own_N = torch.arange(len(batch.query_rows))
+    drawn_for, drawn_place = present_NK.nonzero(as_tuple=True)  # the query of each negative's column, its place there
+    mask_NM = batch.groups[columns_M] == batch.groups[batch.positive_rows][:, None]
+    if not in_batch_positives:
         mask_NM[:, : len(own_N)] = True
-    if settings.query_only_negatives:
+    if query_only_negatives:
         mask_NM[:, len(own_N) :] |= drawn_for != own_N[:, None]
 
-    scale = settings.temperature if temperature is None else temperature
-    negatives = float((~mask_NM).sum(dim=1).float().mean()) if len(own_N) else 0.0
-    index_N, mask_NM, labels_P = own_N.to(device), mask_NM.to(device), update.labels.to(device)
-    queries_ND, passages_MD = embeddings_TD[update.query_rows.to(device)], embeddings_TD[columns_M.to(device)]
-    left_PD, right_PD = (embeddings_TD[rows.to(device)] for rows in (update.left_rows, update.right_rows))
+    kept = (~mask_NM).numpy().sum(axis=1, dtype=np.float32)
+    index_N, device_mask_NM = own_N.to(device), mask_NM.to(device)
+    queries_ND, passages_MD = embeddings_TD[batch.query_rows.to(device)], embeddings_TD[columns_M.to(device)]
+    left_PD, right_PD = (embeddings_TD[rows.to(device)] for rows in (batch.left_rows, batch.right_rows))
 
     def retrieval_loss(queries_Nd: Tensor, passages_Md: Tensor) -> Tensor:
-        return info_nce(queries_Nd, passages_Md, index_N, scale, mask_NM)
+        return info_nce(queries_Nd, passages_Md, index_N, temperature, device_mask_NM)
 
     def sts_loss(left_Pd: Tensor, right_Pd: Tensor) -> Tensor:
-        return cosent(cosine_pairs(left_Pd, right_Pd), labels_P, settings.sts_temperature)
+        return cosent(cosine_pairs(left_Pd, right_Pd), batch.labels, sts_temperature)
 
-    retrieval = matryoshka(retrieval_loss, dims)(queries_ND, passages_MD)
-    sts = matryoshka(sts_loss, dims)(left_PD, right_PD)
+    values = {
+        "retrieval": matryoshka(retrieval_loss, dims)(queries_ND, passages_MD),
+        "sts": matryoshka(sts_loss, dims)(left_PD, right_PD),
+    }
+    total = values["retrieval"] + beta * values["sts"]
+    total, values = add_terms(total, values, terms, embeddings_TD, batch, dims)
     with torch.no_grad():
         scores_NM = cosine_matrix(queries_ND, passages_MD)
         negative_scores = scores_NM.new_full(present_NK.shape, float("nan"))
-        drawn_columns = len(own_N) + torch.arange(len(drawn_for), device=device)
-        negative_scores[present_NK.to(device)] = scores_NM[drawn_for.to(device), drawn_columns]
+        rows, columns = drawn_for.to(device), len(own_N) + torch.arange(len(drawn_for), device=device)
+        negative_scores[rows, drawn_place.to(device)] = scores_NM[rows, columns]
+    labels = batch.labels.numpy()
     return Losses(
-        total=retrieval + settings.beta * sts,
-        retrieval=retrieval,
-        sts=sts,
+        total=total,
+        terms=values,
         positive_scores=scores_NM[index_N, index_N],
         negative_scores=negative_scores,
-        negatives=negatives,
-        unordered=len(update.labels) > 0 and bool((update.labels == update.labels[0]).all()),
+        negatives=float(kept.mean()) if len(kept) else 0.0,
+        single_label=len(labels) > 0 and bool((labels == labels[0]).all()),
     )
 
 
 def pretrain_loss(
-    embeddings_TD: Tensor, update: Update, settings: PretrainSettings, temperature: Tensor | None = None
+    embeddings_TD: Tensor,
+    batch: Batch,
+    *,
+    temperature: float | Tensor,
+    matryoshka_dims: Sequence[int] = (),
+    symmetric: bool = False,
+    terms: Mapping[str, tuple[float, LossTerm]] = {},
 ) -> Losses:
-    """InfoNCE with in-batch negatives (paper eq. 1): an update whose negatives are the other pairs' positives.
+    """InfoNCE with in-batch negatives (paper eq. 1): a batch whose negatives are the other pairs' positives.
 
-    `update` is built from the pairs of all ranks with their clusters; pairs of one cluster or with a text in
-    common are not negatives of each other. With `settings.symmetric` the loss is the mean of this one and of that
-    with queries and positives exchanged: each positive looks for its query among all queries.
+    `batch` is built from the pairs of all ranks with their clusters; pairs of one cluster or with a text in common
+    are not negatives of each other. `symmetric` takes the mean of this loss and of that with queries and positives
+    exchanged: each positive looks for its query among all queries.
     """
-    as_update = FinetuneSettings(
-        temperature=settings.temperature, dimensions=settings.dimensions, in_batch_positives=True
+    losses = cbb_loss(
+        embeddings_TD, batch, temperature=temperature, matryoshka_dims=matryoshka_dims, in_batch_positives=True
     )
-    losses = update_loss(embeddings_TD, update, as_update, temperature)
-    if settings.symmetric:
-        mirrored = replace(update, query_rows=update.positive_rows, positive_rows=update.query_rows)
-        mean = (losses.total + update_loss(embeddings_TD, mirrored, as_update, temperature).total) / 2
-        losses = replace(losses, total=mean, retrieval=mean)
-    return losses
+    if symmetric:
+        mirrored = replace(batch, query_rows=batch.positive_rows, positive_rows=batch.query_rows)
+        other = cbb_loss(
+            embeddings_TD, mirrored, temperature=temperature, matryoshka_dims=matryoshka_dims, in_batch_positives=True
+        )
+        mean = (losses.total + other.total) / 2
+        losses = replace(losses, total=mean, terms=losses.terms | {"retrieval": mean})
+    dims = list(matryoshka_dims) or [embeddings_TD.shape[1]]
+    total, values = add_terms(losses.total, losses.terms, terms, embeddings_TD, batch, dims)
+    return replace(losses, total=total, terms=values)
 
 
-def _deal(rows: Rows, lengths: Rows, hands: int) -> list[Rows]:
-    """`rows` to so many hands, longest first, to and fro."""
+def add_terms(
+    total: Tensor,
+    values: dict[str, Tensor],
+    terms: Mapping[str, tuple[float, LossTerm]],
+    embeddings_TD: Tensor,
+    batch: Batch,
+    dims: Sequence[int],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total and the named values of a loss with further terms, each the mean over `dims`, times its weight."""
+    for name, (weight, term) in terms.items():
+        value = matryoshka(lambda embeddings_Td, term=term: term(embeddings_Td, batch), dims)(embeddings_TD)
+        total, values = total + weight * value, values | {name: value}
+    return total, values
+
+
+def _in_snake_order(rows: Rows, lengths: Rows, parts: int) -> list[Rows]:
+    """Divide `rows` into as many parts in snake order, longest first."""
     order = rows[np.argsort(-lengths[rows], kind="stable")]
-    turn = np.arange(len(order)) % (2 * hands)
-    dealt_to = np.minimum(turn, 2 * hands - 1 - turn)
-    return [order[dealt_to == each] for each in range(hands)]
+    place = np.arange(len(order)) % (2 * parts)
+    part = np.minimum(place, 2 * parts - 1 - place)
+    return [order[part == each] for each in range(parts)]
 
 
 def _groups(texts: int, positive_of: tuple[Rows, Rows], clustered_rows: Rows, clusters: Rows) -> Rows:

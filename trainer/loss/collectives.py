@@ -16,11 +16,12 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-def gather(tensor: Tensor) -> Tensor:
+def all_gather_with_grad(tensor: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """Concatenate the rows of all ranks in rank order, with gradient: [n_rank, …] -> [Σ n_rank, …].
 
-    Ranks may hold different numbers of rows, also none; the other dimensions, the dtype and the device's kind
-    must agree. Without a process group, or with a world of one, the tensor itself comes back.
+    Ranks may hold different numbers of rows, also none; the other dimensions, the dtype and the device's kind must
+    agree. `counts` says how many rows each rank has; without it the ranks ask each other, and wait for the answer.
+    Without a process group, or with a world of one, the tensor itself comes back.
 
     Contract: every rank computes the *same whole loss* from the result, and parameter gradients are averaged
     over ranks afterwards, as DeepSpeed and DDP do. The backward pass therefore keeps this rank's own rows of the
@@ -30,11 +31,11 @@ def gather(tensor: Tensor) -> Tensor:
     """
     if world()[1] == 1:
         return tensor
-    gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _AllGather.apply(tensor, counts)  # type: ignore[no-untyped-call]
     return gathered
 
 
-def of_rank_zero(value: Value) -> Value:
+def broadcast_from_rank0(value: Value) -> Value:
     """The value that rank 0 has, on every rank. Without a process group, or with a world of one, `value` itself."""
     if world()[1] == 1:
         return value
@@ -43,7 +44,7 @@ def of_rank_zero(value: Value) -> Value:
     return box[0]
 
 
-def sum_of_ranks(numbers: Sequence[int], device: Any) -> list[int]:
+def all_reduce_sum(numbers: Sequence[int], device: Any) -> list[int]:
     """The sum of each number over all ranks, on every rank."""
     if world()[1] == 1:
         return list(numbers)
@@ -53,23 +54,21 @@ def sum_of_ranks(numbers: Sequence[int], device: Any) -> list[int]:
     return found
 
 
-def most_of_ranks(number: int, device: Any) -> int:
-    """The largest number that a rank has, on every rank."""
+def all_reduce_max(numbers: Sequence[int], device: Any) -> list[int]:
+    """The largest of each number over all ranks, on every rank."""
     if world()[1] == 1:
-        return number
-    largest = torch.tensor(number, device=device)
+        return list(numbers)
+    largest = torch.tensor(numbers, dtype=torch.int64, device=device)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+    found: list[int] = largest.tolist()
+    return found
 
 
-class _Gather(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, counts: Sequence[int] | None) -> Tensor:
         rank, world_size = world()
-        count = torch.tensor([len(tensor)], device=tensor.device)
-        counts = [torch.empty_like(count) for _ in range(world_size)]
-        dist.all_gather(counts, count)
-        sizes = torch.cat(counts).tolist()
+        sizes = list(counts) if counts is not None else _ask_for_counts(tensor, world_size)
         padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in range(world_size)]
@@ -79,6 +78,13 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        own: Tensor = gradient[ctx.start : ctx.stop] * ctx.world_size
-        return own
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient[ctx.start : ctx.stop] * ctx.world_size, None
+
+
+def _ask_for_counts(tensor: Tensor, world_size: int) -> list[int]:
+    count = torch.tensor([len(tensor)], device=tensor.device)
+    counts = [torch.empty_like(count) for _ in range(world_size)]
+    dist.all_gather(counts, count)
+    found: list[int] = torch.cat(counts).tolist()
+    return found

@@ -1,4 +1,4 @@
-"""The gradients of one update: all texts at once, or chunk by chunk in memory that does not grow with their number.
+"""The gradients of one step: all texts at once, or chunk by chunk in memory that does not grow with their number.
 
 GradCache (Gao et al. 2021, arXiv 2101.06983) encodes everything without gradients, takes the gradient of the loss with
 respect to the embeddings, and encodes each chunk once more to carry its part of that gradient into the parameters.
@@ -14,25 +14,25 @@ from torch import Tensor, nn
 from .cbb import Losses
 
 LENGTH_RATIO = 1.5
-"""Ours: texts are run together while the longest has at most this many times the tokens of the shortest."""
+"""Chosen here: texts are run together while the longest has at most this many times the tokens of the shortest."""
 
 LEAST_TOKENS = 4_096
-"""Ours: up to here texts of any length are run together. A CPU packs them (see model/packing.py); on a GPU, not
+"""Chosen here: up to here texts of any length are run together. A CPU packs them (see model/packing.py); on a GPU, not
 measured, to start the kernels of a pass takes about as long as such products do."""
 
 Inputs = tuple[Any, ...]
 
 
-def chunks_of(lengths: Sequence[int], chunk_tokens: int | None = None, least_tokens: int = 0) -> list[slice]:
+def chunks_of(lengths: Sequence[int], gradcache_tokens: int | None = None, least_tokens: int = 0) -> list[slice]:
     """Which texts are encoded together: neighbours of like length, as slices of `lengths`, which fall.
 
-    With `chunk_tokens`, a chunk has at most so many tokens, padding included, or is a single text. Below
+    With `gradcache_tokens`, a chunk has at most so many tokens, padding included, or is a single text. Below
     `least_tokens`, the lengths may be unlike. No texts make one empty chunk, as a rank without texts takes part too.
     """
     starts = [0]
     for row, length in enumerate(lengths):
         longest, size = lengths[starts[-1]], row - starts[-1] + 1
-        full = chunk_tokens is not None and size > 1 and size * longest > chunk_tokens
+        full = gradcache_tokens is not None and size > 1 and size * longest > gradcache_tokens
         if full or (longest > LENGTH_RATIO * length and (size - 1) * longest >= least_tokens):
             starts.append(row)
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(lengths)], strict=True)]
@@ -45,7 +45,7 @@ def backward(
     cached: bool,
     of_loss: Sequence[nn.Parameter] = (),
 ) -> Losses:
-    """Leave the gradients of an update in a DeepSpeed engine, ready for `engine.step()`.
+    """Leave the gradients of a batch in a DeepSpeed engine, ready for `engine.step()`.
 
     `loss` takes the embeddings of this rank's texts, [texts, D], and gathers the others' itself; `of_loss` are the
     parameters that it uses (a learnt temperature). With `cached`, one reduction follows all chunks, so that ranks may

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from ...pipeline.corpus.atomic import write_text
 from ...pipeline.corpus.folder import fingerprint, read_footer
-from ...schemas.settings import BootstrapSettings
+from ...schemas.training_settings import BootstrapSettings
 from .embedding_model import load
 from .export import export
 
@@ -98,7 +98,7 @@ def make_untrained(folder: Path, settings: BootstrapSettings, shards: Sequence[P
     mark = folder.parent / "made-of.json"
     made_of = fingerprint(
         settings.model_dump(exclude={"training"}),
-        settings.training.model_dump(include={"dimension", "pooling", "seed"}),
+        settings.training.model_dump(include={"projection_dim", "pooling", "seed"}),
         Path(settings.vocabulary).read_text("utf-8") if settings.vocabulary else None,
         [read_footer(shard).content for shard in shards],
     )
@@ -119,5 +119,5 @@ def make_untrained(folder: Path, settings: BootstrapSettings, shards: Sequence[P
             seed=settings.training.seed,
         )
         torch.manual_seed(settings.training.seed)
-        export(*load(plain, settings.training.dimension, settings.training.pooling), folder)
+        export(*load(plain, settings.training.projection_dim, settings.training.pooling), folder)
     write_text(mark, made_of)

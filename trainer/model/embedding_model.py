@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...pipeline.encoder.encoder import BATCH_TOKENS, GPU_BATCH_TOKENS, Encoder, best_device, best_precision, pool
 from ...pipeline.encoder.model_folder import ModelError, find_model
 from ...pipeline.encoder.model_layout import Dense, Layout, Pooling, load_transformer, read_layout
-from ...schemas.settings import OptimizerSettings
-from .onednn_linear import quicken_linear_layers
+from ...schemas.training_settings import OptimizerSettings
+from .onednn_linear import use_onednn_linear
 from .packing import hidden_states, make_packable
 
 IDENTITY = "torch.nn.modules.linear.Identity"
@@ -104,7 +104,7 @@ def load(
     model = EmbeddingModel(encoder, width, pooling or layout.pooling or "mean")
     if model.head is not None and saved is not None:
         model.head.load_state_dict({"weight": saved.weight, "bias": saved.bias})
-    quicken_linear_layers(model)
+    use_onednn_linear(model)
     return model.train(), tokenizer
 
 

@@ -29,7 +29,7 @@ _METRICS = {
     "accuracy": ("Classification", "accuracy"),
     "v_measure": ("Clustering", "v_measure"),
 }
-"""Ours, and mteb's task and metric that say the same; all others are of retrieval."""
+"""Our metrics, and the task and metric of mteb that say the same; all others are of retrieval."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
@@ -103,7 +103,7 @@ def model_card(
     base: str | None,
     stages: Sequence[Stage],
     sources: Sequence[Source],
-    figures: Sequence[Mapping[str, Any]],
+    metrics: Sequence[Mapping[str, Any]],
     dimension: int,
     max_length: int,
     query_prompt: str,
@@ -113,7 +113,7 @@ def model_card(
 ) -> str:
     """The card of a model: YAML front matter (https://huggingface.co/docs/hub/model-cards), then prose and tables.
 
-    `base` is the hub name or folder that training began with, None for random weights. `figures` are rows of set,
+    `base` is the hub name or folder that training began with, None for random weights. `metrics` are rows of set,
     metric, value and, where it is not the full one, dimension.
 
     It says nothing that is not known. The licence is that of the data where every source that was trained on names the
@@ -134,8 +134,8 @@ def model_card(
         + ["onnx"] * onnx,
         base_model=base if is_hub_name else None,
         datasets=datasets or None,
-        model_name=name if figures else None,  # the hub's name for what has figures
-        eval_results=[_result(figure) for figure in figures if figure.get("dimension") in (None, dimension)] or None,
+        model_name=name if metrics else None,  # the hub's name for what has metrics
+        eval_results=[_result(row) for row in metrics if row.get("dimension") in (None, dimension)] or None,
     )
     began = "random weights" if base is None else f"`{base if is_hub_name else Path(base).name}`"
     parts = [
@@ -145,7 +145,7 @@ def model_card(
         _training_data(trained, stages, known),
         f"## Training\n\nFrom {began}." if stages else f"This is {began}, not trained further.",
         *(_stage(stage) for stage in stages),
-        _figures(figures, dimension),
+        _metrics(metrics, dimension),
         f"## How it was made\n\nWith conan-embedding {version('conan-embedding')}, after the paper of that name (arXiv "
         f"2408.15710):\n\n```sh\n{command}\n```",
     ]
@@ -168,22 +168,24 @@ def _licence(sources: Sequence[Source | None]) -> str:
     return named.pop() if len(named) == 1 and named <= HUB_LICENCES else "other"
 
 
-def _result(figure: Mapping[str, Any]) -> EvalResult:
-    """A figure as the hub has it, in mteb's words. The hub tells sets apart by `dataset_type` alone."""
-    task, metric = _METRICS.get(figure["metric"], ("Retrieval", figure["metric"].replace("@", "_at_")))
+def _result(row: Mapping[str, Any]) -> EvalResult:
+    """A metric as the hub has it, in mteb's words. The hub tells sets apart by `dataset_type` alone."""
+    task, metric = _METRICS.get(row["metric"], ("Retrieval", row["metric"].replace("@", "_at_")))
     return EvalResult(
         task_type=task,
-        dataset_type=figure["set"],
-        dataset_name=figure["set"],
+        dataset_type=row["set"],
+        dataset_name=row["set"],
         metric_type=metric,
-        metric_value=round(float(figure["value"]), 4),
+        metric_value=round(float(row["value"]), 4),
     )
 
 
 def _what(
     name: str, stages: Sequence[Stage], dimension: int, max_length: int, query_prompt: str, precision: str
 ) -> str:
-    widths = sorted({width for stage in stages[-1:] for width in stage.settings["dimensions"] if width < dimension})
+    widths = sorted(
+        {width for stage in stages[-1:] for width in stage.settings["matryoshka_dims"] if width < dimension}
+    )
     shorter = (
         f" Their first {', '.join(map(str, widths))} will do, too (Matryoshka, arXiv 2205.13147)." if widths else ""
     )
@@ -235,16 +237,13 @@ def _licence_of(source: Source | None) -> str:
 def _stage(stage: Stage) -> str:
     processes = "one process" if stage.processes == 1 else f"{stage.processes} processes"
     settings = yaml.safe_dump(stage.settings, allow_unicode=True, sort_keys=False, default_flow_style=None, width=200)
-    return f"### {stage.name}\n\n{stage.steps:,} updates on {processes}.\n\n```yaml\n{settings}```"
+    return f"### {stage.name}\n\n{stage.steps:,} steps on {processes}.\n\n```yaml\n{settings}```"
 
 
-def _figures(figures: Sequence[Mapping[str, Any]], full: int) -> str:
-    if not figures:
+def _metrics(metrics: Sequence[Mapping[str, Any]], full: int) -> str:
+    if not metrics:
         return ""
-    found = {
-        (figure["set"], figure["metric"], figure.get("dimension") or full): f"{figure['value']:.4f}"
-        for figure in figures
-    }
+    found = {(row["set"], row["metric"], row.get("dimension") or full): f"{row['value']:.4f}" for row in metrics}
     widths = sorted({width for *_, width in found})
     rows = [
         [name, metric, *(found.get((name, metric, width), "") for width in widths)]

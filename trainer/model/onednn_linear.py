@@ -29,7 +29,7 @@ class FastLinear(nn.Linear):
         return functional.linear(inputs, self.weight, self.bias)
 
 
-def quicken_linear_layers(model: nn.Module) -> None:
+def use_onednn_linear(model: nn.Module) -> None:
     """Make the linear layers of a model FastLinear, in place, where PyTorch has oneDNN; their weights stay theirs."""
     if has_onednn():
         for module in model.modules():

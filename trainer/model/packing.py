@@ -19,7 +19,7 @@ PACKABLE = {"bert", "roberta", "xlm-roberta"}
 """Types of models whose tokens meet in attention alone, and all of a text's there."""
 
 ROW_STEP = 128
-"""Ours: a row has a multiple of so many tokens. Half of it is lost on average; a step of 1 is 4 % slower."""
+"""Chosen here: a row has a multiple of so many tokens. Half of it is lost on average; a step of 1 is 4 % slower."""
 
 ATTENTION = "conan_packed"
 

@@ -17,6 +17,7 @@ from conan_embedding.pipeline.corpus.pools import (
     write_pools,
     write_windows,
 )
+from conan_embedding.pipeline.mine.methods import ceiling_sql
 from conan_embedding.schemas.errors import CorpusError
 
 LOG = {"step": pl.Int64, "query_id": pl.Int64, "round": pl.Int32, "old_score": pl.Float32}
@@ -72,7 +73,7 @@ def test_lists() -> None:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert stored_fingerprint(tmp_path) is None
-    write_pools(tmp_path, tables())
+    write_pools(tmp_path, tables(), ceiling_sql())
     assert stored_fingerprint(tmp_path) == "first"
     pools = read_candidates(tmp_path)
     assert pools.to_dict(as_series=False) == {
@@ -87,15 +88,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_pools_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    write_pools(tmp_path, tables())
+    write_pools(tmp_path, tables(), ceiling_sql())
     (tmp_path / f".{FILE}.1.tmp").write_bytes(b"of a run that was killed")
     (tmp_path / f".{FILE}.1.tmp.wal").write_bytes(b"of a run that was killed")
     twice = tables("second")
     twice["queries"] = pa.concat_tables([twice["queries"]] * 2)
     with pytest.raises(duckdb.ConstraintException):
-        write_pools(tmp_path, twice)
+        write_pools(tmp_path, twice, ceiling_sql())
     assert stored_fingerprint(tmp_path) == "first"
-    write_pools(tmp_path, tables("second", queries=4))
+    write_pools(tmp_path, tables("second", queries=4), ceiling_sql())
     assert stored_fingerprint(tmp_path) == "second"
     assert read_candidates(tmp_path).height == 4
     assert [file.name for file in tmp_path.iterdir()] == [FILE]
@@ -103,7 +104,7 @@ def test_pools_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_an_unmerged_log_of_the_old_pools_is_not_replayed(tmp_path: Path) -> None:
     """A trainer that is killed leaves its write-ahead log beside the pools."""
-    write_pools(tmp_path, tables())
+    write_pools(tmp_path, tables(), ceiling_sql())
     held = tmp_path / "held"
     held.mkdir()
     with duckdb.connect(str(tmp_path / FILE)) as connection:
@@ -113,13 +114,13 @@ def test_an_unmerged_log_of_the_old_pools_is_not_replayed(tmp_path: Path) -> Non
             (held / file.name).write_bytes(file.read_bytes())
     assert (held / f"{FILE}.wal").exists()
     assert stored_fingerprint(held) == "first"
-    write_pools(held, tables("second"))
+    write_pools(held, tables("second"), ceiling_sql())
     assert stored_fingerprint(held) == "second"
     assert stored(held, "replacements", "step") == []
 
 
 def test_windows_are_the_present_and_replacements_the_past(tmp_path: Path) -> None:
-    write_pools(tmp_path, tables())
+    write_pools(tmp_path, tables(), ceiling_sql())
     write_windows(tmp_path, windows(100, [0, 1]), log((100, 0), (100, 1)), 100)
     write_windows(tmp_path, windows(200, [1, 2]), log((200, 2)), 200)
     assert stored(tmp_path, "windows", "step, query_id, lo, hi, last_score") == [
@@ -138,7 +139,7 @@ def test_windows_are_the_present_and_replacements_the_past(tmp_path: Path) -> No
 
 
 def test_nothing_of_a_later_step_survives_a_resume(tmp_path: Path) -> None:
-    write_pools(tmp_path, tables())
+    write_pools(tmp_path, tables(), ceiling_sql())
     for step in (100, 200, 300):
         write_windows(tmp_path, windows(step, [0]), log((step, step)), step)
     write_windows(tmp_path, windows(150, [0]), log((150, 1)), 150)
@@ -161,7 +162,7 @@ def test_short_pools(method: str, margin: float, ceilings: list[float | None], t
     run = made["runs"].to_pylist()[0] | {"method": method, "margin": margin}
     made["runs"] = pa.Table.from_pylist([run])
     positives = {"query_id": [0, 1, 1, 2], "passage_id": [0, 1, 2, 2], "score": [0.8, 0.5, -0.25, 0.9]}
-    write_pools(tmp_path, made | {"positives": pa.table(positives)})
+    write_pools(tmp_path, made | {"positives": pa.table(positives)}, ceiling_sql())
     found = query(tmp_path, "FROM pools.short_pools").to_pylist()
     assert [list(row.values())[:4] for row in found] == [[1, "问1", 0, 2], [0, "问0", 1, 2]]
     assert [row["lowest_positive"] for row in found] == pytest.approx([-0.25, 0.8])
@@ -184,5 +185,5 @@ def test_tables_of_an_earlier_shape_are_no_pools(tmp_path: Path) -> None:
     with duckdb.connect(str(tmp_path / FILE)) as connection:
         connection.execute("CREATE TABLE runs (run_id VARCHAR)")
     assert stored_fingerprint(tmp_path) is None
-    write_pools(tmp_path, tables())
+    write_pools(tmp_path, tables(), ceiling_sql())
     assert stored_fingerprint(tmp_path) == "first"

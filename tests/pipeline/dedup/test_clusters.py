@@ -22,7 +22,7 @@ from conan_embedding.pipeline.dedup.clusters import (
     row_starts,
     similarities,
 )
-from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, band_choice, band_hashes
+from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, band_hashes, choose_bands
 from conan_embedding.pipeline.dedup.minhash import signatures, text_hashes
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.engine.stage import StageError
@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 
 ONE = Engine(workers=1)
 HAN = [chr(0x4E00 + i) for i in range(3000)]
-BANDS, ROWS = band_choice(0.92, 0.7)
+BANDS, ROWS = choose_bands(0.92, 0.7)
 
 Bands = Sequence[Sequence[int]] | np.ndarray
 

@@ -16,10 +16,10 @@ from conan_embedding.pipeline.dedup.decontamination import (
     containing,
     content,
     evaluation_files,
-    held_out,
     mark_contaminated,
     nearest,
     prepared,
+    read_held_out,
 )
 from conan_embedding.pipeline.dedup.signatures import SIDES, band_columns, banded, sign_shard
 from conan_embedding.schemas.errors import CorpusError, RecipeError
@@ -70,7 +70,7 @@ def marked(tmp_path: Path, write_shards) -> Callable[..., Told]:
         filtered, signed = tmp_path / "filter/part-00000.parquet", tmp_path / "signed.parquet"
         sign_shard(filtered, SIDES, BANDS, ROWS, "f", signed)
         theirs, found = tmp_path / "known.parquet", tmp_path / "found.parquet"
-        held_out(files).write_parquet(theirs)
+        read_held_out(files).write_parquet(theirs)
         prepared.cache_clear()
         mark_contaminated(filtered, signed, theirs, start, BANDS, ROWS, 0.7, found)
         frame = pl.read_parquet(found)
@@ -273,7 +273,7 @@ def test_texts_of_sets_are_told_once_as_they_are_compared(tmp_path: Path) -> Non
     pl.DataFrame({"text_a": ["晴转！多云哦", None], "text_b": ["另外一句", "北京天气"]}).write_parquet(second)
     haystack = {"query": "haystack", "meta": '{"passage_only":true}'}
     third = lines(tmp_path, "third", [haystack, {"query": "abcd", "text": "no text of a pair"}])
-    assert held_out([first, second, third]).rows() == [
+    assert read_held_out([first, second, third]).rows() == [
         ("北京天气", "first", True),
         ("晴转多云哦", "first", False),
         ("abcd", "first", True),  # a query of the third
@@ -291,7 +291,7 @@ def test_passages_of_a_haystack_are_left_out(tmp_path: Path, pair, write_shards)
     write_shards(tmp_path, "evaluation", rows, classes, [])
     files = evaluation_files(tmp_path, True)
     assert [file.name for file in files] == [f"part-0000{number}.parquet" for number in range(3)]
-    assert held_out(files).rows() == [
+    assert read_held_out(files).rows() == [
         ("第一个问题", "exam", True),
         ("第二个问题", "exam", True),
         ("第一个回答", "exam", False),
@@ -302,7 +302,7 @@ def test_passages_of_a_haystack_are_left_out(tmp_path: Path, pair, write_shards)
 
 def test_which_sets_are_kept_out(tmp_path: Path, pair, write_shards) -> None:
     (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation" / "figures.json").touch()  # which `conan evaluate` leaves
+    (tmp_path / "evaluation" / "metrics.json").touch()  # which `conan evaluate` leaves
     assert evaluation_files(tmp_path, True) == evaluation_files(tmp_path, False) == []
     write_shards(tmp_path, "evaluation", [pair("问", "答", "exam")], [pair("问", "答", "quiz")])
     exam, quiz = (tmp_path / f"evaluation/part-0000{number}.parquet" for number in range(2))
@@ -336,7 +336,7 @@ def test_a_users_file_may_lie_in_a_folder_called_evaluation(tmp_path: Path) -> N
     (tmp_path / "evaluation").mkdir()
     file = lines(tmp_path / "evaluation", "dev", [{"query": "这是一个用来评测的问题"}, {"query": 20241231}])
     assert content(file)
-    assert sorted(held_out([file])["set"]) == ["dev", "dev"]
+    assert sorted(read_held_out([file])["set"]) == ["dev", "dev"]
 
 
 @pytest.mark.parametrize("data", [b"\xef\xbb\xbf{}", b"[1]", '{"query": "问"}'.encode("gb18030"), b""])
@@ -346,4 +346,4 @@ def test_a_file_that_can_not_be_read_is_named(data: bytes, tmp_path: Path) -> No
     with pytest.raises(
         RecipeError, match=r"decontaminate: .*dev.jsonl (can't be read as JSONL|has none of the columns)"
     ):
-        held_out([file])
+        read_held_out([file])

@@ -5,7 +5,14 @@ from collections import defaultdict
 import numpy as np
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, band_choice, band_hashes, buckets, pack, recall
+from conan_embedding.pipeline.dedup.lsh import (
+    NO_BUCKET,
+    band_hashes,
+    buckets,
+    choose_bands,
+    collision_probability,
+    pack,
+)
 from conan_embedding.pipeline.dedup.minhash import signatures
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -66,26 +73,26 @@ def test_recall_is_the_share_of_signatures_that_meet(similarity: float, bands: i
     first = rng.integers(0, 2**32, (20_000, 128), dtype=np.uint32)
     second = np.where(rng.random(first.shape) < similarity, first, first + np.uint32(1))
     met = (band_hashes(first, bands, rows) == band_hashes(second, bands, rows)).any(axis=1).mean()
-    assert met == pytest.approx(recall(similarity, bands, rows), abs=0.015)
+    assert met == pytest.approx(collision_probability(similarity, bands, rows), abs=0.015)
 
 
 def test_published_band_choices() -> None:
-    assert recall(0.7, 20, 6) == pytest.approx(0.918, abs=5e-4)
-    assert recall(0.7, 14, 9) == pytest.approx(0.44, abs=5e-3)
-    assert band_choice(0.918, 0.7) == (20, 6)
-    assert band_choice(0.92, 0.7) == (21, 6)
+    assert collision_probability(0.7, 20, 6) == pytest.approx(0.918, abs=5e-4)
+    assert collision_probability(0.7, 14, 9) == pytest.approx(0.44, abs=5e-3)
+    assert choose_bands(0.918, 0.7) == (20, 6)
+    assert choose_bands(0.92, 0.7) == (21, 6)
 
 
 @given(st.floats(0.05, 0.9999), st.floats(0.3, 0.95))
 def test_band_choice_is_the_brute_force_best(wanted: float, threshold: float) -> None:
     choices = [(bands, rows) for rows in range(1, 129) for bands in range(1, 128 // rows + 1)]
     enough = [(bands, rows) for bands, rows in choices if 1 - (1 - threshold**rows) ** bands >= wanted]
-    assert band_choice(wanted, threshold) == max(enough, key=lambda choice: (choice[1], -choice[0]))
+    assert choose_bands(wanted, threshold) == max(enough, key=lambda choice: (choice[1], -choice[0]))
 
 
 def test_a_recall_out_of_reach_is_refused() -> None:
     with pytest.raises(ValueError, match="reach a recall"):
-        band_choice(0.9, 0.001)
+        choose_bands(0.9, 0.001)
 
 
 def edges(hashes: list[int], bits: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The signatures of a shard against `text.key`, datasketch and plain hashes of each text."""
+"""The signatures of a shard against match_key, datasketch and plain hashes of each text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from conan_embedding.pipeline.dedup import signatures as made_by
 from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, band_hashes
 from conan_embedding.pipeline.dedup.minhash import shingle_hash, text_hashes
 from conan_embedding.pipeline.dedup.signatures import SIDES, band_columns, read_column, sign_shard, tasks
-from conan_embedding.pipeline.text.normalise import key
+from conan_embedding.pipeline.text.normalise import match_key
 from datasketch import MinHash
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -35,7 +35,7 @@ def datasketch_bands(texts: Sequence[str]) -> np.ndarray:
 
 
 def keyed(texts: Sequence[str]) -> list[str]:
-    return pl.DataFrame({"text": texts}, schema={"text": pl.String}).select(key(pl.col("text")))["text"].to_list()
+    return pl.DataFrame({"text": texts}, schema={"text": pl.String}).select(match_key(pl.col("text")))["text"].to_list()
 
 
 def bands_of(shard: Path, side: str) -> np.ndarray:

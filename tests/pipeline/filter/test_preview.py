@@ -55,7 +55,7 @@ def test_explain_says_every_rules_value(tmp_path: Path, pair, write_shards) -> N
     assert [one.rule for one in found.findings] == [rule.name for rule in RULES]
     length = finding(found, "positive_length")
     assert length == Finding(
-        "positive_length", "positive", "min", 2, float(len(found.pair["positive"])), "passes", "ours"
+        "positive_length", "positive", "min", 2, float(len(found.pair["positive"])), "passes", "chosen here"
     )
     assert finding(found, "mojibake").verdict == "fails"
     title = finding(found, "title_limit")  # a question has no title

@@ -20,7 +20,7 @@ from random import Random
 import duckdb
 import polars as pl
 from conan_embedding.pipeline.ingest import readers
-from conan_embedding.pipeline.ingest.files import Stretch, list_files
+from conan_embedding.pipeline.ingest.files import FileSplit, list_files
 from conan_embedding.pipeline.ingest.projection import project, unfit
 from conan_embedding.schemas.settings import Source
 from fuzz_formats import FORMATS, Format, Pair, pairs
@@ -61,26 +61,26 @@ def damage(rng: Random, data: bytes) -> bytes:
 
 def _fault(rng: Random, data: bytes, at: int) -> bytes:
     end = at + rng.choice((1, 2, 10, rng.randrange(1, 200)))
-    before, stretch, after = data[:at], data[at:end], data[end:]
+    before, split, after = data[:at], data[at:end], data[end:]
     match rng.randrange(8):
         case 0:  # flip a bit
-            return before + bytes(byte ^ 1 << rng.randrange(8) for byte in stretch[:1]) + stretch[1:] + after
+            return before + bytes(byte ^ 1 << rng.randrange(8) for byte in split[:1]) + split[1:] + after
         case 1:  # delete
             return before + after
         case 2:  # insert
-            return before + rng.choice(_PIECES) + stretch + after
+            return before + rng.choice(_PIECES) + split + after
         case 3:  # cut off
             return before
         case 4:  # repeat
-            return before + stretch * 2 + after
+            return before + split * 2 + after
         case 5:  # exchange
-            other = after[: len(stretch)]
-            return before + other + stretch + after[len(other) :]
+            other = after[: len(split)]
+            return before + other + split + after[len(other) :]
         case 6:  # overwrite with what cannot be foreseen
             return before + rng.randbytes(rng.randrange(1, 20)) + after
         case _:  # overwrite with what stands elsewhere
             begin = rng.randrange(len(data))
-            return before + data[begin : begin + len(stretch)] + after
+            return before + data[begin : begin + len(split)] + after
 
 
 # Reading
@@ -131,7 +131,7 @@ def _read(connection: duckdb.DuckDBPyConnection, source: Source, path: Path) -> 
     """Pairs, and how many rows and problems there were, as ingest has them."""
     found: set[Pair] = set()
     rows = rejected = 0
-    for problems in readers.read(connection, source, [Stretch(file.path) for file in list_files([str(path)])]):
+    for problems in readers.read(connection, source, [FileSplit(file.path) for file in list_files([str(path)])]):
         try:
             projected = project(connection, source)
             kept, bad = projected.pairs, projected.problems

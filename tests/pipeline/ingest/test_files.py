@@ -17,7 +17,7 @@ import fsspec
 import pytest
 import zstandard
 from conan_embedding.pipeline.ingest import files
-from conan_embedding.pipeline.ingest.files import FileError, Stretch, list_files, read_chunks
+from conan_embedding.pipeline.ingest.files import FileError, FileSplit, list_files, read_chunks
 from conan_embedding.pipeline.ingest.text_encodings import read_text
 
 TEXT = "今天天气很好，我们去公园散步。人民政府发布了新的政策，经济增长稳定。\n"
@@ -36,7 +36,7 @@ def unpacked(path: str) -> tuple[bytes, FileError | None]:
     """The bytes of a file, and what ended them."""
     found = []
     try:
-        for chunk in read_chunks(Stretch(path)):
+        for chunk in read_chunks(FileSplit(path)):
             found.append(chunk)
     except FileError as error:
         return b"".join(found), error
@@ -133,11 +133,11 @@ def test_unreadable(name: str, tmp_path: Path) -> None:
 MEASURE = """
 import sys, time, tracemalloc
 from conan_embedding.pipeline.ingest import files
-from conan_embedding.pipeline.ingest.files import FileError, Stretch, read_chunks
+from conan_embedding.pipeline.ingest.files import FileError, FileSplit, read_chunks
 tracemalloc.start()
 began, total, first = time.process_time(), 0, b""
 try:
-    for chunk in read_chunks(Stretch(sys.argv[1])):
+    for chunk in read_chunks(FileSplit(sys.argv[1])):
         total += len(chunk)
         first = first or chunk[:7]
 except FileError as error:

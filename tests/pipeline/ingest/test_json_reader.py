@@ -8,7 +8,7 @@ import duckdb
 import polars as pl
 import pytest
 from conan_embedding.pipeline.ingest import json_reader, readers
-from conan_embedding.pipeline.ingest.files import Stretch
+from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.pipeline.ingest.json_reader import merged, structure_of
 from conan_embedding.schemas.settings import Source
 from hypothesis import HealthCheck, given, settings
@@ -57,7 +57,7 @@ def table(path: Path, **source: Any) -> tuple[list[dict[str, Any]], list[tuple[A
     one = Source.model_validate({"name": "web", "files": "*", "read": path.suffix[1:], **source})
     rows, problems, shapes = [], [], set()
     with readers.sandbox() as connection:
-        for batch in readers.read(connection, one, [Stretch(str(path))]):
+        for batch in readers.read(connection, one, [FileSplit(str(path))]):
             found = connection.sql("FROM rows ORDER BY _row").pl()
             shapes.add((*found.columns, *map(str, found.dtypes)))
             rows += found.to_dicts()
@@ -118,7 +118,7 @@ def test_an_object_that_is_keyed_by_data_stays_json(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, some)))
     with readers.sandbox() as connection:
         one = Source.model_validate({"name": "web", "files": "*", "read": "jsonl"})
-        for _ in readers.read(connection, one, [Stretch(f"{tmp_path}/a.jsonl")]):
+        for _ in readers.read(connection, one, [FileSplit(f"{tmp_path}/a.jsonl")]):
             types = dict(zip(connection.sql("FROM rows").columns, connection.sql("FROM rows").types, strict=True))
             assert (types["q"], types["m"]) == ("VARCHAR", "JSON")
             assert str(types["n"]).startswith("STRUCT(field0 ")

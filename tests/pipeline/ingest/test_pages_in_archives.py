@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 from conan_embedding.pipeline.ingest import html_reader
-from conan_embedding.pipeline.ingest.files import FileError, Stretch, read_chunks
+from conan_embedding.pipeline.ingest.files import FileError, FileSplit, read_chunks
 from conan_embedding.pipeline.ingest.html_reader import LONGEST_PAGE, PAGE, read_warc
 from conan_embedding.pipeline.ingest.table_reader import PROBLEM
 from conan_embedding.pipeline.text.normalise import MissingExtraError
@@ -134,7 +134,7 @@ def test_pages_before_a_cut_are_kept(packed: bool, tmp_path: Any) -> None:
         rows: list[int] = []
         ended = None
         try:
-            for good, bad in read_warc(read_chunks(Stretch(str(path))), "a"):
+            for good, bad in read_warc(read_chunks(FileSplit(str(path))), "a"):
                 rows += good["_line"].to_list()
                 assert bad.is_empty()
         except FileError as error:

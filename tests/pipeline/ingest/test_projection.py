@@ -11,7 +11,7 @@ from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.engine.stage import Summary
 from conan_embedding.pipeline.ingest import splits
-from conan_embedding.pipeline.ingest.files import Stretch
+from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.pipeline.ingest.projection import Projected, project, unfit
 from conan_embedding.pipeline.ingest.stage import ingest, readers
 from conan_embedding.schemas.recipe import Recipe
@@ -104,7 +104,7 @@ def rejected(folder: Path, text: str, **source: Any) -> list[dict[str, Any]]:
     (folder / "a.json").write_text(text)
     one = Source.model_validate({"name": "web", "files": "*", "read": "json", **source})
     with readers.sandbox() as connection:
-        found = [project(connection, one) for _ in readers.read(connection, one, [Stretch(f"{folder}/a.json")])]
+        found = [project(connection, one) for _ in readers.read(connection, one, [FileSplit(f"{folder}/a.json")])]
     problems = pl.concat([each.problems for each in found])
     assert problems["line"].to_list() == [1] * problems.height
     assert set(problems["file"]) == {f"{folder}/a.json"}

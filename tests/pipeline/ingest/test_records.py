@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 from conan_embedding.pipeline.ingest import files, readers, text_encodings
-from conan_embedding.pipeline.ingest.files import Stretch
+from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.pipeline.ingest.records import array_elements, lines, quoted_records
 from conan_embedding.pipeline.ingest.text_encodings import Block
 from conan_embedding.schemas.settings import Source
@@ -154,7 +154,7 @@ def read(path: Path, **source: Any) -> tuple[list[tuple[Any, ...]], list[tuple[A
     one = Source.model_validate({"name": "web", "files": "*", "read": path.suffix[1:], **source})
     rows, problems = [], []
     with readers.sandbox() as connection:
-        for batch in readers.read(connection, one, [Stretch(str(path))]):
+        for batch in readers.read(connection, one, [FileSplit(str(path))]):
             frame = connection.sql("FROM rows ORDER BY _row").pl()
             names = sorted(set(frame.columns) - {"_row", "_file", "_line"})
             assert frame["_row"].to_list() == list(range(len(rows), len(rows) + frame.height))

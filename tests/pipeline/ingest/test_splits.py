@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 import pytest
 from conan_embedding.pipeline.ingest import files, readers, splits
-from conan_embedding.pipeline.ingest.files import SourceFile, Stretch, list_files
-from conan_embedding.pipeline.ingest.splits import parts
+from conan_embedding.pipeline.ingest.files import FileSplit, SourceFile, list_files
+from conan_embedding.pipeline.ingest.splits import plan_splits
 from conan_embedding.schemas.settings import Source
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,15 +22,15 @@ def source(path: Path, **more: Any) -> Source:
     return Source.model_validate({"name": "web", "files": "*", "read": path.suffix[1:], **more})
 
 
-def cut(path: Path, size: int, chunk: int = 1 << 20, **more: Any) -> list[Stretch]:
+def cut(path: Path, size: int, chunk: int = 1 << 20, **more: Any) -> list[FileSplit]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splits, "PART_BYTES", size)
         patch.setattr(files, "_CHUNK", chunk)
-        return [one for part in parts(source(path, **more), list_files([str(path)])) for one in part]
+        return [one for part in plan_splits(source(path, **more), list_files([str(path)])) for one in part]
 
 
-def read(path: Path, some: list[Stretch], **more: Any) -> Read:
-    """Rows and problems of each stretch on its own, as workers read them; problems have no order of their own."""
+def read(path: Path, some: list[FileSplit], **more: Any) -> Read:
+    """Rows and problems of each split on its own, as workers read them; problems have no order of their own."""
     rows, problems = [], []
     for one in some:
         with readers.sandbox() as connection:
@@ -77,7 +77,7 @@ def test_rows_of_stretches_are_the_rows_of_the_file(
     if kind == "csv":
         more["options"] = {"quote": ""}
     some = cut(path, size, chunk, **more)
-    assert read(path, some, **more) == read(path, [Stretch(str(path))], **more)
+    assert read(path, some, **more) == read(path, [FileSplit(str(path))], **more)
     if encoding in ("utf-8", "gb18030", "big5") and end != "\r" and len(written) > size and len(some) > 1:
         assert [(one.start, two.start) for one, two in pairwise(some)] == [
             (one.start, one.end) for one, _ in pairwise(some)
@@ -103,7 +103,7 @@ def test_a_carriage_return_in_the_last_line_means_what_it_means_in_the_file(tmp_
     some = cut(path, 1)
     assert len(some) == 3
     assert [row[2] for row in read(path, some)[0]] == ["one", "two", "th\rree"]
-    assert read(path, some) == read(path, [Stretch(str(path))])
+    assert read(path, some) == read(path, [FileSplit(str(path))])
 
 
 def test_a_table_whose_header_can_not_be_read_has_no_rows_anywhere(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_table_whose_header_can_not_be_read_has_no_rows_anywhere(tmp_path: Pat
 )
 def test_what_can_only_be_read_from_its_start_stays_whole(name: str, more: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / name).write_text('a\tb\n"1\t2"\n' * 50)
-    assert cut(tmp_path / name, 20, **more) == [Stretch(str(tmp_path / name))]
+    assert cut(tmp_path / name, 20, **more) == [FileSplit(str(tmp_path / name))]
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1, 20), (10**9, 1)])
@@ -159,8 +159,8 @@ def test_a_large_file_that_can_not_be_read_is_left_to_its_reader(tmp_path: Path)
     for name in ("a.parquet", "a.jsonl"):
         path = tmp_path / name
         path.write_bytes(b"\xff\xfe\xff" * 100)
-        assert cut(path, 20, encoding="gbk-8") == [Stretch(str(path))]
-        assert read(path, [Stretch(str(path))], encoding="gbk-8")[1] != []
+        assert cut(path, 20, encoding="gbk-8") == [FileSplit(str(path))]
+        assert read(path, [FileSplit(str(path))], encoding="gbk-8")[1] != []
 
 
 @PROPERTY
@@ -170,9 +170,9 @@ def test_small_files_are_packed(sizes: list[int], part: int) -> None:
     one = Source.model_validate({"name": "web", "files": "*", "read": "markdown"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splits, "PART_BYTES", part)
-        packed = list(parts(one, listed))
-    assert [stretch.path for stretches_ in packed for stretch in stretches_] == [file.path for file in listed]
+        packed = list(plan_splits(one, listed))
+    assert [split.path for stretches_ in packed for split in stretches_] == [file.path for file in listed]
     size = {file.path: file.size for file in listed}
-    totals = [sum(size[stretch.path] for stretch in stretches_) for stretches_ in packed]
+    totals = [sum(size[split.path] for split in stretches_) for stretches_ in packed]
     assert all(total <= part or len(stretches_) == 1 for total, stretches_ in zip(totals, packed, strict=True))
     assert all(first + size[following[0].path] > part for first, following in zip(totals, packed[1:], strict=False))

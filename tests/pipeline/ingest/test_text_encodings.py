@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conan_embedding.pipeline.ingest import files, text_encodings
-from conan_embedding.pipeline.ingest.files import FileError, Stretch
+from conan_embedding.pipeline.ingest.files import FileError, FileSplit
 from conan_embedding.pipeline.ingest.text_encodings import BROKEN, detect, find_encoding, read_blocks, read_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -190,14 +190,14 @@ def test_blocks_of_any_size_are_one_text(
     path = tmp_path / "a.txt"
     path.write_bytes(data)
     fits = _fits(path, encoding)  # two bytes without a mark need not tell
-    whole = [(one.first_line, one.text) for one in read_blocks(Stretch(str(path)), encoding)] if fits else []
+    whole = [(one.first_line, one.text) for one in read_blocks(FileSplit(str(path)), encoding)] if fits else []
     assert len(whole) <= 1
     if fits and not faults:
         assert b"".join(part for _, part in whole).decode() == end.join(content).replace("\r\n", "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_encodings, "BLOCK", block)
         patch.setattr(files, "_CHUNK", chunk)
-        found = list(read_blocks(Stretch(str(path)), encoding)) if whole else []
+        found = list(read_blocks(FileSplit(str(path)), encoding)) if whole else []
     if b"\r" in data.replace(b"\r\n", b"") and b"\r\0" not in data and b"\0\r" not in data:
         return  # what a carriage return means is told by the first block
     assert b"".join(part.text for part in found) == b"".join(part for _, part in whole)
@@ -226,7 +226,7 @@ def test_a_line_without_end(encoding: str, tmp_path: Path, monkeypatch: pytest.M
     path.write_bytes(f"one\n{SIMPLIFIED.strip() * 100}\ntwo\n".encode(encoding))
     found: list[bytes] = []
     try:
-        found += [block.text for block in read_blocks(Stretch(str(path)), encoding)]
+        found += [block.text for block in read_blocks(FileSplit(str(path)), encoding)]
         reason = None
     except FileError as error:
         reason = error.reason

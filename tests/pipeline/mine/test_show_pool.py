@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline.corpus.pools import opened
+from conan_embedding.pipeline.corpus.pools import open_pools
 from conan_embedding.pipeline.encoder.encoder import Encoder
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine import show_pool as module
@@ -127,7 +127,7 @@ def test_what_can_not_be_shown_is_said(corpus: Path, bge: Path) -> None:
     shutil.rmtree(corpus / "vectors")
     with pytest.raises(CorpusError, match="another model or other settings"):
         show_pool(corpus, "问", mined.model_copy(update={"max_length": 16}))
-    with opened(corpus, read_only=False) as pools:
+    with open_pools(corpus, read_only=False) as pools:
         pools.execute("ALTER TABLE runs DROP COLUMN passage_vectors")
     with pytest.raises(CorpusError, match=r"don't say how they were made; run `conan mine"):
         show_pool(corpus, "问", mined)

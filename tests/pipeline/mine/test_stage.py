@@ -15,8 +15,10 @@ from conan_embedding.pipeline.corpus.pools import FILE, read_candidates
 from conan_embedding.pipeline.encoder import encoder as encoders
 from conan_embedding.pipeline.encoder.encoder import Encoder
 from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.mine import search
 from conan_embedding.pipeline.mine import stage as module
-from conan_embedding.pipeline.mine.stage import MARGINS, ceilings, mine, search
+from conan_embedding.pipeline.mine.methods import METHODS, ceilings
+from conan_embedding.pipeline.mine.stage import mine
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.settings import MineSettings
 
@@ -108,7 +110,7 @@ def found(corpus: Path) -> tuple[dict[str, list[str]], dict[str, list[float]]]:
     return named, dict(pools.select("query", "scores").iter_rows())
 
 
-@pytest.mark.parametrize("method", MARGINS)
+@pytest.mark.parametrize("method", METHODS)
 def test_pools_are_those_of_brute_force(
     method: str, tmp_path: Path, bge: Path, records, write_shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 from conan_embedding.pipeline.corpus.pools import write_pools
 from conan_embedding.pipeline.corpus.saved_recipe import save_recipe
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
+from conan_embedding.pipeline.mine.methods import ceiling_sql
 from conan_embedding.pipeline.report.charts import histogram, lines, percent, size, ticks
 from conan_embedding.pipeline.report.page import write_report
 from conan_embedding.schemas.errors import CorpusError
@@ -239,7 +240,7 @@ def test_pools(corpus: Path, tmp_path: Path) -> None:
             for q, own in enumerate(scores)
         ],
     }
-    write_pools(corpus, {name: pa.Table.from_pylist(rows) for name, rows in tables.items()})
+    write_pools(corpus, {name: pa.Table.from_pylist(rows) for name, rows in tables.items()}, ceiling_sql())
     html = write_report(corpus, tmp_path / "page.html").read_text("utf-8")
     assert "Negative pools" in Page(html).all("h2")
     facts = facts_of(html)
@@ -260,9 +261,13 @@ def test_training_and_evaluation(corpus: Path, tmp_path: Path) -> None:
         (corpus / "train" / name / "log.jsonl").write_text(text + '{"step": 40, "lo')
     (corpus / "train" / "new").mkdir()
     (corpus / "train" / "new" / "log.jsonl").write_text(json.dumps(log[0]) + "\n")
-    rows = [("bge <large>", "qa", "ndcg@10", 0.7), ("ours", "qa", "ndcg@10", 0.8125), ("ours", "sts", "spearman", None)]
+    rows = [
+        ("bge <large>", "qa", "ndcg@10", 0.7),
+        ("chosen here", "qa", "ndcg@10", 0.8125),
+        ("chosen here", "sts", "spearman", None),
+    ]
     (corpus / "evaluation").mkdir()
-    (corpus / "evaluation" / "figures.json").write_text(
+    (corpus / "evaluation" / "metrics.json").write_text(
         json.dumps([dict(zip(("model", "set", "metric", "value"), row, strict=True)) for row in rows])
     )
     html = write_report(corpus, tmp_path / "page.html").read_text("utf-8")

@@ -1,12 +1,12 @@
-"""`keys` against `text.key`: every character, every mark beside every character, random texts of all scripts."""
+"""`keys` against match_key: every character, every mark beside every character, random texts of all scripts."""
 
 import unicodedata
 
 import polars as pl
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline.text.match_key import keys
-from conan_embedding.pipeline.text.normalise import key
+from conan_embedding.pipeline.text.match_key import match_keys
+from conan_embedding.pipeline.text.normalise import match_key
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -20,12 +20,12 @@ MARKS = [character for character in EVERY if unicodedata.category(character)[0] 
 
 
 def expected_keys(texts: pl.Series) -> pl.Series:
-    return pl.DataFrame({"text": texts}).select(key(pl.col("text"))).to_series()
+    return pl.DataFrame({"text": texts}).select(match_key(pl.col("text"))).to_series()
 
 
 def assert_keys(texts: pl.Series) -> None:
     expected = expected_keys(texts)
-    found = pl.Series(keys(texts.to_arrow()), dtype=pl.String)
+    found = pl.Series(match_keys(texts.to_arrow()), dtype=pl.String)
     different = (found != expected).arg_true()
     assert not len(different), [(texts[row], found[row], expected[row]) for row in different[:10]]
 
@@ -70,7 +70,7 @@ ODD = (
 @example(["ΌΔΟΣ", "ΣΑΣ.", "Σ", "각", "가" + "\u11a8", "ｶﾞ", "👨\u200d👩", "。。。", "", None, "\u0301", "x\U00020000"])
 def test_random_texts(texts: list[str | None]) -> None:
     expected = expected_keys(pl.Series(texts, dtype=pl.String)).fill_null("")
-    assert keys(pa.array(texts, pa.string())).to_pylist() == expected.to_list()
+    assert match_keys(pa.array(texts, pa.string())).to_pylist() == expected.to_list()
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
@@ -78,17 +78,17 @@ def test_every_layout_of_a_column(kind: pa.DataType) -> None:
     texts = pa.array(["Ａb，c", None, "。。", "", "ΟΔΟΣ!", "e\u0301.", "尾"], pa.string()).cast(kind)
     expected = ["abc", "", "。。", "", "οδος", "é", "尾"]
     chunked = pa.chunked_array([texts[:2], texts[2:2], texts[2:]])
-    assert keys(texts).to_pylist() == keys(chunked).to_pylist() == expected
-    assert keys(texts[1:5]).to_pylist() == keys(chunked[1:5]).to_pylist() == expected[1:5]
-    assert keys(texts[:0]).to_pylist() == keys(pa.chunked_array([], kind)).to_pylist() == []
-    assert keys(texts).type == pa.large_string()
+    assert match_keys(texts).to_pylist() == match_keys(chunked).to_pylist() == expected
+    assert match_keys(texts[1:5]).to_pylist() == match_keys(chunked[1:5]).to_pylist() == expected[1:5]
+    assert match_keys(texts[:0]).to_pylist() == match_keys(pa.chunked_array([], kind)).to_pylist() == []
+    assert match_keys(texts).type == pa.large_string()
 
 
 def test_texts_looked_up_and_texts_left_to_polars_keep_their_places() -> None:
     texts = [f"{number}号。" + "e\u0301" * (number % 3) for number in range(1000)]
-    assert keys(pa.array(texts)).to_pylist() == [f"{number}号" + "é" * (number % 3) for number in range(1000)]
+    assert match_keys(pa.array(texts)).to_pylist() == [f"{number}号" + "é" * (number % 3) for number in range(1000)]
 
 
 def test_only_strings_have_keys() -> None:
     with pytest.raises(TypeError, match="int64"):
-        keys(pa.array([1]))
+        match_keys(pa.array([1]))

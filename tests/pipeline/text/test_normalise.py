@@ -12,7 +12,7 @@ from conan_embedding.pipeline.text.normalise import (
     DEEPEST,
     MissingExtraError,
     _traditional_to_simplified,
-    key,
+    match_key,
     normalise,
     simplify,
 )
@@ -30,7 +30,7 @@ def normalised(*texts: str | None) -> list[str | None]:
 
 
 def keys(*texts: str) -> list[str]:
-    return pl.DataFrame({"text": texts}).select(key(pl.col("text"))).to_series().to_list()
+    return pl.DataFrame({"text": texts}).select(match_key(pl.col("text"))).to_series().to_list()
 
 
 @pytest.mark.parametrize(

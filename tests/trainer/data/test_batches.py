@@ -9,32 +9,29 @@ import numpy as np
 import polars as pl
 import pytest
 from conan_embedding.schemas.errors import CorpusError
-from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings
-from conan_embedding.trainer.data import batches
-from conan_embedding.trainer.data.batches import (
+from conan_embedding.schemas.training_settings import FinetuneSettings, PretrainSettings
+from conan_embedding.trainer.data import training_tables
+from conan_embedding.trainer.data.batches import finetune_batch, pretrain_batch, queries_a_step, steps_of
+from conan_embedding.trainer.data.mapped_table import MappedTable
+from conan_embedding.trainer.data.training_tables import (
     FinetuneData,
     PairData,
     count_pairs,
     count_queries,
     count_sentences,
-    finetune_update,
-    given_counts,
-    pretrain_update,
-    queries_a_step,
+    provided_counts,
     read_finetune,
     read_pairs,
-    steps_of,
     write_finetune,
     write_pairs,
 )
-from conan_embedding.trainer.data.mapped_table import Records
 from conan_embedding.trainer.dhnm.windows import Windows, advance, start
 
 Shards = Callable[[Path, str], list[Path]]
 Read = Callable[..., FinetuneData]
 
 
-def column(records: Records, name: str) -> list[Any]:
+def column(records: MappedTable, name: str) -> list[Any]:
     return [value for batch in records for value in batch[name].to_pylist()]
 
 
@@ -88,10 +85,13 @@ def test_steps_are_given_or_follow_from_epochs(settings: PretrainSettings, steps
     assert steps_of(settings, records=101, batch=10) == steps
 
 
-@pytest.mark.parametrize(("in_turn", "sentences", "queries"), [(False, 5, 8), (True, 5, 4), (True, 0, 8)])
-def test_in_turn_every_other_update_has_queries(in_turn: bool, sentences: int, queries: int) -> None:
-    assert queries_a_step(FinetuneSettings(retrieval_batch=8, in_turn=in_turn), sentences) == queries
-    assert queries_a_step(FinetuneSettings(retrieval_batch=8, sts_batch=0, in_turn=in_turn), sentences) == 8
+@pytest.mark.parametrize(("alternate_tasks", "sentences", "queries"), [(False, 5, 8), (True, 5, 4), (True, 0, 8)])
+def test_in_turn_every_other_update_has_queries(alternate_tasks: bool, sentences: int, queries: int) -> None:
+    assert queries_a_step(FinetuneSettings(retrieval_batch=8, alternate_tasks=alternate_tasks), sentences) == queries
+    assert (
+        queries_a_step(FinetuneSettings(retrieval_batch=8, sts_batch=0, alternate_tasks=alternate_tasks), sentences)
+        == 8
+    )
 
 
 def test_pairs_of_any_stage_are_read(tmp_path: Path, pairs_of: Callable[..., PairData]) -> None:
@@ -130,7 +130,7 @@ def test_an_update_for_pretraining_is_its_rows(
     data = pairs_of(*shards(made_corpus, "pretrain"))
     queries, positives = column(data.pairs, "query"), column(data.pairs, "positive")
     rows = np.array([7, 0, 6])
-    update = pretrain_update(data, rows)
+    update = pretrain_batch(data, rows)
     assert [update.texts[row] for row in update.query_rows] == [queries[row] for row in rows]
     assert [update.texts[row] for row in update.positive_rows] == [positives[row] for row in rows]
     groups = update.groups[update.positive_rows].tolist()
@@ -142,15 +142,15 @@ def test_an_update_for_pretraining_is_its_rows(
 def test_records_meet_their_pools(
     made_corpus: Path, shards: Shards, read: Read, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    monkeypatch.setattr(batches, "WINDOW", window)
+    monkeypatch.setattr(training_tables, "WINDOW", window)
     data = read(made_corpus, "retrieval")
     records = pl.concat([pl.read_parquet(shard) for shard in shards(made_corpus, "retrieval")])
     assert column(data.queries, "query") == records["query"].to_list()  # here queries are numbered as they are written
     assert data.query_ids.tolist() == list(range(40))
     assert column(data.queries, "positives") == records["positives"].to_list()
     assert column(data.queries, "clusters") == records["cluster_ids"].to_list()
-    assert column(data.queries, "given") == records["negatives"].to_list()
-    assert given_counts(data).tolist() == [2 if i % 5 == 0 else 0 for i in range(40)]
+    assert column(data.queries, "provided") == records["negatives"].to_list()
+    assert provided_counts(data).tolist() == [2 if i % 5 == 0 else 0 for i in range(40)]
     assert data.sources.rows.tolist() == list(range(40))
     assert (data.sources.names, data.sources.categories) == (["big", "small"], ["news", "news"])
     assert data.sources.sizes == [30, 10]
@@ -176,7 +176,7 @@ def test_records_of_one_query_become_one(tmp_path: Path, write: Any, read: Read)
     assert column(data.queries, "positives") == [["三", "一", "二", "四"]]  # by source
     assert column(data.queries, "clusters") == [[3, 1, 2, 4]]
     # Once each, in this order, and nothing that another record calls an answer.
-    assert column(data.queries, "given") == [["差", "坏"]]
+    assert column(data.queries, "provided") == [["差", "坏"]]
     assert (data.sources.names, data.sources.sizes) == (["a"], [1])
     assert len(data.sentences) == 0
 
@@ -186,7 +186,7 @@ def test_pairs_alone_may_serve_as_retrieval(tmp_path: Path, write: Any, read: Re
     write.mined(tmp_path, {0: ("五", 5)}, {"问": [0]})
     data = read(tmp_path, "pretrain")
     assert column(data.queries, "positives") == [["四"]]
-    assert column(data.queries, "given") == [[]]
+    assert column(data.queries, "provided") == [[]]
 
 
 def test_what_pools_lack_is_said(corpus: Path, write: Any, read: Read) -> None:
@@ -205,7 +205,7 @@ def test_what_pools_lack_is_said(corpus: Path, write: Any, read: Read) -> None:
 
 
 def negatives_of(data: FinetuneData, windows: Windows, rows: list[int], visit: int = 0) -> list[list[str]]:
-    update = finetune_update(data, windows, np.array(rows), np.arange(2), 4, np.full(len(rows), visit))
+    update = finetune_batch(data, windows, np.array(rows), np.arange(2), 4, np.full(len(rows), visit))
     queries, positives = column(data.queries, "query"), column(data.queries, "positives")
     assert [update.texts[row] for row in update.query_rows] == [queries[row] for row in rows]
     for row, text in zip(rows, update.positive_rows, strict=True):
@@ -218,24 +218,24 @@ def negatives_of(data: FinetuneData, windows: Windows, rows: list[int], visit: i
 
 def test_negatives_are_those_of_the_windows(made_corpus: Path, read: Read) -> None:
     data = read(made_corpus, "retrieval")
-    windows = start(data.pool_sizes, 4, given_counts(data))
-    texts, given = column(data.passages, "text"), column(data.queries, "given")
+    windows = start(data.pool_sizes, 4, provided_counts(data))
+    texts, provided = column(data.passages, "text"), column(data.queries, "provided")
     pools = [[texts[i] for i in each] for each in column(data.queries, "pool")]
     rows = [0, 1, 3, 10, 39]  # given and no pool; one candidate; three; given and a pool; many
-    expected = [given[0], pools[1], pools[3], given[10], pools[39][:4]]
+    expected = [provided[0], pools[1], pools[3], provided[10], pools[39][:4]]
     assert negatives_of(data, windows, rows) == expected
     assert [len(each) for each in expected] == [2, 1, 3, 2, 4]
 
     moved = advance(windows, np.ones(40, np.bool_), data.pool_sizes, 4)
     moved = advance(moved, np.arange(40) == 39, data.pool_sizes, 4)
-    expected = [given[0], pools[1], pools[3], given[10], pools[39][14:18]]
+    expected = [provided[0], pools[1], pools[3], provided[10], pools[39][14:18]]
     assert negatives_of(data, moved, rows) == expected  # a pool that is too short keeps its window
     assert negatives_of(data, moved, [25]) == [pools[25][10:14]]
 
 
 def test_a_query_shows_its_positives_in_turn(made_corpus: Path, read: Read) -> None:
     data = read(made_corpus, "retrieval")
-    windows = start(data.pool_sizes, 4, given_counts(data))
+    windows = start(data.pool_sizes, 4, provided_counts(data))
     assert len(column(data.queries, "positives")[2]) == 2
     for visit in range(4):
         negatives_of(data, windows, [2, 30], visit)
@@ -246,8 +246,8 @@ def test_clusters_come_along(tmp_path: Path, write: Any, read: Read) -> None:
     write.shard(tmp_path, "retrieval", [record])
     write.mined(tmp_path, {0: ("近似的答", 9), 1: ("别的", 3)}, {"问": [0, 1]})
     data = read(tmp_path, "retrieval")
-    windows = start(data.pool_sizes, 4, given_counts(data))
-    update = finetune_update(data, windows, np.array([0]), np.zeros(0, np.int64), 4, np.array([0]))
+    windows = start(data.pool_sizes, 4, provided_counts(data))
+    update = finetune_batch(data, windows, np.array([0]), np.zeros(0, np.int64), 4, np.array([0]))
     groups = update.groups[update.negative_rows[0]].tolist()
     own = update.groups[update.positive_rows[0]].item()
     assert [group == own for group in groups] == [True, False]
@@ -258,15 +258,15 @@ def test_queries_without_any_negatives_are_an_update_too(tmp_path: Path, write: 
     write.shard(tmp_path, "retrieval", [record])
     write.mined(tmp_path, {}, {"问": []})
     data = read(tmp_path, "retrieval")
-    windows = start(data.pool_sizes, 4, given_counts(data))
-    update = finetune_update(data, windows, np.array([0, 0]), np.zeros(0, np.int64), 4, np.array([0, 1]))
+    windows = start(data.pool_sizes, 4, provided_counts(data))
+    update = finetune_batch(data, windows, np.array([0, 0]), np.zeros(0, np.int64), 4, np.array([0, 1]))
     assert update.negative_rows.shape == (2, 0)
 
 
 def test_an_update_may_be_of_one_task(made_corpus: Path, read: Read) -> None:
     data = read(made_corpus, "retrieval")
-    windows, nothing = start(data.pool_sizes, 4, given_counts(data)), np.zeros(0, np.int64)
-    update = finetune_update(data, windows, nothing, np.arange(3), 4, nothing)
+    windows, nothing = start(data.pool_sizes, 4, provided_counts(data)), np.zeros(0, np.int64)
+    update = finetune_batch(data, windows, nothing, np.arange(3), 4, nothing)
     assert (len(update.query_rows), len(update.labels), len(update.texts)) == (0, 3, 6)
-    update = finetune_update(data, windows, np.array([39]), nothing, 4, np.array([0]))
+    update = finetune_batch(data, windows, np.array([39]), nothing, 4, np.array([0]))
     assert (len(update.query_rows), len(update.labels), update.negative_rows.shape) == (1, 0, (1, 4))

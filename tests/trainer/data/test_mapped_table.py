@@ -1,4 +1,4 @@
-"""Records in files against the same records in lists."""
+"""MappedTable in files against the same records in lists."""
 
 import threading
 import time
@@ -8,7 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conan_embedding.trainer.data import mapped_table
-from conan_embedding.trainer.data.mapped_table import Records, made_once, read_sources, write_records, write_sources
+from conan_embedding.trainer.data.mapped_table import (
+    MappedTable,
+    build_once,
+    read_sources,
+    write_records,
+    write_sources,
+)
 
 SCHEMA = pa.schema(
     {"text": pa.large_string(), "ids": pa.large_list(pa.int64()), "source": pa.large_string(), "category": pa.string()}
@@ -29,13 +35,13 @@ def records_of(count: int) -> list[dict[str, object]]:
     ]
 
 
-def write(file: Path, rows: list[dict[str, object]], *sizes: int) -> Records:
+def write(file: Path, rows: list[dict[str, object]], *sizes: int) -> MappedTable:
     """Write rows in batches of these sizes, with a column too many and narrower types."""
     ends = np.cumsum(sizes)
     parts = [rows[end - size : end] for end, size in zip(ends.tolist(), sizes, strict=True)]
     assert sum(sizes) == len(rows)
     write_records(file, SCHEMA, (pa.RecordBatch.from_pylist([{"more": 1} | row for row in part]) for part in parts))
-    return Records(file)
+    return MappedTable(file)
 
 
 @pytest.mark.parametrize("sizes", [(), (1,), (7, 1), (8, 8), (3, 3, 3), (40, 1, 1), (5, 0, 30)])
@@ -89,17 +95,17 @@ def test_a_folder_is_made_by_rank_zero_alone_and_whole(tmp_path: Path) -> None:
         (place / "whole").touch()
 
     with pytest.raises(OSError, match="no space"):
-        made_once(folder, fail, rank=0)
+        build_once(folder, fail, rank=0)
     assert not folder.exists()
 
-    other = threading.Thread(target=made_once, args=(folder, fail, 1))
+    other = threading.Thread(target=build_once, args=(folder, fail, 1))
     other.start()
     time.sleep(0.05)
     assert other.is_alive()  # it waits
-    made_once(folder, make, rank=0)
+    build_once(folder, make, rank=0)
     other.join(5)
     assert not other.is_alive()
-    made_once(folder, fail, rank=0)  # it is there already
+    build_once(folder, fail, rank=0)  # it is there already
     assert len(made) == 1
     assert [each.name for each in folder.iterdir()] == ["whole"]
     assert [each.name for each in folder.parent.iterdir()] == ["data"]

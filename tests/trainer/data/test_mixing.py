@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.pairs import CATEGORIES as CATEGORY_NAMES
-from conan_embedding.schemas.settings import Mixing
+from conan_embedding.schemas.training_settings import Mixing
 from conan_embedding.trainer.data.mixing import PAPER_SHARES, Sources, check_mixing, source_weights
 
 

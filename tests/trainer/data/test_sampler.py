@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from conan_embedding.schemas.errors import RecipeError
-from conan_embedding.schemas.settings import Mixing
+from conan_embedding.schemas.training_settings import Mixing
 from conan_embedding.trainer.data import sampler as module
 from conan_embedding.trainer.data.mixing import Sources
-from conan_embedding.trainer.data.sampler import Order, Turns, keys_of, permuted
+from conan_embedding.trainer.data.sampler import Sampler, SourceSchedule, keys_of, permuted
 from scipy.stats import chisquare
 
 SIZES = {"large": 400, "middle": 100, "single": 1}
@@ -31,13 +31,13 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WINDOW", 64)
 
 
-def order_of(seed: int = 0, run: int = 1, **mixing: float) -> Order:
-    return Order(SOURCES, Mixing(**mixing), seed, run)
+def order_of(seed: int = 0, run: int = 1, **mixing: float) -> Sampler:
+    return Sampler(SOURCES, Mixing(**mixing), seed, run)
 
 
 @pytest.mark.parametrize("run", [1, 7, 100])
 def test_any_stretch_is_that_part_of_the_whole(run: int) -> None:
-    whole, visits = order_of(3, run).stretch(0, 3000)
+    whole, visits = order_of(3, run).draw(0, 3000)
     random = np.random.default_rng(0)
     one = order_of(3, run)
     for start, stop in [(0, 0), (0, 1), (64, 64), (63, 65), (2999, 3000), (640, 704), (128, 1), (5, 2900)] + [
@@ -45,23 +45,23 @@ def test_any_stretch_is_that_part_of_the_whole(run: int) -> None:
     ]:
         stop = max(start, stop)
         for order in (one, order_of(3, run)):  # wherever it stood before, and from nothing
-            found, seen = order.stretch(int(start), int(stop))
+            found, seen = order.draw(int(start), int(stop))
             assert found.tolist() == whole[start:stop].tolist()
             assert seen.tolist() == visits[start:stop].tolist()
 
 
 def test_threads_may_ask_at_the_same_time() -> None:
-    whole, _ = order_of().stretch(0, 4000)
+    whole, _ = order_of().draw(0, 4000)
     order = order_of()
     with ThreadPoolExecutor(max_workers=8) as threads:
-        found = list(threads.map(lambda start: order.stretch(start, start + 20)[0], range(0, 4000, 20)))
+        found = list(threads.map(lambda start: order.draw(start, start + 20)[0], range(0, 4000, 20)))
     assert np.concatenate(found).tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize("run", [1, 6])
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_no_record_comes_back_before_its_source_is_used_up(power: float, run: int) -> None:
-    drawn, visits = order_of(4, run, power=power).stretch(0, 3000)
+    drawn, visits = order_of(4, run, power=power).draw(0, 3000)
     seen: Counter[int] = Counter()
     for row, visit in zip(drawn.tolist(), visits.tolist(), strict=True):
         assert visit == seen[row]
@@ -74,7 +74,7 @@ def test_no_record_comes_back_before_its_source_is_used_up(power: float, run: in
 
 @pytest.mark.parametrize(("power", "shares"), [(0.0, [1, 1, 1]), (0.5, [20, 10, 1]), (1.0, [400, 100, 1])])
 def test_sources_mix_by_their_size_to_a_power(power: float, shares: list[int]) -> None:
-    drawn = Counter(NAMES[row] for row in order_of(0, power=power).stretch(0, 30_000)[0].tolist())
+    drawn = Counter(NAMES[row] for row in order_of(0, power=power).draw(0, 30_000)[0].tolist())
     for source, share in zip(SIZES, shares, strict=True):
         expected = share / sum(shares)
         assert abs(drawn[source] / 30_000 - expected) < 4 * np.sqrt(expected / 30_000)
@@ -82,15 +82,15 @@ def test_sources_mix_by_their_size_to_a_power(power: float, shares: list[int]) -
 
 def test_a_source_of_no_weight_is_never_drawn() -> None:
     mixing = Mixing(categories={"news": 3}, sources={"single": 0, "large": 2})
-    drawn = Counter(NAMES[row] for row in Order(SOURCES, mixing, 0).stretch(0, 3000)[0].tolist())
+    drawn = Counter(NAMES[row] for row in Sampler(SOURCES, mixing, 0).draw(0, 3000)[0].tolist())
     assert drawn["single"] == 0
     assert drawn["large"] / 3000 == pytest.approx(0.8, abs=0.03)
     with pytest.raises(RecipeError, match="nothing to draw"):
-        Order(SOURCES, Mixing(sources=dict.fromkeys(SIZES, 0)), 0)
+        Sampler(SOURCES, Mixing(sources=dict.fromkeys(SIZES, 0)), 0)
 
 
 def test_draws_in_runs_share_their_source() -> None:
-    drawn, _ = order_of(3, run=10).stretch(0, 995)
+    drawn, _ = order_of(3, run=10).draw(0, 995)
     names = [NAMES[row] for row in drawn.tolist()]
     for first in range(0, 995, 10):
         assert len(set(names[first : first + 10])) == 1
@@ -98,25 +98,25 @@ def test_draws_in_runs_share_their_source() -> None:
 
 
 def test_the_order_follows_from_the_seed_alone() -> None:
-    first, _ = order_of(1).stretch(0, 700)
-    assert first.tolist() == order_of(1).stretch(0, 700)[0].tolist()
-    assert first.tolist() != order_of(2).stretch(0, 700)[0].tolist()
+    first, _ = order_of(1).draw(0, 700)
+    assert first.tolist() == order_of(1).draw(0, 700)[0].tolist()
+    assert first.tolist() != order_of(2).draw(0, 700)[0].tolist()
 
 
 def test_of_nothing_nothing_is_drawn() -> None:
-    rows, visits = Order(sources_of({}), Mixing(), 0, run=0).stretch(0, 0)
+    rows, visits = Sampler(sources_of({}), Mixing(), 0, run=0).draw(0, 0)
     assert (len(rows), len(visits)) == (0, 0)
-    assert Order(sources_of({"one": 1}), Mixing(), 0).stretch(0, 5)[0].tolist() == [0] * 5
+    assert Sampler(sources_of({"one": 1}), Mixing(), 0).draw(0, 5)[0].tolist() == [0] * 5
 
 
 def test_rounds_and_sources_have_orders_of_their_own() -> None:
-    drawn, _ = Order(sources_of({"a": 50, "b": 50}), Mixing(), 0, run=50).stretch(0, 400)
+    drawn, _ = Sampler(sources_of({"a": 50, "b": 50}), Mixing(), 0, run=50).draw(0, 400)
     rounds = [tuple(np.argsort(each)) for each in drawn.reshape(8, 50)]
     assert len(set(rounds)) == 8
 
 
 def test_turns_are_counted() -> None:
-    takers, earlier = Turns([1, 3], seed=5).stretch(0, 5000)
+    takers, earlier = SourceSchedule([1, 3], seed=5).draw(0, 5000)
     seen: Counter[int] = Counter()
     for taker, before in zip(takers.tolist(), earlier.tolist(), strict=True):
         assert before == seen[taker]

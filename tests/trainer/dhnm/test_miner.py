@@ -10,15 +10,15 @@ import duckdb
 import numpy as np
 import pytest
 import torch
-from conan_embedding.schemas.settings import FinetuneSettings, HardNegativeMining
-from conan_embedding.trainer.data.batches import FinetuneData, read_finetune, write_finetune
-from conan_embedding.trainer.dhnm.miner import Mining
+from conan_embedding.schemas.training_settings import FinetuneSettings, HardNegativeMining
+from conan_embedding.trainer.data.training_tables import FinetuneData, read_finetune, write_finetune
+from conan_embedding.trainer.dhnm.miner import HardNegativeMiner
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.loss.cbb import Losses
 
 Shards = Callable[[Path, str], list[Path]]
 
-ROWS = np.array([2, 20, 30, 39])  # pools of 2, 20, 30 and 39; rows 20 and 30 begin with given negatives
+ROWS = np.array([2, 20, 30, 39])  # pools of 2, 20, 30 and 39; rows 20 and 30 begin with provided negatives
 NAN = float("nan")
 
 
@@ -31,21 +31,21 @@ def data(corpus: Path, shards: Shards, tmp_path: Path) -> FinetuneData:
 
 
 @pytest.fixture
-def mining(corpus: Path, data: FinetuneData) -> Mining:
-    return make(corpus, data)
+def mining(corpus: Path, data: FinetuneData) -> HardNegativeMiner:
+    return make_miner(corpus, data)
 
 
-def make(corpus: Path, data: FinetuneData, **changes: Any) -> Mining:
+def make_miner(corpus: Path, data: FinetuneData, **changes: Any) -> HardNegativeMiner:
     settings = FinetuneSettings(negatives=4, hard_negative_mining=HardNegativeMining(check_every=3, **changes))
     job = Job(corpus=corpus, name="finetune", model="", settings=settings, shards={}, fingerprint="")
-    return Mining(job, settings, data, rows_of=lambda step: ROWS)
+    return HardNegativeMiner(job, settings, data, rows_of=lambda step: ROWS)
 
 
-def observe(mining: Mining, step: int, *means: float) -> dict[str, int] | None:
+def observe(mining: HardNegativeMiner, step: int, *means: float) -> dict[str, int] | None:
     """A step in which the queries of ROWS have negatives of these mean scores."""
     scores = torch.tensor([[mean - 0.05, mean + 0.05, NAN, mean] for mean in means])
     nothing = torch.zeros(())
-    return mining.observe(step, Losses(nothing, nothing, nothing, torch.zeros(4), scores))
+    return mining.observe(step, Losses(nothing, {}, torch.zeros(4), scores))
 
 
 def table(corpus: Path, name: str) -> list[tuple[Any, ...]]:
@@ -53,7 +53,7 @@ def table(corpus: Path, name: str) -> list[tuple[Any, ...]]:
         return connection.execute(f"FROM {name} ORDER BY ALL").fetchall()
 
 
-def replay(mining: Mining, steps: range) -> None:
+def replay(mining: HardNegativeMiner, steps: range) -> None:
     """Steps with checks every three of them, written as a run writes them."""
     script = {
         1: (0.9, 0.6, 0.6, 0.5),
@@ -71,7 +71,7 @@ def replay(mining: Mining, steps: range) -> None:
             mining.write(step)
 
 
-def test_only_queries_with_easier_negatives_move(mining: Mining) -> None:
+def test_only_queries_with_easier_negatives_move(mining: HardNegativeMiner) -> None:
     assert [step for step in range(1, 10) if mining.checks(step)] == [3, 6, 9]
     assert observe(mining, 1, 0.9, 0.6, 0.6, 0.5) is None
     assert observe(mining, 2, 0.5, 0.4, 0.55, 0.5) is None
@@ -91,27 +91,39 @@ def test_only_queries_with_easier_negatives_move(mining: Mining) -> None:
     assert np.isnan(windows.last_score[others]).all()
 
 
-def test_the_mean_is_over_the_negatives_there_are(mining: Mining) -> None:
+def test_the_mean_is_over_the_negatives_there_are(mining: HardNegativeMiner) -> None:
     nothing = torch.zeros(())
     scores = torch.tensor([[0.2, 0.4, NAN], [NAN, NAN, NAN], [0.9, NAN, NAN], [0.1, 0.2, 0.3]])
-    mining.observe(1, Losses(nothing, nothing, nothing, torch.zeros(4), scores))
+    mining.observe(1, Losses(nothing, {}, torch.zeros(4), scores))
+    assert np.isnan(mining.windows.last_score).all()  # they are still on the device
+    mining.read_scores()
     assert mining.windows.last_score[ROWS].tolist() == pytest.approx([0.3, NAN, 0.9, 0.2], nan_ok=True)
 
 
-def test_a_step_without_any_negatives_changes_nothing(mining: Mining) -> None:
+def test_a_step_without_a_finite_loss_is_passed_over_and_is_no_check(mining: HardNegativeMiner) -> None:
+    observe(mining, 1, 0.9, 0.9, 0.9, 0.9)
+    scores = torch.full((4, 1), 0.1)
+    for step in (2, 3):  # 3 would be a check
+        assert mining.observe(step, Losses(torch.tensor(float("inf")), {}, torch.zeros(4), scores)) is None
+    mining.read_scores()
+    assert mining.windows.last_score[ROWS].tolist() == pytest.approx([0.9] * 4)
+    assert mining.windows.visits[ROWS].tolist() == [1] * 4
+
+
+def test_a_step_without_any_negatives_changes_nothing(mining: HardNegativeMiner) -> None:
     nothing = torch.zeros(())
-    found = mining.observe(3, Losses(nothing, nothing, nothing, torch.zeros(4), torch.zeros(4, 0)))
+    found = mining.observe(3, Losses(nothing, {}, torch.zeros(4), torch.zeros(4, 0)))
     assert found == {"visited": 0, "eligible": 0, "flagged": 0, "replaced": 0, "exhausted": 0}
 
 
 def test_switched_off_nothing_moves(corpus: Path, data: FinetuneData) -> None:
-    mining = make(corpus, data, enabled=False)
+    mining = make_miner(corpus, data, enabled=False)
     for step, mean in enumerate([0.9, 0.5, 0.1, 0.1], start=1):
         assert observe(mining, step, mean, mean, mean, mean) is None
     assert not mining.windows.round.any()
 
 
-def test_the_tables_are_the_state_and_its_history(mining: Mining, corpus: Path) -> None:
+def test_the_tables_are_the_state_and_its_history(mining: HardNegativeMiner, corpus: Path) -> None:
     replay(mining, range(1, 10))
     assert [row[:3] + row[5:] for row in table(corpus, "replacements")] == [
         (3, 20, 1, 10, 14),
@@ -130,7 +142,7 @@ def test_the_tables_are_the_state_and_its_history(mining: Mining, corpus: Path) 
     assert state.exhausted[ROWS].tolist() == [True, False, False, False]
 
 
-def test_a_query_that_comes_once_is_not_eligible(mining: Mining) -> None:
+def test_a_query_that_comes_once_is_not_eligible(mining: HardNegativeMiner) -> None:
     observe(mining, 1, 0.9, 0.9, 0.9, NAN)
     found = observe(mining, 3, NAN, 0.9, 0.1, NAN)
     assert found == {"visited": 3, "eligible": 2, "flagged": 1, "replaced": 1, "exhausted": 0}
@@ -140,7 +152,7 @@ def test_a_query_that_comes_once_is_not_eligible(mining: Mining) -> None:
     assert found == {"visited": 4, "eligible": 3, "flagged": 1, "replaced": 0, "exhausted": 1}
 
 
-def test_changed_windows_alone_are_written_between_checkpoints(mining: Mining, corpus: Path) -> None:
+def test_changed_windows_alone_are_written_between_checkpoints(mining: HardNegativeMiner, corpus: Path) -> None:
     """The table is then what writing all of it would have made, but for the step of what has not changed."""
     columns = "(SELECT query_id, round, lo, hi, initial_score, last_score FROM windows)"
     assert mining.write(0)
@@ -164,21 +176,23 @@ def test_changed_windows_alone_are_written_between_checkpoints(mining: Mining, c
     assert table(corpus, "(SELECT DISTINCT step FROM windows)") == [(5,)]
 
 
-def through_a_checkpoint(mining: Mining, corpus: Path, data: FinetuneData, tmp_path: Path) -> Mining:
+def through_a_checkpoint(
+    mining: HardNegativeMiner, corpus: Path, data: FinetuneData, tmp_path: Path
+) -> HardNegativeMiner:
     np.savez(tmp_path / "windows.npz", **mining.state())
-    resumed = make(corpus, data)
+    resumed = make_miner(corpus, data)
     with np.load(tmp_path / "windows.npz") as arrays:
         resumed.restore(dict(arrays))
     return resumed
 
 
 def test_a_resumed_run_forgets_what_it_did_after_its_checkpoint(
-    mining: Mining, corpus: Path, data: FinetuneData, tmp_path: Path
+    mining: HardNegativeMiner, corpus: Path, data: FinetuneData, tmp_path: Path
 ) -> None:
     replay(mining, range(1, 10))
     windows, replacements = table(corpus, "windows"), table(corpus, "replacements")
 
-    killed = make(corpus, data)
+    killed = make_miner(corpus, data)
     assert killed.write(0)  # as a new run begins
     assert table(corpus, "windows") == table(corpus, "replacements") == []
     replay(killed, range(1, 5))
@@ -212,7 +226,7 @@ def elsewhere(corpus: Path) -> Callable[[], "subprocess.Popen[str]"]:
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_what_a_locked_file_held_up_is_written_later(
-    mining: Mining,
+    mining: HardNegativeMiner,
     corpus: Path,
     data: FinetuneData,
     tmp_path: Path,
@@ -222,7 +236,7 @@ def test_what_a_locked_file_held_up_is_written_later(
     replay(mining, range(1, 10))
     windows, replacements = table(corpus, "windows"), table(corpus, "replacements")
 
-    mining = make(corpus, data)
+    mining = make_miner(corpus, data)
     reader = elsewhere()
     try:
         assert not mining.write(0)

@@ -16,18 +16,19 @@ from conan_embedding.pipeline.encoder.encoder import encode, load_encoder
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine.stage import mine
 from conan_embedding.schemas.errors import CorpusError
-from conan_embedding.schemas.settings import EncoderSettings, FinetuneSettings, HardNegativeMining, MineSettings
-from conan_embedding.trainer.data.batches import (
+from conan_embedding.schemas.settings import EncoderSettings, MineSettings
+from conan_embedding.schemas.training_settings import FinetuneSettings, HardNegativeMining
+from conan_embedding.trainer.data.batches import finetune_batch
+from conan_embedding.trainer.data.mapped_table import MappedTable
+from conan_embedding.trainer.data.training_tables import (
     FinetuneData,
-    finetune_update,
-    given_counts,
     pools_file,
+    provided_counts,
     read_finetune,
     write_finetune,
 )
-from conan_embedding.trainer.data.mapped_table import Records
 from conan_embedding.trainer.dhnm import refresh
-from conan_embedding.trainer.dhnm.miner import Mining
+from conan_embedding.trainer.dhnm.miner import HardNegativeMiner
 from conan_embedding.trainer.dhnm.refresh import read_mined, remine, rerank, vectors_of, write_mined
 from conan_embedding.trainer.dhnm.windows import Windows, advance, start
 from conan_embedding.trainer.job import Job
@@ -45,7 +46,7 @@ def vectors(seed: int, texts: pa.Array) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def column(records: Records, name: str) -> list[Any]:
+def column(records: MappedTable, name: str) -> list[Any]:
     return [value for batch in records for value in batch[name].to_pylist()]
 
 
@@ -96,7 +97,7 @@ def test_reranked_candidates_are_the_hardest_that_are_allowed(
 ) -> None:
     monkeypatch.setattr(refresh, "TOGETHER", 7)
     mined = MineSettings(method=method, margin=MARGINS[method])  # type: ignore[arg-type]
-    windows = start(data.pool_sizes, 4, given_counts(data))
+    windows = start(data.pool_sizes, 4, provided_counts(data))
     windows = advance(windows, np.arange(40) % 3 == 0, data.pool_sizes, 4)
     rows = np.array([39, 0, 3, 36, 20, 11, 25, 12, 30, 35, 38, 17, 33, 18])
     pools = column(data.queries, "pool")
@@ -127,7 +128,7 @@ def test_with_the_same_weights_remine_makes_the_pools_of_mine(
     corpus: Path, shards: Shards, tiny: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refresh, "SEARCHED", 15)
-    monkeypatch.setattr(refresh, "PAIRS", 9)
+    monkeypatch.setattr("conan_embedding.pipeline.mine.search.PAIRS", 9)
     settings = MineSettings(
         model=str(tiny), passages=["retrieval", "pretrain"], queries=["retrieval"], max_length=32, **changes
     )
@@ -153,26 +154,26 @@ def test_vectors_of_a_model_in_training_are_those_of_inference(tiny: Path) -> No
     assert model.training
 
 
-ROWS = np.array([2, 20, 30, 39])  # pools of 2, 20, 30 and 39; rows 20 and 30 begin with given negatives
+ROWS = np.array([2, 20, 30, 39])  # pools of 2, 20, 30 and 39; rows 20 and 30 begin with provided negatives
 SCRIPT = [(0.9, 0.6, 0.6, 0.5), (0.5, 0.4, 0.5, 0.5), (0.5, 0.5, 0.55, 0.1)]
 
 
-def made(corpus: Path, data: FinetuneData, **changes: Any) -> Mining:
-    return Mining(job_of(corpus, **changes), job_of(corpus, **changes).settings, data, lambda step: ROWS)  # type: ignore[arg-type]
+def make_miner(corpus: Path, data: FinetuneData, **changes: Any) -> HardNegativeMiner:
+    return HardNegativeMiner(job_of(corpus, **changes), job_of(corpus, **changes).settings, data, lambda step: ROWS)  # type: ignore[arg-type]
 
 
-def replay(mining: Mining, steps: range) -> list[tuple[Any, ...]]:
+def replay(mining: HardNegativeMiner, steps: range) -> list[tuple[Any, ...]]:
     """Steps of a model that changes with each, written as a run writes them: what each found and the next update."""
     seen: list[tuple[Any, ...]] = []
     for step in steps:
         scores = torch.tensor([[mean] * 4 for mean in SCRIPT[(step - 1) % 3]])
         nothing = torch.zeros(())
-        losses = Losses(nothing, nothing, nothing, torch.zeros(4), scores)
+        losses = Losses(nothing, {}, torch.zeros(4), scores)
         found = mining.observe(step, losses, partial(vectors, step))
         if found:
             mining.write(step, whole=False)
         nobody = np.zeros(0, np.int64)
-        update = finetune_update(mining.data, mining.windows, ROWS, nobody, 4, np.zeros(4, np.int64))
+        update = finetune_batch(mining.data, mining.windows, ROWS, nobody, 4, np.zeros(4, np.int64))
         seen.append((step, found, update.texts))
     mining.write(steps[-1])
     return seen
@@ -184,7 +185,7 @@ def table(corpus: Path, name: str) -> list[tuple[Any, ...]]:
 
 
 def test_reranked_windows_are_the_next_negatives(data: FinetuneData, corpus: Path) -> None:
-    mining = made(corpus, data, refresh="rerank")
+    mining = make_miner(corpus, data, refresh="rerank")
     assert mining.data.picked is None
     passages = column(data.passages, "text")
     before = replay(mining, range(1, 3))[-1][2]
@@ -194,7 +195,7 @@ def test_reranked_windows_are_the_next_negatives(data: FinetuneData, corpus: Pat
     assert mining.windows.round[ROWS].tolist() == [0, 1, 0, 1]
     mined = MineSettings(method="topk", margin=1.0)
     of_39 = column(data.queries, "pool")[39][:4]
-    for row, in_use in ((20, []), (39, of_39)):  # row 20 had given negatives
+    for row, in_use in ((20, []), (39, of_39)):  # row 20 had provided negatives
         wanted = expected(data, row, in_use, 4, mined, 3)
         assert mining.data.picked is not None and mining.data.picked[row].tolist() == wanted
         assert {passages[each] for each in wanted} <= {*texts}
@@ -204,7 +205,7 @@ def test_reranked_windows_are_the_next_negatives(data: FinetuneData, corpus: Pat
 
 
 def test_a_used_up_pool_is_not_scored_again(data: FinetuneData, corpus: Path) -> None:
-    mining = made(corpus, data, refresh="rerank")
+    mining = make_miner(corpus, data, refresh="rerank")
     replay(mining, range(1, 4))
     assert mining.windows.exhausted[2]
     asked: list[str] = []
@@ -216,7 +217,7 @@ def test_a_used_up_pool_is_not_scored_again(data: FinetuneData, corpus: Path) ->
 
     for step in (4, 5, 6):
         scores = torch.tensor([[mean] * 4 for mean in SCRIPT[step - 4]])
-        found = mining.observe(step, Losses(nothing, nothing, nothing, torch.zeros(4), scores), encode)
+        found = mining.observe(step, Losses(nothing, {}, torch.zeros(4), scores), encode)
     assert found == {"visited": 4, "eligible": 4, "flagged": 3, "replaced": 2, "exhausted": 1}
     queries = column(data.queries, "query")
     assert [row for row in range(40) if queries[row] in asked] == [20, 39]
@@ -229,16 +230,16 @@ def test_a_used_up_pool_is_not_scored_again(data: FinetuneData, corpus: Path) ->
 def test_a_run_goes_on_from_its_checkpoint(
     data: FinetuneData, corpus: Path, tmp_path: Path, changes: dict[str, Any], at: int
 ) -> None:
-    whole = replay(made(corpus, data, **changes), range(1, 15))
+    whole = replay(make_miner(corpus, data, **changes), range(1, 15))
     replacements, windows = table(corpus, "replacements"), table(corpus, "windows")
     assert len(replacements) > 2
 
-    killed = made(corpus, data, **changes)
+    killed = make_miner(corpus, data, **changes)
     killed.write(0)
     replay(killed, range(1, at + 1))
     np.savez(tmp_path / "windows.npz", **killed.state())
     replay(killed, range(at + 1, min(at + 6, 15)))
-    resumed = made(corpus, data, **changes)
+    resumed = make_miner(corpus, data, **changes)
     with np.load(tmp_path / "windows.npz") as arrays:
         resumed.restore(dict(arrays))
     resumed.write(at)
@@ -248,7 +249,7 @@ def test_a_run_goes_on_from_its_checkpoint(
 
 
 def test_only_what_was_reranked_is_in_the_checkpoint(data: FinetuneData, corpus: Path) -> None:
-    mining = made(corpus, data, refresh="rerank")
+    mining = make_miner(corpus, data, refresh="rerank")
     assert "picked" not in mining.state()
     replay(mining, range(1, 4))
     assert mining.state()["picked_rows"].tolist() == [20, 39]
@@ -256,7 +257,7 @@ def test_only_what_was_reranked_is_in_the_checkpoint(data: FinetuneData, corpus:
 
 
 def test_remined_pools_start_anew(data: FinetuneData, corpus: Path) -> None:
-    mining = made(corpus, data, refresh="remine", remine_every=4)
+    mining = make_miner(corpus, data, refresh="remine", remine_every=4)
     assert [step for step in range(1, 10) if mining.checks(step)] == [3, 4, 6, 8, 9]
     replay(mining, range(1, 4))
     assert mining.windows.round[39] == 1
@@ -278,12 +279,13 @@ def test_remined_pools_start_anew(data: FinetuneData, corpus: Path) -> None:
 
 def test_windows_of_earlier_pools_are_written_over(data: FinetuneData, corpus: Path) -> None:
     """Also of a query with as many visits as it had when its row was written."""
-    mining = made(corpus, data, refresh="remine", remine_every=4)
+    mining = make_miner(corpus, data, refresh="remine", remine_every=4)
     replay(mining, range(1, 4))
     for step in range(4, 8):
         scores = torch.tensor([[mean] * 4 for mean in SCRIPT[(step - 1) % 3]])
-        mining.observe(step, Losses(*[torch.zeros(())] * 3, torch.zeros(4), scores), partial(vectors, step))
+        mining.observe(step, Losses(torch.zeros(()), {}, torch.zeros(4), scores), partial(vectors, step))
     columns = "(SELECT query_id, round, initial_score, last_score FROM windows)"
+    mining.read_scores()
     assert mining.windows.visits[30] == 3
     mining.write(7, whole=False)
     found = table(corpus, columns)
@@ -292,7 +294,7 @@ def test_windows_of_earlier_pools_are_written_over(data: FinetuneData, corpus: P
 
 
 def test_pools_that_a_resume_needs_are_kept(data: FinetuneData, corpus: Path) -> None:
-    mining = made(corpus, data, refresh="remine", remine_every=1)
+    mining = make_miner(corpus, data, refresh="remine", remine_every=1)
     folder = job_of(corpus).data
 
     def there() -> list[str]:
@@ -306,19 +308,19 @@ def test_pools_that_a_resume_needs_are_kept(data: FinetuneData, corpus: Path) ->
     (folder / "pools-00000003.arrow").write_bytes(b"of a run that was killed")
     (folder / "vectors" / "queries").mkdir(parents=True)
     (folder / "vectors" / "queries" / "part-000000.npy").write_bytes(b"of a run that was killed")
-    resumed = made(corpus, data, refresh="remine", remine_every=1)
+    resumed = make_miner(corpus, data, refresh="remine", remine_every=1)
     resumed.restore(state)
     replay(resumed, range(3, 4))
     assert there() == ["pools-00000002.arrow", "pools-00000003.arrow"]
     assert len(resumed.data.pools) == 40
     pools_file(folder, 2).unlink()
     with pytest.raises(CorpusError, match="pools of the last checkpoint"):
-        made(corpus, data, refresh="remine").restore(state)
+        make_miner(corpus, data, refresh="remine").restore(state)
 
 
 def test_after_the_last_step_nothing_is_remined(data: FinetuneData, corpus: Path) -> None:
-    mining = made(corpus, data, refresh="remine", remine_every=4)
+    mining = make_miner(corpus, data, refresh="remine", remine_every=4)
     mining.steps = 8
     assert [step for step in range(1, 9) if mining.remines(step)] == [4]
-    assert not made(corpus, data, refresh="remine", remine_every=4, enabled=False).checks(4)
-    assert not made(corpus, data, refresh="static", remine_every=4).checks(4)
+    assert not make_miner(corpus, data, refresh="remine", remine_every=4, enabled=False).checks(4)
+    assert not make_miner(corpus, data, refresh="static", remine_every=4).checks(4)

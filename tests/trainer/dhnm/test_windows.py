@@ -74,9 +74,9 @@ def assert_same(state: Windows, queries: list[Query]) -> None:
 def test_random_trajectories_equal_the_reference(seed: int, n: int) -> None:
     random = np.random.default_rng(seed)
     pools = random.integers(0, 60, 12)
-    given_counts = random.integers(0, 3, 12)
-    queries = [Query(int(pool), n, int(count)) for pool, count in zip(pools, given_counts, strict=True)]
-    state = start(pools, n, given_counts)
+    provided_counts = random.integers(0, 3, 12)
+    queries = [Query(int(pool), n, int(count)) for pool, count in zip(pools, provided_counts, strict=True)]
+    state = start(pools, n, provided_counts)
     assert_same(state, queries)
     for _ in range(40):
         for _ in range(3):

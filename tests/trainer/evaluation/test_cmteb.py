@@ -1,4 +1,4 @@
-"""C-MTEB's names are mteb's, what is missing is said, and a model's figures on local tasks are mteb's: no network."""
+"""C-MTEB's names are mteb's, what is missing is said, and a model's metrics on local tasks are mteb's: no network."""
 
 import json
 from pathlib import Path
@@ -138,9 +138,9 @@ def scored(encoder: Encoder, task: Any, width: int) -> float:
     return score(encoder, [task], width)[task.metadata.name]
 
 
-def figures(encoder: Encoder, file: Path, width: int) -> dict[str, float]:
+def metrics(encoder: Encoder, file: Path, width: int) -> dict[str, float]:
     (one,) = read_sets([file])
-    return judge(encoder, one, [width])[0].figures
+    return judge(encoder, one, [width])[0].metrics
 
 
 @pytest.fixture(params=[32, 8])
@@ -164,7 +164,7 @@ def test_retrieval_and_reranking_are_mtebs(tmp_path: Path, encoder: Encoder, wid
         {"query": text, "positives": [passages[i] for i in g[:2]], "negatives": [passages[i] for i in g[2:]]}
         for text, g in zip(queries, given, strict=True)
     ]
-    found = figures(encoder, records(tmp_path / "own.jsonl", rows), width)
+    found = metrics(encoder, records(tmp_path / "own.jsonl", rows), width)
     for ours, theirs in (("ndcg@10", "ndcg_at_10"), ("mrr@10", "mrr_at_10"), ("recall@10", "recall_at_10")):
         task = task_of("Retrieval", theirs, {"default": {"test": data}})
         task.metadata.name += theirs
@@ -181,7 +181,7 @@ def test_sentence_pairs_are_mtebs(tmp_path: Path, encoder: Encoder, width: int) 
     left, right = sentences(50), sentences(50, 1)
     labels = [int(a[0] == b[0] or number % 7 == 0) for number, (a, b) in enumerate(zip(left, right, strict=True))]
     rows = [{"text_a": a, "text_b": b, "label": n} for a, b, n in zip(left, right, labels, strict=True)]
-    found = figures(encoder, records(tmp_path / "own.jsonl", rows), width)
+    found = metrics(encoder, records(tmp_path / "own.jsonl", rows), width)
     data = DatasetDict({"test": Dataset.from_dict({"sentence1": left, "sentence2": right, "labels": labels})})
     for ours, theirs in (("ap", "cosine_ap"), ("best_accuracy", "cosine_accuracy")):
         task = task_of("PairClassification", theirs, data)
@@ -206,7 +206,7 @@ def test_classes_and_clusters_are_mtebs(tmp_path: Path, encoder: Encoder, width:
     else:
         data = DatasetDict({"test": test})
         settings = {"is_cross_validation": True, "train_split": "test"}
-    found = figures(encoder, records(tmp_path / "own.jsonl", rows), width)
+    found = metrics(encoder, records(tmp_path / "own.jsonl", rows), width)
     theirs = task_of("Classification", "accuracy", data, samples_per_label=32, **settings)
     assert found["accuracy"] == pytest.approx(scored(encoder, theirs, width), abs=1e-6)
     asked = {"sentences": [list(data["test"]["text"])], "labels": [list(data["test"]["label"])]}

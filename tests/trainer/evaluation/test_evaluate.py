@@ -51,7 +51,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, Any], prompt: st
 
 @pytest.mark.parametrize(("queries", "passages", "most"), [(40, 160, 4), (3, 30, 25), (5, 4, 2), (1, 1, 1)])
 @pytest.mark.parametrize("at_once", [1, 1 << 24])
-def test_retrieval_figures_are_scikit_learns(
+def test_retrieval_metrics_are_scikit_learns(
     monkeypatch: pytest.MonkeyPatch, queries: int, passages: int, most: int, at_once: int
 ) -> None:
     from sklearn.metrics import ndcg_score
@@ -85,18 +85,18 @@ def test_retrieval_figures_are_scikit_learns(
     assert "map" not in found
 
 
-def test_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """One answer at rank 1, one at rank 3, one beyond rank 10."""
     vectors = {f"p{place}": np.eye(16)[place] for place in range(12)} | {"q": np.r_[np.arange(12, 0, -1), np.zeros(4)]}
     asked = retrieval({"q": ["p0", "p2", "p11"]}, None, *vectors.keys() - {"q"})
     (judged,) = judge(by_hand(monkeypatch, vectors), asked, [16])
-    assert judged.figures["ndcg@10"] == pytest.approx((1 + 1 / 2) / (1 + 1 / np.log2(3) + 1 / 2))
-    assert judged.figures["recall@10"] == pytest.approx(2 / 3)
+    assert judged.metrics["ndcg@10"] == pytest.approx((1 + 1 / 2) / (1 + 1 / np.log2(3) + 1 / 2))
+    assert judged.metrics["recall@10"] == pytest.approx(2 / 3)
     row = judged.results.row(0, named=True)
     assert row.pop("passages") == [f"p{place}" for place in range(10)]
     assert row == {
         "query_id": "id q", "query": "q", "rank": 1, "mrr_10": 1.0, "recall_100": 1.0,
-        "ndcg_10": pytest.approx(judged.figures["ndcg@10"]), "recall_10": pytest.approx(2 / 3),
+        "ndcg_10": pytest.approx(judged.metrics["ndcg@10"]), "recall_10": pytest.approx(2 / 3),
     }  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_reranking_is_among_a_querys_own_candidates(monkeypatch: pytest.MonkeyPa
     (judged,) = judge(by_hand(monkeypatch, vectors), asked, [2])
     # n is nearer to q than a is; r has no negatives; a is both to s, so it is an answer, and the nearest.
     assert judged.results["map"].to_list() == [0.5, pytest.approx(np.nan, nan_ok=True), 1]
-    assert judged.figures["map"] == 0.75
+    assert judged.metrics["map"] == 0.75
 
 
 def test_other_queries_answers_and_further_passages_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_sentence_pairs_have_spearman_and_with_labels_0_and_1_more(
         middles = [-2, *((x + y) / 2 for x, y in zip(sorted(scores), sorted(scores)[1:], strict=False))][1:]
         wanted["ap"] = average_precision_score(labels, scores)
         wanted["best_accuracy"] = max(np.mean((np.array(scores) > middle) == labels) for middle in middles)
-    assert judged.figures == pytest.approx(wanted)
+    assert judged.metrics == pytest.approx(wanted)
     assert judged.results["score"].to_list() == pytest.approx(scores, abs=1e-6)
 
 
@@ -158,9 +158,9 @@ def test_equal_scores_or_labels_have_no_order(monkeypatch: pytest.MonkeyPatch) -
     random = np.random.default_rng(2)
     same, others = np.ones(5), [random.normal(size=5) for _ in range(6)]
     alike = by_hand(monkeypatch, {f"{side}{i}": same for i in range(3) for side in "ab"})
-    assert judge(alike, pairs(3, np.array([0.1, 0.5, 0.9])), [5])[0].figures == {"spearman": 0.0}
+    assert judge(alike, pairs(3, np.array([0.1, 0.5, 0.9])), [5])[0].metrics == {"spearman": 0.0}
     apart = by_hand(monkeypatch, {f"{side}{i}": others[2 * i + (side == "b")] for i in range(3) for side in "ab"})
-    assert judge(apart, pairs(3, np.full(3, 0.5)), [5])[0].figures == {"spearman": 0.0}
+    assert judge(apart, pairs(3, np.full(3, 0.5)), [5])[0].metrics == {"spearman": 0.0}
 
 
 def test_classes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,11 +170,11 @@ def test_classes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pl.DataFrame({"query_id": texts, "text": texts, "class": list("甲乙丙") * 20, "learnt": [False] * 60})
     encoder = by_hand(monkeypatch, vectors)
     alone = judge(encoder, EvaluationSet("c", "classification", frame), [4])[0]
-    assert alone.figures == {"accuracy": 1.0, "v_measure": pytest.approx(1)}
+    assert alone.metrics == {"accuracy": 1.0, "v_measure": pytest.approx(1)}
     assert alone.results["accuracy"].to_list() == [1.0] * 60
     split = frame.with_columns(learnt=pl.int_range(pl.len()) < 20)
     learnt = judge(encoder, EvaluationSet("c", "classification", split), [4])[0]
-    assert learnt.figures["accuracy"] == 1
+    assert learnt.metrics["accuracy"] == 1
     assert learnt.results["query"].to_list() == texts[20:]
 
 
@@ -182,8 +182,8 @@ def test_vectors_are_cut_and_unit_again(monkeypatch: pytest.MonkeyPatch) -> None
     vectors = {"q": [1.0, 0, 9], "a": [2, 0, -9.0], "b": [1, 1, 9.0]}
     encoder = by_hand(monkeypatch, vectors)
     whole, short = judge(encoder, retrieval({"q": ["a"]}, None, "b"), [3, 2])
-    assert (whole.dimension, whole.figures["mrr@10"]) == (3, 0.5)
-    assert (short.dimension, short.figures["mrr@10"]) == (2, 1.0)
+    assert (whole.dimension, whole.metrics["mrr@10"]) == (3, 0.5)
+    assert (short.dimension, short.metrics["mrr@10"]) == (2, 1.0)
     both = cut(np.array([[3, 4, 12.0], [0, 0, 1.0]], np.float32), 2)
     assert both == pytest.approx(np.array([[0.6, 0.8], [0, 0]]))
     assert widths(encoder, []) == [3]
@@ -195,7 +195,7 @@ def test_vectors_are_cut_and_unit_again(monkeypatch: pytest.MonkeyPatch) -> None
 def test_bm25_finds_words_in_common() -> None:
     asked = retrieval({"红楼梦作者": ["红楼梦的作者是曹雪芹"], "iPhone": ["iphone 是手机"]}, None, "作者")
     judged = judge_bm25(asked)
-    assert judged.figures["mrr@10"] == 1
+    assert judged.metrics["mrr@10"] == 1
     assert judged.dimension is None
 
 
@@ -232,13 +232,13 @@ def corpus(tmp_path: Path, tiny: Path) -> Path:
     return folder
 
 
-def test_figures_stay_in_the_corpus(corpus: Path) -> None:
-    recipe = Recipe.model_validate({"evaluate": {"dimensions": [8]}})
+def test_metrics_stay_in_the_corpus(corpus: Path) -> None:
+    recipe = Recipe.model_validate({"evaluate": {"matryoshka_dims": [8]}})
     rows = run.evaluate(corpus, recipe, ["pretrain"], [])
     models = ["pretrain", "pretrain@8", "bm25"]
     assert list(dict.fromkeys(row["model"] for row in rows)) == models
     assert [row["dimension"] for row in rows[::4]] == [32, 8, None]
-    file = corpus / "evaluation" / "figures.json"
+    file = corpus / "evaluation" / "metrics.json"
     assert json.loads(file.read_text()) == rows
     asked = "SELECT model, dimension, count(*), bool_and(query_id IS NOT NULL) FROM results GROUP BY ALL ORDER BY ALL"
     assert [tuple(row.values()) for row in catalog.query(corpus, asked).to_pylist()] == [
@@ -253,7 +253,7 @@ def test_figures_stay_in_the_corpus(corpus: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_corpus_without_figures_has_no_results(corpus: Path) -> None:
+def test_a_corpus_without_metrics_has_no_results(corpus: Path) -> None:
     assert catalog.query(corpus, "SELECT query, ndcg_10, passages FROM results").num_rows == 0
 
 
@@ -262,7 +262,7 @@ def test_other_sets_leave_the_corpus_as_it_is(corpus: Path, tmp_path: Path) -> N
     other.write_text('{"text_a": "一丁", "text_b": "七万", "label": 1}\n{"text_a": "丈", "text_b": "三", "label": 0.5}')
     rows = run.evaluate(corpus, Recipe(), ["pretrain"], [other], tmp_path / "results")
     assert [(row["model"], row["set"], row["metric"]) for row in rows] == [("pretrain", "other", "spearman")]
-    assert not (corpus / "evaluation" / "figures.json").exists()
+    assert not (corpus / "evaluation" / "metrics.json").exists()
     assert not (corpus / "evaluation" / "results").exists()
     assert pl.read_parquet(tmp_path / "results" / "pretrain.parquet")["positive"].to_list() == ["七万", "三"]
 
@@ -291,20 +291,20 @@ def test_the_command_takes_a_corpus_or_with_sets_a_model(
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(run, "evaluate", lambda *arguments: asked.append(arguments) or [])
-    (corpus / "recipe.yaml").write_text("evaluate: {models: [pretrain], dimensions: [4]}")
+    (corpus / "recipe.yaml").write_text("evaluate: {models: [pretrain], matryoshka_dims: [4]}")
     own = str(corpus / "evaluation" / "own.jsonl")
     for arguments in (
         [str(corpus)],
-        [str(corpus), "finetune", "--sets", own, "--dimensions", "8,16"],
+        [str(corpus), "finetune", "--sets", own, "--matryoshka-dims", "8,16"],
         [str(tiny), "BAAI/bge", "--sets", own, "--results", "there", "--set", "evaluate.max_length=64"],
     ):
         assert CliRunner().invoke(app, ["evaluate", *arguments]).exit_code == 0
-    found = [(place, recipe.evaluate.dimensions, models, sets, to) for place, recipe, models, sets, to, _ in asked]
+    found = [(place, recipe.evaluate.matryoshka_dims, models, sets, to) for place, recipe, models, sets, to, _ in asked]
     assert found == [
         (corpus, [4], ["pretrain"], [], None),
         (corpus, [8, 16], ["finetune"], [Path(own)], None),
         (None, [], [str(tiny), "BAAI/bge"], [Path(own)], Path("there")),
     ]
     assert asked[2][1].evaluate.max_length == 64
-    for arguments in (["--dimensions", "all"], ["--tasks", "STSB"], ["--cmteb", "--sets", own]):
+    for arguments in (["--matryoshka-dims", "all"], ["--tasks", "STSB"], ["--cmteb", "--sets", own]):
         assert CliRunner().invoke(app, ["evaluate", str(corpus), *arguments]).exit_code == 2

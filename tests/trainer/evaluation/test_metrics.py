@@ -27,7 +27,7 @@ def test_zeros_of_either_sign_are_equal_and_what_is_no_number_is_last() -> None:
 
 @pytest.mark.parametrize(("passages", "most"), [(300, 20), (60, 60), (7, 3)])
 @pytest.mark.parametrize("ties", [True, False])
-def test_retrieval_figures_are_mtebs(passages: int, most: int, ties: bool) -> None:
+def test_retrieval_metrics_are_mtebs(passages: int, most: int, ties: bool) -> None:
     theirs = pytest.importorskip("mteb._evaluators.retrieval_metrics")
     random = np.random.default_rng(passages)
     queries = 40

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from conan_embedding.schemas.settings import PretrainSettings, Validation
+from conan_embedding.schemas.training_settings import PretrainSettings, Validation
 from conan_embedding.trainer.evaluation.validation import BEST, best_so_far, keep_best
 from conan_embedding.trainer.job import Job, make_job
 from conan_embedding.trainer.model.embedding_model import load

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conan_embedding.schemas.settings import PretrainSettings
-from conan_embedding.trainer import job as module
-from conan_embedding.trainer.job import Job, TrainingError, make_job, run_job
+from conan_embedding.schemas.training_settings import PretrainSettings
+from conan_embedding.trainer.job import Job, TrainingError, make_job
+from conan_embedding.trainer.launch import launcher as module
 from conan_embedding.trainer.launch.hosts import Host, HostError, end, is_here, read_hostfile, rendezvous, send, start
+from conan_embedding.trainer.launch.launcher import run_job
 from processes import has_ended, wait_until
 
 FAKE_SSH = """#!/bin/sh

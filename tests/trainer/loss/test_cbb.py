@@ -1,4 +1,4 @@
-"""One update, by any number of ranks and in any layout, against the paper's equation 3 written out pair by pair.
+"""One update, by any number of ranks and in any partition, against the paper's equation 3 written out pair by pair.
 
 SGD without clipping shows what Adam hides: a gradient that is too large or too small by a factor.
 """
@@ -13,12 +13,12 @@ from cbb_updates import (
     BOTH,
     CASES,
     DEEPSPEED_CASE,
-    LAYOUTS,
     LEARNING_RATE,
+    PARTITIONS,
     TEMPERATURE,
-    Batch,
     Case,
     Encoder,
+    Texts,
     flat,
     one_update,
     parameters_after,
@@ -26,8 +26,7 @@ from cbb_updates import (
     run,
     share_of,
 )
-from conan_embedding.schemas.settings import PretrainSettings
-from conan_embedding.trainer.loss.cbb import build_update, pretrain_loss, slice_for, texts_apart, update_loss
+from conan_embedding.trainer.loss.cbb import build_batch, cbb_loss, partition_texts, pretrain_loss, sts_only_mask
 from torch import Tensor
 
 
@@ -53,12 +52,12 @@ def assert_equal_the_reference(outcome: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def test_one_process_makes_the_reference_update() -> None:
-    for layout, cached in LAYOUTS:
-        assert_equal_the_reference([one_update(case, layout, cached, 0, 1) for case in CASES])
+    for partition, cached in PARTITIONS:
+        assert_equal_the_reference([one_update(case, partition, cached, 0, 1) for case in CASES])
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 5])
-def test_neither_ranks_nor_layout_nor_gradcache_change_the_update(tmp_path: Path, world_size: int) -> None:
+def test_neither_ranks_nor_partition_nor_gradcache_change_the_update(tmp_path: Path, world_size: int) -> None:
     for rank in run("plain_updates", world_size, tmp_path):
         for outcome in rank:
             assert_equal_the_reference(outcome)
@@ -82,7 +81,7 @@ def test_deepspeed_makes_the_reference_updates(tmp_path: Path) -> None:
 
 
 def test_no_text_is_encoded_twice() -> None:
-    update = build_update(**vars(BOTH))
+    update = build_batch(**vars(BOTH))
     assert len(set(update.texts)) == len(update.texts)
     assert [update.texts[row] for row in update.query_rows] == BOTH.queries
     assert [update.texts[row] for row in update.positive_rows] == BOTH.positives
@@ -95,17 +94,17 @@ def test_without_two_labels_an_update_is_counted_as_unordered() -> None:
     embeddings = torch.randn(6, 12, dtype=torch.float64, requires_grad=True)
     for labels, unordered in ([0.5, 0.5], True), ([0.5, 0.6], False), ([], False):
         sentences = ["a", "b"][: len(labels)], ["c", "d"][: len(labels)]
-        update = build_update(["q"], ["p"], left=sentences[0], right=sentences[1], labels=labels)
-        losses = update_loss(embeddings, update, Case("").settings)
-        (gradient,) = torch.autograd.grad(losses.sts, embeddings)
-        assert losses.unordered == unordered
-        assert bool(losses.sts > 0) == bool(gradient.any()) == (len(set(labels)) == 2)
+        update = build_batch(["q"], ["p"], left=sentences[0], right=sentences[1], labels=labels)
+        losses = cbb_loss(embeddings, update, **Case("").options)
+        (gradient,) = torch.autograd.grad(losses.terms["sts"], embeddings)
+        assert losses.single_label == unordered
+        assert bool(losses.terms["sts"] > 0) == bool(gradient.any()) == (len(set(labels)) == 2)
         assert gradient.isfinite().all()
 
 
 def test_scores_are_cosines_at_full_width() -> None:
-    update, encoder = build_update(**vars(BOTH)), Encoder()
-    losses = update_loss(encoder(update.texts), update, Case("both", (4,)).settings)
+    update, encoder = build_batch(**vars(BOTH)), Encoder()
+    losses = cbb_loss(encoder(update.texts), update, **Case("both", (4,)).options)
 
     def score(one: str, other: str) -> float:
         return torch.cosine_similarity(encoder([one]), encoder([other])).item()
@@ -120,50 +119,49 @@ def test_scores_are_cosines_at_full_width() -> None:
 
 
 def test_the_tasks_add_up_with_beta() -> None:
-    update, encoder = build_update(**vars(BOTH)), Encoder()
-    losses = update_loss(encoder(update.texts), update, Case("both").settings)
-    assert losses.retrieval > 0 and losses.sts > 0
-    assert losses.total.item() == pytest.approx(losses.retrieval.item() + 0.8 * losses.sts.item())
+    update, encoder = build_batch(**vars(BOTH)), Encoder()
+    losses = cbb_loss(encoder(update.texts), update, **Case("both").options)
+    assert losses.terms["retrieval"] > 0 and losses.terms["sts"] > 0
+    assert losses.total.item() == pytest.approx(losses.terms["retrieval"].item() + 0.8 * losses.terms["sts"].item())
 
 
 @pytest.mark.parametrize(
     ("batch", "masked"),
     [
-        (Batch(["q", "r"], ["p", "s"]), set()),
-        (Batch(["q", "r"], ["p", "p"]), {(0, 1), (1, 0)}),  # the same positive
-        (Batch(["q", "q"], ["p", "s"]), {(0, 1), (1, 0)}),  # the same query: both are its positives
-        (Batch(["q", "p"], ["p", "s"]), {(0, 1), (1, 0)}),  # one pair's positive is the other's query
-        (Batch(["q", "r", "t"], ["p", "s", "u"], positive_clusters=[5, 6, 5]), {(0, 2), (2, 0)}),
-        (Batch(["q", "r"], ["p", "s"], positive_clusters=[-1, -1]), set()),  # -1 is no cluster
+        (Texts(["q", "r"], ["p", "s"]), set()),
+        (Texts(["q", "r"], ["p", "p"]), {(0, 1), (1, 0)}),  # the same positive
+        (Texts(["q", "q"], ["p", "s"]), {(0, 1), (1, 0)}),  # the same query: both are its positives
+        (Texts(["q", "p"], ["p", "s"]), {(0, 1), (1, 0)}),  # one pair's positive is the other's query
+        (Texts(["q", "r", "t"], ["p", "s", "u"], positive_clusters=[5, 6, 5]), {(0, 2), (2, 0)}),
+        (Texts(["q", "r"], ["p", "s"], positive_clusters=[-1, -1]), set()),  # -1 is no cluster
     ],
 )
-def test_pretraining_masks_what_is_no_negative(batch: Batch, masked: set[tuple[int, int]]) -> None:
-    update, encoder = build_update(**vars(batch)), Encoder()
-    settings = PretrainSettings(temperature=TEMPERATURE, dimensions=[])
-    losses = pretrain_loss(encoder(update.texts), update, settings)
+def test_pretraining_masks_what_is_no_negative(batch: Texts, masked: set[tuple[int, int]]) -> None:
+    update, encoder = build_batch(**vars(batch)), Encoder()
+    losses = pretrain_loss(encoder(update.texts), update, temperature=TEMPERATURE)
     queries, positives = encoder(batch.queries), encoder(batch.positives)
     expected = 0.0
     for i, query in enumerate(queries):
         scores = torch.exp(torch.cosine_similarity(query[None], positives) / TEMPERATURE)
         kept = [j for j in range(len(positives)) if (i, j) not in masked]
         expected -= torch.log(scores[i] / scores[kept].sum()).item() / len(queries)
-    assert losses.retrieval.item() == pytest.approx(expected, abs=1e-12)
-    assert losses.total.item() == losses.retrieval.item()
+    assert losses.terms["retrieval"].item() == pytest.approx(expected, abs=1e-12)
+    assert losses.total.item() == losses.terms["retrieval"].item()
 
 
 def test_a_symmetric_loss_is_the_mean_of_both_directions() -> None:
     encoder = Encoder()
-    there, back = build_update(["q", "r", "q"], ["p", "s", "t"]), build_update(["p", "s", "t"], ["q", "r", "q"])
-    settings = PretrainSettings(temperature=TEMPERATURE, dimensions=[4, 12])
-    losses = pretrain_loss(encoder(there.texts), there, settings.model_copy(update={"symmetric": True}))
-    directions = [pretrain_loss(encoder(each.texts), each, settings).total.item() for each in (there, back)]
+    there, back = build_batch(["q", "r", "q"], ["p", "s", "t"]), build_batch(["p", "s", "t"], ["q", "r", "q"])
+    options = {"temperature": TEMPERATURE, "matryoshka_dims": [4, 12]}
+    losses = pretrain_loss(encoder(there.texts), there, **options, symmetric=True)
+    directions = [pretrain_loss(encoder(each.texts), each, **options).total.item() for each in (there, back)]
     assert directions[0] != pytest.approx(directions[1])
-    assert losses.total.item() == losses.retrieval.item() == pytest.approx(sum(directions) / 2)
+    assert losses.total.item() == losses.terms["retrieval"].item() == pytest.approx(sum(directions) / 2)
 
 
 def test_a_negative_that_is_the_query_itself_is_left_out() -> None:
-    update = build_update(["q"], ["p"], [["q", "p"]])
-    losses = update_loss(Encoder()(update.texts), update, Case("").settings)
+    update = build_batch(["q"], ["p"], [["q", "p"]])
+    losses = cbb_loss(Encoder()(update.texts), update, **Case("").options)
     assert losses.total.item() == 0
 
 
@@ -179,14 +177,14 @@ def test_a_negative_that_is_the_query_itself_is_left_out() -> None:
 )
 def test_sequences_that_differ_in_length_are_refused(wrong: dict[str, list[str]]) -> None:
     with pytest.raises(ValueError, match="differ in number"):
-        build_update(**wrong)
+        build_batch(**wrong)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("texts", [0, 1, 5, 100])
 def test_slices_cover_every_text_once_and_are_balanced(world_size: int, texts: int) -> None:
     lengths = np.random.default_rng(texts).integers(1, 512, texts)
-    slices = [slice_for(rank, world_size, lengths) for rank in range(world_size)]
+    slices = [partition_texts(rank, world_size, lengths) for rank in range(world_size)]
     gathered = np.concatenate([own for own, _ in slices])
     for own, restore in slices:
         assert np.array_equal(gathered[restore], np.arange(texts))
@@ -197,21 +195,21 @@ def test_slices_cover_every_text_once_and_are_balanced(world_size: int, texts: i
     assert max(sums) - min(sums) <= lengths.max(initial=0)
 
 
-def test_the_papers_layout_has_ranks_of_their_own_for_sts() -> None:
-    update = build_update(**vars(BOTH))
-    only_sts = texts_apart(update, "paper")
-    assert only_sts is not None and texts_apart(update, "fused") is None
+def test_a_partition_per_task_has_ranks_of_their_own_for_sts() -> None:
+    update = build_batch(**vars(BOTH))
+    only_sts = sts_only_mask(update, "per_task")
+    assert only_sts is not None and sts_only_mask(update, "mixed") is None
     retrieval = {*BOTH.queries, *BOTH.positives, *(text for texts in BOTH.negatives for text in texts)}
     assert [text for text, alone in zip(update.texts, only_sts, strict=True) if alone] == [
         text for text in update.texts if text not in retrieval
     ]
     lengths = np.where(only_sts, 1, 9)  # few tokens: one rank
-    shares = [set(slice_for(rank, 5, lengths, only_sts)[0]) for rank in range(5)]
+    shares = [set(partition_texts(rank, 5, lengths, only_sts)[0]) for rank in range(5)]
     assert shares[4] == set(np.flatnonzero(only_sts))
     counts = [len(share) for share in shares[:4]]
     assert sum(counts) == np.sum(~only_sts) and max(counts) - min(counts) <= 1
     lengths = np.where(only_sts, 100, 1)  # nearly all tokens: all ranks but one
-    assert set(slice_for(0, 5, lengths, only_sts)[0]) == set(np.flatnonzero(~only_sts))
+    assert set(partition_texts(0, 5, lengths, only_sts)[0]) == set(np.flatnonzero(~only_sts))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
@@ -219,7 +217,7 @@ def test_the_papers_layout_has_ranks_of_their_own_for_sts() -> None:
 def test_ranks_of_their_own_cover_every_text_once(world_size: int, marked: float) -> None:
     random = np.random.default_rng(world_size)
     lengths, apart = random.integers(0, 512, 40), random.random(40) < marked
-    slices = [slice_for(rank, world_size, lengths, apart) for rank in range(world_size)]
+    slices = [partition_texts(rank, world_size, lengths, apart) for rank in range(world_size)]
     gathered = np.concatenate([own for own, _ in slices])
     for own, restore in slices:
         assert np.array_equal(gathered[restore], np.arange(40))

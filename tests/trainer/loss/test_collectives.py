@@ -1,4 +1,4 @@
-"""The gather, in real process groups: this file is also the program that each rank runs."""
+"""The all_gather_with_grad, in real process groups: this file is also the program that each rank runs."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from conan_embedding.trainer.loss.collectives import gather, of_rank_zero, sum_of_ranks
+from conan_embedding.trainer.loss.collectives import all_gather_with_grad, all_reduce_sum, broadcast_from_rank0
 
 COUNTS = [[2, 2], [3, 1], [0, 2], [4, 0], [0, 0]]  # rows on each of two ranks
 
@@ -26,12 +26,12 @@ def main(rank: int, folder: Path) -> None:
     outcome = []
     for case in range(len(COUNTS)):
         own = rows(case, rank).requires_grad_()
-        gathered = gather(own)
+        gathered = all_gather_with_grad(own)
         (gathered * weights(case)).sum().backward()
         outcome.append((gathered.detach(), own.grad))
-    outcome.append((gather(torch.full((rank + 1, 2), rank, dtype=torch.bfloat16)), None))
-    outcome.append((of_rank_zero(np.arange(3) + 10 * rank).tolist(), None))
-    outcome.append((sum_of_ranks([rank == 1, 3 + 2**40 * rank], "cpu"), None))
+    outcome.append((all_gather_with_grad(torch.full((rank + 1, 2), rank, dtype=torch.bfloat16)), None))
+    outcome.append((broadcast_from_rank0(np.arange(3) + 10 * rank).tolist(), None))
+    outcome.append((all_reduce_sum([rank == 1, 3 + 2**40 * rank], "cpu"), None))
     torch.save(outcome, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -55,16 +55,16 @@ def test_gathers_uneven_rows_in_rank_order_with_gradients(tmp_path: Path) -> Non
 
 def test_without_a_process_group_is_the_identity() -> None:
     tensor = torch.randn(2, 3, requires_grad=True)
-    assert gather(tensor) is tensor
-    assert of_rank_zero(tensor) is tensor
-    assert sum_of_ranks([True, 5], "cpu") == [1, 5]
+    assert all_gather_with_grad(tensor) is tensor
+    assert broadcast_from_rank0(tensor) is tensor
+    assert all_reduce_sum([True, 5], "cpu") == [1, 5]
 
 
 def test_in_a_world_of_one_is_the_identity(tmp_path: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         tensor = torch.randn(2, 3, requires_grad=True)
-        assert gather(tensor) is tensor
+        assert all_gather_with_grad(tensor) is tensor
     finally:
         dist.destroy_process_group()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def losses_of(total: Tensor) -> Losses:
-    return Losses(total, total, total, torch.zeros(0), torch.zeros(0, 0))
+    return Losses(total, {}, torch.zeros(0), torch.zeros(0, 0))
 
 
 def contrast(embeddings: Tensor) -> Losses:
@@ -105,23 +105,25 @@ def test_a_loss_scale_is_applied_before_gradients_are_rounded() -> None:
 
 
 @given(st.lists(st.integers(1, 600), max_size=60), st.none() | st.integers(2, 2000))
-def test_chunks_are_neighbours_of_like_length_within_the_tokens(lengths: list[int], chunk_tokens: int | None) -> None:
+def test_chunks_are_neighbours_of_like_length_within_the_tokens(
+    lengths: list[int], gradcache_tokens: int | None
+) -> None:
     lengths = sorted(lengths, reverse=True)
-    chunks = chunks_of(lengths, chunk_tokens)
+    chunks = chunks_of(lengths, gradcache_tokens)
     assert [length for chunk in chunks for length in lengths[chunk]] == lengths
     assert len(chunks) == 1 or all(lengths[chunk] for chunk in chunks)
     for chunk in filter(lengths.__getitem__, chunks):
         own = lengths[chunk]
         assert own[0] <= LENGTH_RATIO * own[-1]
-        assert chunk_tokens is None or len(own) == 1 or len(own) * own[0] <= chunk_tokens
+        assert gradcache_tokens is None or len(own) == 1 or len(own) * own[0] <= gradcache_tokens
         following = lengths[chunk.stop : chunk.stop + 1]
         if following:  # and no chunk is smaller than it must be
-            full = chunk_tokens is not None and (len(own) + 1) * own[0] > chunk_tokens
+            full = gradcache_tokens is not None and (len(own) + 1) * own[0] > gradcache_tokens
             assert full or own[0] > LENGTH_RATIO * following[0]
 
 
 def test_texts_of_unlike_length_fill_the_least_tokens() -> None:
     lengths = [100, 60, 60, 10, 10, 3, 1]
     assert chunks_of(lengths, least_tokens=300) == [slice(0, 3), slice(3, 7)]
-    assert chunks_of(lengths, chunk_tokens=200, least_tokens=300) == [slice(0, 2), slice(2, 5), slice(5, 7)]
+    assert chunks_of(lengths, gradcache_tokens=200, least_tokens=300) == [slice(0, 2), slice(2, 5), slice(5, 7)]
     assert chunks_of(lengths, least_tokens=1000) == [slice(0, 7)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from conan_embedding.schemas.settings import BootstrapSettings
+from conan_embedding.schemas.training_settings import BootstrapSettings
 from conan_embedding.trainer.model.bootstrap import SPECIAL, build_vocabulary, make_untrained, tiny_bert
 from conan_embedding.trainer.model.embedding_model import load
 from transformers import AutoModel, AutoTokenizer
@@ -77,16 +77,18 @@ def test_an_untrained_model_is_made_anew_when_what_makes_it_changes(
 
     def make(shards: list[Path] = pairs, training: dict[str, int] = {}, **changes: object) -> bool:  # noqa: B006
         before = folder.stat().st_ino if folder.exists() else None
-        settings = BootstrapSettings.model_validate({**shape, "training": {"dimension": 12, **training}, **changes})
+        settings = BootstrapSettings.model_validate(
+            {**shape, "training": {"projection_dim": 12, **training}, **changes}
+        )
         make_untrained(folder, settings, shards)
         return folder.stat().st_ino != before
 
     assert make()
     assert not make()
     assert not make(training={"steps": 7, "batch_size": 3})
-    assert make(training={"dimension": 6})
+    assert make(training={"projection_dim": 6})
     assert load(folder, dimension=6)[0].dimension == 6
-    assert make(training={"dimension": 6, "seed": 1})
+    assert make(training={"projection_dim": 6, "seed": 1})
     assert make(layers=2)
     assert make(pairs * 2, layers=2)
     assert make(vocabulary=str(vocabulary))

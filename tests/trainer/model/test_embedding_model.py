@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from conan_embedding.schemas.settings import FinetuneSettings
+from conan_embedding.pipeline.encoder.model_folder import ModelError
+from conan_embedding.schemas.training_settings import FinetuneSettings
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.trainer.model.embedding_model import EmbeddingModel, load, precision_of
 from conan_embedding.trainer.model.export import export
@@ -137,7 +138,7 @@ def test_a_saved_layer_of_another_width_is_refused(plain: Path, tmp_path: Path) 
     model, tokenizer = load(plain, dimension=24)
     folder = export(model, tokenizer, tmp_path / "model")
     assert load(folder, dimension=24)[0].dimension == 24
-    with pytest.raises(ValueError, match="width 24, not 32"):
+    with pytest.raises(ModelError, match="width 24, not 32"):
         load(folder, dimension=32)
 
 
@@ -175,7 +176,7 @@ def test_layouts_that_cannot_be_read_say_so(
     model, tokenizer = load(plain, dimension=24)
     folder = export(model, tokenizer, tmp_path / "model")
     (folder / file).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ModelError, match=message):
         load(folder)
 
 
@@ -184,7 +185,7 @@ def test_pickled_weights_are_not_read(plain: Path, tmp_path: Path) -> None:
     folder = export(model, tokenizer, tmp_path / "model")
     (folder / "model.safetensors").unlink()
     torch.save(model.encoder.state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="safetensors"):
+    with pytest.raises(ModelError, match="safetensors"):
         load(folder)
 
 
@@ -204,7 +205,7 @@ def test_a_saved_layer_without_bias_is_refused(plain: Path, tmp_path: Path) -> N
     config = json.loads((folder / "2_Dense" / "config.json").read_text())
     (folder / "2_Dense" / "config.json").write_text(json.dumps({**config, "bias": False}))
     save_file({"linear.weight": model.head.weight.detach()}, folder / "2_Dense" / "model.safetensors")
-    with pytest.raises(ValueError, match="bias"):
+    with pytest.raises(ModelError, match="bias"):
         load(folder)
 
 

@@ -11,7 +11,8 @@ import torch
 from conan_embedding import run
 from conan_embedding.pipeline.encoder.model_folder import ModelError, read_query_prompt
 from conan_embedding.schemas.recipe import Recipe
-from conan_embedding.schemas.settings import MRL_DIMENSIONS, EncoderSettings, FinetuneSettings
+from conan_embedding.schemas.settings import EncoderSettings
+from conan_embedding.schemas.training_settings import MATRYOSHKA_DIMS, FinetuneSettings
 from conan_embedding.trainer.model import export as module
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.trainer.model.embedding_model import load
@@ -54,7 +55,7 @@ def test_vectors_can_be_cut_at_all_seven_widths(plain: Path, tmp_path: Path) -> 
     folder = str(export(*load(plain, 1792), tmp_path / "model"))
     whole = sentence_transformers.SentenceTransformer(folder, device="cpu").encode(TEXTS)
     assert whole.shape == (4, 1792)
-    for width in MRL_DIMENSIONS:
+    for width in MATRYOSHKA_DIMS:
         cut = sentence_transformers.SentenceTransformer(folder, device="cpu", truncate_dim=width).encode(TEXTS)
         assert np.array_equal(cut, whole[:, :width])
 
@@ -145,18 +146,18 @@ def test_the_recipe_decides_what_is_exported(plain: Path, tmp_path: Path) -> Non
     (corpus / "evaluation").mkdir()
     rows = [{"model": name, "set": "one", "metric": "ndcg@10", "value": 0.25} for name in ("finetune", "pretrain")]
     rows.append({"model": "finetune@8", "set": "one", "metric": "ndcg@10", "value": 0.125, "dimension": 8})
-    figures = corpus / "evaluation" / "figures.json"
-    figures.write_text(json.dumps(rows))
+    metrics = corpus / "evaluation" / "metrics.json"
+    metrics.write_text(json.dumps(rows))
 
     folder = run.export(corpus, Recipe.model_validate({"export": {"precision": "bf16"}}))
     assert folder == corpus / "model"
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     assert json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]["query"] == ""
     card = (folder / "README.md").read_text("utf-8")
-    assert "From `base`." in card and "12 updates on 2 processes" in card and "It has no prompt" in card
+    assert "From `base`." in card and "12 steps on 2 processes" in card and "It has no prompt" in card
     assert card.count("| one | ndcg@10 | 0.1250 | 0.2500 |") == 1
 
-    os.utime(figures, (0, 0))  # as if of a model before this one
+    os.utime(metrics, (0, 0))  # as if of a model before this one
     assert "ndcg@10" not in (run.export(corpus, Recipe()) / "README.md").read_text("utf-8")
 
     kept = run.export(corpus, Recipe.model_validate({"export": {"model": str(base), "folder": str(tmp_path / "kept")}}))

@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
-from conan_embedding.schemas.settings import FinetuneSettings, PretrainSettings, Source
+from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.training_settings import FinetuneSettings, PretrainSettings
 from conan_embedding.trainer.job import make_job
 from conan_embedding.trainer.model.model_card import Stage, model_card, read_stages
 from huggingface_hub import ModelCard
@@ -24,7 +25,9 @@ def source(name: str, licence: str | None = None, files: str = "x") -> Source:
 
 def stage(*records: tuple[str, int, int], name: str = "pretrain", **settings: Any) -> Stage:
     rows = [(source, "news", *counts) for source, *counts in records]
-    return Stage(name, {"dimensions": [8, 16, 64], **settings}, 30, 2, pl.DataFrame(rows, schema=COLUMNS, orient="row"))
+    return Stage(
+        name, {"matryoshka_dims": [8, 16, 64], **settings}, 30, 2, pl.DataFrame(rows, schema=COLUMNS, orient="row")
+    )
 
 
 def card(**changes: Any) -> str:
@@ -32,7 +35,7 @@ def card(**changes: Any) -> str:
         "base": None,
         "stages": [stage(("a", 40, 40), ("b", 2, 0)), stage(("b", 5, 0), name="finetune")],
         "sources": [source("a", "CC BY-SA 4.0"), source("b", "CC BY-SA 4.0"), source("unused", "MIT")],
-        "figures": [
+        "metrics": [
             {"set": "one", "metric": "ndcg@10", "value": 0.51234, "dimension": 64},
             {"set": "one", "metric": "ndcg@10", "value": 0.5, "dimension": 8},
             {"set": "two", "metric": "ndcg@10", "value": 0.25},
@@ -66,8 +69,8 @@ def test_the_hub_reads_the_front_matter() -> None:
     assert body.startswith("\n# my-model\n")
 
 
-def test_without_figures_there_is_no_model_index() -> None:
-    text = card(figures=[])
+def test_without_metrics_there_is_no_model_index() -> None:
+    text = card(metrics=[])
     assert "model-index" not in text and "my-model" in text and "## Evaluation" not in text
 
 
@@ -99,7 +102,7 @@ def test_what_is_not_known_is_not_said() -> None:
     assert data.base_model is None and data.language is None
     assert "From `bert`." in card(base="/srv/models/bert") and "/srv" not in card(base="/srv/models/bert")
     assert "From random weights." in card()
-    lost = Stage("pretrain", {"dimensions": [64]}, 1, 1, None)
+    lost = Stage("pretrain", {"matryoshka_dims": [64]}, 1, 1, None)
     text = card(stages=[lost, stage(("b", 5, 0), name="finetune")])
     assert "| source | category | licence | finetune |" in text
     assert "The records of pretrain are no longer in the corpus." in text
@@ -119,7 +122,7 @@ def test_the_body_says_how_to_use_it_and_where_it_comes_from() -> None:
         'SentenceTransformer("my-model", truncate_dim=16)',
         "`sentence_embedding` [texts, 64]",
         "| a | news | CC BY-SA 4.0 | 40 | 0 |\n| b | news | CC BY-SA 4.0 | 2 | 5 |\n| all |  |  | 42 | 5 |",
-        "### finetune\n\n30 updates on 2 processes.\n\n```yaml\ndimensions: [8, 16, 64]\n```",
+        "### finetune\n\n30 steps on 2 processes.\n\n```yaml\nmatryoshka_dims: [8, 16, 64]\n```",
         "| set | metric | 8 | 64 |",
         "| one | ndcg@10 | 0.5000 | 0.5123 |\n| two | ndcg@10 |  | 0.2500 |",
         "```sh\nconan export corpora/zh\n```",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.trainer.model.embedding_model import load
-from conan_embedding.trainer.model.onednn_linear import FastLinear, quicken_linear_layers
+from conan_embedding.trainer.model.onednn_linear import FastLinear, use_onednn_linear
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional
@@ -25,7 +25,7 @@ SHAPES: dict[str, Callable[[], Tensor]] = {
 
 def made(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
     layer = nn.Linear(INPUTS, OUTPUTS, bias=bias, dtype=dtype)
-    quicken_linear_layers(layer)
+    use_onednn_linear(layer)
     assert type(layer) is FastLinear
     return layer
 
@@ -92,7 +92,7 @@ def test_a_whole_encoder_learns_the_same_under_the_same_names() -> None:
     plain = BertModel(config, add_pooling_layer=False).eval()
     fast = BertModel(config, add_pooling_layer=False).eval()
     fast.load_state_dict(plain.state_dict())
-    quicken_linear_layers(fast)
+    use_onednn_linear(fast)
     assert {type(each) for each in fast.modules() if isinstance(each, nn.Linear)} == {FastLinear}
     assert list(fast.state_dict()) == list(plain.state_dict())
     ids = torch.randint(50, (3, 9))

@@ -1,0 +1,98 @@
+"""This rank's part of each batch, tokenised: the next one is built while one is trained on."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...schemas.training_settings import CBBPartition
+from ..loss.cbb import Batch, partition_rows, sts_only_mask
+from ..loss.gradcache import LEAST_TOKENS, chunks_of
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """A batch and this rank's part of its texts as token ids, longest first.
+
+    Embeddings in the order of `ids`, taken at `places`, are in the order in which texts were divided; those of all
+    ranks, `counts` of each, taken at `restore`, are in the order of the batch's texts.
+    """
+
+    batch: Batch
+    ids: list[list[int]]
+    places: Tensor
+    counts: list[int]
+    restore: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of this rank's texts."""
+        return sum(len(each) for each in self.ids)
+
+
+def load_batches(
+    build: Callable[[int], Batch],
+    steps: range,
+    partition: CBBPartition,
+    tokenizer: Any,
+    rank: int,
+    world_size: int,
+    changes_data: Callable[[int], bool],
+) -> Iterator[tuple[int, RankBatch]]:
+    """Each of the steps with its batch, built ahead by one, except where the step before may change the data."""
+
+    def load(step: int) -> RankBatch:
+        batch = build(step)
+        # Texts are divided by their characters, so that no rank tokenises more than its own.
+        characters = [min(len(text), tokenizer.model_max_length) for text in batch.texts]
+        parts = partition_rows(world_size, characters, sts_only_mask(batch, partition))
+        texts = [batch.texts[row] for row in parts[rank]]
+        ids: list[list[int]] = []
+        if texts:  # with none, a tokenizer does not know what it is given
+            tokens = tokenizer(
+                texts, truncation=True, max_length=tokenizer.model_max_length, return_attention_mask=False
+            )
+            ids = tokens["input_ids"]
+        longest_first = np.argsort([-len(each) for each in ids], kind="stable")
+        return RankBatch(
+            batch,
+            [ids[place] for place in longest_first],
+            torch.from_numpy(np.argsort(longest_first)),
+            [len(part) for part in parts],
+            torch.from_numpy(np.argsort(np.concatenate(parts))),
+        )
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        ahead = None
+        for step in steps:
+            batch = ahead.result() if ahead else load(step)
+            ahead = thread.submit(load, step + 1) if step + 1 in steps and not changes_data(step) else None
+            yield step, batch
+
+
+def pad_chunks(
+    tokenizer: Any, ids: list[list[int]], gradcache_tokens: int | None, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """Texts, longest first, as token ids and attention masks [n, L] of those that are encoded together.
+
+    A rank without texts has one empty chunk, as it takes part in encoding all the same.
+    """
+    return [
+        _padded(tokenizer, ids[chunk], device) if ids[chunk] else empty_chunk(device)
+        for chunk in chunks_of([len(each) for each in ids], gradcache_tokens, LEAST_TOKENS)
+    ]
+
+
+def empty_chunk(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask of no text."""
+    nothing = torch.zeros(0, 1, dtype=torch.long, device=device)
+    return nothing, nothing
+
+
+def _padded(tokenizer: Any, ids: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device)
+    return padded["input_ids"], padded["attention_mask"]
