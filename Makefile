@@ -24,7 +24,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	mkdir -p .mypy && ln -sfn .. .mypy/conan_embedding
-	MYPYPATH=.mypy $(BIN)/mypy -m conan_embedding.cli -p conan_embedding.schemas -p conan_embedding.pipeline -p conan_embedding.trainer
+	MYPYPATH=.mypy $(BIN)/mypy -m conan_embedding -m conan_embedding.cli -m conan_embedding.api -m conan_embedding.losses -m conan_embedding.cbb -m conan_embedding.dhnm -p conan_embedding.schemas -p conan_embedding.pipeline -p conan_embedding.trainer
 
 bench: $(INSTALLED)
 	for script in $$(grep -L required=True benchmarks/*.py); do $(BIN)/python $$script || exit 1; done

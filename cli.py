@@ -24,12 +24,12 @@ from .options import (
     Strict,
     Workers,
     cluster_of,
-    had_bad_input,
     resolve,
-    run_data_stage,
+    run_and_show,
     with_options,
     work,
 )
+from .schemas.outcomes import Summary, Trained, TrainingPlan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,7 +70,7 @@ def ingest(
 ) -> None:
     """Read the recipe's sources into pairs; what is no pair is rejected with file, line and reason."""
     resolved = resolve(corpus, recipe, overrides)
-    run_data_stage("ingest", corpus, resolved, as_json, workers, cluster_of(engine, address), strict)
+    run_and_show("ingest", corpus, resolved, as_json, workers, cluster_of(engine, address), strict)
 
 
 @app.command("filter")
@@ -102,7 +102,7 @@ def filter_(
 
         display.show_dry_run(tried(corpus, resolved.filter, sample), as_json)
     else:
-        run_data_stage("filter", corpus, resolved, as_json, workers, cluster_of(engine, address))
+        run_and_show("filter", corpus, resolved, as_json, workers, cluster_of(engine, address))
 
 
 @app.command()
@@ -117,7 +117,7 @@ def dedup(
     debug: Debug = False,
 ) -> None:
     """Drop exact and near-duplicates, and pairs that evaluation sets contain."""
-    run_data_stage("dedup", corpus, resolve(corpus, recipe, overrides), as_json, workers, cluster_of(engine, address))
+    run_and_show("dedup", corpus, resolve(corpus, recipe, overrides), as_json, workers, cluster_of(engine, address))
 
 
 @app.command()
@@ -137,14 +137,14 @@ def score(
     The corpus keeps --model and --cutoff in its recipe.
     """
     from .pipeline.corpus.saved_recipe import keep_settings
-    from .run import data_stage
+    from .workflow import run_data_stage
 
     options = with_options([], {"score.model": model, "score.cutoff": cutoff})
     resolved = resolve(corpus, recipe, overrides + options)
     with work(corpus, cluster=cluster_of(engine, address)) as working:
-        summary = data_stage("score", corpus, resolved, working)
+        summary = run_data_stage("score", corpus, resolved, working)
         keep_settings(corpus, options)
-    display.show_result("score", summary, as_json)
+    display.show_outcome(summary, as_json)
 
 
 @app.command()
@@ -159,7 +159,7 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Turn pairs into training records: pretrain, retrieval, sts."""
-    run_data_stage("convert", corpus, resolve(corpus, recipe, overrides), as_json, workers, cluster_of(engine, address))
+    run_and_show("convert", corpus, resolve(corpus, recipe, overrides), as_json, workers, cluster_of(engine, address))
 
 
 @app.command()
@@ -185,11 +185,11 @@ def mine(
     resolved = resolve(corpus, recipe, overrides)
     if show is not None:
         from .pipeline.mine.show_pool import show_pool
-        from .run import with_model
+        from .workflow import with_model
 
         display.show_pool(show_pool(corpus, show, with_model(resolved.mine, corpus)), as_json)
     else:
-        run_data_stage("mine", corpus, resolved, as_json, cluster=cluster_of(engine, address))
+        run_and_show("mine", corpus, resolved, as_json, cluster=cluster_of(engine, address))
 
 
 @app.command()
@@ -212,12 +212,12 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train with DeepSpeed; a run that was interrupted goes on from its last checkpoint."""
-    from .run import STAGES, plan, train
     from .schemas.errors import RecipeError
     from .trainer.launch.hosts import read_hostfile
+    from .workflow import TRAINING_STAGES, plan, train
 
-    if stage not in STAGES:
-        raise RecipeError(f"--stage {stage}: expected one of {', '.join(STAGES)}")
+    if stage not in TRAINING_STAGES:
+        raise RecipeError(f"--stage {stage}: expected one of {', '.join(TRAINING_STAGES)}")
     if stage == "bootstrap" and model:
         raise RecipeError(f"--model {model}: bootstrap starts from random weights; --stage pretrain does from a model")
     hosts = read_hostfile(hostfile) if hostfile else None
@@ -227,14 +227,12 @@ def train(
     overrides = with_options(overrides, {f"{section}.on": on, f"{section}.model": model})
     resolved = resolve(corpus, recipe, overrides)
     with work(corpus):
+        outcome: TrainingPlan | Trained
         if dry_run:
             outcome = plan(stage, corpus, resolved, processes)
         else:
             outcome = train(stage, corpus, resolved, hosts or processes)
-    if dry_run:
-        display.show_plan(outcome, as_json)
-    else:
-        display.show_result(stage, outcome, as_json)
+    display.show_outcome(outcome, as_json)
 
 
 @app.command()
@@ -260,8 +258,8 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Metrics of models on evaluation sets: retrieval beside BM25, reranking, sentence pairs, classes, clusters."""
-    from .run import evaluate, evaluate_cmteb
     from .schemas.recipe import load
+    from .workflow import evaluate, evaluate_cmteb
 
     if cmteb and sets:
         raise typer.BadParameter("not with --cmteb, which has its own", param_hint="--sets")
@@ -274,10 +272,10 @@ def evaluate(
         place, resolved = corpus, resolve(corpus, recipe, given)
     models = models or list(resolved.evaluate.models)
     if cmteb:
-        rows = evaluate_cmteb(place, resolved, models, tasks.split(",") if tasks else [])
+        outcome = evaluate_cmteb(place, resolved, models, tasks.split(",") if tasks else [])
     else:
-        rows = evaluate(place, resolved, models, sets, results, overrides)
-    display.show_result("evaluate", rows, as_json)
+        outcome = evaluate(place, resolved, models, sets, results, overrides)
+    display.show_outcome(outcome, as_json)
 
 
 @app.command()
@@ -291,13 +289,13 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write the trained model as a folder that SentenceTransformer(folder) loads."""
-    from .run import export
+    from .workflow import export
 
     overrides = with_options(overrides, {"export.model": model, "export.folder": str(to.resolve()) if to else None})
     resolved = resolve(corpus, recipe, overrides)
     with work(corpus):
-        folder = export(corpus, resolved)
-    display.show_result("export", folder, as_json)
+        outcome = export(corpus, resolved)
+    display.show_outcome(outcome, as_json)
 
 
 @app.command()
@@ -314,16 +312,16 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run every stage of a recipe. What is done already is skipped; after a kill, run it again."""
-    from .run import place, run
     from .schemas.recipe import load
+    from .workflow import find_corpus, run
 
     resolved = load(recipe, overrides)
-    folder = place(resolved, corpus, recipe)
+    folder = find_corpus(resolved, corpus, recipe)
     bad = False
     with work(folder, workers, cluster_of(engine, address)) as chosen:
-        for step, result in run(folder, resolved, chosen, processes):
-            display.show_result(step, result, as_json)
-            bad = bad or (step == "ingest" and had_bad_input(result))
+        for _, outcome in run(folder, resolved, chosen, processes):
+            display.show_outcome(outcome, as_json)
+            bad = bad or (isinstance(outcome, Summary) and outcome.bad_input)
     if strict and bad:
         raise typer.Exit(BAD_INPUT)
 
@@ -357,7 +355,7 @@ def sample(
     with locked(corpus):
         summaries = cut(corpus, out, rows, seed)
     for summary in summaries:
-        display.show_result(summary.stage, summary, as_json)
+        display.show_outcome(summary, as_json)
 
 
 @app.command()
@@ -378,18 +376,18 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Write a small dirty sample, run everything on it, and show what came out."""
-    from .run import DEMO_QUESTIONS, demo, run
+    from .workflow import DEMO_QUESTIONS, demo, run
 
     corpus = folder / "corpus"
     resolved, sources = demo(folder)
     typer.echo(f"Sample sources in {sources}, corpus in {corpus}\n")
-    results = []
+    outcomes = []
     with work(corpus, 0) as engine:
-        for step, result in run(corpus, resolved, engine, 1):
-            results.append((step, result))
+        for step, outcome in run(corpus, resolved, engine, 1):
+            outcomes.append(outcome)
             display.errors.print(f"{step} done")
-    for step, result in results:
-        display.show_result(step, result, as_json=False)
+    for outcome in outcomes:
+        display.show_outcome(outcome, as_json=False)
     for question in DEMO_QUESTIONS:
         typer.echo(f'\n$ conan sql {corpus} "{question}"')
         sql(corpus, question)

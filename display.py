@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
+from functools import singledispatch
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,12 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from .schemas.outcomes import Evaluated, Exported, Summary, Trained, TrainingPlan
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from .pipeline.engine.calls import Progress
-    from .pipeline.engine.stage import Summary
     from .pipeline.filter.preview import DryRun, Explanation
     from .pipeline.mine.show_pool import ShownPool
 
@@ -85,8 +87,37 @@ def _print(value: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]]
         show(value)
 
 
-def _summary(summary: "Summary") -> dict[str, Any]:
-    return {**summary.__dict__, "rejected": dict(summary.rejected.most_common())}
+@singledispatch
+def show_outcome(outcome: object, as_json: bool) -> None:
+    """What a command has done; what is shown follows from the type."""
+    raise TypeError(f"nothing shows a {type(outcome).__name__}")
+
+
+@show_outcome.register
+def _(outcome: Summary, as_json: bool) -> None:
+    _print({**vars(outcome), "rejected": dict(outcome.rejected.most_common())}, as_json, _show_summary)
+
+
+@show_outcome.register
+def _(outcome: Trained, as_json: bool) -> None:
+    value = {"stage": outcome.stage, "trained": outcome.trained, "model": outcome.model, **outcome.last_step}
+    _print(value, as_json, _show_training)
+
+
+@show_outcome.register
+def _(outcome: Evaluated, as_json: bool) -> None:
+    _print({"stage": "evaluate", "metrics": outcome.metrics}, as_json, _show_metrics)
+
+
+@show_outcome.register
+def _(outcome: Exported, as_json: bool) -> None:
+    value = {"stage": "export", "folder": outcome.folder}
+    _print(value, as_json, lambda _: typer.echo(f"export: {outcome.folder}"))
+
+
+@show_outcome.register
+def _(outcome: TrainingPlan, as_json: bool) -> None:
+    _print(asdict(outcome), as_json, _show_plan)
 
 
 def _show_summary(summary: dict[str, Any]) -> None:
@@ -98,9 +129,9 @@ def _show_summary(summary: dict[str, Any]) -> None:
         table.add_row(f"  rejected: {reason}", f"{rows:,}")
     table.add_row("out", f"{summary['rows_out']:,}", style="bold")
     out.print(table)
-    for name, note in summary["notes"].items():
+    for name, note in {"empty_sources": summary["empty_sources"], **summary["notes"]}.items():
         if note:
-            out.print(f"{name}: {note}")
+            out.print(f"{name.replace('_', ' ')}: {note}")
 
 
 def _show_metrics(evaluated: dict[str, Any]) -> None:
@@ -114,23 +145,20 @@ def _show_metrics(evaluated: dict[str, Any]) -> None:
     out.print(table)
 
 
-def _show_training(outcome: dict[str, Any]) -> None:
-    if not outcome["trained"]:
-        typer.echo(f"{outcome['stage']}: trained before; {outcome['model']}")
+def _show_training(trained: dict[str, Any]) -> None:
+    if not trained["trained"]:
+        typer.echo(f"{trained['stage']}: trained before; {trained['model']}")
     else:
-        loss = f"loss {outcome['loss']:.4f}, " if "loss" in outcome else ""
-        typer.echo(f"{outcome['stage']}: {outcome.get('step', 0):,} steps, {loss}model in {outcome['model']}")
+        loss = f"loss {trained['loss']:.4f}, " if "loss" in trained else ""
+        typer.echo(f"{trained['stage']}: {trained.get('step', 0):,} steps, {loss}model in {trained['model']}")
 
 
-def show_result(step: str, result: Any, as_json: bool) -> None:
-    if step == "evaluate":
-        _print({"stage": step, "metrics": result}, as_json, _show_metrics)
-    elif step == "export":
-        _print({"stage": step, "folder": str(result)}, as_json, lambda _: typer.echo(f"export: {result}"))
-    elif isinstance(result, dict):
-        _print(result, as_json, _show_training)
-    else:
-        _print(_summary(result), as_json, _show_summary)
+def _show_plan(plan: dict[str, Any]) -> None:
+    for name, value in plan.items():
+        if isinstance(value, dict):
+            out.print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(), soft_wrap=True)
+        else:
+            out.print(f"{name.replace('_', ' ').replace(' mb', ', MB')}: {value:,}")
 
 
 def show_rows(found: "pa.Table", as_json: bool) -> None:
@@ -175,19 +203,6 @@ def _show_explanation(explanation: dict[str, Any]) -> None:
     for finding in explanation["findings"]:
         if finding["verdict"] == "fails":
             out.print(f"{finding['rule']}: threshold from {finding['origin']}", soft_wrap=True)
-
-
-def show_plan(plan: dict[str, Any], as_json: bool) -> None:
-    """What a training run would be."""
-    _print(plan, as_json, _show_plan)
-
-
-def _show_plan(plan: dict[str, Any]) -> None:
-    for name, value in plan.items():
-        if isinstance(value, dict):
-            out.print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(), soft_wrap=True)
-        else:
-            out.print(f"{name}: {value:,}")
 
 
 def show_pool(pool: "ShownPool", as_json: bool) -> None:

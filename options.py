@@ -14,7 +14,6 @@ from . import display
 
 if TYPE_CHECKING:
     from .pipeline.engine.calls import Engine
-    from .pipeline.engine.stage import Summary
     from .schemas.recipe import Recipe
 
 BAD_INPUT = 3
@@ -95,7 +94,7 @@ def work(corpus: Path, workers: int = 1, cluster: str | None = None) -> Iterator
             close_workers()
 
 
-def run_data_stage(
+def run_and_show(
     name: str,
     corpus: Path,
     recipe: "Recipe",
@@ -105,15 +104,10 @@ def run_data_stage(
     strict: bool = False,
 ) -> None:
     """Run a data stage and show its summary; exits with BAD_INPUT if `strict` and any input was bad."""
-    from .run import data_stage
+    from .workflow import run_data_stage
 
     with work(corpus, workers, cluster) as engine:
-        summary = data_stage(name, corpus, recipe, engine)
-    display.show_result(name, summary, as_json)
-    if strict and had_bad_input(summary):
+        summary = run_data_stage(name, corpus, recipe, engine)
+    display.show_outcome(summary, as_json)
+    if strict and summary.bad_input:
         raise typer.Exit(BAD_INPUT)
-
-
-def had_bad_input(summary: "Summary") -> bool:
-    """Whether ingest rejected anything, or a source had no file."""
-    return summary.stage == "ingest" and bool(summary.rejected or summary.notes.get("empty sources"))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from conan_embedding.pipeline.demo.generate import write_sample
 from conan_embedding.pipeline.engine.calls import Engine
-from conan_embedding.run import data_stage
 from conan_embedding.schemas.recipe import load
+from conan_embedding.workflow import run_data_stage
 
 RUNS = 3
 CONAN = "from conan_embedding.cli import main; main()"
@@ -28,7 +28,7 @@ def main() -> None:
         write_sample(sources, rows=300)
         recipe = load(Path(__file__).parent.parent / "recipes" / "demo.yaml", [f"variables.root={sources}"])
         for stage in ("ingest", "filter", "dedup"):
-            data_stage(stage, corpus, recipe, Engine(workers=1))
+            run_data_stage(stage, corpus, recipe, Engine(workers=1))
         for processes in (1, 2):
             seconds = [_start(corpus, processes, seed) for seed in range(RUNS)]
             print(f"{processes} processes: median {statistics.median(seconds):.1f} s of {RUNS}")

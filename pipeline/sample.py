@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..schemas.errors import CorpusError
+from ..schemas.outcomes import Summary
 from .corpus.atomic import commit
 from .corpus.folder import FOLDERS, committed, fingerprint, read_footer, rejects, shards
 from .corpus.pools import FILE as POOLS_FILE
 from .corpus.pools import TABLES, write_pools
 from .corpus.shard_writer import ShardWriter
-from .engine.stage import Summary, summarise
+from .engine.stage import summarise
 from .mine.methods import ceiling_sql
 
 VERSION = 1

@@ -209,6 +209,5 @@ class EvaluateSettings(Settings):
     matryoshka_dims: list[PositiveInt] = setting(
         [], "chosen here: MRL widths that vectors are cut to, besides their own"
     )
-    metrics: list[str] = setting([], "chosen here: further metrics by name, besides those of each kind of set")
     max_length: int = setting(512, "paper §3.1", ge=2)
     batch_tokens: int | None = setting(None, BATCH_TOKENS, ge=16)

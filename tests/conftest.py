@@ -73,13 +73,13 @@ def recipe(tmp_path: Path) -> Path:
 def filtered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus after ingest and filter."""
     from conan_embedding.pipeline.engine.calls import Engine
-    from conan_embedding.run import data_stage
     from conan_embedding.schemas.recipe import load
+    from conan_embedding.workflow import run_data_stage
 
     folder = tmp_path_factory.mktemp("filtered")
     settings = load(write_recipe(folder))
     for stage in ("ingest", "filter"):
-        data_stage(stage, folder / "corpus", settings, Engine(workers=1))
+        run_data_stage(stage, folder / "corpus", settings, Engine(workers=1))
     return folder / "corpus"
 
 

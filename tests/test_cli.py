@@ -13,8 +13,8 @@ from conan_embedding.cli import app
 from conan_embedding.pipeline.corpus.lock import locked
 from conan_embedding.pipeline.corpus.saved_recipe import load_recipe
 from conan_embedding.pipeline.engine.calls import Engine
-from conan_embedding.pipeline.engine.stage import Summary
 from conan_embedding.pipeline.filter.rules import RULES
+from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.recipe import Recipe
 from typer.testing import CliRunner
 
@@ -38,8 +38,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         called.update(name=stage, recipe=recipe, processes=processes)
         raise InterruptedError("only looking")
 
-    monkeypatch.setattr("conan_embedding.run.data_stage", data_stage)
-    monkeypatch.setattr("conan_embedding.run.train", train)
+    monkeypatch.setattr("conan_embedding.workflow.run_data_stage", data_stage)
+    monkeypatch.setattr("conan_embedding.workflow.train", train)
     return called
 
 
@@ -119,7 +119,7 @@ def test_score_keeps_its_options_in_the_corpus(
             raise InterruptedError("no such model")
         return Summary(name)
 
-    monkeypatch.setattr("conan_embedding.run.data_stage", data_stage)
+    monkeypatch.setattr("conan_embedding.workflow.run_data_stage", data_stage)
     before = load_recipe(corpus)
     assert conan("score", corpus, "--cutoff", 0.25, "--set", "score.max_length=64")[0] == 0
     assert load_recipe(corpus) == before.model_copy(update={"score": before.score.model_copy(update={"cutoff": 0.25})})
@@ -172,7 +172,7 @@ def test_json_is_one_object_a_stage(conan: Conan, corpus: Path) -> None:
     assert code == 0
     assert json.loads(output) | {"seconds": 0} == {
         "stage": "ingest", "rows_in": 3, "rows_out": 3, "rejected": {}, "shards": 1, "skipped": 1, "seconds": 0,
-        "notes": {"empty sources": [], "absent columns": [], "left out by where": {}},
+        "notes": {"absent_columns": [], "left_out_by_where": {}}, "empty_sources": [], "bad_input": False,
     }  # fmt: skip
 
 

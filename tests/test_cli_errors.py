@@ -115,7 +115,7 @@ def test_debug_shows_the_traceback_and_keeps_the_code(conan: Conan, corpus: Path
 
 
 def test_an_unforeseen_error_names_its_kind(conan: Conan, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conan_embedding.run.data_stage", lambda *_: {}["gone"])
+    monkeypatch.setattr("conan_embedding.workflow.run_data_stage", lambda *_: {}["gone"])
     code, _, error = conan("filter", corpus)
     assert code == 1
     assert error == "error: KeyError: 'gone' (--debug shows where)\n"

@@ -8,18 +8,19 @@ from transformers import AutoConfig, AutoModel
 
 from ..pipeline.encoder.model_folder import find_model
 from ..pipeline.encoder.model_layout import read_layout
+from ..schemas.outcomes import TrainingPlan
 from ..schemas.training_settings import PretrainSettings
-from .data.batches import queries_a_step, steps_of
+from .data.batches import count_steps
 from .data.training_tables import count_pairs, count_queries, count_sentences
 from .job import Job, check_dimensions
 from .model.embedding_model import precision_of
 
 
-def plan(job: Job, processes: int) -> dict[str, Any]:
-    """Records, steps, parameters and the memory that a process would take at least, in megabytes.
+def plan_training(job: Job, processes: int) -> TrainingPlan:
+    """Count what a job would train on, in how many steps, and the memory that a process would take at least.
 
-    `states` are weights, gradients and AdamW's averages; `activations` those of a step whose texts all have
-    `max_length` tokens, so the most there can be. Records are counted, and of the model its configuration is read.
+    `states_mb` are weights, gradients and AdamW's averages; `activations_mb` those of a step whose texts all have
+    `max_length` tokens, so the most there can be. Records are counted; only the model's configuration is read.
 
     Raises:
         CorpusError: what it would train on is not there.
@@ -27,14 +28,13 @@ def plan(job: Job, processes: int) -> dict[str, Any]:
         TrainingError: the loss is to look at more dimensions than its vectors have.
     """
     settings = job.settings
-    batch: float
+    sentences = 0
     if isinstance(settings, PretrainSettings):
-        records, batch = count_pairs(job.shards["pairs"]), settings.batch_size * processes
+        records = count_pairs(job.shards["pairs"])
         texts = 2 * settings.batch_size * processes
     else:
         records = count_queries(job.corpus, {kind: job.shards[kind] for kind in settings.queries})
         sentences = count_sentences(job.shards["sts"])
-        batch = queries_a_step(settings, sentences)
         of_retrieval = settings.retrieval_batch * (2 + settings.negatives)
         of_sts = 2 * settings.sts_batch if sentences else 0
         texts = max(of_retrieval, of_sts) if settings.alternate_tasks else of_retrieval + of_sts
@@ -46,14 +46,15 @@ def plan(job: Job, processes: int) -> dict[str, Any]:
     own_tokens = -(-texts // processes) * settings.max_length
     tokens = min(own_tokens, settings.gradcache_tokens or own_tokens)
     half = precision_of(settings) != "fp32"
-    return {
-        "records": records,
-        "steps": steps_of(settings, records, batch),
-        "texts a step": texts,
-        "parameters": parameters,
-        "states, MB": round(state_bytes(parameters, half, settings.zero_stage, processes) / 1e6),
-        "activations, MB": round(activation_bytes(config, tokens, half, settings.gradient_checkpointing) / 1e6),
-    }
+    return TrainingPlan(
+        settings=settings.model_dump(mode="json"),
+        records=records,
+        steps=count_steps(settings, records, sentences, processes),
+        texts_per_step=texts,
+        parameters=parameters,
+        states_mb=round(state_bytes(parameters, half, settings.zero_stage, processes) / 1e6),
+        activations_mb=round(activation_bytes(config, tokens, half, settings.gradient_checkpointing) / 1e6),
+    )
 
 
 def count_parameters(config: Any, dimension: int | None) -> int:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..pipeline.corpus.folder import fingerprint, read_footer
 from ..pipeline.encoder.model_folder import find_model, weights_fingerprint
+from ..pipeline.plugins import loaded_plugins
 from ..schemas.errors import ConanError
 from ..schemas.training_settings import FinetuneSettings, PretrainSettings
 
@@ -28,6 +29,7 @@ class Job(BaseModel):
     settings: PretrainSettings | FinetuneSettings
     shards: dict[str, list[Path]]
     fingerprint: str
+    plugins: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -80,7 +82,7 @@ def make_job(
 ) -> Job:
     """A job with the fingerprint of all that decides its result: weights, settings, data, pools.
 
-    Settings of what is kept of a run, or of how an update is computed, are not among them: a run that lacked memory
+    Settings of what is kept of a run, or of how a step is computed, are not among them: a run that lacked memory
     goes on with smaller chunks.
 
     Raises:
@@ -98,6 +100,7 @@ def make_job(
         model=str(place) if place.is_dir() else model,
         settings=settings,
         shards={kind: [shard.resolve() for shard in each] for kind, each in shards.items()},
+        plugins=loaded_plugins(),
         fingerprint=fingerprint(
             "train", VERSION, name, weights_fingerprint(find_model(model)), decisive, content, pools
         ),
@@ -124,6 +127,6 @@ def check_dimensions(job: Job, width: int) -> None:
     """Raise TrainingError where the loss is to look at more dimensions than the model's vectors have."""
     if beyond := [each for each in job.settings.matryoshka_dims if each > width]:
         raise TrainingError(
-            f"the vectors of {job.model} have {width} dimensions, and {job.name}.dimensions names {beyond[0]}: name "
-            f"some of at most {width}"
+            f"the vectors of {job.model} have {width} dimensions, and {job.name}.matryoshka_dims names {beyond[0]}; "
+            f"name some of at most {width}"
         )

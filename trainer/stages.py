@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..schemas.training_settings import CBBPartition, FinetuneSettings, PretrainSettings
-from .data.batches import finetune_batch, pretrain_batch, queries_a_step, steps_of
+from .data.batches import count_steps, finetune_batch, pretrain_batch
 from .data.mapped_table import build_once
 from .data.mixing import check_mixing
 from .data.sampler import Integers, Sampler, SourceSchedule
@@ -45,7 +45,7 @@ def build_task(job: Job, world_size: int) -> Task:
     """
     if isinstance(job.settings, PretrainSettings):
         return _pretraining(job, job.settings, world_size)
-    return _finetuning(job, job.settings)
+    return _finetuning(job, job.settings, world_size)
 
 
 def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
@@ -72,10 +72,10 @@ def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
             terms=terms,
         )
 
-    return Task(steps_of(settings, len(data.pairs), size), build_batch, loss)
+    return Task(count_steps(settings, len(data.pairs), 0, world_size), build_batch, loss)
 
 
-def _finetuning(job: Job, settings: FinetuneSettings) -> Task:
+def _finetuning(job: Job, settings: FinetuneSettings, world_size: int) -> Task:
     """Queries with hard negatives, and sentence pairs, together or alternating."""
     folder = job.data
     retrieval: dict[str, list[Path]] = {kind: job.shards[kind] for kind in settings.queries}
@@ -89,7 +89,7 @@ def _finetuning(job: Job, settings: FinetuneSettings) -> Task:
     data = read_finetune(folder)
     check_mixing(settings.mixing, data.sources, data.sentence_sources)
     sentences = settings.sts_batch if len(data.sentences) else 0
-    steps = steps_of(settings, len(data.queries), queries_a_step(settings, len(data.sentences)))
+    steps = count_steps(settings, len(data.queries), len(data.sentences), world_size)
     query_sampler = Sampler(data.sources, settings.mixing, settings.seed)
     run = sentences if settings.homogeneous_batches else 1
     sentence_sampler = Sampler(data.sentence_sources, settings.mixing, settings.seed + 1, run)

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..pipeline.plugins import load_plugins
 from ..schemas.training_settings import PretrainSettings
 from . import checkpoints
 from .data.loader import RankBatch, empty_chunk, load_batches, pad_chunks
@@ -167,7 +168,13 @@ def _all_agree_to_stop(device: torch.device) -> bool:
 
 def run(file: Path) -> int:
     """Train the job of a file in this process; returns the exit code."""
-    return run_process(lambda: main(Job.model_validate_json(file.read_text("utf-8"))))
+
+    def train() -> bool:
+        job = Job.model_validate_json(file.read_text("utf-8"))
+        load_plugins(job.plugins)
+        return main(job)
+
+    return run_process(train)
 
 
 if __name__ == "__main__":

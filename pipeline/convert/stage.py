@@ -8,6 +8,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from ...schemas.outcomes import Summary
 from ...schemas.pairs import SCORED, rejected
 from ...schemas.recipe import Recipe
 from ...schemas.settings import ConvertSettings
@@ -15,7 +16,7 @@ from ...schemas.training import TRAINING
 from ..corpus.folder import fingerprint, read_batches, read_footer, shards
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
-from ..engine.stage import Summary, Task, run_stage
+from ..engine.stage import Task, run_stage
 from ..text.normalise import match_key
 
 VERSION = 3

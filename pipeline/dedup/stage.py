@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ...schemas.outcomes import Summary
 from ...schemas.pairs import CLUSTERED, PAIR, TASKS, rejected
 from ...schemas.recipe import Recipe
 from ...schemas.settings import DedupSettings
 from ..corpus.folder import fingerprint, read_batches, read_footer, shards
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
-from ..engine.stage import Summary, Task, find_finished, run_stage
+from ..engine.stage import Task, find_finished, run_stage
 from . import signatures
 from .clusters import Clusters, Pairs, call_all, clusters, row_starts
 from .decontamination import content, evaluation_files, mark_contaminated, read_held_out

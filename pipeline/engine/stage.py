@@ -5,13 +5,13 @@ task whose shard is there already is skipped, and a killed run goes on where it 
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...schemas.errors import ConanError, CorpusError
+from ...schemas.outcomes import Summary
 from ..corpus import folder as folders
 from .calls import Call, Engine, Outcome
 
@@ -26,20 +26,6 @@ class Task:
 
     arguments: tuple[Any, ...]
     fingerprint: str
-
-
-@dataclass
-class Summary:
-    """What a stage did, from the footers of its shards."""
-
-    stage: str
-    rows_in: int = 0
-    rows_out: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    shards: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def run_stage(

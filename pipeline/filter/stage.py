@@ -9,13 +9,14 @@ from typing import Any, Literal
 import polars as pl
 
 from ...schemas.errors import RecipeError
+from ...schemas.outcomes import Summary
 from ...schemas.pairs import PAIR, rejected
 from ...schemas.settings import ClassifierSettings, FilterSettings, Thresholds
 from ..corpus.folder import fingerprint, read_batches, read_footer, shards
 from ..corpus.saved_recipe import load_recipe
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
-from ..engine.stage import Summary, Task, find_finished, run_stage
+from ..engine.stage import Task, find_finished, run_stage
 from .personal_data import mask_personal_data
 from .rules import Rule, check_names, first_failing, judge, rules_with, strip_title
 

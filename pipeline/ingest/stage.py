@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from ...schemas.errors import RecipeError
+from ...schemas.outcomes import Summary
 from ...schemas.pairs import PAIR, REJECTED_AT_INGEST
 from ...schemas.recipe import Recipe
 from ...schemas.settings import EvaluationSet, Source
@@ -16,7 +17,7 @@ from ..corpus.folder import fingerprint, read_footer
 from ..corpus.saved_recipe import save_recipe
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
-from ..engine.stage import Summary, Task, find_finished, run_stage
+from ..engine.stage import Task, find_finished, run_stage
 from ..text.normalise import normalise, simplify
 from . import readers
 from .files import FileSplit, SourceFile, list_files
@@ -51,11 +52,12 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     ]
     save_recipe(corpus, recipe)  # before the shards, which may be gone on with by it
     summary = run_stage(corpus, "ingest", ingest_part, tasks, engine)
-    summary.notes["empty sources"] = [f"{source.name}: no file matches {', '.join(source.files)}" for source in empty]
-    summary.notes["empty sources"] += _barren(corpus, "ingest", tasks)
-    summary.notes["empty sources"] += _ingest_evaluation(corpus, recipe.evaluation, engine)
-    summary.notes["absent columns"] = _absent(corpus, tasks)
-    summary.notes["left out by where"] = _left_out(corpus, tasks)
+    summary.empty_sources = [f"{source.name}: no file matches {', '.join(source.files)}" for source in empty]
+    summary.empty_sources += _barren(corpus, "ingest", tasks)
+    summary.empty_sources += _ingest_evaluation(corpus, recipe.evaluation, engine)
+    summary.notes["absent_columns"] = _absent(corpus, tasks)
+    summary.notes["left_out_by_where"] = _left_out(corpus, tasks)
+    summary.bad_input = bool(summary.rejected or summary.empty_sources)
     return summary
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from ...schemas.outcomes import Summary
 from ...schemas.settings import MineSettings
 from ..corpus.folder import fingerprint, read_footer, shards
 from ..corpus.pools import as_lists, read_candidates, stored_fingerprint, write_pools
 from ..encoder.model_folder import find_model, read_query_prompt, weights_fingerprint
 from ..encoder.vector_cache import StoredVectors, keep_only, space, store, truncated
 from ..engine.calls import Engine
-from ..engine.stage import Summary
 from .methods import ceiling_sql, ceilings, margin_of, skipped_ranks
 from .search import Rules, default_index, pair_cosines, search
 
@@ -81,8 +81,8 @@ def _summary(corpus: Path, settings: MineSettings, seconds: float) -> Summary:
     sizes = pools["passage_ids"].list.len()
     notes = {
         "queries": pools.height,
-        "candidates a query": round(float(np.mean(sizes.to_numpy())), 1) if pools.height else 0.0,
-        "short pools": int((sizes < settings.top_k).sum()),
+        "candidates_per_query": round(float(np.mean(sizes.to_numpy())), 1) if pools.height else 0.0,
+        "short_pools": int((sizes < settings.top_k).sum()),
     }
     return Summary("mine", rows_in=pools.height, rows_out=pools.height, seconds=seconds, notes=notes)
 

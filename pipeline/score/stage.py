@@ -15,6 +15,7 @@ import polars as pl
 import polars.selectors as cs
 
 from ...schemas.errors import CorpusError
+from ...schemas.outcomes import Summary
 from ...schemas.pairs import FORMATS, SCORED, rejected
 from ...schemas.settings import ScoreSettings
 from ..corpus.atomic import replacing
@@ -23,7 +24,7 @@ from ..corpus.shard_writer import ShardWriter
 from ..encoder.encoder import loaded
 from ..encoder.model_folder import find_model, read_query_prompt, weights_fingerprint
 from ..engine.calls import Engine
-from ..engine.stage import Summary, Task, find_finished, run_stage
+from ..engine.stage import Task, find_finished, run_stage
 from .pair_scores import measure
 
 VERSION = 2

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow.dataset
 import rich.progress
 import transformers
-from conan_embedding import cli, run
+from conan_embedding import cli
+from conan_embedding import workflow as run
 from conan_embedding.pipeline.convert import stage as convert
 from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.dedup import stage as dedup

@@ -7,8 +7,8 @@ import polars as pl
 import pyarrow.parquet as pq
 from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.engine.calls import Engine
-from conan_embedding.pipeline.engine.stage import Summary
 from conan_embedding.pipeline.ingest import stage
+from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.pairs import PAIR, REJECTED_AT_INGEST
 from conan_embedding.schemas.recipe import Recipe
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conan_embedding.pipeline.corpus.folder import read_footer
 from conan_embedding.schemas.training_settings import FinetuneSettings, PretrainSettings
-from conan_embedding.trainer.dry_run import activation_bytes, count_parameters, plan, state_bytes
+from conan_embedding.trainer.dry_run import activation_bytes, count_parameters, plan_training, state_bytes
 from conan_embedding.trainer.job import TrainingError, make_job
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.trainer.model.embedding_model import load
@@ -40,8 +40,8 @@ def test_widths_beyond_the_vectors_are_refused(corpus: Path, tiny: Path) -> None
         shards = {kind: sorted((corpus / "convert" / kind).glob("*.parquet")) for kind in ("retrieval", "sts")}
         shards["pairs"] = sorted((corpus / "convert" / "pretrain").glob("*.parquet"))
         job = make_job(corpus, name, str(tiny), settings, shards)
-        with pytest.raises(TrainingError, match=rf"have (24|32) dimensions, and {name}.dimensions names (25|33)"):
-            plan(job, 1)
+        with pytest.raises(TrainingError, match=rf"have (24|32) dimensions, and {name}.matryoshka_dims names (25|33)"):
+            plan_training(job, 1)
 
 
 def test_states() -> None:
@@ -76,15 +76,15 @@ def test_the_plan_of_a_job(corpus: Path, tiny: Path, shards: Callable[[Path, str
     pairs = {"pairs": shards(corpus, "pretrain")}
     records = sum(read_footer(shard).rows_out for shard in pairs["pairs"])
     settings = PretrainSettings(batch_size=2, epochs=3, projection_dim=24, matryoshka_dims=[24], max_length=16)
-    alone, two = (plan(make_job(corpus, "pretrain", str(tiny), settings, pairs), count) for count in (1, 2))
-    assert (alone["records"], alone["steps"], alone["texts a step"]) == (records, round(3 * records / 2), 4)
-    assert (two["steps"], two["texts a step"]) == (round(3 * records / 4), 8)
-    assert alone["parameters"] == two["parameters"] == count_parameters(AutoConfig.from_pretrained(tiny), 24)
+    alone, two = (plan_training(make_job(corpus, "pretrain", str(tiny), settings, pairs), count) for count in (1, 2))
+    assert (alone.records, alone.steps, alone.texts_per_step) == (records, round(3 * records / 2), 4)
+    assert (two.steps, two.texts_per_step) == (round(3 * records / 4), 8)
+    assert alone.parameters == two.parameters == count_parameters(AutoConfig.from_pretrained(tiny), 24)
     assert not (corpus / "train").exists()
 
     found = {"retrieval": shards(corpus, "retrieval"), "sts": shards(corpus, "sts")}
     settings = FinetuneSettings(
         retrieval_batch=3, negatives=5, sts_batch=7, steps=11, max_length=16, matryoshka_dims=[32]
     )
-    tuned = plan(make_job(corpus, "finetune", str(tiny), settings, found), 2)
-    assert (tuned["steps"], tuned["texts a step"]) == (11, 3 * (1 + 1 + 5) + 2 * 7)
+    tuned = plan_training(make_job(corpus, "finetune", str(tiny), settings, found), 2)
+    assert (tuned.steps, tuned.texts_per_step) == (11, 3 * (1 + 1 + 5) + 2 * 7)

@@ -59,14 +59,19 @@ def window_passages(data: FinetuneData, windows: Windows, rows: Integers) -> tup
     return passages, counts
 
 
-def steps_of(settings: PretrainSettings | FinetuneSettings, records: int, batch: float) -> int:
-    """Steps in all: as the recipe says, else so many that `epochs` times the number of records is drawn."""
-    return settings.steps or max(1, round(settings.epochs * records / batch))
+def count_steps(settings: PretrainSettings | FinetuneSettings, records: int, sentences: int, world_size: int) -> int:
+    """Steps of a run: as the recipe says, else as many as draw `epochs` times the number of records.
 
-
-def queries_a_step(settings: FinetuneSettings, sentences: int) -> float:
-    """How many queries a batch has on average: where tasks alternate, every other batch has none."""
-    return settings.retrieval_batch / (2 if settings.alternate_tasks and settings.sts_batch and sentences else 1)
+    `records` are pairs or queries, `sentences` the sentence pairs that there are.
+    """
+    if settings.steps:
+        return settings.steps
+    if isinstance(settings, PretrainSettings):
+        drawn: float = settings.batch_size * world_size
+    else:  # where tasks alternate, every other step has no query
+        alternates = settings.alternate_tasks and settings.sts_batch and sentences
+        drawn = settings.retrieval_batch / (2 if alternates else 1)
+    return max(1, round(settings.epochs * records / drawn))
 
 
 def _negatives(

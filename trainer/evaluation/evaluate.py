@@ -11,7 +11,6 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.stats import spearmanr
 
 from ...pipeline.corpus.atomic import replacing
 from ...pipeline.encoder.encoder import Encoder, Vectors, dimension, encode
@@ -22,9 +21,9 @@ from .bm25 import bm25
 from .evaluation_sets import EvaluationSet, Haystack, Integers, haystack
 
 CUT = 10
-"""C-MTEB's rank for nDCG of retrieval (mteb)."""
+"""Passages of each query that results list: as far as C-MTEB's nDCG looks (mteb)."""
 DEPTH = 100
-"""The rank for recall."""
+"""Ranks of each query that metrics see: as far as recall looks."""
 _SCORES_AT_ONCE = 1 << 24
 _PASSAGES = 64 << 20
 """Bytes of passages that a file of results lists once, however many queries find them."""
@@ -35,7 +34,7 @@ Scores = Callable[[int, int], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Judgement:
-    """The figures of a set with vectors of a width, and what is behind them: a row of RESULT's columns for each query.
+    """The metrics of a set with vectors of a width, and what is behind them: a row of RESULT's columns for each query.
 
     A method without vectors has no width.
     """
@@ -47,11 +46,11 @@ class Judgement:
 
 
 Found = tuple[dict[str, float], pl.DataFrame]
-"""The figures and the results of a judgement."""
+"""The metrics and the results of a judgement."""
 
 
 def evaluate(encoder: Encoder, one: EvaluationSet) -> dict[str, float]:
-    """The figures of a model on a set, with vectors of full width; which they are, `judge` says."""
+    """A model's metrics on a set, with vectors of full width; `judge` says which."""
     return judge(encoder, one, [dimension(encoder)])[0].metrics
 
 
@@ -75,6 +74,7 @@ def judge(encoder: Encoder, one: EvaluationSet, dimensions: Sequence[int]) -> li
     - sts: `spearman`, 0 where all scores or all labels are equal; and where labels are 0 and 1, `ap` and
       `best_accuracy` of the cosine, as in pair classification
     - classification: `accuracy` and `v_measure`
+    - what plugins register (see metrics.py)
     """
     if one.task == "sts":
         left, right = (encode(encoder, one.frame[side].to_arrow()) for side in ("text_a", "text_b"))
@@ -113,23 +113,16 @@ def _cosines(queries: Vectors, passages: Vectors) -> Scores:
 
 def _sentence_pairs(frame: pl.DataFrame, left: Vectors, right: Vectors) -> Found:
     scores, labels = np.einsum("nd,nd->n", left, right), frame["label"].to_numpy()
-    alike = scores.min() == scores.max() or labels.min() == labels.max()
-    figures = {"spearman": 0.0 if alike else float(spearmanr(scores, labels).statistic)}
-    if set(labels.tolist()) == {0, 1}:
-        from sklearn.metrics import average_precision_score
-
-        figures["ap"] = float(average_precision_score(labels, scores))
-        figures["best_accuracy"] = metrics.best_accuracy(scores, labels == 1)
+    found, _ = metrics.compute_metrics("sts", scores, labels)
     results = frame.select("query_id", "label", query="text_a", positive="text_b", score=pl.Series(scores))
-    return figures, results
+    return found, results
 
 
 def _labelled_texts(frame: pl.DataFrame, vectors: Vectors) -> Found:
     classes, learnt = frame["class"].to_numpy(), frame["learnt"].to_numpy()
-    accuracy, right = metrics.classification(vectors, classes, learnt)
-    figures = {"accuracy": accuracy, "v_measure": metrics.v_measure(vectors[~learnt], classes[~learnt])}
-    results = frame.select("query_id", "class", query="text", accuracy=pl.Series(right))
-    return figures, results.filter(~pl.Series(learnt))
+    found, each = metrics.compute_metrics("classification", vectors, classes, learnt)
+    results = frame.select("query_id", "class", query="text", accuracy=pl.Series(each["accuracy"]))
+    return found, results.filter(~pl.Series(learnt))
 
 
 def _retrieval(frame: pl.DataFrame, among: Haystack, score: Scores) -> Found:
@@ -138,17 +131,7 @@ def _retrieval(frame: pl.DataFrame, among: Haystack, score: Scores) -> Found:
     answers = (among.owner * passages + among.place)[among.wanted]
     gains = np.isin(np.arange(queries)[:, None] * passages + ranked, answers)
     counts = np.bincount(among.owner[among.wanted], minlength=queries)
-    each = {
-        "ndcg@10": metrics.ndcg(gains, counts, CUT),
-        "mrr@10": metrics.reciprocal_rank(gains, CUT),
-        "recall@10": metrics.recall(gains, counts, CUT),
-        "recall@100": metrics.recall(gains, counts, DEPTH),
-    }
-    figures = {name: float(values.mean()) for name, values in each.items()}
-    if (reranked := np.bincount(among.owner, ~among.wanted, minlength=queries) > 0).any():
-        precision = metrics.average_precision(among.owner, own, among.wanted)
-        figures["map"] = float(precision[reranked].mean())
-        each["map"] = np.where(reranked, precision, np.nan)
+    found, each = metrics.compute_metrics("retrieval", metrics.Ranking(gains, counts, among.owner, own, among.wanted))
     head = ranked[:, :CUT]
     results = frame.select(
         "query_id",
@@ -157,7 +140,7 @@ def _retrieval(frame: pl.DataFrame, among: Haystack, score: Scores) -> Found:
         rank=pl.Series(gains.argmax(axis=1) + 1).set(~pl.Series(gains.any(axis=1)), None),
         passages=among.passages.gather(head.ravel()).reshape(head.shape).arr.to_list(),
     )
-    return figures, results
+    return found, results
 
 
 def _search(among: Haystack, queries: int, score: Scores) -> tuple[Integers, npt.NDArray[np.float32]]:
@@ -175,7 +158,7 @@ def _search(among: Haystack, queries: int, score: Scores) -> tuple[Integers, npt
 
 
 def write_results(folder: Path, model: str, judgements: Sequence[Judgement]) -> Path:
-    """What is behind a model's figures, as `folder/MODEL.parquet` with RESULT's columns."""
+    """What is behind a model's metrics, as `folder/MODEL.parquet` with RESULT's columns."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / (re.sub(r"[^\w.-]+", "_", model) + ".parquet")
     settings = {"compression": "zstd", "dictionary_pagesize_limit": _PASSAGES}

@@ -1,13 +1,20 @@
-"""Figures of evaluation: pure functions of arrays, each with mteb's value on the same arrays.
+"""Metrics of evaluation: pure functions of arrays, each with mteb's value on the same arrays, and the table of them.
 
-In the shapes n is queries, texts or pairs and k the ranks that were kept.
+In the shapes n is queries, texts or pairs and k the ranks that were kept. A metric in the table METRICS is computed on
+every set of its task. Register yours in a plugin:
+
+    METRICS.register("mrr@3", Metric("retrieval", lambda ranking: reciprocal_rank(ranking.gains, 3)))
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+
+from ...schemas.registry import Registry
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating[Any]]
@@ -25,7 +32,7 @@ CLUSTERING_BATCH = 500
 def best(scores: Floats, depth: int) -> Integers:
     """The places of the `depth` highest scores of each row, best first; of equal scores the first is better.
 
-    scores float32 [n, m] -> int64 [n, depth]. What is no number is worst.
+    scores float32 [n, m] -> int64 [n, depth]. NaN ranks last.
     """
     bits = (np.where(np.isnan(scores), -np.inf, scores) + np.float32(0)).astype(np.float32).view(np.uint32)
     # As integers, bits of positive floats ascend with them and those of negative ones descend (IEEE 754).
@@ -89,8 +96,8 @@ def classification(vectors: Floats, classes: npt.NDArray[Any], learnt: Bools) ->
     """Accuracy of logistic regression on frozen vectors: [n, D], of classes [n].
 
     It learns from at most SAMPLES texts of a class, EXPERIMENTS times over, among the texts marked `learnt` [n], and is
-    asked about all others; the figure is the mean. With none marked it is FOLDS-fold cross-validation. Returns the
-    figure and the share of experiments that told each text's class, NaN where it was never asked.
+    asked about all others; the accuracy is the mean. With none marked it is FOLDS-fold cross-validation. Returns the
+    accuracy and the share of experiments that told each text's class, NaN where it was never asked.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import KFold
@@ -129,3 +136,97 @@ def v_measure(vectors: Floats, classes: npt.NDArray[Any]) -> float:
         n_clusters=len(np.unique(classes)), batch_size=CLUSTERING_BATCH, n_init="auto", random_state=SEED
     ).fit(vectors)
     return float(v_measure_score(classes, clusters.labels_))
+
+
+class Ranking(NamedTuple):
+    """What a model made of a retrieval set: the best ranks of each query, and the candidates that queries name.
+
+    `gains` bool [n, k] says which ranks hold an answer, `answers` int64 [n] how many passages answer. Candidate i is a
+    passage that query `owner[i]` names, with its score, an answer where `wanted[i]`; sorted by owner.
+    """
+
+    gains: Bools
+    answers: Integers
+    owner: Integers
+    scores: Floats
+    wanted: Bools
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of one kind of evaluation set.
+
+    `compute` takes the Ranking of a retrieval set; the cosines and labels of sentence pairs, both [n]; or the vectors
+    [n, D], classes [n] and marks of what may be learnt from [n] of labelled texts. It returns one value for each query,
+    text or pair, NaN where it does not apply, of which the mean counts; or one number; or the number and such values;
+    or None where it does not apply at all.
+    """
+
+    task: Literal["retrieval", "sts", "classification"]
+    compute: Callable[..., "Floats | float | tuple[float, Floats] | None"]
+
+
+METRICS: Registry[Metric] = Registry("metric")
+
+
+def compute_metrics(task: str, *inputs: Any) -> tuple[dict[str, float], dict[str, Floats]]:
+    """The value of every metric of a task that applies, and by name the values of each query, text or pair."""
+    metrics: dict[str, float] = {}
+    each: dict[str, Floats] = {}
+    for name, metric in METRICS.items():
+        found = metric.compute(*inputs) if metric.task == task else None
+        if isinstance(found, tuple):
+            metrics[name], each[name] = found
+        elif isinstance(found, np.ndarray):
+            if not np.isnan(found).all():
+                metrics[name], each[name] = float(found[~np.isnan(found)].mean()), found
+        elif found is not None:
+            metrics[name] = float(found)
+    return metrics, each
+
+
+def _reranking_precision(ranking: Ranking) -> Floats:
+    """Average precision of the queries that name negatives, as in reranking: NaN for the others."""
+    queries = len(ranking.answers)
+    reranked = np.bincount(ranking.owner, ~ranking.wanted, minlength=queries) > 0
+    if not reranked.any():
+        return np.full(queries, np.nan)
+    return np.where(reranked, average_precision(ranking.owner, ranking.scores, ranking.wanted), np.nan)
+
+
+def _spearman(scores: Floats, labels: Floats) -> float:
+    """Rank correlation, 0 where all scores or all labels are equal."""
+    from scipy.stats import spearmanr
+
+    alike = scores.min() == scores.max() or labels.min() == labels.max()
+    return 0.0 if alike else float(spearmanr(scores, labels).statistic)
+
+
+def _binary_average_precision(scores: Floats, labels: Floats) -> float | None:
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(labels, scores)) if _is_binary(labels) else None
+
+
+def _is_binary(labels: Floats) -> bool:
+    return set(labels.tolist()) == {0, 1}
+
+
+# fmt: off
+METRICS.register("ndcg@10", Metric("retrieval", lambda ranking: ndcg(ranking.gains, ranking.answers, 10)))
+METRICS.register("mrr@10", Metric("retrieval", lambda ranking: reciprocal_rank(ranking.gains, 10)))
+METRICS.register("recall@10", Metric("retrieval", lambda ranking: recall(ranking.gains, ranking.answers, 10)))
+METRICS.register("recall@100", Metric("retrieval", lambda ranking: recall(ranking.gains, ranking.answers, 100)))
+METRICS.register("map", Metric("retrieval", _reranking_precision))
+METRICS.register("spearman", Metric("sts", _spearman))
+METRICS.register("ap", Metric("sts", _binary_average_precision))
+METRICS.register(
+    "best_accuracy",
+    Metric("sts", lambda scores, labels: best_accuracy(scores, labels == 1) if _is_binary(labels) else None),
+)
+METRICS.register("accuracy", Metric("classification", classification))
+METRICS.register(
+    "v_measure",
+    Metric("classification", lambda vectors, classes, learnt: v_measure(vectors[~learnt], classes[~learnt])),
+)
+# fmt: on

@@ -18,7 +18,8 @@ import pytest
 from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.demo.generate import write_sample
 from conan_embedding.pipeline.engine.calls import ATTEMPTS, Engine
-from conan_embedding.pipeline.engine.stage import StageError, Summary, Task, run_calls, run_stage
+from conan_embedding.pipeline.engine.stage import StageError, Task, run_calls, run_stage
+from conan_embedding.schemas.outcomes import Summary
 
 ray = pytest.importorskip("ray", reason="the engine ray needs the extra [ray]")
 from conan_embedding.pipeline.engine.ray import ClusterError  # noqa: E402
@@ -243,5 +244,7 @@ def test_a_cluster_without_a_cpu(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_ray_is_imported_for_a_cluster_only() -> None:
-    script = "import conan_embedding.run, conan_embedding.pipeline.engine.local, sys; sys.exit('ray' in sys.modules)"
+    script = (
+        "import conan_embedding.workflow, conan_embedding.pipeline.engine.local, sys; sys.exit('ray' in sys.modules)"
+    )
     assert os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-c", script) == 0

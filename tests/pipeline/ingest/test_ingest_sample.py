@@ -39,7 +39,7 @@ def test_every_row_of_the_sample_is_accounted_for(sample: Sample) -> None:
         "nul_bytes": planted["nul_lines"],
         "no_query": planted["empty_files"],
     }
-    assert summary.notes["empty sources"] == []
+    assert summary.empty_sources == []
     assert set(found.pairs["category"]) == {source.category for source in recipe.sources}
     assert folders.committed(folder / "corpus", "evaluation")
 

@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.engine.calls import Engine
-from conan_embedding.pipeline.engine.stage import Summary
 from conan_embedding.pipeline.ingest import splits
 from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.pipeline.ingest.projection import Projected, project, unfit
 from conan_embedding.pipeline.ingest.stage import ingest, readers
+from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import Source
 
@@ -176,6 +176,6 @@ def test_a_column_that_no_file_has_is_told(part: int, tmp_path: Path, monkeypatc
     monkeypatch.setattr(splits, "PART_BYTES", part)
     records = [{"a": "甲"}, {"a": "乙", "b": "x"}, {"a": "丙", "c": "y"}]
     found, pairs = summary(tmp_path, *records, query="a", positive="coalesce(b, c, titel, a)")
-    assert found.notes["absent columns"] == ["web: no file has titel"]
+    assert found.notes["absent_columns"] == ["web: no file has titel"]
     assert sorted(pairs) == sorted([("甲", "甲"), ("乙", "x"), ("丙", "y")])
     assert found.shards == (3 if part == 1 else 1)

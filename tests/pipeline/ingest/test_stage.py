@@ -85,7 +85,7 @@ def test_select_from_and_where(ingest: Ingest, tmp_path: Path) -> None:
     chosen = ingest(data, **parts, where="item.q <> '乙' AND id = 1")
     assert chosen.values("query") == ["甲"]
     assert chosen.summary.rows_in == 1  # the others belong to no source
-    assert chosen.summary.notes["left out by where"] == {"web": 2}
+    assert chosen.summary.notes["left_out_by_where"] == {"web": 2}
     (tmp_path / "names.txt").write_text("1 壹\n2 贰\n")
     joined = ingest(
         data,
@@ -233,7 +233,7 @@ def test_a_source_without_files_is_noted(tmp_path: Path) -> None:
     sets = [nothing | {"name": "test"}, beside(tmp_path, "other") | {"passages": f"{tmp_path}/no/*"}]
     recipe = Recipe.model_validate({"sources": [nothing, beside(tmp_path)], "evaluation": sets})
     found = Ingested(tmp_path / "corpus", recipe)
-    assert found.summary.notes["empty sources"] == [
+    assert found.summary.empty_sources == [
         f"nothing: no file matches {tmp_path}/empty/*",
         f"test (evaluation): no file matches {tmp_path}/empty/*",
         f"other (evaluation): no file matches {tmp_path}/no/*",

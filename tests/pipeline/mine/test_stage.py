@@ -126,7 +126,7 @@ def test_pools_are_those_of_brute_force(
         assert np.allclose(scores[query], [known[query] @ known[text] for text in texts], atol=1e-6)
         assert scores[query] == sorted(scores[query], reverse=True)
     short = sum(len(texts) < 8 for texts in expected.values())
-    assert summary.notes["short pools"] == short
+    assert summary.notes["short_pools"] == short
     assert (summary.rows_in, summary.notes["queries"]) == (190, 190)
     assert short > 0 if method == "topk-marginpos" else True
 

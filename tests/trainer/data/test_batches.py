@@ -11,7 +11,7 @@ import pytest
 from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.training_settings import FinetuneSettings, PretrainSettings
 from conan_embedding.trainer.data import training_tables
-from conan_embedding.trainer.data.batches import finetune_batch, pretrain_batch, queries_a_step, steps_of
+from conan_embedding.trainer.data.batches import count_steps, finetune_batch, pretrain_batch
 from conan_embedding.trainer.data.mapped_table import MappedTable
 from conan_embedding.trainer.data.training_tables import (
     FinetuneData,
@@ -75,23 +75,25 @@ def pairs_of(folder: Callable[[], Path]) -> Callable[..., PairData]:
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
-        (PretrainSettings(steps=7), 7),
-        (PretrainSettings(), 10),
-        (PretrainSettings(epochs=2.5), 25),
-        (PretrainSettings(epochs=0.001), 1),
+        (PretrainSettings(batch_size=5, steps=7), 7),
+        (PretrainSettings(batch_size=5), 10),
+        (PretrainSettings(batch_size=5, epochs=2.5), 25),
+        (PretrainSettings(batch_size=5, epochs=0.001), 1),
     ],
 )
 def test_steps_are_given_or_follow_from_epochs(settings: PretrainSettings, steps: int) -> None:
-    assert steps_of(settings, records=101, batch=10) == steps
+    assert count_steps(settings, records=101, sentences=0, world_size=2) == steps
 
 
-@pytest.mark.parametrize(("alternate_tasks", "sentences", "queries"), [(False, 5, 8), (True, 5, 4), (True, 0, 8)])
-def test_in_turn_every_other_update_has_queries(alternate_tasks: bool, sentences: int, queries: int) -> None:
-    assert queries_a_step(FinetuneSettings(retrieval_batch=8, alternate_tasks=alternate_tasks), sentences) == queries
-    assert (
-        queries_a_step(FinetuneSettings(retrieval_batch=8, sts_batch=0, alternate_tasks=alternate_tasks), sentences)
-        == 8
-    )
+@pytest.mark.parametrize(
+    ("alternate_tasks", "sts_batch", "sentences", "steps"),
+    [(False, 32, 5, 10), (True, 32, 5, 20), (True, 32, 0, 10), (True, 0, 5, 10)],
+)
+def test_where_tasks_alternate_every_other_step_has_queries(
+    alternate_tasks: bool, sts_batch: int, sentences: int, steps: int
+) -> None:
+    settings = FinetuneSettings(retrieval_batch=8, sts_batch=sts_batch, alternate_tasks=alternate_tasks)
+    assert count_steps(settings, records=80, sentences=sentences, world_size=2) == steps
 
 
 def test_pairs_of_any_stage_are_read(tmp_path: Path, pairs_of: Callable[..., PairData]) -> None:

@@ -9,11 +9,12 @@ import duckdb
 import numpy as np
 import polars as pl
 import pytest
-from conan_embedding import run
+from conan_embedding import workflow
 from conan_embedding.cli import app
 from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.encoder.encoder import Encoder, load_encoder
 from conan_embedding.schemas.errors import CorpusError, RecipeError
+from conan_embedding.schemas.outcomes import Evaluated
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.results import RESULT
 from conan_embedding.schemas.settings import EncoderSettings
@@ -234,7 +235,7 @@ def corpus(tmp_path: Path, tiny: Path) -> Path:
 
 def test_metrics_stay_in_the_corpus(corpus: Path) -> None:
     recipe = Recipe.model_validate({"evaluate": {"matryoshka_dims": [8]}})
-    rows = run.evaluate(corpus, recipe, ["pretrain"], [])
+    rows = workflow.evaluate(corpus, recipe, ["pretrain"], []).metrics
     models = ["pretrain", "pretrain@8", "bm25"]
     assert list(dict.fromkeys(row["model"] for row in rows)) == models
     assert [row["dimension"] for row in rows[::4]] == [32, 8, None]
@@ -245,7 +246,7 @@ def test_metrics_stay_in_the_corpus(corpus: Path) -> None:
         ("bm25", None, 5, True), ("pretrain", 8, 5, True), ("pretrain", 32, 5, True),
     ]  # fmt: skip
     file.write_text(json.dumps([{"model": "other", "set": "own", "metric": "ndcg@10", "value": 0.5}, *rows]))
-    run.evaluate(corpus, Recipe(), ["pretrain"], [])
+    workflow.evaluate(corpus, Recipe(), ["pretrain"], [])
     kept = [row["model"] for row in json.loads(file.read_text())]
     assert list(dict.fromkeys(kept)) == ["other", "pretrain", "bm25"]  # what was cut before is gone
     assert [r["model"] for r in catalog.query(corpus, "SELECT DISTINCT model FROM results ORDER BY 1").to_pylist()] == [
@@ -260,7 +261,7 @@ def test_a_corpus_without_metrics_has_no_results(corpus: Path) -> None:
 def test_other_sets_leave_the_corpus_as_it_is(corpus: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"text_a": "一丁", "text_b": "七万", "label": 1}\n{"text_a": "丈", "text_b": "三", "label": 0.5}')
-    rows = run.evaluate(corpus, Recipe(), ["pretrain"], [other], tmp_path / "results")
+    rows = workflow.evaluate(corpus, Recipe(), ["pretrain"], [other], tmp_path / "results").metrics
     assert [(row["model"], row["set"], row["metric"]) for row in rows] == [("pretrain", "other", "spearman")]
     assert not (corpus / "evaluation" / "metrics.json").exists()
     assert not (corpus / "evaluation" / "results").exists()
@@ -276,21 +277,21 @@ def test_a_model_needs_no_corpus_and_a_recipe_is_a_place_of_sets(tiny: Path, tmp
         "passages: '${root}/more.jsonl', read: jsonl, query: q, positive: a}\n"
     )
     root = [f"variables.root={tmp_path}"]
-    rows = run.evaluate(None, Recipe(), [str(tiny)], [recipe], overrides=root)
+    rows = workflow.evaluate(None, Recipe(), [str(tiny)], [recipe], overrides=root).metrics
     assert {(row["model"], row["set"]) for row in rows} == {(str(tiny), "questions"), ("bm25", "questions")}
     recipe.write_text(recipe.read_text().replace("questions.jsonl", "lost.jsonl"))
     with pytest.raises(RecipeError, match=r"the evaluation set questions has no pair in .*lost\.jsonl"):
-        run.evaluate(None, Recipe(), [str(tiny)], [recipe], overrides=root)
+        workflow.evaluate(None, Recipe(), [str(tiny)], [recipe], overrides=root)
     recipe.write_text("sources: []\n")
     with pytest.raises(RecipeError, match="no `evaluation:`"):
-        run.evaluate(None, Recipe(), [str(tiny)], [recipe])
+        workflow.evaluate(None, Recipe(), [str(tiny)], [recipe])
 
 
 def test_the_command_takes_a_corpus_or_with_sets_a_model(
     corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(run, "evaluate", lambda *arguments: asked.append(arguments) or [])
+    monkeypatch.setattr(workflow, "evaluate", lambda *given: asked.append(given) or Evaluated([]))
     (corpus / "recipe.yaml").write_text("evaluate: {models: [pretrain], matryoshka_dims: [4]}")
     own = str(corpus / "evaluation" / "own.jsonl")
     for arguments in (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conan_embedding.schemas.outcomes import Trained, TrainingPlan
 from conan_embedding.schemas.training_settings import PretrainSettings
 from conan_embedding.trainer.job import Job, TrainingError, make_job
 from conan_embedding.trainer.launch import launcher as module
@@ -197,9 +198,9 @@ def test_the_command_takes_a_hostfile(
 ) -> None:
     (corpus / "recipe.yaml").write_text("{}")
     asked: list[Any] = []
-    result = {"stage": "finetune", "trained": True, "model": "m"}
-    monkeypatch.setattr("conan_embedding.run.train", lambda *given: asked.append(given) or result)
-    monkeypatch.setattr("conan_embedding.run.plan", lambda *given: asked.append(given) or {})
+    trained, planned = Trained("finetune", True, "m", {}), TrainingPlan({}, 1, 1, 1, 1, 1, 1)
+    monkeypatch.setattr("conan_embedding.workflow.train", lambda *given: asked.append(given) or trained)
+    monkeypatch.setattr("conan_embedding.workflow.plan", lambda *given: asked.append(given) or planned)
     file = tmp_path / "hosts"
     file.write_text("a slots=2\nb slots=3\n")
     assert conan("train", corpus, "--hostfile", file)[0] == 0

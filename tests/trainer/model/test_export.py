@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conan_embedding import run
+from conan_embedding import workflow
 from conan_embedding.pipeline.encoder.model_folder import ModelError, read_query_prompt
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import EncoderSettings
@@ -149,7 +149,7 @@ def test_the_recipe_decides_what_is_exported(plain: Path, tmp_path: Path) -> Non
     metrics = corpus / "evaluation" / "metrics.json"
     metrics.write_text(json.dumps(rows))
 
-    folder = run.export(corpus, Recipe.model_validate({"export": {"precision": "bf16"}}))
+    folder = Path(workflow.export(corpus, Recipe.model_validate({"export": {"precision": "bf16"}})).folder)
     assert folder == corpus / "model"
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     assert json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]["query"] == ""
@@ -158,9 +158,13 @@ def test_the_recipe_decides_what_is_exported(plain: Path, tmp_path: Path) -> Non
     assert card.count("| one | ndcg@10 | 0.1250 | 0.2500 |") == 1
 
     os.utime(metrics, (0, 0))  # as if of a model before this one
-    assert "ndcg@10" not in (run.export(corpus, Recipe()) / "README.md").read_text("utf-8")
+    assert "ndcg@10" not in (Path(workflow.export(corpus, Recipe()).folder) / "README.md").read_text("utf-8")
 
-    kept = run.export(corpus, Recipe.model_validate({"export": {"model": str(base), "folder": str(tmp_path / "kept")}}))
+    kept = Path(
+        workflow.export(
+            corpus, Recipe.model_validate({"export": {"model": str(base), "folder": str(tmp_path / "kept")}})
+        ).folder
+    )
     assert json.loads((kept / "config_sentence_transformers.json").read_text())["prompts"]["query"] == "查："
     assert "Queries begin with `查：`" in (kept / "README.md").read_text("utf-8")
 

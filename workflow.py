@@ -1,6 +1,7 @@
 """The whole job, from a recipe to an evaluated model: which stage runs on what. Everything else is in the stages.
 
-It stands at the root because it joins pipeline and trainer, which don't know each other's stages.
+It stands at the root because it joins pipeline and trainer: the pipeline knows nothing of the trainer, and the trainer
+only those parts of the pipeline that tests/test_imports.py lists.
 """
 
 import json
@@ -11,24 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .schemas.errors import RecipeError
+from .schemas.outcomes import Evaluated, Exported, Outcome, Summary, Trained, TrainingPlan
 from .schemas.recipe import Recipe, load
 
 if TYPE_CHECKING:
     from .pipeline.encoder.encoder import Encoder
     from .pipeline.engine.calls import Engine
-    from .pipeline.engine.stage import Summary
     from .trainer.job import Job
     from .trainer.launch.hosts import Host
 
 DATA_STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine")
-STAGES = ("bootstrap", "pretrain", "finetune")
+TRAINING_STAGES = ("bootstrap", "pretrain", "finetune")
 TRAINED = ("untrained", "bootstrap", "pretrain", "finetune")
 """Names that a recipe may use for models: those that this corpus's own training makes."""
 BM25 = "bm25"
-"""What metrics of BM25 stand under."""
+"""The name of BM25 among evaluated models."""
 
 
-def data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") -> "Summary":
+def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") -> "Summary":
     """Run one data stage and bring the catalog up to date."""
     from .pipeline.corpus import catalog
 
@@ -64,7 +65,7 @@ def data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") -> "Su
     return summary
 
 
-def model_place(corpus: Path, name: str) -> str:
+def find_trained_model(corpus: Path, name: str) -> str:
     """Where a model that a recipe names lies: of a training stage its folder, else the name itself.
 
     Raises:
@@ -83,11 +84,11 @@ def model_place(corpus: Path, name: str) -> str:
 
 def with_model(settings: Any, corpus: Path) -> Any:
     """Settings whose model is a place to load from."""
-    return settings.model_copy(update={"model": model_place(corpus, settings.model)})
+    return settings.model_copy(update={"model": find_trained_model(corpus, settings.model)})
 
 
-def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[Host]") -> dict[str, Any]:
-    """Run one training stage, bootstrap, pretrain or finetune, here or on hosts. Returns its last metrics.
+def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[Host]") -> Trained:
+    """Run one training stage, bootstrap, pretrain or finetune, here or on hosts.
 
     Raises:
         RecipeError: the recipe has no such stage.
@@ -100,15 +101,14 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[H
     job = training_job(stage, corpus, recipe)
     close_workers()  # training takes the whole machine
     trained = run_job(job, processes)
-    return {"stage": stage, "trained": trained, "model": str(job.model_folder), **last_step(corpus, stage)}
+    return Trained(stage, trained, str(job.model_folder), last_step(corpus, stage))
 
 
-def plan(stage: str, corpus: Path, recipe: Recipe, processes: int) -> dict[str, Any]:
+def plan(stage: str, corpus: Path, recipe: Recipe, processes: int) -> TrainingPlan:
     """What `train` would do: its settings, steps, parameters, memory. Raises as `train` does, but trains nothing."""
-    from .trainer.dry_run import plan as planned
+    from .trainer.dry_run import plan_training
 
-    job = training_job(stage, corpus, recipe)
-    return {"settings": job.settings.model_dump(mode="json"), **planned(job, processes)}
+    return plan_training(training_job(stage, corpus, recipe), processes)
 
 
 def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
@@ -129,6 +129,7 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
             raise RecipeError(
                 f"the recipe has no `{stage}:`; name it there, even with nothing below it: `{stage}: {{}}`"
             )
+    _check_loss_terms(recipe, stage)
     if stage == "finetune":
         found = {kind: shards(corpus, f"convert/{kind}") for kind in settings.queries}
         found["sts"] = _sentence_shards(corpus)
@@ -137,7 +138,7 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
     else:
         folder = "convert/pretrain" if settings.on == "convert" else settings.on
         found, pools = {"pairs": shards(corpus, folder)}, None
-    return make_job(corpus, stage, model_place(corpus, settings.model), settings, found, pools)
+    return make_job(corpus, stage, find_trained_model(corpus, settings.model), settings, found, pools)
 
 
 def _sentence_shards(corpus: Path) -> list[Path]:
@@ -176,11 +177,12 @@ def evaluate(
     sets: list[Path],
     results: Path | None = None,
     overrides: Sequence[str] = (),
-) -> list[dict[str, Any]]:
-    """Each model's metrics on each evaluation set, BM25's on retrieval: rows of model, dimension, set, metric, value.
+) -> Evaluated:
+    """Evaluate models on evaluation sets, and BM25 on those of retrieval.
 
-    `sets` are files, folders and recipes (`overrides` are for these); none are the corpus's own, whose metrics stay in
-    the corpus. What is behind the metrics goes to the folder `results`; on its own sets, by default into the corpus.
+    `sets` are files, folders and recipes (`overrides` are for these); without any they are the corpus's own, whose
+    metrics are kept in the corpus. Results by query go to the folder `results`; on its own sets, by default into the
+    corpus.
     """
     from .pipeline.corpus.catalog import RESULTS
     from .pipeline.encoder.encoder import dimension
@@ -208,11 +210,11 @@ def evaluate(
             write_results(folder, name, judged)
     if own:
         _keep_metrics(own / "evaluation" / "metrics.json", rows)
-    return rows
+    return Evaluated(rows)
 
 
-def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks: list[str]) -> list[dict[str, Any]]:
-    """Each model's metrics on tasks of C-MTEB, all 35 where none is named: rows as of `evaluate`.
+def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks: list[str]) -> Evaluated:
+    """Evaluate models on tasks of C-MTEB, all 35 where none is named.
 
     Raises:
         BenchmarkError: mteb or the network is missing, or a task is none of C-MTEB's.
@@ -228,12 +230,12 @@ def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks
         for width in widths(encoder, recipe.evaluate.matryoshka_dims):
             label = name if width == dimension(encoder) else f"{name}@{width}"
             rows += [{"model": label, "dimension": width, **row} for row in cmteb(encoder, tasks, width)]
-    return rows
+    return Evaluated(rows)
 
 
 def _places(corpus: Path | None, models: list[str]) -> dict[str, str]:
     """Where models lie, looked up before the first is evaluated; without a corpus no name is a training stage's."""
-    return {name: model_place(corpus, name) if corpus else name for name in models}
+    return {name: find_trained_model(corpus, name) if corpus else name for name in models}
 
 
 def _evaluated(place: str, recipe: Recipe) -> "Encoder":
@@ -247,7 +249,7 @@ def _evaluated(place: str, recipe: Recipe) -> "Encoder":
 
 
 def _keep_metrics(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Figures on the corpus's own sets, for the report: these in place of earlier ones of the same models."""
+    """Keep metrics on the corpus's own sets for the report, in place of earlier ones of the same models."""
     from .pipeline.corpus.atomic import write_text
     from .pipeline.corpus.lock import alone_in
 
@@ -260,7 +262,7 @@ def _keep_metrics(file: Path, rows: list[dict[str, Any]]) -> None:
         write_text(file, json.dumps([*(row for row in before if model(row) not in judged), *rows], indent=1))
 
 
-def export(corpus: Path, recipe: Recipe) -> Path:
+def export(corpus: Path, recipe: Recipe) -> Exported:
     """Put the trained model where it is to be used, with its model card.
 
     A model of a stage has no query prompt, as training puts none before queries; any other keeps its own.
@@ -273,7 +275,7 @@ def export(corpus: Path, recipe: Recipe) -> Path:
 
     settings = recipe.export
     target = corpus / settings.folder  # an absolute folder stays what it is
-    place = model_place(corpus, settings.model)
+    place = find_trained_model(corpus, settings.model)
     model, tokenizer = load(place)
     prompt = "" if settings.model in TRAINED else read_query_prompt(find_model(place), EncoderSettings(model=place))
     stages, base = read_stages(corpus, settings.model) if settings.model in TRAINED else ([], place)
@@ -291,7 +293,7 @@ def export(corpus: Path, recipe: Recipe) -> Path:
         command=shlex.join(["conan", *sys.argv[1:]]),
     )
     write(model, tokenizer, target, precision=settings.precision, query_prompt=prompt, onnx=settings.onnx, card=card)
-    return target
+    return Exported(str(target))
 
 
 def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:
@@ -301,6 +303,30 @@ def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:
         return []
     rows = json.loads(file.read_text("utf-8"))
     return [row for row in rows if row["model"].removesuffix(f"@{row.get('dimension')}") == name]
+
+
+def check_names(recipe: Recipe) -> None:
+    """Check what the recipe names against the registries: readers, mining methods, loss terms (rules: see filter).
+
+    Raises:
+        RecipeError: a name is not registered.
+    """
+    from .pipeline.ingest.readers import check_readers
+    from .pipeline.mine.methods import METHODS
+
+    check_readers(recipe)
+    METHODS.find(recipe.mine.method, recipe.place("mine", "method"))
+    for section in ("pretrain", "finetune"):
+        _check_loss_terms(recipe, section)
+
+
+def _check_loss_terms(recipe: Recipe, section: str) -> None:
+    """Raise RecipeError where a training stage weighs a loss term that is not registered."""
+    settings = getattr(recipe, section)
+    if settings is not None and settings.loss_terms:
+        from .trainer.loss.terms import find_terms  # imports torch
+
+        find_terms(settings.loss_terms, recipe.place(section, "loss_terms"))
 
 
 def steps(recipe: Recipe) -> list[str]:
@@ -314,11 +340,16 @@ def steps(recipe: Recipe) -> list[str]:
     return order + (["export"] if recipe.finetune else [])  # last, as its card has the metrics
 
 
-def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Iterator[tuple[str, Any]]:
-    """Every stage in turn; yields each stage's name and result. What is done already is skipped by the stage itself."""
+def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Iterator[tuple[str, Outcome]]:
+    """Run every stage in turn; yields its name and outcome. What is done already is skipped by the stage itself.
+
+    Raises:
+        RecipeError: the recipe names something that is not registered; before any work.
+    """
+    check_names(recipe)
     for step in steps(recipe):
         if step in DATA_STAGES:
-            yield step, data_stage(step, corpus, recipe, engine)
+            yield step, run_data_stage(step, corpus, recipe, engine)
         elif step == "export":
             yield step, export(corpus, recipe)
         elif step == "evaluate":
@@ -327,7 +358,7 @@ def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Itera
             yield step, train(step, corpus, recipe, processes)
 
 
-def place(recipe: Recipe, corpus: Path | None, file: Path) -> Path:
+def find_corpus(recipe: Recipe, corpus: Path | None, file: Path) -> Path:
     """The corpus folder to work in: the one given, else the recipe's.
 
     Raises:

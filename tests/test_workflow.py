@@ -1,13 +1,21 @@
-"""The small parts of run.py; whole runs are in test_train.py and the demo."""
+"""The small parts of workflow.py; whole runs are in test_train.py and the demo."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conan_embedding.run import _keep_metrics, _sentence_shards, last_step, model_place, place, steps, train
 from conan_embedding.schemas.errors import CorpusError, RecipeError
 from conan_embedding.schemas.recipe import Recipe
+from conan_embedding.workflow import (
+    _keep_metrics,
+    _sentence_shards,
+    find_corpus,
+    find_trained_model,
+    last_step,
+    steps,
+    train,
+)
 
 SOURCE = {"name": "s", "files": "*.jsonl", "read": "jsonl"}
 
@@ -42,10 +50,10 @@ def test_a_stage_that_the_recipe_lacks_is_said(tmp_path: Path) -> None:
 
 def test_models_of_the_corpus_are_places_in_it(tmp_path: Path) -> None:
     (tmp_path / "train" / "pretrain" / "model").mkdir(parents=True)
-    assert model_place(tmp_path, "pretrain") == str(tmp_path / "train" / "pretrain" / "model")
-    assert model_place(tmp_path, "BAAI/bge-large-zh-v1.5") == "BAAI/bge-large-zh-v1.5"
+    assert find_trained_model(tmp_path, "pretrain") == str(tmp_path / "train" / "pretrain" / "model")
+    assert find_trained_model(tmp_path, "BAAI/bge-large-zh-v1.5") == "BAAI/bge-large-zh-v1.5"
     with pytest.raises(CorpusError, match="--stage bootstrap"):
-        model_place(tmp_path, "untrained")
+        find_trained_model(tmp_path, "untrained")
 
 
 def test_a_corpus_may_have_no_sentence_pairs(tmp_path: Path) -> None:
@@ -80,10 +88,10 @@ def test_the_last_step_are_those_of_the_last_step(tmp_path: Path) -> None:
 
 
 def test_the_corpus_is_named_by_the_command_or_the_recipe(tmp_path: Path) -> None:
-    assert place(recipe(corpus="there"), None, tmp_path) == Path("there")
-    assert place(recipe(corpus="there"), Path("here"), tmp_path) == Path("here")
+    assert find_corpus(recipe(corpus="there"), None, tmp_path) == Path("there")
+    assert find_corpus(recipe(corpus="there"), Path("here"), tmp_path) == Path("here")
     with pytest.raises(RecipeError, match="conan run"):
-        place(recipe(), None, tmp_path)
+        find_corpus(recipe(), None, tmp_path)
 
 
 def test_evaluations_that_end_at_once_keep_all_metrics(tmp_path: Path) -> None:
