@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .files import FileError
-from .table_reader import distinct
+from .problems import make_distinct
 
 _BATCH_ROWS = 2_000
 _BATCH_BYTES = 16 << 20
@@ -136,6 +136,6 @@ def _named(table: pa.Table, classes: dict[str, list[str]]) -> pa.Table:
 def _placed(table: pa.Table, name: str, line: int) -> pa.Table:
     """With where each row stands, beside columns whose names DuckDB tells apart."""
     rows = table.num_rows
-    table = table.rename_columns(distinct(table.column_names))
+    table = table.rename_columns(make_distinct(table.column_names))
     table = table.append_column("_file", pa.repeat(pa.scalar(name, pa.string()), rows))
     return table.append_column("_line", pa.array(range(line, line + rows), pa.int64()))

@@ -14,7 +14,7 @@ import polars as pl
 
 from ..text.normalise import MissingExtraError
 from .files import FileError
-from .table_reader import PROBLEM, Frames
+from .problems import PROBLEM, Frames
 from .text_encodings import DAMAGED_SHARE, detect
 
 PAGE = {

@@ -10,8 +10,8 @@ import polars as pl
 
 from ...schemas.settings import Source
 from .files import FileError, FileSplit
+from .problems import Frames, fitting, no_problems, problem, shown
 from .records import LINE, array_elements, lines
-from .table_reader import Frames, fitting, no_problems, problem, shown
 from .text_encodings import LONGEST_DOCUMENT, Block, read_blocks
 
 DEEPEST_RECORD = 100

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import duckdb
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...schemas.errors import ConanError
 from ...schemas.settings import Source
@@ -17,25 +15,18 @@ from .files import FileError, FileSplit, open_file, read_chunks
 from .hf_reader import read_arrow
 from .html_reader import read_html, read_warc
 from .json_reader import read_json, structure_of
+from .parquet_reader import arrow_to_frame, read_parquet
+from .problems import Frames, fitting, no_problems, problem
 from .record_shapes import statement
 from .records import LINE, LONGEST_RECORD, lines
-from .table_reader import Frames, distinct, fitting, no_problems, problem, read_table
-from .text_encodings import BROKEN, decoded, read_blocks, read_text
+from .table_reader import read_table
+from .text_encodings import BROKEN, read_blocks
+from .text_reader import MARKDOWN, read_document, read_lines
 
 RECORD_SHAPES = ("alpaca", "sharegpt", "messages", "squad", "triples")
 
 BATCH = 4 << 20
 """Chosen here: bytes of rows that DuckDB works on at a time."""
-
-_UNKNOWN = (
-    pa.types.is_decimal256,
-    pa.types.is_interval,
-    pa.types.is_list_view,
-    pa.types.is_large_list_view,
-    pa.types.is_run_end_encoded,
-    pa.types.is_union,
-)
-"""Of Arrow's types those that Polars does not read, or panics at."""
 
 _MARK = f"{BROKEN}(\\d+){BROKEN}"
 
@@ -136,17 +127,15 @@ def _frames(connection: duckdb.DuckDBPyConnection, source: Source, split: FileSp
             case "tsv":
                 yield from read_table(split, source.encoding, source.options, "\t", "")
             case "text":
-                for frame in lines(read_blocks(split, source.encoding), split.name):
-                    good, bad = fitting(frame)
-                    yield good.rename({"text": "line"}).with_columns(line_number="_line"), bad
+                yield from read_lines(split, source.encoding)
             case "markdown":
-                yield _document(split, source)
+                yield read_document(split, source.encoding)
             case "parquet":
-                yield from _parquet(split)
+                yield from read_parquet(split)
             case "hf":
                 with open_file(split.path) as file:
                     for table in read_arrow(file, split.name):
-                        yield _frame(table), no_problems()
+                        yield arrow_to_frame(table), no_problems()
             case "warc":
                 yield from read_warc(read_chunks(split), split.name, source.encoding)
             case "html":
@@ -160,104 +149,11 @@ def _frames(connection: duckdb.DuckDBPyConnection, source: Source, split: FileSp
         yield nothing, problem(split.name, error.line, None, error.reason, error.detail)
 
 
-def _document(split: FileSplit, source: Source) -> Frames:
-    text, cut = read_text(split.path, source.encoding)
-    whole = pl.DataFrame({"_file": [split.name], "_line": [1], "text": [text]}, LINE)
-    cuts = problem(split.name, None, None, "truncated", cut) if cut else no_problems()
-    if not text.strip():
-        return whole, cuts  # a row without a title, and so told
-    good, bad = fitting(whole)
-    return good, pl.concat([bad, cuts])
-
-
-def _parquet(split: FileSplit) -> Iterator[Frames]:
-    line = split.first_line
-    try:
-        with open_file(split.path) as opened_file, pq.ParquetFile(opened_file) as file:
-            groups = range(split.start, file.num_row_groups if split.end is None else split.end)
-            for batch in file.iter_batches(batch_size=_rows_of(file), row_groups=groups):
-                table = pa.Table.from_batches([batch])
-                table = table.rename_columns(distinct(table.column_names))
-                frame = _frame(_checked(table)).with_columns(
-                    _file=pl.lit(split.name), _line=pl.int_range(line, line + table.num_rows, dtype=pl.Int64)
-                )
-                line += table.num_rows
-                yield frame, no_problems()
-    except (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
-
-
-def _checked(table: pa.Table) -> pa.Table:
-    """The table, with the offset between BROKEN for what is no UTF-8 in its texts: nothing else checks a writer's word.
-
-    Raises:
-        pa.ArrowInvalid: there is more wrong with it.
-    """
-    try:
-        table.validate(full=True)
-    except pa.ArrowInvalid:
-        for place, field in enumerate(table.schema):
-            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-                values = table.column(place).cast(pa.large_binary()).to_pylist()
-                texts = [value if value is None else decoded(value, "utf-8", 0).decode() for value in values]
-                table = table.set_column(place, field.name, pa.array(texts, pa.large_string()))
-        table.validate(full=True)
-    return table
-
-
-def _rows_of(file: pq.ParquetFile) -> int:
-    """How many rows make a batch, by the sizes that the file tells."""
-    metadata = file.metadata
-    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    return int(max(1, min(65_536, BATCH * metadata.num_rows // max(1, size))))
-
-
-def _frame(table: pa.Table) -> pl.DataFrame:
-    """The table without the columns of types that Polars does not know.
-
-    Raises:
-        FileError: it can't be read all the same.
-    """
-    known = [place for place, field in enumerate(table.schema) if _is_known(field.type)]
-    table = table.select(known)
-    try:
-        table = table.cast(pa.schema([field.with_type(_without_half_floats(field.type)) for field in table.schema]))
-        frame = pl.from_arrow(table)
-    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
-    assert isinstance(frame, pl.DataFrame)
-    return frame
-
-
-def _is_known(kind: pa.DataType) -> bool:
-    return not any(is_unknown(kind) for is_unknown in _UNKNOWN) and all(
-        _is_known(kind.field(place).type) for place in range(kind.num_fields)
-    )
-
-
-def _without_half_floats(kind: pa.DataType) -> pa.DataType:
-    """The type with single precision in place of half, which DuckDB does not read from Arrow."""
-    if pa.types.is_float16(kind):
-        return pa.float32()
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_without_half_floats(field.type)) for field in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(kind.key_type, _without_half_floats(kind.item_type))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        inside = kind.value_field.with_type(_without_half_floats(kind.value_type))
-        if pa.types.is_fixed_size_list(kind):
-            return pa.list_(inside, kind.list_size)
-        return pa.list_(inside) if pa.types.is_list(kind) else pa.large_list(inside)
-    return kind
-
-
 def _make_batch(connection: duckdb.DuckDBPyConnection, source: Source, structure: str | None) -> pl.DataFrame:
     """The table `batch` of the registered `frame`; returns the records of which a shape makes no row."""
     if source.read == "markdown":
         connection.execute("CREATE OR REPLACE TABLE texts AS FROM frame")
-        connection.execute(f"CREATE OR REPLACE TABLE batch AS {statement('markdown', 1)}")
+        connection.execute(f"CREATE OR REPLACE TABLE batch AS {MARKDOWN}")
         return no_problems()
     if source.read not in (*RECORD_SHAPES, "json", "jsonl"):
         connection.execute("CREATE OR REPLACE TABLE batch AS FROM frame")

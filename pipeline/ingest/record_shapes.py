@@ -90,28 +90,8 @@ SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM 
 """
 
 
-# The title is the front matter's, else the first heading (ATX or underlined); the body is what follows it.
-MARKDOWN = r"""
-SELECT _row, _file, _line, text,
-       coalesce(nullif(trim(regexp_extract(front, '(?m)^title\s*:\s*(.*)$', 1), ' "'''), ''), heading) AS query,
-       trim(CASE WHEN heading IS NULL OR front ~ '(?m)^title\s*:' THEN body
-                 ELSE substr(body, position(marked IN body) + length(marked)) END) AS positive,
-       CAST([] AS VARCHAR[]) AS negatives,
-       {'title': heading} AS meta
-FROM (
-    SELECT *, nullif(trim(coalesce(nullif(regexp_extract(marked, '^\s*#{1,6}[ \t]+(.*?)[# \t]*$', 1), ''),
-                                   regexp_extract(marked, '^\s*(.+)\n', 1)), ' #*' || chr(10)), '') AS heading
-    FROM (
-        SELECT *, regexp_extract(body, '(?m)(^#{1,6}[ \t]+[^\n]+$|^[^\s][^\n]*\n(=+|-{3,})[ \t]*$)') AS marked
-        FROM (
-            SELECT *, regexp_extract(text, '(?s)^---\n(.*?)\n---[ \t]*\n', 1) AS front,
-                   regexp_replace(text, '(?s)^---\n.*?\n---[ \t]*\n', '') AS body
-            FROM texts)))
-"""
-
-
 def statement(shape: str, turns: int, max_prompt_chars: int = 2000) -> str:
     """The SQL of a shape by its name in the recipe."""
     if shape in ("sharegpt", "messages"):
         return messages(turns, max_prompt_chars)
-    return {"alpaca": ALPACA, "triples": TRIPLES, "squad": SQUAD, "markdown": MARKDOWN}[shape]
+    return {"alpaca": ALPACA, "triples": TRIPLES, "squad": SQUAD}[shape]

@@ -6,59 +6,9 @@ import polars as pl
 
 from ...schemas.settings import ReaderOptions
 from .files import FileError, FileSplit
-from .records import LINE, LONGEST_RECORD, lines, quoted_records
+from .problems import Frames, fitting, make_distinct
+from .records import LINE, lines, quoted_records
 from .text_encodings import read_blocks
-
-PLACE = ("_row", "_file", "_line")
-PROBLEM = {"file": pl.String, "line": pl.Int64, "record": pl.String, "reason": pl.String, "detail": pl.String}
-
-Frames = tuple[pl.DataFrame, pl.DataFrame]
-"""Rows, and problems: what is none."""
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """Names as DuckDB tells them apart, in the way it does: the second `a`, or `A`, is `a_1`."""
-    taken = set(PLACE)
-    found: list[str] = []
-    for name in names:
-        candidates = (name if number == 0 else f"{name}_{number}" for number in range(len(names) + len(taken)))
-        found.append(next(candidate for candidate in candidates if candidate.lower() not in taken))
-        taken.add(found[-1].lower())
-    return found
-
-
-def problem(file: str, line: int | None, record: str | None, reason: str, detail: str) -> pl.DataFrame:
-    """One reject that is no row."""
-    return pl.DataFrame([[file], [line], [record], [reason], [detail]], PROBLEM)
-
-
-def no_problems() -> pl.DataFrame:
-    return pl.DataFrame(schema=PROBLEM)
-
-
-def fitting(records: pl.DataFrame) -> Frames:
-    """The records that hold something; over-long ones and NUL bytes are problems."""
-    text = pl.col("text")
-    reason = (
-        pl.when(text.str.len_chars() > LONGEST_RECORD)
-        .then(pl.lit("too_long"))
-        .when(text.str.contains("\0", literal=True))
-        .then(pl.lit("nul_bytes"))
-    )
-    marked = records.filter(text.str.strip_chars() != "").with_columns(reason=reason)
-    bad = marked.filter(pl.col("reason").is_not_null()).select(
-        file="_file",
-        line="_line",
-        record=shown(text),
-        reason="reason",
-        detail=pl.format("{} characters", text.str.len_chars()),
-    )
-    return marked.filter(pl.col("reason").is_null()).drop("reason"), bad
-
-
-def shown(text: pl.Expr) -> pl.Expr:
-    """A record as rejects keep it: no longer than a record may be, and without NUL, which few tools can read."""
-    return text.str.slice(0, LONGEST_RECORD).str.replace_all("\0", "␀", literal=True)
 
 
 def read_table(
@@ -110,7 +60,7 @@ def _names(records: pl.DataFrame, delimiter: str, quote: str, options: ReaderOpt
     fields = first.select(_fields(pl.col("text"), delimiter, quote)).to_series()[0]
     header = first["text"][0].split(delimiter) if fields is None else fields.to_list()
     names = options.columns or (header if is_header else [""] * len(header))
-    return distinct([name.strip() or f"column{index}" for index, name in enumerate(names)])
+    return make_distinct([name.strip() or f"column{index}" for index, name in enumerate(names)])
 
 
 def _rows(records: pl.DataFrame, names: Sequence[str], delimiter: str, quote: str) -> Frames:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from conan_embedding.pipeline.ingest import readers, table_reader
+from conan_embedding.pipeline.ingest import readers
 from conan_embedding.pipeline.ingest.files import FileSplit
+from conan_embedding.pipeline.ingest.problems import no_problems
 from conan_embedding.schemas.settings import Source
 
 Rows = list[dict[str, Any]]
@@ -20,7 +21,7 @@ class Read:
     def __init__(self, paths: list[str], **source: Any) -> None:
         one = Source.model_validate({"name": "web", "files": "*", **source})
         self.rows: Rows = []
-        problems = [table_reader.no_problems()]
+        problems = [no_problems()]
         with readers.sandbox() as connection:
             for batch in readers.read(connection, one, [FileSplit(path) for path in paths]):
                 problems.append(batch)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from conan_embedding.pipeline.ingest import html_reader
 from conan_embedding.pipeline.ingest.html_reader import LONGEST_PAGE, PAGE, read_html
-from conan_embedding.pipeline.ingest.table_reader import PROBLEM
+from conan_embedding.pipeline.ingest.problems import PROBLEM
 from web_pages import BODY, EMPTY, PARAGRAPHS, TITLE, document
 
 for library in ("trafilatura", "warcio"):

@@ -14,14 +14,9 @@ Found = list[dict[str, Any]]
 
 def read(shape: str, *records: Any, **window: int) -> Found:
     with duckdb.connect() as connection:
-        if shape == "markdown":
-            connection.execute("CREATE TABLE texts (_row INT, _file VARCHAR, _line INT, text VARCHAR)")
-        else:
-            connection.execute("CREATE TABLE records (_row INT, _file VARCHAR, _line INT, record JSON)")
-        table = "texts" if shape == "markdown" else "records"
-        texts = [record if shape == "markdown" else json.dumps(record) for record in records]
-        rows = [[number, number + 1, text] for number, text in enumerate(texts)]
-        connection.executemany(f"INSERT INTO {table} VALUES (?, 'f', ?, ?)", rows)
+        connection.execute("CREATE TABLE records (_row INT, _file VARCHAR, _line INT, record JSON)")
+        rows = [[number, number + 1, json.dumps(record)] for number, record in enumerate(records)]
+        connection.executemany("INSERT INTO records VALUES (?, 'f', ?, ?)", rows)
         pairs = statement(shape, **{"turns": 3} | window)
         found = connection.sql(
             f"SELECT _row, query, positive, negatives, to_json(meta)::VARCHAR AS meta FROM ({pairs})"
@@ -217,25 +212,3 @@ def test_the_oldest_exchanges_are_left_out_of_a_long_prompt(max_prompt_chars: in
 )
 def test_a_conversation_without_a_pair(record: Any) -> None:
     assert read("sharegpt", record) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "title", "body"),
-    [
-        ("# 题\n\n文。\n\n## 节\n\n更多", "题", "文。\n\n## 节\n\n更多"),
-        ("序。\n\n### 题 ###\n文", "题", "文"),
-        ("题\n===\n\n文", "题", "文"),
-        ("题\n-----\n文", "题", "文"),
-        ("[#]: author: (x)\n\n题\n======\n文", "题", "文"),
-        ("# **题**\n文", "题", "文"),
-        ("---\ntitle: 题\ndate: 2020\n---\n文", "题", "文"),
-        ("---\ntitle: '题'\n---\n\n## 节\n\n文", "题", "## 节\n\n文"),
-        ("---\ndate: 2020\n---\n# 题\n文", "题", "文"),
-        ("没有题目。\n\n只有文。", None, "没有题目。\n\n只有文。"),
-        ("#标签 不是题目", None, "#标签 不是题目"),
-        ("", None, ""),
-    ],
-)
-def test_markdown(text: str, title: str | None, body: str) -> None:
-    ((query, positive),) = pairs(read("markdown", text))
-    assert (query, positive.strip()) == (title, body)

@@ -1,0 +1,115 @@
+"""Parquet files, and Arrow tables as Polars and DuckDB can take them."""
+
+from collections.abc import Iterator
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .files import FileError, FileSplit, open_file
+from .problems import Frames, make_distinct, no_problems
+from .text_encodings import decoded
+
+_BATCH_BYTES = 4 << 20
+"""Chosen here: bytes of a file's columns, unpacked, that are read at a time."""
+
+_MOST_ROWS = 65_536
+"""Chosen here: rows that are read at a time, however small."""
+
+_UNKNOWN = (
+    pa.types.is_decimal256,
+    pa.types.is_interval,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+    pa.types.is_run_end_encoded,
+    pa.types.is_union,
+)
+"""Arrow types that Polars does not read, or panics at."""
+
+
+def read_parquet(split: FileSplit) -> Iterator[Frames]:
+    """Read the row groups of a split; `_line` counts the file's rows from 1.
+
+    Raises:
+        FileError: the file can't be read.
+    """
+    line = split.first_line
+    try:
+        with open_file(split.path) as opened, pq.ParquetFile(opened) as file:
+            groups = range(split.start, file.num_row_groups if split.end is None else split.end)
+            for batch in file.iter_batches(batch_size=_count_batch_rows(file), row_groups=groups):
+                table = pa.Table.from_batches([batch])
+                table = table.rename_columns(make_distinct(table.column_names))
+                frame = arrow_to_frame(_mark_broken(table)).with_columns(
+                    _file=pl.lit(split.name), _line=pl.int_range(line, line + table.num_rows, dtype=pl.Int64)
+                )
+                line += table.num_rows
+                yield frame, no_problems()
+    except (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def _mark_broken(table: pa.Table) -> pa.Table:
+    """Put offsets between BROKEN where texts are not UTF-8: Arrow believes the writer, and so would Polars.
+
+    Raises:
+        pa.ArrowInvalid: something else is wrong with the table.
+    """
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid:
+        for place, field in enumerate(table.schema):
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                values = table.column(place).cast(pa.large_binary()).to_pylist()
+                texts = [value if value is None else decoded(value, "utf-8", 0).decode() for value in values]
+                table = table.set_column(place, field.name, pa.array(texts, pa.large_string()))
+        table.validate(full=True)
+    return table
+
+
+def _count_batch_rows(file: pq.ParquetFile) -> int:
+    """Choose how many rows to read at a time, by the sizes in the file's metadata."""
+    metadata = file.metadata
+    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return int(max(1, min(_MOST_ROWS, _BATCH_BYTES * metadata.num_rows // max(1, size))))
+
+
+def arrow_to_frame(table: pa.Table) -> pl.DataFrame:
+    """Convert a table to Polars, without the columns whose types Polars does not know.
+
+    Raises:
+        FileError: Polars can't read it all the same.
+    """
+    known = [place for place, field in enumerate(table.schema) if _is_known(field.type)]
+    table = table.select(known)
+    try:
+        table = table.cast(pa.schema([field.with_type(_widen_half_floats(field.type)) for field in table.schema]))
+        frame = pl.from_arrow(table)
+    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _is_known(kind: pa.DataType) -> bool:
+    return not any(is_unknown(kind) for is_unknown in _UNKNOWN) and all(
+        _is_known(kind.field(place).type) for place in range(kind.num_fields)
+    )
+
+
+def _widen_half_floats(kind: pa.DataType) -> pa.DataType:
+    """Replace half precision in a type, which DuckDB does not read from Arrow, by single."""
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_widen_half_floats(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(kind.key_type, _widen_half_floats(kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inside = kind.value_field.with_type(_widen_half_floats(kind.value_type))
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(inside, kind.list_size)
+        return pa.list_(inside) if pa.types.is_list(kind) else pa.large_list(inside)
+    return kind
