@@ -1,7 +1,7 @@
 """Folders that Hugging Face `datasets` writes: their Arrow files in order, and the rows of one."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -9,8 +9,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .files import FileError
-from .problems import make_distinct
+from .files import FileError, FileSplit, SourceFile, file_at, list_files, open_file
+from .parquet_reader import arrow_to_frame
+from .problems import Frames, make_distinct, no_problems
 
 _BATCH_ROWS = 2_000
 _BATCH_BYTES = 16 << 20
@@ -19,6 +20,21 @@ _SPLITS = "dataset_dict.json"
 _FILE_MAGIC = b"ARROW1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 """As Arrow's columnar format has it, section "IPC Streaming Format"."""
+
+
+def list_dataset_files(globs: Sequence[str], exclude: Sequence[str]) -> list[SourceFile]:
+    """List the Arrow files that match the globs, and those of the folders that match them."""
+    listed = [arrow for file in list_files(globs, exclude, folders=True) for arrow in _arrow_files(file)]
+    return list({file.path: file for file in listed}.values())
+
+
+def _arrow_files(file: SourceFile) -> list[SourceFile]:
+    if file.path.endswith(".arrow"):
+        return [file]
+    try:
+        return [file_at(path) for path in list_arrow_files(file.path)]
+    except FileError:
+        return [file]  # reading it tells why
 
 
 def list_arrow_files(folder: str) -> list[str]:
@@ -45,6 +61,17 @@ def list_arrow_files(folder: str) -> list[str]:
     shards = _list(state, "_data_files", folder)
     named = [shard.get("filename") if isinstance(shard, dict) else shard for shard in shards]
     return [f"{folder}/{_inside(folder, name)}" for name in named]
+
+
+def read_dataset(split: FileSplit) -> Iterator[Frames]:
+    """Read the rows of an Arrow file that `datasets` wrote.
+
+    Raises:
+        FileError: see files.open_file and read_arrow.
+    """
+    with open_file(split.path) as file:
+        for table in read_arrow(file, split.name):
+            yield arrow_to_frame(table), no_problems()
 
 
 def read_arrow(stream: IO[bytes], name: str) -> Iterator[pa.Table]:

@@ -26,16 +26,27 @@ _MESSAGES = '{"messages":%s}'
 _NUMBERS = ("UBIGINT", "BIGINT", "HUGEINT", "DOUBLE")
 
 
-def read_json(connection: duckdb.DuckDBPyConnection, split: FileSplit, source: Source) -> Iterator[Frames]:
-    """The objects of a file: of its lines, of its array, or the document itself.
+def read_json_lines(split: FileSplit, source: Source, connection: duckdb.DuckDBPyConnection) -> Iterator[Frames]:
+    """Read the lines of a split as objects.
 
     Raises:
-        FileError: see encodings.read_blocks.
+        FileError: see text_encodings.read_blocks.
+    """
+    yield from _lines(connection, read_blocks(split, source.encoding), split.name)
+
+
+def read_json(
+    split: FileSplit, source: Source, connection: duckdb.DuckDBPyConnection, conversations: bool = False
+) -> Iterator[Frames]:
+    """Read the objects of a file: the elements of its array, its lines, or the document itself.
+
+    Args:
+        conversations: an array of messages is one object, `{"messages": […]}`.
+
+    Raises:
+        FileError: see text_encodings.read_blocks.
     """
     blocks = read_blocks(split, source.encoding)
-    if source.read == "jsonl":
-        yield from _lines(connection, blocks, split.name)
-        return
     try:
         begin = next(block for block in blocks if block.text.strip())
     except StopIteration:
@@ -43,7 +54,7 @@ def read_json(connection: duckdb.DuckDBPyConnection, split: FileSplit, source: S
         return
     blocks = chain([begin], blocks)
     is_array = begin.text.lstrip().startswith(b"[")
-    if source.options.whole or (source.read in ("sharegpt", "messages") and is_array and _is_conversation(begin)):
+    if source.options.whole or (conversations and is_array and _is_conversation(begin)):
         yield from _document(connection, blocks, split.name, conversation=not source.options.whole)
     elif is_array:
         for elements, damage in array_elements(blocks, split.name):
@@ -54,6 +65,26 @@ def read_json(connection: duckdb.DuckDBPyConnection, split: FileSplit, source: S
         yield from _lines(connection, blocks, split.name)
     else:
         yield from _document(connection, blocks, split.name, conversation=False)
+
+
+def read_chats(split: FileSplit, source: Source, connection: duckdb.DuckDBPyConnection) -> Iterator[Frames]:
+    """Read the conversations of a file as `read_json` reads objects; a file may be the messages of a single one."""
+    return read_json(split, source, connection, conversations=True)
+
+
+def select_from_records(select: str) -> str:
+    """Give a SELECT over `records(_row, _file, _line, record JSON)` what it reads: the records of `frame` as JSON."""
+    return f"WITH records AS (SELECT _row, _file, _line, CAST(text AS JSON) AS record FROM frame) {select}"
+
+
+def select_objects(source: Source, connection: duckdb.DuckDBPyConnection, frames: Iterable[pl.DataFrame]) -> str:
+    """Select the keys of all objects in these frames as columns, or each object as JSON in `data` if they are whole."""
+    columns = ", record AS data"
+    if not source.options.whole:
+        structure = structure_of(connection, frames)
+        quoted = structure.replace("'", "''")
+        columns = f", unnest(from_json(record, '{quoted}'))" if structure != "{}" else ""
+    return select_from_records(f"SELECT _row, _file, _line{columns} FROM records")
 
 
 def structure_of(connection: duckdb.DuckDBPyConnection, records: Iterable[pl.DataFrame]) -> str:

@@ -6,6 +6,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...schemas.settings import Source
 from .files import FileError, FileSplit, open_file
 from .problems import Frames, make_distinct, no_problems
 from .text_encodings import decoded
@@ -49,6 +50,29 @@ def read_parquet(split: FileSplit) -> Iterator[Frames]:
         if isinstance(error, FileError):
             raise
         raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def split_row_groups(path: str, source: Source, size: int) -> list[FileSplit]:
+    """Cut a file after the first row group that ends beyond each `size` bytes, counting rows.
+
+    Raises:
+        FileError: its metadata can't be read.
+    """
+    try:
+        with open_file(path) as file:
+            metadata = pq.read_metadata(file)
+    except pa.ArrowException as error:
+        raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
+    splits: list[FileSplit] = []
+    start, taken, line, first_line = 0, 0, 1, 1
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        taken += sum(group.column(column).total_compressed_size for column in range(group.num_columns))
+        line += group.num_rows
+        if taken >= size or number + 1 == metadata.num_row_groups:
+            splits.append(FileSplit(path, start, number + 1, first_line))
+            start, taken, first_line = number + 1, 0, line
+    return splits
 
 
 def _mark_broken(table: pa.Table) -> pa.Table:

@@ -1,29 +1,31 @@
-"""From the files of a source to rows in DuckDB, a batch at a time: the table `rows`, and what never became a row.
+"""The readers that a recipe may name, and what they share: rows in DuckDB a batch at a time, problems beside them.
+
+A reader is a file of its own and an entry in READERS; a plugin registers one with `READERS.register(name, Reader(…))`.
 
 Files are decoded before DuckDB sees them, so its connection needs no access to any file: the recipe's SQL runs in a
 database that holds the source's own rows and nothing else (external access off, configuration locked).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import duckdb
 import polars as pl
 
 from ...schemas.errors import ConanError
+from ...schemas.registry import Registry
 from ...schemas.settings import Source
-from .files import FileError, FileSplit, open_file, read_chunks
-from .hf_reader import read_arrow
+from .files import FileError, FileSplit, SourceFile, list_files, read_chunks
+from .hf_reader import list_dataset_files, read_dataset
 from .html_reader import read_html, read_warc
-from .json_reader import read_json, structure_of
-from .parquet_reader import arrow_to_frame, read_parquet
+from .json_reader import read_chats, read_json, read_json_lines, select_from_records, select_objects
+from .parquet_reader import read_parquet, split_row_groups
 from .problems import Frames, fitting, no_problems, problem
-from .record_shapes import statement
+from .record_shapes import ALPACA, SQUAD, TRIPLES, select_replies
 from .records import LINE, LONGEST_RECORD, lines
-from .table_reader import read_table
+from .table_reader import CSV, TSV, Dialect, choose_dialect, read_table
 from .text_encodings import BROKEN, read_blocks
-from .text_reader import MARKDOWN, read_document, read_lines
-
-RECORD_SHAPES = ("alpaca", "sharegpt", "messages", "squad", "triples")
+from .text_reader import MARKDOWN, read_document, read_lines, split_lines
 
 BATCH = 4 << 20
 """Chosen here: bytes of rows that DuckDB works on at a time."""
@@ -33,6 +35,73 @@ _MARK = f"{BROKEN}(\\d+){BROKEN}"
 
 class SourceError(ConanError):
     """What the recipe says of a source does not fit its files."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Everything in which one kind of `read:` differs from the others.
+
+    Attributes:
+        read: Yields frames of a split's rows, with their columns, `_file` and `_line`, and of its problems. Raises
+            FileError where the split can't be read any further.
+        select: Where the frames hold records (`_file`, `_line`, `text`) instead of rows: gives the SQL that selects
+            the rows, with `_row`, `_file` and `_line`, from the table `frame(_row, _file, _line, text)` of a batch. It
+            may go through the frames of all splits beforehand. A record without any row is rejected.
+        split: Cuts a large file into splits of about so many bytes. Raises FileError where it can't be read. Without
+            it a file is read from its start, by one process.
+        list_files: Lists the files that match globs, and none that others match. By default folders are left out.
+        mixes_files: Whether rows of several files may share a batch: not if the same column may have another type.
+    """
+
+    read: Callable[[FileSplit, Source, duckdb.DuckDBPyConnection], Iterator[Frames]]
+    select: Callable[[Source, duckdb.DuckDBPyConnection, Iterable[pl.DataFrame]], str] | None = None
+    split: Callable[[str, Source, int], list[FileSplit]] | None = None
+    list_files: Callable[[Sequence[str], Sequence[str]], list[SourceFile]] = list_files
+    mixes_files: bool = True
+
+
+def _make_table_reader(default: Dialect) -> Reader:
+    """A reader of tables in this dialect, or in the one that a source's options give."""
+
+    def read(split: FileSplit, source: Source, _: duckdb.DuckDBPyConnection) -> Iterator[Frames]:
+        return read_table(split, source.encoding, source.options, choose_dialect(source.options, default))
+
+    def split(path: str, source: Source, size: int) -> list[FileSplit]:
+        has_quotes = choose_dialect(source.options, default).quote  # which may hold line breaks
+        return [FileSplit(path)] if has_quotes else split_lines(path, source, size)
+
+    return Reader(read, split=split)
+
+
+def _select_replies(source: Source, *_: object) -> str:
+    return select_from_records(select_replies(source.options.turns, source.options.max_prompt_chars))
+
+
+READERS: Registry[Reader] = Registry("reader")
+READERS.update(
+    {
+        "json": Reader(read_json, select_objects),
+        "jsonl": Reader(read_json_lines, select_objects, split_lines),
+        "csv": _make_table_reader(CSV),
+        "tsv": _make_table_reader(TSV),
+        "parquet": Reader(lambda split, *_: read_parquet(split), split=split_row_groups, mixes_files=False),
+        "text": Reader(lambda split, source, _: read_lines(split, source.encoding), split=split_lines),
+        "markdown": Reader(lambda split, source, _: read_document(split, source.encoding), lambda *_: MARKDOWN),
+        "alpaca": Reader(read_json, lambda *_: select_from_records(ALPACA)),
+        "sharegpt": Reader(read_chats, _select_replies),
+        "messages": Reader(read_chats, _select_replies),
+        "squad": Reader(read_json, lambda *_: select_from_records(SQUAD)),
+        "triples": Reader(read_json, lambda *_: select_from_records(TRIPLES)),
+        "hf": Reader(lambda split, *_: read_dataset(split), list_files=list_dataset_files, mixes_files=False),
+        "html": Reader(lambda split, source, _: read_html(read_chunks(split), split.name, source.encoding)),
+        "warc": Reader(lambda split, source, _: read_warc(read_chunks(split), split.name, source.encoding)),
+    }
+)
+
+
+def find_reader(source: Source) -> Reader:
+    """The reader of a source. Raises RecipeError where none is registered under that name."""
+    return READERS.find(source.read, f"source {source.name}: read")
 
 
 def sandbox() -> duckdb.DuckDBPyConnection:
@@ -57,14 +126,16 @@ def read(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence
 
     Yields what was no row, with file, line and reason, while the rows of the same batch are there.
     """
-    structure = None
-    if source.read in ("json", "jsonl") and not source.options.whole:
-        structure = structure_of(connection, _records(connection, source, splits))
+    reader = find_reader(source)
+    select = None
+    if reader.select:
+        select = reader.select(source, connection, (frame for frame, _ in _batches(connection, source, splits)))
     number = 0
     for frame, problems in _batches(connection, source, splits):
         connection.register("frame", frame.with_row_index("_row", number).to_arrow())
         number += frame.height
-        barren = _make_batch(connection, source, structure)
+        connection.execute(f"CREATE OR REPLACE TABLE batch AS {select or 'FROM frame'}")
+        barren = _find_barren(connection, source) if select else no_problems()
         connection.execute("CREATE OR REPLACE VIEW rows AS FROM batch")
         connection.unregister("frame")
         yield _with_offsets(pl.concat([problems, barren]))
@@ -82,10 +153,12 @@ def _with_offsets(problems: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _records(
-    connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]
-) -> Iterator[pl.DataFrame]:
-    return (frame for frame, _ in _batches(connection, source, splits))
+def _find_barren(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
+    """The records in `frame` of which no row is in `batch`, as problems."""
+    barren: pl.DataFrame = connection.sql(
+        "SELECT _file AS file, _line AS line, text AS record FROM frame ANTI JOIN batch USING (_row) ORDER BY _row"
+    ).pl()
+    return barren.with_columns(reason=pl.lit("no_pair"), detail=pl.lit(f"no pair of the shape {source.read} in it"))
 
 
 def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
@@ -103,84 +176,31 @@ def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
 
 def _batches(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]) -> Iterator[Frames]:
     """Rows and problems of about BATCH bytes; small files share a batch."""
+    reader = find_reader(source)
     frames: list[pl.DataFrame] = []
     problems: list[pl.DataFrame] = []
     size = 0.0
-    for frame, bad in (found for split in splits for found in _frames(connection, source, split)):
+    for frame, bad in (both for split in splits for both in _read_split(connection, source, split)):
         frame, broken = _without_broken(frame)
         frames.append(frame)
         problems += [bad, broken]
         size += frame.estimated_size() + bad.estimated_size()
-        if size >= BATCH or source.read in ("parquet", "hf"):  # whose columns may have other types in the next file
+        if size >= BATCH or not reader.mixes_files:
             yield pl.concat(frames, how="diagonal"), pl.concat(problems)
             frames, problems, size = [], [], 0.0
     if frames:
         yield pl.concat(frames, how="diagonal"), pl.concat(problems)
 
 
-def _frames(connection: duckdb.DuckDBPyConnection, source: Source, split: FileSplit) -> Iterator[Frames]:
-    """The rows of one split, and its problems; where it can't be read further, that is the last problem."""
+def _read_split(connection: duckdb.DuckDBPyConnection, source: Source, split: FileSplit) -> Iterator[Frames]:
+    """The frames of one split; where it can't be read any further, that is the last problem."""
+    reader = find_reader(source)
     try:
-        match source.read:
-            case "csv":
-                yield from read_table(split, source.encoding, source.options, ",", '"')
-            case "tsv":
-                yield from read_table(split, source.encoding, source.options, "\t", "")
-            case "text":
-                yield from read_lines(split, source.encoding)
-            case "markdown":
-                yield read_document(split, source.encoding)
-            case "parquet":
-                yield from read_parquet(split)
-            case "hf":
-                with open_file(split.path) as file:
-                    for table in read_arrow(file, split.name):
-                        yield arrow_to_frame(table), no_problems()
-            case "warc":
-                yield from read_warc(read_chunks(split), split.name, source.encoding)
-            case "html":
-                yield from read_html(read_chunks(split), split.name, source.encoding)
-            case _:
-                yield from read_json(connection, split, source)
+        yield from reader.read(split, source, connection)
     except FileError as error:
         nothing = pl.DataFrame(schema=LINE)
-        if source.read not in (*RECORD_SHAPES, "json", "jsonl", "markdown"):
-            nothing = nothing.drop("text")  # the others would get a column of that name
+        nothing = nothing if reader.select else nothing.drop("text")  # it would be a column of the other files' rows
         yield nothing, problem(split.name, error.line, None, error.reason, error.detail)
-
-
-def _make_batch(connection: duckdb.DuckDBPyConnection, source: Source, structure: str | None) -> pl.DataFrame:
-    """The table `batch` of the registered `frame`; returns the records of which a shape makes no row."""
-    if source.read == "markdown":
-        connection.execute("CREATE OR REPLACE TABLE texts AS FROM frame")
-        connection.execute(f"CREATE OR REPLACE TABLE batch AS {MARKDOWN}")
-        return no_problems()
-    if source.read not in (*RECORD_SHAPES, "json", "jsonl"):
-        connection.execute("CREATE OR REPLACE TABLE batch AS FROM frame")
-        return no_problems()
-    connection.execute(
-        "CREATE OR REPLACE TABLE records AS SELECT _row, _file, _line, CAST(text AS JSON) AS record FROM frame"
-    )
-    if source.read in RECORD_SHAPES:
-        options = source.options
-        connection.execute(
-            f"CREATE OR REPLACE TABLE batch AS {statement(source.read, options.turns, options.max_prompt_chars)}"
-        )
-    elif structure is None:
-        connection.execute("CREATE OR REPLACE TABLE batch AS SELECT _row, _file, _line, record AS data FROM records")
-    else:
-        columns = f", unnest(from_json(record, {_quoted(structure)}))" if structure != "{}" else ""
-        connection.execute(f"CREATE OR REPLACE TABLE batch AS SELECT _row, _file, _line{columns} FROM records")
-    barren: pl.DataFrame = connection.sql(
-        f"""SELECT _file AS file, _line AS line, CAST(record AS VARCHAR) AS record, 'no_pair' AS reason,
-                'no pair of the shape {source.read} in it' AS detail
-            FROM records ANTI JOIN batch USING (_row) ORDER BY _row"""
-    ).pl()
-    return barren
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _without_broken(frame: pl.DataFrame) -> Frames:

@@ -46,13 +46,13 @@ _TOOL = "'function_call', 'tool_call', 'function', 'tool', 'observation', 'ipyth
 _MESSAGE = '[{"from":"VARCHAR","value":"VARCHAR","role":"VARCHAR","content":"VARCHAR"}]'
 
 
-def messages(turns: int, max_prompt_chars: int) -> str:
-    """Conversations: a pair for each reply to a user; the prompt is the last exchanges before it, the reply left out.
+def select_replies(turns: int, max_prompt_chars: int) -> str:
+    """Select a pair for each reply to a user: the prompt is the last exchanges before it, without the reply itself.
 
-    At most `turns` exchanges, and of these the last that are `max_prompt_chars` characters together; the very last is
-    there however long. An exchange begins where the user speaks after somebody else, so a prompt never begins with a
-    reply; calls of tools and what they said are left out of it. Reads `conversations` or `messages` with from/value or
-    role/content. System prompts go to `meta`.
+    At most `turns` exchanges, of which the last count that have `max_prompt_chars` characters together; the very last
+    is kept however long it is. An exchange begins where the user speaks after somebody else, so a prompt never begins
+    with a reply; tool calls and their results are left out of it. Reads `conversations` or `messages` with from/value
+    or role/content. System prompts go to `meta`.
     """
     return f"""
 SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM (
@@ -88,10 +88,3 @@ SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM 
                 '{{"conversations":{_MESSAGE},"messages":{_MESSAGE},"system":"VARCHAR","id":"VARCHAR"}}') AS r
                 FROM records)))))))
 """
-
-
-def statement(shape: str, turns: int, max_prompt_chars: int = 2000) -> str:
-    """The SQL of a shape by its name in the recipe."""
-    if shape in ("sharegpt", "messages"):
-        return messages(turns, max_prompt_chars)
-    return {"alpaca": ALPACA, "triples": TRIPLES, "squad": SQUAD}[shape]

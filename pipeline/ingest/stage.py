@@ -22,7 +22,7 @@ from ..text.normalise import normalise, simplify
 from . import readers
 from .files import FileSplit, SourceFile, list_files
 from .projection import project, unfit
-from .splits import plan_splits, source_files
+from .splits import list_source_files, plan_splits
 
 VERSION = 3
 
@@ -38,7 +38,7 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     """
     if not recipe.sources:
         raise RecipeError("the recipe has no `sources:`; nothing to ingest")
-    files = {source.name: source_files(source, source.files) for source in recipe.sources}
+    files = {source.name: list_source_files(source, source.files) for source in recipe.sources}
     empty = [source for source in recipe.sources if not files[source.name]]
     if len(empty) == len(recipe.sources):
         raise RecipeError(
@@ -68,7 +68,7 @@ def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engi
     """
     tasks, empty = [], []
     for one in sets:
-        files, passages = source_files(one, one.files), source_files(one, one.passages)
+        files, passages = list_source_files(one, one.files), list_source_files(one, one.passages)
         for globs, found in ((one.files, files), (one.passages, passages)):
             if globs and not found:
                 empty.append(f"{one.name} (evaluation): no file matches {', '.join(globs)}")

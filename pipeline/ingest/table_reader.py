@@ -1,6 +1,7 @@
 """Delimited tables: records to rows with their line numbers, and what is no row with its reason."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import polars as pl
 
@@ -11,16 +12,31 @@ from .records import LINE, lines, quoted_records
 from .text_encodings import read_blocks
 
 
-def read_table(
-    split: FileSplit, encoding: str | None, options: ReaderOptions, default_delimiter: str, default_quote: str
-) -> Iterator[Frames]:
-    """The rows of a split of a table; the header of a file stands at its start, wherever the split is.
+class Dialect(NamedTuple):
+    """What stands between the fields of a table, and around those that hold it; no quote is an empty one."""
+
+    delimiter: str
+    quote: str
+
+
+CSV, TSV = Dialect(",", '"'), Dialect("\t", "")
+
+
+def choose_dialect(options: ReaderOptions, default: Dialect) -> Dialect:
+    """The dialect in a source's options; what they leave open is as in `default`."""
+    return Dialect(
+        default.delimiter if options.delimiter is None else options.delimiter,
+        default.quote if options.quote is None else options.quote,
+    )
+
+
+def read_table(split: FileSplit, encoding: str | None, options: ReaderOptions, dialect: Dialect) -> Iterator[Frames]:
+    """Read the rows of a split of a table; the header is at the start of the file, wherever the split is.
 
     Raises:
-        FileError: see encodings.read_blocks; or the header can't be read.
+        FileError: see text_encodings.read_blocks; or the header can't be read.
     """
-    delimiter = options.delimiter if options.delimiter is not None else default_delimiter
-    quote = options.quote if options.quote is not None else default_quote
+    delimiter, quote = dialect
     has_header = options.header if options.header is not None else options.columns is None
 
     def records(part: FileSplit) -> Iterator[pl.DataFrame]:

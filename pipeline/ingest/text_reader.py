@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from .files import FileSplit
+from ...schemas.settings import Source
+from .files import FileSplit, is_packed, read_chunks
 from .problems import Frames, fitting, no_problems, problem
 from .records import LINE, lines
-from .text_encodings import read_blocks, read_text
+from .text_encodings import find_encoding, read_blocks, read_text
 
 MARKDOWN = r"""
 SELECT _row, _file, _line, text,
@@ -24,9 +25,9 @@ FROM (
         FROM (
             SELECT *, regexp_extract(text, '(?s)^---\n(.*?)\n---[ \t]*\n', 1) AS front,
                    regexp_replace(text, '(?s)^---\n.*?\n---[ \t]*\n', '') AS body
-            FROM texts)))
+            FROM frame)))
 """
-"""Rows of the table `texts`: the front matter's title or else the first heading, and what follows it."""
+"""Select from `frame`: the front matter's title or else the first heading, and what follows it."""
 
 
 def read_lines(split: FileSplit, encoding: str | None = None) -> Iterator[Frames]:
@@ -40,7 +41,7 @@ def read_lines(split: FileSplit, encoding: str | None = None) -> Iterator[Frames
         yield good.rename({"text": "line"}).with_columns(line_number="_line"), bad
 
 
-def read_document(split: FileSplit, encoding: str | None = None) -> Frames:
+def read_document(split: FileSplit, encoding: str | None = None) -> Iterator[Frames]:
     """Read a file as one record; an empty one too, so that the missing title is told.
 
     Raises:
@@ -50,6 +51,36 @@ def read_document(split: FileSplit, encoding: str | None = None) -> Frames:
     whole = pl.DataFrame({"_file": [split.name], "_line": [1], "text": [text]}, LINE)
     cuts = problem(split.name, None, None, "truncated", cut) if cut else no_problems()
     if not text.strip():
-        return whole, cuts
-    good, bad = fitting(whole)
-    return good, pl.concat([bad, cuts])
+        yield whole, cuts
+    else:
+        good, bad = fitting(whole)
+        yield good, pl.concat([bad, cuts])
+
+
+def split_lines(path: str, source: Source, size: int) -> list[FileSplit]:
+    """Cut a file after the first line that ends beyond each `size` bytes, counting lines; not if it is packed.
+
+    In all encodings of Chinese but UTF-16 and UTF-32, the byte of a line feed is part of no other character.
+
+    Raises:
+        FileError: see files.read_chunks and text_encodings.find_encoding.
+    """
+    whole = FileSplit(path)
+    if is_packed(path):
+        return [whole]
+    encoding = find_encoding(read_chunks(whole), source.encoding)
+    if encoding.startswith(("utf-16", "utf-32")):
+        return [whole]
+    splits: list[FileSplit] = []
+    start, line, first_line, offset = 0, 1, 1, 0
+    for chunk in read_chunks(whole):
+        counted = 0
+        while (end := chunk.find(b"\n", max(0, start + size - offset)) + 1) and end > counted:
+            line += chunk.count(b"\n", counted, end)
+            splits.append(FileSplit(path, start, offset + end, first_line, encoding))
+            start, first_line, counted = offset + end, line, end
+        line += chunk.count(b"\n", counted)
+        offset += len(chunk)
+    if start < offset:
+        splits.append(FileSplit(path, start, None, first_line, encoding))
+    return splits

@@ -13,7 +13,7 @@ import polars as pl
 
 from ...pipeline.corpus.folder import read_footer
 from ...pipeline.ingest.files import FileSplit
-from ...pipeline.ingest.splits import source_files
+from ...pipeline.ingest.splits import list_source_files
 from ...pipeline.ingest.stage import ingest_evaluation_set
 from ...schemas.errors import CorpusError, RecipeError
 from ...schemas.recipe import load
@@ -90,7 +90,9 @@ def _ingested(file: Path, overrides: Sequence[str], folder: Path) -> Path:
         raise RecipeError(f"{file}: no `evaluation:`; nothing to evaluate on")
     for number, one in enumerate(recipe.evaluation):
         shard = folder / f"part-{number:05}.parquet"
-        files, passages = ([FileSplit(found.path) for found in source_files(one, g)] for g in (one.files, one.passages))
+        files, passages = (
+            [FileSplit(found.path) for found in list_source_files(one, g)] for g in (one.files, one.passages)
+        )
         ingest_evaluation_set(one, files, passages, "", shard)
         if not read_footer(shard).rows_out:
             raise RecipeError(f"{file}: the evaluation set {one.name} has no pair in {', '.join(one.files)}")

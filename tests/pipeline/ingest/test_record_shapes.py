@@ -5,19 +5,23 @@ from typing import Any
 
 import duckdb
 import pytest
-from conan_embedding.pipeline.ingest.record_shapes import statement
+from conan_embedding.pipeline.ingest.readers import READERS
+from conan_embedding.schemas.settings import Source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 Found = list[dict[str, Any]]
 
 
-def read(shape: str, *records: Any, **window: int) -> Found:
+def read(shape: str, *records: Any, **options: int) -> Found:
+    source = Source.model_validate({"name": "web", "files": "*", "read": shape, "options": options})
+    select = READERS[shape].select
+    assert select
     with duckdb.connect() as connection:
-        connection.execute("CREATE TABLE records (_row INT, _file VARCHAR, _line INT, record JSON)")
+        connection.execute("CREATE TABLE frame (_row INT, _file VARCHAR, _line INT, text VARCHAR)")
         rows = [[number, number + 1, json.dumps(record)] for number, record in enumerate(records)]
-        connection.executemany("INSERT INTO records VALUES (?, 'f', ?, ?)", rows)
-        pairs = statement(shape, **{"turns": 3} | window)
+        connection.executemany("INSERT INTO frame VALUES (?, 'f', ?, ?)", rows)
+        pairs = select(source, connection, [])
         found = connection.sql(
             f"SELECT _row, query, positive, negatives, to_json(meta)::VARCHAR AS meta FROM ({pairs})"
         ).fetchall()
