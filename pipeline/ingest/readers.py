@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import duckdb
 import polars as pl
 
-from ...schemas.errors import ConanError
+from ...schemas.errors import ConanError, RecipeError
+from ...schemas.recipe import Recipe
 from ...schemas.registry import Registry
 from ...schemas.settings import Source
 from .files import FileError, FileSplit, SourceFile, list_files, read_chunks
@@ -23,7 +24,7 @@ from .parquet_reader import read_parquet, split_row_groups
 from .problems import Frames, fitting, no_problems, problem
 from .record_shapes import ALPACA, SQUAD, TRIPLES, select_replies
 from .records import LINE, LONGEST_RECORD, lines
-from .table_reader import CSV, TSV, Dialect, choose_dialect, read_table
+from .table_reader import CSV, TSV, Dialect, check_dialect, choose_dialect, read_table
 from .text_encodings import BROKEN, read_blocks
 from .text_reader import MARKDOWN, read_document, read_lines, split_lines
 
@@ -50,6 +51,7 @@ class Reader:
         split: Cuts a large file into splits of about so many bytes. Raises FileError where it can't be read. Without
             it a file is read from its start, by one process.
         list_files: Lists the files that match globs, and none that others match. By default folders are left out.
+        check: Says what is wrong with a source's options, before any work; None where they can be followed.
         mixes_files: Whether rows of several files may share a batch: not if the same column may have another type.
     """
 
@@ -57,6 +59,7 @@ class Reader:
     select: Callable[[Source, duckdb.DuckDBPyConnection, Iterable[pl.DataFrame]], str] | None = None
     split: Callable[[str, Source, int], list[FileSplit]] | None = None
     list_files: Callable[[Sequence[str], Sequence[str]], list[SourceFile]] = list_files
+    check: Callable[[Source], str | None] | None = None
     mixes_files: bool = True
 
 
@@ -70,7 +73,10 @@ def _make_table_reader(default: Dialect) -> Reader:
         has_quotes = choose_dialect(source.options, default).quote  # which may hold line breaks
         return [FileSplit(path)] if has_quotes else split_lines(path, source, size)
 
-    return Reader(read, split=split)
+    def check(source: Source) -> str | None:
+        return check_dialect(choose_dialect(source.options, default))
+
+    return Reader(read, split=split, check=check)
 
 
 def _select_replies(source: Source, *_: object) -> str:
@@ -97,6 +103,19 @@ READERS.update(
         "warc": Reader(lambda split, source, _: read_warc(read_chunks(split), split.name, source.encoding)),
     }
 )
+
+
+def check_readers(recipe: Recipe) -> None:
+    """Check that every source and evaluation set of a recipe names a reader, and options that it can follow.
+
+    Raises:
+        RecipeError: names the place in the recipe, and the nearest reader.
+    """
+    for section, sources in (("sources", recipe.sources), ("evaluation", recipe.evaluation)):
+        for number, source in enumerate(sources):
+            reader = READERS.find(source.read, recipe.place(section, number, "read"))
+            if reader.check and (fault := reader.check(source)):
+                raise RecipeError(f"{recipe.place(section, number, 'options')}: {fault}")
 
 
 def find_reader(source: Source) -> Reader:

@@ -33,11 +33,12 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     The corpus keeps the recipe.
 
     Raises:
-        RecipeError: no source has any file.
+        RecipeError: a reader is unknown or refuses a source's options; no source has any file.
         StageError: a shard could not be made.
     """
     if not recipe.sources:
         raise RecipeError("the recipe has no `sources:`; nothing to ingest")
+    readers.check_readers(recipe)
     files = {source.name: list_source_files(source, source.files) for source in recipe.sources}
     empty = [source for source in recipe.sources if not files[source.name]]
     if len(empty) == len(recipe.sources):

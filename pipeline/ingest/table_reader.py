@@ -30,6 +30,13 @@ def choose_dialect(options: ReaderOptions, default: Dialect) -> Dialect:
     )
 
 
+def check_dialect(dialect: Dialect) -> str | None:
+    """Say what is wrong with a dialect; None where tables in it can be read."""
+    if dialect.quote and len(dialect.delimiter) > 1:
+        return f"a table with quotes needs a delimiter of one character, found {dialect.delimiter!r}; quote: '' is none"
+    return None
+
+
 def read_table(split: FileSplit, encoding: str | None, options: ReaderOptions, dialect: Dialect) -> Iterator[Frames]:
     """Read the rows of a split of a table; the header is at the start of the file, wherever the split is.
 

@@ -70,7 +70,6 @@ def test_settings_are_frozen_and_closed(model: type[BaseModel]) -> None:
         (settings.ReaderOptions, {"delimiter": ""}),
         (settings.ReaderOptions, {"quote": "''"}),
         (settings.Source, SOURCE | {"name": "a b"}),
-        (settings.Source, SOURCE | {"read": "xml"}),
         (settings.Source, SOURCE | {"category": "blog"}),
     ],
 )
@@ -88,20 +87,11 @@ def test_a_value_out_of_range_is_refused(model: type[BaseModel], values: dict[st
         ({"join": {"rows": "x.txt"}}, "join can't be named 'rows'"),
         *(({"join": {name: "x.txt"}}, f"join can't be named '{name}'") for name in ("Rows", "bad", "frame", "JOINED")),
         ({"join": {'a"; DROP': "x.txt"}}, "join can't be named"),
-        ({"read": "csv", "options": {"delimiter": "||"}}, "a delimiter of one character"),
     ],
 )
 def test_a_source_is_checked_as_a_whole(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         settings.Source.model_validate(SOURCE | values)
-
-
-def test_a_table_without_quotes_may_have_a_long_delimiter() -> None:
-    for read in (
-        {"read": "tsv", "options": {"delimiter": "||"}},
-        {"read": "csv", "options": {"delimiter": "||", "quote": ""}},
-    ):
-        assert settings.Source.model_validate(SOURCE | read).options.delimiter == "||"
 
 
 def test_one_glob_is_a_list_of_one() -> None:

@@ -13,6 +13,7 @@ import polars as pl
 
 from ...pipeline.corpus.folder import read_footer
 from ...pipeline.ingest.files import FileSplit
+from ...pipeline.ingest.readers import check_readers
 from ...pipeline.ingest.splits import list_source_files
 from ...pipeline.ingest.stage import ingest_evaluation_set
 from ...schemas.errors import CorpusError, RecipeError
@@ -88,6 +89,7 @@ def _ingested(file: Path, overrides: Sequence[str], folder: Path) -> Path:
     recipe = load(file, overrides)
     if not recipe.evaluation:
         raise RecipeError(f"{file}: no `evaluation:`; nothing to evaluate on")
+    check_readers(recipe)
     for number, one in enumerate(recipe.evaluation):
         shard = folder / f"part-{number:05}.parquet"
         files, passages = (

@@ -10,8 +10,12 @@ from typing import Any
 import duckdb
 import polars as pl
 import pytest
+from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.ingest import problems, readers
+from conan_embedding.pipeline.ingest.stage import ingest
 from conan_embedding.pipeline.ingest.text_encodings import BROKEN
+from conan_embedding.schemas.errors import RecipeError
+from conan_embedding.schemas.recipe import Recipe, load
 from conan_embedding.schemas.settings import Source
 from read_files import Read, Reader, reader
 
@@ -227,6 +231,48 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     with open(path, "wb") as file:  # noqa: PTH123
         file.write(b'{"a": 1}\n')
     assert Read([os.fsdecode(path)], read="jsonl").values("_file") == [f"{tmp_path}/\\udcd6\\udcd0.jsonl"]
+
+
+# Readers in a recipe
+
+
+@pytest.mark.parametrize(
+    ("section", "read", "says"),
+    [
+        ("sources", "jsnol", "5: sources.1.read: no reader is called 'jsnol'; did you mean 'jsonl'?"),
+        ("evaluation", "txet", "5: evaluation.1.read: no reader is called 'txet'; did you mean 'text'?"),
+        ("sources", "", "5: sources.1.read: no reader is called ''; there are json, jsonl, csv, tsv, parquet, text"),
+        ("sources", "csv", "6: sources.1.options: a table with quotes needs a delimiter of one character, found '||'"),
+    ],
+)
+def test_a_source_that_no_reader_can_read_is_told_before_any_work(
+    section: str, read: str, says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    lines = [f"{section}:", "  - {name: a, files: '*.json', read: json}", "  - name: b", "    files: '*.csv'"]
+    lines += [f"    read: '{read}'", "    options: {delimiter: '||'}"]
+    lines += ["sources: [{name: c, files: '*.json', read: json}]"] if section == "evaluation" else []
+    file.write_text("\n".join(lines))
+    with pytest.raises(RecipeError) as told:
+        ingest(tmp_path / "corpus", load(file), Engine(workers=1))
+    assert str(told.value).startswith(f"{file}:{says}")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_table_without_quotes_may_have_a_long_delimiter() -> None:
+    sources = [
+        {"name": "a", "files": "*", "read": "tsv", "options": {"delimiter": "||"}},
+        {"name": "b", "files": "*", "read": "csv", "options": {"delimiter": "||", "quote": ""}},
+    ]
+    readers.check_readers(Recipe.model_validate({"sources": sources}))
+    sources[0]["options"] = {"delimiter": "||", "quote": "'"}
+    with pytest.raises(RecipeError, match=r"recipe: sources\.0\.options: .*quote: '' is none"):
+        readers.check_readers(Recipe.model_validate({"sources": sources}))
+
+
+def test_a_source_of_an_unknown_reader_can_not_be_read() -> None:
+    with pytest.raises(RecipeError, match="source web: read: no reader is called 'jsnol'"):
+        Read(["a"], read="jsnol")
 
 
 # Joins and the sandbox

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conan_embedding.schemas.errors import CorpusError
+from conan_embedding.schemas.errors import CorpusError, RecipeError
 from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet, haystack, read_sets
 
 PAIRS = pl.DataFrame(
@@ -123,6 +123,13 @@ def test_places_without_sets_are_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorpusError, match=r"no evaluation sets in .*empty"):
         read_sets([tmp_path / "empty"])
+
+
+def test_a_recipe_with_an_unknown_reader_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "sets.yaml"
+    file.write_text("evaluation:\n  - name: own\n    files: own.csv\n    read: cvs\n")
+    with pytest.raises(RecipeError, match=rf"^{file}:4: evaluation\.0\.read: no reader is called 'cvs'; .* 'csv'\?$"):
+        read_sets([file])
 
 
 def test_two_sets_of_one_name_are_said(tmp_path: Path) -> None:
