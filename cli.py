@@ -24,6 +24,7 @@ from .options import (
     Strict,
     Workers,
     cluster_of,
+    read_recipe,
     resolve,
     run_and_show,
     with_options,
@@ -258,7 +259,6 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Metrics of models on evaluation sets: retrieval beside BM25, reranking, sentence pairs, classes, clusters."""
-    from .schemas.recipe import load
     from .workflow import evaluate, evaluate_cmteb
 
     if cmteb and sets:
@@ -267,7 +267,7 @@ def evaluate(
         raise typer.BadParameter("only with --cmteb", param_hint="--tasks")
     given = overrides + ([f"evaluate.matryoshka_dims=[{matryoshka_dims}]"] if matryoshka_dims else [])
     if (sets or cmteb) and not (corpus / "recipe.yaml").exists():
-        place, models, resolved = None, [str(corpus), *models], load(recipe or Path(os.devnull), given)
+        place, models, resolved = None, [str(corpus), *models], read_recipe(recipe or Path(os.devnull), given)
     else:
         place, resolved = corpus, resolve(corpus, recipe, given)
     models = models or list(resolved.evaluate.models)
@@ -312,10 +312,9 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run every stage of a recipe. What is done already is skipped; after a kill, run it again."""
-    from .schemas.recipe import load
     from .workflow import find_corpus, run
 
-    resolved = load(recipe, overrides)
+    resolved = read_recipe(recipe, overrides)
     folder = find_corpus(resolved, corpus, recipe)
     bad = False
     with work(folder, workers, cluster_of(engine, address)) as chosen:

@@ -55,15 +55,27 @@ Dimensions = Annotated[
 ]
 
 
-def resolve(corpus: Path, file: Path | None, overrides: list[str]) -> "Recipe":
-    """The recipe of a command: the file, or else the one that the corpus keeps.
+def read_recipe(file: Path, overrides: list[str]) -> "Recipe":
+    """The recipe of a command, its plugins imported.
 
-    Raises RecipeError on a mistake in it or in an override, and where there is neither file nor corpus.
+    Raises RecipeError on a mistake in it or in an override, and where a plugin can't be imported.
     """
-    from .pipeline.corpus.saved_recipe import load_recipe
+    from .pipeline.plugins import load_plugins
     from .schemas.recipe import load
 
-    return load(file, overrides) if file else load_recipe(corpus, overrides)
+    recipe = load(file, overrides)
+    load_plugins(recipe.plugins)
+    return recipe
+
+
+def resolve(corpus: Path, file: Path | None, overrides: list[str]) -> "Recipe":
+    """The recipe of a command on a corpus: the file, or else the one that the corpus keeps.
+
+    Raises RecipeError as `read_recipe` does, and where there is neither file nor corpus.
+    """
+    from .pipeline.corpus.saved_recipe import find_recipe
+
+    return read_recipe(file or find_recipe(corpus), overrides)
 
 
 def with_options(overrides: list[str], options: dict[str, Any]) -> list[str]:

@@ -14,12 +14,17 @@ def save_recipe(corpus: Path, recipe: Recipe) -> None:
     write_text(corpus / "recipe.yaml", dump(recipe))
 
 
-def load_recipe(corpus: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe kept in a corpus."""
+def find_recipe(corpus: Path) -> Path:
+    """The file of the recipe that a corpus keeps. Raises RecipeError where it keeps none."""
     path = corpus / "recipe.yaml"
     if not path.exists():
         raise RecipeError(f"{corpus}: no recipe.yaml here; run `conan ingest {corpus} --recipe FILE` first")
-    return load(path, overrides)
+    return path
+
+
+def load_recipe(corpus: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe kept in a corpus."""
+    return load(find_recipe(corpus), overrides)
 
 
 def keep_settings(corpus: Path, overrides: Sequence[str]) -> None:

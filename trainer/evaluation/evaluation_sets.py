@@ -16,6 +16,7 @@ from ...pipeline.ingest.files import FileSplit
 from ...pipeline.ingest.readers import check_readers
 from ...pipeline.ingest.splits import list_source_files
 from ...pipeline.ingest.stage import ingest_evaluation_set
+from ...pipeline.plugins import load_plugins
 from ...schemas.errors import CorpusError, RecipeError
 from ...schemas.recipe import load
 
@@ -87,6 +88,7 @@ def read_sets(places: Sequence[Path], overrides: Sequence[str] = ()) -> list[Eva
 def _ingested(file: Path, overrides: Sequence[str], folder: Path) -> Path:
     """The folder, with a recipe's evaluation sets in it, each a shard."""
     recipe = load(file, overrides)
+    load_plugins(recipe.plugins)
     if not recipe.evaluation:
         raise RecipeError(f"{file}: no `evaluation:`; nothing to evaluate on")
     check_readers(recipe)

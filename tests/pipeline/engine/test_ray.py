@@ -3,6 +3,7 @@
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from conan_embedding.pipeline.demo.generate import write_sample
 from conan_embedding.pipeline.engine.calls import ATTEMPTS, Engine
 from conan_embedding.pipeline.engine.stage import StageError, Task, run_calls, run_stage
 from conan_embedding.schemas.outcomes import Summary
+from reader_plugin import PAIRS, python_path, read_corpus, write_plugin, write_plugin_recipe
 
 ray = pytest.importorskip("ray", reason="the engine ray needs the extra [ray]")
 from conan_embedding.pipeline.engine.ray import ClusterError  # noqa: E402
@@ -34,10 +36,11 @@ STAGES = ("ingest", "filter", "dedup")
 
 @dataclass
 class Nodes:
-    """A cluster that tests may add nodes to and take them from."""
+    """A cluster that tests may add nodes to and take them from. Its nodes import modules from `plugins`."""
 
     cluster: Any
     address: str
+    plugins: Path
 
     def add(self, **resources: int) -> Any:
         return self.cluster.add_node(**SMALL, **resources)
@@ -60,12 +63,13 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as environment:
         environment.chdir(tmp_path_factory.mktemp("nodes"))
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        environment.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
+        plugins = tmp_path_factory.mktemp("plugins")
+        environment.setenv("PYTHONPATH", python_path(HERE, plugins)["PYTHONPATH"])
         # Ray asks a node five times whether it lives before it believes that it does not.
         head = {"num_cpus": 1, "include_dashboard": False, "_system_config": {"health_check_period_ms": 500}}
         cluster = Cluster(initialize_head=True, head_node_args={**SMALL, **head})
         try:
-            nodes = Nodes(cluster, cluster.address)
+            nodes = Nodes(cluster, cluster.address, plugins)
             nodes.add(num_cpus=1)
             yield nodes
         finally:
@@ -121,6 +125,18 @@ def test_the_same_rows_as_on_one_machine(
     assert here == there
     assert {name.partition("/")[0] for name in here} >= set(STAGES)
     assert sum(map(len, here.values())) > 1000
+
+
+def test_nodes_import_the_plugins_of_a_recipe(nodes: Nodes, tmp_path: Path) -> None:
+    write_plugin(nodes.plugins)
+    command = ["ingest", tmp_path / "corpus", "--recipe", write_plugin_recipe(tmp_path)]
+    command += ["--engine", "ray", "--address", nodes.address]
+    conan = [sys.executable, "-c", "from conan_embedding.cli import main; main()"]
+    with subprocess.Popen([*conan, *command], env=python_path(nodes.plugins)) as driver:
+        assert driver.wait() == 0
+    pairs, _, processes = read_corpus(tmp_path / "corpus")
+    assert pairs == PAIRS
+    assert driver.pid not in processes
 
 
 def test_a_node_that_is_killed_midway_loses_nothing(nodes: Nodes, tmp_path: Path, stages: ModuleType) -> None:
