@@ -22,12 +22,12 @@ from .corpus.pools import TABLES, write_pools
 from .corpus.shard_writer import ShardWriter
 from .engine.stage import summarise
 from .mine.methods import ceiling_sql
+from .corpus.sql import quote, scan_shards
 
 VERSION = 1
 _BATCH = 2048
 """Rows in memory at a time, with their texts."""
 
-_SHARDS = "read_parquet(?, hive_partitioning = false)"
 _REJECT = "md5(concat_ws(chr(31), source, file, line, reason, record))"
 """What tells the rejects of ingest apart, which have no pair_id."""
 
@@ -115,8 +115,7 @@ def _pick(
 def _sizes(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], strata: Sequence[str]) -> pl.DataFrame:
     """The rows of each stratum: `stratum, size`, by stratum."""
     sizes: pl.DataFrame = connection.sql(
-        f"SELECT {_stratum(strata)} AS stratum, count(*) AS size FROM {_SHARDS} GROUP BY ALL ORDER BY ALL",
-        params=[[str(file) for file in files]],
+        f"SELECT {_stratum(strata)} AS stratum, count(*) AS size FROM {scan_shards(files)} GROUP BY ALL ORDER BY ALL"
     ).pl()
     return sizes
 
@@ -143,8 +142,9 @@ def _lowest(
     for file in files:
         found = connection.sql(
             f"SELECT {_stratum(strata)} AS stratum, md5(concat_ws(chr(31), ?, {identity})) AS place, "
-            f"{identity} AS identity, CAST(count(*) AS BIGINT) AS copies FROM {_SHARDS} GROUP BY ALL",
-            params=[str(seed), str(file)],
+            f"{identity} AS identity, CAST(count(*) AS BIGINT) AS copies FROM {scan_shards([file])} "
+            "GROUP BY ALL",
+            params=[str(seed)],
         ).pl()
         picked = (
             (found if picked is None else pl.concat([picked, found]))
@@ -159,18 +159,17 @@ def _lowest(
     return picked
 
 
-_PICKED_PAIRS = f"SELECT * FROM {_SHARDS} SEMI JOIN picked ON pair_id = identity"
-_PICKED_REJECTS = f"SELECT * FROM {_SHARDS} SEMI JOIN picked_rejects ON {_REJECT} = identity"
+_PICKED_PAIRS = "SELECT * FROM {shards} SEMI JOIN picked ON pair_id = identity"
+_PICKED_REJECTS = f"SELECT * FROM {{shards}} SEMI JOIN picked_rejects ON {_REJECT} = identity"
 
-_READ_RECORDS = "read_parquet($1, filename = true, file_row_number = true, hive_partitioning = false)"
-_PICKED_RECORDS = f"""
+_PICKED_RECORDS = """
 WITH known AS (
     SELECT filename, file_row_number, list(place ORDER BY place) AS places
     FROM (SELECT filename, file_row_number, unnest(pair_ids) AS pair_id, generate_subscripts(pair_ids, 1) AS place
-          FROM {_READ_RECORDS}) SEMI JOIN picked ON pair_id = identity
+          FROM {shards}) SEMI JOIN picked ON pair_id = identity
     GROUP BY ALL)
-SELECT * EXCLUDE (filename, file_row_number, places) REPLACE ({{}})
-FROM {_READ_RECORDS} JOIN known USING (filename, file_row_number)
+SELECT * EXCLUDE (filename, file_row_number, places) REPLACE ({columns})
+FROM {shards} JOIN known USING (filename, file_row_number)
 """
 _OWN_PAIRS = "list_select(pair_ids, places) AS pair_ids"
 # Of retrieval each pair brought a positive; of classes they are other pairs' texts, and as many as were asked for.
@@ -184,16 +183,16 @@ def _write(
     connection: duckdb.DuckDBPyConnection, folder: str, files: Sequence[Path], out: Path, decisive: tuple[int, int]
 ) -> None:
     """Write what was picked of a folder's shards and their rejects: a shard for each source, in order of pair_id."""
-    if folder == "convert/retrieval":
-        kept = _PICKED_RECORDS.format(f"{_OWN_PAIRS}, {_OWN_POSITIVES}")
-    elif folder.startswith("convert/"):
-        kept = _PICKED_RECORDS.format(_OWN_PAIRS)
+    if folder.startswith("convert/"):
+        columns = f"{_OWN_PAIRS}, {_OWN_POSITIVES}" if folder == "convert/retrieval" else _OWN_PAIRS
+        numbered = scan_shards(files, filename=True, file_row_number=True)
+        kept = _PICKED_RECORDS.format(shards=numbered, columns=columns)
     else:
-        kept = _PICKED_PAIRS
-    thrown = _PICKED_REJECTS if folder in ("ingest", "evaluation") else _PICKED_PAIRS
+        kept = _PICKED_PAIRS.format(shards=scan_shards(files))
     thrown_files = [rejects(file) for file in files]
-    for table, sql, places in (("kept", kept, files), ("thrown", thrown, thrown_files)):
-        connection.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS {sql}", [[str(place) for place in places]])
+    thrown = _PICKED_REJECTS if folder in ("ingest", "evaluation") else _PICKED_PAIRS
+    for table, sql in (("kept", kept), ("thrown", thrown.format(shards=scan_shards(thrown_files)))):
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS {sql}")
     sources = connection.sql("SELECT source FROM kept UNION SELECT source FROM thrown ORDER BY source").fetchall()
     footer = read_footer(files[0])
     content = sorted(read_footer(file).content for file in files)
@@ -225,15 +224,13 @@ def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Seq
 
     What a training run wrote into the pools is left out.
     """
-    path = str(corpus / POOLS_FILE).replace("'", "''")
-    connection.execute(f"ATTACH '{path}' AS pools (READ_ONLY)")
+    connection.execute(f"ATTACH {quote(corpus / POOLS_FILE)} AS pools (READ_ONLY)")
     connection.execute(
-        """
+        f"""
         CREATE TEMP TABLE asked AS
         SELECT query_id AS old, row_number() OVER (ORDER BY query_id) - 1 AS query_id, text FROM pools.queries
-        SEMI JOIN read_parquet(?, union_by_name = true, hive_partitioning = false) AS records ON text = records.query
-        """,
-        [[str(shard) for shard in records]],
+        SEMI JOIN {scan_shards(records, union_by_name=True)} AS records ON text = records.query
+        """
     )
     connection.execute(
         """

@@ -13,6 +13,7 @@ from ...schemas.training import TRAINING
 from .atomic import replacing
 from .folder import FOLDERS, STAGES, committed, read_footer, rejects
 from .pools import FILE as POOLS_FILE
+from .sql import quote, scan_shards
 
 FILE = "catalog.duckdb"
 RESULTS = "evaluation/results"
@@ -66,7 +67,7 @@ def query(corpus: Path, sql: str) -> pa.Table:
         with duckdb.connect(str(catalog), read_only=True) as connection:
             connection.execute("SET enable_progress_bar = false")
             if (corpus / POOLS_FILE).exists():
-                connection.execute(f"ATTACH '{_escaped(corpus / POOLS_FILE)}' AS pools (READ_ONLY)")
+                connection.execute(f"ATTACH {quote((corpus / POOLS_FILE).resolve())} AS pools (READ_ONLY)")
             try:
                 result = connection.sql(sql)
                 # `*` tells columns of one name apart: a, a_1.
@@ -107,8 +108,7 @@ def _statements(corpus: Path) -> list[str]:
 def _scan(files: list[Path], schema: pa.Schema) -> str:
     """SQL over shards, or an empty table of their columns where there are none."""
     if files:
-        listed = ", ".join(f"'{_escaped(file)}'" for file in files)
-        return f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false)"
+        return f"SELECT * FROM {scan_shards(file.resolve() for file in files)}"
     columns = ", ".join(f'CAST(NULL AS {_type(field.type)}) AS "{field.name}"' for field in schema)
     return f"SELECT {columns} WHERE false"
 
@@ -119,10 +119,6 @@ def _type(kind: pa.DataType) -> str:
     if pa.types.is_list(kind):
         return f"{_type(kind.value_type)}[]"
     return {"int64": "BIGINT", "float": "FLOAT"}[str(kind)]
-
-
-def _escaped(path: Path) -> str:
-    return str(path.resolve()).replace("'", "''")
 
 
 def _funnel() -> str:
@@ -158,7 +154,7 @@ def _runs(corpus: Path) -> str:
     ]
     if not rows:
         rows = [("", "", "{}")]
-    values = ", ".join("(" + ", ".join("'" + cell.replace("'", "''") + "'" for cell in row) + ")" for row in rows)
+    values = ", ".join(f"({', '.join(map(quote, row))})" for row in rows)
     return (
         "SELECT folder, shard, footer ->> '$.fingerprint' AS fingerprint, "
         "CAST(footer ->> '$.rows_in' AS BIGINT) AS rows_in, CAST(footer ->> '$.rows_out' AS BIGINT) AS rows_out, "

@@ -17,6 +17,7 @@ from ...schemas.outcomes import Summary
 from ...schemas.settings import MineSettings
 from ..corpus.folder import fingerprint, read_footer, shards
 from ..corpus.pools import as_lists, read_candidates, stored_fingerprint, write_pools
+from ..corpus.sql import scan_shards
 from ..encoder.model_folder import find_model, read_query_prompt, weights_fingerprint
 from ..encoder.vector_cache import StoredVectors, keep_only, space, store, truncated
 from ..engine.calls import Engine
@@ -98,18 +99,15 @@ class Texts(NamedTuple):
 
 
 def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> Texts:
-    selects = {
-        "retrieval": "SELECT query, unnest(positives) AS positive, unnest(cluster_ids) AS cluster_id "
-        "FROM read_parquet(?, hive_partitioning = false)",
-        "pretrain": "SELECT query, positive, cluster_id FROM read_parquet(?, hive_partitioning = false)",
+    columns = {
+        "retrieval": "query, unnest(positives) AS positive, unnest(cluster_ids) AS cluster_id",
+        "pretrain": "query, positive, cluster_id",
     }
     with duckdb.connect(":memory:") as connection:
         connection.execute("SET enable_progress_bar = false")
         for name, wanted in (("asked", settings.queries), ("searched", settings.passages)):
-            folders = sorted(set(wanted))
-            select = " UNION ALL ".join(selects[folder] for folder in folders)
-            files = [[str(shard) for shard in inputs[folder]] for folder in folders]
-            connection.execute(f"CREATE TABLE {name} AS {select}", files)
+            selects = [f"SELECT {columns[folder]} FROM {scan_shards(inputs[folder])}" for folder in sorted(set(wanted))]
+            connection.execute(f"CREATE TABLE {name} AS {' UNION ALL '.join(selects)}")
         connection.execute(
             "CREATE TABLE queries AS SELECT row_number() OVER (ORDER BY query) - 1 AS query_id, query AS text "
             "FROM (SELECT DISTINCT query FROM asked);"

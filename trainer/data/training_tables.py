@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...pipeline.corpus.pools import FILE, open_pools
+from ...pipeline.corpus.sql import quote, scan_shards
 from ...schemas.errors import CorpusError
 from .mapped_table import ROWS, MappedTable, read_sources, write_records, write_sources
 from .mixing import Sources
@@ -99,7 +100,7 @@ def write_finetune(folder: Path, corpus: Path, retrieval: Mapping[str, Sequence[
             raise CorpusError(f"{corpus}: passages in {FILE} are not numbered from 0; run `conan mine {corpus}` again")
         write_records(folder / "passages.arrow", PASSAGES, _passages(connection))
         write_records(folder / "queries.arrow", QUERIES, _queries(connection, folder / "windows", retrieval))
-        found = _streamed(connection, f"SELECT * FROM {_files(sts)}") if sts else []
+        found = _streamed(connection, f"SELECT * FROM {scan_shards(sts)}") if sts else []
         write_records(folder / "sentences.arrow", SENTENCES, found)
     for name in ("queries", "sentences"):
         write_sources(folder / f"{name}.arrow")
@@ -235,7 +236,7 @@ def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 def _attach(connection: duckdb.DuckDBPyConnection, corpus: Path) -> None:
     """The pools of a corpus as `stored`, and of it `pools` (query_id, query, pool). Raises CorpusError for none."""
     open_pools(corpus).close()
-    connection.execute(f"ATTACH {_quoted(corpus / FILE)} AS stored (READ_ONLY)")
+    connection.execute(f"ATTACH {quote(corpus / FILE)} AS stored (READ_ONLY)")
     connection.execute(
         "CREATE VIEW pools AS SELECT query_id, text AS query, passage_ids AS pool "
         "FROM stored.queries JOIN stored.candidates USING (query_id)"
@@ -256,7 +257,7 @@ def _pairs(shards: Sequence[Path]) -> str:
     cluster = "cluster_id" if "cluster_id" in columns else "CAST(-1 AS BIGINT) AS cluster_id"
     tasks = "WHERE task IN ('pretrain', 'retrieval')" if "task" in columns else ""
     kept = f"query, positive, {cluster}, source, category"
-    return f"(SELECT {kept} FROM {_files(shards)} {tasks})"
+    return f"(SELECT {kept} FROM {scan_shards(shards)} {tasks})"
 
 
 def _records(retrieval: Mapping[str, Sequence[Path]]) -> str:
@@ -266,20 +267,10 @@ def _records(retrieval: Mapping[str, Sequence[Path]]) -> str:
         "pretrain": "[positive] AS positives, [cluster_id] AS cluster_ids, CAST([] AS VARCHAR[]) AS negatives",
     }
     parts = [
-        f"SELECT query, source, category, pair_ids, {columns[kind]} FROM {_files(shards)}"
+        f"SELECT query, source, category, pair_ids, {columns[kind]} FROM {scan_shards(shards)}"
         for kind, shards in retrieval.items()
     ]
     return f"({' UNION ALL '.join(parts)})"
-
-
-def _files(shards: Sequence[Path]) -> str:
-    files = ", ".join(_quoted(shard) for shard in shards)
-    return f"read_parquet([{files}], hive_partitioning = false)"
-
-
-def _quoted(path: Path) -> str:
-    text = str(path).replace("'", "''")
-    return f"'{text}'"
 
 
 def _joined(arrays: Iterable[pa.Array]) -> Integers:
