@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ..pipeline.corpus.atomic import write_text
-from .job import Job, TrainingError
+from ..schemas.errors import MissingExtraError
+from .job import Job
 from .loss.cbb import Losses
 
 
@@ -117,12 +118,12 @@ def _board(job: Job, step: int) -> Any:
     """What writes for TensorBoard; entries after `step`, of a run that was killed, are hidden.
 
     Raises:
-        TrainingError: the package is not there.
+        MissingExtraError: TensorBoard is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise TrainingError('tensorboard: true needs a package: pip install "conan-embedding[tensorboard]"') from error
+        raise MissingExtraError("tensorboard: true", "tensorboard") from error
     return SummaryWriter(str(job.folder / "tensorboard"), purge_step=step + 1)
 
 

@@ -17,20 +17,20 @@ from textwrap import shorten
 from typing import Any
 
 from ... import __version__
-from ...schemas.errors import ConanError
+from ...schemas.errors import ConanError, MissingExtraError
 from .calls import ATTEMPTS, THREAD_VARIABLES, Call, Engine, Outcome, attempt_packed, pack_call
-
-
-class ClusterError(ConanError):
-    """A Ray cluster that can't be used: says why and what to do."""
-
 
 try:
     import ray
     from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as missing:
-    raise ClusterError("the engine ray needs Ray: pip install 'conan-embedding[ray]'") from missing
+    raise MissingExtraError("the engine ray", "ray") from missing
+
+
+class ClusterError(ConanError):
+    """A Ray cluster that can't be used: says why and what to do."""
+
 
 REACHED_WITHIN = 5.0
 """Chosen here: seconds for a cluster to answer. Ray itself tries for two minutes and then ends the process."""

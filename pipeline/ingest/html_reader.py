@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from ..text.normalise import MissingExtraError
+from ...schemas.errors import MissingExtraError
 from .files import FileError
 from .problems import PROBLEM, Frames
 from .text_encodings import DAMAGED_SHARE, detect
@@ -199,7 +199,7 @@ def _extractor() -> tuple[Callable[[str], Any], Callable[..., Any]]:
         import trafilatura
         from trafilatura.settings import use_config
     except ImportError as error:
-        raise MissingExtraError("trafilatura", "web") from error
+        raise MissingExtraError("reading web pages", "web") from error
     for library in ("trafilatura", "htmldate", "courlan"):  # they warn of each page that we reject with its reason
         logging.getLogger(library).addHandler(logging.NullHandler())
     config = use_config()
@@ -300,7 +300,7 @@ def _records(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any, bytes]]:
         from warcio.archiveiterator import ArchiveIterator
         from warcio.limitreader import LimitReader
     except ImportError as error:
-        raise MissingExtraError("warcio", "web") from error
+        raise MissingExtraError("reading WARC archives", "web") from error
     source = _Source(chunks)
     records = ArchiveIterator(source, no_record_parse=True)  # it takes an end in HTTP's headers for the file's
     records.reader.set_decomp(None)  # it would look for gzip by itself, and be silent on what it can't unpack

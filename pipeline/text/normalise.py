@@ -8,7 +8,7 @@ from itertools import count
 
 import polars as pl
 
-from ...schemas.errors import ConanError
+from ...schemas.errors import MissingExtraError
 
 DEEPEST = 16
 """Passes that `normalise` gives to markup within markup."""
@@ -72,13 +72,6 @@ _FULL_WIDTH = [chr(0xFEE0 + ord(character)) for character in "0123456789"] + [
     chr(0xFEE0 + ord(first) + step) for first in "Aa" for step in range(26)
 ]
 _HALF_WIDTH = [chr(ord(character) - 0xFEE0) for character in _FULL_WIDTH]
-
-
-class MissingExtraError(ConanError):
-    """A library that only an extra of ours installs is not there."""
-
-    def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"{library} is not installed; try: pip install 'conan-embedding[{extra}]'")
 
 
 def normalise(column: pl.Expr) -> pl.Expr:
@@ -168,7 +161,7 @@ def _traditional_to_simplified() -> Callable[[str], str]:
     try:
         import opencc
     except ImportError as error:
-        raise MissingExtraError("opencc", "zh") from error
+        raise MissingExtraError("simplify: true", "zh") from error
     convert: Callable[[str], str] = opencc.OpenCC("t2s").convert
     return convert
 

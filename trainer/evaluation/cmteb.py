@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...pipeline.corpus.folder import fingerprint
 from ...pipeline.encoder.encoder import Encoder, Vectors, encode
-from ...schemas.errors import ConanError
+from ...schemas.errors import ConanError, MissingExtraError
 from .evaluate import cut
 
 BENCHMARK = "MTEB(cmn, v1)"
@@ -54,13 +54,14 @@ def check(names: Sequence[str]) -> list[str]:
     """The tasks to run: those named, else all 35. Takes seconds, so that what is missing is said before a model loads.
 
     Raises:
-        BenchmarkError: a name that is none of the tasks', mteb is not installed, or the hub doesn't answer.
+        BenchmarkError: a name is not a task's, or the hub doesn't answer.
+        MissingExtraError: mteb is not installed.
     """
     every = [name for kind in TASKS.values() for name in kind]
     if unknown := [name for name in names if name not in every]:
         raise BenchmarkError(f"{unknown[0]} is no task of C-MTEB; there are {', '.join(every)}")
     if importlib.util.find_spec("mteb") is None:
-        raise BenchmarkError("C-MTEB is run by mteb, which is not installed; pip install 'conan-embedding[eval]'")
+        raise MissingExtraError("C-MTEB", "eval")
     from huggingface_hub import constants
 
     reason = "HF_HUB_OFFLINE is set"

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from ...pipeline.encoder.model_folder import ModelError
+from ...schemas.errors import MissingExtraError
 from .embedding_model import IDENTITY, EmbeddingModel
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -45,7 +45,7 @@ def export(
 
     Raises:
         FileExistsError: the place holds anything else.
-        ModelError: an ONNX file is asked for and the extra `[onnx]` is not installed.
+        MissingExtraError: an ONNX file is asked for and the extra `onnx` is not installed.
     """
     folder = Path(folder).absolute()
     if folder.exists() and any(folder.iterdir()) and not (folder / "modules.json").exists():
@@ -75,10 +75,10 @@ def write_onnx(model: EmbeddingModel, file: Path) -> None:
     and length may be any. Always in float32: ONNX Runtime's CPU has few operations in half precision.
 
     Raises:
-        ModelError: the extra `[onnx]` is not installed.
+        MissingExtraError: the extra `onnx` is not installed.
     """
     if not find_spec("onnxscript"):
-        raise ModelError("an ONNX file needs the extra: pip install 'conan-embedding[onnx]'")
+        raise MissingExtraError("an ONNX file", "onnx")
     file.parent.mkdir(parents=True)
     copied = copy.deepcopy(model).float().cpu().eval()
     copied.packable = False  # what is packed depends on the lengths of the texts traced

@@ -19,6 +19,7 @@ from conan_embedding.pipeline.engine.local import close_workers
 from conan_embedding.pipeline.engine.stage import StageError, Task, run_calls, run_stage
 from conan_embedding.schemas.errors import ConanError, CorpusError
 from conan_embedding.schemas.outcomes import Summary
+from conan_embedding.schemas.errors import CorpusError, MissingExtraError
 
 HERE = Path(__file__).parent
 
@@ -173,7 +174,7 @@ def test_a_function_that_a_worker_can_not_import_is_reported(
 def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     monkeypatch.delitem(sys.modules, "conan_embedding.pipeline.engine.ray", raising=False)
-    with pytest.raises(ConanError, match=r"needs Ray: pip install 'conan-embedding\[ray\]'"):
+    with pytest.raises(MissingExtraError, match=r"engine ray needs .*: pip install 'conan-embedding\[ray\]'"):
         list(run_calls(print, [("one", ())], Engine(address="auto")))
 
 

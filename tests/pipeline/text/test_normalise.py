@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 from conan_embedding.pipeline.text.normalise import (
     DEEPEST,
-    MissingExtraError,
     _traditional_to_simplified,
     match_key,
     normalise,
     simplify,
 )
+from conan_embedding.schemas.errors import MissingExtraError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -192,5 +192,5 @@ def test_simplify_leaves_texts_normalised(to_simplified: Callable[[str], str], t
 def test_simplify_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opencc", None)
     _traditional_to_simplified.cache_clear()
-    with pytest.raises(MissingExtraError, match=r"conan-embedding\[zh\]"):
+    with pytest.raises(MissingExtraError, match=r"^simplify: true needs .* pip install 'conan-embedding\[zh\]'"):
         simplify(pl.col("text"))

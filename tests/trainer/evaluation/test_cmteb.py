@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conan_embedding.pipeline.encoder.encoder import Encoder, dimension, encode, load_encoder
+from conan_embedding.schemas.errors import MissingExtraError
 from conan_embedding.schemas.settings import EncoderSettings
 from conan_embedding.trainer.evaluation import cmteb as module
 from conan_embedding.trainer.evaluation.cmteb import CHINESE_PART, TASKS, BenchmarkError, ForMteb, check, cmteb, score
@@ -79,7 +80,7 @@ def test_without_mteb_and_for_other_names_it_is_said(monkeypatch: pytest.MonkeyP
     with pytest.raises(BenchmarkError, match="STSBenchmark is no task of C-MTEB; there are Amazon"):
         check(["STSB", "STSBenchmark"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BenchmarkError, match=r"pip install 'conan-embedding\[eval\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'conan-embedding\[eval\]'"):
         check([])
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from conan_embedding import workflow
 from conan_embedding.pipeline.encoder.model_folder import ModelError, read_query_prompt
+from conan_embedding.pipeline.encoder.model_folder import read_query_prompt
+from conan_embedding.schemas.errors import MissingExtraError
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import EncoderSettings
 from conan_embedding.schemas.training_settings import MATRYOSHKA_DIMS, FinetuneSettings
@@ -128,7 +130,7 @@ def test_weights_that_are_too_large_for_an_onnx_file_stand_beside_it(
 
 def test_onnx_without_its_extra_is_said(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda _: None)
-    with pytest.raises(ModelError, match=r"conan-embedding\[onnx\]"):
+    with pytest.raises(MissingExtraError, match=r"conan-embedding\[onnx\]"):
         export(*load(plain), tmp_path / "model", onnx=True)
     assert list(tmp_path.iterdir()) == []
 
