@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +182,9 @@ def _substitute(value: Any, variables: Mapping[str, str], path: str) -> Any:
         def lookup(match: re.Match[str]) -> str:
             name = match.group(1)
             if name not in variables:
-                near = did_you_mean(name, variables) if get_close_matches(name, variables, 1) else ""
+                near = did_you_mean(name, variables, "${{{}}}".format, list_others=False)  # not the whole environment
                 raise RecipeError(
-                    f"{path}: ${{{name}}} is not defined{near} Define it under `variables:`, with "
+                    f"{path}: ${{{name}}} is not defined{near or '.'} Define it under `variables:`, with "
                     f"--set variables.{name}=… or in the environment"
                 )
             # A variable may be made of others; of itself it is not defined.
@@ -221,9 +220,7 @@ def _hint(parents: Sequence[str], key: str, location: Sequence[int | str]) -> st
     """What an unknown key may have been meant for: its new name, or the nearest valid one."""
     if key in RENAMED_KEYS.get(parents[-1] if parents else "", {}):
         return f"; it is called `{RENAMED_KEYS[parents[-1]][key]}` now"
-    valid = _valid_keys(Recipe, location[:-1])
-    near = get_close_matches(key, valid, 1, cutoff=0.5)
-    return f"; did you mean `{near[0]}`?" if near else f"; valid keys: {', '.join(valid)}"
+    return did_you_mean(key, _valid_keys(Recipe, location[:-1]), "`{}`".format)
 
 
 def _place(

@@ -11,6 +11,7 @@ import pyarrow as pa
 from ahocorasick_rs import BytesAhoCorasick
 
 from ...schemas.errors import RecipeError
+from ...schemas.registry import did_you_mean
 from ..corpus.folder import committed, fingerprint, is_begun, read_batches, read_footer, shards
 from ..text.match_key import match_keys
 from .lsh import NO_BUCKET
@@ -45,8 +46,8 @@ def evaluation_files(corpus: Path, wanted: bool | Sequence[str]) -> list[Path]:
         file = own.get(name, Path(name))
         if not file.exists():
             raise RecipeError(
-                f"dedup.decontaminate: {name} is neither an evaluation set of the corpus ({', '.join(own) or 'none'}) "
-                "nor a Parquet or JSONL file"
+                f"dedup.decontaminate: {name} is neither a Parquet or JSONL file nor an evaluation set of the corpus"
+                f"{did_you_mean(name, own)}"
             )
         files.append(file)
     return files

@@ -6,7 +6,6 @@ Importing this module imports torch, so the filter does it only where a recipe h
 # ruff: noqa: N803 (capital letters are shapes: ids_NL is [n, L])
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,12 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from ...schemas.errors import RecipeError
+from ...schemas.registry import did_you_mean
 from ...schemas.settings import ClassifierSettings, EncoderSettings
 from ..corpus.folder import fingerprint
 from ..encoder.encoder import Encoder, Inference, best_device, dimension, embed, in_batches, load_encoder
 from ..encoder.model_folder import ModelError, find_model, read_json, weights_fingerprint
 from ..encoder.model_layout import Layout, read_layout
-
-_SHOWN = 50
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def probabilities(texts: pl.Series, settings: ClassifierSettings, weights: str) 
 
     Raises:
         ModelError: no classifier can be read from the model's folder.
-        RecipeError: the model has no such label; lists those it has.
+        RecipeError: the model has no such label.
     """
     classifier = load(settings, weights)
     place = label_place(settings.label, classifier.labels)
@@ -86,15 +84,12 @@ def _load(settings: EncoderSettings, weights: str, device: str) -> Classifier:
 
 
 def label_place(label: str | int, labels: tuple[str, ...]) -> int:
-    """The place of a label that is given by name or by place. Raises RecipeError, listing the labels, if it is none."""
+    """Find the place of a label that is given by name or by place. Raises RecipeError if the model has none such."""
     if label in labels:
         return labels.index(str(label))
     if isinstance(label, int) and 0 <= label < len(labels):
         return label
-    near = get_close_matches(str(label), labels, 1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
-    raise RecipeError(f"the model has no label {label!r}{hint}; its labels are {', '.join(labels[:_SHOWN])}{more}")
+    raise RecipeError(f"the model has no label {label!r}{did_you_mean(str(label), labels)}")
 
 
 def model_fingerprint(settings: ClassifierSettings) -> str:

@@ -13,7 +13,6 @@ they reject.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Literal
@@ -22,6 +21,8 @@ import numpy as np
 import polars as pl
 from ahocorasick_rs import BytesAhoCorasick
 
+from ...schemas.errors import RecipeError
+from ...schemas.registry import check_names
 from ...schemas.settings import ClassifierSettings
 from ..text.normalise import match_key
 from .personal_data import MASKS
@@ -293,34 +294,28 @@ def rules_with(
     words: Collection[str] = (),
     domains: Collection[str] = (),
     classifiers: Mapping[str, ClassifierSettings] = MappingProxyType({}),
+    place: str = "filter.rules",
 ) -> tuple[Rule, ...]:
-    """The rules under a recipe's settings: a number is a new threshold, False is off, True and None the default.
+    """Apply a recipe's settings to the rules: a number is a new threshold, False is off, True and None the default.
 
-    Lists of blocked words and domains add their rules, and classifiers theirs, which are the last. Raises ValueError
-    at an unknown name, with the nearest, and at a classifier that has the name of another rule.
+    Lists of blocked words and domains add a rule each, and so do classifiers, which come last.
+
+    Raises:
+        RecipeError: the settings, which stand at `place`, name an unknown rule, or a classifier has the name of another
+            rule.
     """
     listed = [rule(entries) for rule, entries in ((blocked_words, words), (blocked_domains, domains)) if entries]
     models = [classifier_rule(name, classifier) for name, classifier in classifiers.items()]
     names = [*(rule.name for rule in RULES), "blocked_words", "blocked_domains"]
     if taken := sorted(set(names) & set(classifiers)):
-        raise ValueError(f"a classifier can't be called {taken[0]!r}: another rule is")
-    check_names("filter rule", settings, [*names, *classifiers])
+        raise RecipeError(f"filter.classifiers: a classifier can't be called {taken[0]!r}: another rule is")
+    check_names("filter rule", settings, [*names, *classifiers], place)
     chosen = [(rule, settings.get(rule.name)) for rule in (*RULES, *listed, *models)]
     return tuple(
         rule if setting is None or setting is True else replace(rule, threshold=float(setting))
         for rule, setting in chosen
         if setting is not False
     )
-
-
-def check_names(kind: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Raise ValueError at a name that is not known, with the nearest."""
-    for name in given:
-        if name not in known:
-            nearest = get_close_matches(name, known, n=1, cutoff=0)
-            raise ValueError(
-                f"no {kind} is called {name!r}" + "".join(f"; the nearest is {near!r}" for near in nearest)
-            )
 
 
 def measure(frame: pl.DataFrame, rules: Iterable[Rule] = RULES) -> pl.DataFrame:

@@ -11,6 +11,7 @@ import polars as pl
 from ...schemas.errors import RecipeError
 from ...schemas.outcomes import Summary
 from ...schemas.pairs import PAIR, rejected
+from ...schemas.registry import check_names
 from ...schemas.settings import ClassifierSettings, FilterSettings, Thresholds
 from ..corpus.folder import fingerprint, read_batches, read_footer, shards
 from ..corpus.saved_recipe import load_recipe
@@ -18,7 +19,7 @@ from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from .personal_data import mask_personal_data
-from .rules import Rule, check_names, first_failing, judge, rules_with, strip_title
+from .rules import Rule, first_failing, judge, rules_with, strip_title
 
 VERSION = 4
 
@@ -78,10 +79,7 @@ def read_rulebook(corpus: Path, settings: FilterSettings, found: Iterable[Collec
     levels |= {f"categories.{category}": thresholds for category, thresholds in settings.categories.items()}
     levels |= {f"sources.{source}": thresholds for source, thresholds in settings.sources.items()}
     for place, thresholds in levels.items():
-        try:
-            rules_with(thresholds, classifiers=settings.classifiers)
-        except ValueError as error:
-            raise RecipeError(f"filter.{place}: {error}") from error
+        rules_with(thresholds, classifiers=settings.classifiers, place=f"filter.{place}")
     _check_sources(corpus, settings, {source for shard in found for source, _ in shard})
     return Rulebook(
         settings,
@@ -92,13 +90,10 @@ def read_rulebook(corpus: Path, settings: FilterSettings, found: Iterable[Collec
 
 
 def _check_sources(corpus: Path, settings: FilterSettings, known: set[str]) -> None:
-    """A source of the recipe in which ingest found nothing is known, too."""
+    """Check that the sources with settings of their own exist, if only in the recipe: ingest may have found nothing."""
     if not known.issuperset(settings.sources) and (corpus / "recipe.yaml").exists():
         known |= {source.name for source in load_recipe(corpus).sources}
-    try:
-        check_names("source", settings.sources, sorted(known))
-    except ValueError as error:
-        raise RecipeError(f"filter.sources: {error}") from error
+    check_names("source", settings.sources, sorted(known), "filter.sources")
 
 
 def _listed(settings: FilterSettings, name: Literal["blocked_words", "blocked_domains"]) -> list[str]:

@@ -1,6 +1,5 @@
 """How often the sources of training records are drawn against each other."""
 
-import difflib
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy.typing as npt
 
 from ...schemas.errors import RecipeError
 from ...schemas.pairs import Category
+from ...schemas.registry import check_names
 from ...schemas.training_settings import Mixing
 
 PAPER_SHARES: dict[Category, float] = {
@@ -61,10 +61,6 @@ def source_weights(sources: Sources, mixing: Mixing) -> npt.NDArray[np.float64]:
 
 
 def check_mixing(mixing: Mixing, *drawn: Sources) -> None:
-    """Raise RecipeError where `mixing.sources` names a source that none of those drawn from has."""
+    """Raise RecipeError if `mixing.sources` names a source that no record comes from."""
     known = sorted({name for sources in drawn for name in sources.names})
-    for name in mixing.sources:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise RecipeError(f"mixing.sources: no records of a source {name}; {hint}")
+    check_names("source of these records", mixing.sources, known, "mixing.sources")

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...pipeline.corpus.folder import fingerprint
 from ...pipeline.encoder.encoder import Encoder, Vectors, encode
 from ...schemas.errors import ConanError, MissingExtraError
+from ...schemas.registry import did_you_mean
 from .evaluate import cut
 
 BENCHMARK = "MTEB(cmn, v1)"
@@ -59,7 +60,7 @@ def check(names: Sequence[str]) -> list[str]:
     """
     every = [name for kind in TASKS.values() for name in kind]
     if unknown := [name for name in names if name not in every]:
-        raise BenchmarkError(f"{unknown[0]} is no task of C-MTEB; there are {', '.join(every)}")
+        raise BenchmarkError(f"no task of C-MTEB is called {unknown[0]!r}{did_you_mean(unknown[0], every)}")
     if importlib.util.find_spec("mteb") is None:
         raise MissingExtraError("C-MTEB", "eval")
     from huggingface_hub import constants

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...pipeline.corpus.atomic import write_text
 from ...schemas.errors import CorpusError
+from ...schemas.registry import did_you_mean
 from ..job import Job
 from ..loss.collectives import broadcast_from_rank0
 from ..model.embedding_model import EmbeddingModel, encoder_of
@@ -44,8 +45,8 @@ def validation_sets(job: Job) -> list[EvaluationSet]:
     own = read_sets([folder]) if names or not files else []
     if unknown := sorted(set(names) - {one.name for one in own}):
         raise CorpusError(
-            f"validation.sets: {unknown[0]} is no file and no set of {folder}, which has "
-            f"{', '.join(one.name for one in own)}"
+            f"validation.sets: {unknown[0]} is neither a file nor a set of {folder}"
+            f"{did_you_mean(unknown[0], [one.name for one in own])}"
         )
     chosen = [one for one in own if one.name in names or not wanted.sets]
     return [_fewer(one, wanted.queries) for one in [*chosen, *(read_sets(files) if files else [])]]

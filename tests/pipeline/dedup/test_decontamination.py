@@ -310,7 +310,9 @@ def test_which_sets_are_kept_out(tmp_path: Path, pair, write_shards) -> None:
     assert evaluation_files(tmp_path, False) == []
     assert evaluation_files(tmp_path, True) == [exam, quiz]
     assert evaluation_files(tmp_path, ["quiz", str(other)]) == [quiz, other]
-    with pytest.raises(RecipeError, match=r"lost is neither an evaluation set of the corpus \(exam, quiz\)"):
+    with pytest.raises(
+        RecipeError, match=r"lost is neither .* nor an evaluation set of the corpus; there are exam, quiz$"
+    ):
         evaluation_files(tmp_path, ["lost"])
     (tmp_path / "evaluation/.incomplete").touch()
     with pytest.raises(CorpusError, match="interrupted"):

@@ -152,10 +152,15 @@ def test_the_fingerprint_is_of_weights_and_labels_never_of_the_name(advert: Path
     assert model_fingerprint(settings_of(copied)) != before
 
 
-@pytest.mark.parametrize("label", ["cleen", 3, -1, "0"])
+@pytest.mark.parametrize("label", [3, -1, "0"])
 def test_an_unknown_label_lists_those_there_are(label: str | int, advert: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no label .*; its labels are clean, advert, spam$"):
+    with pytest.raises(RecipeError, match=r"no label .*; there are clean, advert, spam$"):
         judged(advert, TEXTS, label)
+
+
+def test_an_unknown_label_names_the_nearest(advert: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no label 'cleen'; did you mean 'clean'\?$"):
+        judged(advert, TEXTS, "cleen")
 
 
 def test_labels_without_names_and_labels_that_are_numbers() -> None:
@@ -251,7 +256,7 @@ def test_what_redoes_a_shard(advert: Path, tmp_path: Path, pair, write_shards) -
 def test_bad_classifiers_are_said_before_any_shard(advert: Path, tmp_path: Path, pair, write_shards) -> None:
     write_shards(tmp_path, "ingest", [pair(QUESTION, ANSWER)])
     for name, settings, error, message in (
-        ("advert", settings_of(advert, "cleen"), RecipeError, r"filter.classifiers.advert: .*clean, advert, spam"),
+        ("advert", settings_of(advert, "cleen"), RecipeError, r"filter.classifiers.advert: .*did you mean 'clean'"),
         ("advert", settings_of(tmp_path / "nowhere"), ModelError, "is no folder here"),
         ("han_ratio", settings_of(advert), RecipeError, "a classifier can't be called 'han_ratio'"),
     ):

@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.corpus import shard_writer
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.filter import preview as module
 from conan_embedding.pipeline.filter.preview import Explanation, Finding, dry_run, explain
@@ -135,7 +136,7 @@ def test_a_dry_run_of_all_rows_says_what_the_filter_does(tmp_path: Path, pair, w
 def test_a_sample_is_drawn_in_proportion_and_again_the_same(
     tmp_path: Path, pair, write_shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "ROW_GROUP", 16)
+    monkeypatch.setattr(shard_writer, "ROW_GROUP", 16)
     sizes = {"one": 130, "two": 7, "three": 263}
     shards = [
         [pair(f"{QUESTION}{number}", "好", source=source) for number in range(size)] for source, size in sizes.items()
@@ -181,7 +182,7 @@ def test_places_in_parts() -> None:
 def test_only_the_row_groups_that_are_drawn_from_are_read(
     tmp_path: Path, pair, write_shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "ROW_GROUP", 10)
+    monkeypatch.setattr(shard_writer, "ROW_GROUP", 10)
     write_shards(tmp_path, "ingest", [pair(f"{QUESTION}{number}", ANSWER) for number in range(100)])
     read: list[int] = []
     whole = pq.ParquetFile.read_row_group
@@ -213,9 +214,9 @@ def test_lists_and_unknown_names(tmp_path: Path, pair, write_shards) -> None:
     assert finding(explain(tmp_path, row["pair_id"], settings), "blocked_words").verdict == "fails"
     assert dry_run(tmp_path, settings, 5).rules[-1].first == 1
     for settings in (FilterSettings(sources={"wed": {"han_ratio": 1}}), FilterSettings(rules={"han_rato": 1})):
-        with pytest.raises(RecipeError, match="the nearest is"):
+        with pytest.raises(RecipeError, match="did you mean"):
             explain(tmp_path, row["pair_id"], settings)
-        with pytest.raises(RecipeError, match="the nearest is"):
+        with pytest.raises(RecipeError, match="did you mean"):
             dry_run(tmp_path, settings, 5)
 
 

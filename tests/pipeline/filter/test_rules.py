@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 from conan_embedding.pipeline.filter.rules import RULES, first_failing, judge, measure, rules_with, strip_title
+from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.settings import ClassifierSettings
 
 QUERY = "北京今天的天气怎么样"
@@ -205,9 +206,9 @@ def test_classifiers_are_the_last_rules() -> None:
     assert rule.tasks == ("pretrain", "sts")
     assert rules_with({"advert": 0.9}, classifiers={"advert": advert})[-1].threshold == 0.9
     assert rules_with({"advert": False}, classifiers={"advert": advert})[-1].name == "boilerplate"
-    with pytest.raises(ValueError, match="'advert'"):
+    with pytest.raises(RecipeError, match="'advert'"):
         rules_with({"adverd": 0.9}, classifiers={"advert": advert})
-    with pytest.raises(ValueError, match="a classifier can't be called 'mojibake'"):
+    with pytest.raises(RecipeError, match="a classifier can't be called 'mojibake'"):
         rules_with({}, classifiers={"mojibake": advert})
 
 
@@ -218,7 +219,7 @@ def test_first_failing_is_of_the_values_alone() -> None:
 
 
 def test_an_unknown_rule_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"'han_rato'.*'han_ratio'"):
+    with pytest.raises(RecipeError, match=r"'han_rato'.*'han_ratio'"):
         rules_with({"han_rato": 0.5})
 
 

@@ -113,7 +113,7 @@ def test_blocked_words_and_domains(tmp_path: Path, pair, write_shards, read) -> 
 
 def test_an_unknown_rule_names_the_nearest(tmp_path: Path, pair, write_shards) -> None:
     write_shards(tmp_path, "ingest", [pair(QUESTION, ANSWER)])
-    with pytest.raises(ValueError, match="han_ratio"):
+    with pytest.raises(RecipeError, match=r"^filter\.rules: .* 'han_ration'; did you mean 'han_ratio'\?$"):
         filter_pairs(tmp_path, FilterSettings(rules={"han_ration": 0.5}), ONE)
 
 

@@ -77,8 +77,10 @@ def test_a_hub_that_answers_anything_is_there(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_mteb_and_for_other_names_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BenchmarkError, match="STSBenchmark is no task of C-MTEB; there are Amazon"):
-        check(["STSB", "STSBenchmark"])
+    with pytest.raises(BenchmarkError, match=r"no task of C-MTEB is called 'STS-B'; did you mean 'STSB'\?"):
+        check(["STSB", "STS-B"])
+    with pytest.raises(BenchmarkError, match="'xyz'; there are Amazon"):
+        check(["xyz"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'conan-embedding\[eval\]'"):
         check([])
