@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
@@ -32,7 +32,7 @@ import polars as pl
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.demo.world import draw, passage, query
 from conan_embedding.pipeline.filter.personal_data import mask_personal_data
-from conan_embedding.pipeline.filter.rules import RULES, Rule, judge, rules_with, strip_title
+from conan_embedding.pipeline.filter.rules import RULES, Rule, judge, select_rules, strip_title
 from conan_embedding.pipeline.filter.stage import filter_shard, groups, read_rulebook
 from conan_embedding.pipeline.filter.text_counts import profile
 from conan_embedding.schemas.pairs import PAIR, REJECTED_AT_INGEST
@@ -147,8 +147,8 @@ def _compare(name: str, frame: pl.DataFrame, interpreter: str) -> None:
             json.dumps(frame.select(pl.concat_str("query", "positive", separator="\n")).to_series().to_list())
         )
         tools: dict[str, Measure] = {
-            "Conan, all rules": partial(_mean, partial(_filter, frame, RULES)),
-            f"Conan, and {WORDS:,} words": partial(_mean, partial(_filter, frame, rules_with({}, _words()))),
+            "Conan, all rules": partial(_mean, partial(_filter, frame, RULES.values())),
+            f"Conan, and {WORDS:,} words": partial(_mean, partial(_filter, frame, select_rules({}, _words()))),
             "Conan, shard to shard": partial(_mean, _shard_to_shard(frame, folder)),
         }
         missing = []
@@ -185,7 +185,7 @@ def _mean(work: Callable[[], object]) -> float:
     return statistics.mean(_turn(work))
 
 
-def _filter(frame: pl.DataFrame, rules: tuple[Rule, ...]) -> pl.DataFrame:
+def _filter(frame: pl.DataFrame, rules: Collection[Rule]) -> pl.DataFrame:
     """What the stage does with a row group: mask, cut titles, judge."""
     masked, _ = mask_personal_data(frame)
     return judge(strip_title(masked), rules)
@@ -253,8 +253,8 @@ def _peer(interpreter: str, tool: str, texts: Path) -> Iterator[Measure]:
 
 def _print_costs(inputs: dict[str, pl.DataFrame]) -> None:
     """Microseconds a row of each step, and of each rule alone above a rule that costs next to nothing."""
-    nothing = next(rule for rule in RULES if rule.name == "empty_side")
-    words = rules_with({}, _words())[-1]
+    nothing = RULES["empty_side"]
+    words = select_rules({}, _words())[-1]
     costs: dict[str, list[float]] = {}
     for frame in inputs.values():
 
@@ -265,7 +265,7 @@ def _print_costs(inputs: dict[str, pl.DataFrame]) -> None:
         costs.setdefault("masks", []).append(cost(partial(mask_personal_data, frame)))
         costs.setdefault("titles cut", []).append(cost(partial(strip_title, frame)))
         costs.setdefault("counts of both sides", []).append(cost(partial(_counts, frame)))
-        for rule in (*RULES, words):
+        for rule in (*RULES.values(), words):
             costs.setdefault(rule.name, []).append(max(0.0, cost(partial(judge, frame, [rule])) - base))
     print(f"\n{'microseconds a row':28}" + "".join(f"{name:>14}" for name in inputs))
     for name, values in costs.items():

@@ -20,9 +20,9 @@ from .corpus.folder import FOLDERS, committed, fingerprint, read_footer, rejects
 from .corpus.pools import FILE as POOLS_FILE
 from .corpus.pools import TABLES, write_pools
 from .corpus.shard_writer import ShardWriter
+from .corpus.sql import quote, scan_shards
 from .engine.stage import summarise
 from .mine.methods import ceiling_sql
-from .corpus.sql import quote, scan_shards
 
 VERSION = 1
 _BATCH = 2048

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ...schemas.errors import CorpusError
 from ...schemas.settings import FilterSettings
 from ..corpus.folder import shards
-from .rules import Bound, Rule, Side, first_failing, measure, rules_with
+from .rules import Bound, Rule, Side, first_failing, measure, select_rules
 from .stage import Rulebook, by_rules, classify, groups, load_classifiers, prepare, read_rulebook, rules_for
 
 SHORTEST_PREFIX = 6
@@ -158,7 +158,7 @@ def _rulebook(corpus: Path, settings: FilterSettings, found: Sequence[Path]) -> 
 
 def _all_rules(book: Rulebook) -> tuple[Rule, ...]:
     """The rules without the recipe's thresholds, so that none is off."""
-    return rules_with({}, book.words, book.domains, book.settings.classifiers)
+    return select_rules({}, book.words, book.domains, book.settings.classifiers)
 
 
 def _measure(frame: pl.DataFrame, rules: Collection[Rule], book: Rulebook) -> pl.DataFrame:

@@ -1,14 +1,18 @@
-"""The filter's rules: one table, each rule a named Polars expression with a threshold and where it came from.
+"""The filter's rules: a registry in which each rule is a named Polars expression with a threshold and its origin.
 
-A rule measures a pair and compares: below a `min` or above a `max` the pair is rejected, at the threshold it is
-kept. `measure` gives every rule's value, `judge` the first rule that fails. What need not be dropped is mended
-before judging: a leaked title by `strip_title`, personal data by masks.mask_personal_data.
+`measure` gives every rule's value for every pair, `judge` the first rule that fails. What need not be rejected is
+repaired before judging: leaked titles by `strip_title`, personal data by personal_data.mask_personal_data.
+
+A plugin adds a rule of its own. Once the recipe names its module under `plugins:`, the rule is in force, its name can
+stand under `rules:`, and `conan filter --explain` and `--dry-run` show it:
+
+    RULES.register("too_loud", Rule("too_loud", "positive", "max", 5, pl.col("positive").str.count_matches("！"), "…"))
 
 Sources of the thresholds: data-juicer's Chinese recipe (modelscope/data-juicer, alpaca-cot-zh-refine.yaml),
 ChineseWebText (arXiv 2311.01149; CASIA-LM/ChineseWebText, preprocess.py), FineWeb 2's Chinese configuration
-(huggingface/fineweb-2, configs/cmn_Hani.yml), Gopher (arXiv 2112.11446, section A1.1 and table A1). The families
-are InternLM2's (arXiv 2403.17297, section 3.1.1), which gives no thresholds. "Ours" were set by reading what
-they reject.
+(huggingface/fineweb-2, configs/cmn_Hani.yml), Gopher (arXiv 2112.11446, section A1.1 and table A1). The families are
+InternLM2's (arXiv 2403.17297, section 3.1.1), which gives no thresholds. Thresholds "chosen here" were set by reading
+what they reject.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -22,7 +26,7 @@ import polars as pl
 from ahocorasick_rs import BytesAhoCorasick
 
 from ...schemas.errors import RecipeError
-from ...schemas.registry import check_names
+from ...schemas.registry import Registry, check_names
 from ...schemas.settings import ClassifierSettings
 from ..text.normalise import match_key
 from .personal_data import MASKS
@@ -34,11 +38,20 @@ Bound = Literal["min", "max"]
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """One rule of the filter.
+    """One rule of the filter: a pair is rejected if its value is below a `min` or above a `max`.
 
-    `value` is an expression over the pair's columns and, for each side, the counts of ngrams.PROFILE as
-    `query.characters`, `positive.han` …; where it is null the rule has nothing to say. The rule is for pairs of
-    these `tasks` and `formats`; no formats are all of them.
+    Args:
+        name: What a recipe calls the rule, and the reason of what it rejects.
+        side: What the value is measured on; for messages only.
+        bound: Whether the threshold is the least or the greatest value that is kept.
+        threshold: The default, which a recipe may change.
+        value: An expression over the pair's columns and, for each side, the counts of text_counts.PROFILE as
+            `query.characters`, `positive.han` …; null lets the pair pass.
+        origin: Where the threshold comes from.
+        formats: The formats of the pairs that are judged; empty for all.
+        tasks: The tasks of the pairs that are judged.
+        version: Raise it when `value`, `formats` or `tasks` change. An expression has no hash that is the same on every
+            machine, so name, threshold and version decide whether shards that are already filtered are filtered again.
     """
 
     name: str
@@ -49,6 +62,7 @@ class Rule:
     origin: str
     formats: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("pretrain",)
+    version: int = 1
 
     @property
     def applies(self) -> pl.Expr:
@@ -201,7 +215,7 @@ _ALL_TASKS = ("pretrain", "retrieval", "sts", "classification")
 _TITLE_LEFT = 10
 
 # fmt: off
-RULES: tuple[Rule, ...] = (
+_BUILT_IN = (
     # Something on both sides, not the same, of a sensible length.
     Rule("empty_side", "pair", "min", 1, _both("min", _characters), _OURS, tasks=_ALL_TASKS),
     Rule("same_sides", "pair", "max", 0, _same_sides(), _OURS, tasks=_UNSCORED),
@@ -244,7 +258,12 @@ RULES: tuple[Rule, ...] = (
     Rule("boilerplate", "positive", "max", 0.1, _matched("positive", _BOILERPLATE), _OURS),
 )
 # fmt: on
-"""The rules that need no list from the recipe, in the order in which they are judged."""
+
+RULES: Registry[Rule] = Registry("filter rule")
+"""The rules that need no list from the recipe, in the order in which they are tried: plugins' come after ours."""
+
+for _rule in _BUILT_IN:
+    RULES.register(_rule.name, _rule)
 
 
 def blocked_words(words: Iterable[str]) -> Rule:
@@ -289,7 +308,7 @@ def classifier_rule(name: str, settings: ClassifierSettings) -> Rule:
     return Rule(name, settings.side, "min", settings.min, pl.col(name), origin, tasks=tuple(settings.tasks))
 
 
-def rules_with(
+def select_rules(
     settings: Mapping[str, float | bool | None],
     words: Collection[str] = (),
     domains: Collection[str] = (),
@@ -306,11 +325,11 @@ def rules_with(
     """
     listed = [rule(entries) for rule, entries in ((blocked_words, words), (blocked_domains, domains)) if entries]
     models = [classifier_rule(name, classifier) for name, classifier in classifiers.items()]
-    names = [*(rule.name for rule in RULES), "blocked_words", "blocked_domains"]
+    names = [*RULES, "blocked_words", "blocked_domains"]
     if taken := sorted(set(names) & set(classifiers)):
         raise RecipeError(f"filter.classifiers: a classifier can't be called {taken[0]!r}: another rule is")
     check_names("filter rule", settings, [*names, *classifiers], place)
-    chosen = [(rule, settings.get(rule.name)) for rule in (*RULES, *listed, *models)]
+    chosen = [(rule, settings.get(rule.name)) for rule in (*RULES.values(), *listed, *models)]
     return tuple(
         rule if setting is None or setting is True else replace(rule, threshold=float(setting))
         for rule, setting in chosen
@@ -318,7 +337,7 @@ def rules_with(
     )
 
 
-def measure(frame: pl.DataFrame, rules: Iterable[Rule] = RULES) -> pl.DataFrame:
+def measure(frame: pl.DataFrame, rules: Iterable[Rule]) -> pl.DataFrame:
     """Every rule's value for every pair: one Float64 column a rule, null where the rule does not apply."""
     counts = [
         profile(frame[side]).rename({what: f"{side}.{what}" for what in PROFILE}) for side in ("query", "positive")
@@ -328,7 +347,7 @@ def measure(frame: pl.DataFrame, rules: Iterable[Rule] = RULES) -> pl.DataFrame:
     return pl.concat([frame, *counts], how="horizontal").lazy().select(values).collect()
 
 
-def judge(frame: pl.DataFrame, rules: Collection[Rule] = RULES) -> pl.DataFrame:
+def judge(frame: pl.DataFrame, rules: Collection[Rule]) -> pl.DataFrame:
     """Add `reason`, the first failing rule's name, and `detail`, such as `0.07 < 0.1`; null where none fails.
 
     The frame has the columns of schemas.pairs.PAIR; the rules are tried in their order.

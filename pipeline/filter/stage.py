@@ -19,7 +19,7 @@ from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from .personal_data import mask_personal_data
-from .rules import Rule, first_failing, judge, rules_with, strip_title
+from .rules import Rule, first_failing, judge, select_rules, strip_title
 
 VERSION = 4
 
@@ -79,7 +79,7 @@ def read_rulebook(corpus: Path, settings: FilterSettings, found: Iterable[Collec
     levels |= {f"categories.{category}": thresholds for category, thresholds in settings.categories.items()}
     levels |= {f"sources.{source}": thresholds for source, thresholds in settings.sources.items()}
     for place, thresholds in levels.items():
-        rules_with(thresholds, classifiers=settings.classifiers, place=f"filter.{place}")
+        select_rules(thresholds, classifiers=settings.classifiers, place=f"filter.{place}")
     _check_sources(corpus, settings, {source for shard in found for source, _ in shard})
     return Rulebook(
         settings,
@@ -121,16 +121,20 @@ def thresholds_for(book: Rulebook, group: Group) -> Thresholds:
 
 
 def _rules(book: Rulebook, thresholds: Thresholds) -> tuple[Rule, ...]:
-    return rules_with(thresholds, book.words, book.domains, book.settings.classifiers)
+    return select_rules(thresholds, book.words, book.domains, book.settings.classifiers)
 
 
 def _decisive(book: Rulebook, found: Iterable[Group]) -> Any:
     """Everything in the settings that decides what becomes of these groups, and nothing else."""
-    thresholds = [(*group, [(rule.name, float(rule.threshold)) for rule in rules_for(book, group)]) for group in found]
+    rules = {group: rules_for(book, group) for group in found}
+    thresholds = [
+        (*group, [(rule.name, float(rule.threshold), rule.version) for rule in chosen])
+        for group, chosen in rules.items()
+    ]
     inputs: dict[str, Any] = {"blocked_words": book.words, "blocked_domains": book.domains}
     for name, classifier in book.settings.classifiers.items():
         inputs[name] = book.models[name], classifier.model_dump(exclude={"model", "min", "batch_tokens"})
-    in_force = {name for *_, rules in thresholds for name, _ in rules}
+    in_force = {rule.name for chosen in rules.values() for rule in chosen}
     return book.settings.mask, thresholds, {name: what for name, what in inputs.items() if name in in_force}
 
 

@@ -17,9 +17,8 @@ from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.engine.calls import ATTEMPTS, Engine, devices
 from conan_embedding.pipeline.engine.local import close_workers
 from conan_embedding.pipeline.engine.stage import StageError, Task, run_calls, run_stage
-from conan_embedding.schemas.errors import ConanError, CorpusError
-from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.errors import CorpusError, MissingExtraError
+from conan_embedding.schemas.outcomes import Summary
 
 HERE = Path(__file__).parent
 

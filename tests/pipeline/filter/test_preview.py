@@ -53,7 +53,7 @@ def test_explain_says_every_rules_value(tmp_path: Path, pair, write_shards) -> N
     assert (found.reason, found.detail) == ("mojibake", f"{round(6 / len(found.pair['positive']), 4)} > 0.01")
     assert found.pair["positive"] == ANSWER + "电话 [手机号]。" + "烫" * 6  # as it is judged
     assert found.pair["negatives"] == ["[邮箱]"] and found.pair["pair_id"] == row["pair_id"]
-    assert [one.rule for one in found.findings] == [rule.name for rule in RULES]
+    assert [one.rule for one in found.findings] == list(RULES)
     length = finding(found, "positive_length")
     assert length == Finding(
         "positive_length", "positive", "min", 2, float(len(found.pair["positive"])), "passes", "chosen here"
@@ -79,7 +79,7 @@ def test_explain_knows_the_thresholds_in_force(tmp_path: Path, pair, write_shard
     assert (lctt.threshold, lctt.verdict, lctt.value) == (40, "fails", len(ANSWER))
     assert (csl.threshold, csl.verdict) == (20, "passes")
     assert (kdconv.threshold, kdconv.verdict, kdconv.value) == (None, "off", None)
-    off = FilterSettings(rules={rule.name: False for rule in RULES})
+    off = FilterSettings(rules=dict.fromkeys(RULES, False))
     found = explain(tmp_path, rows["lctt"]["pair_id"], off)
     assert found.reason is None and {one.verdict for one in found.findings} == {"off"}
 
@@ -117,7 +117,7 @@ def test_a_dry_run_of_all_rows_says_what_the_filter_does(tmp_path: Path, pair, w
     assert {losses.rule: losses.first for losses in found.rules if losses.first} == dict(summary.rejected)
     assert (found.corpus_rows, found.rows, found.kept) == (200, 200, summary.rows_out)
     assert found.kept + found.rejected == found.rows
-    assert [losses.rule for losses in found.rules] == [rule.name for rule in RULES]
+    assert [losses.rule for losses in found.rules] == list(RULES)
     for losses in found.rules:
         assert losses.first <= losses.fails and losses.share == losses.first / 200
         assert len(losses.examples) == min(3, losses.first)

@@ -1,11 +1,10 @@
 """Every rule: a pair it keeps, a pair it rejects, and the threshold itself."""
 
 from random import Random
-from typing import Any
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.filter.rules import RULES, first_failing, judge, measure, rules_with, strip_title
+from conan_embedding.pipeline.filter.rules import RULES, first_failing, judge, measure, select_rules, strip_title
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.settings import ClassifierSettings
 
@@ -93,24 +92,20 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str], tuple[str, str]]] = 
 }
 
 
-def rule_named(name: str) -> Any:
-    return next(rule for rule in RULES if rule.name == name)
-
-
 def test_every_rule_has_examples() -> None:
-    assert list(EXAMPLES) == [rule.name for rule in RULES]
-    assert all(rule.origin for rule in RULES)
+    assert list(EXAMPLES) == list(RULES)
+    assert all(rule.origin for rule in RULES.values())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_rule(name: str) -> None:
-    judged = judge(pairs(*EXAMPLES[name]), [rule_named(name)])
+    judged = judge(pairs(*EXAMPLES[name]), [RULES[name]])
     assert judged["reason"].to_list() == [None, name, None], judged["detail"].to_list()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_third_example_is_at_the_threshold(name: str) -> None:
-    rule = rule_named(name)
+    rule = RULES[name]
     assert measure(pairs(EXAMPLES[name][2]), [rule])[name].item() == pytest.approx(rule.threshold, abs=1e-12)
 
 
@@ -118,56 +113,59 @@ def test_the_third_example_is_at_the_threshold(name: str) -> None:
     "text", ["锟斤拷锟斤拷", "烫烫烫烫烫", "ä½ å¥½ä¸–ç•Œ", "cafÃ©", "浣犲ソ锛屼笘鐣屻€銆", "Stalloneâ€™s son"]
 )
 def test_mojibake_in_all_its_shapes(text: str) -> None:
-    assert judge(pairs((QUERY, text)), [rule_named("mojibake")])["reason"].item() == "mojibake"
+    assert judge(pairs((QUERY, text)), [RULES["mojibake"]])["reason"].item() == "mojibake"
 
 
 @pytest.mark.parametrize("text", ["水烫，小心烫！", "一锛两斧头", "Café «naïve» élève", "屯里的年轻人", "½ × 2 = 1°"])
 def test_mojibake_spares_real_text(text: str) -> None:
-    assert judge(pairs((QUERY, text)), [rule_named("mojibake")])["reason"].item() is None
+    assert judge(pairs((QUERY, text)), [RULES["mojibake"]])["reason"].item() is None
 
 
 def test_first_failing_rule_is_the_reason() -> None:
-    judged = judge(pairs((QUERY, PROSE), ("吃", "！"), (QUERY, "！？，。"), ("吃", "")))
+    judged = judge(pairs((QUERY, PROSE), ("吃", "！"), (QUERY, "！？，。"), ("吃", "")), RULES.values())
     assert judged["reason"].to_list() == [None, "query_length", "content_length", "empty_side"]
     assert judged["detail"].to_list() == [None, "1 < 2", "4 < 10", "0 < 1"]
-    assert judge(pairs((QUERY, "！" * 30 + "一二")))["detail"].item() == "0.0625 < 0.1"
+    assert judge(pairs((QUERY, "！" * 30 + "一二")), RULES.values())["detail"].item() == "0.0625 < 0.1"
 
 
 def test_judge_keeps_rows_and_columns() -> None:
     frame = pairs((QUERY, PROSE), (QUERY, ""))
-    judged = judge(frame)
+    judged = judge(frame, RULES.values())
     assert judged.drop("reason", "detail").equals(frame)
-    assert judge(frame.clear()).schema == judged.schema
+    assert judge(frame.clear(), RULES.values()).schema == judged.schema
 
 
 @pytest.mark.parametrize("task", ["sts", "classification"])
 def test_labelled_tasks_lose_only_what_is_broken(task: str) -> None:
     short = pairs(("好", "好"), ("哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈", "正面"), ("good", "体育"), task=task)
-    assert judge(short)["reason"].null_count() == 3
-    assert judge(pairs(("好", ""), ("锟斤拷", "好"), task=task))["reason"].to_list() == ["empty_side", "mojibake"]
+    assert judge(short, RULES.values())["reason"].null_count() == 3
+    assert judge(pairs(("好", ""), ("锟斤拷", "好"), task=task), RULES.values())["reason"].to_list() == [
+        "empty_side",
+        "mojibake",
+    ]
 
 
 def test_formats_decide_which_rules_apply() -> None:
     short = (QUERY, "晴天")
-    assert judge(pairs(short, format="title_content"))["reason"].item() == "content_length"
-    assert judge(pairs(short, format="question_answer"))["reason"].item() is None
-    assert measure(pairs(short, format="question_answer"))["content_length"].item() is None
+    assert judge(pairs(short, format="title_content"), RULES.values())["reason"].item() == "content_length"
+    assert judge(pairs(short, format="question_answer"), RULES.values())["reason"].item() is None
+    assert measure(pairs(short, format="question_answer"), RULES.values())["content_length"].item() is None
 
 
 def test_a_chinese_question_may_have_code_for_an_answer() -> None:
     code = "def area(radius):\n    return 3.14159 * radius ** 2"
     asked = pairs(("怎么用代码算圆的面积？", code), ("How to compute an area?", code), format="prompt_response")
-    assert judge(asked)["reason"].to_list() == [None, "han_ratio"]
+    assert judge(asked, RULES.values())["reason"].to_list() == [None, "han_ratio"]
 
 
 def test_settings_change_thresholds_and_switch_rules_off() -> None:
-    rules = rules_with({"query_length": 20, "han_ratio": False, "mojibake": None, "line_length": True})
+    rules = select_rules({"query_length": 20, "han_ratio": False, "mojibake": None, "line_length": True})
     named = {rule.name: rule for rule in rules}
     assert named["query_length"].threshold == 20 and "han_ratio" not in named
-    assert named["mojibake"].threshold == rule_named("mojibake").threshold
+    assert named["mojibake"].threshold == RULES["mojibake"].threshold
     assert len(rules) == len(RULES) - 1
     assert judge(pairs((QUERY, PROSE)), rules)["detail"].item() == "10 < 20"
-    assert {rule.name: rule.threshold for rule in rules_with({"han_ratio": 0})}["han_ratio"] == 0  # no off switch
+    assert {rule.name: rule.threshold for rule in select_rules({"han_ratio": 0})}["han_ratio"] == 0  # no off switch
 
 
 def test_code_and_logs_may_repeat_themselves() -> None:
@@ -176,8 +174,7 @@ def test_code_and_logs_may_repeat_themselves() -> None:
     )
     article = "用 dmesg 命令查看内核日志，输出如下：\n" + log + "\n" + log
     prose = (PROSE + "\n") * 3
-    names = ["repeated_ngrams", "line_repetition"]
-    for rule in map(rule_named, names):
+    for rule in (RULES["repeated_ngrams"], RULES["line_repetition"]):
         judged = judge(pairs((QUERY, article), (QUERY, prose)), [rule])
         assert judged["reason"].to_list() == [None, rule.name]
 
@@ -185,17 +182,17 @@ def test_code_and_logs_may_repeat_themselves() -> None:
 def test_short_lines_are_no_fault_of_a_list_that_was_asked_for() -> None:
     shopping = "\n".join(f"- 第{number}种水果" for number in range(40))
     for form, reason in (("title_content", "line_length"), ("prompt_response", None)):
-        assert judge(pairs((QUERY, shopping), format=form), [rule_named("line_length")])["reason"].item() == reason
+        assert judge(pairs((QUERY, shopping), format=form), [RULES["line_length"]])["reason"].item() == reason
 
 
 def test_no_rules_keep_all() -> None:
-    judged = judge(pairs((QUERY, ""), ("", "")), rules_with({rule.name: False for rule in RULES}))
+    judged = judge(pairs((QUERY, ""), ("", "")), select_rules(dict.fromkeys(RULES, False)))
     assert judged["reason"].to_list() == judged["detail"].to_list() == [None, None]
 
 
 def test_classifiers_are_the_last_rules() -> None:
     advert = ClassifierSettings(model="anywhere", label="clean", min=0.7, side="query", tasks=["pretrain", "sts"])
-    *_, blocked, rule = rules_with({}, words=["赌场"], classifiers={"advert": advert})
+    *_, blocked, rule = select_rules({}, words=["赌场"], classifiers={"advert": advert})
     assert (blocked.name, rule.name, rule.side, rule.bound, rule.threshold) == (
         "blocked_words",
         "advert",
@@ -204,31 +201,31 @@ def test_classifiers_are_the_last_rules() -> None:
         0.7,
     )
     assert rule.tasks == ("pretrain", "sts")
-    assert rules_with({"advert": 0.9}, classifiers={"advert": advert})[-1].threshold == 0.9
-    assert rules_with({"advert": False}, classifiers={"advert": advert})[-1].name == "boilerplate"
+    assert select_rules({"advert": 0.9}, classifiers={"advert": advert})[-1].threshold == 0.9
+    assert select_rules({"advert": False}, classifiers={"advert": advert})[-1].name == "boilerplate"
     with pytest.raises(RecipeError, match="'advert'"):
-        rules_with({"adverd": 0.9}, classifiers={"advert": advert})
+        select_rules({"adverd": 0.9}, classifiers={"advert": advert})
     with pytest.raises(RecipeError, match="a classifier can't be called 'mojibake'"):
-        rules_with({}, classifiers={"mojibake": advert})
+        select_rules({}, classifiers={"mojibake": advert})
 
 
 def test_first_failing_is_of_the_values_alone() -> None:
-    rules = rules_with({}, classifiers={"advert": ClassifierSettings(model="anywhere", label=0)})[-1:]
+    rules = select_rules({}, classifiers={"advert": ClassifierSettings(model="anywhere", label=0)})[-1:]
     found = first_failing(pl.DataFrame({"advert": [0.123456, 0.5, None, 0.0]}), rules)
     assert found.rows() == [("advert", "0.1235 < 0.5"), (None, None), (None, None), ("advert", "0 < 0.5")]
 
 
 def test_an_unknown_rule_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"'han_rato'.*'han_ratio'"):
-        rules_with({"han_rato": 0.5})
+        select_rules({"han_rato": 0.5})
 
 
 def test_blocked_words() -> None:
-    rules = rules_with({}, words=["赌场", "Casino"])
+    rules = select_rules({}, words=["赌场", "Casino"])
     judged = judge(pairs((QUERY, PROSE), (QUERY, PROSE + "澳门赌场，网上CASINO"), ("赌场在哪", PROSE)), rules)
     assert judged["reason"].to_list() == [None, "blocked_words", "blocked_words"]
     assert judged["detail"].to_list() == [None, "2 > 0", "1 > 0"]
-    allowed = rules_with({"blocked_words": 1}, words=["赌场", "Casino"])
+    allowed = select_rules({"blocked_words": 1}, words=["赌场", "Casino"])
     assert judge(pairs(("赌场在哪", PROSE)), allowed)["reason"].item() is None
 
 
@@ -237,7 +234,7 @@ def test_blocked_words_are_found_wherever_they_stand_and_not_across_texts() -> N
     texts = ["".join(generator.choices("赌场博Ab ", k=generator.randint(0, 6))) for _ in range(4_000)]
     frame = pairs(*zip(texts[::2], texts[1::2], strict=True))
     words = ["赌场", "博A", "ab b", "场博a赌"]
-    (*_, rule) = rules_with({}, words=words)
+    (*_, rule) = select_rules({}, words=words)
     expected = [
         any(word.lower() in side.lower() for word in words for side in (query, positive))
         for query, positive in frame.select("query", "positive").iter_rows()
@@ -252,7 +249,7 @@ def test_blocked_words_are_found_wherever_they_stand_and_not_across_texts() -> N
 
 
 def test_blocked_domains() -> None:
-    rules = rules_with({}, domains=["bad.com"])
+    rules = select_rules({}, domains=["bad.com"])
     texts = [
         "http://bad.com",
         "见https://www.BAD.com/x?y",
@@ -273,6 +270,6 @@ def test_strip_title_cuts_a_heading_only() -> None:
     texts = ["长江大桥\n" + PROSE, "长江大桥：" + PROSE, "长江大桥位于南京，" + PROSE, "长江大桥\n很长", PROSE]
     stripped = strip_title(pairs(*((title, text) for text in texts)))
     assert stripped["positive"].to_list() == [PROSE, PROSE, texts[2], texts[3], PROSE]
-    assert judge(stripped)["reason"].to_list() == [None, None, None, "content_length", None]
+    assert judge(stripped, RULES.values())["reason"].to_list() == [None, None, None, "content_length", None]
     questions = pairs((title, texts[0]), format="question_answer")
     assert strip_title(questions).equals(questions)

@@ -147,7 +147,7 @@ def test_true_is_a_rules_own_threshold_again(tmp_path: Path, pair, write_shards)
 
 def test_a_source_may_be_left_unfiltered(tmp_path: Path, pair, write_shards, read) -> None:
     write_shards(tmp_path, "ingest", [pair("", "", source=source) for source in ("one", "two")])
-    off = {rule.name: False for rule in RULES}
+    off = dict.fromkeys(RULES, False)
     filter_pairs(tmp_path, FilterSettings(sources={"two": off}), ONE)
     assert read(tmp_path, "filter")["source"].to_list() == ["two"]
 

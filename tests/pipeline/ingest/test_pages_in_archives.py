@@ -14,7 +14,6 @@ from conan_embedding.pipeline.ingest import html_reader
 from conan_embedding.pipeline.ingest.files import FileError, FileSplit, read_chunks
 from conan_embedding.pipeline.ingest.html_reader import LONGEST_PAGE, PAGE, read_warc
 from conan_embedding.pipeline.ingest.problems import PROBLEM
-from conan_embedding.pipeline.text.normalise import MissingExtraError
 from conan_embedding.schemas.errors import MissingExtraError
 from web_pages import BODY, EMPTY, PARAGRAPHS, document
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 import torch
 from conan_embedding import workflow
-from conan_embedding.pipeline.encoder.model_folder import ModelError, read_query_prompt
 from conan_embedding.pipeline.encoder.model_folder import read_query_prompt
 from conan_embedding.schemas.errors import MissingExtraError
 from conan_embedding.schemas.recipe import Recipe

@@ -1,0 +1,119 @@
+"""A rule from outside the package: the recipe names its module, and every process of the filter knows it."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.filter.rules import RULES, select_rules
+from conan_embedding.pipeline.filter.stage import filter_pairs
+from conan_embedding.schemas.settings import FilterSettings
+
+PLUGIN = """\
+import os
+from pathlib import Path
+
+import polars as pl
+from conan_embedding.pipeline.filter.rules import RULES, Rule
+
+(Path(__file__).parent / "processes" / str(os.getpid())).touch()
+leaves = pl.col("positive").str.contains("红叶")
+rule = Rule("red_leaves", "positive", "max", 0.9, pl.when(leaves).then(0.7), "chosen here", version=VERSION)
+RULES.register(rule.name, rule)
+"""
+SOURCE = "- {{name: {0}, files: {0}.jsonl, read: jsonl, query: question, positive: answer, format: question_answer}}\n"
+AUTUMN = "秋天的北京天气晴朗，香山的红叶正红，是一年里最适合出门的季节。"
+SPRING = "春天的北京天气晴朗，玉渊潭的樱花正开，是一年里最适合出门的季节。"
+ONE = Engine(workers=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two sources, which ingest makes two shards of, and a plugin with the recipe that names it."""
+    plugins = tmp_path / "plugins"
+    (plugins / "processes").mkdir(parents=True)
+    (plugins / "leaf_rules.py").write_text(PLUGIN.replace("VERSION", "1"), "utf-8")
+    for source in ("one", "two"):
+        rows = [{"question": f"北京的{name}为什么适合旅行？", "answer": name + text} for name, text in
+                ((f"{source}秋", AUTUMN), (f"{source}春", SPRING))]  # fmt: skip
+        (tmp_path / f"{source}.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    (tmp_path / "recipe.yaml").write_text(
+        "plugins: [leaf_rules]\n"
+        "filter: {rules: {red_leaves: 0.5}}\n"
+        "sources:\n" + "".join(SOURCE.format(source) for source in ("one", "two")),
+        "utf-8",
+    )
+    return tmp_path
+
+
+def conan(folder: Path, *arguments: str, code: int = 0) -> str:
+    """Run a command in a process of its own; gives its output, and that of its errors if one is expected."""
+    program = [sys.executable, "-c", "from conan_embedding.cli import main; main()", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(folder / "plugins")}
+    ran = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == code, ran.stderr
+    return ran.stderr if code else ran.stdout
+
+
+def test_a_plugin_rule_filters_in_all_workers(folder: Path) -> None:
+    conan(folder, "ingest", "corpus", "--recipe", "recipe.yaml", "--workers", "1")
+    processes = folder / "plugins" / "processes"
+    for process in processes.iterdir():
+        process.unlink()
+
+    told = json.loads(conan(folder, "filter", "corpus", "--workers", "2", "--json"))
+    assert (told["rows_in"], told["rejected"]) == (4, {"red_leaves": 2})
+    assert len(list(processes.iterdir())) == 3  # the command and both workers
+    rejects = pl.read_parquet(folder / "corpus/filter/rejected/*.parquet")
+    assert sorted(rejects["source"].cast(pl.String)) == ["one", "two"]
+    assert set(rejects["detail"]) == {"0.7 > 0.5"} and rejects["positive"].str.contains("红叶").all()
+
+    explained: dict[str, Any] = json.loads(
+        conan(folder, "filter", "corpus", "--explain", rejects["pair_id"][0], "--json")
+    )
+    assert explained["reason"] == "red_leaves"
+    assert explained["findings"][-1] == {
+        "rule": "red_leaves", "side": "positive", "bound": "max", "threshold": 0.5, "value": 0.7, "verdict": "fails",
+        "origin": "chosen here",
+    }  # fmt: skip
+    tried = json.loads(conan(folder, "filter", "corpus", "--dry-run", "--json"))
+    assert (tried["rules"][-1]["rule"], tried["rules"][-1]["first"]) == ("red_leaves", 2)
+
+
+def test_another_version_of_a_plugin_rule_filters_again(folder: Path) -> None:
+    conan(folder, "ingest", "corpus", "--recipe", "recipe.yaml", "--workers", "1")
+    done = ["filter", "corpus", "--workers", "1", "--json"]
+    assert [json.loads(conan(folder, *done))["skipped"] for _ in range(2)] == [0, 2]
+    (folder / "plugins" / "leaf_rules.py").write_text(PLUGIN.replace("VERSION", "2"), "utf-8")
+    assert json.loads(conan(folder, *done))["skipped"] == 0
+
+
+def test_a_rule_without_its_plugin_is_unknown(folder: Path) -> None:
+    conan(folder, "ingest", "corpus", "--recipe", "recipe.yaml", "--workers", "1")
+    error = conan(folder, "filter", "corpus", "--set", "plugins=[]", "--workers", "1", code=2)
+    assert error.startswith("error: filter.rules: no filter rule is called 'red_leaves'; ")
+    error = conan(folder, "filter", "corpus", "--set", "plugins=[nowhere]", "--workers", "1", code=2)
+    assert "plugins: nowhere can't be imported" in error
+
+
+def test_the_version_decides_with_the_threshold(
+    tmp_path: Path, pair, write_shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path, "ingest", [pair("北京的秋天为什么适合旅行？", AUTUMN)])
+    settings = FilterSettings()
+    assert [filter_pairs(tmp_path, settings, ONE).skipped for _ in range(2)] == [0, 1]
+    monkeypatch.setitem(RULES, "han_ratio", replace(RULES["han_ratio"], version=2))
+    assert [filter_pairs(tmp_path, settings, ONE).skipped for _ in range(2)] == [0, 1]
+
+
+def test_registered_rules_come_after_ours_and_before_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "mine", replace(RULES["han_ratio"], name="mine"))
+    names = [rule.name for rule in select_rules({"mine": 0.3}, words=["赌场"])]
+    assert names[-3:] == ["boilerplate", "mine", "blocked_words"]
+    assert "mine" not in [rule.name for rule in select_rules({"mine": False})]
