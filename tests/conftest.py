@@ -70,7 +70,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def filtered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_filtered_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus after ingest and filter."""
     from conan_embedding.pipeline.engine.calls import Engine
     from conan_embedding.schemas.recipe import load
@@ -84,6 +84,6 @@ def filtered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def corpus(filtered: Path, tmp_path: Path) -> Path:
+def filtered_corpus(shared_filtered_corpus: Path, tmp_path: Path) -> Path:
     """A copy of it, for one test alone."""
-    return Path(shutil.copytree(filtered, tmp_path / "corpus"))
+    return Path(shutil.copytree(shared_filtered_corpus, tmp_path / "corpus"))

@@ -96,10 +96,10 @@ except SystemExit as ended:
     ],
 )  # fmt: skip
 def test_options_are_overrides_of_the_recipe(
-    conan: Conan, corpus: Path, seen: dict[str, Any], arguments: list[str], expected: dict[str, Any]
+    conan: Conan, filtered_corpus: Path, seen: dict[str, Any], arguments: list[str], expected: dict[str, Any]
 ) -> None:
     command, *options = arguments
-    code, _, error = conan(command, corpus, *options)
+    code, _, error = conan(command, filtered_corpus, *options)
     assert (code, error) == (1, "error: only looking\n")
     for key, value in expected.items():
         found = seen["recipe"]
@@ -109,25 +109,25 @@ def test_options_are_overrides_of_the_recipe(
 
 
 def test_score_keeps_its_options_in_the_corpus(
-    conan: Conan, corpus: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+    conan: Conan, filtered_corpus: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[tuple[str, float, int]] = []
 
-    def data_stage(name: str, corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
+    def data_stage(name: str, filtered_corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         used.append((recipe.score.model, recipe.score.cutoff, recipe.score.max_length))
         if recipe.score.cutoff == 0.9:
             raise InterruptedError("no such model")
         return Summary(name)
 
     monkeypatch.setattr("conan_embedding.workflow.run_data_stage", data_stage)
-    before = load_recipe(corpus)
-    assert conan("score", corpus, "--cutoff", 0.25, "--set", "score.max_length=64")[0] == 0
-    assert load_recipe(corpus) == before.model_copy(update={"score": before.score.model_copy(update={"cutoff": 0.25})})
-    assert conan("score", corpus, "--model", "here: it is")[0] == 0
-    assert conan("score", corpus, "--cutoff", 0.9)[0] == 1  # what was not done is not kept
-    assert conan("score", corpus, "--set", "score.cutoff=0.7")[0] == 0
-    assert conan("score", corpus, "--recipe", recipe, "--cutoff", 0.5)[0] == 0
-    assert conan("score", corpus)[0] == 0
+    before = load_recipe(filtered_corpus)
+    assert conan("score", filtered_corpus, "--cutoff", 0.25, "--set", "score.max_length=64")[0] == 0
+    assert load_recipe(filtered_corpus) == before.model_copy(update={"score": before.score.model_copy(update={"cutoff": 0.25})})
+    assert conan("score", filtered_corpus, "--model", "here: it is")[0] == 0
+    assert conan("score", filtered_corpus, "--cutoff", 0.9)[0] == 1  # what was not done is not kept
+    assert conan("score", filtered_corpus, "--set", "score.cutoff=0.7")[0] == 0
+    assert conan("score", filtered_corpus, "--recipe", recipe, "--cutoff", 0.5)[0] == 0
+    assert conan("score", filtered_corpus)[0] == 0
     default = before.score.model
     assert used == [
         (default, 0.25, 64),
@@ -137,21 +137,21 @@ def test_score_keeps_its_options_in_the_corpus(
         (default, 0.5, 512),
         ("here: it is", 0.5, 512),
     ]
-    (corpus / "recipe.yaml").unlink()
-    assert conan("score", corpus, "--recipe", recipe, "--cutoff", 0.5)[0] == 0
-    assert not (corpus / "recipe.yaml").exists()
+    (filtered_corpus / "recipe.yaml").unlink()
+    assert conan("score", filtered_corpus, "--recipe", recipe, "--cutoff", 0.5)[0] == 0
+    assert not (filtered_corpus / "recipe.yaml").exists()
 
 
-def test_numbers_of_processes(conan: Conan, corpus: Path, seen: dict[str, Any]) -> None:
-    conan("dedup", corpus, "--workers", 3)
+def test_numbers_of_processes(conan: Conan, filtered_corpus: Path, seen: dict[str, Any]) -> None:
+    conan("dedup", filtered_corpus, "--workers", 3)
     assert (seen["name"], seen["workers"]) == ("dedup", 3)
-    conan("train", corpus, "--nproc", 2)
+    conan("train", filtered_corpus, "--nproc", 2)
     assert (seen["name"], seen["processes"]) == ("finetune", 2)
 
 
 @pytest.mark.parametrize("command", ["ingest", "filter", "dedup", "score", "convert", "run"])
-def test_engines(conan: Conan, corpus: Path, seen: dict[str, Any], command: str) -> None:
-    place = [corpus / "recipe.yaml", corpus] if command == "run" else [corpus]
+def test_engines(conan: Conan, filtered_corpus: Path, seen: dict[str, Any], command: str) -> None:
+    place = [filtered_corpus / "recipe.yaml", filtered_corpus] if command == "run" else [filtered_corpus]
     for options, address in [
         ([], None),
         (["--engine", "local"], None),
@@ -167,8 +167,8 @@ def test_engines(conan: Conan, corpus: Path, seen: dict[str, Any], command: str)
     assert "address" not in seen
 
 
-def test_json_is_one_object_a_stage(conan: Conan, corpus: Path) -> None:
-    code, output, _ = conan("ingest", corpus, "--json", "--workers", 1)
+def test_json_is_one_object_a_stage(conan: Conan, filtered_corpus: Path) -> None:
+    code, output, _ = conan("ingest", filtered_corpus, "--json", "--workers", 1)
     assert code == 0
     assert json.loads(output) | {"seconds": 0} == {
         "stage": "ingest", "rows_in": 3, "rows_out": 3, "rejected": {}, "shards": 1, "skipped": 1, "seconds": 0,
@@ -176,8 +176,8 @@ def test_json_is_one_object_a_stage(conan: Conan, corpus: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_summary_has_rows_in_out_and_rejected_for_each_reason(conan: Conan, corpus: Path) -> None:
-    code, output, _ = conan("filter", corpus, "--set", "filter.rules.query_length=10", "--workers", 1)
+def test_a_summary_has_rows_in_out_and_rejected_for_each_reason(conan: Conan, filtered_corpus: Path) -> None:
+    code, output, _ = conan("filter", filtered_corpus, "--set", "filter.rules.query_length=10", "--workers", 1)
     assert code == 0
     words = output.replace("│", " ").split()
     assert " ".join(words[words.index("in") :]).startswith("in 3 rejected: query_length 1 out 2")
@@ -187,57 +187,57 @@ def files(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_explain_prints_every_rule_of_one_pair(conan: Conan, corpus: Path) -> None:
-    before = files(corpus)
-    found = json.loads(conan("sql", corpus, "SELECT pair_id FROM ingest WHERE query = '长城有多长？'", "--json")[1])
+def test_explain_prints_every_rule_of_one_pair(conan: Conan, filtered_corpus: Path) -> None:
+    before = files(filtered_corpus)
+    found = json.loads(conan("sql", filtered_corpus, "SELECT pair_id FROM ingest WHERE query = '长城有多长？'", "--json")[1])
     code, output, _ = conan(
-        "filter", corpus, "--explain", found["pair_id"][:10], "--set", "filter.rules.query_length=7"
+        "filter", filtered_corpus, "--explain", found["pair_id"][:10], "--set", "filter.rules.query_length=7"
     )
     assert code == 0
     assert "长城有多长？" in output and "rejected: query_length (6 < 7)" in output
     assert all(name in output for name in RULES)
-    code, output, _ = conan("filter", corpus, "--explain", found["pair_id"], "--json")
+    code, output, _ = conan("filter", filtered_corpus, "--explain", found["pair_id"], "--json")
     told = json.loads(output)
     assert (told["reason"], len(told["findings"])) == (None, len(RULES))
-    assert conan("filter", corpus, "--explain", "0" * 32)[0] == 1
-    assert files(corpus) == before
+    assert conan("filter", filtered_corpus, "--explain", "0" * 32)[0] == 1
+    assert files(filtered_corpus) == before
 
 
-def test_a_dry_run_tells_what_rules_would_drop_and_writes_nothing(conan: Conan, corpus: Path) -> None:
-    before = files(corpus)
-    code, output, _ = conan("filter", corpus, "--dry-run", "--set", "filter.rules.query_length=10")
+def test_a_dry_run_tells_what_rules_would_drop_and_writes_nothing(conan: Conan, filtered_corpus: Path) -> None:
+    before = files(filtered_corpus)
+    code, output, _ = conan("filter", filtered_corpus, "--dry-run", "--set", "filter.rules.query_length=10")
     assert code == 0
     assert "3 of 3 pairs: 2 kept, 1 rejected; nothing written" in output
     assert "query_length 6 < 10" in output and "query: 长城有多长？" in output
-    code, output, _ = conan("filter", corpus, "--dry-run", "--sample", 2, "--json")
+    code, output, _ = conan("filter", filtered_corpus, "--dry-run", "--sample", 2, "--json")
     assert json.loads(output) | {"rules": []} == {
         "corpus_rows": 3, "rows": 2, "kept": 2, "rejected": 0, "rules": [],
     }  # fmt: skip
-    assert conan("filter", corpus, "--dry-run", "--sample", 0)[0] == 2
-    assert files(corpus) == before
+    assert conan("filter", filtered_corpus, "--dry-run", "--sample", 0)[0] == 2
+    assert files(filtered_corpus) == before
 
 
-def test_a_sample_is_a_corpus(conan: Conan, corpus: Path, tmp_path: Path) -> None:
-    code, output, _ = conan("sample", corpus, tmp_path / "small", "--rows", 2, "--json")
+def test_a_sample_is_a_corpus(conan: Conan, filtered_corpus: Path, tmp_path: Path) -> None:
+    code, output, _ = conan("sample", filtered_corpus, tmp_path / "small", "--rows", 2, "--json")
     assert code == 0
     assert [json.loads(line)["stage"] for line in output.splitlines()][:2] == ["ingest", "filter"]
     assert json.loads(conan("sql", tmp_path / "small", "SELECT count(*) AS n FROM filter", "--json")[1]) == {"n": 2}
     assert conan("filter", tmp_path / "small", "--workers", 1)[0] == 0
-    code, _, error = conan("sample", corpus, tmp_path / "small")
+    code, _, error = conan("sample", filtered_corpus, tmp_path / "small")
     assert code != 0 and str(tmp_path / "small") in error.replace("\n", "")
 
 
-def test_sql_prints_a_table(conan: Conan, corpus: Path) -> None:
-    code, output, _ = conan("sql", corpus, "SELECT '[/b] :cat:' AS text, NULL AS nothing, 1 AS a, 2 AS a FROM ingest")
+def test_sql_prints_a_table(conan: Conan, filtered_corpus: Path) -> None:
+    code, output, _ = conan("sql", filtered_corpus, "SELECT '[/b] :cat:' AS text, NULL AS nothing, 1 AS a, 2 AS a FROM ingest")
     assert code == 0
     assert output.count("[/b] :cat:") == 3
     assert [cell.strip() for cell in output.splitlines()[1].strip("┃").split("┃")] == ["text", "nothing", "a", "a_1"]
     assert [cell.strip() for cell in output.splitlines()[3].strip("│").split("│")] == ["[/b] :cat:", "", "1", "2"]
 
 
-def test_sql_as_json_is_one_object_a_row(conan: Conan, corpus: Path) -> None:
+def test_sql_as_json_is_one_object_a_row(conan: Conan, filtered_corpus: Path) -> None:
     code, output, _ = conan(
-        "sql", corpus, "SELECT query, CAST('nan' AS FLOAT) AS score, [1, 2] AS list FROM filter ORDER BY 1", "--json"
+        "sql", filtered_corpus, "SELECT query, CAST('nan' AS FLOAT) AS score, [1, 2] AS list FROM filter ORDER BY 1", "--json"
     )
     assert code == 0
     assert [json.loads(line) for line in output.splitlines()] == [
@@ -245,20 +245,20 @@ def test_sql_as_json_is_one_object_a_row(conan: Conan, corpus: Path) -> None:
     ]
 
 
-def test_sql_touches_nothing_in_the_corpus(conan: Conan, corpus: Path) -> None:
+def test_sql_touches_nothing_in_the_corpus(conan: Conan, filtered_corpus: Path) -> None:
     def places() -> dict[Path, int]:
-        return {place: place.stat().st_mtime_ns for place in [corpus, *corpus.rglob("*")]}
+        return {place: place.stat().st_mtime_ns for place in [filtered_corpus, *filtered_corpus.rglob("*")]}
 
-    with locked(corpus):  # a stage that runs meanwhile is in nobody's way
+    with locked(filtered_corpus):  # a stage that runs meanwhile is in nobody's way
         before = places()
-        assert conan("sql", corpus, "FROM runs")[0] == 0
+        assert conan("sql", filtered_corpus, "FROM runs")[0] == 0
         assert places() == before
 
 
-def test_show_prints_a_pool(conan: Conan, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_prints_a_pool(conan: Conan, filtered_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from conan_embedding.pipeline.mine.show_pool import ShownPool
 
-    assert f"run `conan mine {corpus}` first" in conan("mine", corpus, "--show", "7")[2]
+    assert f"run `conan mine {filtered_corpus}` first" in conan("mine", filtered_corpus, "--show", "7")[2]
     pool = ShownPool(
         query_id=7,
         query="哪里\n有[/b]茶？",
@@ -275,21 +275,21 @@ def test_show_prints_a_pool(conan: Conan, corpus: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         "conan_embedding.pipeline.mine.show_pool.show_pool", lambda *wanted: asked.append(wanted) or pool
     )
-    code, printed, _ = conan("mine", corpus, "--show", "哪里", "--model", "/m", "--json")
+    code, printed, _ = conan("mine", filtered_corpus, "--show", "哪里", "--model", "/m", "--json")
     assert (code, json.loads(printed)) == (0, asdict(pool))
-    assert (asked[0][:2], asked[0][2].model) == ((corpus, "哪里"), "/m")
-    code, printed, _ = conan("mine", corpus, "--show", "7")
+    assert (asked[0][:2], asked[0][2].model) == ((filtered_corpus, "哪里"), "/m")
+    code, printed, _ = conan("mine", filtered_corpus, "--show", "7")
     assert code == 0
     for part in ("query 7: 哪里 有[/b]茶？", "below 0.8000", "positive 0.8400: 山里", "kept (rank 0)", "own positive"):
         assert part in printed
     assert "dropped: 1 own positive" in printed
-    assert not (corpus / "pools.duckdb").exists()
+    assert not (filtered_corpus / "pools.duckdb").exists()
 
 
-def test_report_writes_a_page(conan: Conan, corpus: Path, tmp_path: Path) -> None:
-    code, output, _ = conan("report", corpus, "--to", tmp_path / "page.html")
+def test_report_writes_a_page(conan: Conan, filtered_corpus: Path, tmp_path: Path) -> None:
+    code, output, _ = conan("report", filtered_corpus, "--to", tmp_path / "page.html")
     assert code == 0
     assert str(tmp_path / "page.html") in output.replace("\n", "")
     assert "<html" in (tmp_path / "page.html").read_text("utf-8")
-    assert conan("report", corpus)[0] == 0
-    assert (corpus / "report.html").exists()
+    assert conan("report", filtered_corpus)[0] == 0
+    assert (filtered_corpus / "report.html").exists()

@@ -20,15 +20,15 @@ from conan_embedding.pipeline.corpus.lock import locked
         ["filter", "--engine", "spark"],
     ],
 )
-def test_bad_usage_ends_with_2(conan: Conan, corpus: Path, arguments: list[str]) -> None:
-    code, _, error = conan(arguments[0], corpus, *arguments[1:])
+def test_bad_usage_ends_with_2(conan: Conan, filtered_corpus: Path, arguments: list[str]) -> None:
+    code, _, error = conan(arguments[0], filtered_corpus, *arguments[1:])
     assert code == 2
     assert arguments[1] in error
     assert "Traceback" not in error
 
 
-def test_broken_sql_gives_the_databases_message(conan: Conan, corpus: Path) -> None:
-    code, _, error = conan("sql", corpus, "SELECT queri FROM ingest")
+def test_broken_sql_gives_the_databases_message(conan: Conan, filtered_corpus: Path) -> None:
+    code, _, error = conan("sql", filtered_corpus, "SELECT queri FROM ingest")
     assert code == 1
     assert 'column "queri" not found' in error
     assert '"query"' in error  # what DuckDB proposes
@@ -61,9 +61,9 @@ def test_an_unknown_key_names_the_nearest_and_its_line(conan: Conan, recipe: Pat
     ],
 )
 def test_a_mistake_in_the_recipe_ends_with_2(
-    conan: Conan, corpus: Path, command: str, override: str, says: list[str]
+    conan: Conan, filtered_corpus: Path, command: str, override: str, says: list[str]
 ) -> None:
-    code, _, error = conan(command, corpus, "--set", override)
+    code, _, error = conan(command, filtered_corpus, "--set", override)
     assert code == 2
     assert all(part in error for part in says), error
     assert "Traceback" not in error
@@ -78,49 +78,49 @@ def test_without_a_corpus_a_stage_says_what_to_run(conan: Conan, tmp_path: Path,
 
 @pytest.mark.parametrize(("command", "first"), [("score", "dedup"), ("convert", "score")])
 def test_before_its_turn_a_stage_names_the_one_to_run(
-    conan: Conan, corpus: Path, command: str, first: str, tmp_path: Path
+    conan: Conan, filtered_corpus: Path, command: str, first: str, tmp_path: Path
 ) -> None:
     (tmp_path / "model").mkdir()
     options = ["--model", tmp_path / "model"] if command == "score" else []
-    code, _, error = conan(command, corpus, *options)
+    code, _, error = conan(command, filtered_corpus, *options)
     assert code == 1
-    assert f"run `conan {first} {corpus}` first" in error
+    assert f"run `conan {first} {filtered_corpus}` first" in error
 
 
-def test_a_model_that_is_not_trained_names_the_command(conan: Conan, corpus: Path) -> None:
-    code, _, error = conan("export", corpus)
+def test_a_model_that_is_not_trained_names_the_command(conan: Conan, filtered_corpus: Path) -> None:
+    code, _, error = conan("export", filtered_corpus)
     assert code == 1
-    assert f"run `conan train {corpus} --stage finetune` first" in error
+    assert f"run `conan train {filtered_corpus} --stage finetune` first" in error
 
 
-def test_a_model_that_does_not_exist(conan: Conan, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_exist(conan: Conan, filtered_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    code, _, error = conan("score", corpus, "--model", "nobody/no-such-model")
+    code, _, error = conan("score", filtered_corpus, "--model", "nobody/no-such-model")
     assert code == 1
     assert error.startswith("error: nobody/no-such-model is no folder here and can't be had from the Hugging Face hub")
     assert error.count("\n") == 1
 
 
-def test_a_corpus_in_use_names_its_owner(conan: Conan, corpus: Path) -> None:
-    with locked(corpus):
-        code, _, error = conan("filter", corpus, "--workers", 1)
+def test_a_corpus_in_use_names_its_owner(conan: Conan, filtered_corpus: Path) -> None:
+    with locked(filtered_corpus):
+        code, _, error = conan("filter", filtered_corpus, "--workers", 1)
     assert code == 1
-    assert f"{corpus} is in use by process {os.getpid()}" in error
-    with (corpus / ".lock").open() as lock:  # and it is free again
+    assert f"{filtered_corpus} is in use by process {os.getpid()}" in error
+    with (filtered_corpus / ".lock").open() as lock:  # and it is free again
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_debug_shows_the_traceback_and_keeps_the_code(conan: Conan, corpus: Path) -> None:
+def test_debug_shows_the_traceback_and_keeps_the_code(conan: Conan, filtered_corpus: Path) -> None:
     for option, shown in (("--workers=1", False), ("--debug", True)):
-        code, _, error = conan("filter", corpus, "--set", "filter.rules.han=1", option)
+        code, _, error = conan("filter", filtered_corpus, "--set", "filter.rules.han=1", option)
         assert code == 2
         assert ("Traceback" in error) is shown
         assert error.endswith("did you mean 'han_ratio'?\n")
 
 
-def test_an_unforeseen_error_names_its_kind(conan: Conan, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_error_names_its_kind(conan: Conan, filtered_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conan_embedding.workflow.run_data_stage", lambda *_: {}["gone"])
-    code, _, error = conan("filter", corpus)
+    code, _, error = conan("filter", filtered_corpus)
     assert code == 1
     assert error == "error: KeyError: 'gone' (--debug shows where)\n"
 
@@ -141,13 +141,13 @@ def test_run_wants_a_corpus_folder(conan: Conan, recipe: Path) -> None:
     assert f"name the folder there or on the command line: conan run {recipe} FOLDER" in error
 
 
-def test_train_wants_a_stage_that_there_is(conan: Conan, corpus: Path) -> None:
-    code, _, error = conan("train", corpus, "--stage", "warmup")
+def test_train_wants_a_stage_that_there_is(conan: Conan, filtered_corpus: Path) -> None:
+    code, _, error = conan("train", filtered_corpus, "--stage", "warmup")
     assert code == 2
     assert "expected one of bootstrap, pretrain, finetune" in error
-    code, _, error = conan("train", corpus, "--stage", "bootstrap", "--model", "bert")
+    code, _, error = conan("train", filtered_corpus, "--stage", "bootstrap", "--model", "bert")
     assert code == 2 and "bootstrap starts from random weights" in error
-    code, _, error = conan("train", corpus, "--stage", "bootstrap")
+    code, _, error = conan("train", filtered_corpus, "--stage", "bootstrap")
     assert code == 2
     assert "the recipe has no `bootstrap:`" in error
 

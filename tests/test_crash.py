@@ -52,7 +52,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
 
 
 @pytest.fixture
-def corpus(tmp_path: Path) -> Path:
+def crashed_corpus(tmp_path: Path) -> Path:
     return tmp_path / "corpus"
 
 
@@ -68,36 +68,38 @@ def points(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("stage", "workers"), KILLED)
-def test_kills_at_random_moments(unbroken: Unbroken, corpus: Path, output: Path, stage: str, workers: int) -> None:
+def test_kills_at_random_moments(
+    unbroken: Unbroken, crashed_corpus: Path, output: Path, stage: str, workers: int
+) -> None:
     stages = STAGES if workers == 1 else WITH_WORKERS
     wanted = len(range(stages.index(stage), KILLS[workers], len(stages)))
-    random, again = Random(f"{stage} {workers}"), unbroken.command(stage, corpus, workers=workers)
-    unbroken.before(stage, corpus)
+    random, again = Random(f"{stage} {workers}"), unbroken.command(stage, crashed_corpus, workers=workers)
+    unbroken.before(stage, crashed_corpus)
     began = time.monotonic()
     assert commands.run(again, output) == 0, output.read_text("utf-8")
     seconds = time.monotonic() - began
     kills, is_over = 0, True
     while kills < wanted or not is_over:
         if is_over:
-            assert state(corpus) == unbroken.states[stage]
-            unbroken.before(stage, corpus)
+            assert state(crashed_corpus) == unbroken.states[stage]
+            unbroken.before(stage, crashed_corpus)
         with commands.started(again, output) as process:
             process.join(random.uniform(0, seconds) if kills < wanted else None)
         is_over = process.exitcode == 0
         assert is_over or process.exitcode == -signal.SIGKILL, output.read_text("utf-8")
         kills += not is_over
-    assert state(corpus) == unbroken.states[stage]
+    assert state(crashed_corpus) == unbroken.states[stage]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_death_at_every_point(unbroken: Unbroken, corpus: Path, output: Path, points: Path, stage: str) -> None:
-    unbroken.before(stage, corpus)
-    again, deaths = unbroken.command(stage, corpus), 0
+def test_death_at_every_point(unbroken: Unbroken, crashed_corpus: Path, output: Path, points: Path, stage: str) -> None:
+    unbroken.before(stage, crashed_corpus)
+    again, deaths = unbroken.command(stage, crashed_corpus), 0
     alike = stage == "dedup"  # it decides anew in every run
-    while commands.run(again, output, faults("death", corpus, points, alike=alike)) == 9:
+    while commands.run(again, output, faults("death", crashed_corpus, points, alike=alike)) == 9:
         deaths += 1
     assert deaths == len(lines(points)), output.read_text("utf-8")
-    assert state(corpus) == unbroken.states[stage]
+    assert state(crashed_corpus) == unbroken.states[stage]
     if not alike:
         found = unbroken.folder / "before" / stage
         made = {name for name in unbroken.states[stage]["files"] if Path(name).suffix and not (found / name).exists()}
@@ -106,7 +108,7 @@ def test_death_at_every_point(unbroken: Unbroken, corpus: Path, output: Path, po
             assert {name for name in replaced if "/." not in name} == made | {"catalog.duckdb"}  # work folders aside
 
 
-def test_death_of_workers(unbroken: Unbroken, corpus: Path, output: Path, points: Path) -> None:
+def test_death_of_workers(unbroken: Unbroken, crashed_corpus: Path, output: Path, points: Path) -> None:
     """Six in one run, two with each shard; the engine starts others, and nothing is left of the dead ones."""
     wanted = [
         "after fsync filter/rejected/.part-00000.parquet.tmp",
@@ -116,53 +118,59 @@ def test_death_of_workers(unbroken: Unbroken, corpus: Path, output: Path, points
         "after replace filter/part-00002.parquet",
         "after fsync filter/for part-00002.parquet",
     ]
-    unbroken.before("filter", corpus)
-    again = unbroken.command("filter", corpus, workers=2)
-    assert commands.run(again, output, faults("death", corpus, points, wanted=wanted)) == 0, output.read_text("utf-8")
+    unbroken.before("filter", crashed_corpus)
+    again = unbroken.command("filter", crashed_corpus, workers=2)
+    assert commands.run(again, output, faults("death", crashed_corpus, points, wanted=wanted)) == 0, output.read_text(
+        "utf-8"
+    )
     assert sorted(lines(points)) == sorted(wanted)
-    assert state(corpus) == unbroken.states["filter"]
+    assert state(crashed_corpus) == unbroken.states["filter"]
 
 
 @pytest.mark.parametrize("stage", CHANGES)
-def test_back_to_the_recipe_of_before(unbroken: Unbroken, corpus: Path, output: Path, points: Path, stage: str) -> None:
+def test_back_to_the_recipe_of_before(
+    unbroken: Unbroken, crashed_corpus: Path, output: Path, points: Path, stage: str
+) -> None:
     """No shard of one recipe is taken for whole beside rejects of another."""
-    before, changed = unbroken.command(stage, corpus), unbroken.command(stage, corpus, CHANGES[stage])
-    unbroken.before(stage, corpus)
+    before, changed = unbroken.command(stage, crashed_corpus), unbroken.command(stage, crashed_corpus, CHANGES[stage])
+    unbroken.before(stage, crashed_corpus)
     assert commands.run(before, output) == 0, output.read_text("utf-8")
-    shutil.copytree(corpus, corpus.with_name("whole"))
+    shutil.copytree(crashed_corpus, crashed_corpus.with_name("whole"))
     assert commands.run(changed, output) == 0, output.read_text("utf-8")
-    end = state(corpus)
+    end = state(crashed_corpus)
     assert end["catalog.duckdb"] != unbroken.states[stage]["catalog.duckdb"] or stage == "ingest"
-    shutil.rmtree(corpus)
-    corpus.with_name("whole").rename(corpus)
-    while commands.run(changed, output, faults("death", corpus, points, alike=True)) == 9:
+    shutil.rmtree(crashed_corpus)
+    crashed_corpus.with_name("whole").rename(crashed_corpus)
+    while commands.run(changed, output, faults("death", crashed_corpus, points, alike=True)) == 9:
         assert commands.run(before, output) == 0, output.read_text("utf-8")
-        assert state(corpus) == unbroken.states[stage]
-    assert state(corpus) == end
+        assert state(crashed_corpus) == unbroken.states[stage]
+    assert state(crashed_corpus) == end
 
 
-def test_death_while_the_last_shard_is_taken_away(unbroken: Unbroken, corpus: Path, output: Path, points: Path) -> None:
-    shutil.copytree(unbroken.folder / "before" / "filter", corpus)
-    without = unbroken.command("ingest", corpus, "evaluation=[]")
+def test_death_while_the_last_shard_is_taken_away(
+    unbroken: Unbroken, crashed_corpus: Path, output: Path, points: Path
+) -> None:
+    shutil.copytree(unbroken.folder / "before" / "filter", crashed_corpus)
+    without = unbroken.command("ingest", crashed_corpus, "evaluation=[]")
     wanted = ["after unlink evaluation/part-00000.parquet"]
-    assert commands.run(without, output, faults("death", corpus, points, wanted=wanted)) == 9
+    assert commands.run(without, output, faults("death", crashed_corpus, points, wanted=wanted)) == 9
     assert commands.run(without, output) == 0, output.read_text("utf-8")
-    assert [file for file in (corpus / "evaluation").rglob("*") if file.is_file()] == []
+    assert [file for file in (crashed_corpus / "evaluation").rglob("*") if file.is_file()] == []
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_disk_full_from_any_point_on(
-    unbroken: Unbroken, corpus: Path, output: Path, points: Path, stage: str
+    unbroken: Unbroken, crashed_corpus: Path, output: Path, points: Path, stage: str
 ) -> None:
-    unbroken.before(stage, corpus)
-    again, failures = unbroken.command(stage, corpus), 0
-    while code := commands.run(again, output, faults("full", corpus, points, alike=True)):
-        check_full_disk(code, output.read_text("utf-8"), corpus)
+    unbroken.before(stage, crashed_corpus)
+    again, failures = unbroken.command(stage, crashed_corpus), 0
+    while code := commands.run(again, output, faults("full", crashed_corpus, points, alike=True)):
+        check_full_disk(code, output.read_text("utf-8"), crashed_corpus)
         points.with_suffix(".full").unlink()
         failures += 1
     assert failures == len(lines(points))
     assert {"create", "write", "before"} <= {point.partition(" ")[0] for point in lines(points)}
-    assert state(corpus) == unbroken.states[stage]
+    assert state(crashed_corpus) == unbroken.states[stage]
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ _MADE: list[Path] = []
 
 
 @pytest.fixture
-def corpus(tmp_path: Path, pair: Callable[..., Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mined_corpus(tmp_path: Path, pair: Callable[..., Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished corpus, of this test alone; made once."""
     if not _MADE:
         _MADE.append(tmp_path_factory.mktemp("made") / "corpus")
@@ -180,15 +180,15 @@ def same(left: pl.DataFrame, right: pl.DataFrame) -> bool:
     return rows(left) == rows(right)
 
 
-def test_every_stage_holds_the_same_pairs(corpus: Path, tmp_path: Path) -> None:
+def test_every_stage_holds_the_same_pairs(mined_corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summaries = {summary.stage: summary for summary in cut(corpus, out, 100)}
+    summaries = {summary.stage: summary for summary in cut(mined_corpus, out, 100)}
     taken = all_rows(out, "ingest")["pair_id"]
     assert 100 <= len(taken) < 110  # the last pair of a stratum may have a copy
     rows_in = None
     for stage in ("ingest", "filter", "dedup", "score"):
         for thrown in (False, True):
-            found, whole = all_rows(out, stage, thrown), all_rows(corpus, stage, thrown)
+            found, whole = all_rows(out, stage, thrown), all_rows(mined_corpus, stage, thrown)
             if (stage, thrown) != ("ingest", True):
                 assert same(found, whole.filter(pl.col("pair_id").is_in(taken.implode())))
                 assert found.height > 0
@@ -198,14 +198,16 @@ def test_every_stage_holds_the_same_pairs(corpus: Path, tmp_path: Path) -> None:
         rows_in = sum(footer.rows_out for footer in footers)
         assert summaries[stage].rows_out == rows_in == all_rows(out, stage).height
     assert rows_in == sum(summaries[kind].rows_in for kind in KINDS)
-    assert (out / "recipe.yaml").read_bytes() == (corpus / "recipe.yaml").read_bytes()
+    assert (out / "recipe.yaml").read_bytes() == (mined_corpus / "recipe.yaml").read_bytes()
     assert sorted(place.name for place in tmp_path.iterdir()) == ["corpus", "out"]
 
 
-def test_every_source_and_format_has_its_share(corpus: Path, tmp_path: Path) -> None:
+def test_every_source_and_format_has_its_share(mined_corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    cut(corpus, out, 100)
-    counts = [Counter(all_rows(place, "ingest").select("source", "format").iter_rows()) for place in (corpus, out)]
+    cut(mined_corpus, out, 100)
+    counts = [
+        Counter(all_rows(place, "ingest").select("source", "format").iter_rows()) for place in (mined_corpus, out)
+    ]
     expected = dict(
         zip(sorted(counts[0]), allotted(np.array([counts[0][name] for name in sorted(counts[0])]), 100), strict=True)
     )
@@ -217,21 +219,21 @@ def test_every_source_and_format_has_its_share(corpus: Path, tmp_path: Path) -> 
     assert sum(bad.values()) == round(50 * 100 / sum(counts[0].values()))
 
 
-def test_records_are_of_their_pairs_that_are_there(corpus: Path, tmp_path: Path) -> None:
+def test_records_are_of_their_pairs_that_are_there(mined_corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    cut(corpus, out, 100)
+    cut(mined_corpus, out, 100)
     taken = set(all_rows(out, "score")["pair_id"])
     for kind in KINDS:
         expected = []
-        for record in all_rows(corpus, kind).to_dicts():
+        for record in all_rows(mined_corpus, kind).to_dicts():
             places = [place for place, one in enumerate(record["pair_ids"]) if one in taken]
             if record["source"] == "exam":
                 for name in ("positives", "cluster_ids"):
                     record[name] = [record[name][place] for place in places]
             record["pair_ids"] = [record["pair_ids"][place] for place in places]
             expected += [record] if places else []
-        assert same(all_rows(out, kind), pl.DataFrame(expected, all_rows(corpus, kind).schema))
-        whole = all_rows(corpus, kind, thrown=True)
+        assert same(all_rows(out, kind), pl.DataFrame(expected, all_rows(mined_corpus, kind).schema))
+        whole = all_rows(mined_corpus, kind, thrown=True)
         assert same(all_rows(out, kind, thrown=True), whole.filter(pl.col("pair_id").is_in(list(taken))))
     exam = all_rows(out, "convert/retrieval").filter(source="exam")["pair_ids"].list.len()
     assert {1} < set(exam)  # some whole, some in part
@@ -252,11 +254,11 @@ def pools(corpus: Path) -> dict[str, tuple[list[tuple[str, int]], list[float], l
     }
 
 
-def test_pools_are_those_of_the_records(corpus: Path, tmp_path: Path) -> None:
+def test_pools_are_those_of_the_records(mined_corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summary = cut(corpus, out, 100)[-1]
+    summary = cut(mined_corpus, out, 100)[-1]
     asked = {text for kind in KINDS[:2] for text in all_rows(out, kind)["query"]}
-    before, after = pools(corpus), pools(out)
+    before, after = pools(mined_corpus), pools(out)
     assert after == {text: pool for text, pool in before.items() if text in asked}
     named = {text for pool, _, positives in after.values() for text, _ in [*pool, *positives]}
     passages = read_passages(out, np.arange(3000))
@@ -271,10 +273,12 @@ def content(corpus: Path) -> Iterator[list[str]]:
             yield sorted(map(repr, all_rows(corpus, stage, thrown).rows()))
 
 
-def test_shards_decide_nothing_but_the_seed_does(corpus: Path, tmp_path: Path, pair: Callable[..., Row]) -> None:
+def test_shards_decide_nothing_but_the_seed_does(mined_corpus: Path, tmp_path: Path, pair: Callable[..., Row]) -> None:
     make(tmp_path / "one", pair, shards=1, backwards=True)
     places = [tmp_path / name for name in "abcd"]
-    for place, source, seed in zip(places, [corpus, corpus, tmp_path / "one", corpus], [0, 0, 0, 1], strict=True):
+    for place, source, seed in zip(
+        places, [mined_corpus, mined_corpus, tmp_path / "one", mined_corpus], [0, 0, 0, 1], strict=True
+    ):
         cut(source, place, 60, seed)
     first, again, repacked, other = places
     for stage in STAGES:
@@ -286,13 +290,13 @@ def test_shards_decide_nothing_but_the_seed_does(corpus: Path, tmp_path: Path, p
     assert not same(all_rows(first, "ingest"), all_rows(other, "ingest"))
 
 
-def test_a_corpus_smaller_than_the_sample_is_whole(corpus: Path, tmp_path: Path) -> None:
-    cut(corpus, tmp_path / "out", 100_000)
-    assert list(content(tmp_path / "out")) == list(content(corpus))
+def test_a_corpus_smaller_than_the_sample_is_whole(mined_corpus: Path, tmp_path: Path) -> None:
+    cut(mined_corpus, tmp_path / "out", 100_000)
+    assert list(content(tmp_path / "out")) == list(content(mined_corpus))
 
 
-def test_more_strata_than_rows(corpus: Path, tmp_path: Path) -> None:
-    cut(corpus, tmp_path / "out", 1)
+def test_more_strata_than_rows(mined_corpus: Path, tmp_path: Path) -> None:
+    cut(mined_corpus, tmp_path / "out", 1)
     assert set(Counter(all_rows(tmp_path / "out", "ingest")["source"])) == {
         "news",
         "chat",
@@ -303,18 +307,18 @@ def test_more_strata_than_rows(corpus: Path, tmp_path: Path) -> None:
     }
 
 
-def test_evaluation_sets_keep_questions_and_their_haystack(corpus: Path, tmp_path: Path) -> None:
+def test_evaluation_sets_keep_questions_and_their_haystack(mined_corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    cut(corpus, out, 20)
+    cut(mined_corpus, out, 20)
     names = [all_rows(out, "evaluation").filter(source=source) for source in ("test", "small")]
     only = names[0]["meta"].str.contains("passage_only")
     assert (len(only), only.sum(), names[1].height) == (20, 15, 5)
     assert [read_footer(shard).stage for shard in committed(out, "evaluation")] == ["evaluation"] * 2
 
 
-def test_later_stages_run_on_it(corpus: Path, tmp_path: Path) -> None:
+def test_later_stages_run_on_it(mined_corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    cut(corpus, out, 150)
+    cut(mined_corpus, out, 150)
     funnel = query(out, "SELECT stage, CAST(sum(rows) AS BIGINT) AS rows FROM funnel GROUP BY stage").to_pylist()
     assert {row["stage"]: row["rows"] for row in funnel}["score"] == all_rows(out, "score").height
     assert query(out, "SELECT count(*) AS rows FROM pools.candidates").to_pylist() != [{"rows": 0}]
@@ -325,39 +329,39 @@ def test_later_stages_run_on_it(corpus: Path, tmp_path: Path) -> None:
     assert convert(out, RECIPE, ONE).rows_in == all_rows(out, "score").height
 
 
-def test_stages_that_are_not_there_are_left_out(corpus: Path, tmp_path: Path) -> None:
+def test_stages_that_are_not_there_are_left_out(mined_corpus: Path, tmp_path: Path) -> None:
     for folder in ("convert", "score", "evaluation"):
-        (corpus / folder).rename(tmp_path / folder)
-    assert [summary.stage for summary in cut(corpus, tmp_path / "out", 50)] == ["ingest", "filter", "dedup"]
+        (mined_corpus / folder).rename(tmp_path / folder)
+    assert [summary.stage for summary in cut(mined_corpus, tmp_path / "out", 50)] == ["ingest", "filter", "dedup"]
     assert not (tmp_path / "out" / "pools.duckdb").exists()  # nothing asks for them
 
 
-def test_what_can_not_be_cut_is_said(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_not_be_cut_is_said(mined_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(CorpusError, match="there is something here"):
-        cut(corpus, out, 10)
+        cut(mined_corpus, out, 10)
     (out / "notes.txt").unlink()
     with pytest.raises(ValueError, match="1 or more"):
-        cut(corpus, out, 0)
+        cut(mined_corpus, out, 0)
     with pytest.raises(CorpusError, match="conan ingest"):
         cut(tmp_path / "nowhere", out, 10)
-    (corpus / "dedup" / ".incomplete").touch()
+    (mined_corpus / "dedup" / ".incomplete").touch()
     with pytest.raises(CorpusError, match="interrupted"):
-        cut(corpus, out, 10)
-    (corpus / "dedup" / ".incomplete").unlink()
+        cut(mined_corpus, out, 10)
+    (mined_corpus / "dedup" / ".incomplete").unlink()
 
     def full(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(cut_module, "write_pools", full)
     with pytest.raises(OSError, match="disk full"):
-        cut(corpus, out, 10)
+        cut(mined_corpus, out, 10)
     assert list(out.iterdir()) == []
     assert sorted(place.name for place in tmp_path.iterdir()) == ["corpus", "out"]
     monkeypatch.undo()
     (tmp_path / ".out.1.tmp" / "ingest").mkdir(parents=True)  # a killed run's
-    cut(corpus, out, 10)  # an empty folder may be there
+    cut(mined_corpus, out, 10)  # an empty folder may be there
     assert committed(out, "ingest")
     assert sorted(place.name for place in tmp_path.iterdir()) == ["corpus", "out"]

@@ -138,7 +138,7 @@ def make_corpus(corpus: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def made_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_training_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus as it is before any training; not to be written to."""
     corpus = tmp_path_factory.mktemp("made") / "corpus"
     make_corpus(corpus)
@@ -146,9 +146,9 @@ def made_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def corpus(made_corpus: Path, tmp_path: Path) -> Path:
+def training_corpus(shared_training_corpus: Path, tmp_path: Path) -> Path:
     """A copy of the corpus, of this test alone."""
-    return Path(shutil.copytree(made_corpus, tmp_path / "corpus"))
+    return Path(shutil.copytree(shared_training_corpus, tmp_path / "corpus"))
 
 
 @pytest.fixture(scope="session")
@@ -189,7 +189,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def runs(made_corpus: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
+def runs(shared_training_corpus: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     """The runs of training_runs.py, each in a corpus of its own; workers of pytest-xdist share them."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -197,6 +197,6 @@ def runs(made_corpus: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory
     with (base / "runs.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (base / "runs").exists():
-            train_all(base / "runs", made_corpus, tiny)
+            train_all(base / "runs", shared_training_corpus, tiny)
     files = {name: next((base / "runs" / name).glob("train/*/job.json")) for name in RUNS}
     return {name: Job.model_validate_json(file.read_text()) for name, file in files.items()}

@@ -32,14 +32,14 @@ def test_parameters_are_those_that_are_trained(dimension: int | None, tmp_path: 
     assert count_parameters(AutoConfig.from_pretrained(folder), dimension) == trained
 
 
-def test_widths_beyond_the_vectors_are_refused(corpus: Path, tiny: Path) -> None:
+def test_widths_beyond_the_vectors_are_refused(training_corpus: Path, tiny: Path) -> None:
     for name, settings in (
         ("pretrain", PretrainSettings(projection_dim=24, matryoshka_dims=[24, 25])),
         ("finetune", FinetuneSettings(matryoshka_dims=[32, 33])),
     ):
-        shards = {kind: sorted((corpus / "convert" / kind).glob("*.parquet")) for kind in ("retrieval", "sts")}
-        shards["pairs"] = sorted((corpus / "convert" / "pretrain").glob("*.parquet"))
-        job = make_job(corpus, name, str(tiny), settings, shards)
+        shards = {kind: sorted((training_corpus / "convert" / kind).glob("*.parquet")) for kind in ("retrieval", "sts")}
+        shards["pairs"] = sorted((training_corpus / "convert" / "pretrain").glob("*.parquet"))
+        job = make_job(training_corpus, name, str(tiny), settings, shards)
         with pytest.raises(TrainingError, match=rf"have (24|32) dimensions, and {name}.matryoshka_dims names (25|33)"):
             plan_training(job, 1)
 
@@ -71,20 +71,20 @@ def test_activations() -> None:
     assert activation_bytes(config, 10, True, True) == 3 * 2 * 10 * 64 + 34 * 10 * 64
 
 
-def test_the_plan_of_a_job(corpus: Path, tiny: Path, shards: Callable[[Path, str], list[Path]]) -> None:
+def test_the_plan_of_a_job(training_corpus: Path, tiny: Path, shards: Callable[[Path, str], list[Path]]) -> None:
     """Pre-training shares the pairs of all processes out; fine-tuning's update is the same for any number."""
-    pairs = {"pairs": shards(corpus, "pretrain")}
+    pairs = {"pairs": shards(training_corpus, "pretrain")}
     records = sum(read_footer(shard).rows_out for shard in pairs["pairs"])
     settings = PretrainSettings(batch_size=2, epochs=3, projection_dim=24, matryoshka_dims=[24], max_length=16)
-    alone, two = (plan_training(make_job(corpus, "pretrain", str(tiny), settings, pairs), count) for count in (1, 2))
+    alone, two = (plan_training(make_job(training_corpus, "pretrain", str(tiny), settings, pairs), count) for count in (1, 2))
     assert (alone.records, alone.steps, alone.texts_per_step) == (records, round(3 * records / 2), 4)
     assert (two.steps, two.texts_per_step) == (round(3 * records / 4), 8)
     assert alone.parameters == two.parameters == count_parameters(AutoConfig.from_pretrained(tiny), 24)
-    assert not (corpus / "train").exists()
+    assert not (training_corpus / "train").exists()
 
-    found = {"retrieval": shards(corpus, "retrieval"), "sts": shards(corpus, "sts")}
+    found = {"retrieval": shards(training_corpus, "retrieval"), "sts": shards(training_corpus, "sts")}
     settings = FinetuneSettings(
         retrieval_batch=3, negatives=5, sts_batch=7, steps=11, max_length=16, matryoshka_dims=[32]
     )
-    tuned = plan_training(make_job(corpus, "finetune", str(tiny), settings, found), 2)
+    tuned = plan_training(make_job(training_corpus, "finetune", str(tiny), settings, found), 2)
     assert (tuned.steps, tuned.texts_per_step) == (11, 3 * (1 + 1 + 5) + 2 * 7)

@@ -23,10 +23,10 @@ Shards = Callable[[Path, str], list[Path]]
 
 
 @pytest.fixture
-def pretraining(corpus: Path, tiny: Path, shards: Shards) -> Callable[..., Job]:
+def pretraining(training_corpus: Path, tiny: Path, shards: Shards) -> Callable[..., Job]:
     """Make a job of pre-training; changes to its settings may be given."""
-    pairs = {"pairs": shards(corpus, "pretrain")}
-    return lambda **changes: make_job(corpus, "pretrain", str(tiny), PretrainSettings(**changes), pairs)
+    pairs = {"pairs": shards(training_corpus, "pretrain")}
+    return lambda **changes: make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(**changes), pairs)
 
 
 @pytest.fixture
@@ -47,37 +47,37 @@ def finish(job: Job) -> None:
     job.done.write_text(job.fingerprint)
 
 
-def test_a_job_survives_its_file(pretraining: Callable[..., Job], corpus: Path, tiny: Path) -> None:
+def test_a_job_survives_its_file(pretraining: Callable[..., Job], training_corpus: Path, tiny: Path) -> None:
     job = pretraining(steps=3)
     assert Job.model_validate_json(job.model_dump_json()) == job
     for settings in (BootstrapTraining(steps=3), FinetuneSettings(steps=3)):
-        job = make_job(corpus, "x", str(tiny), settings, {})
+        job = make_job(training_corpus, "x", str(tiny), settings, {})
         again = Job.model_validate_json(job.model_dump_json()).settings
         assert again.model_dump() == settings.model_dump()
         assert isinstance(again, FinetuneSettings) == isinstance(settings, FinetuneSettings)
 
 
 def test_the_fingerprint_is_of_what_decides_the_result(
-    pretraining: Callable[..., Job], corpus: Path, tiny: Path, shards: Shards, write: Any, tmp_path: Path
+    pretraining: Callable[..., Job], training_corpus: Path, tiny: Path, shards: Shards, write: Any, tmp_path: Path
 ) -> None:
     job = pretraining()
     assert pretraining().fingerprint == job.fingerprint
     for others in ({"log_every": 1, "checkpoint_every": 7}, {"gradcache_tokens": 64, "gradient_checkpointing": True}):
         assert pretraining(**others).fingerprint == job.fingerprint
     copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
-    pairs = {"pairs": shards(corpus, "pretrain")}
-    assert make_job(corpus, "pretrain", str(copy), PretrainSettings(), pairs).fingerprint == job.fingerprint
+    pairs = {"pairs": shards(training_corpus, "pretrain")}
+    assert make_job(training_corpus, "pretrain", str(copy), PretrainSettings(), pairs).fingerprint == job.fingerprint
 
     others = [pretraining(learning_rate=2e-5), pretraining(seed=1)]
-    others.append(make_job(corpus, "pretrain", str(tiny), PretrainSettings(), pairs, pools="other"))
+    others.append(make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(), pairs, pools="other"))
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    others.append(make_job(corpus, "pretrain", str(copy), PretrainSettings(), pairs))
+    others.append(make_job(training_corpus, "pretrain", str(copy), PretrainSettings(), pairs))
     before = read_footer(pairs["pairs"][0]).content
-    write.shard(corpus, "pretrain", [{"source": "c", "query": "q", "positive": "p", "cluster_id": 4}])
+    write.shard(training_corpus, "pretrain", [{"source": "c", "query": "q", "positive": "p", "cluster_id": 4}])
     assert read_footer(pairs["pairs"][0]).content != before
-    others.append(make_job(corpus, "pretrain", str(tiny), PretrainSettings(), pairs))
+    others.append(make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(), pairs))
     assert len({job.fingerprint, *(other.fingerprint for other in others)}) == 6
 
 
@@ -154,18 +154,18 @@ def test_another_number_of_processes_is_refused(
     assert run_job(job, 2) is True
 
 
-def test_a_stage_does_not_replace_the_model_that_it_starts_from(corpus: Path, tiny: Path) -> None:
+def test_a_stage_does_not_replace_the_model_that_it_starts_from(training_corpus: Path, tiny: Path) -> None:
     for name in ("finetune.before", "finetune"):
-        model = corpus / "train" / name / "model"
+        model = training_corpus / "train" / name / "model"
         shutil.copytree(tiny, model)
         with pytest.raises(TrainingError, match="own result"):
-            make_job(corpus, "finetune", str(model), FinetuneSettings(), {})
-    assert make_job(corpus, "pretrain", str(model), PretrainSettings(), {}).model == str(model)
+            make_job(training_corpus, "finetune", str(model), FinetuneSettings(), {})
+    assert make_job(training_corpus, "pretrain", str(model), PretrainSettings(), {}).model == str(model)
 
 
-def test_a_model_is_found_from_any_folder(corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_found_from_any_folder(training_corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tiny.parent)
-    assert make_job(corpus, "pretrain", tiny.name, PretrainSettings(), {}).model == str(tiny.resolve())
+    assert make_job(training_corpus, "pretrain", tiny.name, PretrainSettings(), {}).model == str(tiny.resolve())
 
 
 def test_processes_know_their_place(

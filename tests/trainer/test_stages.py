@@ -8,16 +8,18 @@ from conan_embedding.schemas.training_settings import FinetuneSettings, Pretrain
 from training_runs import FINETUNE, PRETRAIN, job_of
 
 
-def test_in_turn_a_task_goes_on_where_it_was(corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_turn_a_task_goes_on_where_it_was(
+    training_corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same updates as where each is of both tasks, one task at a time, and nothing of either is left out."""
     from conan_embedding.trainer.stages import build_task
 
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
     plain = FinetuneSettings(**FINETUNE, steps=60)
-    both = build_task(job_of(corpus, tiny, plain), world_size=1)
+    both = build_task(job_of(training_corpus, tiny, plain), world_size=1)
     assert both.miner
     alternate_tasks = plain.model_copy(update={"alternate_tasks": True})
-    one = build_task(job_of(corpus, tiny, alternate_tasks), world_size=1)
+    one = build_task(job_of(training_corpus, tiny, alternate_tasks), world_size=1)
     assert one.miner
     steps = [0, 0]
     for step in range(1, 61):
@@ -37,13 +39,13 @@ def test_in_turn_a_task_goes_on_where_it_was(corpus: Path, tiny: Path, monkeypat
     assert sum(steps) == 60 and min(steps) > 15
 
 
-def test_an_update_may_be_of_one_source(corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_may_be_of_one_source(training_corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from conan_embedding.trainer.stages import build_task
 
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
     settings = PretrainSettings(**PRETRAIN, steps=30, homogeneous_batches=True)
-    task = build_task(job_of(corpus, tiny, settings), world_size=2)
-    pairs = pl.read_parquet(corpus / "convert" / "pretrain" / "*.parquet")
+    task = build_task(job_of(training_corpus, tiny, settings), world_size=2)
+    pairs = pl.read_parquet(training_corpus / "convert" / "pretrain" / "*.parquet")
     source_of = dict(zip(pairs["query"], pairs["source"].cast(pl.String), strict=True))
     sources = []
     for step in range(1, 31):

@@ -111,9 +111,11 @@ def test_mixed_precision_exports_the_optimizers_weights(runs: dict[str, Job], ti
     assert losses_of(runs["bf16"]) != losses_of(runs["pretrain"])[:3]
 
 
-def test_what_is_exported_gives_the_trainers_vectors(runs: dict[str, Job], tiny: Path, made_corpus: Path) -> None:
+def test_what_is_exported_gives_the_trainers_vectors(
+    runs: dict[str, Job], tiny: Path, shared_training_corpus: Path
+) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    scored = pl.read_parquet(made_corpus / "convert" / "sts" / "part-00000.parquet")
+    scored = pl.read_parquet(shared_training_corpus / "convert" / "sts" / "part-00000.parquet")
     texts = pl.concat([scored["text_a"], scored["text_b"]]).to_list()[:50]
     for name, dimension in (("pretrain", 24), ("finetune", None)):
         model, tokenizer = load(tiny, dimension, "mean", 32)

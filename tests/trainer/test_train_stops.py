@@ -81,19 +81,19 @@ def test_a_run_that_is_asked_to_stop_saves_its_step(runs: dict[str, Job]) -> Non
 
 
 def test_other_machines_and_torchrun_train_as_one_machine_does(
-    runs: dict[str, Job], corpus: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, Job], training_corpus: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same losses from two processes on one address, on two, and under two launchers of torchrun."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     settings, _ = RUNS["zero 1"]
-    two_hosts = job_of(Path(shutil.copytree(corpus, corpus.with_name("two hosts"))), tiny, settings)
+    two_hosts = job_of(Path(shutil.copytree(training_corpus, training_corpus.with_name("two hosts"))), tiny, settings)
     with monkeypatch.context() as patched:  # nothing is imported from the folder that a command is started in
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
         (elsewhere / "torch.py").write_text("raise ImportError('this is another torch')")
         patched.chdir(elsewhere)
         assert run_job(two_hosts, [Host("127.0.0.2", 1), Host("127.0.0.3", 1)]) is True
-    launched = job_of(corpus, tiny, settings)
+    launched = job_of(training_corpus, tiny, settings)
     with monkeypatch.context() as patched:
         patched.setattr(
             "conan_embedding.trainer.launch.launcher._run_processes", lambda *_: None

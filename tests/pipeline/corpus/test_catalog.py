@@ -58,7 +58,7 @@ def test_an_empty_corpus(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def corpus(tmp_path: Path, pair, write_shards) -> Path:
+def ingested_corpus(tmp_path: Path, pair, write_shards) -> Path:
     """Pairs of all tasks with something for every stage to reject; the folder's name has a quote."""
     corpus = tmp_path / "it's a corpus"
     unlike = ["海边的城市冬天温暖", "山里的茶叶春天采收", "草原上的马群秋天迁徙", "河流在夏季常常泛滥"]
@@ -74,29 +74,33 @@ def corpus(tmp_path: Path, pair, write_shards) -> Path:
     return corpus
 
 
-def test_after_each_stage(corpus: Path, bge: Path) -> None:
+def test_after_each_stage(ingested_corpus: Path, bge: Path) -> None:
     recipe = Recipe()
     model = {"model": str(bge), "max_length": 32}
     stages = [
-        lambda: filter_pairs(corpus, FilterSettings(), ONE),
-        lambda: dedup(corpus, recipe, ONE),
-        lambda: score(corpus, ScoreSettings(cutoff=0.995, **model), ONE),
-        lambda: score(corpus, ScoreSettings(cutoff=-1, **model), ONE),
-        lambda: convert(corpus, recipe, ONE),
-        lambda: mine(corpus, MineSettings(method="topk", **model), ONE),
+        lambda: filter_pairs(ingested_corpus, FilterSettings(), ONE),
+        lambda: dedup(ingested_corpus, recipe, ONE),
+        lambda: score(ingested_corpus, ScoreSettings(cutoff=0.995, **model), ONE),
+        lambda: score(ingested_corpus, ScoreSettings(cutoff=-1, **model), ONE),
+        lambda: convert(ingested_corpus, recipe, ONE),
+        lambda: mine(ingested_corpus, MineSettings(method="topk", **model), ONE),
     ]
-    check(corpus)
+    check(ingested_corpus)
     for stage in stages:
         stage()
-        check(corpus)
-    assert {stage for (stage,) in rows(corpus, "SELECT DISTINCT stage FROM rejected")} == {"filter", "dedup", "convert"}
-    reasons = dict(rows(corpus, "SELECT reason, sum(rows)::BIGINT FROM rules GROUP BY 1"))
+        check(ingested_corpus)
+    assert {stage for (stage,) in rows(ingested_corpus, "SELECT DISTINCT stage FROM rejected")} == {
+        "filter",
+        "dedup",
+        "convert",
+    }
+    reasons = dict(rows(ingested_corpus, "SELECT reason, sum(rows)::BIGINT FROM rules GROUP BY 1"))
     assert reasons.keys() == {
         "query_length", "empty_side", "exact_duplicate", "refusal", "label_range", "lonely_class"
     }  # fmt: skip
-    tasks = dict(rows(corpus, "SELECT task, count(*) FROM convert GROUP BY 1"))
+    tasks = dict(rows(ingested_corpus, "SELECT task, count(*) FROM convert GROUP BY 1"))
     assert tasks == {"pretrain": 5, "retrieval": 8, "sts": 3}
-    joined = rows(corpus, "SELECT len(passage_ids) FROM pools.candidates JOIN pools.queries USING (query_id)")
+    joined = rows(ingested_corpus, "SELECT len(passage_ids) FROM pools.candidates JOIN pools.queries USING (query_id)")
     assert len(joined) == 8
 
 

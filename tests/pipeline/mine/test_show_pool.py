@@ -35,7 +35,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def corpus(tmp_path: Path, write_shards) -> Path:
+def converted_corpus(tmp_path: Path, write_shards) -> Path:
     origin = {"source": "exam", "category": "web_page", "negatives": []}
     asked = {"pair_ids": ["0", "1"], "query": "问", "positives": ["答", "又答"], "cluster_ids": [1, 2]}
     others = [
@@ -65,16 +65,16 @@ def settings(model: Path, **more) -> MineSettings:
     ],
 )
 def test_every_rule(
-    options: dict[str, Any], ceiling: str | None, verdicts: str, is_cached: bool, corpus: Path, bge: Path
+    options: dict[str, Any], ceiling: str | None, verdicts: str, is_cached: bool, converted_corpus: Path, bge: Path
 ) -> None:
     """A dash for what is not listed: neither a candidate nor among the best `top_k`."""
     mined = settings(bge, **options)
-    mine(corpus, mined, Engine(workers=1))
+    mine(converted_corpus, mined, Engine(workers=1))
     if not is_cached:
-        shutil.rmtree(corpus / "vectors")
-    before = sorted((file, file.stat().st_mtime_ns) for file in corpus.rglob("*"))
-    shown = show_pool(corpus, "问", mined)
-    assert sorted((file, file.stat().st_mtime_ns) for file in corpus.rglob("*")) == before
+        shutil.rmtree(converted_corpus / "vectors")
+    before = sorted((file, file.stat().st_mtime_ns) for file in converted_corpus.rglob("*"))
+    shown = show_pool(converted_corpus, "问", mined)
+    assert sorted((file, file.stat().st_mtime_ns) for file in converted_corpus.rglob("*")) == before
     names = {"positive": "own positive", "cluster": "cluster of a positive", "above": ceiling, "shifted": "shifted"}
     expected = [
         (place, text, "kept" if "kept" in word else names[word], int(word[4:]) if "kept" in word else None)
@@ -88,46 +88,46 @@ def test_every_rule(
     assert shown.ceiling == (None if ceiling is None else pytest.approx(float(ceiling.split()[2]), abs=1e-6))
 
 
-def test_dropped_counts_what_is_not_listed(corpus: Path, bge: Path) -> None:
+def test_dropped_counts_what_is_not_listed(converted_corpus: Path, bge: Path) -> None:
     mined = settings(bge, method="topk-abs", margin=0.72, top_k=1)
-    mine(corpus, mined, Engine(workers=1))
+    mine(converted_corpus, mined, Engine(workers=1))
     expected = {"own positive": 2, "above ceiling 0.72 (topk-abs)": 2, "cluster of a positive": 1}
-    assert show_pool(corpus, "问", mined).dropped == expected
+    assert show_pool(converted_corpus, "问", mined).dropped == expected
 
 
-def test_an_index_may_miss_a_passage(corpus: Path, bge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_may_miss_a_passage(converted_corpus: Path, bge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conan_embedding.pipeline.mine.search.RECALL", 0.0)
     mined = settings(bge, method="topk", index="IVF2,Flat")
-    mine(corpus, mined, Engine(workers=1))
-    verdicts = {row["text"]: row["verdict"] for row in show_pool(corpus, "问", mined).passages}
+    mine(converted_corpus, mined, Engine(workers=1))
+    verdicts = {row["text"]: row["verdict"] for row in show_pool(converted_corpus, "问", mined).passages}
     assert {verdicts.pop(text) for text in ("答", "又答")} == {"own positive"}
     assert verdicts.pop("似答") == "cluster of a positive"
     assert set(verdicts.values()) == {"kept", "missed by the search"}
 
 
-def test_a_query_by_id_text_or_part(corpus: Path, bge: Path) -> None:
+def test_a_query_by_id_text_or_part(converted_corpus: Path, bge: Path) -> None:
     mined = settings(bge, method="topk")
-    mine(corpus, mined, Engine(workers=1))
+    mine(converted_corpus, mined, Engine(workers=1))
     for wanted in ("问", "另问答", "另问近一", "近一"):
-        shown = show_pool(corpus, wanted, mined)
+        shown = show_pool(converted_corpus, wanted, mined)
         assert shown.query == {"近一": "另问近一"}.get(wanted, wanted)
-        assert show_pool(corpus, str(shown.query_id), mined) == shown
+        assert show_pool(converted_corpus, str(shown.query_id), mined) == shown
     with pytest.raises(CorpusError, match="several queries contain '另'") as error:
-        show_pool(corpus, "另", mined)
+        show_pool(converted_corpus, "另", mined)
     assert len(str(error.value).splitlines()) == 6
     with pytest.raises(CorpusError, match="no query has '不在'"):
-        show_pool(corpus, "不在", mined)
+        show_pool(converted_corpus, "不在", mined)
 
 
-def test_what_can_not_be_shown_is_said(corpus: Path, bge: Path) -> None:
+def test_what_can_not_be_shown_is_said(converted_corpus: Path, bge: Path) -> None:
     mined = settings(bge, method="topk")
     with pytest.raises(CorpusError, match="conan mine"):
-        show_pool(corpus, "问", mined)
-    mine(corpus, mined, Engine(workers=1))
-    shutil.rmtree(corpus / "vectors")
+        show_pool(converted_corpus, "问", mined)
+    mine(converted_corpus, mined, Engine(workers=1))
+    shutil.rmtree(converted_corpus / "vectors")
     with pytest.raises(CorpusError, match="another model or other settings"):
-        show_pool(corpus, "问", mined.model_copy(update={"max_length": 16}))
-    with open_pools(corpus, read_only=False) as pools:
+        show_pool(converted_corpus, "问", mined.model_copy(update={"max_length": 16}))
+    with open_pools(converted_corpus, read_only=False) as pools:
         pools.execute("ALTER TABLE runs DROP COLUMN passage_vectors")
     with pytest.raises(CorpusError, match=r"don't say how they were made; run `conan mine"):
-        show_pool(corpus, "问", mined)
+        show_pool(converted_corpus, "问", mined)

@@ -93,7 +93,7 @@ def write_ingest(corpus: Path, *shards: list[dict[str, Any]], rejects: list[dict
 
 
 @pytest.fixture
-def corpus(tmp_path: Path, pair: Callable[..., dict[str, Any]], write_shards: Callable[..., None]) -> Path:
+def scored_corpus(tmp_path: Path, pair: Callable[..., dict[str, Any]], write_shards: Callable[..., None]) -> Path:
     """Two sources through ingest, filter, dedup and score; one filter reject in four is hostile."""
     folder = tmp_path / "my <corpus>"
     web = [pair(f"问题{number}", "答" * (number + 1), "web") for number in range(12)]
@@ -114,9 +114,9 @@ def corpus(tmp_path: Path, pair: Callable[..., dict[str, Any]], write_shards: Ca
     return folder
 
 
-def test_a_page_is_whole_and_loads_nothing(corpus: Path, tmp_path: Path) -> None:
+def test_a_page_is_whole_and_loads_nothing(scored_corpus: Path, tmp_path: Path) -> None:
     target = tmp_path / "deep" / "page.html"
-    assert write_report(corpus, target) == target
+    assert write_report(scored_corpus, target) == target
     assert [file.name for file in target.parent.iterdir()] == ["page.html"]
     html = target.read_text("utf-8")
     page = Page(html)
@@ -130,8 +130,8 @@ def test_a_page_is_whole_and_loads_nothing(corpus: Path, tmp_path: Path) -> None
     assert "@import" not in style
 
 
-def test_hostile_texts_are_text(corpus: Path, tmp_path: Path) -> None:
-    html = write_report(corpus, tmp_path / "page.html").read_text("utf-8")
+def test_hostile_texts_are_text(scored_corpus: Path, tmp_path: Path) -> None:
+    html = write_report(scored_corpus, tmp_path / "page.html").read_text("utf-8")
     page = Page(html)
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     visible = HOSTILE.replace("\x00", "␀").replace("\x1b", "␛")
@@ -147,8 +147,8 @@ def test_hostile_texts_are_text(corpus: Path, tmp_path: Path) -> None:
     assert {'{"q": <b>', "<i>/posts.jsonl:7", "posts.gz"} <= set(shown)
 
 
-def test_figures_are_those_of_the_rows(corpus: Path, tmp_path: Path) -> None:
-    html = write_report(corpus, tmp_path / "page.html").read_text("utf-8")
+def test_figures_are_those_of_the_rows(scored_corpus: Path, tmp_path: Path) -> None:
+    html = write_report(scored_corpus, tmp_path / "page.html").read_text("utf-8")
     low = 3  # scores 0.31, 0.34, 0.37
     text = {
         "web": sum(len((f"问题{number}" + "答" * (number + 1)).encode()) for number in range(low, 12)),
@@ -177,8 +177,8 @@ def test_figures_are_those_of_the_rows(corpus: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_the_score_histogram_has_every_pair_and_the_cutoff(corpus: Path, tmp_path: Path) -> None:
-    html = write_report(corpus, tmp_path / "page.html").read_text("utf-8")
+def test_the_score_histogram_has_every_pair_and_the_cutoff(scored_corpus: Path, tmp_path: Path) -> None:
+    html = write_report(scored_corpus, tmp_path / "page.html").read_text("utf-8")
     figure = re.search(r"<figure><figcaption><b>Cosine of query.*?</figure>", html, re.DOTALL)
     assert figure
     assert "cutoff 0.4" in figure[0]
@@ -191,8 +191,8 @@ def test_the_score_histogram_has_every_pair_and_the_cutoff(corpus: Path, tmp_pat
         assert np.allclose(np.array(drawn) / sum(drawn), np.array(expected) / sum(expected), atol=0.01)
 
 
-def test_what_is_not_there_is_left_out(corpus: Path, tmp_path: Path, pair, write_shards) -> None:
-    page = Page(write_report(corpus, tmp_path / "page.html").read_text("utf-8"))
+def test_what_is_not_there_is_left_out(scored_corpus: Path, tmp_path: Path, pair, write_shards) -> None:
+    page = Page(write_report(scored_corpus, tmp_path / "page.html").read_text("utf-8"))
     assert page.all("h2") == ["Funnel", "Rejects", "Scores and lengths"]
 
     write_ingest(tmp_path / "plain", [pair("问题", "答案")])
@@ -219,13 +219,13 @@ def test_the_cutoff_is_what_rejects_were_held_to_or_else_the_recipe_s(tmp_path: 
     assert Page(html).all("h2") == ["Funnel", "Rejects", "Scores and lengths"]  # although nothing was kept
 
 
-def test_an_interrupted_stage_is_said(corpus: Path, tmp_path: Path) -> None:
-    (corpus / "score" / ".incomplete").touch()
-    page = Page(write_report(corpus, tmp_path / "page.html").read_text("utf-8"))
+def test_an_interrupted_stage_is_said(scored_corpus: Path, tmp_path: Path) -> None:
+    (scored_corpus / "score" / ".incomplete").touch()
+    page = Page(write_report(scored_corpus, tmp_path / "page.html").read_text("utf-8"))
     assert any("Figures are partial" in text and "conan score" in text for text in page.all("p"))
 
 
-def test_pools(corpus: Path, tmp_path: Path) -> None:
+def test_pools(scored_corpus: Path, tmp_path: Path) -> None:
     run = {"run_id": "a", "model_fingerprint": "f", "method": "topk", "margin": 0.95, "top_k": 3, "fingerprint": "p"}
     scores = [[0.5, 0.4], [0.9], []]
     tables = {
@@ -240,8 +240,8 @@ def test_pools(corpus: Path, tmp_path: Path) -> None:
             for q, own in enumerate(scores)
         ],
     }
-    write_pools(corpus, {name: pa.Table.from_pylist(rows) for name, rows in tables.items()}, ceiling_sql())
-    html = write_report(corpus, tmp_path / "page.html").read_text("utf-8")
+    write_pools(scored_corpus, {name: pa.Table.from_pylist(rows) for name, rows in tables.items()}, ceiling_sql())
+    html = write_report(scored_corpus, tmp_path / "page.html").read_text("utf-8")
     assert "Negative pools" in Page(html).all("h2")
     facts = facts_of(html)
     assert [facts[name] for name in ("queries", "passages", "candidates", "replacements")] == ["3", "5", "3", "0"]
@@ -249,28 +249,28 @@ def test_pools(corpus: Path, tmp_path: Path) -> None:
     assert float(facts["mean gap to top negative"]) == pytest.approx(((0.6 - 0.5) + (0.7 - 0.9)) / 2, abs=1e-3)
 
 
-def test_training_and_evaluation(corpus: Path, tmp_path: Path) -> None:
+def test_training_and_evaluation(scored_corpus: Path, tmp_path: Path) -> None:
     step = {"retrieval": 1.0, "sts": 0.5, "positive_score": 0.8, "negative_score": 0.3, "tokens_per_second": 1200}
     log = [{"event": "start", "steps": 40, "parameters": 683520, "world_size": 2}]
     log += [{"step": number, "loss": 2.5 / number} | step for number in (10, 20, 30)]
     log[2]["mining"] = {"visited": 9, "flagged": 5, "replaced": 4, "exhausted": 1}
     log[3] |= {"loss": float("nan"), "mining": {"visited": 9, "flagged": 3, "replaced": 3, "exhausted": 2}}
     for name in ("finetune", "bootstrap"):
-        (corpus / "train" / name).mkdir(parents=True)
+        (scored_corpus / "train" / name).mkdir(parents=True)
         text = "".join(json.dumps(entry) + "\n" for entry in log)
-        (corpus / "train" / name / "log.jsonl").write_text(text + '{"step": 40, "lo')
-    (corpus / "train" / "new").mkdir()
-    (corpus / "train" / "new" / "log.jsonl").write_text(json.dumps(log[0]) + "\n")
+        (scored_corpus / "train" / name / "log.jsonl").write_text(text + '{"step": 40, "lo')
+    (scored_corpus / "train" / "new").mkdir()
+    (scored_corpus / "train" / "new" / "log.jsonl").write_text(json.dumps(log[0]) + "\n")
     rows = [
         ("bge <large>", "qa", "ndcg@10", 0.7),
         ("chosen here", "qa", "ndcg@10", 0.8125),
         ("chosen here", "sts", "spearman", None),
     ]
-    (corpus / "evaluation").mkdir()
-    (corpus / "evaluation" / "metrics.json").write_text(
+    (scored_corpus / "evaluation").mkdir()
+    (scored_corpus / "evaluation" / "metrics.json").write_text(
         json.dumps([dict(zip(("model", "set", "metric", "value"), row, strict=True)) for row in rows])
     )
-    html = write_report(corpus, tmp_path / "page.html").read_text("utf-8")
+    html = write_report(scored_corpus, tmp_path / "page.html").read_text("utf-8")
     page = Page(html)
     assert page.all("h2")[-2:] == ["Training", "Evaluation"]
     assert page.all("h3")[-2:] == ["bootstrap", "finetune"]

@@ -127,9 +127,9 @@ def test_pairs_of_any_stage_are_read(tmp_path: Path, pairs_of: Callable[..., Pai
 
 
 def test_an_update_for_pretraining_is_its_rows(
-    made_corpus: Path, shards: Shards, pairs_of: Callable[..., PairData]
+    shared_training_corpus: Path, shards: Shards, pairs_of: Callable[..., PairData]
 ) -> None:
-    data = pairs_of(*shards(made_corpus, "pretrain"))
+    data = pairs_of(*shards(shared_training_corpus, "pretrain"))
     queries, positives = column(data.pairs, "query"), column(data.pairs, "positive")
     rows = np.array([7, 0, 6])
     update = pretrain_batch(data, rows)
@@ -142,11 +142,11 @@ def test_an_update_for_pretraining_is_its_rows(
 
 @pytest.mark.parametrize("window", [7, 100_000])
 def test_records_meet_their_pools(
-    made_corpus: Path, shards: Shards, read: Read, monkeypatch: pytest.MonkeyPatch, window: int
+    shared_training_corpus: Path, shards: Shards, read: Read, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     monkeypatch.setattr(training_tables, "WINDOW", window)
-    data = read(made_corpus, "retrieval")
-    records = pl.concat([pl.read_parquet(shard) for shard in shards(made_corpus, "retrieval")])
+    data = read(shared_training_corpus, "retrieval")
+    records = pl.concat([pl.read_parquet(shard) for shard in shards(shared_training_corpus, "retrieval")])
     assert column(data.queries, "query") == records["query"].to_list()  # here queries are numbered as they are written
     assert data.query_ids.tolist() == list(range(40))
     assert column(data.queries, "positives") == records["positives"].to_list()
@@ -159,11 +159,11 @@ def test_records_meet_their_pools(
     assert (data.sentence_sources.names, data.sentence_sources.categories) == (["sts"], ["news"])
     assert data.pool_sizes.tolist() == [len(pool) for pool in column(data.queries, "pool")] == list(range(40))
     assert len(data.passages) == 160
-    scored = pl.read_parquet(shards(made_corpus, "sts")[0])
+    scored = pl.read_parquet(shards(shared_training_corpus, "sts")[0])
     for name in ("text_a", "text_b", "label"):
         assert column(data.sentences, name) == scored[name].to_list()
-    assert count_queries(made_corpus, {"retrieval": shards(made_corpus, "retrieval")}) == 40
-    assert count_sentences(shards(made_corpus, "sts")) == 30
+    assert count_queries(shared_training_corpus, {"retrieval": shards(shared_training_corpus, "retrieval")}) == 40
+    assert count_sentences(shards(shared_training_corpus, "sts")) == 30
 
 
 def test_records_of_one_query_become_one(tmp_path: Path, write: Any, read: Read) -> None:
@@ -191,19 +191,19 @@ def test_pairs_alone_may_serve_as_retrieval(tmp_path: Path, write: Any, read: Re
     assert column(data.queries, "provided") == [[]]
 
 
-def test_what_pools_lack_is_said(corpus: Path, write: Any, read: Read) -> None:
+def test_what_pools_lack_is_said(training_corpus: Path, write: Any, read: Read) -> None:
     pair = {"source": "c", "query": "没有挖过", "positive": "四", "cluster_id": 4}
-    write.shard(corpus, "pretrain", [pair])
+    write.shard(training_corpus, "pretrain", [pair])
     with pytest.raises(CorpusError, match=r"1 of 41 queries have no pool.*mine"):
-        read(corpus, "retrieval", "pretrain")
-    queries = column(read(corpus, "retrieval").queries, "query")
-    write.mined(corpus, {1: ("五", 5), 2: ("六", 6)}, {query: [] for query in queries})
+        read(training_corpus, "retrieval", "pretrain")
+    queries = column(read(training_corpus, "retrieval").queries, "query")
+    write.mined(training_corpus, {1: ("五", 5), 2: ("六", 6)}, {query: [] for query in queries})
     with pytest.raises(CorpusError, match="numbered from 0"):
-        read(corpus, "retrieval")
-    write.shard(corpus, "retrieval", [])
-    write.shard(corpus, "retrieval", [], number=1)
+        read(training_corpus, "retrieval")
+    write.shard(training_corpus, "retrieval", [])
+    write.shard(training_corpus, "retrieval", [], number=1)
     with pytest.raises(CorpusError, match="no queries"):
-        read(corpus, "retrieval")
+        read(training_corpus, "retrieval")
 
 
 def negatives_of(data: FinetuneData, windows: Windows, rows: list[int], visit: int = 0) -> list[list[str]]:
@@ -218,8 +218,8 @@ def negatives_of(data: FinetuneData, windows: Windows, rows: list[int], visit: i
     return [[update.texts[row] for row in each if row >= 0] for each in update.negative_rows]
 
 
-def test_negatives_are_those_of_the_windows(made_corpus: Path, read: Read) -> None:
-    data = read(made_corpus, "retrieval")
+def test_negatives_are_those_of_the_windows(shared_training_corpus: Path, read: Read) -> None:
+    data = read(shared_training_corpus, "retrieval")
     windows = start(data.pool_sizes, 4, provided_counts(data))
     texts, provided = column(data.passages, "text"), column(data.queries, "provided")
     pools = [[texts[i] for i in each] for each in column(data.queries, "pool")]
@@ -235,8 +235,8 @@ def test_negatives_are_those_of_the_windows(made_corpus: Path, read: Read) -> No
     assert negatives_of(data, moved, [25]) == [pools[25][10:14]]
 
 
-def test_a_query_shows_its_positives_in_turn(made_corpus: Path, read: Read) -> None:
-    data = read(made_corpus, "retrieval")
+def test_a_query_shows_its_positives_in_turn(shared_training_corpus: Path, read: Read) -> None:
+    data = read(shared_training_corpus, "retrieval")
     windows = start(data.pool_sizes, 4, provided_counts(data))
     assert len(column(data.queries, "positives")[2]) == 2
     for visit in range(4):
@@ -265,8 +265,8 @@ def test_queries_without_any_negatives_are_an_update_too(tmp_path: Path, write: 
     assert update.negative_rows.shape == (2, 0)
 
 
-def test_an_update_may_be_of_one_task(made_corpus: Path, read: Read) -> None:
-    data = read(made_corpus, "retrieval")
+def test_an_update_may_be_of_one_task(shared_training_corpus: Path, read: Read) -> None:
+    data = read(shared_training_corpus, "retrieval")
     windows, nothing = start(data.pool_sizes, 4, provided_counts(data)), np.zeros(0, np.int64)
     update = finetune_batch(data, windows, nothing, np.arange(3), 4, nothing)
     assert (len(update.query_rows), len(update.labels), len(update.texts)) == (0, 3, 6)

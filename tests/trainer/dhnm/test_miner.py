@@ -23,16 +23,16 @@ NAN = float("nan")
 
 
 @pytest.fixture
-def data(corpus: Path, shards: Shards, tmp_path: Path) -> FinetuneData:
+def data(training_corpus: Path, shards: Shards, tmp_path: Path) -> FinetuneData:
     folder = tmp_path / "data"
     folder.mkdir()
-    write_finetune(folder, corpus, {"retrieval": shards(corpus, "retrieval")}, [])
+    write_finetune(folder, training_corpus, {"retrieval": shards(training_corpus, "retrieval")}, [])
     return read_finetune(folder)
 
 
 @pytest.fixture
-def mining(corpus: Path, data: FinetuneData) -> HardNegativeMiner:
-    return make_miner(corpus, data)
+def mining(training_corpus: Path, data: FinetuneData) -> HardNegativeMiner:
+    return make_miner(training_corpus, data)
 
 
 def make_miner(corpus: Path, data: FinetuneData, **changes: Any) -> HardNegativeMiner:
@@ -116,24 +116,24 @@ def test_a_step_without_any_negatives_changes_nothing(mining: HardNegativeMiner)
     assert found == {"visited": 0, "eligible": 0, "flagged": 0, "replaced": 0, "exhausted": 0}
 
 
-def test_switched_off_nothing_moves(corpus: Path, data: FinetuneData) -> None:
-    mining = make_miner(corpus, data, enabled=False)
+def test_switched_off_nothing_moves(training_corpus: Path, data: FinetuneData) -> None:
+    mining = make_miner(training_corpus, data, enabled=False)
     for step, mean in enumerate([0.9, 0.5, 0.1, 0.1], start=1):
         assert observe(mining, step, mean, mean, mean, mean) is None
     assert not mining.windows.round.any()
 
 
-def test_the_tables_are_the_state_and_its_history(mining: HardNegativeMiner, corpus: Path) -> None:
+def test_the_tables_are_the_state_and_its_history(mining: HardNegativeMiner, training_corpus: Path) -> None:
     replay(mining, range(1, 10))
-    assert [row[:3] + row[5:] for row in table(corpus, "replacements")] == [
+    assert [row[:3] + row[5:] for row in table(training_corpus, "replacements")] == [
         (3, 20, 1, 10, 14),
         (3, 39, 1, 10, 14),
         (9, 20, 2, 14, 18),
         (9, 39, 2, 14, 18),
     ]
-    scores = [row[3:5] for row in table(corpus, "replacements")]
+    scores = [row[3:5] for row in table(training_corpus, "replacements")]
     assert np.allclose(scores, [(0.5, 0.6), (0.1, 0.5), (0.2, 0.6), (0.1, 0.7)])
-    windows, state = table(corpus, "windows"), mining.windows
+    windows, state = table(training_corpus, "windows"), mining.windows
     assert [row[0] for row in windows] == ROWS.tolist()
     for query, rounds, lo, hi, initial, last, step in windows:
         assert (rounds, lo, hi, step) == (state.round[query], state.lo[query], state.hi[query], 9)
@@ -152,7 +152,9 @@ def test_a_query_that_comes_once_is_not_eligible(mining: HardNegativeMiner) -> N
     assert found == {"visited": 4, "eligible": 3, "flagged": 1, "replaced": 0, "exhausted": 1}
 
 
-def test_changed_windows_alone_are_written_between_checkpoints(mining: HardNegativeMiner, corpus: Path) -> None:
+def test_changed_windows_alone_are_written_between_checkpoints(
+    mining: HardNegativeMiner, training_corpus: Path
+) -> None:
     """The table is then what writing all of it would have made, but for the step of what has not changed."""
     columns = "(SELECT query_id, round, lo, hi, initial_score, last_score FROM windows)"
     assert mining.write(0)
@@ -167,13 +169,13 @@ def test_changed_windows_alone_are_written_between_checkpoints(mining: HardNegat
     for step, means in enumerate(steps, start=1):
         observe(mining, step, *means)
         assert mining.write(step, whole=False)
-        changed = table(corpus, columns), table(corpus, "(SELECT query_id, step FROM windows)")
+        changed = table(training_corpus, columns), table(training_corpus, "(SELECT query_id, step FROM windows)")
         assert mining.write(step)
-        assert table(corpus, columns) == changed[0]
+        assert table(training_corpus, columns) == changed[0]
         written.append(changed[1])
     assert written[3] == [(2, 4), (20, 3), (30, 3), (39, 4)]
     assert written[4] == [(2, 4), (20, 5), (30, 4), (39, 5)]
-    assert table(corpus, "(SELECT DISTINCT step FROM windows)") == [(5,)]
+    assert table(training_corpus, "(SELECT DISTINCT step FROM windows)") == [(5,)]
 
 
 def through_a_checkpoint(
@@ -187,33 +189,33 @@ def through_a_checkpoint(
 
 
 def test_a_resumed_run_forgets_what_it_did_after_its_checkpoint(
-    mining: HardNegativeMiner, corpus: Path, data: FinetuneData, tmp_path: Path
+    mining: HardNegativeMiner, training_corpus: Path, data: FinetuneData, tmp_path: Path
 ) -> None:
     replay(mining, range(1, 10))
-    windows, replacements = table(corpus, "windows"), table(corpus, "replacements")
+    windows, replacements = table(training_corpus, "windows"), table(training_corpus, "replacements")
 
-    killed = make_miner(corpus, data)
+    killed = make_miner(training_corpus, data)
     assert killed.write(0)  # as a new run begins
-    assert table(corpus, "windows") == table(corpus, "replacements") == []
+    assert table(training_corpus, "windows") == table(training_corpus, "replacements") == []
     replay(killed, range(1, 5))
-    resumed = through_a_checkpoint(killed, corpus, data, tmp_path)
-    at_the_checkpoint = table(corpus, "replacements")
+    resumed = through_a_checkpoint(killed, training_corpus, data, tmp_path)
+    at_the_checkpoint = table(training_corpus, "replacements")
     replay(killed, range(5, 10))
-    assert table(corpus, "replacements") == replacements
+    assert table(training_corpus, "replacements") == replacements
     assert resumed.write(4)
-    assert table(corpus, "replacements") == at_the_checkpoint
+    assert table(training_corpus, "replacements") == at_the_checkpoint
     replay(resumed, range(5, 10))
-    assert table(corpus, "windows") == windows
-    assert table(corpus, "replacements") == replacements
+    assert table(training_corpus, "windows") == windows
+    assert table(training_corpus, "replacements") == replacements
 
 
 @pytest.fixture
-def elsewhere(corpus: Path) -> Callable[[], "subprocess.Popen[str]"]:
+def elsewhere(training_corpus: Path) -> Callable[[], "subprocess.Popen[str]"]:
     """Open pools.duckdb in another process, until it is killed."""
 
     def open_file() -> "subprocess.Popen[str]":
         program = (
-            f"import duckdb, time; held = duckdb.connect({str(corpus / 'pools.duckdb')!r}, read_only=True); "
+            f"import duckdb, time; held = duckdb.connect({str(training_corpus / 'pools.duckdb')!r}, read_only=True); "
             "print('open', flush=True); time.sleep(60)"
         )
         reader = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -227,23 +229,23 @@ def elsewhere(corpus: Path) -> Callable[[], "subprocess.Popen[str]"]:
 @pytest.mark.parametrize("killed", [False, True])
 def test_what_a_locked_file_held_up_is_written_later(
     mining: HardNegativeMiner,
-    corpus: Path,
+    training_corpus: Path,
     data: FinetuneData,
     tmp_path: Path,
     elsewhere: Callable[[], "subprocess.Popen[str]"],
     killed: bool,
 ) -> None:
     replay(mining, range(1, 10))
-    windows, replacements = table(corpus, "windows"), table(corpus, "replacements")
+    windows, replacements = table(training_corpus, "windows"), table(training_corpus, "replacements")
 
-    mining = make_miner(corpus, data)
+    mining = make_miner(training_corpus, data)
     reader = elsewhere()
     try:
         assert not mining.write(0)
         replay(mining, range(1, 6))
         assert len(mining.unwritten) == 2
         if killed:  # and the run goes on from a checkpoint that has what the file lacks
-            mining = through_a_checkpoint(mining, corpus, data, tmp_path)
+            mining = through_a_checkpoint(mining, training_corpus, data, tmp_path)
         assert not mining.write(5)
     finally:
         reader.kill()
@@ -251,7 +253,7 @@ def test_what_a_locked_file_held_up_is_written_later(
         assert reader.stdout is not None
         reader.stdout.close()
     assert mining.write(5)
-    assert table(corpus, "replacements") == replacements[:2]
+    assert table(training_corpus, "replacements") == replacements[:2]
     replay(mining, range(6, 10))
-    assert table(corpus, "windows") == windows
-    assert table(corpus, "replacements") == replacements
+    assert table(training_corpus, "windows") == windows
+    assert table(training_corpus, "replacements") == replacements

@@ -57,8 +57,8 @@ def job_of(corpus: Path, **changes: Any) -> Job:
 
 
 @pytest.fixture
-def data(corpus: Path, shards: Shards) -> FinetuneData:
-    return written(corpus, shards)
+def data(training_corpus: Path, shards: Shards) -> FinetuneData:
+    return written(training_corpus, shards)
 
 
 def written(corpus: Path, shards: Shards) -> FinetuneData:
@@ -125,17 +125,17 @@ def test_reranked_candidates_are_the_hardest_that_are_allowed(
     ],
 )
 def test_with_the_same_weights_remine_makes_the_pools_of_mine(
-    corpus: Path, shards: Shards, tiny: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    training_corpus: Path, shards: Shards, tiny: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refresh, "SEARCHED", 15)
     monkeypatch.setattr("conan_embedding.pipeline.mine.search.PAIRS", 9)
     settings = MineSettings(
         model=str(tiny), passages=["retrieval", "pretrain"], queries=["retrieval"], max_length=32, **changes
     )
-    mine(corpus, settings, Engine(workers=1))
-    pools = read_candidates(corpus)["passage_ids"].to_list()
-    data = written(corpus, shards)
-    folder = job_of(corpus).data
+    mine(training_corpus, settings, Engine(workers=1))
+    pools = read_candidates(training_corpus)["passage_ids"].to_list()
+    data = written(training_corpus, shards)
+    folder = job_of(training_corpus).data
     encoder = load_encoder(EncoderSettings(model=str(tiny), max_length=32, pooling=None))
     made = remine(folder, data, 7, read_mined(folder), partial(encode, encoder))
     assert column(made.pools, "pool") == pools
@@ -184,8 +184,8 @@ def table(corpus: Path, name: str) -> list[tuple[Any, ...]]:
         return connection.execute(f"FROM {name} ORDER BY ALL").fetchall()
 
 
-def test_reranked_windows_are_the_next_negatives(data: FinetuneData, corpus: Path) -> None:
-    mining = make_miner(corpus, data, refresh="rerank")
+def test_reranked_windows_are_the_next_negatives(data: FinetuneData, training_corpus: Path) -> None:
+    mining = make_miner(training_corpus, data, refresh="rerank")
     assert mining.data.picked is None
     passages = column(data.passages, "text")
     before = replay(mining, range(1, 3))[-1][2]
@@ -201,11 +201,11 @@ def test_reranked_windows_are_the_next_negatives(data: FinetuneData, corpus: Pat
         assert {passages[each] for each in wanted} <= {*texts}
     assert {passages[each] for each in of_39} <= {*before}
     assert not {passages[each] for each in of_39} & {*texts}
-    assert [row[:3] + row[5:] for row in table(corpus, "replacements")] == [(3, 20, 1, 0, 4), (3, 39, 1, 0, 4)]
+    assert [row[:3] + row[5:] for row in table(training_corpus, "replacements")] == [(3, 20, 1, 0, 4), (3, 39, 1, 0, 4)]
 
 
-def test_a_used_up_pool_is_not_scored_again(data: FinetuneData, corpus: Path) -> None:
-    mining = make_miner(corpus, data, refresh="rerank")
+def test_a_used_up_pool_is_not_scored_again(data: FinetuneData, training_corpus: Path) -> None:
+    mining = make_miner(training_corpus, data, refresh="rerank")
     replay(mining, range(1, 4))
     assert mining.windows.exhausted[2]
     asked: list[str] = []
@@ -228,43 +228,43 @@ def test_a_used_up_pool_is_not_scored_again(data: FinetuneData, corpus: Path) ->
 )
 @pytest.mark.parametrize("at", [2, 5, 9])
 def test_a_run_goes_on_from_its_checkpoint(
-    data: FinetuneData, corpus: Path, tmp_path: Path, changes: dict[str, Any], at: int
+    data: FinetuneData, training_corpus: Path, tmp_path: Path, changes: dict[str, Any], at: int
 ) -> None:
-    whole = replay(make_miner(corpus, data, **changes), range(1, 15))
-    replacements, windows = table(corpus, "replacements"), table(corpus, "windows")
+    whole = replay(make_miner(training_corpus, data, **changes), range(1, 15))
+    replacements, windows = table(training_corpus, "replacements"), table(training_corpus, "windows")
     assert len(replacements) > 2
 
-    killed = make_miner(corpus, data, **changes)
+    killed = make_miner(training_corpus, data, **changes)
     killed.write(0)
     replay(killed, range(1, at + 1))
     np.savez(tmp_path / "windows.npz", **killed.state())
     replay(killed, range(at + 1, min(at + 6, 15)))
-    resumed = make_miner(corpus, data, **changes)
+    resumed = make_miner(training_corpus, data, **changes)
     with np.load(tmp_path / "windows.npz") as arrays:
         resumed.restore(dict(arrays))
     resumed.write(at)
     assert replay(resumed, range(at + 1, 15)) == whole[at:]
-    assert table(corpus, "replacements") == replacements
-    assert table(corpus, "windows") == windows
+    assert table(training_corpus, "replacements") == replacements
+    assert table(training_corpus, "windows") == windows
 
 
-def test_only_what_was_reranked_is_in_the_checkpoint(data: FinetuneData, corpus: Path) -> None:
-    mining = make_miner(corpus, data, refresh="rerank")
+def test_only_what_was_reranked_is_in_the_checkpoint(data: FinetuneData, training_corpus: Path) -> None:
+    mining = make_miner(training_corpus, data, refresh="rerank")
     assert "picked" not in mining.state()
     replay(mining, range(1, 4))
     assert mining.state()["picked_rows"].tolist() == [20, 39]
     assert mining.state()["picked"].shape == (2, 4)
 
 
-def test_remined_pools_start_anew(data: FinetuneData, corpus: Path) -> None:
-    mining = make_miner(corpus, data, refresh="remine", remine_every=4)
+def test_remined_pools_start_anew(data: FinetuneData, training_corpus: Path) -> None:
+    mining = make_miner(training_corpus, data, refresh="remine", remine_every=4)
     assert [step for step in range(1, 10) if mining.checks(step)] == [3, 4, 6, 8, 9]
     replay(mining, range(1, 4))
     assert mining.windows.round[39] == 1
     ((_, found, texts),) = replay(mining, range(4, 5))
     assert found == {"visited": 4, "eligible": 2, "flagged": 0, "replaced": 0, "exhausted": 0, "remined": 40}
     assert not mining.windows.round.any() and np.isnan(mining.windows.last_score).all()
-    assert table(corpus, "windows") == [] and len(table(corpus, "replacements")) == 2
+    assert table(training_corpus, "windows") == [] and len(table(training_corpus, "replacements")) == 2
     pool = column(mining.data.pools, "pool")[39]
     passages = vectors(4, pa.array(column(data.passages, "text")))
     query = vectors(4, pa.array(column(data.queries, "query")[39:]))[0]
@@ -277,9 +277,9 @@ def test_remined_pools_start_anew(data: FinetuneData, corpus: Path) -> None:
     assert column(data.queries, "pool")[39][10:14] != pool[10:14]
 
 
-def test_windows_of_earlier_pools_are_written_over(data: FinetuneData, corpus: Path) -> None:
+def test_windows_of_earlier_pools_are_written_over(data: FinetuneData, training_corpus: Path) -> None:
     """Also of a query with as many visits as it had when its row was written."""
-    mining = make_miner(corpus, data, refresh="remine", remine_every=4)
+    mining = make_miner(training_corpus, data, refresh="remine", remine_every=4)
     replay(mining, range(1, 4))
     for step in range(4, 8):
         scores = torch.tensor([[mean] * 4 for mean in SCRIPT[(step - 1) % 3]])
@@ -288,14 +288,14 @@ def test_windows_of_earlier_pools_are_written_over(data: FinetuneData, corpus: P
     mining.read_scores()
     assert mining.windows.visits[30] == 3
     mining.write(7, whole=False)
-    found = table(corpus, columns)
+    found = table(training_corpus, columns)
     mining.write(7)
-    assert found == table(corpus, columns)
+    assert found == table(training_corpus, columns)
 
 
-def test_pools_that_a_resume_needs_are_kept(data: FinetuneData, corpus: Path) -> None:
-    mining = make_miner(corpus, data, refresh="remine", remine_every=1)
-    folder = job_of(corpus).data
+def test_pools_that_a_resume_needs_are_kept(data: FinetuneData, training_corpus: Path) -> None:
+    mining = make_miner(training_corpus, data, refresh="remine", remine_every=1)
+    folder = job_of(training_corpus).data
 
     def there() -> list[str]:
         return sorted(file.name for file in folder.glob("*pools-*"))
@@ -308,19 +308,19 @@ def test_pools_that_a_resume_needs_are_kept(data: FinetuneData, corpus: Path) ->
     (folder / "pools-00000003.arrow").write_bytes(b"of a run that was killed")
     (folder / "vectors" / "queries").mkdir(parents=True)
     (folder / "vectors" / "queries" / "part-000000.npy").write_bytes(b"of a run that was killed")
-    resumed = make_miner(corpus, data, refresh="remine", remine_every=1)
+    resumed = make_miner(training_corpus, data, refresh="remine", remine_every=1)
     resumed.restore(state)
     replay(resumed, range(3, 4))
     assert there() == ["pools-00000002.arrow", "pools-00000003.arrow"]
     assert len(resumed.data.pools) == 40
     pools_file(folder, 2).unlink()
     with pytest.raises(CorpusError, match="pools of the last checkpoint"):
-        make_miner(corpus, data, refresh="remine").restore(state)
+        make_miner(training_corpus, data, refresh="remine").restore(state)
 
 
-def test_after_the_last_step_nothing_is_remined(data: FinetuneData, corpus: Path) -> None:
-    mining = make_miner(corpus, data, refresh="remine", remine_every=4)
+def test_after_the_last_step_nothing_is_remined(data: FinetuneData, training_corpus: Path) -> None:
+    mining = make_miner(training_corpus, data, refresh="remine", remine_every=4)
     mining.steps = 8
     assert [step for step in range(1, 9) if mining.remines(step)] == [4]
-    assert not make_miner(corpus, data, refresh="remine", remine_every=4, enabled=False).checks(4)
-    assert not make_miner(corpus, data, refresh="static", remine_every=4).checks(4)
+    assert not make_miner(training_corpus, data, refresh="remine", remine_every=4, enabled=False).checks(4)
+    assert not make_miner(training_corpus, data, refresh="static", remine_every=4).checks(4)

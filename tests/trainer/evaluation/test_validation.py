@@ -14,8 +14,8 @@ def job_of(corpus: Path, tiny: Path, **validation: object) -> Job:
     return make_job(corpus, "pretrain", str(tiny), PretrainSettings(validation=Validation(**validation)), {})
 
 
-def test_the_best_is_of_earlier_steps_and_the_same_sets(corpus: Path, tiny: Path) -> None:
-    job = job_of(corpus, tiny, every=4, queries=20)
+def test_the_best_is_of_earlier_steps_and_the_same_sets(training_corpus: Path, tiny: Path) -> None:
+    job = job_of(training_corpus, tiny, every=4, queries=20)
     assert best_so_far(job, 4) == -np.inf
     keep_best(job, 8, 0.75, *load(tiny))
     assert json.loads((job.best_folder / BEST).read_text()) == {
@@ -25,6 +25,6 @@ def test_the_best_is_of_earlier_steps_and_the_same_sets(corpus: Path, tiny: Path
     }
     assert best_so_far(job, 12) == 0.75
     assert best_so_far(job, 8) == -np.inf  # a killed run that does this step again
-    assert best_so_far(job_of(corpus, tiny, every=2, queries=20), 12) == 0.75
-    assert best_so_far(job_of(corpus, tiny, every=4, queries=30), 12) == -np.inf
-    assert best_so_far(job_of(corpus, tiny, every=4, queries=20, sets=["asked"]), 12) == -np.inf
+    assert best_so_far(job_of(training_corpus, tiny, every=2, queries=20), 12) == 0.75
+    assert best_so_far(job_of(training_corpus, tiny, every=4, queries=30), 12) == -np.inf
+    assert best_so_far(job_of(training_corpus, tiny, every=4, queries=20, sets=["asked"]), 12) == -np.inf

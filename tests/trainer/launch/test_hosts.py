@@ -42,13 +42,15 @@ def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def scripted(corpus: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Job]:
+def scripted(
+    training_corpus: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Job]:
     """A job whose training processes are a shell script; as Python it tells a port."""
 
     def write(script: str) -> Job:
         text = f'#!/bin/sh\nif [ "$1" = -c ]; then echo 4711; exit; fi\n{script}\n'
         monkeypatch.setattr(module.sys, "executable", str(program(tmp_path / "it's python", text)))
-        return make_job(corpus, "pretrain", str(tiny), PretrainSettings(), {})
+        return make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(), {})
 
     return write
 
@@ -194,19 +196,19 @@ def run_quietly(job: Job, places: int | list[Host], folder: Path) -> None:
 
 
 def test_the_command_takes_a_hostfile(
-    conan: Callable[..., tuple[int, str, str]], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    conan: Callable[..., tuple[int, str, str]], training_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (corpus / "recipe.yaml").write_text("{}")
+    (training_corpus / "recipe.yaml").write_text("{}")
     asked: list[Any] = []
     trained, planned = Trained("finetune", True, "m", {}), TrainingPlan({}, 1, 1, 1, 1, 1, 1)
     monkeypatch.setattr("conan_embedding.workflow.train", lambda *given: asked.append(given) or trained)
     monkeypatch.setattr("conan_embedding.workflow.plan", lambda *given: asked.append(given) or planned)
     file = tmp_path / "hosts"
     file.write_text("a slots=2\nb slots=3\n")
-    assert conan("train", corpus, "--hostfile", file)[0] == 0
-    assert conan("train", corpus, "--hostfile", file, "--dry-run")[0] == 0
+    assert conan("train", training_corpus, "--hostfile", file)[0] == 0
+    assert conan("train", training_corpus, "--hostfile", file, "--dry-run")[0] == 0
     assert [given[3] for given in asked] == [[Host("a", 2), Host("b", 3)], 5]
     file.write_text("a\n")
-    code, _, error = conan("train", corpus, "--hostfile", file)
+    code, _, error = conan("train", training_corpus, "--hostfile", file)
     assert (code, error.replace("\n", " ").startswith(f"error: {file}:1: expected `HOST slots=N`")) == (1, True)
-    assert conan("train", corpus, "--hostfile", tmp_path / "none")[0] == 2
+    assert conan("train", training_corpus, "--hostfile", tmp_path / "none")[0] == 2

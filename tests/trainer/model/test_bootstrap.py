@@ -68,11 +68,11 @@ def test_the_seed_decides_the_weights_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_an_untrained_model_is_made_anew_when_what_makes_it_changes(
-    made_corpus: Path, shards: Callable[[Path, str], list[Path]], tmp_path: Path
+    shared_training_corpus: Path, shards: Callable[[Path, str], list[Path]], tmp_path: Path
 ) -> None:
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("\n".join([*SPECIAL, "天"]), encoding="utf-8")
-    folder, pairs = tmp_path / "untrained" / "model", shards(made_corpus, "pretrain")
+    folder, pairs = tmp_path / "untrained" / "model", shards(shared_training_corpus, "pretrain")
     shape = {"layers": 1, "hidden": 8, "heads": 1, "intermediate": 8, "max_length": 8}
 
     def make(shards: list[Path] = pairs, training: dict[str, int] = {}, **changes: object) -> bool:  # noqa: B006

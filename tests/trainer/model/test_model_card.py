@@ -147,27 +147,27 @@ def run(corpus: Path, name: str, model: str, settings: Any, shards: dict[str, li
     (job.folder / "log.jsonl").write_text(json.dumps(start) + '\n{"step": 10, "loss": 1.0}\n')
 
 
-def test_stages_are_read_from_what_they_left(corpus: Path, tiny: Path, tmp_path: Path) -> None:
+def test_stages_are_read_from_what_they_left(training_corpus: Path, tiny: Path, tmp_path: Path) -> None:
     kinds = ("pretrain", "retrieval", "sts")
-    found = {kind: sorted((corpus / "convert" / kind).glob("*.parquet")) for kind in kinds}
-    run(corpus, "pretrain", str(tiny), PretrainSettings(steps=7), {"pairs": found["pretrain"]}, 2)
-    begun = corpus / "train" / "pretrain" / "model"
+    found = {kind: sorted((training_corpus / "convert" / kind).glob("*.parquet")) for kind in kinds}
+    run(training_corpus, "pretrain", str(tiny), PretrainSettings(steps=7), {"pairs": found["pretrain"]}, 2)
+    begun = training_corpus / "train" / "pretrain" / "model"
     shutil.copytree(tiny, begun, dirs_exist_ok=True)
     both = {"retrieval": found["retrieval"], "sts": found["sts"]}
-    run(corpus, "finetune", str(begun), FinetuneSettings(steps=3), both, 1)
+    run(training_corpus, "finetune", str(begun), FinetuneSettings(steps=3), both, 1)
 
-    stages, base = read_stages(corpus, "finetune")
+    stages, base = read_stages(training_corpus, "finetune")
     assert base == str(tiny)
     assert [(one.name, one.steps, one.processes) for one in stages] == [("pretrain", 7, 2), ("finetune", 3, 1)]
     assert stages[0].settings["batch_size"] == 8 and stages[1].settings["beta"] == 0.8
     records = [one.records.sort("source") for one in stages if one.records is not None]
     assert records[0].rows() == [("a", "news", 33, 33), ("b", "news", 7, 7)]
     assert records[1].rows() == [("big", "news", 30, 30), ("small", "news", 10, 10), ("sts", "news", 30, 30)]
-    assert read_stages(corpus, "pretrain")[0][0].name == "pretrain"
-    assert read_stages(corpus, "untrained") == ([], None)
+    assert read_stages(training_corpus, "pretrain")[0][0].name == "pretrain"
+    assert read_stages(training_corpus, "untrained") == ([], None)
 
     moved = tmp_path / "moved"
-    corpus.rename(moved)
+    training_corpus.rename(moved)
     again, base = read_stages(moved, "finetune")
     assert base == str(tiny) and [one.name for one in again] == ["pretrain", "finetune"]
     assert again[1].records is not None and again[1].records.sort("source").equals(records[1])
@@ -175,26 +175,30 @@ def test_stages_are_read_from_what_they_left(corpus: Path, tiny: Path, tmp_path:
     assert read_stages(moved, "finetune")[0][1].records is None
 
 
-def test_sentence_pairs_that_no_update_has_are_not_counted(corpus: Path, tiny: Path) -> None:
-    shards = {kind: sorted((corpus / "convert" / kind).glob("*.parquet")) for kind in ("retrieval", "sts")}
-    run(corpus, "finetune", str(tiny), FinetuneSettings(steps=3, sts_batch=0), shards, 1)
-    records = read_stages(corpus, "finetune")[0][0].records
+def test_sentence_pairs_that_no_update_has_are_not_counted(training_corpus: Path, tiny: Path) -> None:
+    shards = {kind: sorted((training_corpus / "convert" / kind).glob("*.parquet")) for kind in ("retrieval", "sts")}
+    run(training_corpus, "finetune", str(tiny), FinetuneSettings(steps=3, sts_batch=0), shards, 1)
+    records = read_stages(training_corpus, "finetune")[0][0].records
     assert records is not None and sorted(records["source"]) == ["big", "small"]
 
 
-def test_of_earlier_stages_only_pairs_that_are_trained_on_count(corpus: Path, tiny: Path, tmp_path: Path) -> None:
+def test_of_earlier_stages_only_pairs_that_are_trained_on_count(
+    training_corpus: Path, tiny: Path, tmp_path: Path
+) -> None:
     rows = [
         ("s", "news", task, text)
         for task in ("pretrain", "retrieval", "sts")
         for text in ("山", "mountain", "山のうえ")
     ]
-    folder = corpus / "dedup"
+    folder = training_corpus / "dedup"
     folder.mkdir()
     frame = pl.DataFrame(rows, schema=["source", "category", "task", "query"], orient="row")
     frame.with_columns(pl.col("task").cast(pl.Categorical)).write_parquet(folder / "part-00000.parquet")
-    run(corpus, "bootstrap", str(tiny), PretrainSettings(steps=3, on="dedup"), {}, 1)
-    job = corpus / "train" / "bootstrap" / "job.json"
-    content = json.loads(job.read_text()) | {"shards": {"pairs": [str(corpus / "dedup" / "part-00000.parquet")]}}
+    run(training_corpus, "bootstrap", str(tiny), PretrainSettings(steps=3, on="dedup"), {}, 1)
+    job = training_corpus / "train" / "bootstrap" / "job.json"
+    content = json.loads(job.read_text()) | {
+        "shards": {"pairs": [str(training_corpus / "dedup" / "part-00000.parquet")]}
+    }
     job.write_text(json.dumps(content))
-    records = read_stages(corpus, "bootstrap")[0][0].records
+    records = read_stages(training_corpus, "bootstrap")[0][0].records
     assert records is not None and records.rows() == [("s", "news", 6, 2)]
