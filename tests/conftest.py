@@ -3,8 +3,8 @@
 import os
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conan_embedding import collect_garbage_seldom
@@ -12,12 +12,6 @@ from conan_embedding import collect_garbage_seldom
 sys.path.append(str(Path(__file__).parent / "shared"))
 
 from command_line import Conan, write_recipe
-
-SLOW = ("test_train", "test_crash", "test_kill", "test_ray_engine", "test_hosts")
-"""Files that are begun first, so that no process is alone with one of them at the end. Those of crashes compile the
-Numba kernels one after another; where others began, several processes would compile the same ones at once."""
-SHARED = ("test_train", "test_crash", "test_ray_engine")
-"""Files whose tests share what takes long to make: they are of one process."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,21 +24,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow files first, all else in its order."""
-    items.sort(key=lambda item: next((place for place, name in enumerate(SLOW) if name in item.path.name), len(SLOW)))
+    """Begin the slow tests first, and skip those that lack a GPU."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        if item.get_closest_marker("gpu") and not has_gpu():
+            item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests that share much are of one process; all others go where there is room, in their order."""
-    from xdist.scheduler import LoadScopeScheduling
+@cache
+def has_gpu() -> bool:
+    import torch
 
-    class OneProcess(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return next((name for name in SHARED if name in nodeid), nodeid)
-
-    config.option.loadscopereorder = False
-    return OneProcess(config, log)
+    return torch.cuda.is_available()
 
 
 @pytest.fixture

@@ -32,7 +32,13 @@ sys.path.append(str(Path(__file__).parent / "crash"))
 import commands
 from corpora import STAGES, WITH_WORKERS, Unbroken, check_full_disk, faults, lines, run_unbroken, state, temporaries
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the name of an open file is read from /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group(
+        "crash"
+    ),  # one worker makes the unbroken corpus and has the server that commands are forks of
+    pytest.mark.skipif(sys.platform != "linux", reason="the name of an open file is read from /proc"),
+]
 
 KILLS = {1: 34, 2: 16}  # by workers
 KILLED = [(stage, 1) for stage in STAGES] + [(stage, 2) for stage in WITH_WORKERS]

@@ -180,6 +180,7 @@ def check_accounts(corpus: Path, planted: dict[str, int]) -> None:
     assert all(found[name] > expected[name] for name in several)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # 40 s of two idle cores
 def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_is_not(tmp_path: Path) -> None:
     sources, whole, broken = tmp_path / "sources", tmp_path / "whole", tmp_path / "broken"

@@ -14,6 +14,8 @@ from conan_embedding.trainer.loss.cbb import pretrain_loss
 from conan_embedding.trainer.model.embedding_model import load
 from training_runs import log_of, losses_of, replacements
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training runs")]
+
 
 def test_no_operation_is_compiled(runs: dict[str, Job]) -> None:
     assert list((runs["plain"].corpus.parent / "extensions").iterdir()) == []

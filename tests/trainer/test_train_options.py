@@ -16,6 +16,8 @@ from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.model.embedding_model import EmbeddingModel, load
 from training_runs import log_of, losses_of, weights_of
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training runs")]
+
 
 def test_the_best_model_on_the_validation_sets_is_kept(runs: dict[str, Job]) -> None:
     job = runs["validated"]

@@ -16,6 +16,8 @@ from conan_embedding.trainer.launch.hosts import STOPPED, Host, rendezvous
 from conan_embedding.trainer.launch.launcher import run_job
 from training_runs import RUNS, job_of, log_of, losses_of, replacements, weights_of, windows
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training runs")]
+
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune on two"])
 def test_a_killed_run_that_resumes_is_as_one_that_was_not_killed(runs: dict[str, Job], name: str) -> None:

@@ -26,7 +26,7 @@ from reader_plugin import PAIRS, python_path, read_corpus, write_plugin, write_p
 ray = pytest.importorskip("ray", reason="the engine ray needs the extra [ray]")
 from conan_embedding.pipeline.engine.ray import ClusterError  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("ray")  # one worker starts the one cluster
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]  # one worker starts the one cluster
 
 HERE = Path(__file__).parent
 RECIPE = HERE.parents[2] / "recipes" / "demo.yaml"
