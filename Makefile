@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 CUT_STAGES = filter dedup score convert mine
 
-.PHONY: demo cut test check bench clean
+.PHONY: demo cut test fuzz check bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/conan demo demo
@@ -19,6 +19,13 @@ cut: demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto
+
+# Property tests, and kills at random moments, on examples that nobody has seen: ten minutes, a share for each test.
+# What it finds becomes an @example, or a test of its own. `make fuzz SEED=7` draws what seed 7 drew.
+SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+fuzz: $(INSTALLED)
+	@echo "SEED=$(SEED)"
+	CONAN_FUZZ=$(SEED) $(BIN)/python -m pytest -n auto -m "hypothesis or fuzz" --hypothesis-seed=$(SEED) --timeout=1200
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

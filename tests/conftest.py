@@ -12,6 +12,7 @@ from conan_embedding import collect_garbage_seldom
 sys.path.append(str(Path(__file__).parent / "shared"))
 
 from command_line import Conan, write_recipe
+from properties import FUZZ, share_time, start_clock
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,11 +25,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin the slow tests first, and skip those that lack a GPU."""
+    """Begin the slow tests first, skip those that lack a GPU, and let all share the time of `make fuzz`."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
+    if FUZZ:
+        share_time(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def pytest_runtest_setup() -> None:
+    start_clock()
 
 
 @cache

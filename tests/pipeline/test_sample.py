@@ -28,7 +28,7 @@ from conan_embedding.pipeline.sample import allotted, cut
 from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.pairs import CLUSTERED, PAIR, REJECTED_AT_INGEST, SCORED, rejected
 from conan_embedding.schemas.recipe import Recipe
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 Row = dict[str, Any]
@@ -46,7 +46,6 @@ RECIPE = Recipe.model_validate({"convert": {"class_positives": 3}})
 
 
 @given(st.lists(st.integers(1, 400), max_size=12), st.integers(1, 1500))
-@settings(deadline=None)
 def test_shares_are_those_of_the_largest_remainder(sizes: list[int], rows: int) -> None:
     shares = allotted(np.array(sizes, np.int64), rows).tolist()
     if rows >= sum(sizes):

@@ -26,8 +26,9 @@ from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, band_hashes, choose_ba
 from conan_embedding.pipeline.dedup.minhash import signatures, text_hashes
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.engine.stage import StageError
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from properties import max_examples
 
 ONE = Engine(workers=1)
 HAN = [chr(0x4E00 + i) for i in range(3000)]
@@ -167,7 +168,7 @@ def test_a_bucket_of_unlike_texts_is_linear(tmp_path: Path, compared: list[int])
 TEXT = st.text("天地人", max_size=12) | st.sampled_from(["春" * 49, "春" * 50, "春夏" * 26])
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@max_examples(60)
 @given(st.lists(TEXT, min_size=1, max_size=12, unique=True), st.floats(0.05, 1))
 @example(["天地人", "人地天", "地"], 1.0)
 @example(["天地人天", "天地人", "天地"], 0.5)
@@ -336,7 +337,6 @@ def test_no_texts_at_all(tmp_path: Path) -> None:
     assert np.load(result.ids).tolist() == np.load(result.equals).tolist() == []
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from([0, 1, 2, 3, 2**61, 2**61 + 1, 2**63 - 1, 2**63 - 2]), st.booleans()), max_size=30

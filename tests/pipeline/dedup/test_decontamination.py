@@ -23,8 +23,9 @@ from conan_embedding.pipeline.dedup.decontamination import (
 )
 from conan_embedding.pipeline.dedup.signatures import SIDES, band_columns, banded, sign_shard
 from conan_embedding.schemas.errors import CorpusError, RecipeError
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from properties import max_examples
 
 HAN = [chr(0x4E00 + place) for place in range(2000)]
 BANDS, ROWS = 21, 6
@@ -243,7 +244,7 @@ def test_a_bucket_of_many_evaluation_texts_is_met_at_its_head(tmp_path: Path, mo
 LETTERS = st.sampled_from("天天天天天地")
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@max_examples(60)
 @given(
     st.lists(st.text(LETTERS, max_size=60), max_size=8),
     st.lists(st.text(LETTERS, min_size=11, max_size=17), min_size=1, max_size=6, unique=True),

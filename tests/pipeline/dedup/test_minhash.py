@@ -15,7 +15,7 @@ from conan_embedding.pipeline.dedup.minhash import (
     text_hashes,
 )
 from datasketch import MinHash
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.utils import murmurhash3_32
 
@@ -44,7 +44,6 @@ def test_shingle_hash_is_murmurhash3(shingle: str) -> None:
     assert shingle_hash(block) == murmurhash3_32(block, seed=0, positive=True)
 
 
-@settings(deadline=None)
 @given(st.lists(st.none() | TEXT, max_size=6))
 @example(["", "中", "中文", "𠀀🀄", None, "ab" * 40, "é\x00\n" * 30])
 @example([HAN[:49], HAN[:50], HAN[:51], HAN])
@@ -115,7 +114,6 @@ def test_only_strings_have_signatures() -> None:
         signatures(pa.array([1]))
 
 
-@settings(deadline=None)
 @given(st.lists(st.none() | TEXT, max_size=6))
 @example(["ab" * 500, "a" * 500, HAN * 3])
 def test_shingle_sets_are_sorted_sets_of_hashes(texts: list[str | None]) -> None:
@@ -143,7 +141,6 @@ def jaccard_of(left: str | None, right: str | None) -> float:
 ALIKE = st.none() | st.text("天地人", max_size=12) | st.sampled_from(["春" * 49, "春" * 50, "春夏" * 26, HAN, HAN[1:]])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(ALIKE, ALIKE), max_size=10))
 @example([(HAN[:60], HAN[:60]), (HAN[:60], HAN[100:160]), ("", None), ("天", "")])
 def test_jaccard_is_that_of_the_sets_of_shingles(pairs: list[tuple[str | None, str | None]]) -> None:
@@ -180,7 +177,6 @@ def murmurhash64a(data: bytes) -> int:
     return value ^ value >> 47
 
 
-@settings(deadline=None)
 @given(st.lists(st.none() | TEXT, max_size=6))
 @example(["", "a" * 7, "a" * 8, "a" * 9, "a" * 16, "a" * 17, None])
 def test_text_hashes_are_murmurhash64a(texts: list[str | None]) -> None:

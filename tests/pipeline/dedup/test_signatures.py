@@ -15,8 +15,9 @@ from conan_embedding.pipeline.dedup.minhash import shingle_hash, text_hashes
 from conan_embedding.pipeline.dedup.signatures import SIDES, band_columns, read_column, sign_shard, tasks
 from conan_embedding.pipeline.text.normalise import match_key
 from datasketch import MinHash
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from properties import max_examples
 
 HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 200)))
 BANDS, ROWS = 21, 6
@@ -45,7 +46,7 @@ def bands_of(shard: Path, side: str) -> np.ndarray:
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("的一是。，ａA"), max_size=70)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@max_examples(25)
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=8))
 @example([("", "。"), (HAN[:49], HAN[:50]), ("，".join(HAN[:50]), HAN), ("ΟΔΟΣ！", "e\u0301" * 60)])
 def test_bands_are_those_of_datasketch_and_hashes_those_of_the_keys(

@@ -6,8 +6,9 @@ from datetime import date
 import polars as pl
 import pytest
 from conan_embedding.pipeline.filter.personal_data import MASKS, mask_personal_data
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from properties import max_examples
 
 
 def masked(*texts: str) -> tuple[list[str], dict[str, int]]:
@@ -94,7 +95,7 @@ def numbers_in_text(draw: st.DrawFn) -> tuple[str, str, list[str]]:
 
 
 @given(numbers_in_text())
-@settings(max_examples=200, deadline=None)
+@max_examples(200)
 def test_numbers_are_masked_if_they_check_and_stand_alone(case: tuple[str, str, list[str]]) -> None:
     text, expected, kinds = case
     assert masked(text) == ([expected], {kind: kinds.count(kind) for kind in kinds})
@@ -132,7 +133,7 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=16).map("".join)
 @example("QQa@b.cn_@c.cn")
 @example("13812345678QQ12345")
 @given(TEXTS)
-@settings(max_examples=200, deadline=None)
+@max_examples(200)
 def test_masking_changes_no_other_character_and_nothing_twice(text: str) -> None:
     (once,), counts = masked(text)
     assert masked(once) == ([once], {})
@@ -143,7 +144,7 @@ def test_masking_changes_no_other_character_and_nothing_twice(text: str) -> None
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@max_examples(60)
 def test_a_text_is_masked_whatever_stands_around_it(texts: list[str]) -> None:
     alone = [masked(text)[0][0] for text in texts]
     assert masked(*texts)[0] == alone

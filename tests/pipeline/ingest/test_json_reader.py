@@ -11,10 +11,9 @@ from conan_embedding.pipeline.ingest import json_reader, readers
 from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.pipeline.ingest.json_reader import merged, structure_of
 from conan_embedding.schemas.settings import Source
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-
-PROPERTY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+from properties import max_examples
 
 names = st.sampled_from(["a", "b", "B", "甲", "it's", '"', "", "_row"])
 numbers = st.sampled_from([0, 1, -1, 2**63, 2**64 - 1, -(2**63), 0.5, -1e300])
@@ -38,7 +37,7 @@ def group_structure(connection: duckdb.DuckDBPyConnection, some: list[Any]) -> A
     return json.loads(found) if found else "NULL"
 
 
-@PROPERTY
+@max_examples(60)
 @given(batches=st.lists(st.lists(records, min_size=1, max_size=4), min_size=1, max_size=4))
 def test_structures_merge_as_duckdb_does(batches: list[list[dict[str, Any]]]) -> None:
     records = [record for batch in batches for record in batch]
@@ -65,7 +64,7 @@ def table(path: Path, **source: Any) -> tuple[list[dict[str, Any]], list[tuple[A
     return rows, problems, shapes
 
 
-@settings(PROPERTY, max_examples=25)
+@max_examples(25)
 @given(some=st.lists(records, min_size=1, max_size=10), size=st.integers(7, 300))
 def test_batches_have_the_columns_of_the_whole(some: list[dict[str, Any]], size: int, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"

@@ -7,8 +7,9 @@ import duckdb
 import pytest
 from conan_embedding.pipeline.ingest.readers import READERS
 from conan_embedding.schemas.settings import Source
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import max_examples
 
 Found = list[dict[str, Any]]
 
@@ -183,7 +184,7 @@ def reference(said: Said, turns: int, max_prompt_chars: int) -> list[tuple[str, 
     turns=st.integers(1, 5),
     max_prompt_chars=st.integers(1, 60),
 )
-@settings(max_examples=40, deadline=None)
+@max_examples(40)
 def test_windows_of_any_conversation(conversations: list[Said], turns: int, max_prompt_chars: int) -> None:
     expected = [
         (row, *pair) for row, said in enumerate(conversations) for pair in reference(said, turns, max_prompt_chars)

@@ -14,10 +14,9 @@ from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.pipeline.ingest.records import array_elements, lines, quoted_records
 from conan_embedding.pipeline.ingest.text_encodings import Block
 from conan_embedding.schemas.settings import Source
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-
-PROPERTY = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+from properties import max_examples
 
 Place = tuple[int, str]
 """A record's line and text."""
@@ -69,14 +68,14 @@ dumps = st.sampled_from(
 )
 
 
-@PROPERTY
+@max_examples(40)
 @given(data=st.text(st.sampled_from("甲ab\n"), max_size=60), size=st.integers(1, 40))
 def test_lines(data: str, size: int) -> None:
     expected = list(enumerate(data.removesuffix("\n").split("\n"), 1)) if data else []
     assert places(lines(blocks(data.encode(), size), "a")) == expected
 
 
-@PROPERTY
+@max_examples(40)
 @given(array=arrays, style=dumps, ascii_only=st.booleans(), size=st.integers(1, 200))
 def test_the_elements_of_an_array(array: list[Any], style: dict[str, Any], ascii_only: bool, size: int) -> None:
     data = json.dumps(array, ensure_ascii=ascii_only, **style)
@@ -90,7 +89,7 @@ def test_the_elements_of_an_array(array: list[Any], style: dict[str, Any], ascii
         at += len(text)
 
 
-@PROPERTY
+@max_examples(40)
 @given(array=arrays, style=dumps, share=st.floats(0, 1), size=st.integers(1, 200))
 def test_an_array_cut_anywhere(array: list[Any], style: dict[str, Any], share: float, size: int) -> None:
     array = [value if isinstance(value, dict | list) else [value] for value in array]
@@ -107,7 +106,7 @@ def test_an_array_cut_anywhere(array: list[Any], style: dict[str, Any], share: f
     assert (found[:before] if style == {"indent": 0} else found) == whole[:before]
 
 
-@PROPERTY
+@max_examples(40)
 @given(array=st.lists(st.dictionaries(texts, values, max_size=3), min_size=1, max_size=8), data=st.data())
 @pytest.mark.parametrize("indent", ["", " ", "\t"])
 def test_one_damaged_element_costs_itself(array: list[Any], data: st.DataObject, indent: str) -> None:
@@ -174,10 +173,9 @@ def read_in_pieces(path: Path, size: int, **source: Any) -> tuple[list[tuple[Any
 encoded = st.sampled_from(["utf-8", "utf-8-sig", "gb18030", "big5", "utf-16"])
 ends = st.sampled_from(["\n", "\r\n"])
 words = st.text(st.sampled_from("甲乙丙天氣 a1"), max_size=20)
-FEW = settings(PROPERTY, max_examples=12)
 
 
-@FEW
+@max_examples(12)
 @given(
     records=st.lists(st.fixed_dictionaries({"a": words}, optional={"b": st.integers() | words}), max_size=12),
     style=st.sampled_from(["lines", "compact", "pretty"]),
@@ -201,7 +199,7 @@ def test_json_in_blocks_of_any_size(
     assert read_in_pieces(path, size, encoding=encoding) == (rows, problems)
 
 
-@FEW
+@max_examples(12)
 @given(
     table=st.lists(
         st.tuples(words, st.text(st.sampled_from('甲乙,"\n a'), max_size=9)).filter(
@@ -231,7 +229,7 @@ def test_csv_in_blocks_of_any_size(
     assert read_in_pieces(path, size, encoding=encoding) == (rows, problems)
 
 
-@FEW
+@max_examples(12)
 @given(
     table=st.lists(st.lists(st.text(st.sampled_from("甲乙\"' a"), max_size=9), min_size=1, max_size=3), max_size=12),
     read_as=st.sampled_from(["tsv", "text"]),
@@ -262,7 +260,7 @@ def test_tsv_and_text_in_blocks_of_any_size(
 # Quotes
 
 
-@PROPERTY
+@max_examples(40)
 @given(data=st.text(st.sampled_from('甲",\n"a'), max_size=40), size=st.integers(1, 40))
 def test_quoted_records_hold_every_line(data: str, size: int) -> None:
     """Stray quotes or not: records follow one another, and are all there is."""

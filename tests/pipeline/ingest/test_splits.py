@@ -10,10 +10,9 @@ from conan_embedding.pipeline.ingest import files, readers, splits
 from conan_embedding.pipeline.ingest.files import FileSplit, SourceFile, list_files
 from conan_embedding.pipeline.ingest.splits import plan_splits
 from conan_embedding.schemas.settings import Source
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-
-PROPERTY = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+from properties import max_examples
 
 Read = tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
 
@@ -43,7 +42,7 @@ def read(path: Path, some: list[FileSplit], **more: Any) -> Read:
 words = st.text(st.sampled_from('甲乙天 a"\x0b'), max_size=12)
 
 
-@PROPERTY
+@max_examples(20)
 @given(
     table=st.lists(st.lists(words, min_size=1, max_size=3), min_size=1, max_size=25),
     kind=st.sampled_from(["tsv", "text", "csv", "named"]),
@@ -163,7 +162,7 @@ def test_a_large_file_that_can_not_be_read_is_left_to_its_reader(tmp_path: Path)
         assert read(path, [FileSplit(str(path))], encoding="gbk-8")[1] != []
 
 
-@PROPERTY
+@max_examples(20)
 @given(sizes=st.lists(st.integers(0, 300), max_size=20), part=st.integers(1, 300))
 def test_small_files_are_packed(sizes: list[int], part: int) -> None:
     listed = [SourceFile(f"{number}.md", size, "1") for number, size in enumerate(sizes)]

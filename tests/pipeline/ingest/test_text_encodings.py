@@ -7,8 +7,9 @@ import pytest
 from conan_embedding.pipeline.ingest import files, text_encodings
 from conan_embedding.pipeline.ingest.files import FileError, FileSplit
 from conan_embedding.pipeline.ingest.text_encodings import BROKEN, detect, find_encoding, read_blocks, read_text
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import max_examples
 
 SIMPLIFIED = "今天天气很好，我们去公园散步。人民政府发布了新的政策，经济增长稳定。\n"
 TRADITIONAL = "今天天氣很好，我們去公園散步。臺灣的經濟發展與環境保護同樣重要，學習語言需要時間。\n"
@@ -165,7 +166,7 @@ characters = st.one_of(st.sampled_from("甲乙丙，。一二三ab "), st.sample
 broken_lines = st.lists(st.text(characters, max_size=30), max_size=20)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@max_examples(60)
 @given(
     content=broken_lines,
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "gb18030", "big5", "utf-16", "utf-16-be", "utf-32"]),

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from conan_embedding.pipeline.text.match_key import match_keys
 from conan_embedding.pipeline.text.normalise import match_key
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 EVERY = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
@@ -65,7 +65,6 @@ ODD = (
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.none() | st.text(ODD, max_size=12) | st.text("的一是。a ", max_size=12), min_size=1, max_size=20))
 @example(["ΌΔΟΣ", "ΣΑΣ.", "Σ", "각", "가" + "\u11a8", "ｶﾞ", "👨\u200d👩", "。。。", "", None, "\u0301", "x\U00020000"])
 def test_random_texts(texts: list[str | None]) -> None:

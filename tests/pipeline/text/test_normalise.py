@@ -16,8 +16,9 @@ from conan_embedding.pipeline.text.normalise import (
     simplify,
 )
 from conan_embedding.schemas.errors import MissingExtraError
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import max_examples
 
 
 def normalised(*texts: str | None) -> list[str | None]:
@@ -97,7 +98,7 @@ SPACES_AND_MARKS = [" ", "\n", "\r", "\t", "\u3000", "\u200b", "\u0301", "\u0338
 MARKUP = st.lists(st.sampled_from(PIECES + SPACES_AND_MARKS)).map("".join)
 
 
-@settings(max_examples=60, deadline=None)
+@max_examples(60)
 @given(st.lists(st.one_of(MARKUP, st.text()), min_size=1, max_size=30))
 def test_normalise_is_idempotent(texts: list[str]) -> None:
     once = normalised(*texts)
@@ -108,7 +109,7 @@ def test_normalise_is_idempotent(texts: list[str]) -> None:
         assert text == text.strip() and "\n\n\n" not in text and "\t" not in text
 
 
-@settings(max_examples=60, deadline=None)
+@max_examples(60)
 @given(st.lists(st.one_of(MARKUP, st.text()), min_size=1, max_size=30))
 def test_normalise_judges_each_row_alone(texts: list[str]) -> None:
     assert normalised(*texts) == [normalised(text)[0] for text in texts]
@@ -116,7 +117,6 @@ def test_normalise_judges_each_row_alone(texts: list[str]) -> None:
 
 
 @given(st.integers(0x20, 0x2FFFF).filter(lambda point: not 0xD800 <= point < 0xE000))
-@settings(max_examples=100, deadline=None)
 def test_numeric_entities_are_html_s(point: int) -> None:
     decoded = html.unescape(f"&#{point};")
     assert normalised(f"x&#{point};y", f"x&#x{point:x};y") == normalised(f"x{decoded}y") * 2
@@ -165,7 +165,7 @@ HAN = st.text(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@max_examples(60)
 @given(st.lists(st.one_of(st.none(), HAN, st.text()), max_size=30))
 def test_simplify_is_opencc_of_each_text(to_simplified: Callable[[str], str], texts: list[str | None]) -> None:
     assert simplified(*texts) == [None if text is None else to_simplified(text) for text in texts]
@@ -182,7 +182,7 @@ def test_opencc_leaves_what_holds_no_han_character(to_simplified: Callable[[str]
     assert to_simplified(others) == others
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@max_examples(60)
 @given(st.lists(st.one_of(HAN, st.text(), MARKUP), min_size=1, max_size=20))
 def test_simplify_leaves_texts_normalised(to_simplified: Callable[[str], str], texts: list[str]) -> None:
     simple = simplified(*normalised(*texts))

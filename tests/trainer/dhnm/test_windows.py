@@ -15,8 +15,9 @@ from conan_embedding.trainer.dhnm.windows import (
     start,
     visited,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import max_examples
 
 
 @dataclass
@@ -69,7 +70,7 @@ def assert_same(state: Windows, queries: list[Query]) -> None:
         assert np.array_equal(array, np.array(values, np.float64), equal_nan=True)
 
 
-@settings(deadline=None, max_examples=150)
+@max_examples(150)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7))
 def test_random_trajectories_equal_the_reference(seed: int, n: int) -> None:
     random = np.random.default_rng(seed)

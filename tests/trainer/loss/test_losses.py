@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 from conan_embedding.trainer.loss.losses import cosent, cosine_matrix, info_nce, matryoshka
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import max_examples
 
 
 def cosine(left: Sequence[float], right: Sequence[float]) -> float:
@@ -71,7 +72,7 @@ def test_half_precision_embeddings_are_compared_in_float32(autocast: bool) -> No
     assert torch.allclose(scores.diagonal(), torch.ones(3), atol=1e-6)
 
 
-@settings(deadline=None, max_examples=200)
+@max_examples(200)
 @given(st.lists(st.tuples(st.floats(-1, 1), st.sampled_from([0.0, 0.2, 0.5, 0.50001, 1.0, 5.0])), max_size=12))
 def test_cosent_is_the_double_sum(pairs: list[tuple[float, float]]) -> None:
     scores = torch.tensor([score for score, _ in pairs], dtype=torch.float64, requires_grad=True)
