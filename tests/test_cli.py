@@ -122,7 +122,9 @@ def test_score_keeps_its_options_in_the_corpus(
     monkeypatch.setattr("conan_embedding.workflow.run_data_stage", data_stage)
     before = load_recipe(filtered_corpus)
     assert conan("score", filtered_corpus, "--cutoff", 0.25, "--set", "score.max_length=64")[0] == 0
-    assert load_recipe(filtered_corpus) == before.model_copy(update={"score": before.score.model_copy(update={"cutoff": 0.25})})
+    assert load_recipe(filtered_corpus) == before.model_copy(
+        update={"score": before.score.model_copy(update={"cutoff": 0.25})}
+    )
     assert conan("score", filtered_corpus, "--model", "here: it is")[0] == 0
     assert conan("score", filtered_corpus, "--cutoff", 0.9)[0] == 1  # what was not done is not kept
     assert conan("score", filtered_corpus, "--set", "score.cutoff=0.7")[0] == 0
@@ -189,7 +191,9 @@ def files(folder: Path) -> dict[str, int]:
 
 def test_explain_prints_every_rule_of_one_pair(conan: Conan, filtered_corpus: Path) -> None:
     before = files(filtered_corpus)
-    found = json.loads(conan("sql", filtered_corpus, "SELECT pair_id FROM ingest WHERE query = '长城有多长？'", "--json")[1])
+    found = json.loads(
+        conan("sql", filtered_corpus, "SELECT pair_id FROM ingest WHERE query = '长城有多长？'", "--json")[1]
+    )
     code, output, _ = conan(
         "filter", filtered_corpus, "--explain", found["pair_id"][:10], "--set", "filter.rules.query_length=7"
     )
@@ -228,7 +232,9 @@ def test_a_sample_is_a_corpus(conan: Conan, filtered_corpus: Path, tmp_path: Pat
 
 
 def test_sql_prints_a_table(conan: Conan, filtered_corpus: Path) -> None:
-    code, output, _ = conan("sql", filtered_corpus, "SELECT '[/b] :cat:' AS text, NULL AS nothing, 1 AS a, 2 AS a FROM ingest")
+    code, output, _ = conan(
+        "sql", filtered_corpus, "SELECT '[/b] :cat:' AS text, NULL AS nothing, 1 AS a, 2 AS a FROM ingest"
+    )
     assert code == 0
     assert output.count("[/b] :cat:") == 3
     assert [cell.strip() for cell in output.splitlines()[1].strip("┃").split("┃")] == ["text", "nothing", "a", "a_1"]
@@ -237,7 +243,10 @@ def test_sql_prints_a_table(conan: Conan, filtered_corpus: Path) -> None:
 
 def test_sql_as_json_is_one_object_a_row(conan: Conan, filtered_corpus: Path) -> None:
     code, output, _ = conan(
-        "sql", filtered_corpus, "SELECT query, CAST('nan' AS FLOAT) AS score, [1, 2] AS list FROM filter ORDER BY 1", "--json"
+        "sql",
+        filtered_corpus,
+        "SELECT query, CAST('nan' AS FLOAT) AS score, [1, 2] AS list FROM filter ORDER BY 1",
+        "--json",
     )
     assert code == 0
     assert [json.loads(line) for line in output.splitlines()] == [

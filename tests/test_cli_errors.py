@@ -118,7 +118,9 @@ def test_debug_shows_the_traceback_and_keeps_the_code(conan: Conan, filtered_cor
         assert error.endswith("did you mean 'han_ratio'?\n")
 
 
-def test_an_unforeseen_error_names_its_kind(conan: Conan, filtered_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_error_names_its_kind(
+    conan: Conan, filtered_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("conan_embedding.workflow.run_data_stage", lambda *_: {}["gone"])
     code, _, error = conan("filter", filtered_corpus)
     assert code == 1

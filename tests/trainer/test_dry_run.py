@@ -76,7 +76,9 @@ def test_the_plan_of_a_job(training_corpus: Path, tiny: Path, shards: Callable[[
     pairs = {"pairs": shards(training_corpus, "pretrain")}
     records = sum(read_footer(shard).rows_out for shard in pairs["pairs"])
     settings = PretrainSettings(batch_size=2, epochs=3, projection_dim=24, matryoshka_dims=[24], max_length=16)
-    alone, two = (plan_training(make_job(training_corpus, "pretrain", str(tiny), settings, pairs), count) for count in (1, 2))
+    alone, two = (
+        plan_training(make_job(training_corpus, "pretrain", str(tiny), settings, pairs), count) for count in (1, 2)
+    )
     assert (alone.records, alone.steps, alone.texts_per_step) == (records, round(3 * records / 2), 4)
     assert (two.steps, two.texts_per_step) == (round(3 * records / 4), 8)
     assert alone.parameters == two.parameters == count_parameters(AutoConfig.from_pretrained(tiny), 24)
