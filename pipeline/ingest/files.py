@@ -1,4 +1,4 @@
-"""From a glob to bytes: listing, archives, decompression within bounds, and the splits that workers share."""
+"""From globs to bytes: list files, look into archives, decompress within limits; and the splits that tasks read."""
 
 import bz2
 import lzma
@@ -17,22 +17,22 @@ import zstandard
 from ...schemas.errors import ConanError
 
 UNPACKED_RATIO = 200
-"""Chosen here: how many times its size a compressed file may unpack to; text seldom packs 30 times."""
+"""Chosen here: how many times its size a compressed file may unpack to; text seldom compresses 30 times."""
 UNPACKED_FLOOR = 256 << 20
-"""Chosen here: bytes that any compressed file may unpack to."""
+"""Chosen here: bytes that any compressed file may unpack to, however small it is."""
 
 _CHUNK = 1 << 20
 _SLICE = 512  # bytes that a decompressor is given at a time
-_BLOCK_OF_BZIP2 = 32  # two dozen bytes may stand for a block of 46 MB, 900,000 bytes of runs
-_MEMORY_OF_XZ = 256 << 20  # that a file may ask for; `xz -9` asks for 65 MB
+_BLOCK_OF_BZIP2 = 32  # the same for bzip2, where two dozen bytes can encode 46 MB
+_MEMORY_OF_XZ = 256 << 20  # bytes that decoding a file may take; files of `xz -9` take 65 MB
 _PACKED = (".gz", ".zst", ".bz2", ".xz")
-# RuntimeError: a password; MemoryError: a size that can't be
+# RuntimeError: a password is needed; MemoryError: an impossible size
 _UNREADABLE = (OSError, RuntimeError, MemoryError, ValueError, ImportError, zipfile.BadZipFile)
 _CUT = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile)
 
 
 class FileError(ConanError):
-    """A file that can't be read, or not further; `reason` is one word for the rejects."""
+    """A file that can't be read, or not to its end. `reason` becomes the reason of its reject."""
 
     def __init__(self, reason: str, detail: str, line: int | None = None) -> None:
         super().__init__(detail)
@@ -50,34 +50,37 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class FileSplit:
-    """What one task reads of a file: bytes from a line's start to a line's end, or row groups of a Parquet file."""
+    """The part of a file that one task reads: bytes of whole lines, or row groups of a Parquet file."""
 
     path: str
     start: int = 0
     end: int | None = None
     first_line: int = 1
-    encoding: str | None = None  # where whoever cut the file has found it out
+    encoding: str | None = None  # if it was detected when the file was cut
 
     @property
     def name(self) -> str:
-        """The path as it stands in rejects: the bytes of a file's name may be no text."""
+        """The path as valid text, for rejects: a file's name may be any bytes."""
         return self.path.encode("utf-8", "backslashreplace").decode()
 
 
 def list_files(globs: Sequence[str], exclude: Sequence[str] = (), folders: bool = False) -> list[SourceFile]:
-    """The files (and folders) that match any of the globs (paths or fsspec URIs) and none of `exclude`, by path.
+    """List what matches any of the globs (paths or fsspec URIs) and none of `exclude`, by path.
 
-    A .zip archive counts as the files in it. What can't be read (a link to nothing, a folder that is named as a file)
-    is listed too: reading it tells why.
+    A .zip archive is listed as the files in it. What can't be read (a dangling link, a folder named like a file) is
+    listed too: reading it tells why.
+
+    Args:
+        folders: list folders as well as files.
     """
     left_out = {path for pattern in exclude for path in _expand(pattern, folders)}
     listed = (item for pattern in globs for item in _expand(pattern, folders).items())
     found = {path: file for path, file in listed if path not in left_out}
-    return [member for path in sorted(found) for member in _members(found[path])]
+    return [member for path in sorted(found) for member in _list_members(found[path])]
 
 
-def file_at(path: str) -> SourceFile:
-    """A file by its path or URI."""
+def stat_file(path: str) -> SourceFile:
+    """Look up a file by its path or URI."""
     filesystem, name = fsspec.core.url_to_fs(path)
     return SourceFile(path, filesystem.size(name) or 0, filesystem.ukey(name))
 
@@ -100,8 +103,8 @@ def _expand(pattern: str, folders: bool) -> dict[str, SourceFile]:
     return files
 
 
-def _members(file: SourceFile) -> list[SourceFile]:
-    """The files of an archive, named as fsspec chains URIs; they are read in place, nothing is unpacked to disk."""
+def _list_members(file: SourceFile) -> list[SourceFile]:
+    """List the files of an archive as chained fsspec URIs: they are read in place, nothing is unpacked to disk."""
     if not file.path.lower().endswith(".zip") or "::" in file.path:
         return [file]
     try:
@@ -116,19 +119,20 @@ def _members(file: SourceFile) -> list[SourceFile]:
 
 
 def is_packed(path: str) -> bool:
-    """Whether a file is compressed, and so can be read from its start only."""
+    """Whether a file is compressed, so that it can only be read from its start."""
     return "::" in path or PurePosixPath(path).suffix.lower() in (*_PACKED, ".zip")
 
 
 @contextmanager
 def open_file(path: str) -> Iterator[IO[bytes]]:
-    """A file's own bytes. Raises FileError where there are none to be had."""
-    with _told(), fsspec.open(path, "rb") as file:
+    """Open a file's raw bytes. Raises FileError if they can't be read, then or later."""
+    with _wrap_errors(), fsspec.open(path, "rb") as file:
         yield file
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _wrap_errors() -> Iterator[None]:
+    """Raise the errors of file systems and archives as FileError."""
     try:
         yield
     except FileError:
@@ -138,45 +142,45 @@ def _told() -> Iterator[None]:
 
 
 def read_chunks(split: FileSplit) -> Iterator[bytes]:
-    """The bytes of a split, unpacked, about a megabyte at a time.
+    """Read the bytes of a split, decompressed, about a megabyte at a time.
 
     Raises:
-        FileError: unreadable, not the compression its ending says, cut short, or unpacking without end; what came
-            before is given first.
+        FileError: the file can't be read, is not compressed as its name says, breaks off, or unpacks to too much; what
+            came before is yielded first.
     """
     member, _, archive = split.path.rpartition("::")
     if member.startswith("zip://"):
-        with _told():
-            yield from _member_chunks(archive, member.removeprefix("zip://"))
+        with _wrap_errors():
+            yield from _read_member(archive, member.removeprefix("zip://"))
         return
     with open_file(split.path) as file:
         if not is_packed(split.path):
             file.seek(split.start)
-            yield from _slices(file, None if split.end is None else split.end - split.start)
+            yield from _read_slices(file, None if split.end is None else split.end - split.start)
             return
         packed = _CountingFile(file)
-        yield from _bounded(_unpacked(packed, split.path.partition("::")[0]), lambda: packed.taken)
+        yield from _check_growth(_unpack(packed, split.path.partition("::")[0]), lambda: packed.taken)
 
 
-def _member_chunks(path: str, name: str) -> Iterator[bytes]:
-    archive, packed = _opened_archive(path, file_at(path).version)
+def _read_member(path: str, name: str) -> Iterator[bytes]:
+    archive, packed = _open_archive(path, stat_file(path).version)
     if name not in archive.NameToInfo:
         raise FileError("unreadable", f"{path} holds no {name} any more")
     before = packed.taken
     with archive.open(name) as inside:
         inside.MIN_READ_SIZE = _SLICE  # type: ignore[attr-defined]
-        yield from _bounded(_unpacked(inside, name), lambda: packed.taken - before)
+        yield from _check_growth(_unpack(inside, name), lambda: packed.taken - before)
 
 
 @lru_cache(maxsize=1)
-def _opened_archive(path: str, version: str) -> tuple[zipfile.ZipFile, "_CountingFile"]:
-    """An archive, which stays open: to find thousands of files in its directory takes as long as to read one."""
+def _open_archive(path: str, version: str) -> tuple[zipfile.ZipFile, "_CountingFile"]:
+    """Open an archive and keep it open: reading its directory of thousands of files takes as long as reading a file."""
     packed = _CountingFile(fsspec.open(path, "rb").open())
     return zipfile.ZipFile(packed), packed
 
 
-def _bounded(pieces: Iterator[bytes], taken: Callable[[], int]) -> Iterator[bytes]:
-    """Pieces together, as long as they don't grow out of all proportion to the bytes that were taken for them."""
+def _check_growth(pieces: Iterator[bytes], taken: Callable[[], int]) -> Iterator[bytes]:
+    """Join pieces to chunks. Raises FileError if they outgrow the packed bytes that `taken` counts by too much."""
     parts: list[bytes] = []
     size = total = 0
     damage = None
@@ -203,14 +207,14 @@ def _bounded(pieces: Iterator[bytes], taken: Callable[[], int]) -> Iterator[byte
         raise FileError("truncated", f"breaks off {after}: {damage}") from damage
 
 
-def _slices(file: IO[bytes], left: int | None) -> Iterator[bytes]:
+def _read_slices(file: IO[bytes], left: int | None) -> Iterator[bytes]:
     while chunk := file.read(_CHUNK if left is None else min(_CHUNK, left)):
         yield chunk
         left = None if left is None else left - len(chunk)
 
 
 class _CountingFile:
-    """A file that counts what was taken from it."""
+    """A file that counts the bytes read from it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.taken = file, 0
@@ -224,26 +228,26 @@ class _CountingFile:
         return getattr(self.file, name)
 
 
-def _unpacked(file: Any, path: str) -> Iterator[bytes]:
+def _unpack(file: Any, path: str) -> Iterator[bytes]:
     match PurePosixPath(path).suffix.lower():
         case ".gz":
-            return _streams(file, lambda: zlib.decompressobj(zlib.MAX_WBITS | 16))
+            return _unpack_streams(file, lambda: zlib.decompressobj(zlib.MAX_WBITS | 16))
         case ".zst":
-            return _streams(file, lambda: zstandard.ZstdDecompressor().decompressobj())
+            return _unpack_streams(file, lambda: zstandard.ZstdDecompressor().decompressobj())
         case ".bz2":
-            return _streams(file, bz2.BZ2Decompressor, _BLOCK_OF_BZIP2)
+            return _unpack_streams(file, bz2.BZ2Decompressor, _BLOCK_OF_BZIP2)
         case ".xz":
-            return _streams(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _MEMORY_OF_XZ))
+            return _unpack_streams(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _MEMORY_OF_XZ))
         case ".zip":
             raise FileError("unreadable", "no zip archive that can be read, or an empty one")
-        case _:  # a member of an archive that is not packed once more
+        case _:  # a member of an archive, not compressed a second time
             return iter(lambda: file.read1(_SLICE), b"")
 
 
-def _streams(file: IO[bytes], start: Callable[[], Any], some: int = _SLICE) -> Iterator[bytes]:
-    """What streams one after the other unpack to, zeros between them left out; one that breaks off is told.
+def _unpack_streams(file: IO[bytes], start: Callable[[], Any], some: int = _SLICE) -> Iterator[bytes]:
+    """Decompress streams that follow each other, with zeros between them. Raises EOFError if one breaks off.
 
-    A decompressor that comes to a break gives nothing of what it was called with, so it is given little.
+    At a break, a decompressor returns nothing for the bytes it was called with, so it is given `some` at a time.
     """
     stream, begun = start(), False
     while packed := file.read(_CHUNK):

@@ -1,4 +1,4 @@
-"""Folders that Hugging Face `datasets` writes: their Arrow files in order, and the rows of one."""
+"""Read folders that Hugging Face `datasets` writes: list their Arrow files in order, and read their rows."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .files import FileError, FileSplit, SourceFile, file_at, list_files, open_file
+from .files import FileError, FileSplit, SourceFile, list_files, open_file, stat_file
 from .parquet_reader import arrow_to_frame
 from .problems import Frames, make_distinct, no_problems
 
@@ -19,7 +19,7 @@ _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
 _FILE_MAGIC = b"ARROW1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-"""As Arrow's columnar format has it, section "IPC Streaming Format"."""
+"""Arrow's columnar format, section "IPC Streaming Format"."""
 
 
 def list_dataset_files(globs: Sequence[str], exclude: Sequence[str]) -> list[SourceFile]:
@@ -32,35 +32,35 @@ def _arrow_files(file: SourceFile) -> list[SourceFile]:
     if file.path.endswith(".arrow"):
         return [file]
     try:
-        return [file_at(path) for path in list_arrow_files(file.path)]
+        return [stat_file(path) for path in list_arrow_files(file.path)]
     except FileError:
         return [file]  # reading it tells why
 
 
 def list_arrow_files(folder: str) -> list[str]:
-    """The Arrow files of a folder that `save_to_disk` wrote, as shards and splits are ordered; a file lists itself.
+    """List the Arrow files of a folder that `save_to_disk` wrote, in the order of its splits and shards.
 
     Args:
-        folder: a path or an fsspec URI; of a Dataset, a DatasetDict, or one .arrow file.
+        folder: the path or fsspec URI of a Dataset, of a DatasetDict, or of one .arrow file, which lists itself.
 
     Raises:
-        FileError: neither; or rows were picked without being written (an indices mapping).
+        FileError: it is none of these; or rows were selected without being written (an indices mapping).
     """
     filesystem, path = fsspec.core.url_to_fs(folder)
     if filesystem.isfile(path):
         return [folder]
     folder = folder.rstrip("/")
-    if (splits := _json(filesystem, f"{path}/{_SPLITS}")) is not None:
-        names = [_inside(folder, name) for name in _list(splits, "splits", folder)]
+    if (splits := _read_json(filesystem, f"{path}/{_SPLITS}")) is not None:
+        names = [_check_inside(folder, name) for name in _get_list(splits, "splits", folder)]
         return [file for name in names for file in list_arrow_files(f"{folder}/{name}")]
-    if (state := _json(filesystem, f"{path}/{_STATE}")) is None:
+    if (state := _read_json(filesystem, f"{path}/{_STATE}")) is None:
         expected = f"{_STATE} (of Dataset.save_to_disk) or {_SPLITS} (of DatasetDict.save_to_disk)"
         raise FileError("unreadable", f"expected {expected} in {folder}, or name .arrow files themselves")
     if any(key.startswith("_indices") and value for key, value in state.items()):
         raise FileError("unreadable", f"{folder} picks its rows by an index: call flatten_indices() and save it again")
-    shards = _list(state, "_data_files", folder)
+    shards = _get_list(state, "_data_files", folder)
     named = [shard.get("filename") if isinstance(shard, dict) else shard for shard in shards]
-    return [f"{folder}/{_inside(folder, name)}" for name in named]
+    return [f"{folder}/{_check_inside(folder, name)}" for name in named]
 
 
 def read_dataset(split: FileSplit) -> Iterator[Frames]:
@@ -75,29 +75,29 @@ def read_dataset(split: FileSplit) -> Iterator[Frames]:
 
 
 def read_arrow(stream: IO[bytes], name: str) -> Iterator[pa.Table]:
-    """The rows of an Arrow file in tables of about 16 MB, with `_file` and `_line`, their number from 1.
+    """Read an Arrow file as tables of about 16 MB, with `_file` and `_line`, which counts its rows from 1.
 
-    Columns are as stored. One of class labels, as its schema says, gets another beside it, `<column>_name`, with the
-    names; null for -1, which is no label.
+    Columns are as stored. A column that the schema says holds class labels gets another beside it, `<column>_name`,
+    with their names; null for -1, which is no label.
 
     Args:
-        stream: Arrow's streaming format, or its file format; seekable. A record batch of it is in memory whole.
+        stream: Arrow's streaming format or its file format; seekable. One record batch at a time is held in memory.
 
     Raises:
-        FileError: `truncated`, or `unreadable`; what came before is given first.
+        FileError: `truncated`, or `unreadable`; what came before is yielded first.
     """
     line = 1
     try:
         start = len(_FILE_MAGIC) + 2 if stream.read(len(_FILE_MAGIC)) == _FILE_MAGIC else 0
         stream.seek(start)  # a file holds a stream, between its magic, padded to 8 bytes, and its footer
         reader = pa.ipc.open_stream(stream)
-        classes = _classes(reader.schema)
+        classes = _find_classes(reader.schema)
         for batch in reader:
-            batch.validate(full=True)  # offsets that point elsewhere would be followed
+            batch.validate(full=True)  # offsets are followed wherever they point
             rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
             for first in range(0, batch.num_rows, rows):
                 table = pa.Table.from_batches([batch.slice(first, rows)])
-                yield _placed(_named(table, classes), name, line)
+                yield _add_place(_name_classes(table, classes), name, line)
                 line += table.num_rows
         stream.seek(-len(_END_OF_STREAM), 2)
         end = stream.read(len(_END_OF_STREAM))
@@ -110,8 +110,8 @@ def read_arrow(stream: IO[bytes], name: str) -> Iterator[pa.Table]:
         raise FileError("truncated", "the file ends without its mark of the end", line)
 
 
-def _json(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    """A JSON object in a file; None where there is no such file."""
+def _read_json(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """Read a JSON object from a file; None if there is no such file."""
     if not filesystem.isfile(path):
         return None
     try:
@@ -123,22 +123,22 @@ def _json(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | 
     return found
 
 
-def _list(record: dict[str, Any], key: str, folder: str) -> list[Any]:
+def _get_list(record: dict[str, Any], key: str, folder: str) -> list[Any]:
     found = record.get(key)
     if not isinstance(found, list):
         raise FileError("unreadable", f"expected a list as {key!r} in the JSON of {folder}")
     return found
 
 
-def _inside(folder: str, name: object) -> str:
-    """A name in the folder itself: a stranger's JSON may name any file of this machine."""
+def _check_inside(folder: str, name: object) -> str:
+    """Check that a name is in the folder itself: a downloaded JSON file could name any file of this machine."""
     if not isinstance(name, str) or name in ("", "..") or PurePosixPath(name).name != name:
         raise FileError("unreadable", f"{folder} names {name!r}, which is not in it")
     return name
 
 
-def _classes(schema: pa.Schema) -> dict[str, list[str]]:
-    """The names of class labels by column, from what `datasets` keeps in the schema of each file."""
+def _find_classes(schema: pa.Schema) -> dict[str, list[str]]:
+    """Find the names of class labels by column, in what `datasets` keeps in the schema of each file."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {
@@ -150,7 +150,7 @@ def _classes(schema: pa.Schema) -> dict[str, list[str]]:
         return {}
 
 
-def _named(table: pa.Table, classes: dict[str, list[str]]) -> pa.Table:
+def _name_classes(table: pa.Table, classes: dict[str, list[str]]) -> pa.Table:
     for column, names in classes.items():
         if table.column_names.count(column) == 1 and pa.types.is_integer(table[column].type):
             labels = table[column]
@@ -160,8 +160,8 @@ def _named(table: pa.Table, classes: dict[str, list[str]]) -> pa.Table:
     return table
 
 
-def _placed(table: pa.Table, name: str, line: int) -> pa.Table:
-    """With where each row stands, beside columns whose names DuckDB tells apart."""
+def _add_place(table: pa.Table, name: str, line: int) -> pa.Table:
+    """Add each row's file and number, beside columns with distinct names."""
     rows = table.num_rows
     table = table.rename_columns(make_distinct(table.column_names))
     table = table.append_column("_file", pa.repeat(pa.scalar(name, pa.string()), rows))

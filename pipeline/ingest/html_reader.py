@@ -1,4 +1,4 @@
-"""Web pages to titles and texts: HTML files, and the responses of WARC archives."""
+"""Extract titles and texts from web pages: HTML files, and the responses in WARC archives."""
 
 import codecs
 import logging
@@ -34,13 +34,13 @@ MOST_NODES = 100_000
 """Chosen here: elements and attributes of a page, for which trafilatura needs about five seconds."""
 
 MOST_COMPARED = 10_000
-"""Chosen here: elements up to which trafilatura asks readability and justext as well, quadratic in paragraphs."""
+"""Chosen here: elements up to which trafilatura also runs readability and justext, quadratic in paragraphs."""
 
 MOST_ATTRIBUTES = 1_000
-"""Chosen here: of one tag. libxml2 compares each with all before it: 100,000 take it 23 seconds, 400,000 minutes."""
+"""Chosen here: for one tag. libxml2 compares each with all before it: 100,000 take 23 seconds, 400,000 minutes."""
 
 SHORTEST_TEXT = 80
-"""Chosen here: characters from which trafilatura trusts its first finding. Its 250 count letters; a Han has three."""
+"""Chosen here: characters from which trafilatura accepts its first result. It takes 250 letters; Han are denser."""
 
 _BATCH_RECORDS = 2_000
 _BATCH_CHARACTERS = 16 << 20
@@ -59,12 +59,12 @@ _WIDER = {
     "shift_jis": "cp932",
     "euc_kr": "cp949",
 }
-"""What browsers read when a page declares the key (WHATWG Encoding Standard, section 4.2)."""
+"""Encodings that browsers use for a declared one (WHATWG Encoding Standard, section 4.2)."""
 
-# Python knows codecs that are no encodings of text, and ones that take hours.
+# Python has codecs that are not for text, and some that take hours.
 _ENCODING = re.compile(r"utf-8|gb18030|hz|big5.*|cp\d+|iso8859-\d+|(?:euc|iso2022|shift)_.*|koi8-.*|tis-620")
 
-# As HTML's tokenizer reads a tag: a quote means something after `=` alone. It always matches, so it is linear.
+# A tag as HTML's tokenizer reads it: quotes only count after `=`. The pattern never backtracks, so it is linear.
 _VALUE = r"""=\s*+(?:"[^"]*+"?|'[^']*+'?)"""
 _TAG = re.compile(rf"<[a-zA-Z](?:[^>=]++|{_VALUE}|=)*+>?")
 _QUOTED = re.compile(_VALUE)
@@ -78,12 +78,12 @@ _NO_DATA = ("warcinfo", "request", "metadata", "arc_header")
 
 
 def read_html(chunks: Iterable[bytes], name: str, encoding: str | None = None) -> Iterator[Frames]:
-    """The page that a file is: one row of PAGE, or one problem.
+    """Read a file as a page: one row of PAGE, or one problem.
 
-    Reasons: `too_long` (LONGEST_PAGE, MOST_NODES), `encoding`, `no_content` where no title or no text can be had.
+    Reasons: `too_long` (LONGEST_PAGE, MOST_NODES), `encoding`, `no_content` if no title or no text can be found.
 
     Raises:
-        FileError: what `chunks` raises.
+        FileError: raised by `chunks`.
         MissingExtraError: trafilatura is not installed.
     """
     parts, size = [], 0
@@ -98,25 +98,25 @@ def read_html(chunks: Iterable[bytes], name: str, encoding: str | None = None) -
 
 
 def read_warc(chunks: Iterable[bytes], name: str, encoding: str | None = None) -> Iterator[Frames]:
-    """The pages of a WARC archive, already unpacked: rows of PAGE and problems; `_line` counts the records from 1.
+    """Read the pages of a decompressed WARC archive: rows of PAGE and problems; `_line` counts its records from 1.
 
     A page is a response with status 200 and a content type of HTML. Other records are problems with the reason
-    `not_a_page`, but for requests and notes of the crawler's. The other reasons are those of `read_html`.
+    `not_a_page`, except requests and the crawler's notes. The other reasons are those of `read_html`.
 
     Raises:
-        FileError: what `chunks` raises; `truncated` or `broken_record`. What came before is given first.
+        FileError: raised by `chunks`; or `truncated`, `broken_record`. What came before is yielded first.
         MissingExtraError: warcio or trafilatura is not installed.
     """
     batch = _Batch(name)
     damage = None
     try:
-        for number, record, block in _records(chunks):
+        for number, record, block in _read_records(chunks):
             if record.rec_type in _NO_DATA:
                 continue
             url = record.rec_headers.get_header("WARC-Target-URI")
             status, content_type, page = "", record.content_type or "", b""
             if record.rec_type == "response":
-                status, content_type, page = _response(block)
+                status, content_type, page = _parse_response(block)
             if status == "200" and content_type.partition(";")[0].strip().lower() in _HTML:
                 batch.add(number, url, page, content_type, encoding)
             else:
@@ -133,7 +133,7 @@ def read_warc(chunks: Iterable[bytes], name: str, encoding: str | None = None) -
 
 
 class _Batch:
-    """Pages of a file, and what is none."""
+    """Collects rows and problems of a file."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -143,7 +143,7 @@ class _Batch:
 
     def add(self, line: int, url: str | None, data: bytes, content_type: str | None, encoding: str | None) -> None:
         try:
-            page = _page(data, url, content_type, encoding)
+            page = _extract_page(data, url, content_type, encoding)
         except FileError as error:
             begin = data[:1_000]
             self.reject(line, url or begin.decode(detect(begin), "replace")[:200], error.reason, error.detail)
@@ -162,12 +162,14 @@ class _Batch:
         return pl.DataFrame(self.rows, PAGE, orient="row"), pl.DataFrame(self.problems, PROBLEM, orient="row")
 
 
-def _page(data: bytes, url: str | None, content_type: str | None, encoding: str | None) -> tuple[str | None, ...]:
-    """Url, title, text, date and language of a page. Raises FileError where it is none."""
+def _extract_page(
+    data: bytes, url: str | None, content_type: str | None, encoding: str | None
+) -> tuple[str | None, ...]:
+    """Extract a page's URL, title, text, date and language. Raises FileError if it has no title or text."""
     if len(data) > LONGEST_PAGE:
         raise FileError("too_long", f"more than {LONGEST_PAGE:,} bytes")
-    html = _TAG.sub(_without_flood, _decoded(data, content_type, encoding))
-    load, extract = _extractor()
+    html = _TAG.sub(_drop_flood, _decode(data, content_type, encoding))
+    load, extract = _load_extractor()
     try:
         tree = load(html)
         if tree is None:
@@ -179,13 +181,13 @@ def _page(data: bytes, url: str | None, content_type: str | None, encoding: str 
         found = extract(tree, url=url, fast=elements > MOST_COMPARED)
     except FileError:
         raise
-    except Exception as error:  # of a library, on a page that nobody foresaw
+    except Exception as error:  # any error of a library, on a page that nobody foresaw
         raise FileError("no_content", f"{type(error).__name__}: {error}") from error
-    title = _title(found.title or "", tree.findtext(".//head//title") or "") if found else ""
+    title = _choose_title(found.title or "", tree.findtext(".//head//title") or "") if found else ""
     text = (found.text or "").removeprefix(f"{title}\n") if found else ""
     if "\ufffd" in html and "\ufffd" in title + text:
         raise FileError("encoding", "bytes in it are no text in its encoding")
-    # Where the bytes are whole, it was a reference to half a character, as in `&#55357;&#56832;`.
+    # If all bytes could be decoded, it was a reference to half a surrogate pair, as in `&#55357;&#56832;`.
     title, text = (part.replace("\ufffd", "").strip() for part in (title, text))
     if not title or not text:
         raise FileError("no_content", "no title" if text else "no text")
@@ -193,48 +195,48 @@ def _page(data: bytes, url: str | None, content_type: str | None, encoding: str 
 
 
 @cache
-def _extractor() -> tuple[Callable[[str], Any], Callable[..., Any]]:
-    """What makes a tree of a page, and what finds the title and text in it."""
+def _load_extractor() -> tuple[Callable[[str], Any], Callable[..., Any]]:
+    """Load the functions that parse a page, and that extract its title and text."""
     try:
         import trafilatura
         from trafilatura.settings import use_config
     except ImportError as error:
         raise MissingExtraError("reading web pages", "web") from error
-    for library in ("trafilatura", "htmldate", "courlan"):  # they warn of each page that we reject with its reason
+    for library in ("trafilatura", "htmldate", "courlan"):  # they log each page that is rejected with its reason anyway
         logging.getLogger(library).addHandler(logging.NullHandler())
     config = use_config()
     config["DEFAULT"]["MIN_EXTRACTED_SIZE"] = str(SHORTEST_TEXT)
     extract = partial(
         trafilatura.bare_extraction,
-        favor_precision=True,  # without it a short page is taken whole, its navigation and footer too
+        favor_precision=True,  # without it a short page is taken whole, with navigation and footer
         include_comments=False,
         with_metadata=True,
-        # By default a date is one up to today: another result every day.
+        # The default is today: the result would depend on the day.
         date_extraction_params={"original_date": True, "extensive_search": False, "max_date": "2099-12-31"},
         config=config,
     )
     return trafilatura.load_html, extract
 
 
-def _title(found: str, declared: str) -> str:
-    """The page's title without its site's name.
+def _choose_title(found: str, declared: str) -> str:
+    """Choose a page's title, without the name of its site.
 
-    `found` is often a heading. Where `declared`, of the element `title`, ends with it, it is the site's name.
+    `found` is often a heading. If `declared`, the element `title`, ends with it, it is the name of the site.
     """
     declared = " ".join(declared.split())
     title = declared if declared.endswith(found) else found
     return _SITE_NAME.split(title, maxsplit=1)[0].strip() or found
 
 
-def _without_flood(tag: re.Match[str]) -> str:
-    """A tag, or nothing where it has more than MOST_ATTRIBUTES."""
+def _drop_flood(tag: re.Match[str]) -> str:
+    """Keep a tag, or drop it if it has more than MOST_ATTRIBUTES."""
     if len(tag[0]) <= 2 * MOST_ATTRIBUTES:
         return tag[0]
     return tag[0] if len(_SEPARATOR.split(_QUOTED.sub(" ", tag[0]))) <= MOST_ATTRIBUTES else ""
 
 
 def _flatten_tables(tree: Any) -> None:
-    """Make boxes of a table's rows that hold blocks, as pages and forums are laid out, and lines of its others."""
+    """Turn table rows that hold blocks, as in layouts of pages and forums, into boxes, and other rows into lines."""
     from lxml import etree
 
     holds_blocks = etree.XPath("boolean(.//table or .//p or .//br or .//div or .//li or .//h1 or .//h2 or .//h3)")
@@ -248,14 +250,14 @@ def _flatten_tables(tree: Any) -> None:
         part.tag = "div"
 
 
-def _decoded(data: bytes, content_type: str | None, encoding: str | None) -> str:
-    """A page's text, in the first encoding that all of it is in, or else in the one that most of it is in.
+def _decode(data: bytes, content_type: str | None, encoding: str | None) -> str:
+    """Decode a page in the first encoding that fits all of it, or else in the one that fits most of it.
 
     Raises:
-        FileError: that is too little.
+        FileError: none fits enough of it.
     """
     damage: dict[str, float] = {}
-    for candidate in [encoding] if encoding else _encodings(data, content_type):
+    for candidate in [encoding] if encoding else _guess_encodings(data, content_type):
         if candidate in damage:
             continue
         try:
@@ -271,21 +273,21 @@ def _decoded(data: bytes, content_type: str | None, encoding: str | None) -> str
     return data.decode(best, "replace").removeprefix("\ufeff")
 
 
-def _encodings(data: bytes, content_type: str | None) -> Iterator[str]:
-    """What a page may be in, by its byte order mark, its bytes, its server's or its own word, and its looks."""
+def _guess_encodings(data: bytes, content_type: str | None) -> Iterator[str]:
+    """Yield encodings to try: of the byte order mark, UTF-8, as the server or the page declares, and as it looks."""
     yield from (encoding for mark, encoding in _MARKS.items() if data.startswith(mark))
     yield "utf-8"
     served = _CHARSET.search(content_type or "")
     declared = _DECLARATION.search(data, 0, 8_192)
     labels = [served[1] if served else "", declared[1].decode("ascii", "replace") if declared else ""]
-    known = [found for label in labels if (found := _known(label))]
-    # Servers call everything Latin-1, and any bytes can be read as that: the page's own word goes first.
+    known = [found for label in labels if (found := _find_codec(label))]
+    # Servers declare Latin-1 for anything, and any bytes are valid in it: what the page declares goes first.
     yield from sorted(known, key=lambda found: found == "cp1252")
     yield detect(data)
 
 
-def _known(label: str) -> str | None:
-    """The codec for a label, as browsers read it; None where it is none of text."""
+def _find_codec(label: str) -> str | None:
+    """Find the codec for a label, as browsers read it; None if it is not for text."""
     try:
         name = codecs.lookup(label).name
     except (LookupError, ValueError):
@@ -294,23 +296,23 @@ def _known(label: str) -> str | None:
     return name if _ENCODING.fullmatch(name) else None
 
 
-def _records(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any, bytes]]:
-    """Number, record and block of each record; of a block longer than LONGEST_PAGE no more than what shows that."""
+def _read_records(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any, bytes]]:
+    """Yield each record's number, the record and its block, which is cut if it is longer than LONGEST_PAGE."""
     try:
         from warcio.archiveiterator import ArchiveIterator
         from warcio.limitreader import LimitReader
     except ImportError as error:
         raise MissingExtraError("reading WARC archives", "web") from error
-    source = _Source(chunks)
-    records = ArchiveIterator(source, no_record_parse=True)  # it takes an end in HTTP's headers for the file's
-    records.reader.set_decomp(None)  # it would look for gzip by itself, and be silent on what it can't unpack
+    source = _ChunkFile(chunks)
+    records = ArchiveIterator(source, no_record_parse=True)  # it would take an end within HTTP headers for the file's
+    records.reader.set_decomp(None)  # it would detect gzip itself, and ignore what it can't unpack
     for number in count(1):
         source.left = _LONGEST_HEADER
         try:
             record = next(records, None)
         except FileError as error:
             raise FileError(error.reason, error.detail, number) from error
-        except Exception as error:  # warcio knows no kind of its own for all that may be wrong
+        except Exception as error:  # warcio's errors have no base class
             raise FileError("broken_record", f"{type(error).__name__}: {error}", number) from error
         source.left = None
         if records.err_count:
@@ -331,8 +333,8 @@ def _records(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any, bytes]]:
         yield number, record, block
 
 
-class _Source:
-    """Chunks as the file that warcio reads. It gives no more than `left`: warcio would take a header of any length."""
+class _ChunkFile:
+    """A file over chunks for warcio. It gives at most `left` bytes: warcio would read a header of any length."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self.chunks = iter(chunks)
@@ -350,8 +352,8 @@ class _Source:
         return data
 
 
-def _response(block: bytes) -> tuple[str, str, bytes]:
-    """Status, content type and page of an HTTP response; unpacked as far as shows that it is too long."""
+def _parse_response(block: bytes) -> tuple[str, str, bytes]:
+    """Parse an HTTP response into status, content type and page, which is cut if it is longer than LONGEST_PAGE."""
     from warcio.bufferedreaders import ChunkedDataReader
     from warcio.statusandheaders import StatusAndHeadersParser
 
@@ -367,7 +369,7 @@ def _response(block: bytes) -> tuple[str, str, bytes]:
     for window in bits.get(headers.get_header("Content-Encoding", "").lower(), ()):
         try:
             page = zlib.decompressobj(window).decompress(page, LONGEST_PAGE + 1)
-        except zlib.error:  # crawlers store pages unpacked, and the header as it was
+        except zlib.error:  # some crawlers store pages unpacked, with the original header
             continue
         break
     return headers.get_statuscode(), headers.get_header("Content-Type", ""), page

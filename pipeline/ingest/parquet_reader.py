@@ -1,4 +1,4 @@
-"""Parquet files, and Arrow tables as Polars and DuckDB can take them."""
+"""Read Parquet files, and convert Arrow tables to what Polars and DuckDB can take."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from ...schemas.settings import Source
 from .files import FileError, FileSplit, open_file
 from .problems import Frames, make_distinct, no_problems
-from .text_encodings import decoded
+from .text_encodings import decode
 
 _BATCH_BYTES = 4 << 20
 """Chosen here: bytes of a file's columns, unpacked, that are read at a time."""
@@ -52,7 +52,7 @@ def read_parquet(split: FileSplit) -> Iterator[Frames]:
         raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
 
 
-def split_row_groups(path: str, source: Source, size: int) -> list[FileSplit]:
+def split_row_groups(path: str, _: Source, size: int) -> list[FileSplit]:
     """Cut a file after the first row group that ends beyond each `size` bytes, counting rows.
 
     Raises:
@@ -87,7 +87,7 @@ def _mark_broken(table: pa.Table) -> pa.Table:
         for place, field in enumerate(table.schema):
             if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
                 values = table.column(place).cast(pa.large_binary()).to_pylist()
-                texts = [value if value is None else decoded(value, "utf-8", 0).decode() for value in values]
+                texts = [value if value is None else decode(value, "utf-8", 0).decode() for value in values]
                 table = table.set_column(place, field.name, pa.array(texts, pa.large_string()))
         table.validate(full=True)
     return table

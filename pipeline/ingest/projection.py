@@ -1,4 +1,4 @@
-"""The recipe's SQL over the table `rows`: the columns of the pair, and for every row that gives no pair the reason."""
+"""Run the recipe's SQL over the table `rows`: the pair's columns, and a reason for every row without a pair."""
 
 import re
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ import duckdb
 import polars as pl
 
 from ...schemas.settings import Source
+from .problems import PLACE
 from .readers import SourceError
 
 _NUMBER = "row_number() OVER () AS _pair"
-"""Of each row; `_row` is the record's, which a shape may make several pairs of."""
+"""The number of a row; `_row` is its record's, of which a shape may make several rows."""
 
 _RECORD = "CAST(to_json(_batch) AS VARCHAR) AS record"
 _MISSING = re.compile(r'Referenced (?:column|table) "(.+?)" not found|does not have a column named "(.+?)"')
@@ -18,18 +19,18 @@ _MISSING = re.compile(r'Referenced (?:column|table) "(.+?)" not found|does not h
 
 @dataclass(frozen=True)
 class Projected:
-    """What became of the rows in the table `rows`."""
+    """Pairs and problems of the table `rows`."""
 
     pairs: pl.DataFrame
     problems: pl.DataFrame
     missing: list[str]  # columns that the SQL names and none of these rows has
-    left_out: int  # rows that `where` gives to no source, or to another
+    left_out: int  # rows that `where` excludes
 
 
 def project(connection: duckdb.DuckDBPyConnection, source: Source) -> Projected:
-    """Pairs and problems of the rows in the table `rows`.
+    """Project the rows in the table `rows` to pairs and problems.
 
-    A column that these rows lack is NULL: others of the source may have it.
+    A column that these rows lack is NULL: other rows of the source may have it.
 
     Raises:
         SourceError, duckdb.Error: the SQL does not fit the rows.
@@ -45,14 +46,14 @@ def project(connection: duckdb.DuckDBPyConnection, source: Source) -> Projected:
             is_struct = "Referenced table" in str(error)  # `name.field` or `name.field.field`
             name = (found[1].partition(".")[0] if is_struct else found[1] or found[2]) if found else None
             if name is None or name in missing or re.search(rf"\b{re.escape(name)}\b", source.where or ""):
-                raise  # a row that `where` can't judge is none that belongs elsewhere
+                raise  # whether `where` excludes the row is unknown then
             missing[name] = "NULL::JSON" if is_struct else "NULL"  # JSON has every field
         else:
             pairs, problems = _judge(connection, source, projected, list(missing))
-            return Projected(pairs, problems, list(missing), _left_out(connection, source))
+            return Projected(pairs, problems, list(missing), _count_left_out(connection, source))
 
 
-def _left_out(connection: duckdb.DuckDBPyConnection, source: Source) -> int:
+def _count_left_out(connection: duckdb.DuckDBPyConnection, source: Source) -> int:
     if not source.where:
         return 0
     query = f"SELECT count(*) FROM selected WHERE NOT coalesce(({source.where}\n)::BOOLEAN, false)"
@@ -60,38 +61,38 @@ def _left_out(connection: duckdb.DuckDBPyConnection, source: Source) -> int:
     return int(rows)
 
 
-def unfit(connection: duckdb.DuckDBPyConnection, source: Source, error: Exception) -> pl.DataFrame:
-    """Every row as a problem: nothing is lost, each says why it stayed out."""
-    detail = f"source {source.name}: {str(error).strip()} {_columns_there(connection)}"
+def reject_batch(connection: duckdb.DuckDBPyConnection, source: Source, error: Exception) -> pl.DataFrame:
+    """Make every row of the batch a problem because of this error."""
+    detail = f"source {source.name}: {str(error).strip()} {_list_columns(connection)}"
     rows: pl.DataFrame = connection.sql(f"SELECT _file AS file, _line AS line, {_RECORD} FROM batch AS _batch").pl()
     return rows.with_columns(reason=pl.lit("projection"), detail=pl.lit(detail))
 
 
-def _columns_there(connection: duckdb.DuckDBPyConnection) -> str:
-    names = [name for name in connection.sql("FROM batch").columns if name not in ("_row", "_file", "_line")]
+def _list_columns(connection: duckdb.DuckDBPyConnection) -> str:
+    names = [name for name in connection.sql("FROM batch").columns if name not in PLACE]
     return f"Columns there are: {', '.join(names) or 'none'}"
 
 
 def _project(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
-    """The pair's columns of every selected row; where SQL gives NULL, NULL.
+    """Select the pair's columns of every selected row; NULL where the SQL gives NULL.
 
-    Rows of the file that `select` makes no row of are there too, with `no_pair` true.
+    Rows of which `select` makes none are included, with `no_pair` true.
     """
     select = f"{source.select}\n, rows.*" if source.select and not source.from_ else source.select or "*"
     connection.execute(f"CREATE OR REPLACE VIEW selected AS SELECT {select}\nFROM {source.from_ or 'rows'}")
     there = connection.sql("FROM selected").columns
     place = ", ".join(name if name in there else f"NULL AS {name}" for name in ("_pair", "_file", "_line"))
-    negatives = f"({source.negatives or _own(connection, 'negatives', '[]')}\n)"
-    kind = _kind(connection, negatives)
+    negatives = f"({source.negatives or _own_column(connection, 'negatives', '[]')}\n)"
+    kind = _find_type(connection, negatives)
     if not kind.endswith("]") and kind not in ("JSON", '"NULL"', "NULL"):
         raise SourceError(f"negatives: expected a list of strings, found {kind}.")
-    meta = f"to_json({source.meta or _own(connection, 'meta', '{}')}\n)"
+    meta = f"to_json({source.meta or _own_column(connection, 'meta', '{}')}\n)"
     columns = {
-        "query": _text(connection, source.query),
-        "positive": _text(connection, source.positive),
-        "negatives": f"TRY_CAST({_guarded(connection, negatives)} AS VARCHAR[])",
-        "label": f"TRY_CAST({_guarded(connection, source.label or 'NULL')} AS FLOAT)",
-        "meta": f"CAST({_guarded(connection, meta)} AS VARCHAR)",
+        "query": _as_text(connection, source.query),
+        "positive": _as_text(connection, source.positive),
+        "negatives": f"TRY_CAST({_guard(connection, negatives)} AS VARCHAR[])",
+        "label": f"TRY_CAST({_guard(connection, source.label or 'NULL')} AS FLOAT)",
+        "meta": f"CAST({_guard(connection, meta)} AS VARCHAR)",
     }
     values = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
     where = f"WHERE {source.where}" if source.where else ""
@@ -102,8 +103,8 @@ def _project(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFr
     return projected
 
 
-def _guarded(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
-    """The expression with NULL where it fails on a row; as it is where DuckDB can't guard it (a subquery)."""
+def _guard(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
+    """Make an expression NULL on rows where it fails; unchanged if DuckDB can't do that (a subquery)."""
     guarded = f"TRY({expression}\n)"  # the expression may end in a comment
     try:
         connection.sql(f"SELECT {guarded} FROM selected LIMIT 0")
@@ -112,29 +113,29 @@ def _guarded(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
     return guarded
 
 
-def _text(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
-    """An expression as text: of a JSON value its content, not its quoted form; bytes as UTF-8, NULL where they are not.
+def _as_text(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
+    """Convert an expression to text: a JSON string without its quotes, bytes as UTF-8, NULL if they are not UTF-8.
 
     Raises:
-        SourceError: it gives a list, a struct or a map.
+        SourceError: its value is a list, a struct or a map.
     """
-    guarded = _guarded(connection, expression)
-    kind = _kind(connection, guarded)
+    guarded = _guard(connection, expression)
+    kind = _find_type(connection, guarded)
     if kind.endswith("]") or kind.startswith(("STRUCT", "MAP")):
         raise SourceError(
             f"{expression.strip()}: expected a text, found {kind}. Unnest it in `select`, or take one with [1]."
         )
     if kind == "BLOB":
-        return _guarded(connection, f"decode({expression}\n)")
+        return _guard(connection, f"decode({expression}\n)")
     return f"{guarded} ->> '$'" if kind == "JSON" else f"CAST({guarded} AS VARCHAR)"
 
 
-def _kind(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
+def _find_type(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
     return str(connection.sql(f"SELECT {expression} AS value FROM selected LIMIT 0").types[0])
 
 
-def _own(connection: duckdb.DuckDBPyConnection, column: str, otherwise: str) -> str:
-    """What a shape brings where the recipe gives no SQL."""
+def _own_column(connection: duckdb.DuckDBPyConnection, column: str, otherwise: str) -> str:
+    """Take the column that a shape brings, where the recipe has no SQL for it."""
     return column if column in connection.sql("FROM selected").columns else f"'{otherwise}'::JSON"
 
 
@@ -158,17 +159,17 @@ def _judge(
     numbered = f"(SELECT {_NUMBER}, _batch FROM batch AS _batch)"
     records = connection.sql(f"SELECT _pair, {_RECORD} FROM {numbered} SEMI JOIN bad USING (_pair)").pl()
     rejects = bad.join(records, on="_pair", how="left", maintain_order="left")
-    row = pl.when(pl.col("_pair").is_first_distinct()).then("record")  # once: of a document come many pairs
+    row = pl.when(pl.col("_pair").is_first_distinct()).then("record")  # once, if a document has many pairs
     return judged.filter(pl.col("reason").is_null()), rejects.select(
-        pl.col("_file").cast(pl.String).fill_null("").alias("file"),  # `from:` left the row's place out
+        pl.col("_file").cast(pl.String).fill_null("").alias("file"),  # `from:` may leave the row's place out
         pl.col("_line").cast(pl.Int64).alias("line"),
         pl.coalesce(row, pl.struct("query", "positive", "label", "meta").struct.json_encode()).alias("record"),
-        *_told(connection, source, missing),
+        *_explain(connection, source, missing),
     )
 
 
-def _told(connection: duckdb.DuckDBPyConnection, source: Source, missing: list[str]) -> tuple[pl.Expr, pl.Expr]:
-    """Reason and detail; where the SQL that gave NULL names a missing column, that is the reason."""
+def _explain(connection: duckdb.DuckDBPyConnection, source: Source, missing: list[str]) -> tuple[pl.Expr, pl.Expr]:
+    """Give reason and detail; if the SQL that gave NULL names a missing column, that is the reason."""
     reason = pl.col("reason")
     detail = (
         pl.when(reason == "no_pair")
@@ -186,7 +187,7 @@ def _told(connection: duckdb.DuckDBPyConnection, source: Source, missing: list[s
     names = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, missing))})(?!\w)")
     to_blame = reason.is_in([name for name, expression in sql.items() if names.search(expression)])
     lacking = pl.lit(
-        f"source {source.name}: these rows have no column {', '.join(missing)}. {_columns_there(connection)}"
+        f"source {source.name}: these rows have no column {', '.join(missing)}. {_list_columns(connection)}"
     )
     return (
         pl.when(to_blame).then(pl.lit("projection")).otherwise(reason).alias("reason"),

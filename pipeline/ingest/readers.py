@@ -35,7 +35,7 @@ _MARK = f"{BROKEN}(\\d+){BROKEN}"
 
 
 class SourceError(ConanError):
-    """What the recipe says of a source does not fit its files."""
+    """A source whose description in the recipe does not fit its files."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,17 @@ class Reader:
     """Everything in which one kind of `read:` differs from the others.
 
     Attributes:
-        read: Yields frames of a split's rows, with their columns, `_file` and `_line`, and of its problems. Raises
-            FileError where the split can't be read any further.
-        select: Where the frames hold records (`_file`, `_line`, `text`) instead of rows: gives the SQL that selects
-            the rows, with `_row`, `_file` and `_line`, from the table `frame(_row, _file, _line, text)` of a batch. It
-            may go through the frames of all splits beforehand. A record without any row is rejected.
-        split: Cuts a large file into splits of about so many bytes. Raises FileError where it can't be read. Without
-            it a file is read from its start, by one process.
-        list_files: Lists the files that match globs, and none that others match. By default folders are left out.
-        check: Says what is wrong with a source's options, before any work; None where they can be followed.
-        mixes_files: Whether rows of several files may share a batch: not if the same column may have another type.
+        read: Yields the frames of a split: rows with `_file`, `_line` and their own columns, and problems. Raises
+            FileError if the split can't be read any further.
+        select: Needed if the frames hold records (`_file`, `_line`, `text`) instead of rows. Gives the SQL that selects
+            the rows of a batch from its records, `frame(_row, _file, _line, text)`, and keeps `_row, _file, _line`. It
+            may look at the frames of all splits first. A record without any row is rejected.
+        split: Cuts a large file into splits of about that many bytes. Raises FileError if it can't be read. Without
+            it, one process reads the whole file.
+        list_files: Lists the files that match the globs in the first argument and none of the second. By default
+            without folders.
+        check: Says what is wrong with a source's options, None if nothing is. Called before any work.
+        mixes_files: Whether rows of several files may share a batch; not if a column may change its type.
     """
 
     read: Callable[[FileSplit, Source, duckdb.DuckDBPyConnection], Iterator[Frames]]
@@ -64,7 +65,7 @@ class Reader:
 
 
 def _make_table_reader(default: Dialect) -> Reader:
-    """A reader of tables in this dialect, or in the one that a source's options give."""
+    """Make a reader of tables in this dialect, or in the one that a source's options give."""
 
     def read(split: FileSplit, source: Source, _: duckdb.DuckDBPyConnection) -> Iterator[Frames]:
         return read_table(split, source.encoding, source.options, choose_dialect(source.options, default))
@@ -119,12 +120,12 @@ def check_readers(recipe: Recipe) -> None:
 
 
 def find_reader(source: Source) -> Reader:
-    """The reader of a source. Raises RecipeError where none is registered under that name."""
+    """Find the reader of a source. Raises RecipeError if none is registered under that name."""
     return READERS.find(source.read, f"source {source.name}: read")
 
 
-def sandbox() -> duckdb.DuckDBPyConnection:
-    """A database in memory that can read and write no file, load no extension and change no setting."""
+def open_sandbox() -> duckdb.DuckDBPyConnection:
+    """Open a database in memory that can't access files, load extensions or change settings."""
     connection = duckdb.connect(":memory:")
     for setting in (
         "threads = 1",
@@ -141,27 +142,27 @@ def sandbox() -> duckdb.DuckDBPyConnection:
 
 
 def read(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]) -> Iterator[pl.DataFrame]:
-    """Make `rows(_row, _file, _line, …)`, a view of the table `batch`, anew for each batch of a source's rows.
+    """Read splits a batch at a time, its rows into the view `rows(_row, _file, _line, …)` of the table `batch`.
 
-    Yields what was no row, with file, line and reason, while the rows of the same batch are there.
+    Yields the problems of each batch, with file, line and reason, while its rows are there.
     """
     reader = find_reader(source)
     select = None
     if reader.select:
-        select = reader.select(source, connection, (frame for frame, _ in _batches(connection, source, splits)))
+        select = reader.select(source, connection, (frame for frame, _ in _read_batches(connection, source, splits)))
     number = 0
-    for frame, problems in _batches(connection, source, splits):
+    for frame, problems in _read_batches(connection, source, splits):
         connection.register("frame", frame.with_row_index("_row", number).to_arrow())
         number += frame.height
         connection.execute(f"CREATE OR REPLACE TABLE batch AS {select or 'FROM frame'}")
         barren = _find_barren(connection, source) if select else no_problems()
         connection.execute("CREATE OR REPLACE VIEW rows AS FROM batch")
         connection.unregister("frame")
-        yield _with_offsets(pl.concat([problems, barren]))
+        yield _explain_broken(pl.concat([problems, barren]))
 
 
-def _with_offsets(problems: pl.DataFrame) -> pl.DataFrame:
-    """Problems as they are rejected: where bytes are no text, that is the reason, whatever else came of it."""
+def _explain_broken(problems: pl.DataFrame) -> pl.DataFrame:
+    """Make undecodable bytes the reason of problems that hold some, whatever else is wrong with them."""
     broken = pl.col("record").str.contains(_MARK).fill_null(False)
     return problems.with_columns(
         record=pl.col("record").str.replace_all(_MARK, ""),
@@ -173,7 +174,7 @@ def _with_offsets(problems: pl.DataFrame) -> pl.DataFrame:
 
 
 def _find_barren(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
-    """The records in `frame` of which no row is in `batch`, as problems."""
+    """Make problems of the records in `frame` that have no row in `batch`."""
     barren: pl.DataFrame = connection.sql(
         "SELECT _file AS file, _line AS line, text AS record FROM frame ANTI JOIN batch USING (_row) ORDER BY _row"
     ).pl()
@@ -181,10 +182,10 @@ def _find_barren(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.Da
 
 
 def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
-    """Make a table of the lines of each file in the source's `join:`. Raises SourceError where it can't be read."""
+    """Make a table of the lines of each file in the source's `join:`. Raises SourceError if one can't be read."""
     for name, path in source.join.items():
         try:
-            frames = [_without_broken(fitting(frame)[0])[0] for frame in lines(read_blocks(FileSplit(path)), path)]
+            frames = [_split_off_broken(fitting(frame)[0])[0] for frame in lines(read_blocks(FileSplit(path)), path)]
         except FileError as error:
             raise SourceError(f"join {name}: {path}: {error}") from error
         joined = pl.concat([pl.DataFrame(schema=LINE), *frames]).select(line="text", line_number="_line")
@@ -193,14 +194,16 @@ def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
         connection.unregister("joined")
 
 
-def _batches(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]) -> Iterator[Frames]:
-    """Rows and problems of about BATCH bytes; small files share a batch."""
+def _read_batches(
+    connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]
+) -> Iterator[Frames]:
+    """Gather rows and problems to batches of about BATCH bytes; small files share a batch."""
     reader = find_reader(source)
     frames: list[pl.DataFrame] = []
     problems: list[pl.DataFrame] = []
     size = 0.0
     for frame, bad in (both for split in splits for both in _read_split(connection, source, split)):
-        frame, broken = _without_broken(frame)
+        frame, broken = _split_off_broken(frame)
         frames.append(frame)
         problems += [bad, broken]
         size += frame.estimated_size() + bad.estimated_size()
@@ -212,7 +215,7 @@ def _batches(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequ
 
 
 def _read_split(connection: duckdb.DuckDBPyConnection, source: Source, split: FileSplit) -> Iterator[Frames]:
-    """The frames of one split; where it can't be read any further, that is the last problem."""
+    """Read the frames of one split; if it can't be read any further, that is the last problem."""
     reader = find_reader(source)
     try:
         yield from reader.read(split, source, connection)
@@ -222,8 +225,8 @@ def _read_split(connection: duckdb.DuckDBPyConnection, source: Source, split: Fi
         yield nothing, problem(split.name, error.line, None, error.reason, error.detail)
 
 
-def _without_broken(frame: pl.DataFrame) -> Frames:
-    """Split off the rows that hold bytes which are no text in the file's encoding."""
+def _split_off_broken(frame: pl.DataFrame) -> Frames:
+    """Split off the rows that hold bytes which can't be decoded."""
     columns = [name for name, kind in frame.schema.items() if kind == pl.String and name != "_file"]
     if not columns:
         return frame, no_problems()

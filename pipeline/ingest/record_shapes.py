@@ -1,7 +1,7 @@
 """Well-known shapes of training data as SQL over their records.
 
-Each statement reads the table `records(_row, _file, _line, record JSON)` and gives, for each pair of each record, the
-columns `_row, _file, _line, query, positive, negatives, meta`.
+Each SELECT reads the table `records(_row, _file, _line, record JSON)` and makes a row for each pair of each record:
+`_row, _file, _line, query, positive, negatives, meta`.
 """
 
 _PLACE = "_row, _file, _line"
@@ -66,8 +66,8 @@ SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM 
             'meta': to_json({{'conversation': r.id, 'turn': i, 'system': system}})
         }} END), lambda pair: pair IS NOT NULL) AS pairs
     FROM (SELECT *,
-            -- Of each turn: where the exchanges before it begin that its prompt may have; the characters before it,
-            -- each earlier turn with a line break.
+            -- For each turn: where the earlier exchanges begin that its prompt may include, and how many characters
+            -- precede it, with a line break after each turn.
             list_transform(range(1, len(turns) + 1), lambda i:
                 list_filter(beginnings, lambda beginning: beginning < i)[-{turns}:]) AS begun,
             list_transform(range(1, len(turns) + 1), lambda i: coalesce(list_sum(lengths[:(i - 1)]), 0)) AS until

@@ -1,7 +1,7 @@
-"""From blocks of text to records: lines, elements of a JSON array, records of a table with quotes.
+"""Find records in blocks of text: lines, elements of a JSON array, records of a table with quotes.
 
-Records are frames of `LINE`: where a record stands and its text. What is too damaged to be one is told apart where the
-damage is, so that it costs itself and what can't be read without it, never what came before.
+Records are frames of `LINE`: a record's file, its first line and its text. Damage costs the record that it is in and
+what can't be read without that, never what came before.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,28 +20,28 @@ Integers = npt.NDArray[np.int64]
 
 LINE = {"_file": pl.String, "_line": pl.Int64, "text": pl.String}
 LONGEST_RECORD = 16 << 20
-"""Chosen here: characters; a longer record is a broken file or no text for an embedding model, and is rejected."""
+"""Chosen here: characters; a longer record comes of a broken file, or is too long for any model, and is rejected."""
 
-_LONGEST = 4 * LONGEST_RECORD  # bytes of so many characters at most
+_LONGEST = 4 * LONGEST_RECORD  # bytes that LONGEST_RECORD characters take at most
 _AT_ONCE = 1 << 16  # records that a kernel finds in one call
-_RESUMED = 100  # how often an element that never ends is left for the next line; each time costs a pass
+_RESUMED = 100  # elements without an end that are given up for the next line; each costs a pass over the rest
 
 
 def lines(blocks: Iterable[Block], file: str) -> Iterator[pl.DataFrame]:
-    """The lines, blank ones too; of one longer than LONGEST_RECORD so much that it is seen to be."""
+    """Yield lines, blank ones too. One that is much longer than LONGEST_RECORD is cut, but stays longer."""
     for block in whole_lines(blocks):
         ends = np.flatnonzero(np.frombuffer(block.text, np.uint8) == 0x0A) + 1
         if not block.text.endswith(b"\n"):
             ends = np.append(ends, len(block.text))
-        found = _frame(file, block.first_line + np.arange(len(ends)), block.text, np.concatenate([[0], ends]))
+        found = _make_frame(file, block.first_line + np.arange(len(ends)), block.text, np.concatenate([[0], ends]))
         yield found.with_columns(pl.col("text").str.strip_suffix("\n"))
 
 
 def whole_lines(blocks: Iterable[Block]) -> Iterator[Block]:
-    """Blocks that end where a line does. Of an endless line the rest is left out."""
+    """Yield blocks that end where a line does. The rest of an endless line is left out."""
     held: list[bytes] = []
     size, first_line = 0, 1
-    for block, is_last in _with_last(blocks):
+    for block, is_last in _mark_last(blocks):
         cut = len(block.text) if is_last else block.text.rfind(b"\n") + 1
         if not held:
             first_line = block.first_line
@@ -54,32 +54,32 @@ def whole_lines(blocks: Iterable[Block]) -> Iterator[Block]:
             size += len(rest)
 
 
-def _frame(file: str, numbers: Integers, texts: bytes | Bytes, offsets: Integers) -> pl.DataFrame:
-    """Records as a frame; their texts are `texts` cut at the offsets."""
+def _make_frame(file: str, numbers: Integers, texts: bytes | Bytes, offsets: Integers) -> pl.DataFrame:
+    """Make a frame of records, whose texts are `texts` cut at the offsets."""
     array = pa.LargeStringArray.from_buffers(len(numbers), pa.py_buffer(offsets), pa.py_buffer(texts))
     return pl.DataFrame({"_line": numbers, "text": pl.from_arrow(array)}).select(
         pl.lit(file).alias("_file"), pl.col("_line").cast(pl.Int64), "text"
     )
 
 
-def _spans(file: str, numbers: Integers, data: bytes, starts: Integers, ends: Integers) -> pl.DataFrame:
-    """Records that lie apart in `data`, copied out in one go."""
+def _copy_records(file: str, numbers: Integers, data: bytes, starts: Integers, ends: Integers) -> pl.DataFrame:
+    """Make a frame of records that lie apart in `data`."""
     from .scanners import copy_spans
 
     offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
     copied = np.empty(offsets[-1], np.uint8)
     copy_spans(np.frombuffer(data, np.uint8), starts, offsets, copied)
-    return _frame(file, numbers, copied, offsets)
+    return _make_frame(file, numbers, copied, offsets)
 
 
 def array_elements(blocks: Iterator[Block], file: str) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """The elements of a JSON array, and the splits in which none can be made out.
+    """Yield the elements of a JSON array, and the pieces between them in which none can be found.
 
-    Damage ends at the next line that begins as the line of an element before it does, or the damaged element's own.
-    What follows the array is taken as lines, which may be records of their own.
+    Damage ends at the next line that begins like the line of an earlier element, or like the damaged element's own.
+    What follows the array is read as lines, which may be records of their own.
     """
     held, number, at, begun, opening = b"", 1, 0, False, b""
-    pending = _with_last(blocks)
+    pending = _mark_last(blocks)
     for block, is_last in pending:
         number = number if held else block.first_line
         data = held + block.text
@@ -88,24 +88,24 @@ def array_elements(blocks: Iterator[Block], file: str) -> Iterator[tuple[pl.Data
         good, bad, at, ended, opening = _scan_array(data, at, is_last, opening)
         breaks = np.flatnonzero(np.frombuffer(data, np.uint8) == 0x0A)
 
-        def found(spans: tuple[Integers, Integers]) -> pl.DataFrame:
+        def cut_out(spans: tuple[Integers, Integers]) -> pl.DataFrame:
             starts, ends = spans
-            return _spans(file, number + np.searchsorted(breaks, starts), data, starts, ends)  # noqa: B023
+            return _copy_records(file, number + np.searchsorted(breaks, starts), data, starts, ends)  # noqa: B023
 
-        yield found(good), found(bad)
+        yield cut_out(good), cut_out(bad)
         if ended:
             rest = Block(data[at:], number + int(np.searchsorted(breaks, at)))
             for frame in lines(chain([rest], (block for block, _ in pending)), file):
-                # Where it was damage that closed the array, its other elements are here.
+                # If damage closed the array, its other elements are here.
                 yield frame.with_columns(pl.col("text").str.strip_chars().str.strip_suffix(",")), frame.clear()
             return
-        kept = _indented_from(data, at)
+        kept = _find_indent(data, at)
         number += int(np.searchsorted(breaks, kept))
         held, at = data[kept:], at - kept
 
 
-def _with_last(blocks: Iterable[Block]) -> Iterator[tuple[Block, bool]]:
-    """Blocks, and whether each is the last that can be read; damage is raised after it."""
+def _mark_last(blocks: Iterable[Block]) -> Iterator[tuple[Block, bool]]:
+    """Yield blocks, and whether each is the last that can be read; an error is raised after that one."""
     waiting, damage = None, None
     try:
         for block in blocks:
@@ -123,9 +123,9 @@ def _with_last(blocks: Iterable[Block]) -> Iterator[tuple[Block, bool]]:
 def _scan_array(
     data: bytes, at: int, is_last: bool, opening: bytes
 ) -> tuple[tuple[Integers, Integers], tuple[Integers, Integers], int, bool, bytes]:
-    """Spans of whole elements and of damage in data[at:], where reading goes on, and whether the array is closed.
+    """Find the spans of whole elements and of damage in data[at:], where to go on, and whether the array is closed.
 
-    `opening` is what the line of an element begins with; returned where it is found out.
+    `opening` is what an element's line begins with. It is returned as well, as the first elements show it.
     """
     from . import scanners
 
@@ -135,15 +135,15 @@ def _scan_array(
     bad: list[tuple[int, int]] = []
     status, endless = scanners.FULL, 0
     while status in (scanners.FULL, scanners.DAMAGED):
-        count, at, status = scanners.elements(array, at, found[0], found[1])
+        count, at, status = scanners.find_elements(array, at, found[0], found[1])
         good.append(found[:, :count].copy())
         opening = opening or next(
-            filter(None, (_opening(data, int(start)) for start in found[0, : min(count, 2)])), b""
+            filter(None, (_find_opening(data, int(start)) for start in found[0, : min(count, 2)])), b""
         )
         over = is_last or len(data) - at > _LONGEST  # no later block can end it
         if status == scanners.DAMAGED or (status == scanners.MORE and over and data[at:].strip()):
             endless += status == scanners.MORE
-            resumed = _next_after(data, at, opening) if endless <= _RESUMED else len(data)
+            resumed = _find_next(data, at, opening) if endless <= _RESUMED else len(data)
             if resumed == len(data) and not over:
                 status = scanners.MORE  # the line to go on from may come with the next block
                 break
@@ -154,35 +154,35 @@ def _scan_array(
     return (spans[0], spans[1]), (damage[0], damage[1]), at, status == scanners.ENDED, opening
 
 
-def _opening(data: bytes, at: int) -> bytes:
-    """The line feed, the white space and the bracket that an object or list begins with; nothing within a line."""
-    return data[_indented_from(data, at) : at + 1] if data[at] in b"{[" and _indented_from(data, at) < at else b""
+def _find_opening(data: bytes, at: int) -> bytes:
+    """Find the line feed, white space and bracket that begin an object or list; empty if it begins within a line."""
+    return data[_find_indent(data, at) : at + 1] if data[at] in b"{[" and _find_indent(data, at) < at else b""
 
 
-def _next_after(data: bytes, at: int, opening: bytes) -> int:
-    """Where the next line begins as `opening` says, or as the one at `at` does; the end where there is none."""
-    opening = opening or b"\n" + data[_indented_from(data, at) : at + 1].lstrip(b"\n")
+def _find_next(data: bytes, at: int, opening: bytes) -> int:
+    """Find the next line that begins with `opening`, or like the one at `at`; the end if there is none."""
+    opening = opening or b"\n" + data[_find_indent(data, at) : at + 1].lstrip(b"\n")
     found = data.find(opening, at)
     return found + len(opening) - 1 if found >= 0 else len(data)
 
 
-def _indented_from(data: bytes, at: int) -> int:
-    """Where the line feed stands before `at` and its white space; `at` itself where something else is on its line."""
+def _find_indent(data: bytes, at: int) -> int:
+    """Find the line feed before `at` and its white space; `at` itself if something else is on its line."""
     line_feed = data.rfind(b"\n", 0, at)
     return at if line_feed < 0 or data[line_feed:at].strip() else line_feed
 
 
 def quoted_records(blocks: Iterable[Block], file: str, delimiter: str, quote: str) -> Iterator[pl.DataFrame]:
-    """The records of a table with quoted fields, which may hold line breaks; each with its first line's number.
+    """Yield the records of a table with quoted fields, which may hold line breaks; `_line` is a record's first.
 
-    What is no record is taken line by line, so a quote that nothing closes costs its own line and no other.
+    What is no record is read line by line, so that a quote which nothing closes costs only its own line.
     """
-    from .scanners import quoted
+    from .scanners import find_quoted
 
     marks = np.frombuffer(delimiter.encode(), np.uint8), np.frombuffer(quote.encode(), np.uint8)
     found = np.empty((2, _AT_ONCE), np.int64)
     held, number = b"", 1
-    for block, is_last in _with_last(whole_lines(blocks)):
+    for block, is_last in _mark_last(whole_lines(blocks)):
         number = number if held else block.first_line
         data = held + block.text
         if is_last and not data.endswith(b"\n"):
@@ -192,8 +192,8 @@ def quoted_records(blocks: Iterable[Block], file: str, delimiter: str, quote: st
         at, count = 0, _AT_ONCE
         while count == _AT_ONCE:
             patience = -1 if is_last else _LONGEST
-            count, at = quoted(array, at, *marks, patience, found[0], found[1])
+            count, at = find_quoted(array, at, *marks, patience, found[0], found[1])
             starts, ends = found[0, :count], found[1, :count]
-            yield _spans(file, number + np.searchsorted(breaks, starts), data, starts, ends)
+            yield _copy_records(file, number + np.searchsorted(breaks, starts), data, starts, ends)
         number += int(np.searchsorted(breaks, at))
         held = data[at:]

@@ -1,4 +1,4 @@
-"""The kernels that find records in bytes, apart from their callers: to load Numba takes a second and 70 MB."""
+"""Kernels that find records in bytes. Import them where they are called: loading Numba takes a second and 70 MB."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 kernel: Callable[[Function], Function] = njit(cache=True, nogil=True)
 
 MORE, ENDED, DAMAGED, FULL = range(4)
-"""What `elements` came to."""
+"""Statuses of `find_elements`."""
 
 
 @kernel
@@ -21,13 +21,13 @@ def copy_spans(data: Any, starts: Any, offsets: Any, copied: Any) -> None:
 
 
 @kernel
-def elements(data: Any, at: int, starts: Any, ends: Any) -> Any:
-    """Find elements from data[at:], which begins within an array and outside of its elements.
+def find_elements(data: Any, at: int, starts: Any, ends: Any) -> Any:
+    """Find elements in data[at:], which begins within an array and outside its elements.
 
-    Returns how many, where the next begins, and whether there is more to read, the array has ended, what is there is
-    no JSON, or `starts` is full. A line break within a string is none; a comma between elements may be missing.
+    Returns how many there are, where the next begins, and a status: there is MORE to read, the array has ENDED, the
+    next element is DAMAGED, or `starts` is FULL. A line break within a string is damage; commas may be missing.
     """
-    opening = np.empty(1_000, np.uint8)  # further in, only the depth counts
+    opening = np.empty(1_000, np.uint8)  # deeper brackets are only counted
     count, size = 0, len(data)
     while True:
         while at < size and (data[at] in (0x20, 0x09, 0x0A, 0x0D) or data[at] == 0x2C):
@@ -64,7 +64,7 @@ def elements(data: Any, at: int, starts: Any, ends: Any) -> Any:
                 if depth == 0 and (data[start] == 0x7B or data[start] == 0x5B):
                     at, whole = at + 1, True
                     break
-            elif byte == 0x3A and depth == 0:  # a key where none can be
+            elif byte == 0x3A and depth == 0:  # a key outside of any object
                 return count, start, DAMAGED
             at += 1
         if not whole:
@@ -77,41 +77,41 @@ def elements(data: Any, at: int, starts: Any, ends: Any) -> Any:
 
 
 @kernel
-def _stands(mark: Any, data: Any, at: int) -> bool:
+def _matches_at(mark: Any, data: Any, at: int) -> bool:
     if at + len(mark) > len(data):
         return False
-    for place in range(len(mark)):  # noqa: SIM110 (a kernel knows no generators)
+    for place in range(len(mark)):  # noqa: SIM110 (Numba has no generators)
         if data[at + place] != mark[place]:
             return False
     return True
 
 
 @kernel
-def quoted(data: Any, at: int, delimiter: Any, quote: Any, patience: int, starts: Any, ends: Any) -> Any:
+def find_quoted(data: Any, at: int, delimiter: Any, quote: Any, patience: int, starts: Any, ends: Any) -> Any:
     """Find the records of data[at:], whole lines of a table; returns how many and where the next one begins.
 
-    A quote that is not closed within `patience` bytes (by the end, where it is negative) makes no record of its line.
+    The line of a quote that is not closed within `patience` bytes (by the end, if negative) is taken by itself.
     """
     count, size = 0, len(data)
     while at < size and count < len(starts):
         start, is_record = at, True
         while is_record:
-            if _stands(quote, data, at):
+            if _matches_at(quote, data, at):
                 at += len(quote)
                 closed = False
                 while at < size and not closed:
-                    if not _stands(quote, data, at):
+                    if not _matches_at(quote, data, at):
                         at += 1
-                    elif _stands(quote, data, at + len(quote)):
+                    elif _matches_at(quote, data, at + len(quote)):
                         at += 2 * len(quote)
                     else:
                         at += len(quote)
                         closed = True
                 if not closed and size - start <= patience:
                     return count, start
-                is_record = closed and (data[at] == 0x0A or _stands(delimiter, data, at))
+                is_record = closed and (data[at] == 0x0A or _matches_at(delimiter, data, at))
             else:
-                while data[at] != 0x0A and not _stands(delimiter, data, at):
+                while data[at] != 0x0A and not _matches_at(delimiter, data, at):
                     at += 1
             if is_record:
                 if data[at] == 0x0A:

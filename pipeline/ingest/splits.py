@@ -1,4 +1,4 @@
-"""What one task of ingest reads: small files packed together, large ones cut where a record ends."""
+"""Plan what each task of ingest reads: small files packed together, large ones cut where a record ends."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,7 +6,7 @@ from ...schemas.settings import Source
 from .files import FileError, FileSplit, SourceFile
 from .readers import find_reader
 
-PART_BYTES = 64 << 20
+SHARD_BYTES = 64 << 20
 """Chosen here: bytes of source files (as they lie on disk) that make one shard."""
 
 
@@ -16,17 +16,17 @@ def list_source_files(source: Source, globs: Sequence[str]) -> list[SourceFile]:
 
 
 def plan_splits(source: Source, files: Sequence[SourceFile]) -> Iterator[list[FileSplit]]:
-    """Divide files, in their order, among tasks that read about PART_BYTES each."""
+    """Divide files, in their order, among tasks that read about SHARD_BYTES each."""
     packed: list[FileSplit] = []
     size = 0
     for file in files:
-        if file.size > PART_BYTES and len(cuts := _split(source, file)) > 1:
+        if file.size > SHARD_BYTES and len(cuts := _split(source, file)) > 1:
             if packed:
                 yield packed
             yield from ([cut] for cut in cuts)
             packed, size = [], 0
             continue
-        if packed and size + file.size > PART_BYTES:
+        if packed and size + file.size > SHARD_BYTES:
             yield packed
             packed, size = [], 0
         packed.append(FileSplit(file.path))
@@ -38,6 +38,6 @@ def plan_splits(source: Source, files: Sequence[SourceFile]) -> Iterator[list[Fi
 def _split(source: Source, file: SourceFile) -> list[FileSplit]:
     reader = find_reader(source)
     try:
-        return reader.split(file.path, source, PART_BYTES) if reader.split else [FileSplit(file.path)]
+        return reader.split(file.path, source, SHARD_BYTES) if reader.split else [FileSplit(file.path)]
     except FileError:
         return [FileSplit(file.path)]  # reading it tells why

@@ -21,7 +21,7 @@ from ..engine.stage import Task, find_finished, run_stage
 from ..text.normalise import normalise, simplify
 from . import readers
 from .files import FileSplit, SourceFile, list_files
-from .projection import project, unfit
+from .projection import project, reject_batch
 from .splits import list_source_files, plan_splits
 
 VERSION = 3
@@ -47,23 +47,23 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
             "`variables:`"
         )
     tasks = [
-        Task((source, part), _fingerprint(source, part, files[source.name]))
+        Task((source, splits), _fingerprint(source, splits, files[source.name]))
         for source in recipe.sources
-        for part in plan_splits(source, files[source.name])
+        for splits in plan_splits(source, files[source.name])
     ]
-    save_recipe(corpus, recipe)  # before the shards, which may be gone on with by it
-    summary = run_stage(corpus, "ingest", ingest_part, tasks, engine)
+    save_recipe(corpus, recipe)  # before the shards: an interrupted run is resumed with it
+    summary = run_stage(corpus, "ingest", ingest_shard, tasks, engine)
     summary.empty_sources = [f"{source.name}: no file matches {', '.join(source.files)}" for source in empty]
-    summary.empty_sources += _barren(corpus, "ingest", tasks)
+    summary.empty_sources += _find_barren(corpus, "ingest", tasks)
     summary.empty_sources += _ingest_evaluation(corpus, recipe.evaluation, engine)
-    summary.notes["absent_columns"] = _absent(corpus, tasks)
-    summary.notes["left_out_by_where"] = _left_out(corpus, tasks)
+    summary.notes["absent_columns"] = _find_absent(corpus, tasks)
+    summary.notes["left_out_by_where"] = _count_left_out(corpus, tasks)
     summary.bad_input = bool(summary.rejected or summary.empty_sources)
     return summary
 
 
 def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engine) -> list[str]:
-    """Each evaluation set is a shard: its own pairs, then pairs of `passages:` with `passage_only` in meta.
+    """Make a shard of each evaluation set: its own pairs, then pairs of `passages:` with `passage_only` in meta.
 
     Returns the globs that no file matches, and the sets whose files hold no pair.
     """
@@ -79,11 +79,11 @@ def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engi
             tasks.append(Task((one, *whole), decided_by))
     if tasks or (corpus / "evaluation").exists():
         run_stage(corpus, "evaluation", ingest_evaluation_set, tasks, engine)
-    return empty + _barren(corpus, "evaluation", tasks)
+    return empty + _find_barren(corpus, "evaluation", tasks)
 
 
-def _barren(corpus: Path, folder: str, tasks: Sequence[Task]) -> list[str]:
-    """The sources whose files hold no pair."""
+def _find_barren(corpus: Path, folder: str, tasks: Sequence[Task]) -> list[str]:
+    """Name the sources whose files hold no pair."""
     place = find_finished(corpus, folder, tasks)
     pairs: Counter[str] = Counter()
     for task in tasks:
@@ -91,8 +91,8 @@ def _barren(corpus: Path, folder: str, tasks: Sequence[Task]) -> list[str]:
     return [f"{name}: no pair in its files; {folder}/rejected says why" for name, rows in pairs.items() if not rows]
 
 
-def _absent(corpus: Path, tasks: Sequence[Task]) -> list[str]:
-    """The columns that the SQL of a source names and none of its rows has: NULL everywhere, perhaps misspelt."""
+def _find_absent(corpus: Path, tasks: Sequence[Task]) -> list[str]:
+    """Name the columns in the SQL of a source that none of its rows has: NULL everywhere, perhaps misspelt."""
     place = find_finished(corpus, "ingest", tasks)
     rows: Counter[str] = Counter()
     absent: Counter[tuple[str, str]] = Counter()
@@ -103,8 +103,8 @@ def _absent(corpus: Path, tasks: Sequence[Task]) -> list[str]:
     return [f"{name}: no file has {column}" for (name, column), lacking in absent.items() if lacking == rows[name]]
 
 
-def _left_out(corpus: Path, tasks: Sequence[Task]) -> dict[str, int]:
-    """The rows of each source that its `where` leaves out: they are none of the source's, and no rejects."""
+def _count_left_out(corpus: Path, tasks: Sequence[Task]) -> dict[str, int]:
+    """Count the rows of each source that are excluded by `where`: neither pairs nor rejects."""
     place = find_finished(corpus, "ingest", tasks)
     rows: Counter[str] = Counter()
     for task in tasks:
@@ -116,12 +116,12 @@ def _fingerprint(source: Source, splits: Sequence[FileSplit], files: Sequence[So
     versions = {file.path: file.version for file in files}
     settings = source.model_dump(mode="json", exclude={"priority", "licence", "label_range"})
     joined = [(file.path, file.version) for file in list_files(list(source.join.values()))]
-    read = [(part.path, part.start, part.end, versions[part.path]) for part in splits]
+    read = [(split.path, split.start, split.end, versions[split.path]) for split in splits]
     return fingerprint("ingest", VERSION, settings, read, joined)
 
 
-def ingest_part(source: Source, splits: Sequence[FileSplit], fingerprint: str, shard: Path) -> None:
-    """One shard: the pairs of some files of a source, and their rejects."""
+def ingest_shard(source: Source, splits: Sequence[FileSplit], fingerprint: str, shard: Path) -> None:
+    """Make one shard: the pairs of some splits of a source, and their rejects."""
     with ShardWriter(
         shard, PAIR, REJECTED_AT_INGEST, stage="ingest", version=VERSION, fingerprint=fingerprint
     ) as writer:
@@ -131,7 +131,7 @@ def ingest_part(source: Source, splits: Sequence[FileSplit], fingerprint: str, s
 def ingest_evaluation_set(
     source: EvaluationSet, splits: Sequence[FileSplit], passages: Sequence[FileSplit], fingerprint: str, shard: Path
 ) -> None:
-    """One evaluation set as a shard."""
+    """Make one shard of an evaluation set: the pairs of its files and of its passages."""
     with ShardWriter(
         shard, PAIR, REJECTED_AT_INGEST, stage="evaluation", version=VERSION, fingerprint=fingerprint
     ) as writer:
@@ -143,8 +143,8 @@ def ingest_evaluation_set(
 def _ingest_splits(source: Source, splits: Sequence[FileSplit], writer: ShardWriter) -> None:
     absent: Counter[str] = Counter(writer.notes.get("absent_columns", {}))
     left_out = writer.notes.get("left_out", 0)
-    with readers.sandbox() as connection:
-        unjoined = _join(connection, source)
+    with readers.open_sandbox() as connection:
+        unjoined = _read_joined(connection, source)
         for problems in readers.read(connection, source, splits):
             pairs = None
             try:
@@ -152,22 +152,22 @@ def _ingest_splits(source: Source, splits: Sequence[FileSplit], writer: ShardWri
                     raise unjoined
                 found = project(connection, source)
             except (duckdb.Error, readers.SourceError, UnicodeDecodeError) as error:
-                problems = pl.concat([problems, unfit(connection, source, error)])
+                problems = pl.concat([problems, reject_batch(connection, source, error)])
             else:
                 pairs, problems = found.pairs, pl.concat([problems, found.problems])
                 absent.update(dict.fromkeys(found.missing, pairs.height + problems.height))
                 left_out += found.left_out
             if pairs is not None and not pairs.is_empty():
                 writer.received(pairs.height)
-                writer.keep(_pairs(connection, source, pairs))
+                writer.keep(_make_pairs(connection, source, pairs))
             if not problems.is_empty():
                 writer.received(problems.height)
-                writer.reject(_rejects(source, problems))
+                writer.reject(_make_rejects(source, problems))
     writer.notes |= {"absent_columns": dict(absent)} if absent else {}
     writer.notes |= {"left_out": left_out} if left_out else {}
 
 
-def _join(connection: duckdb.DuckDBPyConnection, source: Source) -> readers.SourceError | None:
+def _read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> readers.SourceError | None:
     try:
         readers.read_joined(connection, source)
     except readers.SourceError as error:
@@ -175,8 +175,8 @@ def _join(connection: duckdb.DuckDBPyConnection, source: Source) -> readers.Sour
     return None
 
 
-def _pairs(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> pa.Table:
-    clean = _clean(source)
+def _make_pairs(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> pa.Table:
+    clean = _choose_cleaning(source)
     named = frame.select(
         source=pl.lit(source.name),
         category=pl.lit(source.category),
@@ -189,7 +189,7 @@ def _pairs(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.Data
         meta=pl.col("meta").fill_null("{}"),
     )
     connection.register("frame", named.to_arrow())
-    # The unit separator can't stand in normalised text, so no two pairs run into each other.
+    # Normalised text has no unit separator, so different pairs have different keys.
     pairs = connection.sql(
         "SELECT md5(concat_ws(chr(31), source, task, query, positive)) AS pair_id, * FROM frame"
     ).to_arrow_table()
@@ -197,12 +197,12 @@ def _pairs(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.Data
     return pairs
 
 
-def _clean(source: Source) -> Callable[[pl.Expr], pl.Expr]:
+def _choose_cleaning(source: Source) -> Callable[[pl.Expr], pl.Expr]:
     return (lambda column: simplify(normalise(column))) if source.simplify else normalise
 
 
 def _clean_lists(lists: pl.Series, clean: Callable[[pl.Expr], pl.Expr]) -> pl.Series:
-    """Clean the texts of lists; empty ones and nulls are left out."""
+    """Clean the texts in lists; empty ones and nulls are dropped."""
     frame = pl.DataFrame({"row": pl.arange(len(lists), eager=True), "text": lists.cast(pl.List(pl.String))})
     texts = (
         frame.explode("text")
@@ -215,7 +215,7 @@ def _clean_lists(lists: pl.Series, clean: Callable[[pl.Expr], pl.Expr]) -> pl.Se
     return joined["text"].fill_null([])
 
 
-def _rejects(source: Source, problems: pl.DataFrame) -> pa.Table:
+def _make_rejects(source: Source, problems: pl.DataFrame) -> pa.Table:
     table = problems.with_columns(
         source=pl.lit(source.name),
         category=pl.lit(source.category),

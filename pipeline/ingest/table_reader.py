@@ -1,4 +1,4 @@
-"""Delimited tables: records to rows with their line numbers, and what is no row with its reason."""
+"""Read delimited tables: a row for each record, and a problem for each that does not fit the header."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from .text_encodings import read_blocks
 
 
 class Dialect(NamedTuple):
-    """What stands between the fields of a table, and around those that hold it; no quote is an empty one."""
+    """The delimiter between a table's fields, and the quote around some of them; empty if there are no quotes."""
 
     delimiter: str
     quote: str
@@ -23,7 +23,7 @@ CSV, TSV = Dialect(",", '"'), Dialect("\t", "")
 
 
 def choose_dialect(options: ReaderOptions, default: Dialect) -> Dialect:
-    """The dialect in a source's options; what they leave open is as in `default`."""
+    """Take the dialect from a source's options, and what they leave open from `default`."""
     return Dialect(
         default.delimiter if options.delimiter is None else options.delimiter,
         default.quote if options.quote is None else options.quote,
@@ -46,29 +46,31 @@ def read_table(split: FileSplit, encoding: str | None, options: ReaderOptions, d
     delimiter, quote = dialect
     has_header = options.header if options.header is not None else options.columns is None
 
-    def records(part: FileSplit) -> Iterator[pl.DataFrame]:
-        blocks = read_blocks(part, encoding)
-        return quoted_records(blocks, part.name, delimiter, quote) if quote else lines(blocks, part.name)
+    def read_records(piece: FileSplit) -> Iterator[pl.DataFrame]:
+        blocks = read_blocks(piece, encoding)
+        return quoted_records(blocks, piece.name, delimiter, quote) if quote else lines(blocks, piece.name)
 
     names = options.columns
     if split.start and has_header:
         head = FileSplit(split.path, end=split.start, encoding=split.encoding)
-        names = next((found for frame in records(head) if (found := _names(frame, delimiter, quote, options))), None)
+        names = next(
+            (found for frame in read_records(head) if (found := _read_names(frame, delimiter, quote, options))), None
+        )
         has_header = False
-    for frame in records(split):
+    for frame in read_records(split):
         good, bad = fitting(frame)
         if names is None or has_header:
-            names = _names(frame, delimiter, quote, options)
+            names = _read_names(frame, delimiter, quote, options)
             if names is None:
                 yield pl.DataFrame(schema=LINE).drop("text"), bad
                 continue
             good, has_header = good.slice(int(has_header)), False
-        rows, misfits = _rows(good, names, delimiter, quote)
+        rows, misfits = _split_rows(good, names, delimiter, quote)
         yield rows, pl.concat([bad, misfits])
 
 
-def _names(records: pl.DataFrame, delimiter: str, quote: str, options: ReaderOptions) -> list[str] | None:
-    """The names of the columns by the first record of a file; None where there is none.
+def _read_names(records: pl.DataFrame, delimiter: str, quote: str, options: ReaderOptions) -> list[str] | None:
+    """Find the names of the columns in the first record of a file; None if it has none.
 
     Raises:
         FileError: that record is the header and can't be read.
@@ -80,14 +82,14 @@ def _names(records: pl.DataFrame, delimiter: str, quote: str, options: ReaderOpt
     first = good.head(1)
     if first.is_empty():
         return None
-    fields = first.select(_fields(pl.col("text"), delimiter, quote)).to_series()[0]
+    fields = first.select(_split_fields(pl.col("text"), delimiter, quote)).to_series()[0]
     header = first["text"][0].split(delimiter) if fields is None else fields.to_list()
     names = options.columns or (header if is_header else [""] * len(header))
     return make_distinct([name.strip() or f"column{index}" for index, name in enumerate(names)])
 
 
-def _rows(records: pl.DataFrame, names: Sequence[str], delimiter: str, quote: str) -> Frames:
-    split = records.with_columns(fields=_fields(pl.col("text"), delimiter, quote))
+def _split_rows(records: pl.DataFrame, names: Sequence[str], delimiter: str, quote: str) -> Frames:
+    split = records.with_columns(fields=_split_fields(pl.col("text"), delimiter, quote))
     fits = (pl.col("fields").list.len() == len(names)).fill_null(False)
     misfits = split.filter(~fits).select(
         file="_file",
@@ -104,13 +106,13 @@ def _rows(records: pl.DataFrame, names: Sequence[str], delimiter: str, quote: st
 
 
 def _field_pattern(delimiter: str, quote: str) -> str:
-    """A field of RFC 4180: in quotes, or without any at its start."""
+    """Make the pattern of a field (RFC 4180): in quotes, or without a quote at its start."""
     d, q = (f"\\x{{{ord(character):x}}}" for character in (delimiter, quote))
     return f"(?:{q}(?:[^{q}]|{q}{q})*{q}|[^{q}{d}\\n][^{d}\\n]*|)"
 
 
-def _fields(text: pl.Expr, delimiter: str, quote: str) -> pl.Expr:
-    """The fields of records, without their quotes; null where a record is none."""
+def _split_fields(text: pl.Expr, delimiter: str, quote: str) -> pl.Expr:
+    """Split records into fields, without their quotes; null for records whose quotes don't match."""
     if not quote:
         return text.str.split(delimiter)
     ended = text + delimiter

@@ -1,4 +1,4 @@
-"""Bytes in any encoding to blocks of UTF-8, so that a file of any size is read in little memory."""
+"""Decode bytes in any encoding to blocks of UTF-8, so that a file of any size takes little memory."""
 
 import codecs
 import re
@@ -10,16 +10,16 @@ import charset_normalizer
 from .files import FileError, FileSplit, read_chunks
 
 BROKEN = "\U0010ffff"
-"""Put around the byte offset of what could not be decoded; no text holds this noncharacter of its own right."""
+"""Put before and after the byte offset of what can't be decoded: a noncharacter, which text should not contain."""
 
 DAMAGED_SHARE = 0.1
-"""Chosen here: with more than this share of the non-ASCII characters undecodable the encoding is another."""
+"""Chosen here: if more than this share of the non-ASCII characters can't be decoded, the encoding is another."""
 
 BLOCK = 4 << 20
 """Chosen here: bytes of a file that are decoded together."""
 
 LONGEST_DOCUMENT = 128 << 20
-"""Chosen here: bytes of a document that has to be in memory whole."""
+"""Chosen here: bytes of a document, which is held in memory whole."""
 
 _SAMPLE = 4 << 20
 _COMMON = re.compile(
@@ -27,8 +27,8 @@ _COMMON = re.compile(
     "作里用道行所然家種种事成方多經经麼么去法學学如都同現现當当沒没動动面起看定天分還还進进好小部其些主樣样理心本前開开但因從从想實实"
     "，。、？！：]"
 )
-_CLEARLY = 5  # common characters more; of 300 Chinese texts of 50 characters all had more in their own encoding
-_CERTAIN = 16  # characters of UTF-8; of 56,000 Chinese texts in GB18030 one began with as many as 7, in Big5 with 2
+_CLEARLY = 5  # more common characters than in another encoding; all of 300 Chinese texts of 50 characters had
+_CERTAIN = 16  # characters of UTF-8; by chance 56,000 Chinese texts began with at most 7 in GB18030, 2 in Big5
 _MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
@@ -41,30 +41,31 @@ _MARK = "\ufeff".encode()
 
 @dataclass(frozen=True)
 class Block:
-    """Lines of a file as UTF-8 that end in \\n; of a line longer than a block, a piece."""
+    """Lines of a file as UTF-8 that end in \\n, or a piece of a line that is longer than a block."""
 
     text: bytes
     first_line: int
 
 
 def read_blocks(split: FileSplit, declared: str | None = None) -> Iterator[Block]:
-    """The text of a split; what does not decode stands between two BROKEN as its offset.
+    """Decode a split; bytes that can't be decoded become their offset between two BROKEN.
 
-    Lines have no byte order mark at their start: there is one within a file that was joined from several.
+    A byte order mark is dropped at the start of every line: a file that was joined from several has them within.
 
     Raises:
-        FileError: see files.read_chunks; or the text is not in the declared encoding. What came before is given first.
+        FileError: see files.read_chunks; or the text is not in the declared encoding. What came before is yielded
+            first.
     """
     encoding = split.encoding or find_encoding(read_chunks(FileSplit(split.path)), declared)
     encoding = encoding.removesuffix("-sig")
     chunks = read_chunks(split)
-    if encoding.startswith(("utf-16", "utf-32")):  # a line's end is no single byte there
-        chunks, encoding = _transcoded(chunks, encoding), "utf-8"
+    if encoding.startswith(("utf-16", "utf-32")):  # where a line feed is more than one byte
+        chunks, encoding = _transcode(chunks, encoding), "utf-8"
     line, before = split.first_line, b"\n"
     carriage_returns = False if split.start else None  # a file that was cut has line feeds
-    for offset, data in _pieces(chunks, encoding, split.start):
-        text = decoded(data, encoding, offset)
-        if carriage_returns is None:  # of a file that knows no line feed
+    for offset, data in _cut_pieces(chunks, encoding, split.start):
+        text = decode(data, encoding, offset)
+        if carriage_returns is None:  # in a file without any line feed, they end its lines
             carriage_returns = b"\r" in text and b"\n" not in text
         if b"\r" in text:
             text = text.replace(b"\r\n", b"\n")
@@ -77,7 +78,7 @@ def read_blocks(split: FileSplit, declared: str | None = None) -> Iterator[Block
 
 
 def read_text(path: str, declared: str | None = None) -> tuple[str, str | None]:
-    """The whole text of a file, and what cut it short (None where nothing did).
+    """Read the whole text of a file, and what cut it short (None if nothing did).
 
     Raises:
         FileError: see read_blocks; or longer than LONGEST_DOCUMENT.
@@ -97,8 +98,8 @@ def read_text(path: str, declared: str | None = None) -> tuple[str, str | None]:
     return b"".join(parts).decode(), None
 
 
-def _pieces(chunks: Iterable[bytes], encoding: str, offset: int) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of pieces that end where a line does or, in UTF-8, at least where a character does."""
+def _cut_pieces(chunks: Iterable[bytes], encoding: str, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Yield pieces with their offsets, which end where a line does or, in UTF-8, at least where a character does."""
     parts: list[bytes] = []
     size, enough = 0, BLOCK
     damage: FileError | None = None
@@ -109,7 +110,7 @@ def _pieces(chunks: Iterable[bytes], encoding: str, offset: int) -> Iterator[tup
             if size < enough:
                 continue
             data = b"".join(parts)
-            cut = data.rfind(b"\n") + 1 or (_last_character(data) if encoding.startswith("utf-8") else 0)
+            cut = data.rfind(b"\n") + 1 or (_find_last_character(data) if encoding.startswith("utf-8") else 0)
             if cut:
                 yield offset, data[:cut]
                 offset += cut
@@ -125,24 +126,25 @@ def _pieces(chunks: Iterable[bytes], encoding: str, offset: int) -> Iterator[tup
         raise damage
 
 
-def _last_character(data: bytes) -> int:
-    """Where the last character of UTF-8 begins, which may not be whole."""
+def _find_last_character(data: bytes) -> int:
+    """Find where the last character of UTF-8, which may be incomplete, begins."""
     end = len(data) - 1
     while end > len(data) - 4 and data[end] & 0xC0 == 0x80:
         end -= 1
     return end
 
 
-def _transcoded(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+def _transcode(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    """Convert chunks, which may end within a character, to UTF-8."""
     decoder = codecs.getincrementaldecoder(encoding)("conan.mark")
     offset = 0
     damage: FileError | None = None
     try:
         for chunk in chunks:
-            _mark_from(offset - len(decoder.getstate()[0]))
+            _mark_offsets_from(offset - len(decoder.getstate()[0]))
             yield decoder.decode(chunk).encode()
             offset += len(chunk)
-        _mark_from(offset - len(decoder.getstate()[0]))
+        _mark_offsets_from(offset - len(decoder.getstate()[0]))
     except FileError as error:
         damage = error
     except UnicodeError as error:
@@ -152,8 +154,8 @@ def _transcoded(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
         raise damage
 
 
-def decoded(data: bytes, encoding: str, offset: int) -> bytes:
-    """A piece of a file, which lies at `offset` there, as UTF-8; what does not decode is its offset between BROKEN."""
+def decode(data: bytes, encoding: str, offset: int) -> bytes:
+    """Convert a file's bytes at this offset to UTF-8; what can't be decoded becomes its offset between two BROKEN."""
     if encoding == "utf-8":
         try:
             data.decode()
@@ -162,12 +164,12 @@ def decoded(data: bytes, encoding: str, offset: int) -> bytes:
         else:
             return data
 
-    _mark_from(offset)
+    _mark_offsets_from(offset)
     return data.decode(encoding, "conan.mark").encode()
 
 
-def _mark_from(offset: int) -> None:
-    """Let the error handler "conan.mark" put the place of a fault in data that begins at `offset` between BROKEN."""
+def _mark_offsets_from(offset: int) -> None:
+    """Make the error handler "conan.mark" put offsets between BROKEN, counted from the data's own `offset`."""
 
     def mark(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeDecodeError)
@@ -177,10 +179,10 @@ def _mark_from(offset: int) -> None:
 
 
 def find_encoding(chunks: Iterable[bytes], declared: str | None = None) -> str:
-    """The encoding of a file by its first megabytes that are not ASCII.
+    """Find the encoding of a file by its first megabytes that are not ASCII.
 
     Raises:
-        FileError: too many lines are not in the declared encoding; names the first offset and a likelier encoding.
+        FileError: too much is not in the declared encoding; names the first offset and a likelier encoding.
     """
     begin, sample, offset = b"", b"", 0
     try:
@@ -191,7 +193,7 @@ def find_encoding(chunks: Iterable[bytes], declared: str | None = None) -> str:
                 continue
             sample += chunk
             if len(sample) >= _SAMPLE:
-                sample = sample[: sample.rfind(b"\n") + 1 or _last_character(sample)]
+                sample = sample[: sample.rfind(b"\n") + 1 or _find_last_character(sample)]
                 break
     except FileError:
         if not begin:
@@ -200,16 +202,16 @@ def find_encoding(chunks: Iterable[bytes], declared: str | None = None) -> str:
         marked = (encoding for mark, encoding in _MARKS if begin.startswith(mark))
         return next(marked, None) or detect(sample)
     try:
-        encoding = codecs.lookup(declared).name  # so `UTF-16` is known as utf-16
-        (sample or b" ").decode(encoding, "replace")  # which finds that a codec is none of text
+        encoding = codecs.lookup(declared).name  # normalised: UTF-16 is utf-16
+        (sample or b" ").decode(encoding, "replace")  # fails for a codec that does not decode to text
     except (LookupError, ValueError) as error:
         raise FileError("encoding", f"unknown encoding {declared!r}; try utf-8, gb18030 or big5") from error
-    _check(sample, encoding, offset)
+    _check_encoding(sample, encoding, offset)
     return encoding
 
 
-def _check(sample: bytes, encoding: str, offset: int) -> None:
-    """Raise FileError where another encoding fits better than the declared one, by more than a few broken bytes."""
+def _check_encoding(sample: bytes, encoding: str, offset: int) -> None:
+    """Raise FileError if another encoding fits better than the declared one, by more than a few broken bytes."""
     if encoding.startswith(("utf-16", "utf-32")):  # the sample may begin or end within a character
         if b"\0" not in sample and _is_text(sample, "utf-8"):
             raise FileError("encoding", f"not {encoding}; it looks like utf-8")
@@ -221,7 +223,7 @@ def _check(sample: bytes, encoding: str, offset: int) -> None:
     else:
         return
     likely = detect(sample)
-    damage, other = (_damage(sample.decode(one, "replace")) for one in (encoding, likely))
+    damage, other = (_measure_damage(sample.decode(one, "replace")) for one in (encoding, likely))
     if other < damage and (damage > DAMAGED_SHARE or likely == "utf-8"):
         raise FileError("encoding", f"not {encoding} at byte {first:,}; it looks like {likely}")
 
@@ -235,15 +237,15 @@ def _is_text(data: bytes, encoding: str) -> bool:
 
 
 def detect(data: bytes) -> str:
-    """The encoding of Chinese text: UTF-8 where it fits, else the likelier of GB18030 and Big5."""
+    """Detect the encoding of Chinese text: UTF-8 if it fits, else the likelier of GB18030 and Big5."""
     head = data[:_SAMPLE]
-    damage = {encoding: _damage(head.decode(encoding, "replace")) for encoding in ("utf-8", "gb18030", "big5")}
+    damage = {encoding: _measure_damage(head.decode(encoding, "replace")) for encoding in ("utf-8", "gb18030", "big5")}
     if damage["utf-8"] <= max(DAMAGED_SHARE, min(damage.values())) or _begins_as_utf_8(head):
         return "utf-8"
     few = head[:65_536]
     common = {encoding: len(_COMMON.findall(few.decode(encoding, "replace"))) for encoding in damage}
     likely, next_likely = sorted(common, key=common.__getitem__, reverse=True)[:2]
-    if common[likely] - common[next_likely] >= _CLEARLY:  # for what is broken in one may be text in another
+    if common[likely] - common[next_likely] >= _CLEARLY:  # what is broken in one may be text in another
         return likely
     if damage["gb18030"] == damage["big5"]:
         best = charset_normalizer.from_bytes(few, cp_isolation=["gb18030", "big5"]).best()
@@ -252,7 +254,7 @@ def detect(data: bytes) -> str:
 
 
 def _begins_as_utf_8(data: bytes) -> bool:
-    """Whether so much of it is UTF-8 before the first fault that it is no accident, whatever comes then."""
+    """Whether more characters before the first fault are UTF-8 than could be by chance."""
     try:
         begin = data.decode()
     except UnicodeDecodeError as error:
@@ -260,7 +262,7 @@ def _begins_as_utf_8(data: bytes) -> bool:
     return len(begin) - len(begin.encode("ascii", "ignore")) >= _CERTAIN
 
 
-def _damage(text: str) -> float:
-    """The share of replacement characters in a text's non-ASCII characters."""
+def _measure_damage(text: str) -> float:
+    """Compute the share of replacement characters among a text's non-ASCII characters."""
     foreign = len(text) - len(text.encode("ascii", "ignore"))
     return text.count("\ufffd") / foreign if foreign else 0.0

@@ -1,4 +1,4 @@
-"""Texts: a row for each line of a file, or a Markdown document as one row of title and body."""
+"""Read texts: a row for each line of a file, or a Markdown document as one row of title and body."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ FROM (
                    regexp_replace(text, '(?s)^---\n.*?\n---[ \t]*\n', '') AS body
             FROM frame)))
 """
-"""Select from `frame`: the front matter's title or else the first heading, and what follows it."""
+"""Select from `frame` the front matter's title or else the first heading, and what follows it."""
 
 
 def read_lines(split: FileSplit, encoding: str | None = None) -> Iterator[Frames]:
@@ -42,7 +42,7 @@ def read_lines(split: FileSplit, encoding: str | None = None) -> Iterator[Frames
 
 
 def read_document(split: FileSplit, encoding: str | None = None) -> Iterator[Frames]:
-    """Read a file as one record; an empty one too, so that the missing title is told.
+    """Read a file as one record, even an empty one, so that its missing title is reported.
 
     Raises:
         FileError: see text_encodings.read_text.

@@ -22,7 +22,7 @@ class Read:
         one = Source.model_validate({"name": "web", "files": "*", **source})
         self.rows: Rows = []
         problems = [no_problems()]
-        with readers.sandbox() as connection:
+        with readers.open_sandbox() as connection:
             for batch in readers.read(connection, one, [FileSplit(path) for path in paths]):
                 problems.append(batch)
                 self.rows += connection.sql("FROM rows ORDER BY _row").pl().to_dicts()

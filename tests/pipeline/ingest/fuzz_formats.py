@@ -117,7 +117,7 @@ def _arrow(good: list[Pair]) -> list[bytes]:
     sink = io.BytesIO()
     parts, before = [], 0
 
-    def written() -> bytes:
+    def take_written() -> bytes:
         nonlocal before
         part = sink.getvalue()[before:]
         before += len(part)
@@ -127,8 +127,8 @@ def _arrow(good: list[Pair]) -> list[bytes]:
         for start in range(0, len(good), 10):
             batch = [dict(zip(schema.names, pair, strict=True)) for pair in good[start : start + 10]]
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-            parts += [written(), *[b""] * (len(batch) - 1)]
-    return [b"", *parts, written()]
+            parts += [take_written(), *[b""] * (len(batch) - 1)]
+    return [b"", *parts, take_written()]
 
 
 def _page(pair: Pair) -> bytes:

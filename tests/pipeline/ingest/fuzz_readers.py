@@ -2,7 +2,7 @@
 
     python tests/pipeline/ingest/fuzz_readers.py --files 10000 --format jsonl --format csv
 
-tries so many files of each format (of all, where none is named) and ends with 1 where one failed. A file is told by its
+tries that many files of each format (of all, if none is named) and ends with 1 if one failed. A file follows from its
 format and its number, so `--first NUMBER --files 1` makes the same one again.
 """
 
@@ -21,7 +21,7 @@ import duckdb
 import polars as pl
 from conan_embedding.pipeline.ingest import readers
 from conan_embedding.pipeline.ingest.files import FileSplit, list_files
-from conan_embedding.pipeline.ingest.projection import project, unfit
+from conan_embedding.pipeline.ingest.projection import project, reject_batch
 from conan_embedding.schemas.settings import Source
 from fuzz_formats import FORMATS, Format, Pair, pairs
 
@@ -136,7 +136,7 @@ def _read(connection: duckdb.DuckDBPyConnection, source: Source, path: Path) -> 
             projected = project(connection, source)
             kept, bad = projected.pairs, projected.problems
         except (duckdb.Error, readers.SourceError, UnicodeDecodeError) as error:
-            kept, bad = pl.DataFrame({"query": [], "positive": []}), unfit(connection, source, error)
+            kept, bad = pl.DataFrame({"query": [], "positive": []}), reject_batch(connection, source, error)
         found.update(kept.select("query", "positive").iter_rows())
         rows += kept.height
         rejected += problems.height + bad.height
@@ -188,13 +188,13 @@ def _lines_of(damaged: bytes) -> int | None:
     return sum(line.removeprefix("\ufeff").strip(_WHITE) != "" for line in text.split("\n"))
 
 
-def fuzz(name: str, numbers: range, told: Callable[[int, str], None]) -> Tally:
-    """Try the files of a format with these numbers; `told` is called with each fault."""
+def fuzz(name: str, numbers: range, report: Callable[[int, str], None]) -> Tally:
+    """Try the files of a format with these numbers; `report` is called with each fault."""
     tally = Tally()
-    with readers.sandbox() as connection, tempfile.TemporaryDirectory() as folder:
+    with readers.open_sandbox() as connection, tempfile.TemporaryDirectory() as folder:
         for number in numbers:
             for fault in try_file(connection, name, number, Path(folder), tally):
-                told(number, fault)
+                report(number, fault)
     return tally
 
 
@@ -209,13 +209,13 @@ def main() -> int:
     for name in arguments.format or FORMATS:
         faults: list[int] = []
 
-        def told(number: int, fault: str, name: str = name, faults: list[int] = faults) -> None:
+        def report(number: int, fault: str, name: str = name, faults: list[int] = faults) -> None:
             faults.append(number)
             if len(faults) <= 10:
                 print(f"{name} {number}: {fault}", flush=True)
 
         began = time.process_time()
-        tally = fuzz(name, range(arguments.first, arguments.first + arguments.files), told)
+        tally = fuzz(name, range(arguments.first, arguments.first + arguments.files), report)
         failed += len(faults)
         print(
             f"{name}: {tally.files} files, {len(faults)} faults; {tally.rows} rows, {tally.problems} problems, "

@@ -32,7 +32,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def unpacked(path: str) -> tuple[bytes, FileError | None]:
+def unpack(path: str) -> tuple[bytes, FileError | None]:
     """The bytes of a file, and what ended them."""
     found = []
     try:
@@ -58,7 +58,7 @@ def test_decompression(ending: str, tmp_path: Path) -> None:
 def test_several_streams_in_a_file_are_one_text(ending: str, padding: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"a{ending}"
     path.write_bytes(PACKERS[ending](b"one\n") + padding + PACKERS[ending](b"two\n") + padding)
-    assert unpacked(str(path)) == (b"one\ntwo\n", None)
+    assert unpack(str(path)) == (b"one\ntwo\n", None)
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2", ".xz"])
@@ -67,7 +67,7 @@ def test_a_file_cut_short_keeps_what_came_before(ending: str, tmp_path: Path) ->
     packed = PACKERS[ending](text)
     path = tmp_path / f"a{ending}"
     path.write_bytes(packed[: len(packed) * 3 // 4])
-    found, error = unpacked(str(path))
+    found, error = unpack(str(path))
     assert text.startswith(found)
     assert 30_000 < len(found) < len(text)
     assert error is not None
@@ -85,7 +85,7 @@ def test_a_break_costs_little_of_what_stands_before_it(ending: str, tmp_path: Pa
     packed[at : at + 8] = b"\xff" * 8
     path = tmp_path / f"a{ending}"
     path.write_bytes(packed)
-    found, error = unpacked(str(path))
+    found, error = unpack(str(path))
     same = os.path.commonprefix([found, text])  # noqa: RUF071
     assert len(same) > len(text) * 0.49
     assert error is not None
@@ -96,7 +96,7 @@ def test_a_break_costs_little_of_what_stands_before_it(ending: str, tmp_path: Pa
 def test_what_follows_a_whole_stream_is_told(ending: str, rest: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"a{ending}"
     path.write_bytes(PACKERS[ending](b"one\n") + (PACKERS[ending](b"two\n" * 1000)[:-8] if rest == b"cut" else rest))
-    text, error = unpacked(str(path))
+    text, error = unpack(str(path))
     assert text.startswith(b"one\n")
     assert error is not None
     assert error.reason == "truncated"
@@ -115,7 +115,7 @@ def test_not_the_compression_that_the_name_says(ending: str, data: bytes, tmp_pa
 def test_an_empty_file_is_empty(ending: str, tmp_path: Path) -> None:
     (tmp_path / f"a{ending}").write_bytes(b"")
     (tmp_path / f"b{ending}").write_bytes(PACKERS[ending](b""))
-    assert unpacked(f"{tmp_path}/a{ending}") == unpacked(f"{tmp_path}/b{ending}") == (b"", None)
+    assert unpack(f"{tmp_path}/a{ending}") == unpack(f"{tmp_path}/b{ending}") == (b"", None)
 
 
 @pytest.mark.parametrize("name", ["nowhere.txt", "link.txt", "folder.txt"])
@@ -173,13 +173,13 @@ def test_what_is_packed_well_is_no_bomb(tmp_path: Path, monkeypatch: pytest.Monk
     text = "".join(f'{{"query": "问题{rng.random()}", "positive": "回答"}}\n' for _ in range(30_000)).encode()
     for ending in (".gz", ".zst", ".bz2", ".xz"):
         (tmp_path / f"a{ending}").write_bytes(PACKERS[ending](text))
-        assert unpacked(f"{tmp_path}/a{ending}") == (text, None)
+        assert unpack(f"{tmp_path}/a{ending}") == (text, None)
 
 
 # Archives
 
 
-def zipped(path: Path, members: dict[str, bytes]) -> None:
+def write_zip(path: Path, members: dict[str, bytes]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
@@ -193,21 +193,21 @@ def test_the_files_of_an_archive(tmp_path: Path) -> None:
         "a::b.txt": b"four",
         "empty.txt": b"",
     }
-    zipped(tmp_path / "a.zip", members)
+    write_zip(tmp_path / "a.zip", members)
     with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
         archive.mkdir("nothing")
     listed = list_files([f"{tmp_path}/*.zip"])
     assert [file.path for file in listed] == [f"zip://{name}::{tmp_path}/a.zip" for name in members]
     expected = [*members.values()]
     expected[2] = b"three"
-    assert [unpacked(file.path) for file in listed] == [(data, None) for data in expected]
+    assert [unpack(file.path) for file in listed] == [(data, None) for data in expected]
     assert sum(file.size for file in listed) < (tmp_path / "a.zip").stat().st_size
 
 
 def test_a_member_that_changed_has_another_version(tmp_path: Path) -> None:
     versions = []
     for text in (b"1", b"2"):
-        zipped(tmp_path / "a.zip", {"a": text})
+        write_zip(tmp_path / "a.zip", {"a": text})
         versions += [file.version for file in list_files([f"{tmp_path}/a.zip"])]
     assert versions[0] != versions[1]
 
@@ -217,21 +217,21 @@ def test_an_archive_writes_nothing_anywhere(tmp_path: Path, monkeypatch: pytest.
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
     names = ["../../evil.jsonl", f"{tmp_path}/evil.jsonl", "..\\evil.jsonl", "a/../../evil.jsonl"]
-    zipped(place / "a.zip", dict.fromkeys(names, b'{"a":1}\n'))
+    write_zip(place / "a.zip", dict.fromkeys(names, b'{"a":1}\n'))
     link = zipfile.ZipInfo("link.jsonl")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(place / "a.zip", "a") as archive:
         archive.writestr(link, "/etc/passwd")
     before = sorted(tmp_path.rglob("*"))
     listed = list_files(["*.zip"])
-    assert [unpacked(file.path)[0] for file in listed] == [b'{"a":1}\n'] * 4 + [b"/etc/passwd"]
+    assert [unpack(file.path)[0] for file in listed] == [b'{"a":1}\n'] * 4 + [b"/etc/passwd"]
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_archive_that_can_not_be_read(tmp_path: Path) -> None:
-    zipped(tmp_path / "empty.zip", {})
-    zipped(tmp_path / "inner.zip", {"a.txt": b"x"})
-    zipped(tmp_path / "outer.zip", {"inner.zip": (tmp_path / "inner.zip").read_bytes()})
+    write_zip(tmp_path / "empty.zip", {})
+    write_zip(tmp_path / "inner.zip", {"a.txt": b"x"})
+    write_zip(tmp_path / "outer.zip", {"inner.zip": (tmp_path / "inner.zip").read_bytes()})
     (tmp_path / "cut.zip").write_bytes((tmp_path / "inner.zip").read_bytes()[:-20])
     locked = bytearray((tmp_path / "inner.zip").read_bytes())
     for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
@@ -239,36 +239,36 @@ def test_an_archive_that_can_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "locked.zip").write_bytes(locked)
     for name in ("empty", "outer", "cut", "locked"):
         (file,) = list_files([f"{tmp_path}/{name}.zip"])
-        found, error = unpacked(file.path)
+        found, error = unpack(file.path)
         assert (name, found, error and error.reason) == (name, b"", "unreadable")
 
 
 def test_a_damaged_member_costs_itself(tmp_path: Path) -> None:
-    zipped(tmp_path / "a.zip", {name: f"{name}{Random(name).getrandbits(14000)}".encode() for name in "abc"})
+    write_zip(tmp_path / "a.zip", {name: f"{name}{Random(name).getrandbits(14000)}".encode() for name in "abc"})
     data = bytearray((tmp_path / "a.zip").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "a.zip").write_bytes(data)
-    found = [unpacked(file.path) for file in list_files([f"{tmp_path}/a.zip"])]
+    found = [unpack(file.path) for file in list_files([f"{tmp_path}/a.zip"])]
     assert [error and error.reason for _, error in found] == [None, "truncated", None]
     assert found[1][0].startswith(b"b")
 
 
 def test_an_archive_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
     for text in (b"1", b"22"):
-        zipped(tmp_path / "a.zip", {"a": text, "b": text})
-        assert [unpacked(file.path) for file in list_files([f"{tmp_path}/a.zip"])] == [(text, None)] * 2
-    zipped(tmp_path / "a.zip", {"c": b"333"})
-    found, error = unpacked(f"zip://a::{tmp_path}/a.zip")
+        write_zip(tmp_path / "a.zip", {"a": text, "b": text})
+        assert [unpack(file.path) for file in list_files([f"{tmp_path}/a.zip"])] == [(text, None)] * 2
+    write_zip(tmp_path / "a.zip", {"c": b"333"})
+    found, error = unpack(f"zip://a::{tmp_path}/a.zip")
     assert (found, error and error.reason) == (b"", "unreadable")
 
 
 def test_the_directory_of_an_archive_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    zipped(tmp_path / "a.zip", {str(number): b"x" for number in range(50)})
+    write_zip(tmp_path / "a.zip", {str(number): b"x" for number in range(50)})
     listed = list_files([f"{tmp_path}/a.zip"])
     opened = []
     original = zipfile.ZipFile.__init__
     monkeypatch.setattr(zipfile.ZipFile, "__init__", lambda *given: (opened.append(1), original(*given))[1])
-    assert all(unpacked(file.path) == (b"x", None) for file in listed)
+    assert all(unpack(file.path) == (b"x", None) for file in listed)
     assert len(opened) == 1
 
 
@@ -328,4 +328,4 @@ def test_an_archive_at_a_uri() -> None:
         archive.writestr("a.txt", TEXT)
     fsspec.filesystem("memory").pipe("/conan_files/b.zip", buffer.getvalue())
     (file,) = list_files(["memory://conan_files/*.zip"])
-    assert unpacked(file.path) == (TEXT.encode(), None)
+    assert unpack(file.path) == (TEXT.encode(), None)

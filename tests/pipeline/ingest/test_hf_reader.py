@@ -14,7 +14,7 @@ from conan_embedding.pipeline.ingest.hf_reader import list_arrow_files, read_arr
 datasets = pytest.importorskip("datasets", reason="the folders are written by Hugging Face datasets")
 
 
-def made(rows: int, first: int = 0) -> Any:
+def make_dataset(rows: int, first: int = 0) -> Any:
     numbers = range(first, first + rows)
     features = datasets.Features(
         {
@@ -48,7 +48,7 @@ def stream_of(batches: int, as_file: bool = False) -> bytes:
 
 
 def test_rows_are_those_that_datasets_reads(tmp_path: Path) -> None:
-    made(2_500).save_to_disk(tmp_path / "set", num_shards=3)
+    make_dataset(2_500).save_to_disk(tmp_path / "set", num_shards=3)
     files = list_arrow_files(str(tmp_path / "set"))
     assert [Path(file).name for file in files] == [f"data-0000{shard}-of-00003.arrow" for shard in range(3)]
     found = [row for file in files for row in rows_of(file)]
@@ -62,7 +62,9 @@ def test_rows_are_those_that_datasets_reads(tmp_path: Path) -> None:
 
 
 def test_splits_come_in_their_order_from_any_file_system(tmp_path: Path) -> None:
-    splits = datasets.DatasetDict({"validation": made(3, 10), "train": made(4), "test": made(2, 20)})
+    splits = datasets.DatasetDict(
+        {"validation": make_dataset(3, 10), "train": make_dataset(4), "test": make_dataset(2, 20)}
+    )
     splits.save_to_disk(tmp_path / "splits")
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "splits"), "/splits", recursive=True)

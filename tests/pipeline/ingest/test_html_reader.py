@@ -208,4 +208,4 @@ def test_an_attribute_flood_costs_its_tag_alone() -> None:
     row, _ = outcome(document(flood + BODY))
     assert row is not None and row["text"] == "\n".join(PARAGRAPHS)
     long_value = f"<img alt='一 {'= > ' * 2_000}'>"
-    assert html_reader._TAG.sub(html_reader._without_flood, long_value) == long_value
+    assert html_reader._TAG.sub(html_reader._drop_flood, long_value) == long_value

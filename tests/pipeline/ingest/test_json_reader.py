@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from conan_embedding.pipeline.ingest import json_reader, readers
 from conan_embedding.pipeline.ingest.files import FileSplit
-from conan_embedding.pipeline.ingest.json_reader import merged, structure_of
+from conan_embedding.pipeline.ingest.json_reader import find_structure, merge_structures
 from conan_embedding.schemas.settings import Source
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,20 +42,22 @@ def group_structure(connection: duckdb.DuckDBPyConnection, some: list[Any]) -> A
 def test_structures_merge_as_duckdb_does(batches: list[list[dict[str, Any]]]) -> None:
     records = [record for batch in batches for record in batch]
     one: Any = "NULL"
-    with readers.sandbox() as connection:
+    with readers.open_sandbox() as connection:
         for batch in batches:
             found = group_structure(connection, batch)
-            one = merged(one, "NULL" if found == "JSON" else found)  # as DuckDB has it where every record is empty
+            one = merge_structures(
+                one, "NULL" if found == "JSON" else found
+            )  # as DuckDB has it where every record is empty
         whole = group_structure(connection, records)
         assert one == ("NULL" if whole == "JSON" else whole)
-        assert structure_of(connection, map(frame, batches)) == structure_of(connection, [frame(records)])
+        assert find_structure(connection, map(frame, batches)) == find_structure(connection, [frame(records)])
 
 
 def table(path: Path, **source: Any) -> tuple[list[dict[str, Any]], list[tuple[Any, ...]], set[tuple[str, ...]]]:
     """Rows, problems (line, reason), and the columns and types that the batches had."""
     one = Source.model_validate({"name": "web", "files": "*", "read": path.suffix[1:], **source})
     rows, problems, shapes = [], [], set()
-    with readers.sandbox() as connection:
+    with readers.open_sandbox() as connection:
         for batch in readers.read(connection, one, [FileSplit(str(path))]):
             found = connection.sql("FROM rows ORDER BY _row").pl()
             shapes.add((*found.columns, *map(str, found.dtypes)))
@@ -115,7 +117,7 @@ def test_an_object_that_is_keyed_by_data_stays_json(tmp_path: Path) -> None:
     some = [{"q": "问", "m": {f"user{number}": number}} for number in range(4000)]
     some += [{"n": {f"field{number}": number for number in range(json_reader.MOST_FIELDS)}}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, some)))
-    with readers.sandbox() as connection:
+    with readers.open_sandbox() as connection:
         one = Source.model_validate({"name": "web", "files": "*", "read": "jsonl"})
         for _ in readers.read(connection, one, [FileSplit(f"{tmp_path}/a.jsonl")]):
             types = dict(zip(connection.sql("FROM rows").columns, connection.sql("FROM rows").types, strict=True))
@@ -131,8 +133,8 @@ def test_objects_in_objects_take_no_time_of_their_own() -> None:
     for _ in range(60):
         structure = {"a": structure}
     record = json.dumps(structure)
-    with readers.sandbox() as connection:
-        assert structure_of(connection, [pl.DataFrame({"text": [record]})]) == record
+    with readers.open_sandbox() as connection:
+        assert find_structure(connection, [pl.DataFrame({"text": [record]})]) == record
 
 
 # Documents

@@ -15,7 +15,7 @@ import pytest
 from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.ingest import splits
-from conan_embedding.pipeline.ingest.files import file_at, list_files
+from conan_embedding.pipeline.ingest.files import list_files, stat_file
 from conan_embedding.pipeline.ingest.stage import ingest
 from conan_embedding.schemas.recipe import Recipe
 
@@ -34,7 +34,7 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture(params=["memory", "s3"])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder of a store, as recipes name it; how to get in is told by the environment, as on a cluster."""
     if request.param == "memory":
         return f"memory:///{uuid.uuid4().hex}"
@@ -50,10 +50,10 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return f"s3://{bucket}/deep/er"
 
 
-def put(place: str, **named: bytes) -> None:
+def put(store: str, **named: bytes) -> None:
     """Write files, whose names have _ for the dot."""
     for name, data in named.items():
-        with fsspec.open(f"{place}/{name.replace('_', '.')}", "wb") as file:
+        with fsspec.open(f"{store}/{name.replace('_', '.')}", "wb") as file:
             file.write(data)
 
 
@@ -61,7 +61,7 @@ def lines(pairs: list[tuple[str, str]]) -> bytes:
     return "".join(json.dumps({"query": query, "positive": positive}) + "\n" for query, positive in pairs).encode()
 
 
-def ingested(corpus: Path, **source: Any) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def ingest_source(corpus: Path, **source: Any) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Pairs, and file and reason of the rejects."""
     recipe = Recipe.model_validate({"sources": [{"name": "web", **source}]})
     ingest(corpus, recipe, Engine(workers=1))
@@ -71,43 +71,43 @@ def ingested(corpus: Path, **source: Any) -> tuple[list[tuple[str, str]], list[t
     return pairs.rows(), rejects.rows()
 
 
-def test_a_glob_of_lines_some_of_them_packed(place: str, tmp_path: Path) -> None:
+def test_a_glob_of_lines_some_of_them_packed(store: str, tmp_path: Path) -> None:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("c.jsonl", lines(PAIRS[40:50]))
         opened.writestr("../d.jsonl", lines(PAIRS[50:]))
     cut = gzip.compress(lines(PAIRS))[:-8]
-    put(place, a_jsonl=lines(PAIRS[:20]), b_jsonl_gz=gzip.compress(lines(PAIRS[20:40])), c_zip=archive.getvalue())
-    put(place, e_jsonl_gz=cut, f_txt=b"of no interest", g_jsonl=b"no json\n")
-    pairs, rejects = ingested(
-        tmp_path, read="jsonl", files=[f"{place}/*.jsonl*", f"{place}/*.zip"], exclude=f"{place}/e*"
+    put(store, a_jsonl=lines(PAIRS[:20]), b_jsonl_gz=gzip.compress(lines(PAIRS[20:40])), c_zip=archive.getvalue())
+    put(store, e_jsonl_gz=cut, f_txt=b"of no interest", g_jsonl=b"no json\n")
+    pairs, rejects = ingest_source(
+        tmp_path, read="jsonl", files=[f"{store}/*.jsonl*", f"{store}/*.zip"], exclude=f"{store}/e*"
     )
     assert sorted(pairs) == sorted(PAIRS)
-    assert rejects == [(f"{place}/g.jsonl", "broken_json")]
-    pairs, rejects = ingested(tmp_path, read="jsonl", files=f"{place}/e.jsonl.gz")
+    assert rejects == [(f"{store}/g.jsonl", "broken_json")]
+    pairs, rejects = ingest_source(tmp_path, read="jsonl", files=f"{store}/e.jsonl.gz")
     assert pairs == PAIRS
-    assert rejects == [(f"{place}/e.jsonl.gz", "truncated")]
+    assert rejects == [(f"{store}/e.jsonl.gz", "truncated")]
 
 
-def test_large_files_are_cut(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_cut(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.BytesIO()
     frame = pl.DataFrame(PAIRS, ["query", "positive"], orient="row")
     frame.write_parquet(buffer, row_group_size=10)
-    put(place, a_parquet=buffer.getvalue(), b_jsonl=lines(PAIRS), c_tsv=frame.write_csv(separator="\t").encode())
-    monkeypatch.setattr(splits, "PART_BYTES", 300)
+    put(store, a_parquet=buffer.getvalue(), b_jsonl=lines(PAIRS), c_tsv=frame.write_csv(separator="\t").encode())
+    monkeypatch.setattr(splits, "SHARD_BYTES", 300)
     for read in ("parquet", "jsonl", "tsv"):
-        pairs, rejects = ingested(tmp_path / read, read=read, files=f"{place}/*.{read}")
+        pairs, rejects = ingest_source(tmp_path / read, read=read, files=f"{store}/*.{read}")
         assert pairs == PAIRS
         assert rejects == []
         assert len(folders.shards(tmp_path / read, "ingest")) >= 3
 
 
-def test_what_is_not_there(place: str, tmp_path: Path) -> None:
-    put(place, a_jsonl=lines(PAIRS))
-    assert list_files([f"{place}/nothing*", f"{place}/nowhere.jsonl"]) == []
-    (file,) = list_files([f"{place}/a.jsonl"])
-    assert (file.path, file.size) == (f"{place}/a.jsonl", len(lines(PAIRS)))
-    assert file_at(f"{place}/a.jsonl") == file
-    put(place, a_jsonl=lines(PAIRS[:30]))
-    fsspec.core.url_to_fs(place)[0].invalidate_cache()
-    assert list_files([f"{place}/*"])[0].version != file.version
+def test_what_is_not_there(store: str, tmp_path: Path) -> None:
+    put(store, a_jsonl=lines(PAIRS))
+    assert list_files([f"{store}/nothing*", f"{store}/nowhere.jsonl"]) == []
+    (file,) = list_files([f"{store}/a.jsonl"])
+    assert (file.path, file.size) == (f"{store}/a.jsonl", len(lines(PAIRS)))
+    assert stat_file(f"{store}/a.jsonl") == file
+    put(store, a_jsonl=lines(PAIRS[:30]))
+    fsspec.core.url_to_fs(store)[0].invalidate_cache()
+    assert list_files([f"{store}/*"])[0].version != file.version

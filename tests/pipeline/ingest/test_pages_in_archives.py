@@ -48,7 +48,7 @@ class Archive:
         self.record("response", f"http://a.cn/{number}", given.pop("body", page_of(number)), **given)
 
 
-def found(data: bytes, size: int = 1 << 16) -> tuple[pl.DataFrame, pl.DataFrame, FileError | None]:
+def read_pages(data: bytes, size: int = 1 << 16) -> tuple[pl.DataFrame, pl.DataFrame, FileError | None]:
     """Rows, problems and what ended an archive, handed over in chunks of a size."""
     rows, problems = [pl.DataFrame(schema=PAGE)], [pl.DataFrame(schema=PROBLEM)]
     try:
@@ -60,7 +60,7 @@ def found(data: bytes, size: int = 1 << 16) -> tuple[pl.DataFrame, pl.DataFrame,
     return pl.concat(rows), pl.concat(problems), None
 
 
-def chunked(body: bytes) -> bytes:
+def chunk(body: bytes) -> bytes:
     parts = [body[at : at + 700] for at in range(0, len(body), 700)]
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
@@ -73,7 +73,7 @@ def test_every_record_is_a_page_a_problem_or_a_note() -> None:
     archive.response(4, body=gzip.compress(page_of(4)), headers=(HTML_TYPE, ("Content-Encoding", "gzip")))
     archive.response(
         5,
-        body=chunked(zlib.compress(page_of(5))),
+        body=chunk(zlib.compress(page_of(5))),
         headers=(HTML_TYPE, ("Content-Encoding", "deflate"), ("Transfer-Encoding", "chunked")),
     )
     archive.response(6, headers=(HTML_TYPE, ("Content-Encoding", "gzip")))  # stored unpacked
@@ -91,7 +91,7 @@ def test_every_record_is_a_page_a_problem_or_a_note() -> None:
     archive.response(15, body=b"<p>" + b" " * 2 * LONGEST_PAGE)
     archive.response(16)
 
-    rows, problems, ended = found(archive.file.getvalue())
+    rows, problems, ended = read_pages(archive.file.getvalue())
     assert ended is None
     assert rows["_line"].to_list() == [3, 4, 5, 6, 13, 16]
     assert rows["url"].to_list() == [f"http://a.cn/{number}" for number in rows["_line"]]
@@ -117,7 +117,7 @@ def archive() -> bytes:
 
 @pytest.mark.parametrize("size", [1, 1_000, 1 << 24])
 def test_chunks_of_any_size_hold_the_same_pages(archive: bytes, size: int) -> None:
-    rows, problems, ended = found(archive, size)
+    rows, problems, ended = read_pages(archive, size)
     assert rows["_line"].to_list() == [1, 2, 3, 4, 5, 6] and problems.is_empty() and ended is None
 
 
@@ -162,7 +162,7 @@ def test_pages_before_a_cut_are_kept(packed: bool, tmp_path: Any) -> None:
 )
 @pytest.mark.timeout(60)
 def test_pages_before_a_broken_record_are_kept(archive: bytes, damage: bytes) -> None:
-    rows, _, ended = found(archive + damage + archive)
+    rows, _, ended = read_pages(archive + damage + archive)
     assert rows["_line"].to_list()[:6] == [1, 2, 3, 4, 5, 6]
     assert ended is not None and ended.reason == "broken_record" and ended.line is not None and ended.line >= 7
 
@@ -173,7 +173,7 @@ def test_mutated_archives_end_and_keep_what_was_before(archive: bytes) -> None:
     for _ in range(60):
         at = drawn.randrange(len(archive))
         broken = archive[:at] + drawn.randbytes(drawn.randrange(1, 5)) + archive[at + drawn.randrange(5) :]
-        rows, _, _ = found(broken)
+        rows, _, _ = read_pages(broken)
         whole = sum(start <= at for start in starts) - 1
         assert rows["_line"].to_list()[:whole] == list(range(1, whole + 1))
 
@@ -205,6 +205,6 @@ def test_what_the_file_raises_comes_after_its_pages(archive: bytes) -> None:
 @pytest.mark.parametrize("library", ["trafilatura", "warcio.archiveiterator"])
 def test_a_missing_extra_is_named(library: str, monkeypatch: pytest.MonkeyPatch, archive: bytes) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    html_reader._extractor.cache_clear()
+    html_reader._load_extractor.cache_clear()
     with pytest.raises(MissingExtraError, match=r"conan-embedding\[web\]"):
         list(read_warc([archive], "a"))

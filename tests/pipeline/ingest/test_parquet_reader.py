@@ -40,7 +40,7 @@ def test_a_text_in_parquet_that_is_none_costs_its_row(tmp_path: Path) -> None:
     assert found.details == ["no text at offset 2"]
 
 
-def written(path: Path, table: pa.Table) -> str:
+def write_table(path: Path, table: pa.Table) -> str:
     """As Parquet or as Arrow's stream."""
     if path.suffix == ".parquet":
         pq.write_table(table, path)
@@ -63,7 +63,7 @@ def test_half_floats_are_floats(kind: str, name: str, tmp_path: Path) -> None:
         "d": pa.FixedSizeListArray.from_arrays(half, 1),
         "e": pa.StructArray.from_arrays([pa.ListArray.from_arrays(pa.array([0, 1, 2]), half)], ["x"]),
     }
-    found = Read([written(tmp_path / name, pa.table(columns))], read=kind)
+    found = Read([write_table(tmp_path / name, pa.table(columns))], read=kind)
     assert found.values("a", "b", "c", "d", "e") == [
         (value, [value], [value], [value], {"x": [value]}) for value in (0.5, 2)
     ]
@@ -79,7 +79,7 @@ def test_a_column_of_a_type_that_is_unknown_costs_itself(kind: str, name: str, t
         columns["i"] = pa.array([(1, 2, 3)], pa.month_day_nano_interval())
         columns["r"] = pa.RunEndEncodedArray.from_arrays([1], ["x"])
         columns["v"] = pa.array([[1]], pa.list_view(pa.int64()))
-    found = Read([written(tmp_path / name, pa.table(columns))], read=kind)
+    found = Read([write_table(tmp_path / name, pa.table(columns))], read=kind)
     (row,) = found.rows
     assert {name for name in row if not name.startswith("_")} == {"a"}
     assert (row["a"], row["_line"]) == ("甲", 1)
@@ -91,8 +91,8 @@ def test_a_column_of_a_type_that_is_unknown_costs_itself(kind: str, name: str, t
 def test_a_table_that_polars_does_not_take_costs_its_file(
     kind: str, name: str, panics: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = written(tmp_path / name, pa.table({"bad": pa.array([1], pa.timestamp("us", "Nowhere/At_all"))}))
-    good = written(tmp_path / f"b{Path(name).suffix}", pa.table({"a": ["甲"]}))
+    bad = write_table(tmp_path / name, pa.table({"bad": pa.array([1], pa.timestamp("us", "Nowhere/At_all"))}))
+    good = write_table(tmp_path / f"b{Path(name).suffix}", pa.table({"a": ["甲"]}))
     if panics:
         from_arrow = pl.from_arrow
 

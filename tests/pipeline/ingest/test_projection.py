@@ -11,18 +11,18 @@ from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.ingest import splits
 from conan_embedding.pipeline.ingest.files import FileSplit
-from conan_embedding.pipeline.ingest.projection import Projected, project, unfit
+from conan_embedding.pipeline.ingest.projection import Projected, project, reject_batch
 from conan_embedding.pipeline.ingest.stage import ingest, readers
 from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import Source
 
 
-def projected(rows: dict[str, list[Any]], **source: Any) -> Projected:
+def project_rows(rows: dict[str, list[Any]], **source: Any) -> Projected:
     """What the recipe's SQL makes of a batch."""
     height = len(next(iter(rows.values())))
     batch = pl.DataFrame({"_row": range(height), "_file": ["a"] * height, "_line": range(1, height + 1), **rows})
-    with readers.sandbox() as connection:
+    with readers.open_sandbox() as connection:
         connection.register("given", batch.to_arrow())
         connection.execute("CREATE TABLE batch AS FROM given")
         connection.execute("CREATE VIEW rows AS FROM batch")
@@ -30,11 +30,11 @@ def projected(rows: dict[str, list[Any]], **source: Any) -> Projected:
 
 
 def test_columns_that_are_not_there_are_null_and_named() -> None:
-    found = projected({"a": ["甲", "乙"]}, query="a", positive="coalesce(b, a)", meta="{'d': c.d.e, 'f': f}")
+    found = project_rows({"a": ["甲", "乙"]}, query="a", positive="coalesce(b, a)", meta="{'d': c.d.e, 'f': f}")
     meta = '{"d":null,"f":null}'
     assert found.pairs.select("query", "positive", "meta").rows() == [("甲", "甲", meta), ("乙", "乙", meta)]
     assert sorted(found.missing) == ["b", "c", "f"]
-    found = projected({"a": ["甲"]}, query="a", positive="b")
+    found = project_rows({"a": ["甲"]}, query="a", positive="b")
     assert found.pairs.is_empty()
     ((reason, detail, record),) = found.problems.select("reason", "detail", "record").rows()
     assert reason == "projection"
@@ -44,13 +44,13 @@ def test_columns_that_are_not_there_are_null_and_named() -> None:
 
 def test_a_missing_column_beside_the_point_does_not_hide_the_reason() -> None:
     """That is what the SQL of the empty column names."""
-    found = projected({"a": ["甲"], "b": [None]}, query="a", positive="b", meta="{'u': url}")
+    found = project_rows({"a": ["甲"], "b": [None]}, query="a", positive="b", meta="{'u': url}")
     ((reason, detail),) = found.problems.select("reason", "detail").rows()
     assert reason == "no_positive"
     assert detail == (
         "the recipe's SQL gave NULL here; source web: these rows have no column url. Columns there are: a, b"
     )
-    found = projected({"a": ["甲"], "b": [None]}, query="title", positive="b", meta="{'u': url}")
+    found = project_rows({"a": ["甲"], "b": [None]}, query="title", positive="b", meta="{'u': url}")
     assert found.problems["reason"].to_list() == ["projection"]
     assert "no column title, url" in found.problems["detail"][0]
 
@@ -62,19 +62,19 @@ def test_sql_may_end_in_a_comment() -> None:
     for more in ({}, {"from": "rows -- all of them"}):
         if more:
             commented["select"] = "*, a AS c -- as it is"
-        found = projected(rows, where="n < 2 -- the first", **commented, **more)
+        found = project_rows(rows, where="n < 2 -- the first", **commented, **more)
         assert found.pairs.select("query", "positive", "negatives", "label", "meta").rows() == [
             ("甲", "甲", ["丙"], 1.0, '{"n":1.0}')
         ]
         assert found.left_out == 1
-    assert projected(rows, query="(SELECT 'x') -- y", positive="a").pairs["query"].to_list() == ["x", "x"]
+    assert project_rows(rows, query="(SELECT 'x') -- y", positive="a").pairs["query"].to_list() == ["x", "x"]
 
 
 def test_bytes_are_utf_8() -> None:
-    found = projected({"a": ["甲".encode(), b"ab\xff"], "b": ["乙", "乙"]}, query="a", positive="b")
+    found = project_rows({"a": ["甲".encode(), b"ab\xff"], "b": ["乙", "乙"]}, query="a", positive="b")
     assert found.pairs["query"].to_list() == ["甲"]
     assert found.problems.select("line", "reason").rows() == [(2, "no_query")]
-    found = projected({"a": ["甲".encode()]}, query="(SELECT a) -- of one", positive="a")
+    found = project_rows({"a": ["甲".encode()]}, query="(SELECT a) -- of one", positive="a")
     assert found.pairs.select("query", "positive").rows() == [("甲", "甲")]
 
 
@@ -86,11 +86,11 @@ def test_what_holds_several_texts_is_none(side: str, value: Any, kind: str) -> N
     expected = rf"^a: expected a text, found {kind}.* Unnest it in `select`, or take one with \[1\]\.$"
     parts = {"query": "b", "positive": "b"}
     with pytest.raises(readers.SourceError, match=expected):
-        projected({"a": [value], "b": ["x"]}, **parts | {side: "a"})
+        project_rows({"a": [value], "b": ["x"]}, **parts | {side: "a"})
 
 
 def test_a_list_may_be_taken_apart_and_stand_elsewhere() -> None:
-    found = projected({"a": [["甲", "乙"]]}, query="a[1]", positive="a[2]", negatives="a", meta="{'a': a}")
+    found = project_rows({"a": [["甲", "乙"]]}, query="a[1]", positive="a[2]", negatives="a", meta="{'a': a}")
     assert found.pairs.select("query", "positive", "negatives", "meta").rows() == [
         ("甲", "乙", ["甲", "乙"], '{"a":["甲","乙"]}')
     ]
@@ -99,11 +99,11 @@ def test_a_list_may_be_taken_apart_and_stand_elsewhere() -> None:
 # Rejects of rows that are several pairs
 
 
-def rejected(folder: Path, text: str, **source: Any) -> list[dict[str, Any]]:
+def reject_rows(folder: Path, text: str, **source: Any) -> list[dict[str, Any]]:
     """The records that become no pair."""
     (folder / "a.json").write_text(text)
     one = Source.model_validate({"name": "web", "files": "*", "read": "json", **source})
-    with readers.sandbox() as connection:
+    with readers.open_sandbox() as connection:
         found = [project(connection, one) for _ in readers.read(connection, one, [FileSplit(f"{folder}/a.json")])]
     problems = pl.concat([each.problems for each in found])
     assert problems["line"].to_list() == [1] * problems.height
@@ -113,11 +113,11 @@ def rejected(folder: Path, text: str, **source: Any) -> list[dict[str, Any]]:
 
 def test_a_pair_of_a_shape_costs_itself(tmp_path: Path) -> None:
     text = json.dumps({"query": "x", "pos": ["p1", "p2", None]})
-    ((found),) = rejected(tmp_path, text, read="triples")
+    ((found),) = reject_rows(tmp_path, text, read="triples")
     assert (found["query"], found["positive"]) == ("x", None)
     asked = [{"id": str(number), "question": None if number % 5 == 0 else f"问{number}"} for number in range(20)]
     text = json.dumps({"data": [{"title": "题", "paragraphs": [{"context": "文", "qas": asked}]}]})
-    records = rejected(tmp_path, text, read="squad")
+    records = reject_rows(tmp_path, text, read="squad")
     assert [(record["query"], record["meta"]["id"]) for record in records] == [
         (None, str(number)) for number in (0, 5, 10, 15)
     ]
@@ -125,7 +125,9 @@ def test_a_pair_of_a_shape_costs_itself(tmp_path: Path) -> None:
 
 def test_a_document_of_many_rejects_is_kept_once(tmp_path: Path) -> None:
     items = [{"q": f"问{number}", "a": None} for number in range(50)] + [{"q": "问", "a": "答"}]
-    records = rejected(tmp_path, json.dumps({"items": items}), select="unnest(items) AS v", query="v.q", positive="v.a")
+    records = reject_rows(
+        tmp_path, json.dumps({"items": items}), select="unnest(items) AS v", query="v.q", positive="v.a"
+    )
     assert records[0]["items"] == items
     assert [(record["query"], record["positive"]) for record in records[1:]] == [
         (f"问{number}", None) for number in range(1, 50)
@@ -134,28 +136,28 @@ def test_a_document_of_many_rejects_is_kept_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["_pair", "rowid", "rows", "batch", "ROWID"])
 def test_a_column_of_one_of_our_names(name: str) -> None:
-    found = projected({name: [7, 7, 8], "a": ["甲", None, None]}, query="'x'", positive="a")
+    found = project_rows({name: [7, 7, 8], "a": ["甲", None, None]}, query="'x'", positive="a")
     assert found.pairs.height == 1
     assert [json.loads(record)[name] for record in found.problems["record"]] == [7, 8]
 
 
 def test_where_needs_its_columns() -> None:
     with pytest.raises(duckdb.BinderException, match="year"):
-        projected({"a": ["甲"]}, query="a", positive="a", where="year > 2000")
+        project_rows({"a": ["甲"]}, query="a", positive="a", where="year > 2000")
 
 
 def test_rows_that_where_leaves_out_are_counted() -> None:
-    found = projected({"a": ["甲", "乙", None]}, query="a", positive="a", where="a <> '甲'")
+    found = project_rows({"a": ["甲", "乙", None]}, query="a", positive="a", where="a <> '甲'")
     assert found.pairs["query"].to_list() == ["乙"]
     assert found.left_out == 2
     assert found.problems.is_empty()
 
 
 def test_every_row_is_a_problem_where_nothing_fits() -> None:
-    with readers.sandbox() as connection:
+    with readers.open_sandbox() as connection:
         connection.execute("CREATE TABLE batch AS SELECT 0 AS _row, 'a' AS _file, 7 AS _line, '甲' AS b")
         one = Source.model_validate({"name": "web", "files": "*", "read": "json"})
-        (row,) = unfit(connection, one, ValueError("so it is")).rows(named=True)
+        (row,) = reject_batch(connection, one, ValueError("so it is")).rows(named=True)
     assert (row["line"], row["reason"]) == (7, "projection")
     assert row["detail"] == "source web: so it is Columns there are: b"
 
@@ -173,7 +175,7 @@ def summary(folder: Path, *records: dict[str, Any], **source: Any) -> tuple[Summ
 @pytest.mark.parametrize("part", [1, 1 << 20])
 def test_a_column_that_no_file_has_is_told(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that some have is NULL where it is not."""
-    monkeypatch.setattr(splits, "PART_BYTES", part)
+    monkeypatch.setattr(splits, "SHARD_BYTES", part)
     records = [{"a": "甲"}, {"a": "乙", "b": "x"}, {"a": "丙", "c": "y"}]
     found, pairs = summary(tmp_path, *records, query="a", positive="coalesce(b, c, titel, a)")
     assert found.notes["absent_columns"] == ["web: no file has titel"]

@@ -114,7 +114,7 @@ def test_over_long_lines(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.details == ["209 characters"]
 
 
-def nested(levels: int, opening: str = "[", closing: str = "]") -> str:
+def nest(levels: int, opening: str = "[", closing: str = "]") -> str:
     return '{"a": 1, "b": ' + opening * levels + closing * levels + "}"
 
 
@@ -122,11 +122,11 @@ def test_deep_records(read: Reader) -> None:
     """Deeper ones than DuckDB's 128 levels would end the whole database."""
     many = json.dumps({"a": 2, "b": [{"c": []}] * 300})
     quoted = json.dumps({"a": 3, "b": '[{"' * 3000})
-    texts = [nested(5000), many, nested(99), nested(100), quoted, '{"a":1,"b":' + '{"b":' * 5000 + "1" + "}" * 5001]
+    texts = [nest(5000), many, nest(99), nest(100), quoted, '{"a":1,"b":' + '{"b":' * 5000 + "1" + "}" * 5001]
     for found in (read("\n".join(texts), "a.jsonl"), read(f"[{','.join(texts)}]", "a.json")):
         assert found.values("a") == [2, 1, 3]
         assert [reason for _, reason, _ in found.problems] == ["too_deep"] * 3
-    assert read(nested(5000), "c.json", options={"whole": True}).problems[0][1] == "too_deep"
+    assert read(nest(5000), "c.json", options={"whole": True}).problems[0][1] == "too_deep"
 
 
 def test_values_of_other_types_in_some_records(read: Reader) -> None:
@@ -283,11 +283,11 @@ def test_joined_files(tmp_path: Path) -> None:
     source = Source.model_validate(
         {"name": "web", "files": "*", "read": "text", "join": {"other": f"{tmp_path}/lines.txt"}}
     )
-    with readers.sandbox() as connection:
+    with readers.open_sandbox() as connection:
         readers.read_joined(connection, source)
         assert connection.sql("SELECT line, line_number FROM other").fetchall() == [("1 甲", 1), ("2 乙", 3)]
     nowhere = source.model_copy(update={"join": {"other": "/nowhere.txt"}})
-    with readers.sandbox() as connection, pytest.raises(readers.SourceError, match=r"join other: /nowhere\.txt"):
+    with readers.open_sandbox() as connection, pytest.raises(readers.SourceError, match=r"join other: /nowhere\.txt"):
         readers.read_joined(connection, nowhere)
 
 
@@ -316,6 +316,6 @@ secret = pl.DataFrame({"secret": [1]})
 def test_the_sandbox_is_closed(statement: str, tmp_path: Path) -> None:
     file = tmp_path / "in.csv"
     file.write_text("secret\n1\n")
-    with readers.sandbox() as connection, pytest.raises(duckdb.Error):
+    with readers.open_sandbox() as connection, pytest.raises(duckdb.Error):
         connection.execute(statement.format(file=file, folder=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]

@@ -152,7 +152,7 @@ def read(path: Path, **source: Any) -> tuple[list[tuple[Any, ...]], list[tuple[A
     """Rows without their numbers, and problems."""
     one = Source.model_validate({"name": "web", "files": "*", "read": path.suffix[1:], **source})
     rows, problems = [], []
-    with readers.sandbox() as connection:
+    with readers.open_sandbox() as connection:
         for batch in readers.read(connection, one, [FileSplit(str(path))]):
             frame = connection.sql("FROM rows ORDER BY _row").pl()
             names = sorted(set(frame.columns) - {"_row", "_file", "_line"})

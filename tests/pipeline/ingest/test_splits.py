@@ -1,4 +1,4 @@
-"""Large files in parts: every row of the whole file is in one of them, with its line."""
+"""Large files in splits: every row of the whole file is in one of them, with its line."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -23,16 +23,16 @@ def source(path: Path, **more: Any) -> Source:
 
 def cut(path: Path, size: int, chunk: int = 1 << 20, **more: Any) -> list[FileSplit]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splits, "PART_BYTES", size)
+        patch.setattr(splits, "SHARD_BYTES", size)
         patch.setattr(files, "_CHUNK", chunk)
-        return [one for part in plan_splits(source(path, **more), list_files([str(path)])) for one in part]
+        return [one for task in plan_splits(source(path, **more), list_files([str(path)])) for one in task]
 
 
 def read(path: Path, some: list[FileSplit], **more: Any) -> Read:
     """Rows and problems of each split on its own, as workers read them; problems have no order of their own."""
     rows, problems = [], []
     for one in some:
-        with readers.sandbox() as connection:
+        with readers.open_sandbox() as connection:
             for batch in readers.read(connection, source(path, **more), [one]):
                 rows += connection.sql("FROM rows ORDER BY _row").pl().select(pl.exclude("_row")).rows()
                 problems += batch.rows()
@@ -52,7 +52,7 @@ words = st.text(st.sampled_from('甲乙天 a"\x0b'), max_size=12)
     chunk=st.integers(7, 300),
     data=st.data(),
 )
-def test_rows_of_stretches_are_the_rows_of_the_file(
+def test_rows_of_splits_are_the_rows_of_the_file(
     table: list[list[str]],
     kind: str,
     encoding: str,
@@ -85,7 +85,7 @@ def test_rows_of_stretches_are_the_rows_of_the_file(
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1, 60), (1000, 4), (10_000, 1)])
-def test_lines_of_json_in_stretches(size: int, expected: int, tmp_path: Path) -> None:
+def test_lines_of_json_in_splits(size: int, expected: int, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(f'{{"n": {number}, "t": "{"甲" * (number % 40)}"}}\n' for number in range(60)))
     assert 3500 < path.stat().st_size < 4500
@@ -168,10 +168,10 @@ def test_small_files_are_packed(sizes: list[int], part: int) -> None:
     listed = [SourceFile(f"{number}.md", size, "1") for number, size in enumerate(sizes)]
     one = Source.model_validate({"name": "web", "files": "*", "read": "markdown"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splits, "PART_BYTES", part)
+        patch.setattr(splits, "SHARD_BYTES", part)
         packed = list(plan_splits(one, listed))
-    assert [split.path for stretches_ in packed for split in stretches_] == [file.path for file in listed]
+    assert [split.path for task in packed for split in task] == [file.path for file in listed]
     size = {file.path: file.size for file in listed}
-    totals = [sum(size[split.path] for split in stretches_) for stretches_ in packed]
-    assert all(total <= part or len(stretches_) == 1 for total, stretches_ in zip(totals, packed, strict=True))
+    totals = [sum(size[split.path] for split in task) for task in packed]
+    assert all(total <= part or len(task) == 1 for total, task in zip(totals, packed, strict=True))
     assert all(first + size[following[0].path] > part for first, following in zip(totals, packed[1:], strict=False))

@@ -272,7 +272,7 @@ def test_files_are_packed_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for number in range(5):
         (tmp_path / f"{number}.jsonl").write_text(lines({"query": str(number), "positive": "答"}))
     size = (tmp_path / "0.jsonl").stat().st_size
-    monkeypatch.setattr(splits, "PART_BYTES", 2 * size)
+    monkeypatch.setattr(splits, "SHARD_BYTES", 2 * size)
     recipe = Recipe.model_validate({"sources": [{"name": "web", "files": f"{tmp_path}/*.jsonl", "read": "jsonl"}]})
     found = Ingested(tmp_path / "corpus", recipe)
     assert found.summary.shards == 3
