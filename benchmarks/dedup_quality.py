@@ -34,7 +34,7 @@ import opencc
 import polars as pl
 from conan_embedding.pipeline.corpus.saved_recipe import save_recipe
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
-from conan_embedding.pipeline.dedup.lsh import band_hashes, choose_bands
+from conan_embedding.pipeline.dedup.lsh import choose_bands, hash_bands
 from conan_embedding.pipeline.dedup.minhash import SHINGLING, signatures
 from conan_embedding.pipeline.dedup.stage import dedup
 from conan_embedding.pipeline.demo.world import draw, passage
@@ -257,7 +257,7 @@ def _compare_verification(of: pl.Series, truth: pl.DataFrame) -> None:
     """Candidates judged one by one, without clusters: by agreement of their signatures, and exactly."""
     bands, rows = choose_bands(RECIPE.dedup.recall, THRESHOLD)
     signed = signatures(of.to_arrow())
-    buckets = pl.DataFrame(band_hashes(signed, bands, rows)).with_row_index("text").unpivot(index="text")
+    buckets = pl.DataFrame(hash_bands(signed, bands, rows)).with_row_index("text").unpivot(index="text")
     pairs = buckets.join(buckets, on=["variable", "value"]).select(left="text", right="text_right").unique()
     candidates = pairs.filter(pl.col("left") < pl.col("right")).to_numpy().astype(np.int64)
     agreement = (signed[candidates[:, 0]] == signed[candidates[:, 1]]).mean(axis=1)

@@ -33,7 +33,7 @@ from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.demo.world import draw, passage, query
 from conan_embedding.pipeline.filter.personal_data import mask_personal_data
 from conan_embedding.pipeline.filter.rules import RULES, Rule, judge, select_rules, strip_title
-from conan_embedding.pipeline.filter.stage import filter_shard, groups, read_rulebook
+from conan_embedding.pipeline.filter.stage import filter_shard, read_groups, read_rulebook
 from conan_embedding.pipeline.filter.text_counts import profile
 from conan_embedding.schemas.pairs import PAIR, REJECTED_AT_INGEST
 from conan_embedding.schemas.settings import FilterSettings
@@ -198,7 +198,7 @@ def _shard_to_shard(frame: pl.DataFrame, corpus: Path) -> Callable[[], None]:
     with writer:
         writer.received(frame.height)
         writer.keep(frame.to_arrow())
-    book = read_rulebook(corpus, FilterSettings(), [groups(shard)])
+    book = read_rulebook(corpus, FilterSettings(), [read_groups(shard)])
     return partial(filter_shard, shard, book, "benchmark", corpus / "filter" / shard.name)
 
 

@@ -1,12 +1,12 @@
-"""Clusters of near-duplicates among the texts of one side of all pairs, in memory that its candidates need.
+"""Clusters of near-duplicates among the texts of one side of all pairs.
 
 A band's buckets are read from its own column of the signatures and held as stars, an edge from each member to the
-bucket's smallest row, so a bucket is linear in its rows. Candidates are verified by the exact Jaccard similarity of
-their shingle hashes, since agreement of 128 permutations errs by 0.04 (one standard deviation) at 0.7. Members that are
-unlike their leader are then compared among themselves, so that a false leader hides no true pair.
+bucket's smallest row, so a bucket takes memory linear in its rows. Candidates are verified by the exact Jaccard
+similarity of their shingle hashes, since the estimate from 128 permutations errs by 0.04 (one standard deviation) at
+0.7. Members that are unlike their leader are then compared with each other, so that a false leader hides no true pair.
 
-Texts are compared a block of shards against a block of shards, so that two blocks' shingles are in memory and no more.
-What grows with the corpus are three numbers a pair: its smallest equal text, its tree, its cluster.
+Texts are compared a block of shards against a block of shards, so that the shingles of two blocks are in memory at a
+time. Only three numbers per pair grow with the corpus: its smallest equal text, its tree, its cluster.
 """
 
 import errno
@@ -25,21 +25,21 @@ from ..corpus.folder import read_batches
 from ..engine.calls import Call, Engine
 from ..engine.stage import StageError, run_calls
 from ..text.match_key import match_keys
-from .lsh import NO_BUCKET, Rows, buckets, pack
+from .lsh import NO_BUCKET, Rows, find_buckets, pack
 from .minhash import ShingleSets, jaccard, kernel, shingle_sets
 from .signatures import Side, band_columns, read_column
 
 COMPARED = 64
-"""Chosen here: rows of a bucket all pairs of which are compared; of a larger one, HEADS rows with all others."""
+"""Chosen here: the size of a bucket from which HEADS of its rows are compared with all others, instead of all pairs."""
 HEADS = 8
-"""Chosen here: see COMPARED. The time for a bucket of m rows is linear in m."""
+"""Chosen here: see COMPARED. It makes the time for a bucket linear in its rows."""
 
 _BUCKET_ROWS = 1 << 25
 """Chosen here: rows whose band hashes are sorted together, 256 MB."""
 _EDGES = 1 << 22
-"""Chosen here: edges that are verified together."""
+"""Chosen here: edges that are verified at a time."""
 _SLICE = 1 << 18
-"""Chosen here: rows of buckets whose pairs are listed together, at most 2**23 of them."""
+"""Chosen here: rows of buckets whose pairs are listed at a time, at most 2**23 pairs."""
 _BLOCK_BYTES = 128 << 20
 """Chosen here: bytes of shingle hashes in a block."""
 _FEW = 2_000_000
@@ -48,8 +48,11 @@ _FEW = 2_000_000
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of a corpus: the shards of their texts, those of their signatures, and the number of each one's first
-    row; `starts` ends with the number of all rows. `work` is a folder for what is not kept."""
+    """All pairs of a corpus: the shards of their texts and those of their signatures.
+
+    `starts` has the number of each shard's first row, and at the end the number of all rows. `work` is a folder for
+    temporary files.
+    """
 
     filtered: tuple[Path, ...]
     signed: tuple[Path, ...]
@@ -58,21 +61,21 @@ class Pairs:
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """The number of all pairs."""
         return self.starts[-1]
 
     def column(self, name: str) -> NDArray[Any]:
-        """A column of the signatures of all pairs."""
+        """Read a column of all pairs' signatures."""
         return np.concatenate([read_column(shard, name) for shard in self.signed])
 
 
-def row_starts(shards: Sequence[Path]) -> tuple[int, ...]:
-    """The number of each shard's first row, and at the end the number of all rows."""
+def find_row_starts(shards: Sequence[Path]) -> tuple[int, ...]:
+    """Find the number of each shard's first row, followed by the number of all rows."""
     return tuple(np.cumsum([0, *(pq.read_metadata(shard).num_rows for shard in shards)]).tolist())
 
 
 class Block(NamedTuple):
-    """Neighbouring shards whose shingles are held together: the number of their first row, and where the sets lie."""
+    """Neighbouring shards whose shingles are in memory together: their first row's number, and the files of sets."""
 
     start: int
     files: tuple[Path, ...]
@@ -80,9 +83,9 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Clusters:
-    """What is known of one side, as NumPy files, and the shingles of what was compared.
+    """The clusters of one side, as NumPy files, and the shingles of the texts that were compared.
 
-    ids: int64[n], 63 bits, the least text hash of a row's cluster. equals: int64[n], the smallest row with its text.
+    ids: int64[n], 63 bits, the smallest text hash in the row's cluster. equals: int64[n], the first row with its text.
     """
 
     ids: Path
@@ -90,43 +93,43 @@ class Clusters:
     blocks: tuple[Block, ...]
 
 
-def clusters(
+def find_clusters(
     pairs: Pairs, side: Side, similar: NDArray[np.bool_], bands: int, threshold: float, engine: Engine
 ) -> Clusters:
-    """One number for equal texts of a side, and where `similar` (bool[n]) is true for near-duplicates too.
+    """Give equal texts of a side one number, and near-duplicates too in rows where `similar` (bool[n]) is true.
 
-    Rows of Jaccard similarity `threshold` or more that share a bucket are joined, and so are their neighbours. Texts
-    without shingles and those that are not similar have only their equals.
+    Rows that share a bucket and have a Jaccard similarity of `threshold` or more are joined, transitively. Texts
+    without shingles, and those of other rows, are joined only with equal texts.
 
     Raises:
         StageError: a part could not be made.
     """
-    engine = fitting(engine, pairs)
+    engine = fit_engine(engine, pairs)
     hashes = pairs.column(f"{side}_hash")
-    forest = _equals(hashes, similar)
+    forest = _find_equal_texts(hashes, similar)
     equals = save(pairs.work / f"{side}_equals.npy", forest)
     compared = save(pairs.work / f"{side}_compared.npy", similar & (forest == np.arange(pairs.rows)))
-    found = _all_buckets(pairs, side, compared, bands, engine)
-    blocks = _all_sets(pairs, side, found, engine)
-    for candidates in (_stars, _unjoined_pairs):
-        for left, right in _gathered(found, candidates, forest):
-            alike = similarities(pairs.work, blocks, left, right, threshold, engine) >= threshold
-            _join(forest, left[alike], right[alike])
+    found = _write_all_buckets(pairs, side, compared, bands, engine)
+    blocks = _write_all_sets(pairs, side, found, engine)
+    for candidates in (_list_stars, _list_unjoined_pairs):
+        for left, right in _gather_candidates(found, candidates, forest):
+            is_near = compute_similarities(pairs.work, blocks, left, right, threshold, engine) >= threshold
+            _join(forest, left[is_near], right[is_near])
     ids = save(pairs.work / f"{side}_ids.npy", _least(forest, hashes))
     return Clusters(ids, equals, blocks)
 
 
-def fitting(engine: Engine, pairs: Pairs) -> Engine:
-    """The engine for parts of the corpus that are no shards: with few pairs this process alone."""
+def fit_engine(engine: Engine, pairs: Pairs) -> Engine:
+    """Choose the engine for work that is not divided by shards: with few pairs, this process alone."""
     return engine if pairs.rows >= _FEW else replace(engine, workers=1, address=None)
 
 
-def similarities(
+def compute_similarities(
     work: Path, blocks: Sequence[Block], left: Rows, right: Rows, threshold: float, engine: Engine
 ) -> NDArray[np.float64]:
-    """Exact Jaccard similarity of pairs of rows whose shingles are in the blocks, float64[pairs].
+    """Compute the exact Jaccard similarity of pairs of rows whose shingles are in the blocks, float64[pairs].
 
-    Below the threshold it is 0: the comparison stops as soon as the threshold is out of reach.
+    It is 0 below the threshold: the comparison stops as soon as the threshold is out of reach.
 
     Raises:
         StageError: a part could not be made.
@@ -151,7 +154,7 @@ def similarities(
 
 
 def compare_blocks(one: Block, other: Block, edges: Path, threshold: float, file: Path) -> None:
-    """Write the similarities of edges (int64[2, e], the first rows of one block, the second of the other)."""
+    """Write the similarities of edges (int64[2, e]: rows of one block, then rows of the other)."""
     first, second = np.load(edges)
     left_rows, left = _load_sets(one)
     right_rows, right = (left_rows, left) if other == one else _load_sets(other)
@@ -160,7 +163,7 @@ def compare_blocks(one: Block, other: Block, edges: Path, threshold: float, file
 
 
 def write_buckets(pairs: Pairs, column: str, compared: Path, part: int, parts: int, file: Path) -> None:
-    """The buckets of one band, of every `parts`-th hash: int64[2, e], leaders and members (see bands.buckets)."""
+    """Write the buckets of a band, of every `parts`-th hash: int64[2, e], leaders and members (see find_buckets)."""
     bits = pairs.rows.bit_length()
     chosen = np.load(compared)
     packed = []
@@ -168,11 +171,11 @@ def write_buckets(pairs: Pairs, column: str, compared: Path, part: int, parts: i
         hashes = read_column(shard, column)
         rows = np.flatnonzero(chosen[start:stop] & (hashes != NO_BUCKET) & (hashes % np.uint64(parts) == part))
         packed.append(pack(hashes[rows], rows + start, bits))
-    save(file, np.stack(buckets(np.concatenate(packed), bits)))
+    save(file, np.stack(find_buckets(np.concatenate(packed), bits)))
 
 
 def write_sets(filtered: Path, side: Side, start: int, wanted: Path, file: Path) -> None:
-    """The sets of shingles of a shard's wanted rows: their numbers, and ShingleSets. `start` is the first row's."""
+    """Write the shingle sets of a shard's wanted rows: row numbers (the first row is `start`), then ShingleSets."""
     left = np.load(wanted, mmap_mode="r")[start : start + pq.read_metadata(filtered).num_rows].nonzero()[0]
     numbers, offsets, hashes = [left + start], [np.zeros(1, np.int64)], [np.zeros(0, np.uint32)]
     at = size = 0
@@ -196,7 +199,7 @@ def _load_sets(block: Block) -> tuple[Rows, ShingleSets]:
     return np.concatenate(numbers), ShingleSets(np.concatenate(offsets), np.concatenate(hashes))
 
 
-def _all_buckets(pairs: Pairs, side: Side, compared: Path, bands: int, engine: Engine) -> list[Path]:
+def _write_all_buckets(pairs: Pairs, side: Side, compared: Path, bands: int, engine: Engine) -> list[Path]:
     parts = 1 + pairs.rows // _BUCKET_ROWS
     calls = []
     for column in band_columns(side, bands):
@@ -207,8 +210,8 @@ def _all_buckets(pairs: Pairs, side: Side, compared: Path, bands: int, engine: E
     return [Path(name) for name, _ in calls]
 
 
-def _all_sets(pairs: Pairs, side: Side, found: Sequence[Path], engine: Engine) -> tuple[Block, ...]:
-    """Write the shingles of every row in a bucket, shard by shard, and put shards together to blocks."""
+def _write_all_sets(pairs: Pairs, side: Side, found: Sequence[Path], engine: Engine) -> tuple[Block, ...]:
+    """Write the shingles of every row that is in a bucket, shard by shard, and group the shards into blocks."""
     chosen = np.zeros(pairs.rows, np.bool_)
     for file in found:
         chosen[np.load(file).ravel()] = True
@@ -231,8 +234,10 @@ def _all_sets(pairs: Pairs, side: Side, found: Sequence[Path], engine: Engine) -
 Edges = tuple[Rows, Rows]
 
 
-def _gathered(files: Sequence[Path], candidates: Callable[..., Iterator[Edges]], forest: Rows) -> Iterator[Edges]:
-    """The candidates of all buckets that are not joined yet, each once, as many at a time as are verified together."""
+def _gather_candidates(
+    files: Sequence[Path], candidates: Callable[..., Iterator[Edges]], forest: Rows
+) -> Iterator[Edges]:
+    """Yield the candidates of all buckets that are not joined yet, each once, _EDGES or more at a time."""
     held: list[NDArray[np.int64]] = []
     size = 0
     for file in files:
@@ -241,25 +246,25 @@ def _gathered(files: Sequence[Path], candidates: Callable[..., Iterator[Edges]],
             held.append(apart)
             size += apart.shape[1]
             if size >= _EDGES:
-                yield _distinct(held, len(forest))
+                yield _drop_repeats(held, len(forest))
                 held, size = [], 0
     if size:
-        yield _distinct(held, len(forest))
+        yield _drop_repeats(held, len(forest))
 
 
-def _distinct(edges: Sequence[NDArray[np.int64]], rows: int) -> Edges:
+def _drop_repeats(edges: Sequence[NDArray[np.int64]], rows: int) -> Edges:
     left, right = np.concatenate(edges, axis=1)
     both = np.unique(left.astype(np.uint64) * np.uint64(rows) + right.astype(np.uint64))
     first, second = np.divmod(both, np.uint64(rows))
     return first.astype(np.int64), second.astype(np.int64)
 
 
-def _stars(leaders: Rows, members: Rows, forest: Rows) -> Iterator[Edges]:
+def _list_stars(leaders: Rows, members: Rows, forest: Rows) -> Iterator[Edges]:
     yield leaders, members
 
 
-def _unjoined_pairs(leaders: Rows, members: Rows, forest: Rows) -> Iterator[Edges]:
-    """Pairs of members (not their leader) of each bucket that are in different trees."""
+def _list_unjoined_pairs(leaders: Rows, members: Rows, forest: Rows) -> Iterator[Edges]:
+    """List the pairs of a bucket's members (without its leader) that are in different trees."""
     borders = np.flatnonzero(np.diff(leaders, append=-1)) + 1
     start = 0
     while start < len(leaders):
@@ -272,7 +277,7 @@ def _unjoined_pairs(leaders: Rows, members: Rows, forest: Rows) -> Iterator[Edge
 
 
 def call_all(step: str, function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> None:
-    """Run every call, and tell how many are done. Raises StageError where one failed."""
+    """Run every call and report progress. Raises StageError if any failed."""
     failures = []
     for done, (name, error) in enumerate(run_calls(function, calls, engine), start=1):
         engine.progress(f"dedup: {step}", done, len(calls), 0)
@@ -283,7 +288,7 @@ def call_all(step: str, function: Callable[..., None], calls: Sequence[Call], en
 
 
 def save(file: Path, *arrays: NDArray[Any]) -> Path:
-    """Write arrays one after another. Raises OSError with the file's name: NumPy's own says of a full disk neither."""
+    """Write arrays one after another. Raises OSError with reason and file name, which NumPy's lacks on a full disk."""
     try:
         with file.open("wb") as out:
             for array in arrays:
@@ -293,15 +298,15 @@ def save(file: Path, *arrays: NDArray[Any]) -> Path:
     return file
 
 
-def _equals(hashes: NDArray[np.int64], similar: NDArray[np.bool_]) -> Rows:
-    """The smallest row that has the same hash and is as similar, int64[n]."""
+def _find_equal_texts(hashes: NDArray[np.int64], similar: NDArray[np.bool_]) -> Rows:
+    """Find the first row with the same hash and the same `similar`, int64[n]."""
     values = hashes.astype(np.uint64) << np.uint64(1) | similar
     rows = np.arange(len(values))
     bits = len(values).bit_length()
-    leaders, members = buckets(pack(values, rows, bits), bits)
+    leaders, members = find_buckets(pack(values, rows, bits), bits)
     equal = values[leaders] == values[members]
     rows[members[equal]] = leaders[equal]
-    rest = members[~equal]  # of which a shortened hash is that of another text
+    rest = members[~equal]  # the shortened hash of another text is the same
     _, first, inverse = np.unique(values[rest], return_index=True, return_inverse=True)
     rows[rest] = rest[first][inverse]
     return rows

@@ -1,4 +1,4 @@
-"""Training pairs with a text of an evaluation set in them: a near-duplicate, or a query of it word for word."""
+"""Training pairs that contain an evaluation text: a near-duplicate of any, or a query of the set word for word."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,29 +16,29 @@ from ..corpus.folder import committed, fingerprint, is_begun, read_batches, read
 from ..text.match_key import match_keys
 from .lsh import NO_BUCKET
 from .minhash import ShingleSets, jaccard, shingle_sets, utf8
-from .signatures import SIDES, band_columns, banded, compared_by, is_class
+from .signatures import SIDES, band_columns, hash_text_bands, is_class, read_compared_texts
 
 SHORTEST = 4
-"""Chosen here: letters of a text that tells a set; 慢慢来 is anybody's answer."""
+"""Chosen here: letters that a text needs to be compared; a short one such as 慢慢来 is a common answer."""
 CONTAINED = 13
-"""Letters of an evaluation query that a training text may not contain; GPT-3 (arXiv 2005.14165, appendix C) takes
-13-grams."""
+"""Letters of an evaluation query, at least, that no training text may contain; GPT-3 (arXiv 2005.14165, appendix C)
+takes 13-grams."""
 _SHARED = 64
-"""Chosen here: texts of a set in one bucket with which a text is compared, at most."""
+"""Chosen here: evaluation texts of one bucket that a text is compared with, at most."""
 
 
-def evaluation_files(corpus: Path, wanted: bool | Sequence[str]) -> list[Path]:
-    """The evaluation sets to keep out: the corpus's own, by name, or Parquet and JSONL files.
+def find_evaluation_files(corpus: Path, wanted: bool | Sequence[str]) -> list[Path]:
+    """Find the evaluation sets to keep out: the corpus's own, by name, or Parquet and JSONL files.
 
     Raises:
-        RecipeError: a name that is neither.
-        CorpusError: the corpus's own were not ingested to the end.
+        RecipeError: a name is neither.
+        CorpusError: the ingestion of the corpus's own sets was interrupted.
     """
     if wanted is False:
         return []
-    # Half of the sets would let the others' texts through, so an interrupted ingest raises; a recipe may have none.
+    # An interrupted ingest raises, as the texts of missing sets would get through; a recipe may have no sets.
     found = shards(corpus, "evaluation") if is_begun(corpus, "evaluation") else []
-    own = {_set_name(shard): shard for shard in found}
+    own = {_read_set_name(shard): shard for shard in found}
     if wanted is True:
         return list(own.values())
     files = []
@@ -53,20 +53,20 @@ def evaluation_files(corpus: Path, wanted: bool | Sequence[str]) -> list[Path]:
     return files
 
 
-def content(file: Path) -> str:
-    """What decides the texts of an evaluation set."""
+def fingerprint_set(file: Path) -> str:
+    """Fingerprint an evaluation set: by content if it is the corpus's own, else by its file's name, size and time."""
     if _is_own(file):
         return read_footer(file).content
     return fingerprint(str(file), file.stat().st_size, file.stat().st_mtime_ns)
 
 
 def read_held_out(files: Sequence[Path]) -> pl.DataFrame:
-    """The texts of evaluation sets as they are compared: `text`, `set`, `asked` (whether it is a query); each once.
+    """Read the match keys of evaluation texts: `text`, `set`, `asked` (whether it is a query), each text once.
 
     Raises:
         RecipeError: a file has no column of texts.
     """
-    found = pl.concat([_texts(file) for file in files])
+    found = pl.concat([_read_texts(file) for file in files])
     found = found.with_columns(text=pl.Series(match_keys(found["text"].to_arrow()), dtype=pl.String))
     return (
         found.filter(pl.col("text").str.len_chars() >= SHORTEST)
@@ -76,17 +76,17 @@ def read_held_out(files: Sequence[Path]) -> pl.DataFrame:
 
 
 def _is_own(file: Path) -> bool:
-    """Whether it is a shard of a corpus's own sets rather than a file of the user's."""
+    """Whether a file is a shard of a corpus's own sets."""
     return file in committed(file.parent.parent, "evaluation")
 
 
-def _set_name(shard: Path) -> str:
+def _read_set_name(shard: Path) -> str:
     names = pl.read_parquet(shard, columns=["source"], n_rows=1)["source"]
     return str(names[0]) if len(names) else shard.stem
 
 
-def _texts(file: Path) -> pl.DataFrame:
-    """The texts of an evaluation set, without passages that only serve as a haystack."""
+def _read_texts(file: Path) -> pl.DataFrame:
+    """Read the texts of an evaluation set, without passages that only serve as distractors."""
     try:
         frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_ndjson(file, infer_schema_length=None)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -96,7 +96,7 @@ def _texts(file: Path) -> pl.DataFrame:
         ) from error
     if frame.schema.get("meta") == pl.String:
         frame = frame.filter(~pl.col("meta").str.contains('"passage_only":true', literal=True).fill_null(False))
-    name = _set_name(file) if _is_own(file) else file.stem
+    name = _read_set_name(file) if _is_own(file) else file.stem
     is_class = "task" in frame.columns and (frame["task"].cast(pl.String) == "classification").all()
     columns = [
         column
@@ -119,8 +119,11 @@ def _texts(file: Path) -> pl.DataFrame:
 
 
 class HeldOut(NamedTuple):
-    """Evaluation texts ready to be met: `text, set, asked`; their shingles; of each band `hash, other`, the first
-    _SHARED texts of a bucket; the queries that may not be contained, and their automaton."""
+    """Evaluation texts, prepared for comparison.
+
+    texts: `text, set, asked`. sets: their shingles. bands: for each band `hash, other`, with the first _SHARED texts of
+    each bucket. asked: the queries that may not be contained, which `automaton` finds.
+    """
 
     texts: pl.DataFrame
     sets: ShingleSets
@@ -130,8 +133,8 @@ class HeldOut(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def prepared(evaluation: Path, bands: int, rows: int) -> HeldOut:
-    """What `read_held_out` found, read from a file of its own; kept, as every shard meets it."""
+def prepare_held_out(evaluation: Path, bands: int, rows: int) -> HeldOut:
+    """Prepare what `read_held_out` found, from its file; cached, since every shard is compared with it."""
     frame = pl.read_parquet(evaluation)
     texts = frame["text"].to_arrow()
     asked = frame.filter("asked", pl.col("text").str.len_chars() >= CONTAINED)
@@ -140,7 +143,7 @@ def prepared(evaluation: Path, bands: int, rows: int) -> HeldOut:
         shingle_sets(texts),
         [
             pl.DataFrame({"hash": hashes}).with_row_index("other").group_by("hash", maintain_order=True).head(_SHARED)
-            for hashes in banded(texts, bands, rows)
+            for hashes in hash_text_bands(texts, bands, rows)
         ],
         asked,
         BytesAhoCorasick([query.encode() for query in asked["text"]]),
@@ -150,17 +153,17 @@ def prepared(evaluation: Path, bands: int, rows: int) -> HeldOut:
 def mark_contaminated(
     filtered: Path, signed: Path, evaluation: Path, start: int, bands: int, rows: int, threshold: float, file: Path
 ) -> None:
-    """Write the contaminated rows of a shard to `file`: `row` (counted on from `start`) and `detail`, each row once."""
-    theirs = prepared(evaluation, bands, rows)
+    """Write a shard's contaminated rows to `file`, each once: `row` (the shard's first is `start`) and `detail`."""
+    theirs = prepare_held_out(evaluation, bands, rows)
     found, at = [], 0
     for table in read_batches(filtered, ["source", "task", "query", "positive"]):
         for side in SIDES:
-            texts = compared_by(table, side)
+            texts = read_compared_texts(table, side)
             hashes = pl.read_parquet(signed, columns=band_columns(side, bands)).slice(at, table.num_rows)
-            near = nearest(texts, hashes, theirs, threshold)
+            near = find_nearest(texts, hashes, theirs, threshold)
             near = near.select("row", theirs.texts["set"].gather(near["other"]), why=pl.col("similarity").round(3))
-            holding = containing(texts, theirs)
-            if side == "positive":  # a class name is nobody's text; it has no bands either
+            holding = find_containing(texts, theirs)
+            if side == "positive":  # a class name is not a text; it has no bands either
                 holding = holding.filter(~pl.Series(is_class(table)).gather(holding["row"]))
             for reasons in (near, holding):
                 detail = pl.format("{} {}: {}", pl.lit(side), "set", "why")
@@ -170,10 +173,10 @@ def mark_contaminated(
     pl.concat([empty, *found]).unique("row", keep="first", maintain_order=True).write_parquet(file)
 
 
-def nearest(texts: pa.LargeStringArray, hashes: pl.DataFrame, theirs: HeldOut, threshold: float) -> pl.DataFrame:
-    """The best near-duplicate of each text: `row`, `other`, `similarity`; rows without one are left out.
+def find_nearest(texts: pa.LargeStringArray, hashes: pl.DataFrame, theirs: HeldOut, threshold: float) -> pl.DataFrame:
+    """Find the most similar evaluation text of each text: `row`, `other`, `similarity`; rows without one are left out.
 
-    hashes: the texts' band hashes, a column a band. Of equally good others the first is named.
+    hashes: the texts' band hashes, a column per band. The first of several equally similar texts is taken.
     """
     met = pl.concat(
         hashes.select(hash=name)
@@ -187,18 +190,18 @@ def nearest(texts: pa.LargeStringArray, hashes: pl.DataFrame, theirs: HeldOut, t
     sets = shingle_sets(texts.take(rows.to_arrow()))
     places = rows.search_sorted(met["row"]).cast(pl.Int64).to_numpy()
     similarity = jaccard(sets, places, theirs.sets, met["other"].to_numpy(), threshold)
-    alike = met.with_columns(similarity=pl.Series(similarity, dtype=pl.Float64)).filter(
+    near = met.with_columns(similarity=pl.Series(similarity, dtype=pl.Float64)).filter(
         pl.col("similarity") >= threshold
     )
-    return alike.sort("row", -pl.col("similarity"), "other").unique("row", keep="first", maintain_order=True)
+    return near.sort("row", -pl.col("similarity"), "other").unique("row", keep="first", maintain_order=True)
 
 
-def containing(texts: pa.LargeStringArray, theirs: HeldOut) -> pl.DataFrame:
-    """Texts that contain one of the queries: `row`, `set`, `why`."""
+def find_containing(texts: pa.LargeStringArray, theirs: HeldOut) -> pl.DataFrame:
+    """Find the texts that contain an evaluation query: `row`, `set`, `why`."""
     offsets, data = utf8(texts)
     found = theirs.automaton.find_matches_as_indexes(data[offsets[0] : offsets[-1]].data, overlapping=True)
     query, start, end = np.array(found, np.int64).reshape(-1, 3).T
     row = np.searchsorted(offsets - offsets[0], start, side="right") - 1
-    within = end <= offsets[row + 1] - offsets[0]  # not from one text into the next
+    within = end <= offsets[row + 1] - offsets[0]  # a match must not run from one text into the next
     queries: pl.DataFrame = theirs.asked[query[within]]
     return queries.select(pl.Series("row", row[within]), "set", why=pl.format("contains {}", "text"))

@@ -1,4 +1,4 @@
-"""Bands of MinHash signatures: how many to take, their hashes, and the buckets that equal hashes make."""
+"""Bands of MinHash signatures: how many to take, their hashes, and the buckets of equal hashes."""
 
 from typing import TypeAlias
 
@@ -10,14 +10,14 @@ from .minhash import PERMUTATIONS, Hashes, kernel
 Rows: TypeAlias = NDArray[np.int64]
 
 NO_BUCKET = 0
-"""Band hash of a text without shingles: it belongs in no bucket."""
+"""The band hash of a text without shingles, which is in no bucket."""
 
 
-def band_hashes(signatures: NDArray[np.uint32], bands: int = 20, rows: int = 6) -> NDArray[np.uint64]:
-    """One hash for every band of every signature: uint64[n, bands].
+def hash_bands(signatures: NDArray[np.uint32], bands: int = 20, rows: int = 6) -> NDArray[np.uint64]:
+    """Hash every band of every signature: uint64[n, bands].
 
-    Band i covers permutations `[i * rows, (i + 1) * rows)` and its number is part of the hash; an empty
-    text's hashes are NO_BUCKET. Raises ValueError if the bands need more permutations than there are.
+    Band i covers permutations `[i * rows, (i + 1) * rows)`, and its number is part of the hash. The hashes of an empty
+    text are NO_BUCKET. Raises ValueError if the bands need more permutations than there are.
     """
     if bands * rows > signatures.shape[1]:
         raise ValueError(f"{bands} bands of {rows} rows need more than {signatures.shape[1]} permutations")
@@ -27,7 +27,7 @@ def band_hashes(signatures: NDArray[np.uint32], bands: int = 20, rows: int = 6) 
 
 
 def collision_probability(similarity: float, bands: int, rows: int) -> float:
-    """Chance that two texts of this Jaccard similarity share a bucket: `1 - (1 - s**rows)**bands`.
+    """Compute the chance that two texts of this Jaccard similarity share a bucket: `1 - (1 - s**rows)**bands`.
 
     Source: Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4.2.
     """
@@ -35,10 +35,9 @@ def collision_probability(similarity: float, bands: int, rows: int) -> float:
 
 
 def choose_bands(wanted: float, threshold: float, permutations: int = PERMUTATIONS) -> tuple[int, int]:
-    """(bands, rows) with the most rows, then the fewest bands, whose recall at the threshold is at least
-    `wanted`.
+    """Choose (bands, rows) whose recall at the threshold is `wanted` or more, with the most rows, then fewest bands.
 
-    More rows mean fewer false candidates; fewer bands mean less to sort. Raises ValueError if there is none.
+    More rows mean fewer false candidates, fewer bands less to sort. Raises ValueError if no choice reaches the recall.
     """
     for rows in range(permutations, 0, -1):
         if collision_probability(threshold, permutations // rows, rows) >= wanted:
@@ -49,20 +48,20 @@ def choose_bands(wanted: float, threshold: float, permutations: int = PERMUTATIO
     raise ValueError(f"no bands of {permutations} permutations reach a recall of {wanted} at {threshold}")
 
 
-def buckets(packed: NDArray[np.uint64], bits: int) -> tuple[Rows, Rows]:
-    """(leaders, members), int64[e] each: an edge from each row of a bucket to the bucket's smallest row.
+def find_buckets(packed: NDArray[np.uint64], bits: int) -> tuple[Rows, Rows]:
+    """Find the buckets, as edges from the other rows of each to its smallest: (leaders, members), int64[e] each.
 
-    packed: a band hash whose lowest `bits` bits are the row's number in its place, as `pack` makes them; sorted in
-    place. Edges of one leader are neighbours and their members ascend; a bucket of m rows is m - 1 edges.
+    packed: band hashes with their rows' numbers in the lowest `bits` bits, as `pack` makes them; sorted in place. The
+    edges of a leader are neighbours and their members ascend; a bucket of m rows has m - 1 edges.
     """
     packed.sort()
     return _edges(packed, np.uint64(bits))
 
 
 def pack(hashes: NDArray[np.uint64], rows: Rows, bits: int) -> NDArray[np.uint64]:
-    """Hashes and the numbers of their rows in one, uint64[n]: buckets then need no sorting but of numbers.
+    """Replace the lowest `bits` bits of hashes by their rows' numbers, uint64[n], so that sorting them finds buckets.
 
-    What a hash loses is room for false neighbours, of which a comparison of texts finds out.
+    The truncation adds false candidates; the exact Jaccard check rejects them.
     """
     packed = hashes >> np.uint64(bits)
     packed <<= np.uint64(bits)
@@ -90,7 +89,7 @@ def _edges(packed: NDArray[np.uint64], bits: np.uint64) -> tuple[Rows, Rows]:
 
 @kernel
 def _hash_bands(signatures: Hashes, rows: int, result: NDArray[np.uint64]) -> None:
-    """FNV-1a over a band's values with a 64-bit prime, seeded by the band's number, finished by fmix64."""
+    """Hash each band by FNV-1a over its values with a 64-bit prime, seeded by its number and finished by fmix64."""
     for i in range(result.shape[0]):
         for band in range(result.shape[1]):
             value = np.uint64(0xCBF29CE484222325) ^ np.uint64(band)

@@ -1,4 +1,4 @@
-"""conan dedup: contaminated pairs, exact duplicates and near-duplicates go; the best of each cluster stays."""
+"""conan dedup: reject contaminated pairs and all but the best of each cluster of exact and near-duplicates."""
 
 import shutil
 import time
@@ -20,28 +20,28 @@ from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from . import signatures
-from .clusters import Clusters, Pairs, call_all, clusters, row_starts
-from .decontamination import content, evaluation_files, mark_contaminated, read_held_out
+from .clusters import Clusters, Pairs, call_all, find_clusters, find_row_starts
+from .decontamination import find_evaluation_files, fingerprint_set, mark_contaminated, read_held_out
 from .lsh import choose_bands, collision_probability
 from .signatures import SIDES, Side
-from .survivors import choose_duplicates, duplicates, survivor_similarity
+from .survivors import choose_duplicates, find_duplicates, survivor_similarity
 
 VERSION = 3
 _WORK = ".work"
 
 
 def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
-    """Sign the filtered shards that are not yet, decide over the whole corpus, write each shard without its duplicates.
+    """Sign filtered shards that are not signed yet, decide over the whole corpus, write each shard without duplicates.
 
     Raises:
-        RecipeError: an evaluation set that `decontaminate` names is not there, or has no texts.
+        RecipeError: an evaluation set that `decontaminate` names doesn't exist, or has no texts.
         CorpusError: filter or the ingestion of evaluation sets was interrupted.
         StageError: a shard could not be made.
     """
     started = time.monotonic()
     settings = recipe.dedup
     inputs = shards(corpus, "filter")
-    evaluation = evaluation_files(corpus, settings.decontaminate)
+    evaluation = find_evaluation_files(corpus, settings.decontaminate)
     priorities = {
         source.name: place if source.priority is None else source.priority
         for place, source in enumerate(recipe.sources)
@@ -53,10 +53,10 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         settings.model_dump(),
         priorities,
         [(shard.name, read_footer(shard).content) for shard in inputs],
-        [content(file) for file in evaluation],
+        [fingerprint_set(file) for file in evaluation],
     )
     work = corpus / "dedup" / _WORK
-    starts = row_starts(inputs)
+    starts = find_row_starts(inputs)
     tasks = [
         Task((shard, start, work), fingerprint(decided_by, shard.name))
         for shard, start in zip(inputs, starts, strict=False)
@@ -64,7 +64,7 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     bands, rows = choose_bands(settings.recall, settings.threshold)
     try:
         if len(find_finished(corpus, "dedup", tasks)) < len(tasks):
-            kinds = np.concatenate([_task_numbers(shard) for shard in inputs])
+            kinds = np.concatenate([_read_task_numbers(shard) for shard in inputs])
             both = settings.on != "positive" or evaluation or (kinds == TASKS.index("classification")).any()
             sides: Sequence[Side] = SIDES if both else ("positive",)
             signed = sign(corpus, inputs, sides, bands, rows, engine)
@@ -78,7 +78,7 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         summary = run_stage(corpus, "dedup", dedup_shard, tasks, engine)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    summary.seconds = time.monotonic() - started  # with the decision, which is most of it
+    summary.seconds = time.monotonic() - started  # including the decision, which takes most of them
     found = collision_probability(settings.threshold, bands, rows)
     summary.notes["bands"] = f"{bands} × {rows}: {found:.1%} of the pairs at Jaccard {settings.threshold:g} meet"
     return summary
@@ -87,8 +87,8 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
 def sign(
     corpus: Path, inputs: Sequence[Path], sides: Sequence[Side], bands: int, rows: int, engine: Engine
 ) -> tuple[Path, ...]:
-    """The shards of signatures of filtered shards, in their order; those that are not there yet are made."""
-    signing = signatures.tasks(inputs, sides, bands, rows)
+    """Sign the filtered shards that are not signed yet; returns the shards of signatures in the same order."""
+    signing = signatures.plan_signing(inputs, sides, bands, rows)
     run_stage(corpus, signatures.FOLDER, signatures.sign_shard, signing, engine)
     place = find_finished(corpus, signatures.FOLDER, signing)
     return tuple(place[task.fingerprint] for task in signing)
@@ -104,41 +104,42 @@ def decide(
     banding: tuple[int, int],
     engine: Engine,
 ) -> None:
-    """Write what becomes of every row into `pairs.work`: cluster ids of the positives; what goes, with its reason.
+    """Decide about every row and write to `pairs.work` the positives' cluster ids and the rejected rows with reasons.
 
     kinds: uint8[n], each row's place in TASKS. held_out: the texts of the evaluation sets.
 
-    Two pairs are duplicates when they are of one task and both their queries and their positives are: the same passage
-    under another question is a pair of its own. With `on: query` or `on: positive` that side alone decides, but not of
-    pairs with a label or a class, where one side says too little. Labelled sentence pairs go only where texts and label
-    are equal, as one word may carry the label.
+    Two pairs are duplicates if they have the same task and both their queries and their positives are duplicates: the
+    same passage under another question is another pair. With `on: query` or `on: positive` that side alone decides,
+    except for pairs with a label or a class, where one side says too little. Labelled sentence pairs are duplicates
+    only if texts and label are equal, as one word may change the label.
     """
     similar: dict[Side, NDArray[np.bool_]] = {
         "query": kinds != TASKS.index("sts"),
         "positive": (kinds == TASKS.index("pretrain")) | (kinds == TASKS.index("retrieval")),
     }
     found: dict[Side, Clusters] = {
-        side: clusters(pairs, side, similar[side], banding[0], settings.threshold, engine) for side in sides
+        side: find_clusters(pairs, side, similar[side], banding[0], settings.threshold, engine) for side in sides
     }
-    contaminated = _contaminated(pairs, held_out, banding, settings.threshold, engine)
+    contaminated = _find_contaminated(pairs, held_out, banding, settings.threshold, engine)
     contaminated.with_columns(reason=pl.lit("contaminated")).write_parquet(pairs.work / "rejected-0.parquet")
-    for number, frame in enumerate(duplicates(pairs, found, priorities, contaminated["row"], settings.on, engine), 1):
-        gone = choose_duplicates(frame, settings.on)
-        detail = pl.format(
-            "{}: {}", "survivor", pl.Series(survivor_similarity(pairs, found, gone, settings.on, engine)).round(3)
-        )
-        gone.select("row", "reason", detail=detail).write_parquet(pairs.work / f"rejected-{number}.parquet")
+    for number, frame in enumerate(
+        find_duplicates(pairs, found, priorities, contaminated["row"], settings.on, engine), 1
+    ):
+        duplicates = choose_duplicates(frame, settings.on)
+        similarity = survivor_similarity(pairs, found, duplicates, settings.on, engine)
+        detail = pl.format("{}: {}", "survivor", pl.Series(similarity).round(3))
+        duplicates.select("row", "reason", detail=detail).write_parquet(pairs.work / f"rejected-{number}.parquet")
 
 
-def _task_numbers(shard: Path) -> NDArray[np.uint8]:
+def _read_task_numbers(shard: Path) -> NDArray[np.uint8]:
     tasks = pl.read_parquet(shard, columns=["task"])["task"].cast(pl.String)
     return tasks.replace_strict(TASKS, range(len(TASKS)), return_dtype=pl.UInt8).to_numpy()
 
 
-def _contaminated(
+def _find_contaminated(
     pairs: Pairs, held_out: Path | None, banding: tuple[int, int], threshold: float, engine: Engine
 ) -> pl.DataFrame:
-    """The contaminated rows: `row`, `detail`."""
+    """Find the contaminated rows: `row`, `detail`."""
     if held_out is None:
         return pl.DataFrame(schema={"row": pl.Int64, "detail": pl.String})
     files = [pairs.work / f"contaminated_{number}.parquet" for number in range(len(pairs.filtered))]
@@ -149,19 +150,19 @@ def _contaminated(
 
 
 def dedup_shard(filtered: Path, start: int, work: Path, fingerprint: str, shard: Path) -> None:
-    """One shard, whose first row is number `start`: what stays of it, and what went with its survivor's name."""
+    """Write the rows of a shard that are kept, and reject the others; the shard's first row has the number `start`."""
     rows = pq.read_metadata(filtered).num_rows
     ids = np.load(work / "positive_ids.npy", mmap_mode="r")[start : start + rows]
-    mine = pl.col("row").is_between(start, start + rows, closed="left")
-    gone = pl.scan_parquet(work / "rejected-*.parquet").filter(mine).sort("row").collect()
-    gone = gone.with_columns(pl.col("row") - start)
+    is_here = pl.col("row").is_between(start, start + rows, closed="left")
+    all_rejected = pl.scan_parquet(work / "rejected-*.parquet").filter(is_here).sort("row").collect()
+    all_rejected = all_rejected.with_columns(pl.col("row") - start)
     at = 0
     with ShardWriter(
         shard, CLUSTERED, rejected(PAIR), stage="dedup", version=VERSION, fingerprint=fingerprint
     ) as writer:
         for table in read_batches(filtered):
             stop = at + table.num_rows
-            here = gone.filter(pl.col("row").is_between(at, stop, closed="left"))
+            here = all_rejected.filter(pl.col("row").is_between(at, stop, closed="left"))
             kept = np.ones(table.num_rows, np.bool_)
             kept[here["row"].to_numpy() - at] = False
             clustered = table.append_column("cluster_id", pa.array(ids[at:stop]))

@@ -1,4 +1,4 @@
-"""Which pairs are duplicates of each other, and which of them stays."""
+"""Which pairs are duplicates of each other, and which of them survives."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,18 +9,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..engine.calls import Engine
-from .clusters import Clusters, Pairs, call_all, fitting, save, similarities
-from .lsh import buckets, pack
+from .clusters import Clusters, Pairs, call_all, compute_similarities, fit_engine, save
+from .lsh import find_buckets, pack
 from .signatures import SIDES, Side
 
 On = Literal["pair", "query", "positive"]
 
 _JUDGED = 500_000
-"""Chosen here: duplicates whose survivors are chosen together; they take some hundred bytes each."""
+"""Chosen here: duplicates in memory while survivors are chosen, at a few hundred bytes each."""
 
 
 def duplicate_key(query: str, positive: str, on: On) -> list[pl.Expr]:
-    """What duplicates have in common: their task, the sides that count, of labelled sentence pairs the label."""
+    """List what duplicates have in common: the task, the sides that decide, and the label of sentence pairs."""
     task = pl.col("task")
     labelled = task.is_in(["sts", "classification"])
     return [
@@ -31,27 +31,26 @@ def duplicate_key(query: str, positive: str, on: On) -> list[pl.Expr]:
     ]
 
 
-def duplicates(
+def find_duplicates(
     pairs: Pairs, found: dict[Side, Clusters], priorities: dict[str, int], left_out: pl.Series, on: On, engine: Engine
 ) -> Iterator[pl.DataFrame]:
-    """Pairs that have a duplicate, the best first, a part of the clusters at a time, with the columns of
-    `choose_duplicates`.
+    """Yield the pairs that have a duplicate, best first, a part of the duplicate keys at a time.
 
-    left_out: numbers of rows that are gone already.
+    The columns are those that `choose_duplicates` takes. left_out: numbers of rows that are rejected already.
     """
-    engine = fitting(engine, pairs)
+    engine = fit_engine(engine, pairs)
     shards = range(len(pairs.filtered))
-    files = [pairs.work / f"agreeing-{number}.npy" for number in shards]
-    naming = [(str(file), (pairs, found, number, on, file)) for number, file in enumerate(files)]
-    call_all("duplicates", write_duplicate_keys, naming, engine)
-    names = np.concatenate([np.load(file) for file in files])
-    names[left_out.to_numpy()] = 0
-    rows, bits = names.nonzero()[0], pairs.rows.bit_length()
+    files = [pairs.work / f"duplicate-keys-{number}.npy" for number in shards]
+    hashing = [(str(file), (pairs, found, number, on, file)) for number, file in enumerate(files)]
+    call_all("duplicates", write_duplicate_keys, hashing, engine)
+    keys = np.concatenate([np.load(file) for file in files])
+    keys[left_out.to_numpy()] = 0
+    rows, bits = keys.nonzero()[0], pairs.rows.bit_length()
     has_duplicate = np.zeros(pairs.rows, np.bool_)
-    for edge in buckets(pack(names[rows], rows, bits), bits):
+    for edge in find_buckets(pack(keys[rows], rows, bits), bits):
         has_duplicate[edge] = True
     parts = 1 + int(has_duplicate.sum()) // _JUDGED
-    del names, rows
+    del keys, rows
     wanted = save(pairs.work / "duplicates.npy", has_duplicate)
     files = [pairs.work / f"duplicates-{number}.parquet" for number in shards]
     choosing = [(str(file), (pairs, found, number, on, wanted, parts, file)) for number, file in enumerate(files)]
@@ -68,25 +67,25 @@ def duplicates(
 
 
 def write_duplicate_keys(pairs: Pairs, found: dict[Side, Clusters], number: int, on: On, file: Path) -> None:
-    """Write one number for what a pair has in common with its duplicates, uint64[n], never 0: of a shard's pairs."""
-    save(file, _rows(pairs, found, number).select(_name(on)).to_series().to_numpy())
+    """Write a hash of each pair's duplicate key for a shard, uint64[n], never 0."""
+    save(file, _read_rows(pairs, found, number).select(_hash_duplicate_key(on)).to_series().to_numpy())
 
 
 def write_duplicates(
     pairs: Pairs, found: dict[Side, Clusters], number: int, on: On, wanted: Path, parts: int, file: Path
 ) -> None:
-    """Write the wanted rows of a shard as they are judged, duplicates with the same `part`."""
-    mine = np.load(wanted, mmap_mode="r")[pairs.starts[number] : pairs.starts[number + 1]]
-    frame = _rows(pairs, found, number, "pair_id", "source").filter(pl.Series(mine, dtype=pl.Boolean))
-    frame.with_columns(pl.col("source").cast(pl.String), part=_name(on) % parts).write_parquet(file)
+    """Write the wanted rows of a shard; `part` is the same for duplicates."""
+    chosen = np.load(wanted, mmap_mode="r")[pairs.starts[number] : pairs.starts[number + 1]]
+    frame = _read_rows(pairs, found, number, "pair_id", "source").filter(pl.Series(chosen, dtype=pl.Boolean))
+    frame.with_columns(pl.col("source").cast(pl.String), part=_hash_duplicate_key(on) % parts).write_parquet(file)
 
 
-def _name(on: On) -> pl.Expr:
+def _hash_duplicate_key(on: On) -> pl.Expr:
     return pl.struct(duplicate_key("query_id", "positive_id", on)).hash().replace(0, 1)
 
 
-def _rows(pairs: Pairs, found: dict[Side, Clusters], number: int, *columns: str) -> pl.DataFrame:
-    """Rows of a shard as they are judged: `row, task, label, length`, each side's hash and cluster id, `columns`."""
+def _read_rows(pairs: Pairs, found: dict[Side, Clusters], number: int, *columns: str) -> pl.DataFrame:
+    """Read the rows of a shard: `row, task, label, length`, each side's hash and cluster id, and more `columns`."""
     start, stop = pairs.starts[number : number + 2]
     frame = pl.concat(
         [
@@ -105,26 +104,26 @@ def _rows(pairs: Pairs, found: dict[Side, Clusters], number: int, *columns: str)
 
 
 def choose_duplicates(frame: pl.DataFrame, on: On) -> pl.DataFrame:
-    """Of rows in the order of preference those that go: `row, task, reason, survivor` (a pair_id), `survivor_row`.
+    """Choose the rows to reject from rows in order of preference: `row, task, reason, survivor, survivor_row`.
 
-    frame: row, pair_id, task, label, query_hash, positive_hash, query_id, positive_id.
+    `survivor` is a pair_id. frame: row, pair_id, task, label, query_hash, positive_hash, query_id, positive_id.
     """
-    gone = []
+    duplicates = []
     for reason, query, positive in (
         ("exact_duplicate", "query_hash", "positive_hash"),
         ("near_duplicate", "query_id", "positive_id"),
     ):
-        same = duplicate_key(query, positive, on)
+        key = duplicate_key(query, positive, on)
         judged = frame.with_columns(
-            survivor=pl.col("pair_id").first().over(same),
-            survivor_row=pl.col("row").first().over(same),
+            survivor=pl.col("pair_id").first().over(key),
+            survivor_row=pl.col("row").first().over(key),
             reason=pl.lit(reason),
         )
-        is_gone = pl.col("row") != pl.col("survivor_row")
-        gone.append(judged.filter(is_gone).select("row", "task", "reason", "survivor", "survivor_row"))
-        frame = frame.filter(judged.select(~is_gone).to_series())
-    exact, near = gone
-    # The survivor of an exact duplicate may be gone itself, for a pair that it is near to.
+        is_duplicate = pl.col("row") != pl.col("survivor_row")
+        duplicates.append(judged.filter(is_duplicate).select("row", "task", "reason", "survivor", "survivor_row"))
+        frame = frame.filter(judged.select(~is_duplicate).to_series())
+    exact, near = duplicates
+    # The survivor of an exact duplicate may itself be a near-duplicate of another pair.
     final = near.select(survivor_row="row", final="survivor", final_row="survivor_row")
     exact = exact.join(final, on="survivor_row", how="left", maintain_order="left").select(
         "row",
@@ -137,15 +136,17 @@ def choose_duplicates(frame: pl.DataFrame, on: On) -> pl.DataFrame:
 
 
 def survivor_similarity(
-    pairs: Pairs, found: dict[Side, Clusters], gone: pl.DataFrame, on: On, engine: Engine
+    pairs: Pairs, found: dict[Side, Clusters], duplicates: pl.DataFrame, on: On, engine: Engine
 ) -> NDArray[np.float64]:
-    """The Jaccard similarity of each pair and its survivor: of the two sides' the lower, where both must be alike."""
-    lowest = np.ones(gone.height)
-    labelled = gone["task"].is_in(["sts", "classification"]).to_numpy()
+    """Compute the Jaccard similarity of each duplicate and its survivor: the lower of the sides that decide."""
+    lowest = np.ones(duplicates.height)
+    labelled = duplicates["task"].is_in(["sts", "classification"]).to_numpy()
     for side, one in found.items():
         equals = np.load(one.equals, mmap_mode="r")
-        first, second = equals[gone["row"].to_numpy()], equals[gone["survivor_row"].to_numpy()]
+        first, second = equals[duplicates["row"].to_numpy()], equals[duplicates["survivor_row"].to_numpy()]
         asked = (first != second) & (labelled | (on in ("pair", side)))
-        compared = similarities(pairs.work, one.blocks, first[asked], second[asked], 0.0, fitting(engine, pairs))
+        compared = compute_similarities(
+            pairs.work, one.blocks, first[asked], second[asked], 0.0, fit_engine(engine, pairs)
+        )
         lowest[asked] = np.minimum(lowest[asked], compared)
     return lowest

@@ -1,7 +1,7 @@
-"""Quality models as rules of the filter: the probability that a classifier gives a text's label.
+"""Quality models as filter rules: the value is the probability that a classifier gives a label.
 
 InternLM2 (arXiv 2403.17297, section 3.1.1) filters by classifiers of adverts, fluency, toxicity and pornography.
-Importing this module imports torch, so the filter does it only where a recipe has `classifiers:`.
+Importing this module imports torch, so the filter imports it only for recipes with `classifiers:`.
 """
 # ruff: noqa: N803 (capital letters are shapes: ids_NL is [n, L])
 
@@ -26,10 +26,10 @@ from ..encoder.model_layout import Layout, read_layout
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model ready to judge.
+    """A loaded classifier.
 
-    `infer` gives the logits of a batch, one for each of `labels`; `exclusive` classes share one probability, others
-    have each their own.
+    `infer` gives a batch's logits, one for each of `labels`. Probabilities of `exclusive` classes add up to 1; others
+    are independent of each other.
     """
 
     encoder: Encoder
@@ -38,31 +38,31 @@ class Classifier:
     exclusive: bool
 
 
-def probabilities(texts: pl.Series, settings: ClassifierSettings, weights: str) -> pl.Series:
-    """The probability of the settings' label for each text, Float64: softmax, or sigmoid where classes don't exclude.
+def predict(texts: pl.Series, settings: ClassifierSettings, weights: str) -> pl.Series:
+    """Predict the probability of the settings' label for each text, Float64, by softmax (sigmoid if classes overlap).
 
-    `weights` is `model_fingerprint`'s, by which a model is kept between calls.
+    `weights` is the `model_fingerprint`, under which the loaded model is cached.
 
     Raises:
-        ModelError: no classifier can be read from the model's folder.
+        ModelError: the model's folder holds no classifier.
         RecipeError: the model has no such label.
     """
-    classifier = load(settings, weights)
-    place = label_place(settings.label, classifier.labels)
+    classifier = load_classifier(settings, weights)
+    place = find_label(settings.label, classifier.labels)
     logits = in_batches(classifier.encoder, texts.to_arrow(), len(classifier.labels), classifier.infer)
     found = softmax(logits, axis=1) if classifier.exclusive else expit(logits)
     return pl.Series(found[:, place], dtype=pl.Float64)
 
 
-def load(settings: ClassifierSettings, weights: str, device: str | None = None) -> Classifier:
-    """The model of these settings, read once a process; `device` as in encoder.loaded."""
+def load_classifier(settings: ClassifierSettings, weights: str, device: str | None = None) -> Classifier:
+    """Load the settings' model, once per process; `device` as in load_encoder."""
     encoder = EncoderSettings(model=settings.model, max_length=settings.max_length, batch_tokens=settings.batch_tokens)
-    return _load(encoder, weights, device or best_device())
+    return _load_once(encoder, weights, device or best_device())
 
 
 @cache
-def _load(settings: EncoderSettings, weights: str, device: str) -> Classifier:
-    """`weights` is there so that another model of the same name is read anew."""
+def _load_once(settings: EncoderSettings, weights: str, device: str) -> Classifier:
+    """Load a classifier; `weights` is part of the cache's key, so that another model of that name is loaded."""
     folder = find_model(settings.model)
     layout = read_layout(folder)
     infer: Inference
@@ -70,7 +70,7 @@ def _load(settings: EncoderSettings, weights: str, device: str) -> Classifier:
         encoder, infer, several = load_encoder(settings, device=device), embed, False
         width = dimension(encoder)
     elif _has_head(layout):
-        encoder, infer = load_encoder(settings, AutoModelForSequenceClassification, device), _head
+        encoder, infer = load_encoder(settings, AutoModelForSequenceClassification, device), _compute_logits
         width = int(encoder.model.config.num_labels)
         several = encoder.model.config.problem_type == "multi_label_classification"
     else:
@@ -78,13 +78,13 @@ def _load(settings: EncoderSettings, weights: str, device: str) -> Classifier:
             f"{settings.model}: no classifier: expected a *ForSequenceClassification architecture in config.json, or "
             "a SentenceTransformer folder whose last Dense has an output for each class"
         )
-    names = _names(folder)
+    names = _read_labels(folder)
     labels = tuple(names.get(place, f"LABEL_{place}") for place in range(width))
     return Classifier(encoder, infer, labels, exclusive=width > 1 and not several)
 
 
-def label_place(label: str | int, labels: tuple[str, ...]) -> int:
-    """Find the place of a label that is given by name or by place. Raises RecipeError if the model has none such."""
+def find_label(label: str | int, labels: tuple[str, ...]) -> int:
+    """Find the place of a label, given by name or by place. Raises RecipeError if the model has no such label."""
     if label in labels:
         return labels.index(str(label))
     if isinstance(label, int) and 0 <= label < len(labels):
@@ -93,13 +93,13 @@ def label_place(label: str | int, labels: tuple[str, ...]) -> int:
 
 
 def model_fingerprint(settings: ClassifierSettings) -> str:
-    """A hash of the weights and the names of the labels, never of the model's name. Raises ModelError."""
+    """Hash the weights and the labels' names, but not the model's name. Raises ModelError."""
     folder = find_model(settings.model)
-    return fingerprint(weights_fingerprint(folder), sorted(_names(folder).items()))
+    return fingerprint(weights_fingerprint(folder), sorted(_read_labels(folder).items()))
 
 
-def _names(folder: Path) -> dict[int, str]:
-    """The labels' names by place, as far as the folder gives any."""
+def _read_labels(folder: Path) -> dict[int, str]:
+    """Read the labels' names by place, as far as the folder has them."""
     files = (read_layout(folder).encoder / "config.json", folder / "config_sentence_transformers.json")
     return {int(place): str(name) for file in files for place, name in read_json(file).get("id2label", {}).items()}
 
@@ -110,7 +110,7 @@ def _has_head(layout: Layout) -> bool:
     return any(str(name).endswith("ForSequenceClassification") for name in architectures)
 
 
-def _head(encoder: Encoder, ids_NL: Tensor, mask_NL: Tensor | None) -> Tensor:
-    """Logits of a model with a classification head [n, labels]."""
+def _compute_logits(encoder: Encoder, ids_NL: Tensor, mask_NL: Tensor | None) -> Tensor:
+    """Compute the logits of a model with a classification head, [n, labels]."""
     logits: Tensor = encoder.model(input_ids=ids_NL, attention_mask=mask_NL).logits
     return logits

@@ -1,4 +1,4 @@
-"""conan filter --explain and --dry-run: what the filter makes of one pair, or of a sample. Nothing is written."""
+"""conan filter --explain and --dry-run: show how the filter judges one pair or a sample, and write nothing."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -15,11 +15,20 @@ import pyarrow.parquet as pq
 from ...schemas.errors import CorpusError
 from ...schemas.settings import FilterSettings
 from ..corpus.folder import shards
-from .rules import Bound, Rule, Side, first_failing, measure, select_rules
-from .stage import Rulebook, by_rules, classify, groups, load_classifiers, prepare, read_rulebook, rules_for
+from .rules import Bound, Rule, Side, find_first_failing, measure, select_rules
+from .stage import (
+    Rulebook,
+    classify,
+    group_by_rules,
+    load_classifiers,
+    prepare,
+    read_groups,
+    read_rulebook,
+    select_group_rules,
+)
 
 SHORTEST_PREFIX = 6
-"""Chosen here: characters of a pair_id that may name a pair."""
+"""Chosen here: characters of a pair_id, at least, that name a pair."""
 
 _EXAMPLES = 3
 _EXCERPT = 100  # characters
@@ -32,7 +41,7 @@ Verdict = Literal["passes", "fails", "does not apply", "off"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one rule says of one pair. A rule that is off for its source has neither value nor threshold."""
+    """One rule's verdict on one pair. A rule that is off for the pair's source has neither value nor threshold."""
 
     rule: str
     side: Side
@@ -45,7 +54,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One pair as it is judged, masked and without its leaked title, the first failing rule, and all findings."""
+    """One pair as it is judged (masked, without a leaked title), the first failing rule, and all findings."""
 
     pair: dict[str, Any]
     reason: str | None
@@ -55,7 +64,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Example:
-    """A pair that a rule would drop, its texts cut; `detail` is the measured value against the threshold."""
+    """A pair that a rule would reject, its texts cut; `detail` compares the value with the threshold."""
 
     pair_id: str
     source: str
@@ -66,10 +75,10 @@ class Example:
 
 @dataclass(frozen=True)
 class RuleLosses:
-    """What one rule would drop of a sample.
+    """What one rule would reject of a sample.
 
-    `first` are the pairs whose reason it would be, `share` their part of the sample; `fails` are all that break it,
-    those that an earlier rule drops among them.
+    `first` counts the pairs that it would be the reason for, `share` is their share of the sample; `fails` counts all
+    pairs that break it, including those that an earlier rule rejects.
     """
 
     rule: str
@@ -81,7 +90,7 @@ class RuleLosses:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What the filter would make of a sample of `rows` of the corpus's `corpus_rows`; rules in the order of judging."""
+    """The filter's result for a sample of `rows` out of `corpus_rows`; rules in the order in which they are tried."""
 
     corpus_rows: int
     rows: int
@@ -91,49 +100,49 @@ class DryRun:
 
 
 def explain(corpus: Path, pair_id: str, settings: FilterSettings) -> Explanation:
-    """Every rule's value for one pair of ingest, named by its pair_id or a prefix of it, SHORTEST_PREFIX at least.
+    """Compute every rule's value for one pair of ingest, given its pair_id or SHORTEST_PREFIX or more characters of it.
 
     Raises:
-        CorpusError: no pair is named so or several are, or ingest was not run.
+        CorpusError: no pair has that pair_id, several have it, or ingest was not run.
         RecipeError, ModelError: as filter_pairs.
     """
     found = shards(corpus, "ingest")
-    pair = _find(found, pair_id)
-    book = _rulebook(corpus, settings, found)
+    pair = _find_pair(found, pair_id)
+    book = _read_rulebook(corpus, settings, found)
     frame, _ = prepare(pair, settings)
-    rules = {rule.name: rule for rule in rules_for(book, (frame["source"].item(), frame["category"].item()))}
-    values = _measure(frame, rules.values(), book)
-    reason, detail = first_failing(values, rules.values()).row(0) if rules else (None, None)
-    findings = [_finding(rules.get(rule.name, rule), rule.name in rules, values) for rule in _all_rules(book)]
+    rules = {rule.name: rule for rule in select_group_rules(book, (frame["source"].item(), frame["category"].item()))}
+    values = _measure_all(frame, rules.values(), book)
+    reason, detail = find_first_failing(values, rules.values()).row(0) if rules else (None, None)
+    findings = [_report_finding(rules.get(rule.name, rule), rule.name in rules, values) for rule in _list_rules(book)]
     return Explanation(frame.row(0, named=True), reason, detail, findings)
 
 
 def dry_run(corpus: Path, settings: FilterSettings, sample: int, seed: int = 0) -> DryRun:
-    """Judge a sample of ingest's rows, each shard's in proportion to its rows, the same for the same seed.
+    """Judge a sample of ingest's rows, from each shard in proportion to its rows; the seed decides which.
 
-    Memory holds one row group and the rows drawn from one shard. Classifiers judge all rows of the sample.
+    One row group and the rows drawn from one shard are in memory at a time. Classifiers judge all rows of the sample.
 
     Raises:
         CorpusError: ingest was not run.
         RecipeError, ModelError: as filter_pairs.
     """
     found = shards(corpus, "ingest")
-    book = _rulebook(corpus, settings, found)
+    book = _read_rulebook(corpus, settings, found)
     sizes = [pq.read_metadata(shard).num_rows for shard in found]
     rows = 0
     first: Counter[str] = Counter()
     fails: Counter[str] = Counter()
     dropped = pl.DataFrame(schema=dict.fromkeys(_EXAMPLE, pl.String))
-    for frame in _draw(found, sizes, sample, seed):
+    for frame in _draw_sample(found, sizes, sample, seed):
         rows += frame.height
-        for rules, part in by_rules(prepare(frame, settings)[0], book):
+        for rules, part in group_by_rules(prepare(frame, settings)[0], book):
             if not rules:
                 continue
-            values = _measure(part, rules, book)
-            judged = pl.concat([part, first_failing(values, rules)], how="horizontal").drop_nulls("reason")
+            values = _measure_all(part, rules, book)
+            judged = pl.concat([part, find_first_failing(values, rules)], how="horizontal").drop_nulls("reason")
             first.update(dict(judged["reason"].value_counts().iter_rows()))
             fails.update(values.select(rule.fails.sum().alias(rule.name) for rule in rules).row(0, named=True))
-            # The least pair_ids: they are hashes, so that is a fair draw that needs no second seed.
+            # The smallest pair_ids: they are hashes, so this is a fair draw without a second seed.
             texts = pl.col("query", "positive").str.head(_EXCERPT)
             dropped = pl.concat([dropped, judged.with_columns(texts).select(_EXAMPLE)])
             dropped = dropped.sort("pair_id").group_by("reason", maintain_order=True).head(_EXAMPLES)
@@ -145,30 +154,30 @@ def dry_run(corpus: Path, settings: FilterSettings, sample: int, seed: int = 0) 
             first[rule.name] / max(rows, 1),
             [Example(*example) for example in dropped.filter(reason=rule.name).drop("reason").iter_rows()],
         )
-        for rule in _all_rules(book)
+        for rule in _list_rules(book)
     ]
     return DryRun(sum(sizes), rows, rows - first.total(), first.total(), losses)
 
 
-def _rulebook(corpus: Path, settings: FilterSettings, found: Sequence[Path]) -> Rulebook:
-    book = read_rulebook(corpus, settings, map(groups, found))
+def _read_rulebook(corpus: Path, settings: FilterSettings, found: Sequence[Path]) -> Rulebook:
+    book = read_rulebook(corpus, settings, map(read_groups, found))
     load_classifiers(book)
     return book
 
 
-def _all_rules(book: Rulebook) -> tuple[Rule, ...]:
-    """The rules without the recipe's thresholds, so that none is off."""
+def _list_rules(book: Rulebook) -> tuple[Rule, ...]:
+    """List all rules with their default thresholds, so that none is off."""
     return select_rules({}, book.words, book.domains, book.settings.classifiers)
 
 
-def _measure(frame: pl.DataFrame, rules: Collection[Rule], book: Rulebook) -> pl.DataFrame:
-    """Every rule's value for every pair, the classifiers' too: those run even where another rule fails."""
+def _measure_all(frame: pl.DataFrame, rules: Collection[Rule], book: Rulebook) -> pl.DataFrame:
+    """Compute every rule's value for every pair; classifiers run on pairs that another rule rejects, too."""
     values = measure(frame, [rule for rule in rules if rule.name not in book.models])
     models = [rule for rule in rules if rule.name in book.models]
     return values.with_columns(classify(frame, rule, book, pl.lit(True)) for rule in models)
 
 
-def _finding(rule: Rule, in_force: bool, values: pl.DataFrame) -> Finding:
+def _report_finding(rule: Rule, in_force: bool, values: pl.DataFrame) -> Finding:
     if not in_force:
         return Finding(rule.name, rule.side, rule.bound, None, None, "off", rule.origin)
     value = values[rule.name].item()
@@ -177,8 +186,8 @@ def _finding(rule: Rule, in_force: bool, values: pl.DataFrame) -> Finding:
     return Finding(rule.name, rule.side, rule.bound, rule.threshold, value, verdict, rule.origin)
 
 
-def _find(found: list[Path], pair_id: str) -> pl.DataFrame:
-    """The one pair of that pair_id; what was ingested twice is one pair."""
+def _find_pair(found: list[Path], pair_id: str) -> pl.DataFrame:
+    """Find the one pair with that pair_id; a pair that was ingested twice counts once."""
     if len(pair_id) < SHORTEST_PREFIX:
         raise CorpusError(f"pair_id {pair_id!r}: give {SHORTEST_PREFIX} characters or more")
     pairs = pl.scan_parquet(found).filter(pl.col("pair_id").str.starts_with(pair_id.lower()))
@@ -191,23 +200,23 @@ def _find(found: list[Path], pair_id: str) -> pl.DataFrame:
     return matching
 
 
-def _draw(found: Sequence[Path], sizes: Sequence[int], sample: int, seed: int) -> Iterator[pl.DataFrame]:
-    """The sampled rows of each shard: one at random out of every (rows / sample) of the corpus, in order."""
+def _draw_sample(found: Sequence[Path], sizes: Sequence[int], sample: int, seed: int) -> Iterator[pl.DataFrame]:
+    """Draw the sampled rows of each shard: one at random out of every (rows / sample) rows of the corpus, in order."""
     sample = min(sample, sum(sizes))
     edges = np.arange(sample + 1) * sum(sizes) // max(sample, 1)
     drawn = edges[:-1] + np.random.default_rng(seed).integers(0, np.diff(edges))
-    for shard, rows in zip(found, _split(drawn, sizes), strict=True):
+    for shard, rows in zip(found, _split_places(drawn, sizes), strict=True):
         if len(rows):
-            yield _rows_of(shard, rows)
+            yield _read_rows(shard, rows)
 
 
-def _rows_of(shard: Path, rows: Rows) -> pl.DataFrame:
-    """These rows, in ascending places, of a shard; other row groups are not read."""
+def _read_rows(shard: Path, rows: Rows) -> pl.DataFrame:
+    """Read these rows of a shard (ascending places); row groups without any are not read."""
     with pq.ParquetFile(shard) as file:
         sizes = [file.metadata.row_group(place).num_rows for place in range(file.num_row_groups)]
         tables = [
             file.read_row_group(place, columns=_READ).take(inside)
-            for place, inside in enumerate(_split(rows, sizes))
+            for place, inside in enumerate(_split_places(rows, sizes))
             if len(inside)
         ]
     frame = pl.from_arrow(pa.concat_tables(tables))
@@ -215,8 +224,8 @@ def _rows_of(shard: Path, rows: Rows) -> pl.DataFrame:
     return frame
 
 
-def _split(places: Rows, sizes: Sequence[int]) -> list[Rows]:
-    """Ascending places in a whole as places in its parts, whose sizes are given."""
+def _split_places(places: Rows, sizes: Sequence[int]) -> list[Rows]:
+    """Turn ascending places in a whole into places in its parts, which have these sizes."""
     ends = np.cumsum(sizes)
     parts = np.split(places, np.searchsorted(places, ends[:-1]))
     return [part - (end - size) for part, end, size in zip(parts, ends, sizes, strict=True)]

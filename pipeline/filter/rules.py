@@ -3,8 +3,8 @@
 `measure` gives every rule's value for every pair, `judge` the first rule that fails. What need not be rejected is
 repaired before judging: leaked titles by `strip_title`, personal data by personal_data.mask_personal_data.
 
-A plugin adds a rule of its own. Once the recipe names its module under `plugins:`, the rule is in force, its name can
-stand under `rules:`, and `conan filter --explain` and `--dry-run` show it:
+A plugin adds a rule of its own. Once the recipe names its module under `plugins:`, the rule is in force, the recipe may
+set its threshold under `rules:`, and `conan filter --explain` and `--dry-run` show it:
 
     RULES.register("too_loud", Rule("too_loud", "positive", "max", 5, pl.col("positive").str.count_matches("！"), "…"))
 
@@ -66,7 +66,7 @@ class Rule:
 
     @property
     def applies(self) -> pl.Expr:
-        """Whether the rule is for this pair."""
+        """Whether the rule judges this pair."""
         task = pl.col("task").is_in(self.tasks)
         return task & pl.col("format").is_in(self.formats) if self.formats else task
 
@@ -82,32 +82,32 @@ def _count(side: str, what: str) -> pl.Expr:
 
 
 def _share(side: str, what: str, of: str = "characters") -> pl.Expr:
-    """What part of one count another is; 0 in an empty text."""
+    """Divide one count by another; 0 for an empty text."""
     return _count(side, what) / _count(side, of).clip(1)
 
 
 def _both(bound: Bound, value: Callable[[str], pl.Expr]) -> pl.Expr:
-    """The value of whichever side is nearer to being rejected."""
+    """Take the value of the side that is nearer to being rejected."""
     worse = pl.min_horizontal if bound == "min" else pl.max_horizontal
     return worse(value("query"), value("positive"))
 
 
 def _in_long(side: str, characters: int, value: pl.Expr) -> pl.Expr:
-    """The value, in texts of more than so many characters: shares of a few characters say little."""
+    """Limit a value to texts with more than `characters` characters: shares of a few characters say little."""
     return pl.when(_count(side, "characters") > characters).then(value)
 
 
-def _of_lines(side: str, at_least: int, lines: pl.Expr) -> pl.Expr:
-    """A number of lines as a share of those that are not blank, in texts of at least so many."""
+def _share_of_lines(side: str, at_least: int, lines: pl.Expr) -> pl.Expr:
+    """Divide a number of lines by the non-blank lines, in texts with `at_least` of those."""
     return pl.when(_count(side, "lines") >= at_least).then(lines / _count(side, "lines"))
 
 
-def _of_ngrams(side: str, what: str, n: int) -> pl.Expr:
+def _share_of_ngrams(side: str, what: str, n: int) -> pl.Expr:
     return _count(side, what) / (_count(side, "characters") - n + 1).clip(1)
 
 
-def _matched(side: str, pattern: str, text: pl.Expr | None = None) -> pl.Expr:
-    """The share of a side's characters that a regular expression matches, or matches in this part of its texts."""
+def _share_matched(side: str, pattern: str, text: pl.Expr | None = None) -> pl.Expr:
+    """Compute the share of a side's characters that a pattern matches, in the side itself or in `text`."""
     text = pl.col(side) if text is None else text
     matched = text.str.len_chars() - text.str.replace_all(pattern, "").str.len_chars()
     return matched / _count(side, "characters").clip(1)
@@ -118,14 +118,16 @@ def _characters(side: str) -> pl.Expr:
 
 
 def _same_sides() -> pl.Expr:
-    """1 where the sides have one key; only texts of as many letters are worth the comparison."""
-    alike = (_count("query", "letters") == _count("positive", "letters")).alias("alike")
-    return pl.struct(alike, "query", "positive").map_batches(_of_one_key, return_dtype=pl.Int8, is_elementwise=True)
+    """Give 1 if both sides have the same match key; only texts with equally many letters are compared."""
+    same_letters = (_count("query", "letters") == _count("positive", "letters")).alias("same_letters")
+    return pl.struct(same_letters, "query", "positive").map_batches(
+        _compare_keys, return_dtype=pl.Int8, is_elementwise=True
+    )
 
 
-def _of_one_key(sides: pl.Series) -> pl.Series:
-    """1 where `query` and `positive` have one key; reads only the rows that are `alike`, and both sides at once."""
-    rows = sides.struct.field("alike").arg_true()
+def _compare_keys(sides: pl.Series) -> pl.Series:
+    """Give 1 if `query` and `positive` have the same match key; only rows with `same_letters` are read."""
+    rows = sides.struct.field("same_letters").arg_true()
     texts = pl.concat([sides.struct.field(side).gather(rows).alias("text") for side in ("query", "positive")])
     keys = texts.to_frame().lazy().select(match_key(pl.col("text"))).collect().to_series()
     same = keys.head(len(rows)) == keys.tail(len(rows))
@@ -145,12 +147,12 @@ def _dominant(side: str) -> pl.Expr:
 
 
 def _han(side: str) -> pl.Expr:
-    """Han as a share of the letters: figures and punctuation are of no language."""
+    """Divide the Han characters by all letters: digits and punctuation belong to no language."""
     return pl.when(_count(side, "letters") > 0).then(_share(side, "han", "letters"))
 
 
 # U+FFFD saved as GBK; uninitialised memory read as GBK; UTF-8 read as GBK; UTF-8 read as Windows-1252. Every match
-# begins with a character that ngrams.PROFILE counts as misread.
+# begins with a character that text_counts.PROFILE counts as misread.
 _MOJIBAKE = (
     "锟斤拷|烫{3,}|屯{3,}|[銆鈥]|鐨[勪勬勫]|锛[屾屽屼岃]|ï»¿|Ã[\u0080-¿]|â€|"
     "(?:[À-ÿ][¡-¿ŒœŠšŸŽžƒˆ˜–—‘’‚“”„†‡•…‰‹›€™]{1,2}){2,}"
@@ -158,9 +160,9 @@ _MOJIBAKE = (
 
 
 def _mojibake(side: str) -> pl.Expr:
-    # Not null elsewhere: Polars would still search what lies beneath it.
+    # An empty text rather than null, as Polars would search the text that lies beneath a null.
     suspect = pl.when(_count(side, "misread") > 0).then(pl.col(side)).otherwise(pl.lit(""))
-    return _matched(side, _MOJIBAKE, suspect)
+    return _share_matched(side, _MOJIBAKE, suspect)
 
 
 def _damaged(side: str) -> pl.Expr:
@@ -168,19 +170,19 @@ def _damaged(side: str) -> pl.Expr:
 
 
 def _in_prose(side: str, value: pl.Expr) -> pl.Expr:
-    """The value, in texts that are mostly Han: code, logs and formulas repeat themselves and are no worse for it."""
+    """Limit a value to texts that are mostly Han: in code, logs and formulas repetition is no fault."""
     return pl.when(_share(side, "han") >= 0.5).then(value)
 
 
 def _ellipsis_lines(side: str) -> pl.Expr:
-    return _of_lines(side, 5, pl.col(side).str.count_matches(r"(?m)(?:…|\.\.\.)$"))
+    return _share_of_lines(side, 5, pl.col(side).str.count_matches(r"(?m)(?:…|\.\.\.)$"))
 
 
 _URL = r"""https?://[^\s\p{Han}，。；、（）【】《》“”"'<>]+|www\.[a-zA-Z0-9-]+\.[a-zA-Z0-9./?=&%#_-]+"""
 _CONTACT = "|".join([_URL, *(rf"\[{mask[1:-1]}\]" for mask in MASKS.values())])
 _MARKUP = r"</?[a-zA-Z][^<>\n:]{0,80}>|\{\{[^{}]*\}\}|\{%[^{}]*%\}|\[/?[a-z]+(?:=[^\]\n]*)?\]|\[\[|\]\]"
 
-# A news text may say one of them, an advert or a page's frame says little else.
+# A news text may contain one of these phrases; adverts and page frames contain little else.
 _BOILERPLATE = (
     "关注公众号|微信公众号|点击关注|扫码|扫描二维码|长按二维码|识别二维码|扫一扫|加微信|微信号|QQ群|加群|"
     "转载请注明|未经授权|禁止转载|版权所有|侵权必究|侵权请联系|本文来源|文章来源|原文链接|责任编辑|"
@@ -189,20 +191,20 @@ _BOILERPLATE = (
     "返回顶部|查看全文|阅读全文|展开全文|加载更多|更多精彩|下载APP|打开APP|登录后查看|请输入验证码"
 )
 
-# A heading is set off from what follows. A text that has its title for the subject of its first sentence
-# leaks nothing and would be broken by a cut.
+# A heading is set off from what follows. A text whose first sentence has the title for its subject leaks nothing, and
+# cutting the title off would break the sentence.
 _SET_OFF = r"^[\s:：|—_。.-]+"
 
 
 def _after_title() -> pl.Expr:
-    """What follows a title that stands as a heading over its own text; null in other texts."""
+    """Take what follows the title if it is the heading of its own text; null for other texts."""
     query, positive = pl.col("query"), pl.col("positive")
     rest = pl.when(positive.str.starts_with(query) & (query != "")).then(positive.str.slice(query.str.len_chars()))
     return pl.when((rest == "") | rest.str.contains(_SET_OFF)).then(rest.str.replace(_SET_OFF, ""))
 
 
-_OURS = "chosen here"
-_LABELLED = "chosen here by reading what was rejected"
+_CHOSEN = "chosen here"
+_BY_READING = "chosen here by reading what was rejected"
 _WORDS = "ChineseWebText's 0.3, in words: a Han character stands for about five letters of other scripts"
 _DATA_JUICER = "data-juicer, alpaca-cot-zh-refine.yaml"
 _CHINESE_WEB_TEXT = "ChineseWebText, preprocess.py"
@@ -216,32 +218,32 @@ _TITLE_LEFT = 10
 
 # fmt: off
 _BUILT_IN = (
-    # Something on both sides, not the same, of a sensible length.
-    Rule("empty_side", "pair", "min", 1, _both("min", _characters), _OURS, tasks=_ALL_TASKS),
-    Rule("same_sides", "pair", "max", 0, _same_sides(), _OURS, tasks=_UNSCORED),
-    Rule("query_length", "query", "min", 2, _characters("query"), _OURS),
-    Rule("query_limit", "query", "max", 8_192, _characters("query"), _OURS),
-    Rule("title_limit", "query", "max", 512, _characters("query"), _LABELLED, _TITLED),
-    Rule("positive_length", "positive", "min", 2, _characters("positive"), _OURS),
-    Rule("positive_limit", "positive", "max", 100_000, _characters("positive"), _OURS),
+    # Both sides have a text, the texts differ, and their lengths are sensible.
+    Rule("empty_side", "pair", "min", 1, _both("min", _characters), _CHOSEN, tasks=_ALL_TASKS),
+    Rule("same_sides", "pair", "max", 0, _same_sides(), _CHOSEN, tasks=_UNSCORED),
+    Rule("query_length", "query", "min", 2, _characters("query"), _CHOSEN),
+    Rule("query_limit", "query", "max", 8_192, _characters("query"), _CHOSEN),
+    Rule("title_limit", "query", "max", 512, _characters("query"), _BY_READING, _TITLED),
+    Rule("positive_length", "positive", "min", 2, _characters("positive"), _CHOSEN),
+    Rule("positive_limit", "positive", "max", 100_000, _characters("positive"), _CHOSEN),
     Rule("content_length", "positive", "min", 10, _characters("positive"), _DATA_JUICER, _TITLED),
-    Rule("wordless", "positive", "min", 1, _count("positive", "letters"), _LABELLED),
-    Rule("title_leak", "pair", "min", _TITLE_LEFT, _after_title().str.len_chars(), _OURS, _TITLED),
-    # Characters. The language is the better side's: a Chinese question may have code or English for an answer.
-    Rule("mojibake", "pair", "max", 0.01, _both("max", _mojibake), _OURS, tasks=_ALL_TASKS),
-    Rule("damaged_characters", "pair", "max", 0.2, _both("max", _damaged), _LABELLED, tasks=_ALL_TASKS),
+    Rule("wordless", "positive", "min", 1, _count("positive", "letters"), _BY_READING),
+    Rule("title_leak", "pair", "min", _TITLE_LEFT, _after_title().str.len_chars(), _CHOSEN, _TITLED),
+    # Characters. One Chinese side is enough: a Chinese question may have code or English for an answer.
+    Rule("mojibake", "pair", "max", 0.01, _both("max", _mojibake), _CHOSEN, tasks=_ALL_TASKS),
+    Rule("damaged_characters", "pair", "max", 0.2, _both("max", _damaged), _BY_READING, tasks=_ALL_TASKS),
     Rule("alphanumeric_ratio", "pair", "min", 0.1, _both("min", _alphanumeric), _DATA_JUICER),
     Rule("han_ratio", "pair", "min", 0.08, pl.max_horizontal(_han("query"), _han("positive")), _WORDS),
-    Rule("digit_ratio", "positive", "max", 0.5, _in_long("positive", 20, _share("positive", "digits")), _OURS),
-    Rule("symbol_ratio", "positive", "max", 0.3, _in_long("positive", 10, _share("positive", "symbols")), _LABELLED),
-    Rule("punctuation_ratio", "pair", "max", 0.5, _both("max", _punctuation), _OURS),
+    Rule("digit_ratio", "positive", "max", 0.5, _in_long("positive", 20, _share("positive", "digits")), _CHOSEN),
+    Rule("symbol_ratio", "positive", "max", 0.3, _in_long("positive", 10, _share("positive", "symbols")), _BY_READING),
+    Rule("punctuation_ratio", "pair", "max", 0.5, _both("max", _punctuation), _CHOSEN),
     Rule("unpunctuated", "positive", "min", 0.01,
-         _in_long("positive", 200, _share("positive", "punctuation")), _OURS),
-    Rule("dominant_character", "pair", "max", 0.4, _both("max", _dominant), _OURS),
+         _in_long("positive", 200, _share("positive", "punctuation")), _CHOSEN),
+    Rule("dominant_character", "pair", "max", 0.4, _both("max", _dominant), _CHOSEN),
     # Repetition.
-    Rule("character_repetition", "positive", "max", 0.6, _of_ngrams("positive", "top_10grams", 10), _DATA_JUICER),
+    Rule("character_repetition", "positive", "max", 0.6, _share_of_ngrams("positive", "top_10grams", 10), _DATA_JUICER),
     Rule("repeated_ngrams", "positive", "max", 0.5,
-         _in_prose("positive", _of_ngrams("positive", "repeated_13grams", 13)), _CHINESE_WEB_TEXT),
+         _in_prose("positive", _share_of_ngrams("positive", "repeated_13grams", 13)), _CHINESE_WEB_TEXT),
     Rule("line_repetition", "positive", "max", 0.3,
          _in_prose("positive", _share("positive", "repeated_line_characters")), _GOPHER_LINES, _TITLED),
     # Lines and separators.
@@ -249,52 +251,52 @@ _BUILT_IN = (
          _in_long("positive", 200, _characters("positive") / _count("positive", "lines").clip(1)),
          _CHINESE_WEB_TEXT, _TITLED),
     Rule("finished_lines", "positive", "min", 0.106,
-         _of_lines("positive", 5, _count("positive", "finished_lines")), _FINEWEB, _TITLED),
+         _share_of_lines("positive", 5, _count("positive", "finished_lines")), _FINEWEB, _TITLED),
     Rule("ellipsis_lines", "positive", "max", 0.3, _ellipsis_lines("positive"), _GOPHER, _TITLED),
-    Rule("separator_ratio", "positive", "max", 0.4, _share("positive", "separators"), _LABELLED),
-    # What is not prose.
-    Rule("url_density", "positive", "max", 0.6, _matched("positive", _CONTACT), _OURS),
-    Rule("markup_density", "positive", "max", 0.2, _matched("positive", _MARKUP), _OURS),
-    Rule("boilerplate", "positive", "max", 0.1, _matched("positive", _BOILERPLATE), _OURS),
+    Rule("separator_ratio", "positive", "max", 0.4, _share("positive", "separators"), _BY_READING),
+    # Links, markup and page frames.
+    Rule("url_density", "positive", "max", 0.6, _share_matched("positive", _CONTACT), _CHOSEN),
+    Rule("markup_density", "positive", "max", 0.2, _share_matched("positive", _MARKUP), _CHOSEN),
+    Rule("boilerplate", "positive", "max", 0.1, _share_matched("positive", _BOILERPLATE), _CHOSEN),
 )
 # fmt: on
 
 RULES: Registry[Rule] = Registry("filter rule")
-"""The rules that need no list from the recipe, in the order in which they are tried: plugins' come after ours."""
+"""The rules that need nothing from the recipe, in the order in which they are tried; those of plugins come last."""
 
 for _rule in _BUILT_IN:
     RULES.register(_rule.name, _rule)
 
 
-def blocked_words(words: Iterable[str]) -> Rule:
-    """Occurrences of the recipe's words on both sides, in upper or lower case; none are allowed."""
+def build_word_rule(words: Iterable[str]) -> Rule:
+    """Build the rule that counts the recipe's words on both sides, in upper or lower case, and allows none."""
     listed = tuple(sorted({word.lower() for word in words}))
-    # A line break after each side: no word runs from one text into the next.
+    # A line break after each side, so that no word runs from one text into the next.
     texts = pl.concat_str(["query", "positive", pl.lit("")], separator="\n").str.to_lowercase()
-    value = texts.map_batches(partial(_occurrences, listed), return_dtype=pl.Int64, is_elementwise=True)
+    value = texts.map_batches(partial(_count_words, listed), return_dtype=pl.Int64, is_elementwise=True)
     return Rule("blocked_words", "pair", "max", 0, value, "the recipe's list", tasks=_ALL_TASKS)
 
 
-def _occurrences(words: tuple[str, ...], texts: pl.Series) -> pl.Series:
-    """How many words stand in each text, overlapping ones counted once; all texts are read in one go."""
+def _count_words(words: tuple[str, ...], texts: pl.Series) -> pl.Series:
+    """Count the words in each text, overlapping ones once; all texts are searched in one pass."""
     column = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     _, ends, data = column.buffers()
     if not len(column) or data is None:
         return pl.Series([0] * len(texts), dtype=pl.Int64)
     offsets = np.frombuffer(ends, np.int64)[column.offset : column.offset + len(column) + 1]
-    found = _automaton(words).find_matches_as_indexes(memoryview(data)[: offsets[-1]].cast("B"))
+    found = _build_automaton(words).find_matches_as_indexes(memoryview(data)[: offsets[-1]].cast("B"))
     starts = np.array([start for _, start, _ in found], np.int64)
     rows = np.searchsorted(offsets, starts[starts >= offsets[0]], side="right") - 1
     return pl.Series(np.bincount(rows, minlength=len(texts)), dtype=pl.Int64)
 
 
 @cache
-def _automaton(words: tuple[str, ...]) -> BytesAhoCorasick:
+def _build_automaton(words: tuple[str, ...]) -> BytesAhoCorasick:
     return BytesAhoCorasick([word.encode() for word in words])
 
 
-def blocked_domains(domains: Iterable[str]) -> Rule:
-    """Links to the recipe's domains, or to hosts below them, in either side or in meta; none are allowed."""
+def build_domain_rule(domains: Iterable[str]) -> Rule:
+    """Build the rule that counts links to the recipe's domains and their subdomains, in sides and meta; allows none."""
     ends = [f"{mark}{domain.lower().strip('.')}/" for domain in sorted(set(domains)) for mark in ("//", ".")]
     everywhere = pl.concat_str(["meta", "query", "positive"], separator=" ")
     hosts = everywhere.str.extract_all(r"//[a-zA-Z0-9.-]+").list.join("/ ").str.to_lowercase() + "/"
@@ -302,8 +304,8 @@ def blocked_domains(domains: Iterable[str]) -> Rule:
     return Rule("blocked_domains", "pair", "max", 0, value, "the recipe's list", tasks=_ALL_TASKS)
 
 
-def classifier_rule(name: str, settings: ClassifierSettings) -> Rule:
-    """The probability of a classifier's label, in a column of the rule's name: classifiers.py computes it."""
+def build_classifier_rule(name: str, settings: ClassifierSettings) -> Rule:
+    """Build the rule of a classifier. Its value, the label's probability, is a column that classifiers.py computes."""
     origin = f"the recipe's classifier: probability of {settings.label}"
     return Rule(name, settings.side, "min", settings.min, pl.col(name), origin, tasks=tuple(settings.tasks))
 
@@ -320,11 +322,11 @@ def select_rules(
     Lists of blocked words and domains add a rule each, and so do classifiers, which come last.
 
     Raises:
-        RecipeError: the settings, which stand at `place`, name an unknown rule, or a classifier has the name of another
-            rule.
+        RecipeError: the settings (at `place` in the recipe) name an unknown rule, or a classifier has another rule's
+            name.
     """
-    listed = [rule(entries) for rule, entries in ((blocked_words, words), (blocked_domains, domains)) if entries]
-    models = [classifier_rule(name, classifier) for name, classifier in classifiers.items()]
+    listed = [rule(entries) for rule, entries in ((build_word_rule, words), (build_domain_rule, domains)) if entries]
+    models = [build_classifier_rule(name, classifier) for name, classifier in classifiers.items()]
     names = [*RULES, "blocked_words", "blocked_domains"]
     if taken := sorted(set(names) & set(classifiers)):
         raise RecipeError(f"filter.classifiers: a classifier can't be called {taken[0]!r}: another rule is")
@@ -338,7 +340,7 @@ def select_rules(
 
 
 def measure(frame: pl.DataFrame, rules: Iterable[Rule]) -> pl.DataFrame:
-    """Every rule's value for every pair: one Float64 column a rule, null where the rule does not apply."""
+    """Compute every rule's value for every pair: a Float64 column per rule, null where the rule does not apply."""
     counts = [
         profile(frame[side]).rename({what: f"{side}.{what}" for what in PROFILE}) for side in ("query", "positive")
     ]
@@ -348,24 +350,24 @@ def measure(frame: pl.DataFrame, rules: Iterable[Rule]) -> pl.DataFrame:
 
 
 def judge(frame: pl.DataFrame, rules: Collection[Rule]) -> pl.DataFrame:
-    """Add `reason`, the first failing rule's name, and `detail`, such as `0.07 < 0.1`; null where none fails.
+    """Add `reason`, the first failing rule's name, and `detail`, such as `0.07 < 0.1`; both null if no rule fails.
 
-    The frame has the columns of schemas.pairs.PAIR; the rules are tried in their order.
+    The frame has the columns of schemas.pairs.PAIR. The rules are tried in their order.
     """
     if not rules:
         return frame.with_columns(pl.lit(None, pl.String).alias(name) for name in ("reason", "detail"))
-    return frame.with_columns(first_failing(measure(frame, rules), rules).get_columns())
+    return frame.with_columns(find_first_failing(measure(frame, rules), rules).get_columns())
 
 
-def first_failing(values: pl.DataFrame, rules: Collection[Rule]) -> pl.DataFrame:
-    """`reason` and `detail` of judge, from a column of values for each rule."""
+def find_first_failing(values: pl.DataFrame, rules: Collection[Rule]) -> pl.DataFrame:
+    """Find the `reason` and `detail` that `judge` adds, given a column of values for each rule."""
     sign = {"min": "<", "max": ">"}
     names = pl.Series([rule.name for rule in rules], dtype=pl.String)
     bounds = pl.Series([f"{sign[rule.bound]} {rule.threshold:g}" for rule in rules], dtype=pl.String)
     places = [pl.lit(place, pl.UInt32) for place in range(len(rules))]
     failing = [pl.when(rule.fails).then(place) for rule, place in zip(rules, places, strict=True)]
     first = values.select(pl.coalesce(failing)).to_series()
-    # Few rows fail, so only theirs are worded.
+    # Few rows fail, so the words are made for those alone.
     rows = first.is_not_null().arg_true()
     failed = first.gather(rows)
     value = pl.coalesce(pl.when(failed == place).then(rule.name) for place, rule in enumerate(rules))
@@ -377,9 +379,9 @@ def first_failing(values: pl.DataFrame, rules: Collection[Rule]) -> pl.DataFrame
 
 
 def strip_title(frame: pl.DataFrame) -> pl.DataFrame:
-    """Cut the title from the head of title_content texts where it stands as a heading and enough text follows.
+    """Cut the title off title_content texts that begin with it as a heading, if enough text follows.
 
-    Where too little follows, the text stays as it is, for the rule `title_leak` to reject.
+    If too little follows, the text stays as it is, for the rule `title_leak` to reject.
     """
     rest = pl.when(pl.col("format").is_in(_TITLED)).then(_after_title())
     return frame.with_columns(

@@ -1,4 +1,4 @@
-"""conan filter: the rules of rules.py over every pair; the first rule that fails is the reason."""
+"""conan filter: apply the rules of rules.py to every pair; the first rule that fails is the reason."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,17 +19,17 @@ from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from .personal_data import mask_personal_data
-from .rules import Rule, first_failing, judge, select_rules, strip_title
+from .rules import Rule, find_first_failing, judge, select_rules, strip_title
 
 VERSION = 4
 
 Group = tuple[str, str]
-"""A source and its category: pairs of one group are judged by the same thresholds."""
+"""A source and its category. The pairs of a group are judged by the same thresholds."""
 
 
 @dataclass(frozen=True)
 class Rulebook:
-    """The settings and what they name, read: lists of words and domains, the fingerprint of each classifier."""
+    """The settings with what they refer to: the lists of words and domains, and each classifier's fingerprint."""
 
     settings: FilterSettings
     words: list[str]
@@ -38,42 +38,43 @@ class Rulebook:
 
 
 def filter_pairs(corpus: Path, settings: FilterSettings, engine: Engine) -> Summary:
-    """Filter what ingest found.
+    """Filter the pairs that ingest found.
 
     Raises:
-        RecipeError: a rule, source or label that does not exist (the nearest is named), a list of blocked words or
-            domains that can't be read.
+        RecipeError: a rule, source or label does not exist, or a list of blocked words or domains can't be read.
         ModelError: a classifier can't be read.
         StageError: a shard could not be made.
     """
-    found = {shard: groups(shard) for shard in shards(corpus, "ingest")}
+    found = {shard: read_groups(shard) for shard in shards(corpus, "ingest")}
     book = read_rulebook(corpus, settings, found.values())
     tasks = [
         Task(
             (shard, book),
-            fingerprint("filter", VERSION, _decisive(book, found[shard]), shard.name, read_footer(shard).content),
+            fingerprint(
+                "filter", VERSION, _collect_decisive(book, found[shard]), shard.name, read_footer(shard).content
+            ),
         )
         for shard in found
     ]
     if settings.classifiers:
         engine = replace(engine, one_a_device=True)
         if len(find_finished(corpus, "filter", tasks)) < len(tasks):
-            load_classifiers(book, "cpu")  # one that can't be read is said once, not by every shard
+            load_classifiers(book, "cpu")  # so that an unreadable one is reported once, not by every shard
     return run_stage(corpus, "filter", filter_shard, tasks, engine)
 
 
-def groups(shard: Path) -> list[Group]:
-    """The groups in a shard; only their two columns are read."""
+def read_groups(shard: Path) -> list[Group]:
+    """List the groups in a shard; only their two columns are read."""
     names = pl.scan_parquet(shard).select(pl.col("source", "category").cast(pl.String))
     return sorted(names.unique().collect(engine="streaming").iter_rows())
 
 
 def read_rulebook(corpus: Path, settings: FilterSettings, found: Iterable[Collection[Group]]) -> Rulebook:
-    """Read what the settings name and check their names against the rules and the groups found in the shards.
+    """Read what the settings refer to, and check their names against the rules and the groups of the shards.
 
     Raises:
-        RecipeError: an unknown name, with the nearest, or a list that can't be read.
-        ModelError: a classifier that can't be had.
+        RecipeError: a name is unknown, or a list can't be read.
+        ModelError: a classifier can't be found.
     """
     levels: dict[str, Thresholds] = {"rules": settings.rules}
     levels |= {f"categories.{category}": thresholds for category, thresholds in settings.categories.items()}
@@ -83,21 +84,21 @@ def read_rulebook(corpus: Path, settings: FilterSettings, found: Iterable[Collec
     _check_sources(corpus, settings, {source for shard in found for source, _ in shard})
     return Rulebook(
         settings,
-        _listed(settings, "blocked_words"),
-        _listed(settings, "blocked_domains"),
-        {name: _fingerprint_of(classifier) for name, classifier in settings.classifiers.items()},
+        _read_list(settings, "blocked_words"),
+        _read_list(settings, "blocked_domains"),
+        {name: _fingerprint_model(classifier) for name, classifier in settings.classifiers.items()},
     )
 
 
 def _check_sources(corpus: Path, settings: FilterSettings, known: set[str]) -> None:
-    """Check that the sources with settings of their own exist, if only in the recipe: ingest may have found nothing."""
+    """Check that sources with settings of their own exist; one in which ingest found nothing is in the recipe alone."""
     if not known.issuperset(settings.sources) and (corpus / "recipe.yaml").exists():
         known |= {source.name for source in load_recipe(corpus).sources}
     check_names("source", settings.sources, sorted(known), "filter.sources")
 
 
-def _listed(settings: FilterSettings, name: Literal["blocked_words", "blocked_domains"]) -> list[str]:
-    """The lines of a list that the recipe names, without blank ones and without a byte-order mark."""
+def _read_list(settings: FilterSettings, name: Literal["blocked_words", "blocked_domains"]) -> list[str]:
+    """Read the non-blank lines of a list that the recipe names, without a byte-order mark."""
     path = getattr(settings, name)
     if path is None:
         return []
@@ -108,25 +109,25 @@ def _listed(settings: FilterSettings, name: Literal["blocked_words", "blocked_do
     return [line.strip() for line in lines if line.strip()]
 
 
-def rules_for(book: Rulebook, group: Group) -> tuple[Rule, ...]:
-    """The rules in force for a group."""
-    return _rules(book, thresholds_for(book, group))
+def select_group_rules(book: Rulebook, group: Group) -> tuple[Rule, ...]:
+    """Select the rules in force for a group."""
+    return _apply_thresholds(book, merge_thresholds(book, group))
 
 
-def thresholds_for(book: Rulebook, group: Group) -> Thresholds:
-    """A group's thresholds: its source's over its category's over the recipe's `rules`."""
+def merge_thresholds(book: Rulebook, group: Group) -> Thresholds:
+    """Merge a group's thresholds: its source's override its category's, which override the recipe's `rules`."""
     source, category = group
-    of_category: Mapping[Any, Thresholds] = book.settings.categories
-    return book.settings.rules | of_category.get(category, {}) | book.settings.sources.get(source, {})
+    by_category: Mapping[Any, Thresholds] = book.settings.categories
+    return book.settings.rules | by_category.get(category, {}) | book.settings.sources.get(source, {})
 
 
-def _rules(book: Rulebook, thresholds: Thresholds) -> tuple[Rule, ...]:
+def _apply_thresholds(book: Rulebook, thresholds: Thresholds) -> tuple[Rule, ...]:
     return select_rules(thresholds, book.words, book.domains, book.settings.classifiers)
 
 
-def _decisive(book: Rulebook, found: Iterable[Group]) -> Any:
-    """Everything in the settings that decides what becomes of these groups, and nothing else."""
-    rules = {group: rules_for(book, group) for group in found}
+def _collect_decisive(book: Rulebook, found: Iterable[Group]) -> Any:
+    """Collect everything in the settings that decides the result for these groups, and nothing else."""
+    rules = {group: select_group_rules(book, group) for group in found}
     thresholds = [
         (*group, [(rule.name, float(rule.threshold), rule.version) for rule in chosen])
         for group, chosen in rules.items()
@@ -139,7 +140,7 @@ def _decisive(book: Rulebook, found: Iterable[Group]) -> Any:
 
 
 def prepare(frame: pl.DataFrame, settings: FilterSettings) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Mend before judging: personal data masked, leaked titles cut. Also gives how many of each kind were masked."""
+    """Mask personal data and cut leaked titles before judging; also gives how many of each kind were masked."""
     frame = frame.with_columns(pl.col("source", "category", "format", "task").cast(pl.String))
     counts: dict[str, int] = {}
     if settings.mask:
@@ -148,19 +149,19 @@ def prepare(frame: pl.DataFrame, settings: FilterSettings) -> tuple[pl.DataFrame
     return strip_title(frame), counts
 
 
-def by_rules(frame: pl.DataFrame, book: Rulebook) -> Iterator[tuple[tuple[Rule, ...], pl.DataFrame]]:
-    """The rows that share their rules, with `row`, their place in the frame."""
+def group_by_rules(frame: pl.DataFrame, book: Rulebook) -> Iterator[tuple[tuple[Rule, ...], pl.DataFrame]]:
+    """Split a frame into rows that are judged by the same rules; `row` is their place in the frame."""
     parts: dict[tuple[tuple[str, float], ...], list[pl.DataFrame]] = {}
     groups = frame.with_row_index("row").partition_by("source", "category", as_dict=True)
     for (source, category), part in groups.items():
-        thresholds = thresholds_for(book, (source, category))
+        thresholds = merge_thresholds(book, (source, category))
         parts.setdefault(tuple(sorted(thresholds.items())), []).append(part)
-    for chosen, alike in parts.items():
-        yield _rules(book, dict(chosen)), pl.concat(alike)
+    for chosen, frames in parts.items():
+        yield _apply_thresholds(book, dict(chosen)), pl.concat(frames)
 
 
 def filter_shard(ingest_shard: Path, book: Rulebook, fingerprint: str, shard: Path) -> None:
-    """One shard: personal data masked, leaked titles cut, then every rule."""
+    """Write a shard: mask personal data, cut leaked titles, then judge by every rule."""
     masked: Counter[str] = Counter()
     with ShardWriter(shard, PAIR, rejected(PAIR), stage="filter", version=VERSION, fingerprint=fingerprint) as writer:
         for table in read_batches(ingest_shard):
@@ -169,45 +170,45 @@ def filter_shard(ingest_shard: Path, book: Rulebook, fingerprint: str, shard: Pa
             writer.received(frame.height)
             frame, counts = prepare(frame, book.settings)
             masked.update(counts)
-            judged = pl.concat(_judge(part, book, rules) for rules, part in by_rules(frame, book)).sort("row")
+            judged = pl.concat(_judge(part, book, rules) for rules, part in group_by_rules(frame, book)).sort("row")
             writer.keep(judged.filter(pl.col("reason").is_null()).to_arrow())
             writer.reject(judged.filter(pl.col("reason").is_not_null()).to_arrow())
         writer.notes["masked"] = dict(masked)
 
 
 def _judge(frame: pl.DataFrame, book: Rulebook, rules: Sequence[Rule]) -> pl.DataFrame:
-    """Add `reason` and `detail`. A classifier is dear, so it judges only what all before it kept."""
+    """Add `reason` and `detail`. Classifiers are slow, so they judge only what the rules before them keep."""
     judged = judge(frame, [rule for rule in rules if rule.name not in book.models])
     for rule in rules:
         if rule.name in book.models:
             values = classify(judged, rule, book, pl.col("reason").is_null())
-            found = first_failing(values.to_frame(), [rule])
+            found = find_first_failing(values.to_frame(), [rule])
             judged = judged.with_columns(judged[name].fill_null(found[name]) for name in found.columns)
     return judged
 
 
 def classify(frame: pl.DataFrame, rule: Rule, book: Rulebook, wanted: pl.Expr) -> pl.Series:
-    """A classifier's value for the wanted rows that its rule is for; null for the others."""
-    from .classifiers import probabilities  # imports torch
+    """Compute a classifier's value for the wanted rows that its rule judges; null for the others."""
+    from .classifiers import predict  # imports torch
 
     rows = frame.select((wanted & rule.applies).arg_true()).to_series()
     texts = frame[rule.side].gather(rows)
-    values = probabilities(texts, book.settings.classifiers[rule.name], book.models[rule.name])
+    values = predict(texts, book.settings.classifiers[rule.name], book.models[rule.name])
     return pl.repeat(None, frame.height, dtype=pl.Float64, eager=True).scatter(rows, values).alias(rule.name)
 
 
 def load_classifiers(book: Rulebook, device: str | None = None) -> None:
-    """Load every classifier and find its label; `device` as in encoder.loaded. Raises ModelError and RecipeError."""
+    """Load every classifier and find its label; `device` as in load_encoder. Raises ModelError and RecipeError."""
     for name, classifier in book.settings.classifiers.items():
-        from .classifiers import label_place, load
+        from .classifiers import find_label, load_classifier
 
         try:
-            label_place(classifier.label, load(classifier, book.models[name], device).labels)
+            find_label(classifier.label, load_classifier(classifier, book.models[name], device).labels)
         except RecipeError as error:
             raise RecipeError(f"filter.classifiers.{name}: {error}") from error
 
 
-def _fingerprint_of(classifier: ClassifierSettings) -> str:
+def _fingerprint_model(classifier: ClassifierSettings) -> str:
     from .classifiers import model_fingerprint
 
     return model_fingerprint(classifier)

@@ -1,6 +1,6 @@
-"""What a page is drawn with: values, tables with thin bars, charts as inline SVG, and the style of it all.
+"""Parts of a page: values, tables with thin bars, charts as inline SVG, and the style sheet.
 
-Charts take their colours from the style by class: s0, s1 and s2 are the first, second and third series.
+Charts take their colours from the style sheet by class: s0, s1 and s2 are the first, second and third series.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,51 +12,51 @@ import numpy.typing as npt
 
 _WIDTH, _HEIGHT = 480, 216
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 468, 12, 188
-"""The frame of the data inside the drawing, in its own units."""
+"""The plot area inside the drawing, in the drawing's units."""
 
 _POINTS = 240
-"""Points drawn of a line at most: more than the eye can tell apart."""
+"""Points of a drawn line at most: more than the eye can tell apart."""
 
 
 _VISIBLE = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
 _VISIBLE |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
-"""Control characters become their pictures, what no page may hold becomes U+FFFD."""
+"""Control characters become their pictures; characters that HTML does not allow become U+FFFD."""
 
 
-def clean(text: str) -> str:
-    """Text of anyone's as it may stand in a page."""
+def escape_text(text: str) -> str:
+    """Escape untrusted text for HTML."""
     return escape(text.translate(_VISIBLE))
 
 
-def percent(part: int, whole: int) -> str:
-    """A share with one decimal; what is not quite all or nothing doesn't look as if it were."""
+def format_percent(part: int, whole: int) -> str:
+    """Format a share with one decimal; one just above 0 or below 100% is not rounded to it."""
     share = part / whole if whole else 0.0
     if 0 < share < 0.0005:
         return "&lt;0.1%"
     return "&gt;99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
 
 
-def size(count: float) -> str:
-    """Bytes, in decimal units."""
+def format_size(count: float) -> str:
+    """Format bytes in decimal units."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while count >= 999.95 and len(units) > 1:
         count, units = count / 1000, units[1:]
     return f"{count:,.1f} {units[0]}"
 
 
-def bar(part: int, whole: int) -> str:
-    """A share as a thin line."""
+def render_bar(part: int, whole: int) -> str:
+    """Render a share as a thin bar."""
     return f'<i class="bar" style="--share:{min(part / whole, 1) if whole else 0:.2%}"></i>'
 
 
-def facts(values: Mapping[str, str]) -> str:
-    """A row of values (HTML), each under its name."""
+def render_facts(values: Mapping[str, str]) -> str:
+    """Render a row of values (HTML), each under its name."""
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in values.items())
     return f'<dl class="facts">{cells}</dl>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of numbers. Cells are HTML; the first of a row is its name."""
+def render_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Render a table of numbers. Cells are HTML; the first cell of a row is its name."""
     heads = "".join(f'<th scope="col">{name}</th>' for name in head)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
@@ -64,8 +64,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """About five round numbers, a step of 1, 2 or 5 times a power of ten apart, that enclose `low` and `high`."""
+def choose_ticks(low: float, high: float) -> list[float]:
+    """Choose about five round numbers that enclose `low` and `high`, in steps of 1, 2 or 5 times a power of ten."""
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** floor(log10(span / 5))
     step = power * next(multiple for multiple in (1, 2, 5, 10) if multiple * power * 5 >= span * 0.999)
@@ -73,22 +73,22 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
 
 
-def short(value: float) -> str:
-    """A number as short as an axis needs it: 0.25, 1.5k, 20M."""
+def format_short(value: float) -> str:
+    """Format a number for an axis: 0.25, 1.5k, 20M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{unit}"
     return f"{value:.4g}"
 
 
-def histogram(
+def render_histogram(
     title: str,
     unit: str,
     series: Mapping[str, Mapping[int, int]],
     edge: Callable[[int], str],
     mark: tuple[float, str] | None = None,
 ) -> str:
-    """Counts (of `unit`) by bin: series over each other, as steps.
+    """Render counts (of `unit`) by bin, as steps; series are drawn over each other.
 
     Bin i lies between the edges i and i + 1, which `edge` names; `mark` is a place on that scale and its name.
     """
@@ -96,15 +96,15 @@ def histogram(
     low, high = min(bins), max(bins) + 1
     every = next((step for step in (1, 2, 4, 8, 20, 40) if (high - low) / step <= 9), high - low)
     low, high = floor(low / every) * every, ceil(high / every) * every
-    heights = ticks(0, max(count for counts in series.values() for count in counts.values()))
+    heights = choose_ticks(0, max(count for counts in series.values() for count in counts.values()))
 
     def across(place: float) -> float:
         return _LEFT + (place - low) / (high - low) * (_RIGHT - _LEFT)
 
-    drawing = _frame(heights, [(across(place), edge(place)) for place in range(low, high + 1, every)])
+    drawing = _render_frame(heights, [(across(place), edge(place)) for place in range(low, high + 1, every)])
     for number, counts in enumerate(series.values()):
         steps = "".join(
-            f"V{_down(counts.get(place, 0), heights):.1f}H{across(place + 1):.1f}" for place in range(low, high)
+            f"V{_scale_y(counts.get(place, 0), heights):.1f}H{across(place + 1):.1f}" for place in range(low, high)
         )
         drawing += f'<path class="area s{number}" d="M{_LEFT} {_BOTTOM}{steps}V{_BOTTOM}"/>'
     if mark:
@@ -113,49 +113,53 @@ def histogram(
             f'<path class="mark" d="M{place:.1f} {_TOP - 4}V{_BOTTOM}"/>'
             f'<text class="mark" x="{place + 5:.1f}" y="{_TOP + 5}">{escape(mark[1])}</text>'
         )
-    return _figure(title, unit, list(series), drawing)
+    return _render_figure(title, unit, list(series), drawing)
 
 
-def lines(title: str, unit: str, x: npt.NDArray[np.float64], series: Mapping[str, npt.NDArray[np.float64]]) -> str:
-    """Curves over x (in `unit`), which ascends, with zero in sight; where a value is not finite the curve has a gap."""
+def render_lines(
+    title: str, unit: str, x: npt.NDArray[np.float64], series: Mapping[str, npt.NDArray[np.float64]]
+) -> str:
+    """Render curves over ascending x (in `unit`), on axes that include zero, with gaps where values are not finite."""
     finite = [values[np.isfinite(values)] for values in series.values()]
-    heights = ticks(min(0.0, *(part.min(initial=0) for part in finite)), max(part.max(initial=0) for part in finite))
+    heights = choose_ticks(
+        min(0.0, *(part.min(initial=0) for part in finite)), max(part.max(initial=0) for part in finite)
+    )
     low, high = min(0.0, float(x[0])), max(float(x[-1]), float(x[0]) + 1)
 
     def across(place: float) -> float:
         return _LEFT + (place - low) / (high - low) * (_RIGHT - _LEFT)
 
-    shown = [place for place in ticks(low, high) if low <= place <= high]
-    drawing = _frame(heights, [(across(place), short(place)) for place in shown])
+    shown = [place for place in choose_ticks(low, high) if low <= place <= high]
+    drawing = _render_frame(heights, [(across(place), format_short(place)) for place in shown])
     for number, values in enumerate(series.values()):
         path, pen = "", "M"
-        for place, value in zip(_thinned(x), _thinned(values), strict=True):
+        for place, value in zip(_thin(x), _thin(values), strict=True):
             if not isfinite(value):
                 pen = "M"
                 continue
-            path += f"{pen}{across(place):.1f} {_down(value, heights):.1f}" + ("h0" if pen == "M" else "")
+            path += f"{pen}{across(place):.1f} {_scale_y(value, heights):.1f}" + ("h0" if pen == "M" else "")
             pen = "L"
         drawing += f'<path class="line s{number}" d="{path}"/>'
-    return _figure(title, unit, list(series), drawing)
+    return _render_figure(title, unit, list(series), drawing)
 
 
-def _thinned(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Means of equal stretches, so that a long run is drawn by as many points as a short one."""
+def _thin(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Average over equal parts, so that a long run is drawn with as many points as a short one."""
     size = ceil(len(values) / _POINTS)
     return np.add.reduceat(values, np.arange(0, len(values), size)) / np.diff(
         np.append(np.arange(0, len(values), size), len(values))
     )
 
 
-def _down(value: float, heights: list[float]) -> float:
+def _scale_y(value: float, heights: list[float]) -> float:
     return _BOTTOM - (value - heights[0]) / (heights[-1] - heights[0]) * (_BOTTOM - _TOP)
 
 
-def _frame(heights: list[float], places: list[tuple[float, str]]) -> str:
-    """Hairlines at the heights and the names of both axes' ticks."""
-    grid = "".join(f"M{_LEFT} {_down(height, heights):.1f}H{_RIGHT}" for height in heights)
+def _render_frame(heights: list[float], places: list[tuple[float, str]]) -> str:
+    """Render grid lines at the heights and the tick labels of both axes."""
+    grid = "".join(f"M{_LEFT} {_scale_y(height, heights):.1f}H{_RIGHT}" for height in heights)
     left = "".join(
-        f'<text class="end" x="{_LEFT - 7}" y="{_down(height, heights) + 4:.1f}">{short(height)}</text>'
+        f'<text class="end" x="{_LEFT - 7}" y="{_scale_y(height, heights) + 4:.1f}">{format_short(height)}</text>'
         for height in heights
     )
     below = "".join(
@@ -164,7 +168,7 @@ def _frame(heights: list[float], places: list[tuple[float, str]]) -> str:
     return f'<path class="grid" d="{grid}"/>{left}{below}'
 
 
-def _figure(title: str, unit: str, names: list[str], drawing: str) -> str:
+def _render_figure(title: str, unit: str, names: list[str], drawing: str) -> str:
     keys = "".join(f'<span class="key s{number}">{escape(name)}</span>' for number, name in enumerate(names))
     caption = f'<figcaption><b>{escape(title)}</b> <span class="aside">{escape(unit)}</span>{keys}</figcaption>'
     label = escape(f"{title}: {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""conan report: one self-contained HTML page about a corpus. Sections whose data is not there are left out."""
+"""conan report: write one self-contained HTML page about a corpus; sections without data are left out."""
 
 import json
 from collections import defaultdict
@@ -16,15 +16,25 @@ from ..corpus.catalog import query
 from ..corpus.folder import FOLDERS, STAGES, committed, shards
 from ..corpus.pools import FILE as POOLS_FILE
 from ..corpus.saved_recipe import load_recipe
-from .charts import STYLE, bar, clean, facts, histogram, lines, percent, size, table
+from .charts import (
+    STYLE,
+    escape_text,
+    format_percent,
+    format_size,
+    render_bar,
+    render_facts,
+    render_histogram,
+    render_lines,
+    render_table,
+)
 
 _SCORE_BINS = 20
-"""Bins to one unit of cosine."""
+"""Bins per unit of cosine."""
 
 _BIN = f"CAST(floor(CAST(score AS DOUBLE) * {_SCORE_BINS}) AS INTEGER)"
 
 _RUNS = {"bootstrap": 0, "pretrain": 1, "finetune": 2}
-"""The order of the work; runs of other names come after."""
+"""The order of training stages; runs with other names come after them."""
 
 _SHOWN = 80
 """Characters of a text in an example."""
@@ -33,7 +43,7 @@ _EXAMPLES = 3
 
 
 def write_report(corpus: Path, to: Path) -> Path:
-    """Write the page: inline CSS and SVG, nothing loaded, no script. Aggregates are SQL's: memory doesn't grow.
+    """Write the page: inline CSS and SVG, no scripts. SQL does the aggregation, so memory doesn't grow with the corpus.
 
     Raises:
         CorpusError: the folder holds no shards.
@@ -42,20 +52,20 @@ def write_report(corpus: Path, to: Path) -> Path:
     if not stages:
         raise CorpusError(f"{corpus}: no shards here to report on; run `conan ingest {corpus} --recipe FILE` first")
     sections = [
-        _funnel(corpus, stages),
-        _rejects(corpus),
-        _scores_and_lengths(corpus, stages),
-        _pools(corpus),
-        _training(corpus),
-        _evaluation(corpus),
+        _render_funnel(corpus, stages),
+        _render_rejects(corpus),
+        _render_scores_and_lengths(corpus, stages),
+        _render_pools(corpus),
+        _render_training(corpus),
+        _render_evaluation(corpus),
     ]
     to.parent.mkdir(parents=True, exist_ok=True)
-    write_text(to, _page(corpus, "".join(sections)))
+    write_text(to, _render_page(corpus, "".join(sections)))
     return to
 
 
-def _funnel(corpus: Path, stages: list[str]) -> str:
-    """Rows and bytes of text by stage, then by category and by source."""
+def _render_funnel(corpus: Path, stages: list[str]) -> str:
+    """Render rows and bytes of text by stage, then by category and by source."""
     runs = query(
         corpus,
         "SELECT split_part(folder, '/', 1) AS stage, CAST(sum(rows_in) AS BIGINT) AS rows_in, "
@@ -66,7 +76,7 @@ def _funnel(corpus: Path, stages: list[str]) -> str:
         "SELECT stage, category, source, CAST(sum(rows) AS BIGINT) AS rows, CAST(sum(bytes) AS BIGINT) AS bytes "
         "FROM funnel GROUP BY GROUPING SETS ((stage), (stage, category), (stage, source))",
     ).to_pylist()
-    texts = {cell["stage"]: size(cell["bytes"]) for cell in cells if cell["category"] is cell["source"] is None}
+    texts = {cell["stage"]: format_size(cell["bytes"]) for cell in cells if cell["category"] is cell["source"] is None}
     flow = {run["stage"]: run for run in runs}
     all_rows, kept = flow[stages[0]]["rows_in"], flow[stages[-1]]["rows_out"]
     head = ["stage", "rows in", "rejected", "rows out", "of all", "text", "shards"]
@@ -74,36 +84,36 @@ def _funnel(corpus: Path, stages: list[str]) -> str:
     for stage in stages:
         came, went = flow[stage]["rows_in"], flow[stage]["rows_out"]
         counts = [f"{count:,}" for count in (came, came - went, went)]
-        share = percent(went, all_rows) + bar(went, all_rows)
-        by_stage.append([stage, *counts, share, texts.get(stage, size(0)), f"{flow[stage]['shards']:,}"])
+        share = format_percent(went, all_rows) + render_bar(went, all_rows)
+        by_stage.append([stage, *counts, share, texts.get(stage, format_size(0)), f"{flow[stage]['shards']:,}"])
     summary = {
         "rows in": f"{all_rows:,}",
         f"rows after {stages[-1]}": f"{kept:,}",
-        "kept": percent(kept, all_rows),
-        "text": f"{texts.get(stages[0], size(0))} → {texts.get(stages[-1], size(0))}",
+        "kept": format_percent(kept, all_rows),
+        "text": f"{texts.get(stages[0], format_size(0))} → {texts.get(stages[-1], format_size(0))}",
         "sources": f"{len({cell['source'] for cell in cells} - {None}):,}",
     }
-    warnings = "".join(f'<p class="warning">{clean(message)}</p>' for message in _interrupted(corpus))
+    warnings = "".join(f'<p class="warning">{escape_text(message)}</p>' for message in _find_interrupted(corpus))
     return (
-        f"{warnings}{facts(summary)}<section><h2>Funnel</h2>{table(head, by_stage)}"
-        f"<h3>By category</h3>{_breakdown(cells, 'category', stages)}"
-        f"<h3>By source</h3>{_breakdown(cells, 'source', stages)}"
+        f"{warnings}{render_facts(summary)}<section><h2>Funnel</h2>{render_table(head, by_stage)}"
+        f"<h3>By category</h3>{_render_breakdown(cells, 'category', stages)}"
+        f"<h3>By source</h3>{_render_breakdown(cells, 'source', stages)}"
         f'<p class="note">Rows after each stage. Bars are shares of what {stages[0]} kept.</p></section>'
     )
 
 
-def _interrupted(corpus: Path) -> Iterator[str]:
-    """What stands in the way of reading the numbers as final."""
+def _find_interrupted(corpus: Path) -> Iterator[str]:
+    """Find interrupted stages, which make the numbers partial."""
     for folder in FOLDERS:
         if committed(corpus, folder):
             try:
                 shards(corpus, folder)
             except CorpusError as error:
-                yield f"Figures are partial. {error}"
+                yield f"The numbers are partial. {error}"
 
 
-def _breakdown(cells: list[dict[str, Any]], key: str, stages: list[str]) -> str:
-    """A table of rows by `key` and stage, the largest first."""
+def _render_breakdown(cells: list[dict[str, Any]], key: str, stages: list[str]) -> str:
+    """Render a table of rows by `key` and stage, largest first."""
     found = {(cell[key], cell["stage"]): cell for cell in cells if cell[key] is not None}
     nothing = {"rows": 0, "bytes": 0}
     rows = []
@@ -112,16 +122,18 @@ def _breakdown(cells: list[dict[str, Any]], key: str, stages: list[str]) -> str:
         rows.append((row[0]["rows"], name, row))
     body = []
     for most, name, row in sorted(rows, key=lambda row: (-row[0], row[1])):
-        counts = [f"{cell['rows']:,}" + (bar(cell["rows"], most) if place else "") for place, cell in enumerate(row)]
+        counts = [
+            f"{cell['rows']:,}" + (render_bar(cell["rows"], most) if place else "") for place, cell in enumerate(row)
+        ]
         label = name.replace("_", " ") if key == "category" else name
-        body.append([clean(label), *counts, percent(row[-1]["rows"], most), size(row[-1]["bytes"])])
-    return table([key, *stages, "kept", "text"], body)
+        body.append([escape_text(label), *counts, format_percent(row[-1]["rows"], most), format_size(row[-1]["bytes"])])
+    return render_table([key, *stages, "kept", "text"], body)
 
 
-def _rejects(corpus: Path) -> str:
-    """What each stage rejected, by rule, with examples."""
+def _render_rejects(corpus: Path) -> str:
+    """Render what each stage rejected, by rule, with examples."""
     texts = ", ".join(f"{name}: left({name}, {_SHOWN + 1})" for name in ("query", "positive", "record", "detail"))
-    # Twice the examples that are shown: rows that look the same are shown once.
+    # Twice as many examples as are shown, since rows that look the same are shown once.
     rules = query(
         corpus,
         f"""
@@ -140,9 +152,9 @@ def _rejects(corpus: Path) -> str:
         found = [rule for rule in rules if rule["stage"] == stage]
         if found:
             total = sum(rule["rows"] for rule in found)
-            share = percent(total, found[0]["rows_in"])
+            share = format_percent(total, found[0]["rows_in"])
             parts.append(f'<h3>{stage} <span class="aside">{total:,} rows, {share} of what came in</span></h3>')
-            parts += [_rule(rule, total) for rule in found]
+            parts += [_render_rule(rule, total) for rule in found]
     note = (
         '<p class="note">Shares are of the rows that came into the stage, bars of what the stage rejected. '
         "Open a rule to see examples.</p>"
@@ -150,30 +162,30 @@ def _rejects(corpus: Path) -> str:
     return f"<section><h2>Rejects</h2>{''.join(parts)}{note}</section>" if parts else ""
 
 
-def _rule(rule: dict[str, Any], total: int) -> str:
-    examples = list(dict.fromkeys(_example(example) for example in rule["examples"]))[:_EXAMPLES]
+def _render_rule(rule: dict[str, Any], total: int) -> str:
+    examples = list(dict.fromkeys(_render_example(example) for example in rule["examples"]))[:_EXAMPLES]
     return (
-        f'<details><summary><span class="name">{clean(rule["reason"])}</span><span>{rule["rows"]:,}</span>'
-        f"<span>{percent(rule['rows'], rule['rows_in'])}</span>{bar(rule['rows'], total)}</summary>"
+        f'<details><summary><span class="name">{escape_text(rule["reason"])}</span><span>{rule["rows"]:,}</span>'
+        f"<span>{format_percent(rule['rows'], rule['rows_in'])}</span>{render_bar(rule['rows'], total)}</summary>"
         f"{''.join(examples)}</details>"
     )
 
 
-def _example(example: dict[str, Any]) -> str:
-    """A rejected record as a list of its fields; the texts are anyone's, so they are escaped and cut."""
+def _render_example(example: dict[str, Any]) -> str:
+    """Render a rejected record as a list of its fields; its texts are untrusted, so they are escaped and cut."""
     fields = {name: example[name] for name in ("query", "positive")}
     if None in fields.values():
         fields = {"record": example["record"] or ""}
     texts = "".join(
-        f'<dt>{name}</dt><dd lang="zh"><bdi>{_cut(text) if text else "<i>empty</i>"}</bdi></dd>'
+        f'<dt>{name}</dt><dd lang="zh"><bdi>{_shorten(text) if text else "<i>empty</i>"}</bdi></dd>'
         for name, text in fields.items()
     )
-    place = "".join(f" · <bdi>{clean(example[name])}</bdi>" for name in ("source", "place") if example[name])
-    return f"<dl>{texts}<dt>detail</dt><dd><bdi>{_cut(example['detail'])}</bdi>{place}</dd></dl>"
+    place = "".join(f" · <bdi>{escape_text(example[name])}</bdi>" for name in ("source", "place") if example[name])
+    return f"<dl>{texts}<dt>detail</dt><dd><bdi>{_shorten(example['detail'])}</bdi>{place}</dd></dl>"
 
 
-def _scores_and_lengths(corpus: Path, stages: list[str]) -> str:
-    """Scores, where there are any, and the lengths of the pairs that the last stage before convert kept."""
+def _render_scores_and_lengths(corpus: Path, stages: list[str]) -> str:
+    """Render scores, if there are any, and the lengths of the pairs that the last stage before convert kept."""
     scores = query(
         corpus,
         f"SELECT name, {_BIN} AS bin, count(*) AS rows FROM "
@@ -182,9 +194,9 @@ def _scores_and_lengths(corpus: Path, stages: list[str]) -> str:
     ).to_pylist()
     charts = ""
     if scores:
-        cutoff = _cutoff(corpus)
+        cutoff = _find_cutoff(corpus)
         mark = None if cutoff is None else (cutoff * _SCORE_BINS, f"cutoff {cutoff:g}")
-        charts += histogram("Cosine of query and positive", "pairs", _series(scores), _score, mark)
+        charts += render_histogram("Cosine of query and positive", "pairs", _count_series(scores), _format_score, mark)
     stage = next((stage for stage in reversed(stages) if stage != "convert"), "pretrain")
     lengths = query(
         corpus,
@@ -195,18 +207,18 @@ def _scores_and_lengths(corpus: Path, stages: list[str]) -> str:
     quantiles = ""
     if lengths:
         octaves = [row | {"bin": max(row["length"], 1).bit_length() - 1} for row in lengths]
-        charts += histogram("Length in characters", "texts", _series(octaves), lambda edge: f"{2**edge:,}")
+        charts += render_histogram("Length in characters", "texts", _count_series(octaves), lambda edge: f"{2**edge:,}")
         rows = []
         for name in ("query", "positive"):
             counts = [(row["length"], row["rows"]) for row in lengths if row["name"] == name]
-            rows.append([name, *(f"{_quantile(counts, share):,}" for share in (0.05, 0.5, 0.95, 1))])
-        quantiles = table(["characters", "5%", "median", "95%", "longest"], rows)
+            rows.append([name, *(f"{_find_quantile(counts, share):,}" for share in (0.05, 0.5, 0.95, 1))])
+        quantiles = render_table(["characters", "5%", "median", "95%", "longest"], rows)
     title = "Scores and lengths" if scores else "Lengths"
     return f'<section><h2>{title}</h2><div class="charts">{charts}</div>{quantiles}</section>' if charts else ""
 
 
-def _cutoff(corpus: Path) -> float | None:
-    """What rejected pairs were held to; where none was rejected, what the recipe says."""
+def _find_cutoff(corpus: Path) -> float | None:
+    """Find the cutoff that rejected pairs; the recipe's if none was rejected."""
     cutoffs = "SELECT max(split_part(detail, ' < ', 2)::DOUBLE) AS cutoff FROM score_rejected WHERE reason = 'score'"
     held = query(corpus, cutoffs).column(0)[0].as_py()
     if held is None and (corpus / "recipe.yaml").exists():
@@ -214,26 +226,26 @@ def _cutoff(corpus: Path) -> float | None:
     return None if held is None else float(held)
 
 
-def _series(rows: list[dict[str, Any]]) -> dict[str, dict[int, int]]:
-    """Counts by bin of each name."""
+def _count_series(rows: list[dict[str, Any]]) -> dict[str, dict[int, int]]:
+    """Count each name's rows by bin."""
     series: dict[str, dict[int, int]] = {row["name"]: defaultdict(int) for row in rows}
     for row in rows:
         series[row["name"]][row["bin"]] += row["rows"]
     return series
 
 
-def _score(edge: int) -> str:
+def _format_score(edge: int) -> str:
     return f"{edge / _SCORE_BINS:g}"
 
 
-def _quantile(counts: list[tuple[int, int]], share: float) -> int:
-    """The smallest value that `share` of the rows don't exceed; `counts` are values, ascending, and their rows."""
+def _find_quantile(counts: list[tuple[int, int]], share: float) -> int:
+    """Find the smallest value that `share` of the rows don't exceed; `counts` are ascending values and their rows."""
     upto = np.cumsum([rows for _, rows in counts])
     return counts[int(np.searchsorted(upto, share * upto[-1]))][0]
 
 
-def _pools(corpus: Path) -> str:
-    """How the mined negatives stand to the positives."""
+def _render_pools(corpus: Path) -> str:
+    """Render how mined negatives compare with positives."""
     if not (corpus / POOLS_FILE).exists():
         return ""
     best = (
@@ -257,30 +269,30 @@ def _pools(corpus: Path) -> str:
     if not found:
         return ""
     values = {name: f"{found[0][name]:,}" for name in ("queries", "passages", "candidates", "replacements")}
-    values["method"] = clean(f"{found[0]['method']}, {found[0]['margin']:g}, top {found[0]['top_k']}")
+    values["method"] = escape_text(f"{found[0]['method']}, {found[0]['margin']:g}, top {found[0]['top_k']}")
     if found[0]["gap"] is not None:
         values["mean gap to top negative"] = f"{found[0]['gap']:.3f}"
-    chart = histogram("Scores at mining", "queries", _series(scores), _score) if scores else ""
-    return f'<section><h2>Negative pools</h2>{facts(values)}<div class="charts">{chart}</div></section>'
+    chart = render_histogram("Scores at mining", "queries", _count_series(scores), _format_score) if scores else ""
+    return f'<section><h2>Negative pools</h2>{render_facts(values)}<div class="charts">{chart}</div></section>'
 
 
-def _training(corpus: Path) -> str:
-    """Curves of each training run that logged a step."""
+def _render_training(corpus: Path) -> str:
+    """Render the curves of each training run that logged a step."""
     logs = sorted(corpus.glob("train/*/log.jsonl"), key=lambda log: (_RUNS.get(log.parent.name, 9), log.parent.name))
-    runs = "".join(_run(log.parent.name, list(_entries(log))) for log in logs)
+    runs = "".join(_render_run(log.parent.name, list(_read_log(log))) for log in logs)
     return f"<section><h2>Training</h2>{runs}</section>" if runs else ""
 
 
-def _entries(log: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a log; the last line of a running or killed run may be half there."""
+def _read_log(log: Path) -> Iterator[dict[str, Any]]:
+    """Yield the entries of a log; the last line of a running or killed run may be incomplete."""
     with log.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             with suppress(json.JSONDecodeError):
                 yield json.loads(line)
 
 
-def _run(name: str, entries: list[dict[str, Any]]) -> str:
-    steps = [entry for entry in entries if entry.get("loss") is not None]  # null where it was no number
+def _render_run(name: str, entries: list[dict[str, Any]]) -> str:
+    steps = [entry for entry in entries if entry.get("loss") is not None]  # null if it was NaN or infinite
     if not steps:
         return ""
     x = np.array([entry["step"] for entry in steps], np.float64)
@@ -302,14 +314,14 @@ def _run(name: str, entries: list[dict[str, Any]]) -> str:
         values["pools used up"] = f"{mining[-1]['exhausted']:,}"
     losses = ["loss", "retrieval", "sts"] if np.any(curves["sts"] > 0) else ["loss"]
     scores = [key for key in ("positive score", "negative score") if np.isfinite(curves[key]).any()]
-    charts = lines("Loss", "by step", x, {key: curves[key] for key in losses})
+    charts = render_lines("Loss", "by step", x, {key: curves[key] for key in losses})
     if scores:
-        charts += lines("Cosine", "by step", x, {key: curves[key] for key in scores})
-    return f'<h3>{clean(name)}</h3>{facts(values)}<div class="charts">{charts}</div>'
+        charts += render_lines("Cosine", "by step", x, {key: curves[key] for key in scores})
+    return f'<h3>{escape_text(name)}</h3>{render_facts(values)}<div class="charts">{charts}</div>'
 
 
-def _evaluation(corpus: Path) -> str:
-    """Figures by set and model, the best of a row in bold: all our metrics are better when higher."""
+def _render_evaluation(corpus: Path) -> str:
+    """Render metrics by set and model, the best of a row in bold; for all metrics, higher is better."""
     file = corpus / "evaluation" / "metrics.json"
     if not file.exists():
         return ""
@@ -320,17 +332,21 @@ def _evaluation(corpus: Path) -> str:
         found = [values.get((place, metric, model)) for model in models]
         best = max((value for value in found if value is not None), default=None)
         shown = ["–" if v is None else f"<b>{v:.3f}</b>" if v == best else f"{v:.3f}" for v in found]
-        rows.append([f'{clean(place)} <span class="aside">{clean(metric)}</span>', *shown])
-    return f"<section><h2>Evaluation</h2>{table(['set', *map(clean, models)], rows)}</section>" if rows else ""
+        rows.append([f'{escape_text(place)} <span class="aside">{escape_text(metric)}</span>', *shown])
+    return (
+        f"<section><h2>Evaluation</h2>{render_table(['set', *map(escape_text, models)], rows)}</section>"
+        if rows
+        else ""
+    )
 
 
-def _cut(text: str) -> str:
-    return clean(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+def _shorten(text: str) -> str:
+    return escape_text(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
 
 
-def _page(corpus: Path, body: str) -> str:
-    name = clean(corpus.resolve().name)
-    made = datetime.now().astimezone()
+def _render_page(corpus: Path, body: str) -> str:
+    name = escape_text(corpus.resolve().name)
+    now = datetime.now().astimezone()
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -342,7 +358,7 @@ def _page(corpus: Path, body: str) -> str:
 </head>
 <body>
 <header><p>Conan corpus report</p><h1>{name}</h1>
-<p>{clean(str(corpus))} · <time datetime="{made.isoformat(timespec="seconds")}">{made:%d %B %Y, %H:%M %Z}</time></p>
+<p>{escape_text(str(corpus))} · <time datetime="{now.isoformat(timespec="seconds")}">{now:%d %B %Y, %H:%M %Z}</time></p>
 </header>
 <main>
 {body}

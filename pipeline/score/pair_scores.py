@@ -1,4 +1,4 @@
-"""The cosines of pairs under an embedding model, and which pairs have none."""
+"""Cosines of pairs under an embedding model, and pairs that have none."""
 
 import numpy as np
 import polars as pl
@@ -9,17 +9,17 @@ from ..encoder.encoder import Encoder, encode, loaded
 SIDES = ("query", "positive")
 
 
-def measure(texts: pl.DataFrame, settings: EncoderSettings, weights: str) -> tuple[pl.DataFrame, int]:
-    """Scores of pairs (`pair_id, query, positive`): `pair_id, score, detail`; and how many texts the model cut short.
+def compute_scores(texts: pl.DataFrame, settings: EncoderSettings, weights: str) -> tuple[pl.DataFrame, int]:
+    """Score pairs (`pair_id, query, positive`): `pair_id, score, detail`; and count the texts that the model cut short.
 
-    `score` is the cosine of query and positive, Float32; the query stands after the model's prompt. A pair of which the
-    tokenizer leaves nothing on one side has none, but a `detail` that says so: its vector would be the empty text's.
+    `score` is the cosine of query (after the model's prompt) and positive, Float32. If the tokenizer drops all of one
+    side, the pair has no score but a `detail` that says so: the vector would be that of an empty text.
 
     Raises:
         ModelError: the model can't be read.
     """
     encoder = loaded(settings, weights)
-    bare = pl.DataFrame([without_tokens(encoder, texts[side]) for side in SIDES])
+    bare = pl.DataFrame([find_without_tokens(encoder, texts[side]) for side in SIDES])
     named = (pl.when(side).then(pl.lit(side)) for side in SIDES)
     empty = bare.select(pl.concat_str(named, separator=" and ", ignore_nulls=True)).to_series()
     places = (empty == "").arg_true()
@@ -35,18 +35,18 @@ def measure(texts: pl.DataFrame, settings: EncoderSettings, weights: str) -> tup
     return found, encoder.truncated - before
 
 
-def without_tokens(encoder: Encoder, texts: pl.Series) -> pl.Series:
-    """Which texts are as the empty one to the tokenizer: it drops all of their characters, such as U+FE0F or U+200B.
+def find_without_tokens(encoder: Encoder, texts: pl.Series) -> pl.Series:
+    """Tell which texts are empty to the tokenizer, as it drops all their characters, such as U+FE0F or U+200B.
 
-    Few characters begin all texts, so those are tried first, then the texts that begin with one that is dropped.
+    All texts begin with few distinct characters. These are tokenized first, then the texts whose first is dropped.
     """
     firsts = texts.str.head(1)
     distinct = firsts.unique()
-    places = firsts.is_in(distinct.filter(_is_nothing(encoder, distinct)).implode()).arg_true()
+    places = firsts.is_in(distinct.filter(_has_no_tokens(encoder, distinct)).implode()).arg_true()
     bare = pl.repeat(False, len(texts), dtype=pl.Boolean, eager=True)
-    return bare.scatter(places, _is_nothing(encoder, texts.gather(places))).alias(texts.name)
+    return bare.scatter(places, _has_no_tokens(encoder, texts.gather(places))).alias(texts.name)
 
 
-def _is_nothing(encoder: Encoder, texts: pl.Series) -> pl.Series:
+def _has_no_tokens(encoder: Encoder, texts: pl.Series) -> pl.Series:
     ids = encoder.tokenizer(["", *texts], truncation=True, max_length=encoder.max_length)["input_ids"]
     return pl.Series([each == ids[0] for each in ids[1:]], dtype=pl.Boolean)

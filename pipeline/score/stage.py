@@ -1,7 +1,7 @@
-"""conan score: cosine of query and positive; pre-training pairs below the cutoff are rejected (paper §2.1.1).
+"""conan score: compute the cosine of query and positive, reject pre-training pairs below the cutoff (paper §2.1.1).
 
-The scores of a row group are set aside as soon as they are there, and those of a whole shard are read back where only
-the cutoff is another: a text is encoded once, whatever is killed and however often the cutoff changes.
+The scores of a row group are written to a file of their own as soon as they are computed, and those of a whole shard
+are read back if only the cutoff changed: a text is encoded once, even if runs are killed and cutoffs change.
 """
 
 import shutil
@@ -25,21 +25,21 @@ from ..encoder.encoder import loaded
 from ..encoder.model_folder import find_model, read_query_prompt, weights_fingerprint
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
-from .pair_scores import measure
+from .pair_scores import compute_scores
 
 VERSION = 2
 BINS = 64
-"""Chosen here: equal bins over [-1, 1] of the histogram in a shard's notes."""
+"""Chosen here: equal bins over [-1, 1] in the histogram of a shard's notes."""
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95}
 _PARTS = ".parts"
 _KNOWN = {"pair_id": pl.String, "score": pl.Float32, "detail": pl.String}
-"""What is known of a pair: its score, or in `detail` which of its sides has no tokens."""
+"""The columns of known scores: a pair's score, or a `detail` that says which side has no tokens."""
 
 
 def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
-    """Score what dedup kept. Under other cutoffs alone, the scores that are there are read, not computed again.
+    """Score what dedup kept. If only cutoffs changed, the existing scores are read, not computed again.
 
-    The summary's notes: pairs `scored`, texts `truncated` by the model's length, quantiles of the scores.
+    The summary's notes: pairs `scored`, texts `truncated` to the model's length, quantiles of the scores.
 
     Raises:
         ModelError: the model can't be read.
@@ -49,37 +49,37 @@ def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
     weights = weights_fingerprint(folder)
     settings = settings.model_copy(update={"query_prompt": read_query_prompt(folder, settings)})
     encoding = settings.model_dump(include={"pooling", "max_length", "query_prompt"})
-    earlier = {_scores_of(shard): shard for shard in committed(corpus, "score")}
+    earlier = {_read_scores_fingerprint(shard): shard for shard in committed(corpus, "score")}
     tasks = []
     for shard in shards(corpus, "dedup"):
         scores = fingerprint("score", VERSION, weights, encoding, shard.name, read_footer(shard).content)
         arguments = (shard, earlier.get(scores), settings, weights, scores)
-        tasks.append(Task(arguments, fingerprint(scores, _cutoffs(settings))))
+        tasks.append(Task(arguments, fingerprint(scores, _list_cutoffs(settings))))
     there = find_finished(corpus, "score", tasks)
     if any(task.fingerprint not in there and task.arguments[1] is None for task in tasks):
-        loaded(settings, weights, "cpu")  # a model that can't be read is said once, not by every shard
+        loaded(settings, weights, "cpu")  # so that an unreadable model is reported once, not by every shard
     summary = run_stage(corpus, "score", score_shard, tasks, replace(engine, one_a_device=True))
     shutil.rmtree(corpus / "score" / _PARTS, ignore_errors=True)
-    summary.notes |= _results(read_footer(shard).notes for shard in committed(corpus, "score"))
+    summary.notes |= _add_up_notes(read_footer(shard).notes for shard in committed(corpus, "score"))
     return summary
 
 
-def _cutoffs(settings: ScoreSettings) -> dict[str, float]:
-    """The cutoff of each format."""
+def _list_cutoffs(settings: ScoreSettings) -> dict[str, float]:
+    """List the cutoff of each format."""
     own: dict[Any, float] = settings.cutoffs
     return {name: own.get(name, settings.cutoff) for name in FORMATS}
 
 
-def _scores_of(shard: Path) -> str | None:
-    """What decided the scores in a shard, whatever its cutoffs."""
+def _read_scores_fingerprint(shard: Path) -> str | None:
+    """Read the fingerprint of everything that decided a shard's scores, which excludes cutoffs; None if unreadable."""
     try:
         return read_footer(shard).notes.get("scores")
     except CorpusError:
         return None
 
 
-def _results(notes: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The notes of the shards added up; quantiles are read off the histogram."""
+def _add_up_notes(notes: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Add up the notes of shards; quantiles are read off the histogram."""
     each = list(notes)
     counts = np.sum([note["histogram"] for note in each], axis=0)
     results = {"scored": int(counts.sum()), "truncated": sum(note["truncated"] for note in each)}
@@ -97,12 +97,12 @@ def score_shard(
     fingerprint: str,
     shard: Path,
 ) -> None:
-    """One shard: pre-training pairs with their score, at or above the cutoff; labelled pairs as they are.
+    """Write a shard: pre-training pairs with a score at or above the cutoff, and all labelled pairs.
 
-    `earlier` is a shard with the same scores under other cutoffs; `scores` says which scores these are.
+    `earlier` is a shard with the same scores under other cutoffs; `scores` is their fingerprint.
     """
     parts = shard.parent / _PARTS
-    if earlier is not None and _scores_of(earlier) == scores:  # another shard may have its place
+    if earlier is not None and _read_scores_fingerprint(earlier) == scores:  # another shard may have taken its place
         _set_aside(parts / f"{scores}-earlier.parquet", *_read_shard(earlier))
     known, truncated = _read_parts(parts, scores)
     histogram = np.zeros(BINS, np.int64)
@@ -118,7 +118,7 @@ def score_shard(
             missing = texts.join(known, on="pair_id", how="anti", maintain_order="left")
             here = known
             if missing.height:
-                found, cut = measure(missing, settings, weights)
+                found, cut = compute_scores(missing, settings, weights)
                 _set_aside(parts / f"{scores}-{group:05d}.parquet", found, cut)
                 truncated += cut
                 here = pl.concat([known, found])
@@ -133,11 +133,11 @@ def score_shard(
 
 
 def _judge(scored: pl.DataFrame, settings: ScoreSettings) -> pl.DataFrame:
-    """Add `reason` and `detail`; null where the pair stays."""
-    cutoffs = _cutoffs(settings)
-    of_format, score = pl.col("format").cast(pl.String), pl.col("score")
-    cutoff = of_format.replace_strict(cutoffs, return_dtype=pl.Float32)
-    shown = of_format.replace_strict({name: f"{value:g}" for name, value in cutoffs.items()}, return_dtype=pl.String)
+    """Add `reason` and `detail`, null for pairs that are kept."""
+    cutoffs = _list_cutoffs(settings)
+    form, score = pl.col("format").cast(pl.String), pl.col("score")
+    cutoff = form.replace_strict(cutoffs, return_dtype=pl.Float32)
+    shown = form.replace_strict({name: f"{value:g}" for name, value in cutoffs.items()}, return_dtype=pl.String)
     reason = (
         pl.when(pl.col("detail").is_not_null())
         .then(pl.lit("no_tokens"))
@@ -157,21 +157,21 @@ def _judge(scored: pl.DataFrame, settings: ScoreSettings) -> pl.DataFrame:
 
 
 def _set_aside(part: Path, known: pl.DataFrame, truncated: int) -> None:
-    """Keep scores where a kill does not reach them, whole or not at all, until their shard is there."""
+    """Write scores to a file of their own, whole or not at all, to keep them until their shard is written."""
     part.parent.mkdir(exist_ok=True)
     with replacing(part) as temporary:
         known.write_parquet(temporary, metadata={"truncated": str(truncated)})
 
 
 def _read_parts(parts: Path, scores: str) -> tuple[pl.DataFrame, int]:
-    """What was set aside of a shard, each pair once, and how many of its texts were truncated."""
+    """Read the scores of a shard that were set aside, each pair once, and how many of its texts were truncated."""
     files = sorted(parts.glob(f"{scores}-*.parquet"))
     known = pl.concat([pl.DataFrame(schema=_KNOWN), *(pl.read_parquet(file) for file in files)]).unique("pair_id")
     return known, sum(int(pl.read_parquet_metadata(file)["truncated"]) for file in files)
 
 
 def _read_shard(shard: Path) -> tuple[pl.DataFrame, int]:
-    """The same of a shard that is whole."""
+    """Read the same from a finished shard."""
     files = [file for file in (shard, rejects(shard)) if file.exists()]
     columns = cs.by_name(*_KNOWN, "reason", require_all=False)
     blank = pl.LazyFrame(schema=_KNOWN | {"reason": pl.String})

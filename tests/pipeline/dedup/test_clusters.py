@@ -18,11 +18,11 @@ from conan_embedding.pipeline.dedup.clusters import (
     HEADS,
     Clusters,
     Pairs,
-    clusters,
-    row_starts,
-    similarities,
+    compute_similarities,
+    find_clusters,
+    find_row_starts,
 )
-from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, band_hashes, choose_bands
+from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, choose_bands, hash_bands
 from conan_embedding.pipeline.dedup.minhash import signatures, text_hashes
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.engine.stage import StageError
@@ -92,7 +92,7 @@ def signed(work: Path, texts: Sequence[str], bands: Bands | None = None, shards:
     """
     work.mkdir(parents=True, exist_ok=True)
     column = pa.array(texts, pa.large_string())
-    hashes = band_hashes(signatures(column), BANDS, ROWS).T if bands is None else np.array(bands, np.uint64)
+    hashes = hash_bands(signatures(column), BANDS, ROWS).T if bands is None else np.array(bands, np.uint64)
     columns = {f"positive_band_{band:02}": each for band, each in enumerate(hashes)}
     table = pa.table({"positive_hash": text_hashes(column), **columns})
     cuts = np.linspace(0, len(texts), shards + 1).astype(int)
@@ -104,7 +104,7 @@ def signed(work: Path, texts: Sequence[str], bands: Bands | None = None, shards:
         own.append(work / f"signed_{number}.parquet")
         pq.write_table(pa.table({"positive": column[start:stop]}), filtered[-1], row_group_size=1000)
         pq.write_table(table[start:stop], own[-1])
-    return Pairs(tuple(filtered), tuple(own), row_starts(filtered), work)
+    return Pairs(tuple(filtered), tuple(own), find_row_starts(filtered), work)
 
 
 def found(
@@ -115,7 +115,7 @@ def found(
     engine: Engine = ONE,
 ) -> Clusters:
     alike = np.ones(pairs.rows, np.bool_) if similar is None else np.array(similar)
-    return clusters(pairs, "positive", alike, bands, threshold, engine)
+    return find_clusters(pairs, "positive", alike, bands, threshold, engine)
 
 
 def labels(result: Clusters) -> list[int]:
@@ -256,7 +256,7 @@ SMALL = {"_BUCKET_ROWS": 40, "_EDGES": 5, "_SLICE": 4, "_BLOCK_BYTES": 3_000}
 def test_the_parts_of_the_work_change_nothing(
     tmp_path: Path, mixed: list[str], monkeypatch: pytest.MonkeyPatch, small: dict[str, int], shards: int
 ) -> None:
-    bands = band_hashes(signatures(pa.array(mixed)), BANDS, ROWS).T
+    bands = hash_bands(signatures(pa.array(mixed)), BANDS, ROWS).T
     coarse = [1 + len(text) // 10 << 40 for text in mixed]  # whose leaders are like few others
     hashes = np.stack([*bands, np.array(coarse, np.uint64)])
     alike = [(a, b) for a, b in alike_pairs(mixed, 0.7) if (hashes[:, a] == hashes[:, b]).any()]
@@ -344,7 +344,7 @@ def test_no_texts_at_all(tmp_path: Path) -> None:
 )
 def test_equals_are_told_apart_though_their_shortened_hashes_collide(rows: list[tuple[int, bool]]) -> None:
     hashes, similar = np.array([one for one, _ in rows], np.int64), np.array([one for _, one in rows], np.bool_)
-    assert clustering._equals(hashes, similar).tolist() == [rows.index(row) for row in rows]
+    assert clustering._find_equal_texts(hashes, similar).tolist() == [rows.index(row) for row in rows]
 
 
 def test_similarities_of_any_rows_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,11 +355,11 @@ def test_similarities_of_any_rows_in_any_order(tmp_path: Path, monkeypatch: pyte
     assert len(blocks) > 3
     left, right = np.random.default_rng(0).integers(0, len(texts), (2, 500))
     exact = np.array([similarity(texts[a], texts[b]) for a, b in zip(left, right, strict=True)])
-    np.testing.assert_array_equal(similarities(tmp_path, blocks, left, right, 0.0, ONE), exact)
-    found_alike = similarities(tmp_path, blocks, left, right, 0.5, ONE)
+    np.testing.assert_array_equal(compute_similarities(tmp_path, blocks, left, right, 0.0, ONE), exact)
+    found_alike = compute_similarities(tmp_path, blocks, left, right, 0.5, ONE)
     np.testing.assert_array_equal(found_alike, np.where(exact >= 0.5, exact, 0))
     nothing = np.empty(0, np.int64)
-    assert similarities(tmp_path, blocks, nothing, nothing, 0.7, ONE).tolist() == []
+    assert compute_similarities(tmp_path, blocks, nothing, nothing, 0.7, ONE).tolist() == []
 
 
 def test_what_failed_is_named(tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ from conan_embedding.pipeline.dedup.decontamination import (
     CONTAINED,
     SHORTEST,
     HeldOut,
-    containing,
-    content,
-    evaluation_files,
+    find_containing,
+    find_evaluation_files,
+    find_nearest,
+    fingerprint_set,
     mark_contaminated,
-    nearest,
-    prepared,
+    prepare_held_out,
     read_held_out,
 )
-from conan_embedding.pipeline.dedup.signatures import SIDES, band_columns, banded, sign_shard
+from conan_embedding.pipeline.dedup.signatures import SIDES, band_columns, hash_text_bands, sign_shard
 from conan_embedding.schemas.errors import CorpusError, RecipeError
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -58,8 +58,8 @@ def known(folder: Path, texts: Sequence[tuple[str, str, bool]]) -> HeldOut:
     """Evaluation texts as they are compared: (text, set, asked)."""
     schema = {"text": pl.String, "set": pl.String, "asked": pl.Boolean}
     pl.DataFrame(texts, schema, orient="row").write_parquet(folder / "known.parquet")
-    prepared.cache_clear()
-    return prepared(folder / "known.parquet", BANDS, ROWS)
+    prepare_held_out.cache_clear()
+    return prepare_held_out(folder / "known.parquet", BANDS, ROWS)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def marked(tmp_path: Path, write_shards) -> Callable[..., Told]:
         sign_shard(filtered, SIDES, BANDS, ROWS, "f", signed)
         theirs, found = tmp_path / "known.parquet", tmp_path / "found.parquet"
         read_held_out(files).write_parquet(theirs)
-        prepared.cache_clear()
+        prepare_held_out.cache_clear()
         mark_contaminated(filtered, signed, theirs, start, BANDS, ROWS, 0.7, found)
         frame = pl.read_parquet(found)
         assert frame.schema == {"row": pl.Int64, "detail": pl.String}
@@ -200,8 +200,8 @@ def test_the_set_of_the_nearest_text_is_named(tmp_path: Path) -> None:
     )
     assert similarity(mine, near(mine, 10)) == similarity(mine, near(mine, 40))
     texts = pa.array([text(7), mine, "", near(mine, 10)], pa.large_string())
-    hashes = pl.DataFrame(list(banded(texts, BANDS, ROWS)), schema=band_columns("query", BANDS))
-    found = nearest(texts, hashes, theirs, 0.7).sort("row")
+    hashes = pl.DataFrame(list(hash_text_bands(texts, BANDS, ROWS)), schema=band_columns("query", BANDS))
+    found = find_nearest(texts, hashes, theirs, 0.7).sort("row")
     assert found.columns == ["row", "other", "similarity"]
     assert found.rows() == [(1, 1, similarity(mine, near(mine, 40))), (3, 3, 1.0)]
 
@@ -219,14 +219,14 @@ def test_the_nearest_of_brute_force(tmp_path: Path, threshold: float) -> None:
     others = [*dict.fromkeys(edited(dice.choice(originals)) for _ in range(150))]
     texts = pa.array([edited(dice.choice(originals)) for _ in range(100)], pa.large_string())
     theirs = known(tmp_path, [(other, "exam", False) for other in others])
-    ours = banded(texts, BANDS, ROWS)
-    meet = (ours[:, :, None] == banded(pa.array(others, pa.large_string()), BANDS, ROWS)[:, None]).any(axis=0)
+    ours = hash_text_bands(texts, BANDS, ROWS)
+    meet = (ours[:, :, None] == hash_text_bands(pa.array(others, pa.large_string()), BANDS, ROWS)[:, None]).any(axis=0)
     expected = []
     for row, one in enumerate(texts.to_pylist()):
         ranked = sorted((-similarity(one, others[other]), other) for other in meet[row].nonzero()[0].tolist())
         if ranked and -ranked[0][0] >= threshold:
             expected.append((row, ranked[0][1], -ranked[0][0]))
-    found = nearest(texts, pl.DataFrame(list(ours), schema=band_columns("query", BANDS)), theirs, threshold)
+    found = find_nearest(texts, pl.DataFrame(list(ours), schema=band_columns("query", BANDS)), theirs, threshold)
     assert found.sort("row").rows() == expected
     assert len(expected) > 10
 
@@ -237,8 +237,8 @@ def test_a_bucket_of_many_evaluation_texts_is_met_at_its_head(tmp_path: Path, mo
     theirs = known(tmp_path, [(mine + HAN[place], "exam", False) for place in range(20)])
     assert max(band["hash"].value_counts()["count"].max() for band in theirs.bands) == 3
     texts = pa.array([mine], pa.large_string())
-    hashes = pl.DataFrame(list(banded(texts, BANDS, ROWS)), schema=band_columns("query", BANDS))
-    assert nearest(texts, hashes, theirs, 0.7).rows() == [(0, 0, similarity(mine, mine + HAN[0]))]
+    hashes = pl.DataFrame(list(hash_text_bands(texts, BANDS, ROWS)), schema=band_columns("query", BANDS))
+    assert find_nearest(texts, hashes, theirs, 0.7).rows() == [(0, 0, similarity(mine, mine + HAN[0]))]
 
 
 LETTERS = st.sampled_from("天天天天天地")
@@ -263,7 +263,7 @@ def test_what_contains_queries_against_brute_force(
         for query, place in asked
         if query in one
     }
-    found = containing(column, theirs)
+    found = find_containing(column, theirs)
     assert found.columns == ["row", "set", "why"]
     assert set(found.rows()) == expected
 
@@ -290,7 +290,7 @@ def test_passages_of_a_haystack_are_left_out(tmp_path: Path, pair, write_shards)
     ]
     classes = [pair("体育新闻一则", "体育类别", "labels", "classification")]
     write_shards(tmp_path, "evaluation", rows, classes, [])
-    files = evaluation_files(tmp_path, True)
+    files = find_evaluation_files(tmp_path, True)
     assert [file.name for file in files] == [f"part-0000{number}.parquet" for number in range(3)]
     assert read_held_out(files).rows() == [
         ("第一个问题", "exam", True),
@@ -304,41 +304,41 @@ def test_passages_of_a_haystack_are_left_out(tmp_path: Path, pair, write_shards)
 def test_which_sets_are_kept_out(tmp_path: Path, pair, write_shards) -> None:
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "metrics.json").touch()  # which `conan evaluate` leaves
-    assert evaluation_files(tmp_path, True) == evaluation_files(tmp_path, False) == []
+    assert find_evaluation_files(tmp_path, True) == find_evaluation_files(tmp_path, False) == []
     write_shards(tmp_path, "evaluation", [pair("问", "答", "exam")], [pair("问", "答", "quiz")])
     exam, quiz = (tmp_path / f"evaluation/part-0000{number}.parquet" for number in range(2))
     other = lines(tmp_path, "other", [{"query": "问"}])
-    assert evaluation_files(tmp_path, False) == []
-    assert evaluation_files(tmp_path, True) == [exam, quiz]
-    assert evaluation_files(tmp_path, ["quiz", str(other)]) == [quiz, other]
+    assert find_evaluation_files(tmp_path, False) == []
+    assert find_evaluation_files(tmp_path, True) == [exam, quiz]
+    assert find_evaluation_files(tmp_path, ["quiz", str(other)]) == [quiz, other]
     with pytest.raises(
         RecipeError, match=r"lost is neither .* nor an evaluation set of the corpus; there are exam, quiz$"
     ):
-        evaluation_files(tmp_path, ["lost"])
+        find_evaluation_files(tmp_path, ["lost"])
     (tmp_path / "evaluation/.incomplete").touch()
     with pytest.raises(CorpusError, match="interrupted"):
-        evaluation_files(tmp_path, True)
+        find_evaluation_files(tmp_path, True)
 
 
 def test_what_decides_the_texts_of_a_set(tmp_path: Path, pair, write_shards) -> None:
     rows = [[pair("问", "答", "exam")], [pair("问", "对", "exam")]]
     write_shards(tmp_path, "evaluation", *rows)
     one, other = sorted((tmp_path / "evaluation").glob("*.parquet"))
-    before = content(one)
-    assert before != content(other)
+    before = fingerprint_set(one)
+    assert before != fingerprint_set(other)
     write_shards(tmp_path, "evaluation", *rows)  # the same again
-    assert content(one) == before
+    assert fingerprint_set(one) == before
     file = lines(tmp_path, "exam", [{"query": "问"}])
-    before = content(file)
-    assert content(file) == before
+    before = fingerprint_set(file)
+    assert fingerprint_set(file) == before
     file.write_text('{"query": "另外的问"}', "utf-8")
-    assert content(file) != before
+    assert fingerprint_set(file) != before
 
 
 def test_a_users_file_may_lie_in_a_folder_called_evaluation(tmp_path: Path) -> None:
     (tmp_path / "evaluation").mkdir()
     file = lines(tmp_path / "evaluation", "dev", [{"query": "这是一个用来评测的问题"}, {"query": 20241231}])
-    assert content(file)
+    assert fingerprint_set(file)
     assert sorted(read_held_out([file])["set"]) == ["dev", "dev"]
 
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 from conan_embedding.pipeline.dedup.lsh import (
     NO_BUCKET,
-    band_hashes,
-    buckets,
     choose_bands,
     collision_probability,
+    find_buckets,
+    hash_bands,
     pack,
 )
 from conan_embedding.pipeline.dedup.minhash import signatures
@@ -34,15 +34,15 @@ def test_band_hashes_are_equal_where_the_bands_are() -> None:
     second = first.copy()
     second[[0, 25]] += 1  # bands 0 and 4 of six rows
     second[120:] = 0  # in no band
-    equal = np.equal(*band_hashes(np.stack([first, second])))
+    equal = np.equal(*hash_bands(np.stack([first, second])))
     assert np.flatnonzero(~equal).tolist() == [0, 4]
 
 
 def test_band_hashes_tell_bands_apart_and_spread() -> None:
     same = np.full((1, 128), 7, dtype=np.uint32)
-    assert len(np.unique(band_hashes(same))) == 20
+    assert len(np.unique(hash_bands(same))) == 20
     small = np.arange(1000 * 128, dtype=np.uint32).reshape(1000, 128)
-    hashes = band_hashes(small, 16, 8).ravel()
+    hashes = hash_bands(small, 16, 8).ravel()
     assert len(np.unique(hashes)) == 16_000
     ones = np.unpackbits(hashes.view(np.uint8)).reshape(-1, 64).mean(axis=0)
     assert np.abs(ones - 0.5).max() < 4.5 * 0.5 / np.sqrt(len(hashes))
@@ -52,18 +52,18 @@ def test_a_band_hash_is_fnv_with_its_number() -> None:
     rng = np.random.default_rng(1)
     signatures = rng.integers(0, 2**32, (3, 128), dtype=np.uint32)
     expected = [[plain_band_hash(row[4 * i : 4 * i + 4].tolist(), i) for i in range(32)] for row in signatures]
-    assert band_hashes(signatures, 32, 4).tolist() == expected
+    assert hash_bands(signatures, 32, 4).tolist() == expected
 
 
 def test_an_empty_text_is_in_no_bucket() -> None:
-    hashes = band_hashes(signatures(pa.array(["", None, "中"])))
+    hashes = hash_bands(signatures(pa.array(["", None, "中"])))
     assert (hashes[:2] == NO_BUCKET).all()
     assert (hashes[2] != NO_BUCKET).all()
 
 
 def test_bands_must_fit_the_signature() -> None:
     with pytest.raises(ValueError, match="22 bands of 6 rows"):
-        band_hashes(np.zeros((1, 128), dtype=np.uint32), 22, 6)
+        hash_bands(np.zeros((1, 128), dtype=np.uint32), 22, 6)
 
 
 @pytest.mark.parametrize("similarity", [0.5, 0.7, 0.8])
@@ -72,7 +72,7 @@ def test_recall_is_the_share_of_signatures_that_meet(similarity: float, bands: i
     rng = np.random.default_rng(0)
     first = rng.integers(0, 2**32, (20_000, 128), dtype=np.uint32)
     second = np.where(rng.random(first.shape) < similarity, first, first + np.uint32(1))
-    met = (band_hashes(first, bands, rows) == band_hashes(second, bands, rows)).any(axis=1).mean()
+    met = (hash_bands(first, bands, rows) == hash_bands(second, bands, rows)).any(axis=1).mean()
     assert met == pytest.approx(collision_probability(similarity, bands, rows), abs=0.015)
 
 
@@ -96,7 +96,7 @@ def test_a_recall_out_of_reach_is_refused() -> None:
 
 
 def edges(hashes: list[int], bits: int) -> list[tuple[int, int]]:
-    leaders, members = buckets(pack(np.array(hashes, np.uint64), np.arange(len(hashes)), bits), bits)
+    leaders, members = find_buckets(pack(np.array(hashes, np.uint64), np.arange(len(hashes)), bits), bits)
     return list(zip(leaders.tolist(), members.tolist(), strict=True))
 
 
@@ -119,12 +119,12 @@ def test_a_bucket_is_a_star_to_its_smallest_row(hashes: list[int]) -> None:
 def test_rows_keep_their_numbers_and_any_order() -> None:
     rows = np.array([900, 17, 4, 1023])
     packed = pack(np.array([9 << 20, 8 << 20, 9 << 20, 9 << 20], np.uint64), rows, 10)
-    leaders, members = buckets(packed, 10)
+    leaders, members = find_buckets(packed, 10)
     assert (leaders.tolist(), members.tolist()) == ([4, 4], [900, 1023])
 
 
 def test_a_bucket_of_a_million_is_a_million_edges_at_once() -> None:
     packed = pack(np.full(1_000_000, 9 << 40, np.uint64), np.arange(1_000_000), 20)
-    leaders, members = buckets(packed, 20)
+    leaders, members = find_buckets(packed, 20)
     assert not leaders.any()
     np.testing.assert_array_equal(members, np.arange(1, 1_000_000))

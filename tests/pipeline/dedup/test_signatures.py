@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from conan_embedding.pipeline.corpus.folder import read_footer
 from conan_embedding.pipeline.dedup import signatures as made_by
-from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, band_hashes
+from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, hash_bands
 from conan_embedding.pipeline.dedup.minhash import shingle_hash, text_hashes
-from conan_embedding.pipeline.dedup.signatures import SIDES, band_columns, read_column, sign_shard, tasks
+from conan_embedding.pipeline.dedup.signatures import SIDES, band_columns, plan_signing, read_column, sign_shard
 from conan_embedding.pipeline.text.normalise import match_key
 from datasketch import MinHash
 from hypothesis import example, given
@@ -32,7 +32,7 @@ def datasketch_bands(texts: Sequence[str]) -> np.ndarray:
         sketch = MinHash(num_perm=128, scheme="affine32", hashfunc=shingle_hash)
         sketch.update_batch([shingle.encode("utf-32-le") for shingle in shingles])
         found.append(sketch.hashvalues)
-    return band_hashes(np.array(found, np.uint32).reshape(-1, 128), BANDS, ROWS)
+    return hash_bands(np.array(found, np.uint32).reshape(-1, 128), BANDS, ROWS)
 
 
 def keyed(texts: Sequence[str]) -> list[str]:
@@ -115,7 +115,7 @@ def test_what_decides_signatures(tmp_path: Path, pair, write_shards) -> None:
 
     def decided(folder: str, rows: list[dict], *more: object) -> str:
         write_shards(tmp_path / folder, "filter", rows)
-        [task] = tasks([tmp_path / folder / "filter/part-00000.parquet"], *more)
+        [task] = plan_signing([tmp_path / folder / "filter/part-00000.parquet"], *more)
         assert task.arguments == (tmp_path / folder / "filter/part-00000.parquet", *more)
         return task.fingerprint
 

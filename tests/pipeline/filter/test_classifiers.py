@@ -13,7 +13,7 @@ import torch
 from conan_embedding.pipeline.encoder.model_folder import ModelError
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.filter import classifiers as module
-from conan_embedding.pipeline.filter.classifiers import label_place, load, model_fingerprint, probabilities
+from conan_embedding.pipeline.filter.classifiers import find_label, load_classifier, model_fingerprint, predict
 from conan_embedding.pipeline.filter.stage import filter_pairs
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.settings import ClassifierSettings, FilterSettings
@@ -61,7 +61,7 @@ def settings_of(folder: Path, label: str | int = "clean", **more: object) -> Cla
 
 def judged(folder: Path, texts: list[str], label: str | int = "clean", **more: object) -> list[float]:
     settings = settings_of(folder, label, **more)
-    return probabilities(pl.Series(texts, dtype=pl.String), settings, model_fingerprint(settings)).to_list()
+    return predict(pl.Series(texts, dtype=pl.String), settings, model_fingerprint(settings)).to_list()
 
 
 def logits_of(folder: Path, text: str) -> torch.Tensor:
@@ -125,9 +125,11 @@ def test_a_sentence_transformer_with_an_output_a_class(bge: Path, outputs: int) 
 
 def test_each_distinct_text_is_judged_once(advert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    whole = module._head
-    monkeypatch.setattr(module, "_head", lambda encoder, ids, mask: seen.append(len(ids)) or whole(encoder, ids, mask))
-    module._load.cache_clear()
+    whole = module._compute_logits
+    monkeypatch.setattr(
+        module, "_compute_logits", lambda encoder, ids, mask: seen.append(len(ids)) or whole(encoder, ids, mask)
+    )
+    module._load_once.cache_clear()
     judged(advert, TEXTS * 3)
     assert sum(seen) == len(set(TEXTS))
     assert judged(advert, []) == []
@@ -136,11 +138,11 @@ def test_each_distinct_text_is_judged_once(advert: Path, monkeypatch: pytest.Mon
 def test_a_model_is_read_once_until_its_weights_change(advert: Path) -> None:
     settings = settings_of(advert)
     before = model_fingerprint(settings)
-    assert load(settings, before) is load(settings_of(advert, "spam", min=0.9), before)
+    assert load_classifier(settings, before) is load_classifier(settings_of(advert, "spam", min=0.9), before)
     weights = load_file(advert / "model.safetensors")
     save_file(weights | {"classifier.bias": torch.tensor([9.0, 0, 0])}, advert / "model.safetensors", {"format": "pt"})
     after = model_fingerprint(settings)
-    assert after != before and load(settings, after) is not load(settings, before)
+    assert after != before and load_classifier(settings, after) is not load_classifier(settings, before)
     assert judged(advert, ["一"])[0] > 0.9
 
 
@@ -164,9 +166,9 @@ def test_an_unknown_label_names_the_nearest(advert: Path) -> None:
 
 
 def test_labels_without_names_and_labels_that_are_numbers() -> None:
-    assert label_place("LABEL_1", ("LABEL_0", "LABEL_1")) == label_place(1, ("LABEL_0", "LABEL_1")) == 1
-    assert label_place("0", ("1", "0")) == 1
-    assert label_place(0, ("1", "0")) == 0
+    assert find_label("LABEL_1", ("LABEL_0", "LABEL_1")) == find_label(1, ("LABEL_0", "LABEL_1")) == 1
+    assert find_label("0", ("1", "0")) == 1
+    assert find_label(0, ("1", "0")) == 0
 
 
 @pytest.mark.parametrize(
@@ -220,13 +222,13 @@ def test_a_classifier_judges_only_what_all_before_it_kept(
     rows = [pair(QUESTION, f"{ANSWER}{letter}") for letter in "一丁七万"]
     write_shards(tmp_path, "ingest", [*rows, pair("嗯", ANSWER)], [pair(QUESTION, "好", task="sts", label=0.5)])
     seen: list[int] = []
-    whole = module.probabilities
+    whole = module.predict
 
     def counted(texts: pl.Series, settings: ClassifierSettings, weights: str) -> pl.Series:
         seen.append(len(texts))
         return whole(texts, settings, weights)
 
-    monkeypatch.setattr(module, "probabilities", counted)
+    monkeypatch.setattr(module, "predict", counted)
     classifiers = {"first": settings_of(advert, min=1.0), "second": settings_of(advert, "spam")}
     assert filter_pairs(tmp_path, FilterSettings(classifiers=classifiers), Engine()).rejected == {
         "query_length": 1,

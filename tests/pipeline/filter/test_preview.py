@@ -145,8 +145,8 @@ def test_a_sample_is_drawn_in_proportion_and_again_the_same(
     assert pq.read_metadata(tmp_path / "ingest" / "part-00002.parquet").num_row_groups == 17
     drawn = Counter()
     for seed in range(20):
-        found = list(module._draw(folders.shards(tmp_path, "ingest"), list(sizes.values()), 40, seed))
-        again = list(module._draw(folders.shards(tmp_path, "ingest"), list(sizes.values()), 40, seed))
+        found = list(module._draw_sample(folders.shards(tmp_path, "ingest"), list(sizes.values()), 40, seed))
+        again = list(module._draw_sample(folders.shards(tmp_path, "ingest"), list(sizes.values()), 40, seed))
         frame = pl.concat([one.with_columns(pl.col("source").cast(pl.String)) for one in found])
         assert frame.height == frame["pair_id"].n_unique() == 40
         assert [one["pair_id"].to_list() for one in found] == [one["pair_id"].to_list() for one in again]
@@ -166,7 +166,7 @@ def test_every_row_is_as_likely(tmp_path: Path, pair, write_shards) -> None:
     drawn = Counter(
         name
         for seed in range(400)
-        for frame in module._draw(found, [4, 6], 3, seed)
+        for frame in module._draw_sample(found, [4, 6], 3, seed)
         for name in frame["pair_id"].to_list()
     )
     assert sorted(drawn) == sorted(row["pair_id"] for row in rows)
@@ -175,7 +175,7 @@ def test_every_row_is_as_likely(tmp_path: Path, pair, write_shards) -> None:
 
 
 def test_places_in_parts() -> None:
-    parts = module._split(np.array([0, 2, 3, 9]), [3, 0, 5, 2])
+    parts = module._split_places(np.array([0, 2, 3, 9]), [3, 0, 5, 2])
     assert [part.tolist() for part in parts] == [[0, 2], [], [0], [1]]
 
 
@@ -227,9 +227,11 @@ def test_classifiers_are_explained_and_counted(
     from conan_embedding.pipeline.filter import classifiers
 
     monkeypatch.setattr(
-        classifiers, "probabilities", lambda texts, settings, weights: texts.str.contains("红叶").cast(pl.Float64)
+        classifiers, "predict", lambda texts, settings, weights: texts.str.contains("红叶").cast(pl.Float64)
     )
-    monkeypatch.setattr(classifiers, "load", lambda *_: classifiers.Classifier(None, None, ("clean", "advert"), True))
+    monkeypatch.setattr(
+        classifiers, "load_classifier", lambda *_: classifiers.Classifier(None, None, ("clean", "advert"), True)
+    )
     rows = [pair(QUESTION, ANSWER), pair(QUESTION, "立即购买，全场包邮。"), pair(QUESTION, "好吃不贵")]
     write_shards(tmp_path, "ingest", rows)
     settings = FilterSettings.model_validate(

@@ -4,7 +4,7 @@ from random import Random
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.filter.rules import RULES, first_failing, judge, measure, select_rules, strip_title
+from conan_embedding.pipeline.filter.rules import RULES, find_first_failing, judge, measure, select_rules, strip_title
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.settings import ClassifierSettings
 
@@ -211,7 +211,7 @@ def test_classifiers_are_the_last_rules() -> None:
 
 def test_first_failing_is_of_the_values_alone() -> None:
     rules = select_rules({}, classifiers={"advert": ClassifierSettings(model="anywhere", label=0)})[-1:]
-    found = first_failing(pl.DataFrame({"advert": [0.123456, 0.5, None, 0.0]}), rules)
+    found = find_first_failing(pl.DataFrame({"advert": [0.123456, 0.5, None, 0.0]}), rules)
     assert found.rows() == [("advert", "0.1235 < 0.5"), (None, None), (None, None), ("advert", "0 < 0.5")]
 
 

@@ -8,7 +8,7 @@ import pytest
 from conan_embedding.pipeline.corpus.folder import read_footer
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.filter.rules import RULES
-from conan_embedding.pipeline.filter.stage import filter_pairs, groups
+from conan_embedding.pipeline.filter.stage import filter_pairs, read_groups
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.settings import FilterSettings
 
@@ -204,5 +204,5 @@ def test_groups_of_a_shard_without_rows(tmp_path: Path, pair, write_shards) -> N
         [pair(QUESTION, ANSWER, source=s, category=c) for s, c in (("b", "news"), ("a", "news"))],
     )
     first, second = sorted((tmp_path / "ingest").glob("*.parquet"))
-    assert groups(first) == []
-    assert groups(second) == [("a", "news"), ("b", "news")]
+    assert read_groups(first) == []
+    assert read_groups(second) == [("a", "news"), ("b", "news")]

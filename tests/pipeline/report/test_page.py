@@ -16,7 +16,13 @@ from conan_embedding.pipeline.corpus.pools import write_pools
 from conan_embedding.pipeline.corpus.saved_recipe import save_recipe
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.mine.methods import ceiling_sql
-from conan_embedding.pipeline.report.charts import histogram, lines, percent, size, ticks
+from conan_embedding.pipeline.report.charts import (
+    choose_ticks,
+    format_percent,
+    format_size,
+    render_histogram,
+    render_lines,
+)
 from conan_embedding.pipeline.report.page import write_report
 from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.pairs import PAIR, REJECTED_AT_INGEST
@@ -161,10 +167,10 @@ def test_figures_are_those_of_the_rows(scored_corpus: Path, tmp_path: Path) -> N
         ["dedup", "20", "0", "20"],
         ["score", "20", "3", "17"],
     ]
-    assert stages[3][4:] == [f"{17 / 33:.1%}", size(sum(text.values())), "2"]
+    assert stages[3][4:] == [f"{17 / 33:.1%}", format_size(sum(text.values())), "2"]
     assert rows_of(html, "By source") == [
-        ["web", "23", "12", "12", "9", "39.1%", size(text["web"])],
-        ["news &amp; &lt;b&gt;", "8", "8", "8", "8", "100.0%", size(text["news"])],
+        ["web", "23", "12", "12", "9", "39.1%", format_size(text["web"])],
+        ["news &amp; &lt;b&gt;", "8", "8", "8", "8", "100.0%", format_size(text["news"])],
     ]
     assert [row[0] for row in rows_of(html, "By category")] == ["web page", "news"]
     rules = re.findall(r'class="name">(.*?)</span><span>(.*?)</span><span>(.*?)</span>', html)
@@ -198,7 +204,7 @@ def test_what_is_not_there_is_left_out(scored_corpus: Path, tmp_path: Path, pair
     write_ingest(tmp_path / "plain", [pair("问题", "答案")])
     page = Page(write_report(tmp_path / "plain", tmp_path / "page.html").read_text("utf-8"))
     assert page.all("h2") == ["Funnel", "Lengths"]
-    assert not page.all("p")[-1].startswith("Figures are partial")
+    assert not page.all("p")[-1].startswith("The numbers are partial")
 
     with pytest.raises(CorpusError, match="no shards here"):
         write_report(tmp_path / "nothing", tmp_path / "other.html")
@@ -222,7 +228,7 @@ def test_the_cutoff_is_what_rejects_were_held_to_or_else_the_recipe_s(tmp_path: 
 def test_an_interrupted_stage_is_said(scored_corpus: Path, tmp_path: Path) -> None:
     (scored_corpus / "score" / ".incomplete").touch()
     page = Page(write_report(scored_corpus, tmp_path / "page.html").read_text("utf-8"))
-    assert any("Figures are partial" in text and "conan score" in text for text in page.all("p"))
+    assert any("The numbers are partial" in text and "conan score" in text for text in page.all("p"))
 
 
 def test_pools(scored_corpus: Path, tmp_path: Path) -> None:
@@ -285,17 +291,17 @@ def test_training_and_evaluation(scored_corpus: Path, tmp_path: Path) -> None:
 def test_a_line_breaks_where_a_value_is_none() -> None:
     x = np.arange(1.0, 7.0)
     values = np.array([1, 2, np.nan, 4, np.inf, 3])
-    path = re.search(r'class="line s0" d="(.*?)"', lines("t", "u", x, {"a": values}))
+    path = re.search(r'class="line s0" d="(.*?)"', render_lines("t", "u", x, {"a": values}))
     assert path
     assert (path[1].count("M"), path[1].count("L")) == (3, 1)
     assert "nan" not in path[1]
     nothing = np.full(6, np.nan)
-    Page(lines("t", "u", x, {"a": nothing}))
+    Page(render_lines("t", "u", x, {"a": nothing}))
 
 
 def test_a_long_line_is_thinned_by_means() -> None:
     x = np.arange(1000.0)
-    path = re.search(r'class="line s0" d="(.*?)"', lines("t", "u", x, {"a": x}))
+    path = re.search(r'class="line s0" d="(.*?)"', render_lines("t", "u", x, {"a": x}))
     assert path
     points = [tuple(map(float, point.split())) for point in re.findall(r"[ML]([\d. ]+)", path[1])]
     assert 100 < len(points) <= 240
@@ -306,7 +312,7 @@ def test_a_long_line_is_thinned_by_means() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0), (0, 1), (-0.2, 0.83), (3, 3), (0, 1e9), (0.999, 1.001), (-5, -5)])
 def test_ticks_are_round_and_enclose(low: float, high: float) -> None:
-    found = ticks(low, high)
+    found = choose_ticks(low, high)
     assert found[0] <= low <= high <= found[-1]
     assert 2 <= len(found) <= 8
     step = found[1] - found[0]
@@ -318,7 +324,7 @@ def test_ticks_are_round_and_enclose(low: float, high: float) -> None:
 
 def test_a_histogram_takes_any_range() -> None:
     for counts in ({0: 1}, {-20: 3, 19: 1}, {3: 10**9, 400: 1}):
-        html = histogram("t", "u", {"a": counts}, str, (0.5, "m"))
+        html = render_histogram("t", "u", {"a": counts}, str, (0.5, "m"))
         Page(html)
         (area,) = re.findall(r'class="area s0" d="(.*?)"', html)
         assert sum(height > 0 for height in steps_of(area)) == sum(
@@ -327,9 +333,9 @@ def test_a_histogram_takes_any_range() -> None:
 
 
 def test_shares_and_sizes() -> None:
-    assert [percent(*pair) for pair in ((0, 0), (0, 9), (9, 9), (1, 9999), (9999, 10000), (1, 3))] == [
+    assert [format_percent(*pair) for pair in ((0, 0), (0, 9), (9, 9), (1, 9999), (9999, 10000), (1, 3))] == [
         "0.0%", "0.0%", "100.0%", "&lt;0.1%", "&gt;99.9%", "33.3%",
     ]  # fmt: skip
-    assert [size(count) for count in (0, 999, 999_960, 1_500_000, 2.5e15)] == [
+    assert [format_size(count) for count in (0, 999, 999_960, 1_500_000, 2.5e15)] == [
         "0.0 B", "999.0 B", "1.0 MB", "1.5 MB", "2,500.0 TB",
     ]  # fmt: skip

@@ -59,7 +59,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def groups_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "ROW_GROUP", 8)
+    monkeypatch.setattr(shard_writer, "ROW_GROUP", 8)
 
 
 def settings(folder: Path, cutoff: float, **more: Any) -> ScoreSettings:
