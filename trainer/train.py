@@ -41,6 +41,7 @@ from .model.export import export
 from .optimizer import build_engine, full_precision
 from .run_log import Log
 from .stages import Task, build_task
+from .transfer import to_device
 
 MOST_NONFINITE_STEPS = 3
 """Chosen here: successive steps with NaN or infinite gradients that end a run."""
@@ -150,7 +151,7 @@ def _load_model(job: Job) -> tuple[EmbeddingModel, Any]:
 
 def _loss(task: Task, rank_batch: RankBatch, temperature: Tensor | None, own: Tensor) -> Losses:
     """The loss of the batch, from this rank's embeddings [own texts, D] and those of the others."""
-    places, restore = rank_batch.places.to(own.device), rank_batch.restore.to(own.device)
+    places, restore = to_device(rank_batch.places, own.device), to_device(rank_batch.restore, own.device)
     gathered = all_gather_with_grad(own[places], rank_batch.counts)
     return task.loss(gathered[restore], rank_batch.batch, temperature)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...schemas.training_settings import CBBPartition
 from ..loss.cbb import Batch, partition_rows, sts_only_mask
 from ..loss.gradcache import LEAST_TOKENS, chunks_of
+from ..transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,11 @@ def load_batches(
 
 def pad_chunks(
     tokenizer: Any, ids: list[list[int]], gradcache_tokens: int | None, device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
+) -> list[tuple[Tensor, Tensor | None]]:
     """Texts, longest first, as token ids and attention masks [n, L] of those that are encoded together.
 
-    A rank without texts has one empty chunk, as it takes part in encoding all the same.
+    A rank without texts has one empty chunk, as it takes part in encoding all the same. On a GPU, a chunk without
+    padding has no mask: to find out from a mask that nothing is padded, the host would wait for the GPU.
     """
     return [
         _padded(tokenizer, ids[chunk], device) if ids[chunk] else empty_chunk(device)
@@ -93,6 +95,7 @@ def empty_chunk(device: torch.device) -> tuple[Tensor, Tensor]:
     return nothing, nothing
 
 
-def _padded(tokenizer: Any, ids: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device)
-    return padded["input_ids"], padded["attention_mask"]
+def _padded(tokenizer: Any, ids: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+    needs_mask = device.type == "cpu" or len(ids[-1]) < len(ids[0])
+    return to_device(padded["input_ids"], device), to_device(padded["attention_mask"], device) if needs_mask else None

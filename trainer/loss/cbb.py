@@ -26,6 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ...schemas.training_settings import CBBPartition
+from ..transfer import to_device
 from .losses import cosent, cosine_matrix, cosine_pairs, info_nce, matryoshka
 from .terms import LossTerm
 
@@ -191,9 +192,11 @@ def cbb_loss(
         mask_NM[:, len(own_N) :] |= drawn_for != own_N[:, None]
 
     kept = (~mask_NM).numpy().sum(axis=1, dtype=np.float32)
-    index_N, device_mask_NM = own_N.to(device), mask_NM.to(device)
-    queries_ND, passages_MD = embeddings_TD[batch.query_rows.to(device)], embeddings_TD[columns_M.to(device)]
-    left_PD, right_PD = (embeddings_TD[rows.to(device)] for rows in (batch.left_rows, batch.right_rows))
+    index_N, device_mask_NM = to_device(own_N, device), to_device(mask_NM, device)
+    queries_ND, passages_MD, left_PD, right_PD = (
+        embeddings_TD[to_device(rows, device)]
+        for rows in (batch.query_rows, columns_M, batch.left_rows, batch.right_rows)
+    )
 
     def retrieval_loss(queries_Nd: Tensor, passages_Md: Tensor) -> Tensor:
         return info_nce(queries_Nd, passages_Md, index_N, temperature, device_mask_NM)
@@ -210,8 +213,8 @@ def cbb_loss(
     with torch.no_grad():
         scores_NM = cosine_matrix(queries_ND, passages_MD)
         negative_scores = scores_NM.new_full(present_NK.shape, float("nan"))
-        rows, columns = drawn_for.to(device), len(own_N) + torch.arange(len(drawn_for), device=device)
-        negative_scores[rows, drawn_place.to(device)] = scores_NM[rows, columns]
+        rows, columns = to_device(drawn_for, device), len(own_N) + torch.arange(len(drawn_for), device=device)
+        negative_scores[rows, to_device(drawn_place, device)] = scores_NM[rows, columns]
     labels = batch.labels.numpy()
     return Losses(
         total=total,

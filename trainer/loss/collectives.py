@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..transfer import to_device
+
 Value = TypeVar("Value")
 
 
@@ -48,7 +50,7 @@ def all_reduce_sum(numbers: Sequence[int], device: Any) -> list[int]:
     """The sum of each number over all ranks, on every rank."""
     if world()[1] == 1:
         return list(numbers)
-    sums = torch.tensor(numbers, dtype=torch.int64, device=device)
+    sums = to_device(torch.tensor(numbers, dtype=torch.int64), device)
     dist.all_reduce(sums)
     found: list[int] = sums.tolist()
     return found
@@ -58,7 +60,7 @@ def all_reduce_max(numbers: Sequence[int], device: Any) -> list[int]:
     """The largest of each number over all ranks, on every rank."""
     if world()[1] == 1:
         return list(numbers)
-    largest = torch.tensor(numbers, dtype=torch.int64, device=device)
+    largest = to_device(torch.tensor(numbers, dtype=torch.int64), device)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     found: list[int] = largest.tolist()
     return found

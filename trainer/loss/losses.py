@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from ..transfer import to_device
+
 
 def cosine_matrix(queries_ND: Tensor, passages_MD: Tensor) -> Tensor:
     """Cosine of every query with every passage: [n, m], float32 or wider also under autocast."""
@@ -49,13 +51,13 @@ def cosent(scores_P: Tensor, labels_P: Tensor, temperature: float) -> Tensor:
     sum: O(p log p) instead of p² terms. Equal labels make no pair. Without any ordered pair (no scores, one, or
     all of one label) the loss is 0 with zero gradients. Labels on the CPU spare a GPU from being waited for.
     """
-    scaled_P = scores_P.to(_at_least_float32(scores_P)) / temperature
     labels_P, order_P = torch.sort(labels_P)
     lower_P = torch.searchsorted(labels_P, labels_P)  # how many pairs have a strictly smaller label
     above = (lower_P > 0).nonzero()[:, 0]
-    scaled_P = scaled_P[order_P.to(scaled_P.device)]
-    inner = torch.logcumsumexp(scaled_P, dim=0)[(lower_P[above] - 1).to(scaled_P.device)]
-    return torch.logsumexp(torch.cat([scaled_P.new_zeros(1), inner - scaled_P[above.to(scaled_P.device)]]), dim=0)
+    order_P, last_below, above = (to_device(each, scores_P.device) for each in (order_P, lower_P[above] - 1, above))
+    scaled_P = scores_P.to(_at_least_float32(scores_P))[order_P] / temperature
+    inner = torch.logcumsumexp(scaled_P, dim=0)[last_below]
+    return torch.logsumexp(torch.cat([scaled_P.new_zeros(1), inner - scaled_P[above]]), dim=0)
 
 
 def matryoshka(loss: Callable[..., Tensor], dims: Sequence[int]) -> Callable[..., Tensor]:

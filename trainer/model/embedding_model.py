@@ -53,13 +53,16 @@ class EmbeddingModel(nn.Module):
         temperature = self.first_temperature * self.log_temperature.float().exp()[0]
         return temperature + (temperature.clamp(min=0.01) - temperature).detach()  # its gradient can bring it back
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Vectors [n, D] of texts [n, L]; zero texts give [0, D], still attached to every parameter."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Vectors [n, D] of texts [n, L], without a mask where nothing is padded.
+
+        Zero texts give [0, D], still attached to every parameter.
+        """
         count = len(input_ids)
         if count == 0:  # encoders cannot run on nothing, and a rank without texts needs its gradients
             # Not by a call of its own: under ZeRO 3 all ranks run the same modules in the same order.
             input_ids = attention_mask = torch.ones(1, 1, dtype=torch.long, device=input_ids.device)
-        if self.packable and input_ids.device.type == "cpu":
+        if self.packable and attention_mask is not None and input_ids.device.type == "cpu":
             hidden_NLH = hidden_states(self.encoder, input_ids, attention_mask)
         else:
             hidden_NLH = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

@@ -74,5 +74,15 @@ def _attention(
     return torch.cat([*found, torch.zeros_like(fillers[0])])[None], None
 
 
+def _mask(*, attention_mask: Tensor | None, allow_is_bidirectional_skip: bool, **options: Any) -> Tensor | None:
+    """What sdpa_mask makes of padding, but without reading it to leave out a mask that masks nothing.
+
+    Reading it would make the host wait for a GPU.
+    """
+    skip = allow_is_bidirectional_skip and attention_mask is None
+    mask: Tensor | None = sdpa_mask(attention_mask=attention_mask, allow_is_bidirectional_skip=skip, **options)
+    return mask
+
+
 AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION, _mask)

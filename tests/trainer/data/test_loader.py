@@ -4,7 +4,8 @@ import time
 from typing import Any
 
 import pytest
-from conan_embedding.trainer.data.loader import load_batches
+import torch
+from conan_embedding.trainer.data.loader import load_batches, pad_chunks
 from conan_embedding.trainer.loss.cbb import Batch, build_batch
 
 
@@ -15,6 +16,12 @@ class Words:
 
     def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [[ord(character) for character in text] for text in texts]}
+
+    def pad(self, inputs: dict[str, list[list[int]]], **_: Any) -> dict[str, torch.Tensor]:
+        ids = inputs["input_ids"]
+        lengths, longest = torch.tensor([len(each) for each in ids]), max(map(len, ids))
+        padded = torch.tensor([each + [0] * (longest - len(each)) for each in ids])
+        return {"input_ids": padded, "attention_mask": (torch.arange(longest) < lengths[:, None]).long()}
 
 
 def load(steps: range, checks_every: int, fails_at: int = 0, rank: int = 0, ranks: int = 1) -> tuple[Any, list[str]]:
@@ -55,3 +62,14 @@ def test_ranks_share_the_texts_of_a_batch() -> None:
     parts = [next(load(range(1, 2), 9, rank=rank, ranks=2)[0])[1] for rank in range(2)]
     assert sorted(ids for part in parts for ids in part.ids) == [[ord("p"), ord("1")], [ord("q"), ord("1")]]
     assert [len(part.ids) for part in parts] == [1, 1]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_beyond_a_cpu_only_padded_texts_have_a_mask(device: str) -> None:
+    """So that nobody has to read a mask, which a GPU would have to be waited for."""
+    place = torch.device(device)
+    (ids, mask), (short_ids, short_mask) = pad_chunks(Words(), [[1] * 6, [2] * 6, [3] * 2, [4]], 12, place)
+    assert (ids.shape, short_ids.shape) == ((2, 6), (2, 2))
+    assert (mask is None) == (device == "meta")
+    assert short_mask.shape == (2, 2)
+    assert {each.device.type for each in (ids, short_ids, short_mask)} == {device}

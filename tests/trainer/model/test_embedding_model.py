@@ -240,3 +240,12 @@ def test_precision(
     monkeypatch.setattr("conan_embedding.trainer.model.embedding_model.best_device", lambda: device)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
     assert precision_of(FinetuneSettings(**settings)) == expected
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_texts_without_padding_need_no_mask(plain: Path, packed: bool) -> None:
+    model, tokenizer = load(plain, dimension=24)
+    model.packable = packed
+    ids = torch.tensor([tokenizer("今天天气好")["input_ids"]] * 2)
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(ids, None), model(ids, torch.ones_like(ids)), atol=1e-6)
