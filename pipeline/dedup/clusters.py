@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from ..corpus.folder import read_batches
 from ..engine.calls import Call, Engine
 from ..engine.stage import StageError, run_calls
+from ..text.kernels import kernel
 from ..text.match_key import match_keys
 from .lsh import NO_BUCKET, Rows, find_buckets, pack
-from .minhash import ShingleSets, jaccard, kernel, shingle_sets
+from .minhash import ShingleSets, jaccard, shingle_sets
 from .signatures import Side, band_columns, read_column
 
 COMPARED = 64

@@ -13,9 +13,10 @@ from ahocorasick_rs import BytesAhoCorasick
 from ...schemas.errors import RecipeError
 from ...schemas.registry import did_you_mean
 from ..corpus.folder import committed, fingerprint, is_begun, read_batches, read_footer, shards
+from ..text.kernels import utf8_buffers
 from ..text.match_key import match_keys
 from .lsh import NO_BUCKET
-from .minhash import ShingleSets, jaccard, shingle_sets, utf8
+from .minhash import ShingleSets, jaccard, shingle_sets
 from .signatures import SIDES, band_columns, hash_text_bands, is_class, read_compared_texts
 
 SHORTEST = 4
@@ -198,7 +199,7 @@ def find_nearest(texts: pa.LargeStringArray, hashes: pl.DataFrame, theirs: HeldO
 
 def find_containing(texts: pa.LargeStringArray, theirs: HeldOut) -> pl.DataFrame:
     """Find the texts that contain an evaluation query: `row`, `set`, `why`."""
-    offsets, data = utf8(texts)
+    offsets, data = utf8_buffers(texts)
     found = theirs.automaton.find_matches_as_indexes(data[offsets[0] : offsets[-1]].data, overlapping=True)
     query, start, end = np.array(found, np.int64).reshape(-1, 3).T
     row = np.searchsorted(offsets - offsets[0], start, side="right") - 1

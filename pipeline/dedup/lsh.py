@@ -5,7 +5,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .minhash import PERMUTATIONS, Hashes, kernel
+from ..text.kernels import kernel
+from .minhash import PERMUTATIONS, Hashes
 
 Rows: TypeAlias = NDArray[np.int64]
 

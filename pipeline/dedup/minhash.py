@@ -8,28 +8,19 @@ shingle.
 Texts are compared as they are given; the caller normalises them.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasketch import MinHash
-from numba import njit
 from numpy.typing import NDArray
 
-Texts: TypeAlias = pa.Array | pa.ChunkedArray
-Offsets: TypeAlias = NDArray[np.int64]
-Hashes: TypeAlias = NDArray[np.uint32]
+from ..text.kernels import Offsets, Texts, decode, kernel, utf8_buffers
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-kernel: Callable[[Function], Function] = njit(cache=True, nogil=True)
+Hashes: TypeAlias = NDArray[np.uint32]
 
 PERMUTATIONS = 128
 # Shingles that meet the 128 permutations together, so that a signature is loaded and stored once for eight.
 _TOGETHER = 8
-
-_NOTHING = pa.array([], type=pa.large_string())
 
 
 class Shingling(NamedTuple):
@@ -87,7 +78,7 @@ def signatures(texts: Texts, shingling: Shingling = SHINGLING) -> NDArray[np.uin
     """
     multipliers, increments = MinHash(num_perm=PERMUTATIONS, scheme="affine32").permutations
     result = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
-    _sign(*utf8(texts), shingling, multipliers, increments, result)
+    _sign(*utf8_buffers(texts), shingling, multipliers, increments, result)
     return result
 
 
@@ -104,7 +95,7 @@ def shingle_sets(
     chosen = np.arange(len(texts)) if rows is None else rows
     if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(texts):
         raise IndexError(f"rows {chosen.min()} to {chosen.max()} of a column of {len(texts)}")
-    return ShingleSets(*_collect(*utf8(texts), chosen, shingling))
+    return ShingleSets(*_collect(*utf8_buffers(texts), chosen, shingling))
 
 
 def jaccard(
@@ -127,26 +118,8 @@ def text_hashes(texts: Texts) -> NDArray[np.int64]:
     Source: MurmurHash2.cpp, https://github.com/aappleby/smhasher.
     """
     result = np.empty(len(texts), dtype=np.int64)
-    _hash_texts(*utf8(texts), result)
+    _hash_texts(*utf8_buffers(texts), result)
     return result
-
-
-def utf8(texts: Texts) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """(offsets int64[n + 1], data uint8) of a string column, without copying the data of a single chunk."""
-    kind = texts.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise TypeError(f"expected a column of strings, not {kind}")
-    # Large offsets first: combining the chunks of 32-bit offsets would overflow at 2 GiB.
-    column = texts.cast(pa.large_string())
-    if column.null_count:  # a null slot may still own bytes
-        column = pc.fill_null(column, "")
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [_NOTHING])
-    if not len(column):  # which need not have buffers
-        return np.frombuffer(bytes(8), dtype=np.int64), np.frombuffer(b"", dtype=np.uint8)
-    _, ends, data = column.buffers()
-    offsets = np.frombuffer(ends, dtype=np.int64)[column.offset : column.offset + len(column) + 1]
-    return offsets, np.frombuffer(data or b"", dtype=np.uint8)
 
 
 @kernel
@@ -159,29 +132,6 @@ def _longest(offsets: Offsets, rows: NDArray[np.int64]) -> int:
 
 
 @kernel
-def _decode(data: NDArray[np.uint8], start: int, end: int, points: Hashes) -> int:
-    """Write the code points of `data[start:end]`, reading no byte beyond it, to `points`; their number."""
-    count = 0
-    at = start
-    while at < end:
-        lead = np.uint32(data[at])
-        if lead < 0x80:
-            point, width = lead, 1
-        elif lead < 0xE0:
-            point, width = lead & np.uint32(0x1F), 2
-        elif lead < 0xF0:
-            point, width = lead & np.uint32(0x0F), 3
-        else:
-            point, width = lead & np.uint32(0x07), 4
-        for i in range(at + 1, min(at + width, end)):
-            point = np.uint32(point << 6) | np.uint32(data[i] & 0x3F)
-        points[count] = point
-        count += 1
-        at += width
-    return count
-
-
-@kernel
 def _hash_shingles(
     data: NDArray[np.uint8], start: int, end: int, shingling: Shingling, points: Hashes, hashes: Hashes
 ) -> int:
@@ -189,7 +139,7 @@ def _hash_shingles(
 
     Every step runs over all positions before the next one, so that each becomes a vector loop.
     """
-    length = _decode(data, start, end, points)
+    length = decode(data, start, end, points)
     if length == 0:
         return 0
     ngram = shingling.short_ngram if length < shingling.short_below else shingling.ngram

@@ -4,16 +4,13 @@ Most filter rules are quotients of these counts, so they are taken once for each
 UTF-8 bytes of an Arrow buffer: a regular expression for every count would read each text a dozen times.
 """
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
-from numba import njit
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-kernel: Callable[[Function], Function] = njit(cache=True, nogil=True)
+from ..text.kernels import code_point, kernel, utf8_buffers
 
 PROFILE = (
     "characters",  # code points
@@ -97,16 +94,8 @@ def _read(data: Any, classes: Any, points: Any, seen: Any, of_class: Any, row: A
     size, at = 0, 0
     misread, separators, run = 0, 0, 0
     while at < len(data):
-        byte = np.uint32(data[at])
-        if byte < 0x80:
-            point, at = byte, at + 1
-        elif byte < 0xE0:
-            point, at = (byte & 0x1F) << 6 | data[at + 1] & 0x3F, at + 2
-        elif byte < 0xF0:
-            point, at = (byte & 0xF) << 12 | (data[at + 1] & 0x3F) << 6 | data[at + 2] & 0x3F, at + 3
-        else:
-            high = (byte & 7) << 18 | (data[at + 1] & 0x3F) << 12
-            point, at = high | (data[at + 2] & 0x3F) << 6 | data[at + 3] & 0x3F, at + 4
+        point, width = code_point(data, at)
+        at += width
         points[size] = point
         kind = classes[point]
         of_class[size & 3, kind & 7] += 1
@@ -303,10 +292,7 @@ def profile(texts: pl.Series) -> pl.DataFrame:
     Lines and n-grams are counted in a text's first 2²⁰ characters.
     """
     rows = np.zeros((len(texts), len(PROFILE)), np.int64)
-    array = texts.fill_null("").to_arrow()
-    _, offsets, data = array.buffers()
-    if data is not None and len(texts):
-        starts = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-        seen = np.zeros(_CODE_POINTS, np.int32)  # 4 MB, of which NumPy, unlike Numba, touches nothing before it is used
-        _profile(np.frombuffer(data, np.uint8), starts, _classes(), seen, rows)
+    offsets, data = utf8_buffers(texts.to_arrow())
+    seen = np.zeros(_CODE_POINTS, np.int32)  # 4 MB, of which NumPy, unlike Numba, touches nothing before it is used
+    _profile(data, offsets, _classes(), seen, rows)
     return pl.DataFrame(rows, schema=list(PROFILE))

@@ -1,13 +1,10 @@
 """Kernels that find records in bytes. Import them where they are called: loading Numba takes a second and 70 MB."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from numba import njit
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-kernel: Callable[[Function], Function] = njit(cache=True, nogil=True)
+from ..text.kernels import kernel
 
 MORE, ENDED, DAMAGED, FULL = range(4)
 """Statuses of `find_elements`."""

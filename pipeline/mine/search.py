@@ -6,14 +6,15 @@ number of vectors. Rules drop a passage before it is ranked: it takes no other o
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import faiss
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
+from numba import prange
 
 from ..encoder.onednn import inner_products
+from ..text.kernels import inner_kernel, parallel_kernel
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -39,10 +40,6 @@ GPU_DEPTH = 2_048
 """FAISS on a GPU finds no more neighbours at a time."""
 NONE = np.iinfo(np.int64).min
 """The key of no passage, less than any other."""
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-kernel: Callable[[Function], Function] = njit(cache=True)
-parallel_kernel: Callable[[Function], Function] = njit(cache=True, parallel=True)
 
 
 class Rules(NamedTuple):
@@ -185,7 +182,7 @@ def _blocks(start: int, end: int, size: int) -> Iterator[Integers]:
     return (np.arange(first, min(first + size, end)) for first in range(start, end, size))
 
 
-@kernel
+@inner_kernel
 def _share(left: Integers, right: Integers) -> bool:
     """Whether two short lists have a value in common."""
     for one in left:
@@ -195,7 +192,7 @@ def _share(left: Integers, right: Integers) -> bool:
     return False
 
 
-@kernel
+@inner_kernel
 def _key(score: float, passage: int) -> np.int64:
     """A number that is greater for a better passage: one of greater score, or of equal score and lesser number.
 
@@ -205,14 +202,14 @@ def _key(score: float, passage: int) -> np.int64:
     return (bits ^ (bits >> 31 & 0x7FFFFFFF)) << 32 | 0xFFFFFFFF - passage
 
 
-@kernel
+@inner_kernel
 def _score(key: np.int64) -> np.float32:
     """The score of a key."""
     ordered = key >> 32
     return np.int32(ordered ^ (ordered >> 31 & 0x7FFFFFFF)).view(np.float32)
 
 
-@kernel
+@inner_kernel
 def _replace_least(heap: Integers, key: np.int64) -> None:
     """Put a key in the place of the least, which is on top."""
     at, child, last = 0, 1, len(heap) - 1

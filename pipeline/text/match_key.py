@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..dedup.minhash import Offsets, Texts, kernel, utf8
+from .kernels import Offsets, Texts, code_point, kernel, utf8_buffers
 from .normalise import match_key
 
 _TABLED = 0x20000
@@ -25,7 +25,7 @@ _ALONE = np.uint32(0xFFFFFFFF)
 
 def match_keys(texts: Texts) -> pa.LargeStringArray:
     """match_key of a string column: NFKC, lower case, letters and digits alone; a null is an empty text."""
-    offsets, data = utf8(texts)
+    offsets, data = utf8_buffers(texts)
     ends, written, others = _write_keys(offsets, data, _table())
     found = pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(written))
     if len(others):
@@ -75,26 +75,7 @@ def _write_keys(
     for row in range(rows):
         start, at, end = size, offsets[row], offsets[row + 1]
         while at < end:
-            lead = np.uint32(data[at])
-            if lead < 0x80:
-                point, width = lead, 1
-            elif lead < 0xE0:
-                point, width = (lead & np.uint32(0x1F)) << np.uint32(6) | np.uint32(data[at + 1] & 0x3F), 2
-            elif lead < 0xF0:
-                point = (
-                    (lead & np.uint32(0x0F)) << np.uint32(12)
-                    | np.uint32(data[at + 1] & 0x3F) << np.uint32(6)
-                    | np.uint32(data[at + 2] & 0x3F)
-                )
-                width = 3
-            else:
-                point = (
-                    (lead & np.uint32(0x07)) << np.uint32(18)
-                    | np.uint32(data[at + 1] & 0x3F) << np.uint32(12)
-                    | np.uint32(data[at + 2] & 0x3F) << np.uint32(6)
-                    | np.uint32(data[at + 3] & 0x3F)
-                )
-                width = 4
+            point, width = code_point(data, at)
             becomes = table[point] if point < _TABLED else _ALONE
             if becomes == _ALONE:
                 break
