@@ -21,7 +21,7 @@ from ..engine.stage import Task, find_finished, run_stage
 from .personal_data import mask_personal_data
 from .rules import Rule, find_first_failing, judge, select_rules, strip_title
 
-VERSION = 4
+VERSION = 5
 
 Group = tuple[str, str]
 """A source and its category. The pairs of a group are judged by the same thresholds."""

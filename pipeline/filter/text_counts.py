@@ -101,13 +101,13 @@ def _read(data: Any, classes: Any, points: Any, seen: Any, of_class: Any, row: A
         of_class[size & 3, kind & 7] += 1
         size += 1
         seen[point] += 1
+        if not kind & _SEPARATOR:
+            run = 0
         if kind & (_SEPARATOR | _MISREAD):
             misread += kind & _MISREAD != 0
             run += kind & _SEPARATOR != 0
             if run >= _SEPARATOR_RUN:
                 separators += _SEPARATOR_RUN if run == _SEPARATOR_RUN else 1
-        if not kind & _SEPARATOR:
-            run = 0
     dominant = 0
     for point in points[:size]:
         if seen[point] > dominant and classes[point] & 7 != _SPACE and classes[point] & 7 != _DIGIT:

@@ -8,7 +8,7 @@ from collections import Counter
 import polars as pl
 import pytest
 from conan_embedding.pipeline.filter.text_counts import PROFILE, profile
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 ALPHABET = "中文字天地人ab1２½，。!…“\n\n  $≈😀é\u0301\ufffd\ue000々〇Ãÿ锟锛--=|"
@@ -57,16 +57,26 @@ TEXTS = st.one_of(
     st.text(ALPHABET, max_size=60),
     st.text("ab\n中", max_size=200),  # few letters: many repeats
     st.text("a\n", max_size=40),  # as many lines as characters
-    st.text("-=…a", max_size=40),  # separators
+    st.lists(st.sampled_from(["=", "-…-", "====", "a", "\n", "Ã", "锟"]), max_size=12).map("".join),  # separators
     st.builds(lambda part, times: part * times, st.text(ALPHABET, max_size=20), st.integers(0, 12)),
 )
 
 
 @given(st.lists(TEXTS, max_size=8))
+@example(["====Ã", "=====锟", "-…--ÿÃ===", "Ã===Ã===="])
 def test_profile_counts_as_python_does(texts: list[str]) -> None:
     found = profile(pl.Series(texts, dtype=pl.String))
     assert found.columns == list(PROFILE)
     assert found.rows(named=True) == [expected(text) for text in texts]
+    assert found.select((pl.max_horizontal(pl.all()) <= pl.col("characters")).all()).item()
+
+
+@pytest.mark.parametrize(
+    ("text", "separators"),
+    [("====Ã", 4), ("=====ÃÃ", 5), ("===Ã", 0), ("==Ã==", 0), ("Ã====Ã----", 8), ("====锟====", 8)],
+)
+def test_a_misread_letter_ends_a_run_of_separators(text: str, separators: int) -> None:
+    assert profile(pl.Series([text]))["separators"].item() == separators
 
 
 def test_profile_of_slices_nulls_and_nothing() -> None:
