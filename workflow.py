@@ -315,7 +315,7 @@ def check_names(recipe: Recipe) -> None:
     from .pipeline.mine.methods import METHODS
 
     check_readers(recipe)
-    METHODS.find(recipe.mine.method, recipe.place("mine", "method"))
+    METHODS.find(recipe.mine.method, recipe.locate("mine", "method"))
     for section in ("pretrain", "finetune"):
         _check_loss_terms(recipe, section)
 
@@ -326,7 +326,7 @@ def _check_loss_terms(recipe: Recipe, section: str) -> None:
     if settings is not None and settings.loss_terms:
         from .trainer.loss.terms import find_terms  # imports torch
 
-        find_terms(settings.loss_terms, recipe.place(section, "loss_terms"))
+        find_terms(settings.loss_terms, recipe.locate(section, "loss_terms"))
 
 
 def steps(recipe: Recipe) -> list[str]:

@@ -99,9 +99,9 @@ class Recipe(Settings):
         """Whether two recipes say the same, wherever each was read from."""
         return isinstance(other, Recipe) and self.__dict__ == other.__dict__
 
-    def place(self, *location: str | int) -> str:
+    def locate(self, *location: str | int) -> str:
         """Where a key stands, for messages: `recipe.yaml:12: mine.method`, or the override that gave it."""
-        return _place(self._file, self._lines, self._overrides, location)
+        return _locate(self._file, self._lines, self._overrides, location)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Recipe":
@@ -204,7 +204,7 @@ def _explain(
 ) -> Iterator[str]:
     for problem in error.errors():
         location = problem["loc"]
-        place = _place(file, lines, overrides, location)
+        place = _locate(file, lines, overrides, location)
         if problem["type"] == "extra_forbidden":
             *parents, key = map(str, location)
             there, _, _ = place.rpartition(": ")
@@ -223,7 +223,7 @@ def _hint(parents: Sequence[str], key: str, location: Sequence[int | str]) -> st
     return did_you_mean(key, _valid_keys(Recipe, location[:-1]), "`{}`".format)
 
 
-def _place(
+def _locate(
     file: str, lines: Mapping[tuple[str, ...], int], overrides: Sequence[str], location: Sequence[int | str]
 ) -> str:
     """Where a key stands: the last override that gave it, else its line, or that of what it stands in; then the key."""

@@ -110,7 +110,7 @@ class ClassifierSettings(Settings):
     label: str | int = Field(description="chosen here: the class whose probability is measured, by name or place")
     min: float = setting(0.5, "chosen here: pairs below this probability are rejected", ge=0, le=1)
     side: Literal["query", "positive"] = setting("positive", "chosen here: the text that is judged")
-    tasks: list[Task] = setting(["pretrain"], "DESIGN §4: labelled tasks pass")
+    tasks: list[Task] = setting(["pretrain"], "chosen here: labelled tasks pass")
     max_length: int = setting(512, "paper §3.1: tokens", ge=2)
     batch_tokens: int | None = setting(None, BATCH_TOKENS, ge=16)
 
@@ -124,9 +124,7 @@ class FilterSettings(Settings):
     classifiers: dict[str, ClassifierSettings] = setting(
         {}, "InternLM2 (arXiv 2403.17297) §3.1.1: advert, fluency, toxicity, pornography; the name is the reason"
     )
-    mask: bool = setting(
-        True, "chosen here: personal data is masked, not dropped (DESIGN: mobile, ID card, e-mail, card)"
-    )
+    mask: bool = setting(True, "chosen here: personal data is masked, not dropped (mobile, ID card, e-mail, bank card)")
     blocked_words: str | None = setting(None, "InternLM2 (arXiv 2403.17297) §3.1.1: a file, a word a line")
     blocked_domains: str | None = setting(None, "InternLM2 (arXiv 2403.17297) §3.1.1: a file, a domain a line")
 
@@ -192,6 +190,8 @@ class MineSettings(EncoderSettings):
         None, "NV-Retriever §4: by method: shifted by 10 ranks, abs 0.7, marginpos 0.05, percpos 0.95"
     )
     top_k: int = setting(100, "chosen here: ranks kept for each query: nine windows of ten after rank 10", ge=1)
-    passages: list[Literal["retrieval", "pretrain"]] = setting(["retrieval"], "DESIGN §6: convert's folders")
+    passages: list[Literal["retrieval", "pretrain"]] = setting(
+        ["retrieval"], "chosen here: whose positives are searched; convert's folders"
+    )
     queries: list[Literal["retrieval", "pretrain"]] = setting(["retrieval"], "chosen here: whose queries get pools")
-    index: str | None = setting(None, "DESIGN §6: Flat up to a million passages, else IVF; a FAISS factory string")
+    index: str | None = setting(None, "chosen here: Flat up to a million passages, else IVF; a FAISS factory string")

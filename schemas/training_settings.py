@@ -102,7 +102,7 @@ class PretrainSettings(OptimizerSettings):
     )
     batch_size: int = setting(8, "paper §3.1: pairs on each GPU", ge=1)
     projection_dim: int = setting(1792, "paper §3.1: the linear layer's width", ge=1)
-    pooling: Literal["mean", "cls"] = setting("mean", "DESIGN §7, as the released model does")
+    pooling: Literal["mean", "cls"] = setting("mean", "chosen here: as the released model does")
     matryoshka_dims: list[PositiveInt] = setting(
         MATRYOSHKA_DIMS, "paper §3.1: MRL widths; the paper names them for fine-tuning"
     )
@@ -123,7 +123,7 @@ class HardNegativeMining(Settings):
     refresh: Literal["static", "rerank", "remine"] = setting(
         "static",
         "paper §2.2: windows are of the pool as it was mined; chosen here: rerank takes them from the candidates as the"
-        " present weights order them, remine rebuilds all pools with the present weights",
+        " current weights order them, remine rebuilds all pools with the current weights",
     )
     remine_every: int = setting(1000, "chosen here: steps between rebuildings of the pools, for remine", ge=1)
 

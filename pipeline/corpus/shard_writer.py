@@ -20,7 +20,7 @@ from .atomic import commit
 from .folder import rejects
 
 ROW_GROUP = 65_536
-"""Rows of a row group at most (DESIGN §3)."""
+"""Chosen here: rows of a row group at most, as stages hold one in memory."""
 GROUP_BYTES = 32 << 20
 """Chosen here: bytes of text with which a row group is full, however few its rows: stages hold a group in memory."""
 

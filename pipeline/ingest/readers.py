@@ -114,9 +114,9 @@ def check_readers(recipe: Recipe) -> None:
     """
     for section, sources in (("sources", recipe.sources), ("evaluation", recipe.evaluation)):
         for number, source in enumerate(sources):
-            reader = READERS.find(source.read, recipe.place(section, number, "read"))
+            reader = READERS.find(source.read, recipe.locate(section, number, "read"))
             if reader.check and (fault := reader.check(source)):
-                raise RecipeError(f"{recipe.place(section, number, 'options')}: {fault}")
+                raise RecipeError(f"{recipe.locate(section, number, 'options')}: {fault}")
 
 
 def find_reader(source: Source) -> Reader:

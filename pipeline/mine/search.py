@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 """Called with the blocks searched so far, and how many there are."""
 
 FLAT_LIMIT = 1_000_000
-"""DESIGN §6: up to this many passages every one is compared; above, an index holds no more of them at a time."""
+"""Chosen here: up to this many passages every one is compared; above, an index holds no more of them at a time."""
 QUERIES, PASSAGES, TOGETHER = 16_384, 4_096, 256
 """Chosen here: vectors in memory of either side; queries multiplied at a time: 4 MB of scores stay in the cache."""
 PAIRS = 16_384

@@ -8,7 +8,7 @@ from conan_embedding.schemas import settings, training_settings
 from conan_embedding.schemas.recipe import Recipe
 from pydantic import BaseModel, ValidationError
 
-ORIGINS = ("paper", "chosen here", "DESIGN", "InternLM2", "NV-Retriever", "CoSENT", "rules.py")
+ORIGINS = ("paper", "chosen here", "InternLM2", "NV-Retriever", "CoSENT", "rules.py")
 MODELS = [
     Recipe,
     *(
