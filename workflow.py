@@ -316,17 +316,20 @@ def check_names(recipe: Recipe) -> None:
 
     check_readers(recipe)
     METHODS.find(recipe.mine.method, recipe.locate("mine", "method"))
-    for section in ("pretrain", "finetune"):
-        _check_loss_terms(recipe, section)
+    for stage in TRAINING_STAGES:
+        _check_loss_terms(recipe, stage)
 
 
-def _check_loss_terms(recipe: Recipe, section: str) -> None:
+def _check_loss_terms(recipe: Recipe, stage: str) -> None:
     """Raise RecipeError where a training stage weighs a loss term that is not registered."""
-    settings = getattr(recipe, section)
+    place: tuple[str, ...] = (stage,)
+    settings = getattr(recipe, stage)
+    if stage == "bootstrap" and settings is not None:
+        place, settings = (stage, "training"), settings.training
     if settings is not None and settings.loss_terms:
         from .trainer.loss.terms import find_terms  # imports torch
 
-        find_terms(settings.loss_terms, recipe.locate(section, "loss_terms"))
+        find_terms(settings.loss_terms, recipe.locate(*place, "loss_terms"))
 
 
 def steps(recipe: Recipe) -> list[str]:

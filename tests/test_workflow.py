@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.schemas.errors import CorpusError, RecipeError
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.workflow import (
@@ -13,6 +14,7 @@ from conan_embedding.workflow import (
     find_corpus,
     find_trained_model,
     last_step,
+    run,
     steps,
     train,
 )
@@ -106,3 +108,16 @@ def test_evaluations_that_end_at_once_keep_all_metrics(tmp_path: Path) -> None:
     _keep_metrics(file, [{**rows[3], "model": "model 3@4", "dimension": 4, "value": 0.7}])
     replaced = [row for row in json.loads(file.read_text("utf-8")) if row["model"].startswith("model 3@")]
     assert [row["value"] for row in replaced] == [0.7]
+
+
+@pytest.mark.parametrize("stage", ["bootstrap", "pretrain", "finetune"])
+def test_loss_terms_are_checked_before_any_work(stage: str, tmp_path: Path) -> None:
+    terms = {"loss_terms": {"nobody_has_it": 1.0}}
+    sections = {stage: {"training": terms} if stage == "bootstrap" else terms}
+    with pytest.raises(RecipeError, match=f"{stage}.*loss_terms: no loss term is called 'nobody_has_it'"):
+        next(run(tmp_path, recipe(**sections), Engine(1), 1))
+    with pytest.raises(RecipeError, match=r"sources\.0\.read: .*'jsnol'.*'jsonl'"):
+        next(run(tmp_path, Recipe.model_validate({"sources": [{**SOURCE, "read": "jsnol"}]}), Engine(1), 1))
+    with pytest.raises(RecipeError, match=r"mine\.method: no mining method is called 'topk-best'"):
+        next(run(tmp_path, recipe(mine={"method": "topk-best"}), Engine(1), 1))
+    assert list(tmp_path.iterdir()) == []
