@@ -22,10 +22,10 @@ def load_plugins(names: Iterable[str]) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except Exception as error:  # whatever a stranger's module raises
             raise RecipeError(
-                f"plugins: {name} can't be imported ({error}); install it where this runs, or add its folder to "
-                "PYTHONPATH"
+                f"plugins: {name} can't be imported ({type(error).__name__}: {error}); install it where this runs, or "
+                "add its folder to PYTHONPATH"
             ) from error
         _loaded[name] = None
 
