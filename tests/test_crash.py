@@ -29,7 +29,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent / "crash"))
 
-import commands
+import forks
 from corpora import STAGES, WITH_WORKERS, Unbroken, check_full_disk, faults, lines, run_unbroken, state, temporaries
 
 pytestmark = [
@@ -82,14 +82,14 @@ def test_kills_at_random_moments(
     random, again = Random(f"{stage} {workers}"), unbroken.command(stage, crashed_corpus, workers=workers)
     unbroken.before(stage, crashed_corpus)
     began = time.monotonic()
-    assert commands.run(again, output) == 0, output.read_text("utf-8")
+    assert forks.run(again, output) == 0, output.read_text("utf-8")
     seconds = time.monotonic() - began
     kills, is_over = 0, True
     while kills < wanted or not is_over:
         if is_over:
             assert state(crashed_corpus) == unbroken.states[stage]
             unbroken.before(stage, crashed_corpus)
-        with commands.started(again, output) as process:
+        with forks.started(again, output) as process:
             process.join(random.uniform(0, seconds) if kills < wanted else None)
         is_over = process.exitcode == 0
         assert is_over or process.exitcode == -signal.SIGKILL, output.read_text("utf-8")
@@ -102,7 +102,7 @@ def test_death_at_every_point(unbroken: Unbroken, crashed_corpus: Path, output: 
     unbroken.before(stage, crashed_corpus)
     again, deaths = unbroken.command(stage, crashed_corpus), 0
     alike = stage == "dedup"  # it decides anew in every run
-    while commands.run(again, output, faults("death", crashed_corpus, points, alike=alike)) == 9:
+    while forks.run(again, output, faults("death", crashed_corpus, points, alike=alike)) == 9:
         deaths += 1
     assert deaths == len(lines(points)), output.read_text("utf-8")
     assert state(crashed_corpus) == unbroken.states[stage]
@@ -126,7 +126,7 @@ def test_death_of_workers(unbroken: Unbroken, crashed_corpus: Path, output: Path
     ]
     unbroken.before("filter", crashed_corpus)
     again = unbroken.command("filter", crashed_corpus, workers=2)
-    assert commands.run(again, output, faults("death", crashed_corpus, points, wanted=wanted)) == 0, output.read_text(
+    assert forks.run(again, output, faults("death", crashed_corpus, points, wanted=wanted)) == 0, output.read_text(
         "utf-8"
     )
     assert sorted(lines(points)) == sorted(wanted)
@@ -140,15 +140,15 @@ def test_back_to_the_recipe_of_before(
     """No shard of one recipe is taken for whole beside rejects of another."""
     before, changed = unbroken.command(stage, crashed_corpus), unbroken.command(stage, crashed_corpus, CHANGES[stage])
     unbroken.before(stage, crashed_corpus)
-    assert commands.run(before, output) == 0, output.read_text("utf-8")
+    assert forks.run(before, output) == 0, output.read_text("utf-8")
     shutil.copytree(crashed_corpus, crashed_corpus.with_name("whole"))
-    assert commands.run(changed, output) == 0, output.read_text("utf-8")
+    assert forks.run(changed, output) == 0, output.read_text("utf-8")
     end = state(crashed_corpus)
     assert end["catalog.duckdb"] != unbroken.states[stage]["catalog.duckdb"] or stage == "ingest"
     shutil.rmtree(crashed_corpus)
     crashed_corpus.with_name("whole").rename(crashed_corpus)
-    while commands.run(changed, output, faults("death", crashed_corpus, points, alike=True)) == 9:
-        assert commands.run(before, output) == 0, output.read_text("utf-8")
+    while forks.run(changed, output, faults("death", crashed_corpus, points, alike=True)) == 9:
+        assert forks.run(before, output) == 0, output.read_text("utf-8")
         assert state(crashed_corpus) == unbroken.states[stage]
     assert state(crashed_corpus) == end
 
@@ -159,8 +159,8 @@ def test_death_while_the_last_shard_is_taken_away(
     shutil.copytree(unbroken.folder / "before" / "filter", crashed_corpus)
     without = unbroken.command("ingest", crashed_corpus, "evaluation=[]")
     wanted = ["after unlink evaluation/part-00000.parquet"]
-    assert commands.run(without, output, faults("death", crashed_corpus, points, wanted=wanted)) == 9
-    assert commands.run(without, output) == 0, output.read_text("utf-8")
+    assert forks.run(without, output, faults("death", crashed_corpus, points, wanted=wanted)) == 9
+    assert forks.run(without, output) == 0, output.read_text("utf-8")
     assert [file for file in (crashed_corpus / "evaluation").rglob("*") if file.is_file()] == []
 
 
@@ -170,7 +170,7 @@ def test_a_disk_full_from_any_point_on(
 ) -> None:
     unbroken.before(stage, crashed_corpus)
     again, failures = unbroken.command(stage, crashed_corpus), 0
-    while code := commands.run(again, output, faults("full", crashed_corpus, points, alike=True)):
+    while code := forks.run(again, output, faults("full", crashed_corpus, points, alike=True)):
         check_full_disk(code, output.read_text("utf-8"), crashed_corpus)
         points.with_suffix(".full").unlink()
         failures += 1
@@ -202,7 +202,7 @@ def test_a_small_disk(unbroken: Unbroken, disk: Path, output: Path) -> None:
     for stage in STAGES:
         room = 16 << 10
         give_room(disk, room)
-        while code := commands.run(unbroken.command(stage, corpus), output):
+        while code := forks.run(unbroken.command(stage, corpus), output):
             check_full_disk(code, output.read_text("utf-8"), corpus)
             failures[stage] += 1
             room *= 3

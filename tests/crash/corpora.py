@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import commands
 import duckdb
+import forks
 import polars as pl
 import pyarrow.parquet as pq
 import yaml
@@ -40,11 +40,22 @@ class Unbroken:
         return [stage, str(corpus), *own, *(f"--set={override}" for override in overrides), "--json"]
 
 
+def write_inputs(folder: Path) -> None:
+    """The sample in `folder/sources`, and in `folder/model` an encoder of one layer that has learnt nothing."""
+    import pyarrow as pa
+    from conan_embedding.pipeline.demo.generate import write_sample
+    from conan_embedding.trainer.model.bootstrap import tiny_bert
+
+    write_sample(folder / "sources", rows=300)
+    texts = pa.chunked_array([[chr(point) for point in range(0x4E00, 0x5200)]])
+    tiny_bert(folder / "model", texts=texts, layers=1, hidden=32, heads=2, intermediate=64, max_length=64)
+
+
 def run_unbroken(folder: Path) -> Unbroken:
     """Write the inputs and run every stage."""
     folder.mkdir(exist_ok=True)
     made = Unbroken(folder, folder / "recipe.yaml")
-    commands.write_inputs(folder)
+    assert forks.exit_codes([forks.start(write_inputs, folder)]) == [0]
     recipe = yaml.safe_load(RECIPE.read_text("utf-8"))
     encoder = {"model": str(folder / "model"), "pooling": "mean", "max_length": 32}
     small = {
@@ -60,7 +71,7 @@ def run_unbroken(folder: Path) -> Unbroken:
     corpus.mkdir()
     for stage in STAGES:
         shutil.copytree(corpus, folder / "before" / stage)
-        assert commands.run(made.command(stage, corpus), output) == 0, output.read_text("utf-8")
+        assert forks.run(made.command(stage, corpus), output) == 0, output.read_text("utf-8")
         made.states[stage] = state(corpus)
     return made
 

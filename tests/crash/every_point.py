@@ -6,10 +6,13 @@ Two runs for each point: about a second with one worker, some seconds with two.
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
-import commands
+sys.path.append(str(Path(__file__).parents[1] / "shared"))
+
+import forks
 from corpora import STAGES, WITH_WORKERS, Unbroken, check_full_disk, faults, lines, run_unbroken, state
 
 
@@ -19,7 +22,7 @@ def points_of(unbroken: Unbroken, stage: str, fault: str, workers: int, folder: 
     unbroken.before(stage, corpus)
     points.unlink(missing_ok=True)
     again = unbroken.command(stage, corpus, workers=workers)
-    assert commands.run(again, folder / "output", faults(fault, corpus, points, wanted=[])) == 0
+    assert forks.run(again, folder / "output", faults(fault, corpus, points, wanted=[])) == 0
     return lines(points)
 
 
@@ -29,14 +32,14 @@ def try_point(unbroken: Unbroken, stage: str, fault: str, workers: int, point: s
     unbroken.before(stage, corpus)
     points.unlink(missing_ok=True)
     again = unbroken.command(stage, corpus, workers=workers)
-    code = commands.run(again, output, faults(fault, corpus, points, wanted=[point]))
+    code = forks.run(again, output, faults(fault, corpus, points, wanted=[point]))
     assert lines(points) == [point]
     points.with_suffix(".full").unlink(missing_ok=True)
     if fault == "full":
         check_full_disk(code, output.read_text("utf-8"), corpus)
     else:
         assert code in {"kill": (-9,), "death": (9, 0) if workers > 1 else (9,)}[fault], output.read_text("utf-8")
-    assert code == 0 or commands.run(again, output) == 0, output.read_text("utf-8")
+    assert code == 0 or forks.run(again, output) == 0, output.read_text("utf-8")
     assert state(corpus) == unbroken.states[stage]
 
 

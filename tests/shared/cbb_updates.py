@@ -1,18 +1,13 @@
-"""Updates by any number of ranks and in any partition, and the paper's equation 3 written out pair by pair.
-
-This file is also the program that makes the updates of one process group; it forks its ranks after loading everything
-once.
-"""
+"""Updates by any number of ranks and in any partition, and the paper's equation 3 written out pair by pair."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import forks
 import torch
 import torch.distributed as dist
 from conan_embedding.schemas.training_settings import CBBPartition
@@ -184,11 +179,21 @@ def one_update(case: Case, partition: CBBPartition, cached: bool, rank: int, wor
 
 
 def run(make_updates: str, world_size: int, folder: Path) -> list[Any]:
-    """What each rank of a process group has saved."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, __file__, make_updates, str(world_size), str(folder)]
-    assert subprocess.run(program, env=environment, timeout=240, check=False).returncode == 0
+    """What each rank of a process group makes."""
+    ranks = [
+        forks.start(save_updates, make_updates, rank, world_size, folder, output=folder / "output")
+        for rank in range(world_size)
+    ]
+    assert set(forks.exit_codes(ranks)) == {0}, (folder / "output").read_text("utf-8")
     return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+
+
+def save_updates(make_updates: str, rank: int, world_size: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    place, patience = f"file://{folder}/store", timedelta(seconds=100)
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world_size, timeout=patience)
+    torch.save(globals()[make_updates](rank, world_size), folder / f"{rank}.pt")
+    dist.destroy_process_group()
 
 
 def plain_updates(rank: int, world_size: int) -> list[list[tuple[Tensor, Tensor]]]:
@@ -209,8 +214,11 @@ def deepspeed_updates(rank: int, world_size: int) -> dict[tuple[str, int, bool],
 
 def deepspeed_update(precision: str, zero: int, cached: bool, rank: int, world_size: int) -> Tensor:
     import deepspeed
+    from deepspeed.accelerator import get_accelerator
     from deepspeed.utils import safe_get_full_fp32_param
 
+    get_accelerator().is_fp16_supported = lambda: True  # not offered on CPUs, but it works
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as in train.py: compiling it takes 40 s
     model = Encoder().float()
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -230,39 +238,3 @@ def deepspeed_update(precision: str, zero: int, cached: bool, rank: int, world_s
         backward(engine, [(chunk,) for chunk in chunks], loss, cached)
         engine.step()
     return flat([each if zero == 0 else safe_get_full_fp32_param(each) for each in model.parameters()]).double()
-
-
-def rank_main(make_updates: Callable[[int, int], Any], rank: int, world_size: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    place, patience = f"file://{folder}/store", timedelta(seconds=100)
-    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world_size, timeout=patience)
-    torch.save(make_updates(rank, world_size), folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-def main(make_updates: str, world_size: int, folder: Path) -> None:
-    """Fork the ranks; the exit code says whether all got through."""
-    if make_updates == "deepspeed_updates":
-        import deepspeed
-        import torch._inductor.compile_fx  # noqa: F401 (DeepSpeed loads it: once for all here)
-        from deepspeed.accelerator import get_accelerator
-
-        get_accelerator().is_fp16_supported = lambda: True  # not offered on CPUs, but it works
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as in train.py: compiling it takes 40 s
-    ranks = []
-    for rank in range(world_size):
-        if pid := os.fork():
-            ranks.append(pid)
-            continue
-        try:
-            rank_main(globals()[make_updates], rank, world_size, folder)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
-    sys.exit(sum(os.waitpid(pid, 0)[1] for pid in ranks) > 0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

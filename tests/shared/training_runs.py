@@ -1,18 +1,15 @@
-"""Runs of training that several files of tests look at, and the program that makes them: it loads DeepSpeed once."""
+"""Runs of training that several files of tests look at."""
 
-import gc
-import importlib
 import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import forks
 import torch
 from conan_embedding.schemas.training_settings import (
     FinetuneSettings,
@@ -30,9 +27,12 @@ PRETRAIN = {**SHARED, "batch_size": 8, "projection_dim": 24, "matryoshka_dims": 
 FINETUNE = {**SHARED, "retrieval_batch": 8, "sts_batch": 6, "matryoshka_dims": [16, 32], "negatives": 4}
 EASILY = HardNegativeMining(check_every=4, factor=1.0, ceiling=2.0)  # half the queries move at a check
 PLAIN = {"steps": 8, "warmup": 0.25, "weight_decay": 0.5, "gradient_clipping": 0.7}
-LONG = {"steps": 40, "checkpoint_every": 10}
-REFRESHED = {**FINETUNE, "steps": 24, "checkpoint_every": 5}
+SHORT = {"steps": 5}
+LONG = {"steps": 28, "checkpoint_every": 7}
+REFRESHED = {**FINETUNE, "steps": 18, "checkpoint_every": 5}
 RERANK = EASILY.model_copy(update={"refresh": "rerank", "factor": 0.95})
+HALFWAY = 9
+"""Steps after which a run is ended: a check of DHNM, at 8, among those that its last checkpoint does not have."""
 REMINE = EASILY.model_copy(update={"refresh": "remine", "remine_every": 6})
 
 
@@ -77,20 +77,20 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
     "finetune on two": (FinetuneSettings(**FINETUNE, **LONG, hard_negative_mining=EASILY), 2),
     "plain": (PretrainSettings(**PRETRAIN, **PLAIN), 1),
     "recomputed": (PretrainSettings(**PRETRAIN, **PLAIN, gradient_checkpointing=True), 1),
-    "zero 0, chunked": (FinetuneSettings(**FINETUNE, steps=8, zero_stage=0, gradcache_tokens=64), 2),
-    "zero 1": (FinetuneSettings(**FINETUNE, steps=8, zero_stage=1), 2),
-    "zero 2": (FinetuneSettings(**FINETUNE, steps=8, zero_stage=2), 2),
+    "zero 0, chunked": (FinetuneSettings(**FINETUNE, **SHORT, zero_stage=0, gradcache_tokens=64), 2),
+    "zero 1": (FinetuneSettings(**FINETUNE, **SHORT, zero_stage=1), 2),
+    "zero 2": (FinetuneSettings(**FINETUNE, **SHORT, zero_stage=2), 2),
     "zero 3": (
-        FinetuneSettings(**FINETUNE, steps=8, zero_stage=3, gradcache_tokens=64, validation=Validation(every=8)),
+        FinetuneSettings(**FINETUNE, **SHORT, zero_stage=3, gradcache_tokens=128, validation=Validation(every=5)),
         2,
     ),
     "zero 3, bf16": (
         FinetuneSettings(
-            **FINETUNE, steps=8, zero_stage=3, gradcache_tokens=64, precision="bf16", gradient_checkpointing=True
+            **FINETUNE, **SHORT, zero_stage=3, gradcache_tokens=128, precision="bf16", gradient_checkpointing=True
         ),
         2,
     ),
-    "chunked": (FinetuneSettings(**FINETUNE, steps=8, gradcache_tokens=64, cbb_partition="per_task"), 2),
+    "chunked": (FinetuneSettings(**FINETUNE, **SHORT, gradcache_tokens=64, cbb_partition="per_task"), 2),
     "bf16": (PretrainSettings(**PRETRAIN, steps=3, precision="bf16"), 2),
     "validated": (
         PretrainSettings(
@@ -120,69 +120,60 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
 }
 """Those that are killed, or asked to stop, are started again; those that lose something end with exit code 1."""
 
-LOADED = (
-    *("faiss", "numba", "pandas", "setuptools"),
-    *("torch._inductor.compile_fx", "transformers.models.bert.modeling_bert"),
-)
-"""What a run imports as it goes, pyarrow and DeepSpeed for it: once here, for all of them."""
+
+class Runs(dict[str, Job]):
+    """The runs above, each made when a test first asks for it; one that fails fails those tests alone."""
+
+    def __init__(self, base: Path, corpus: Path, tiny: Path) -> None:
+        self.base, self.corpus, self.tiny = base, corpus, tiny
+        self.failed: dict[str, Exception] = {}
+
+    def __missing__(self, name: str) -> Job:
+        if name in self.failed:
+            raise self.failed[name]
+        try:
+            self[name] = train(Path(shutil.copytree(self.corpus, self.base / name)), self.tiny, name)
+        except Exception as error:
+            self.failed[name] = error
+            raise
+        return self[name]
 
 
-def train_all(base: Path, made_corpus: Path, tiny: Path) -> None:
-    arguments = []
-    for name, (settings, processes) in RUNS.items():
-        job = job_of(Path(shutil.copytree(made_corpus, base / name)), tiny, settings)
-        job.folder.mkdir(parents=True)
-        job.file.write_text(job.model_dump_json())
-        ended = {"killed": "KILL", "stopped": "TERM", "lost": "exit"}.get(name.rpartition(", ")[2], "")
-        arguments.append(f"{job.file}@{processes}@{ended}")
-    (base / "extensions").mkdir()
-    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(base / "extensions")}
-    environment |= {"OMP_NUM_THREADS": "1", "CONAN_DEBUG": "1"}
-    program = [sys.executable, __file__, *arguments]
-    assert subprocess.run(program, env=environment, check=False).returncode == 0
+def train(corpus: Path, tiny: Path, name: str) -> Job:
+    """Make a run, in a corpus of its own."""
+    settings, processes = RUNS[name]
+    job = job_of(corpus, tiny, settings)
+    job.folder.mkdir(parents=True)
+    job.file.write_text(job.model_dump_json())
+    ended = name.rpartition(", ")[2]
+    if ended in ("killed", "stopped"):
+        codes = run_ranks(job, processes, signal.SIGKILL if ended == "killed" else signal.SIGTERM)
+        steps = [int(place.name.removeprefix("step-")) for place in job.checkpoints]
+        found = {"codes": codes, "checkpoints": steps, "logged": log_of(job)[-1]["step"]}
+        (job.folder / "ended.json").write_text(json.dumps(found))
+        (job.folder / "checkpoints" / ".step-00000099.tmp").mkdir()  # half of one, of a kill while saving
+    assert set(run_ranks(job, processes)) == {1 if ended == "lost" else 0}, (corpus / "output").read_text("utf-8")
+    return job
+
+
+def run_ranks(job: Job, processes: int, ended: signal.Signals | None = None) -> list[int | None]:
+    """Exit codes of the ranks of a job, all of them ended by a signal halfway if there is one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    common = {**master, "WORLD_SIZE": str(processes), "TORCH_EXTENSIONS_DIR": str(job.corpus / "extensions")}
+    ranks = []
+    for rank in range(processes):
+        own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "CONAN_DEBUG": "1"}
+        ranks.append(forks.start(forks.train, str(job.file), output=job.corpus / "output", environment=own))
+    if ended:
+        wait_until(lambda: losses_logged(job) >= HALFWAY or any(rank.exitcode is not None for rank in ranks))
+        for rank in ranks:
+            assert rank.pid
+            os.kill(rank.pid, ended)
+    return forks.exit_codes(ranks)
 
 
 def losses_logged(job: Job) -> int:
-    return (job.folder / "log.jsonl").read_text().count('"loss"')
-
-
-def run_here(job: Job, processes: int, ended: str = "") -> list[int]:
-    """Exit codes of the ranks of a job, forks of this process, which has loaded all; `ended` by a signal halfway."""
-    from conan_embedding.trainer.train import run
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    ranks = []
-    for rank in range(processes):
-        if pid := os.fork():
-            ranks.append(pid)
-            continue
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        try:
-            os._exit(run(job.file))
-        finally:
-            os._exit(1)
-    if ended:  # after steps, checks of DHNM among them, that its last checkpoint does not have
-        wait_until(lambda: (job.folder / "log.jsonl").exists() and losses_logged(job) >= 14)
-        for pid in ranks:
-            os.kill(pid, signal.Signals[f"SIG{ended}"])
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
-
-
-if __name__ == "__main__":
-    for module in LOADED:
-        importlib.import_module(module)
-    gc.freeze()  # else a collection in a fork copies every page that it looks at
-    for argument in sys.argv[1:]:
-        file, count, ended = argument.rsplit("@", 2)
-        job = Job.model_validate_json(Path(file).read_text())
-        if ended in ("KILL", "TERM"):
-            codes = run_here(job, int(count), ended)
-            steps = [int(place.name.removeprefix("step-")) for place in job.checkpoints]
-            found = {"codes": codes, "checkpoints": steps, "logged": log_of(job)[-1]["step"]}
-            (job.folder / "ended.json").write_text(json.dumps(found))
-            (job.folder / "checkpoints" / ".step-00000099.tmp").mkdir()  # half of one, of a kill while saving
-        if set(run_here(job, int(count))) != {1 if ended == "exit" else 0}:
-            sys.exit(f"{job.folder}: not the end that was expected")
+    log = job.folder / "log.jsonl"
+    return log.read_text().count('"loss"') if log.exists() else 0

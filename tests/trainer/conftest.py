@@ -1,8 +1,6 @@
 """A corpus as convert and mine leave it, small enough to train on in a second."""
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ from conan_embedding.schemas.training import TRAINING
 from conan_embedding.schemas.training_settings import PretrainSettings
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.model.bootstrap import tiny_bert
-from training_runs import RUNS, train_all
+from training_runs import Runs
 
 CHARACTERS = [chr(point) for point in range(0x4E00, 0x4E00 + 150)]
 
@@ -189,14 +187,6 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def runs(shared_training_corpus: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
-    """The runs of training_runs.py, each in a corpus of its own; workers of pytest-xdist share them."""
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-    with (base / "runs.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (base / "runs").exists():
-            train_all(base / "runs", shared_training_corpus, tiny)
-    files = {name: next((base / "runs" / name).glob("train/*/job.json")) for name in RUNS}
-    return {name: Job.model_validate_json(file.read_text()) for name, file in files.items()}
+def runs(shared_training_corpus: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The runs of training_runs.py by name; not to be changed."""
+    return Runs(tmp_path_factory.mktemp("runs"), shared_training_corpus, tiny)

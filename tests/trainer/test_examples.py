@@ -1,18 +1,18 @@
 """The example programs run, each in a process of its own."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+import forks
+import pytest
+
+pytestmark = pytest.mark.xdist_group("training")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(name: str, *arguments: object) -> str:
     """What a program prints."""
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "POLARS_FMT_STR_LEN": "200"}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    ended = forks.call(forks.program, EXAMPLES / name, *arguments, environment={"POLARS_FMT_STR_LEN": "200"})
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 

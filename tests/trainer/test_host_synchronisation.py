@@ -1,14 +1,12 @@
 """How often the host waits for the device in a step that neither logs nor checks nor saves."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
 
+import forks
 import pytest
 import torch
 from conan_embedding.schemas.training_settings import FinetuneSettings
@@ -28,6 +26,7 @@ def host_syncs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("training")
 def test_a_step_waits_for_the_stop_flag_alone(shared_training_corpus: Path, tiny: Path, tmp_path: Path) -> None:
     """Of Conan's own; DeepSpeed's norm and check of gradients wait, too."""
     files = []
@@ -37,9 +36,9 @@ def test_a_step_waits_for_the_stop_flag_alone(shared_training_corpus: Path, tiny
         job.folder.mkdir(parents=True)
         job.file.write_text(job.model_dump_json())
         files.append(job.file)
-    command = [sys.executable, BENCHMARKS / "host_syncs.py", *files, "--ranks", "1", "2", "--steps", "3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    arguments = [*files, "--ranks", "1", "2", "--steps", "3"]
+    done = forks.call(forks.program, BENCHMARKS / "host_syncs.py", *arguments)
+    assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(lines) == len(files) * (1 + 2) * 3
     for line in lines:

@@ -1,12 +1,13 @@
 """A mining method, a loss term and a metric of a module outside the package, which only the recipe names."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
+
+pytestmark = pytest.mark.xdist_group("training")
 
 PLUGIN = """\
 import numpy as np
@@ -44,17 +45,15 @@ def recipe(tiny: Path, tmp_path: Path) -> Path:
 
 def conan(recipe: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a command in a process that can import the plugin, which lies in no folder of the package."""
-    environment = os.environ | {"PYTHONPATH": str(recipe.parent / "plugins"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "conan_embedding", *map(str, arguments), "--recipe", str(recipe)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    environment = {"PYTHONPATH": str(recipe.parent / "plugins")}
+    return forks.call(forks.conan, *arguments, "--recipe", recipe, environment=environment)
 
 
 def test_what_a_plugin_registers_works_from_the_command_line(training_corpus: Path, recipe: Path) -> None:
     mined = conan(recipe, "mine", training_corpus, "--json")
     assert mined.returncode == 0, mined.stderr
     sql = "SELECT count(*) AS pools, count(ceiling) AS held FROM pools.short_pools"
-    command = [sys.executable, "-m", "conan_embedding", "sql", str(training_corpus), sql, "--json"]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found = json.loads(forks.call(forks.conan, "sql", training_corpus, sql, "--json").stdout)
     assert found["pools"] == found["held"] > 0  # the view has the method's ceiling
     assert conan(recipe, "mine", training_corpus, "--show", "0").returncode == 0
 

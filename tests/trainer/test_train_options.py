@@ -14,9 +14,9 @@ from conan_embedding.trainer.evaluation.evaluate import evaluate
 from conan_embedding.trainer.evaluation.validation import validation_sets
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.model.embedding_model import EmbeddingModel, load
-from training_runs import log_of, losses_of, weights_of
+from training_runs import SHORT, log_of, losses_of, weights_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training runs")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
 
 
 def test_the_best_model_on_the_validation_sets_is_kept(runs: dict[str, Job]) -> None:
@@ -83,13 +83,13 @@ def test_stages_of_zero_share_memory_and_nothing_else(runs: dict[str, Job]) -> N
     encoder = load_encoder(EncoderSettings(model=str(runs["zero 1"].model_folder)))
     metrics = {each.name: evaluate(encoder, each) for each in validation_sets(runs["zero 3"])}
     headlines = metrics["asked"]["ndcg@10"], metrics["alike"]["spearman"]
-    assert (validated["step"], validated["mean"]) == (8, pytest.approx(np.mean(headlines), abs=1e-4))
+    assert (validated["step"], validated["mean"]) == (SHORT["steps"], pytest.approx(np.mean(headlines), abs=1e-4))
 
 
 def test_half_precision_keeps_two_digits_of_all_chunks(runs: dict[str, Job]) -> None:
     """Under ZeRO 3, which puts weights away between two chunks; over more steps, paths part."""
     half, whole = log_of(runs["zero 3, bf16"]), log_of(runs["zero 1"])
-    assert len(half) == 8
+    assert len(half) == SHORT["steps"]
     for key in ("loss", "gradient_norm"):
         assert [line[key] for line in half[:4]] == pytest.approx([line[key] for line in whole[:4]], rel=0.01), key
 

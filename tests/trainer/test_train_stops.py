@@ -1,22 +1,20 @@
 """Runs that are killed, asked to stop, spread over hosts or lose their gradients; what pools.duckdb has then."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import torch
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.launch.hosts import STOPPED, Host, rendezvous
 from conan_embedding.trainer.launch.launcher import run_job
-from training_runs import RUNS, job_of, log_of, losses_of, replacements, weights_of, windows
+from training_runs import HALFWAY, LONG, REFRESHED, RUNS, job_of, log_of, losses_of, replacements, weights_of, windows
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training runs")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune on two"])
@@ -25,10 +23,10 @@ def test_a_killed_run_that_resumes_is_as_one_that_was_not_killed(runs: dict[str,
     whole, killed = runs[name], runs[f"{name}, killed"]
     ended = json.loads((killed.folder / "ended.json").read_text())
     assert set(ended["codes"]) == {-signal.SIGKILL}
-    assert 0 < max(ended["checkpoints"]) < ended["logged"] < 40
+    assert 0 < max(ended["checkpoints"]) < ended["logged"] < LONG["steps"]
     assert killed.fingerprint == whole.fingerprint
     assert log_of(killed) == log_of(whole)
-    assert [line["step"] for line in log_of(killed)] == list(range(1, 41))
+    assert [line["step"] for line in log_of(killed)] == list(range(1, LONG["steps"] + 1))
     assert_equal_weights(killed, whole)
     assert replacements(killed) == replacements(whole)
     assert windows(killed) == windows(whole)
@@ -50,7 +48,7 @@ def assert_equal_weights(one: Job, other: Job) -> None:
 def test_a_killed_run_that_resumes_refreshes_the_same(runs: dict[str, Job], refresh: str) -> None:
     whole, killed = runs[f"{refresh} on two"], runs[f"{refresh}, killed"]
     assert log_of(killed) == log_of(whole)
-    assert len(log_of(killed)) == 24
+    assert len(log_of(killed)) == REFRESHED["steps"]
     assert replacements(killed) == replacements(whole) != []
     assert windows(killed) == windows(whole)
 
@@ -66,8 +64,8 @@ def test_the_number_of_processes_changes_no_reranking(runs: dict[str, Job]) -> N
 def test_remined_pools_go_with_the_run(runs: dict[str, Job]) -> None:
     job = runs["remine on two"]
     mining = {line["step"]: line["mining"] for line in log_of(job) if "mining" in line}
-    assert sorted(mining) == [4, 6, 8, 12, 16, 18, 20, 24]
-    assert [step for step, found in mining.items() if "remined" in found] == [6, 12, 18]  # after the last step, none
+    assert sorted(mining) == [4, 6, 8, 12, 16]
+    assert [step for step, found in mining.items() if "remined" in found] == [6, 12]  # after the last step, none
     assert not job.data.exists()
 
 
@@ -76,7 +74,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_step(runs: dict[str, Job]) -> Non
     stopped, whole = runs["finetune on two, stopped"], runs["finetune on two"]
     ended = json.loads((stopped.folder / "ended.json").read_text())
     assert ended["codes"] == [STOPPED, STOPPED]
-    assert 14 <= max(ended["checkpoints"]) == ended["logged"] < 40
+    assert HALFWAY <= max(ended["checkpoints"]) == ended["logged"] < LONG["steps"]
     assert log_of(stopped) == log_of(whole)
     assert replacements(stopped) == replacements(whole)
     assert_equal_weights(stopped, whole)
@@ -110,12 +108,17 @@ def test_other_machines_and_torchrun_train_as_one_machine_does(
 def run_with_torchrun(job: Job) -> None:
     """Two launchers that meet at 127.0.0.2, each with one process."""
     _, port = rendezvous([Host("127.0.0.2", 1)])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    launch += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.2:{port}", "--rdzv-id=conan"]
-    command = [*launch, "-m", "conan_embedding.trainer.train", str(job.file)]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    nodes = [subprocess.Popen(command, env=environment, stdout=2) for _ in range(2)]
-    assert [node.wait(100) for node in nodes] == [0, 0]
+    launch = ["--nnodes=2", "--nproc-per-node=1", f"--rdzv-endpoint=127.0.0.2:{port}", "--rdzv-backend=c10d"]
+    command = [*launch, "--rdzv-id=conan", "-m", "conan_embedding.trainer.train", str(job.file)]
+    output, environment = job.corpus / "output", {"DS_ACCELERATOR": "cpu"}
+    nodes = [forks.start(torchrun, command, output=output, environment=environment) for _ in range(2)]
+    assert forks.exit_codes(nodes) == [0, 0], output.read_text("utf-8")
+
+
+def torchrun(command: list[str]) -> None:
+    from torch.distributed.run import main
+
+    main(command)
 
 
 def test_a_run_without_gradients_ends_and_keeps_its_update(runs: dict[str, Job]) -> None:

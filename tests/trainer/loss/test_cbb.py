@@ -56,6 +56,7 @@ def test_one_process_makes_the_reference_update() -> None:
         assert_equal_the_reference([one_update(case, partition, cached, 0, 1) for case in CASES])
 
 
+@pytest.mark.xdist_group("training")
 @pytest.mark.parametrize("world_size", [2, 4, 5])
 def test_neither_ranks_nor_partition_nor_gradcache_change_the_update(tmp_path: Path, world_size: int) -> None:
     for rank in run("plain_updates", world_size, tmp_path):
@@ -63,6 +64,7 @@ def test_neither_ranks_nor_partition_nor_gradcache_change_the_update(tmp_path: P
             assert_equal_the_reference(outcome)
 
 
+@pytest.mark.xdist_group("training")
 def test_deepspeed_makes_the_reference_updates(tmp_path: Path) -> None:
     """Its own averaging, ZeRO and loss scale, two updates each; half precision keeps two or three digits of them."""
     encoder = Encoder()

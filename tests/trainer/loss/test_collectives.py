@@ -1,10 +1,10 @@
-"""The all_gather_with_grad, in real process groups: this file is also the program that each rank runs."""
+"""The all_gather_with_grad, in real process groups."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from conan_embedding.trainer.loss.collectives import all_gather_with_grad, all_reduce_sum, broadcast_from_rank0
@@ -21,7 +21,7 @@ def weights(case: int) -> torch.Tensor:
     return torch.arange(1, 1 + 3 * sum(COUNTS[case]), dtype=torch.float64).reshape(-1, 3)
 
 
-def main(rank: int, folder: Path) -> None:
+def be_rank(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     outcome = []
     for case in range(len(COUNTS)):
@@ -36,10 +36,10 @@ def main(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.xdist_group("training")
 def test_gathers_uneven_rows_in_rank_order_with_gradients(tmp_path: Path) -> None:
-    command = [sys.executable, __file__]
-    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    ranks = [forks.start(be_rank, rank, tmp_path) for rank in range(2)]
+    assert forks.exit_codes(ranks) == [0, 0]
     for rank in range(2):
         *outcome, (half, _), (decided, _), (sums, _) = torch.load(tmp_path / f"{rank}.pt")
         for case, (gathered, gradient) in enumerate(outcome):
@@ -67,7 +67,3 @@ def test_in_a_world_of_one_is_the_identity(tmp_path: Path) -> None:
         assert all_gather_with_grad(tensor) is tensor
     finally:
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

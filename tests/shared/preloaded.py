@@ -1,12 +1,16 @@
-"""What the fork server imports once, so that a command starts in hundredths of a second."""
+"""What the fork server imports once, so that commands and training processes start in hundredths of a second."""
 
 import gc
 import multiprocessing
 
-import commands
+import faiss
+import forks
 import numpy as np
+import pandas
 import pyarrow.dataset
 import rich.progress
+import setuptools
+import torch._inductor.compile_fx
 import transformers
 from conan_embedding import cli
 from conan_embedding import workflow as run
@@ -21,12 +25,15 @@ from conan_embedding.pipeline.ingest import stage as ingest
 from conan_embedding.pipeline.mine import stage as mine
 from conan_embedding.pipeline.score import stage as score
 from conan_embedding.pipeline.text import match_key
+from conan_embedding.trainer import train
+from conan_embedding.trainer.evaluation import evaluate
 from numba import njit
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 imported = [
     *(cli, run, catalog, convert, dedup, encoder, ingest, mine, scanners, score, filter_pairs),
-    *(commands, pyarrow.dataset, rich.progress, transformers.BertModel, transformers.BertTokenizerFast),
+    *(forks, pyarrow.dataset, rich.progress, transformers.BertModel, transformers.BertTokenizerFast),
+    *(evaluate, faiss, pandas, setuptools, torch, train),  # some of these DeepSpeed imports as it goes
 ]
 njit(lambda number: number + 1)(1)  # Numba loads its own types at the first call
 
