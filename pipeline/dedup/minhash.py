@@ -2,8 +2,7 @@
 
 A text is the set of its character n-grams (shingles); a shingle is hashed by MurmurHash3 over its Unicode
 code points; a signature is what `datasketch.MinHash(num_perm=128, scheme="affine32", hashfunc=shingle_hash)`
-makes of that set. The kernels read Arrow's UTF-8 buffers directly: no Python object stands for a text or a
-shingle.
+makes of that set. The kernels read Arrow's UTF-8 buffers directly: no text or shingle becomes a Python object.
 
 Texts are compared as they are given; the caller normalises them.
 """
@@ -19,8 +18,8 @@ from ..text.kernels import Offsets, Texts, decode, kernel, utf8_buffers
 Hashes: TypeAlias = NDArray[np.uint32]
 
 PERMUTATIONS = 128
-# Shingles that meet the 128 permutations together, so that a signature is loaded and stored once for eight.
-_TOGETHER = 8
+# Hashes that a signature is updated with at a time, so that it is loaded and stored once per eight.
+_BATCH = 8
 
 
 class Shingling(NamedTuple):
@@ -124,7 +123,7 @@ def text_hashes(texts: Texts) -> NDArray[np.int64]:
 
 @kernel
 def _longest(offsets: Offsets, rows: NDArray[np.int64]) -> int:
-    """Bytes of the longest of the chosen texts."""
+    """Find the length of the longest of the chosen texts, in bytes."""
     longest = 0
     for row in rows:
         longest = max(longest, offsets[row + 1] - offsets[row])
@@ -135,9 +134,9 @@ def _longest(offsets: Offsets, rows: NDArray[np.int64]) -> int:
 def _hash_shingles(
     data: NDArray[np.uint8], start: int, end: int, shingling: Shingling, points: Hashes, hashes: Hashes
 ) -> int:
-    """Write `shingle_hash` of each shingle of the text to `hashes`, repeats included; their number.
+    """Write `shingle_hash` of each shingle of the text to `hashes`, repeats included; return how many there are.
 
-    Every step runs over all positions before the next one, so that each becomes a vector loop.
+    Each step runs over all positions before the next one, so that LLVM vectorizes its loop.
     """
     length = decode(data, start, end, points)
     if length == 0:
@@ -178,7 +177,7 @@ def _sign(
     result: Hashes,
 ) -> None:
     """Write each text's signature to `result`: for each permutation the minimum of `a * h + b mod 2**32`."""
-    room = _longest(offsets, np.arange(len(result))) + _TOGETHER
+    room = _longest(offsets, np.arange(len(result))) + _BATCH
     points = np.empty(room, dtype=np.uint32)
     hashes = np.empty(room, dtype=np.uint32)
     for row in range(len(result)):
@@ -187,19 +186,19 @@ def _sign(
         count = _hash_shingles(data, offsets[row], offsets[row + 1], shingling, points, hashes)
         for i in range(count):
             hashes[i] = _fmix32(hashes[i])
-        # A minimum does not mind repeats: fill up the last eight.
-        for i in range(count, count + (-count) % _TOGETHER):
+        # Repeats don't change a minimum: fill up the last batch.
+        for i in range(count, count + (-count) % _BATCH):
             hashes[i] = hashes[count - 1]
-        for i in range(0, count, _TOGETHER):
-            _lower(signature, multipliers, increments, hashes[i : i + _TOGETHER])
+        for i in range(0, count, _BATCH):
+            _update_minima(signature, multipliers, increments, hashes[i : i + _BATCH])
 
 
 @kernel
-def _lower(signature: Hashes, multipliers: Hashes, increments: Hashes, hashes: Hashes) -> None:
-    """Lower a signature to the minimum over eight more hashes."""
+def _update_minima(signature: Hashes, multipliers: Hashes, increments: Hashes, hashes: Hashes) -> None:
+    """Update a signature with a batch of hashes: for each permutation the minimum of `a * h + b`."""
     for k in range(PERMUTATIONS):
         least, a, b = signature[k], multipliers[k], increments[k]
-        for i in range(_TOGETHER):
+        for i in range(_BATCH):
             least = min(least, np.uint32(a * hashes[i] + b))
         signature[k] = least
 
@@ -208,7 +207,7 @@ def _lower(signature: Hashes, multipliers: Hashes, increments: Hashes, hashes: H
 def _collect(
     offsets: Offsets, data: NDArray[np.uint8], rows: NDArray[np.int64], shingling: Shingling
 ) -> tuple[Offsets, Hashes]:
-    """(offsets, hashes) of the sorted sets of shingle hashes of the chosen rows."""
+    """Return (offsets, hashes) of the sorted sets of shingle hashes of the chosen rows."""
     total = 0
     for row in rows:
         total += offsets[row + 1] - offsets[row]
@@ -221,7 +220,7 @@ def _collect(
     size = 0
     for i in range(len(rows)):
         count = _hash_shingles(data, offsets[rows[i]], offsets[rows[i] + 1], shingling, points, hashes)
-        _sort(hashes[:count], places, ordered)
+        _bucket_sort(hashes[:count], places, ordered)
         for j in range(count):
             if j == 0 or ordered[j] != ordered[j - 1]:
                 kept[size] = ordered[j]
@@ -231,7 +230,7 @@ def _collect(
 
 
 @kernel
-def _sort(hashes: Hashes, places: NDArray[np.int64], ordered: Hashes) -> None:
+def _bucket_sort(hashes: Hashes, places: NDArray[np.int64], ordered: Hashes) -> None:
     """Write n hashes to `ordered`, ascending, in linear time: h * n / 2**32 is about a uniform h's rank."""
     n = np.uint64(len(hashes))
     places[: n + 1] = 0
@@ -273,7 +272,7 @@ def _hash_texts(offsets: Offsets, data: NDArray[np.uint8], result: NDArray[np.in
 
 
 @kernel
-def _common(left: Hashes, right: Hashes, needed: int) -> int:
+def _intersection_size(left: Hashes, right: Hashes, needed: int) -> int:
     """Size of the intersection of two ascending sets, or less than `needed` if it is less than that."""
     spare_left, spare_right = len(left) - needed, len(right) - needed
     i = j = common = 0
@@ -294,7 +293,7 @@ def _compare(
         a = left_sets.hashes[left_sets.offsets[left[k]] : left_sets.offsets[left[k] + 1]]
         b = right_sets.hashes[right_sets.offsets[right[k]] : right_sets.offsets[right[k] + 1]]
         # J >= t is |a & b| >= t / (1 + t) * (|a| + |b|); one less, so that rounding can't stop too soon.
-        common = _common(a, b, int(threshold / (1 + threshold) * (len(a) + len(b))) - 1)
+        common = _intersection_size(a, b, int(threshold / (1 + threshold) * (len(a) + len(b))) - 1)
         if common:
             similarity = common / (len(a) + len(b) - common)
             result[k] = similarity if similarity >= threshold else 0.0

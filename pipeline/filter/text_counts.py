@@ -1,7 +1,7 @@
-"""What a text is made of: one pass that counts its characters by class, its lines and its repeated n-grams.
+"""Count a text's characters by class, its lines and its repeated n-grams, all in one kernel.
 
-Most filter rules are quotients of these counts, so they are taken once for each text, in a kernel over the
-UTF-8 bytes of an Arrow buffer: a regular expression for every count would read each text a dozen times.
+Most filter rules are ratios of these counts, so they are taken once per text from the UTF-8 bytes of an Arrow buffer:
+a regular expression for each count would read each text a dozen times.
 """
 
 from functools import cache
@@ -20,13 +20,13 @@ PROFILE = (
     "punctuation",  # \p{P}
     "symbols",  # \p{S}: currency, mathematics, boxes, emoji
     "damaged",  # U+FFFD, private use and unassigned code points
-    "misread",  # what misread UTF-8 begins with: À to ÿ in Windows-1252, MISREAD_AS_GBK in GBK
+    "misread",  # first characters of UTF-8 misread as another encoding: À to ÿ (Windows-1252), MISREAD_AS_GBK (GBK)
     "separators",  # characters in runs of four or more of `----====****`
-    "dominant",  # occurrences of the commonest character that is neither white space nor a digit
+    "dominant",  # occurrences of the most frequent character that is neither white space nor a digit
     "lines",  # lines that are not blank
     "finished_lines",  # of these, the ones that end a sentence
-    "repeated_line_characters",  # characters in lines that stood there before
-    "top_10grams",  # occurrences of the commonest repeated 10-grams, as data-juicer counts them
+    "repeated_line_characters",  # characters in lines that repeat an earlier one
+    "top_10grams",  # occurrences of the most frequent repeated 10-grams, as data-juicer counts them
     "repeated_13grams",  # occurrences of all repeated 13-grams, as ChineseWebText counts them
 )
 """The counts of `profile`, in order."""
@@ -36,9 +36,10 @@ _SENTENCE_END, _SEPARATOR, _MISREAD = 16, 32, 64  # flags beside the class
 _CODE_POINTS = 0x110000
 _NEWLINE = 0x0A
 _BASE, _MIX = np.uint64(0x100000001B3), np.uint64(0x9E3779B97F4A7C15)  # FNV's prime; Fibonacci hashing's multiplier
-_READ_FOR_REPEATS = 1 << 20  # characters: what bounds the tables of a text that is one endless line
+_MAX_REPEAT_CHARACTERS = 1 << 20
+"""Chosen here: lines and n-grams are counted in a text's first 2²⁰ characters, which bounds the hash tables."""
 
-# What may close a sentence: full stops of both scripts, and the quotes and brackets that follow one.
+# Full stops of both scripts, and the quotes and brackets that may follow one.
 _SENTENCE_ENDS = '。．｡！？；…：.!?;:”’」』）)】》〉"~～'
 MISREAD_AS_GBK = "锟烫屯銆鈥鐨锛"
 _SEPARATORS = "-=_*#~+.·•…—|/\\^@$%&"
@@ -47,7 +48,7 @@ _SEPARATOR_RUN = 4
 
 @cache
 def _classes() -> Any:
-    """The class of every code point: uint8 of shape (0x110000,), after the Unicode tables of Polars' regex.
+    """Build the table of each code point's class and flags, uint8[0x110000], from the Unicode data of Polars' regex.
 
     The planes from U+40000 on hold nothing but variation selectors, tags and private use.
     """
@@ -84,13 +85,13 @@ def _classes() -> Any:
 
 
 @kernel
-def _read(data: Any, classes: Any, points: Any, seen: Any, of_class: Any, row: Any) -> int:
-    """Write the code points of UTF-8 `data` to `points`, return how many, and set their counts, row[:10].
+def _count_characters(data: Any, classes: Any, points: Any, frequency: Any, class_counts: Any, row: Any) -> int:
+    """Set the counts of characters, row[:10]; write the code points of UTF-8 `data` to `points`, return how many.
 
-    `seen`, a number for every code point, is all zeros before and after. `of_class` has four rows that are used in
-    turn: most characters are of one class, and each would wait for the one before to be counted.
+    `frequency`, a number per code point, is all zeros before and after. `class_counts` has four rows that are used in
+    turn: consecutive characters are mostly of one class, and an increment would wait for the one before it.
     """
-    of_class[:] = 0
+    class_counts[:] = 0
     size, at = 0, 0
     misread, separators, run = 0, 0, 0
     while at < len(data):
@@ -98,9 +99,9 @@ def _read(data: Any, classes: Any, points: Any, seen: Any, of_class: Any, row: A
         at += width
         points[size] = point
         kind = classes[point]
-        of_class[size & 3, kind & 7] += 1
+        class_counts[size & 3, kind & 7] += 1
         size += 1
-        seen[point] += 1
+        frequency[point] += 1
         if not kind & _SEPARATOR:
             run = 0
         if kind & (_SEPARATOR | _MISREAD):
@@ -110,18 +111,18 @@ def _read(data: Any, classes: Any, points: Any, seen: Any, of_class: Any, row: A
                 separators += _SEPARATOR_RUN if run == _SEPARATOR_RUN else 1
     dominant = 0
     for point in points[:size]:
-        if seen[point] > dominant and classes[point] & 7 != _SPACE and classes[point] & 7 != _DIGIT:
-            dominant = seen[point]
-        seen[point] = 0
-    for turn in range(1, 4):
-        of_class[0] += of_class[turn]
+        if frequency[point] > dominant and classes[point] & 7 != _SPACE and classes[point] & 7 != _DIGIT:
+            dominant = frequency[point]
+        frequency[point] = 0
+    for other in range(1, 4):
+        class_counts[0] += class_counts[other]
     row[0] = size
-    row[1] = of_class[0, _HAN] + of_class[0, _LETTER]
-    row[2] = of_class[0, _HAN]
-    row[3] = of_class[0, _DIGIT]
-    row[4] = of_class[0, _PUNCTUATION]
-    row[5] = of_class[0, _SYMBOL]
-    row[6] = of_class[0, _DAMAGED]
+    row[1] = class_counts[0, _HAN] + class_counts[0, _LETTER]
+    row[2] = class_counts[0, _HAN]
+    row[3] = class_counts[0, _DIGIT]
+    row[4] = class_counts[0, _PUNCTUATION]
+    row[5] = class_counts[0, _SYMBOL]
+    row[6] = class_counts[0, _DAMAGED]
     row[7] = misread
     row[8] = separators
     row[9] = dominant
@@ -129,35 +130,35 @@ def _read(data: Any, classes: Any, points: Any, seen: Any, of_class: Any, row: A
 
 
 @kernel
-def _slot(key: np.uint64, keys: Any, counts: Any, mask: int) -> Any:
-    """The place of `key` in an open-addressing table whose empty places have count 0."""
-    place = np.int64((key * _MIX) >> np.uint64(20)) & mask
-    while counts[place] != 0 and keys[place] != key:
-        place = (place + 1) & mask
-    return place
+def _find_slot(key: np.uint64, keys: Any, counts: Any, mask: int) -> Any:
+    """Find the slot of `key` in an open-addressing hash table; empty slots have count 0."""
+    slot = np.int64((key * _MIX) >> np.uint64(20)) & mask
+    while counts[slot] != 0 and keys[slot] != key:
+        slot = (slot + 1) & mask
+    return slot
 
 
 @kernel
-def _cleared(wanted: int, counts: Any) -> int:
-    """Empty a table for `wanted` keys at half load at most; return its mask (its size less one)."""
+def _clear_table(capacity: int, counts: Any) -> int:
+    """Empty a hash table for `capacity` keys, at most half full; return its mask (its size less one)."""
     size = 16
-    while size < 2 * wanted:
+    while size < 2 * capacity:
         size *= 2
     counts[:size] = 0
     return size - 1
 
 
 @kernel
-def _count_lines(points: Any, size: int, classes: Any, places: Any, keys: Any, counts: Any, row: Any) -> None:
+def _count_lines(points: Any, size: int, classes: Any, line_ends: Any, keys: Any, counts: Any, row: Any) -> None:
     """Set `lines`, `finished_lines` and `repeated_line_characters` in row[10:13]."""
     breaks = 0
     for at in range(size):
-        places[breaks] = at
+        line_ends[breaks] = at  # without a branch; what is no line end is overwritten
         breaks += points[at] == _NEWLINE
-    places[breaks] = size
-    mask = _cleared(breaks + 1, counts)
+    line_ends[breaks] = size
+    mask = _clear_table(breaks + 1, counts)
     start = 0
-    for line_end in places[: breaks + 1]:
+    for line_end in line_ends[: breaks + 1]:
         end = line_end
         while end > start and classes[points[end - 1]] == _SPACE:
             end -= 1
@@ -168,20 +169,20 @@ def _count_lines(points: Any, size: int, classes: Any, places: Any, keys: Any, c
             key = np.uint64(0)
             for point in points[start:line_end]:
                 key = (key + np.uint64(point)) * _BASE
-            place = _slot(key, keys, counts, mask)
-            if counts[place]:
+            slot = _find_slot(key, keys, counts, mask)
+            if counts[slot]:
                 row[12] += line_end - start
-            keys[place] = key
-            counts[place] = 1
+            keys[slot] = key
+            counts[slot] = 1
         start = line_end + 1
 
 
 @kernel
-def _suspect_ngrams(points: Any, size: int, n: int, hashes: Any, marks: Any, places: Any) -> int:
-    """Write a rolling hash of each n-gram of points[:size] to `hashes`, the places of what may repeat to `places`.
+def _find_repeat_candidates(points: Any, size: int, n: int, hashes: Any, marks: Any, positions: Any) -> int:
+    """Write the rolling hash of each n-gram of points[:size] to `hashes`, where some may repeat to `positions`.
 
-    Returns how many may: all that do, and a few more. Each hash marks one of eight bytes a hash or more, which fit
-    the nearest cache: most texts repeat little, so few hashes are left for the table that counts them.
+    Returns how many may repeat: all that do, and a few that share a mark, as in a Bloom filter. There are at least
+    eight bytes of marks per hash, which fit the L1 cache; most texts repeat little, so few hashes reach the hash table.
     """
     bits = 6
     while 1 << bits < 8 * size:
@@ -194,7 +195,7 @@ def _suspect_ngrams(points: Any, size: int, n: int, hashes: Any, marks: Any, pla
     key = np.uint64(0)
     for at in range(n - 1):
         key = key * _BASE + np.uint64(points[at])
-    first = np.uint64(0)  # the character that leaves
+    first = np.uint64(0)  # the character that leaves the window
     for at in range(n - 1, size):
         key = key * _BASE + (np.uint64(points[at]) - out * first)
         hashes[at - n + 1] = key
@@ -203,33 +204,33 @@ def _suspect_ngrams(points: Any, size: int, n: int, hashes: Any, marks: Any, pla
         first = np.uint64(points[at - n + 1])
     found = 0
     for at in range(size - n + 1):
-        places[found] = at
+        positions[found] = at
         found += marks[(hashes[at] * _MIX) >> shift] > 1
     return found
 
 
 @kernel
-def _keep_repeated(hashes: Any, places: Any, size: int, keys: Any, counts: Any, slots: Any) -> int:
-    """Keep those of places[:size] whose hash occurs more than once there; return how many.
+def _keep_repeated(hashes: Any, positions: Any, size: int, keys: Any, counts: Any, slots: Any) -> int:
+    """Keep those of positions[:size] whose hash occurs there more than once; return how many.
 
-    `slots` says for each that is kept where in `counts` its occurrences are.
+    Writes to `slots` where in `counts` the occurrences of each one kept are.
     """
-    mask = _cleared(size, counts)
+    mask = _clear_table(size, counts)
     for at in range(size):
-        key = hashes[places[at]]
-        slot = _slot(key, keys, counts, mask)
+        key = hashes[positions[at]]
+        slot = _find_slot(key, keys, counts, mask)
         keys[slot], slots[at] = key, slot
         counts[slot] += 1
     kept = 0
     for at in range(size):
-        places[kept], slots[kept] = places[at], slots[at]
+        positions[kept], slots[kept] = positions[at], slots[at]
         kept += counts[slots[at]] > 1
     return kept
 
 
 @kernel
-def _count_top(slots: Any, counts: Any, ngrams: int, tally: Any) -> int:
-    """The occurrences of the √distinct commonest repeated n-grams; `slots` as _keep_repeated leaves them."""
+def _count_top_repeated(slots: Any, counts: Any, ngrams: int, tally: Any) -> int:
+    """Count the occurrences of the √distinct most frequent repeated n-grams; `slots` is from _keep_repeated."""
     repeated, most = 0, 0
     for slot in slots:
         most = max(most, counts[slot])
@@ -248,51 +249,54 @@ def _count_top(slots: Any, counts: Any, ngrams: int, tally: Any) -> int:
 
 
 @kernel
-def _profile(data: Any, offsets: Any, classes: Any, seen: Any, rows: Any) -> None:
-    """Fill rows, int64 of shape (texts, len(PROFILE)), from UTF-8 `data` cut at `offsets`; `seen` is all zeros."""
+def _count(data: Any, offsets: Any, classes: Any, frequency: Any, rows: Any) -> None:
+    """Write the counts of UTF-8 `data` cut at `offsets` to rows, int64[texts, len(PROFILE)].
+
+    `rows` and `frequency`, a number per code point, are all zeros.
+    """
     longest = 1
     for text in range(len(offsets) - 1):
         longest = max(longest, offsets[text + 1] - offsets[text])
-    read = min(longest, _READ_FOR_REPEATS)
+    read = min(longest, _MAX_REPEAT_CHARACTERS)
     table = 64
     while table < 2 * (read + 1):  # a text has one line more than it has breaks
         table *= 2
-    points, of_class = np.empty(longest, np.uint32), np.empty((4, 8), np.int64)
-    hashes, marks, places = np.empty(read, np.uint64), np.empty(8 * table, np.uint8), np.empty(read + 1, np.int32)
+    points, class_counts = np.empty(longest, np.uint32), np.empty((4, 8), np.int64)
+    hashes, marks, positions = np.empty(read, np.uint64), np.empty(8 * table, np.uint8), np.empty(read + 1, np.int32)
     keys, counts, slots = np.empty(table, np.uint64), np.empty(table, np.int32), np.empty(read, np.int32)
     tally = np.empty(read + 1, np.int32)
 
     for text in range(len(offsets) - 1):
         row = rows[text]
-        size = _read(data[offsets[text] : offsets[text + 1]], classes, points, seen, of_class, row)
-        size = min(size, _READ_FOR_REPEATS)
-        _count_lines(points, size, classes, places, keys, counts, row)
+        size = _count_characters(data[offsets[text] : offsets[text + 1]], classes, points, frequency, class_counts, row)
+        size = min(size, _MAX_REPEAT_CHARACTERS)
+        _count_lines(points, size, classes, positions, keys, counts, row)
         if size <= 10:
             continue
-        found = _suspect_ngrams(points, size, 10, hashes, marks, places)
-        found = _keep_repeated(hashes, places, found, keys, counts, slots)
-        row[13] = _count_top(slots[:found], counts, size - 9, tally)
-        # A 13-gram repeats only where its four 10-grams do; its hash goes on from that of the first.
+        repeated = _find_repeat_candidates(points, size, 10, hashes, marks, positions)
+        repeated = _keep_repeated(hashes, positions, repeated, keys, counts, slots)
+        row[13] = _count_top_repeated(slots[:repeated], counts, size - 9, tally)
+        # A 13-gram repeats only where its four 10-grams do; its hash continues that of the first.
         longer = 0
-        for at in range(found - 3):
-            place = places[at]
-            if places[at + 3] == place + 3:
-                for point in points[place + 10 : place + 13]:
-                    hashes[place] = hashes[place] * _BASE + np.uint64(point)
-                places[longer] = place
+        for at in range(repeated - 3):
+            start = positions[at]
+            if positions[at + 3] == start + 3:
+                for point in points[start + 10 : start + 13]:
+                    hashes[start] = hashes[start] * _BASE + np.uint64(point)
+                positions[longer] = start
                 longer += 1
-        row[14] = _keep_repeated(hashes, places, longer, keys, counts, slots)
+        row[14] = _keep_repeated(hashes, positions, longer, keys, counts, slots)
 
 
 def profile(texts: pl.Series) -> pl.DataFrame:
-    """Count what each text is made of: Int64 columns named by PROFILE, one row a text; null counts as empty.
+    """Count each text's characters, lines and repeated n-grams: a row per text, an Int64 column per name in PROFILE.
 
-    The n-gram counts are those of data-juicer's `character_repetition_filter` (rep_len 10) and of
-    ChineseWebText's `judge_inner_repeat` (13-grams; arXiv 2311.01149), the latter on the text as it stands.
-    Lines and n-grams are counted in a text's first 2²⁰ characters.
+    A null counts as empty. Lines and n-grams are counted in a text's first 2²⁰ characters, the n-grams as in
+    data-juicer's `character_repetition_filter` (rep_len 10) and ChineseWebText's `judge_inner_repeat` (13-grams;
+    arXiv 2311.01149), the latter without cleaning the text first.
     """
     rows = np.zeros((len(texts), len(PROFILE)), np.int64)
     offsets, data = utf8_buffers(texts.to_arrow())
-    seen = np.zeros(_CODE_POINTS, np.int32)  # 4 MB, of which NumPy, unlike Numba, touches nothing before it is used
-    _profile(data, offsets, _classes(), seen, rows)
+    frequency = np.zeros(_CODE_POINTS, np.int32)  # 4 MB, of which NumPy, unlike Numba, touches only what is used
+    _count(data, offsets, _classes(), frequency, rows)
     return pl.DataFrame(rows, schema=list(PROFILE))

@@ -183,8 +183,8 @@ def _blocks(start: int, end: int, size: int) -> Iterator[Integers]:
 
 
 @inner_kernel
-def _share(left: Integers, right: Integers) -> bool:
-    """Whether two short lists have a value in common."""
+def _intersects(left: Integers, right: Integers) -> bool:
+    """Tell whether two short lists have a value in common."""
     for one in left:
         for other in right:
             if one == other:
@@ -193,8 +193,8 @@ def _share(left: Integers, right: Integers) -> bool:
 
 
 @inner_kernel
-def _key(score: float, passage: int) -> np.int64:
-    """A number that is greater for a better passage: one of greater score, or of equal score and lesser number.
+def _pack_key(score: float, passage: int) -> np.int64:
+    """Pack a passage into a number that is greater for a greater score or, if the scores are equal, for a lesser id.
 
     The bits of float32, as int32, are in order once all but the sign are turned in negative ones.
     """
@@ -203,15 +203,15 @@ def _key(score: float, passage: int) -> np.int64:
 
 
 @inner_kernel
-def _score(key: np.int64) -> np.float32:
-    """The score of a key."""
+def _unpack_score(key: np.int64) -> np.float32:
+    """Unpack the score of a key."""
     ordered = key >> 32
     return np.int32(ordered ^ (ordered >> 31 & 0x7FFFFFFF)).view(np.float32)
 
 
 @inner_kernel
-def _replace_least(heap: Integers, key: np.int64) -> None:
-    """Put a key in the place of the least, which is on top."""
+def _replace_root(heap: Integers, key: np.int64) -> None:
+    """Replace the least key of a heap, its root."""
     at, child, last = 0, 1, len(heap) - 1
     while child <= last:
         child += child < last and heap[child + 1] < heap[child]
@@ -232,7 +232,7 @@ def _offer(first: int, ids: Integers, scores: Floats, rules: Rules, best: Intege
         query = first + row
         heap, below = best[query], rules.ceiling[query]
         own = rules.own[rules.own_starts[query] : rules.own_starts[query + 1]]
-        floor = np.float32(-np.inf) if heap[0] == NONE else _score(heap[0])
+        floor = np.float32(-np.inf) if heap[0] == NONE else _unpack_score(heap[0])
         for start in range(0, scores.shape[1], 64):
             stretch = scores[row, start : start + 64]
             promising = np.int32(0)  # counted without a branch, as a vector: most stretches have none
@@ -244,14 +244,14 @@ def _offer(first: int, ids: Integers, scores: Floats, rules: Rules, best: Intege
                 if not floor <= score < below:
                     continue
                 passage = ids[row % len(ids), place]
-                key = _key(score, passage)
+                key = _pack_key(score, passage)
                 if passage < 0 or key <= heap[0]:
                     continue
-                if _share(own, rules.members[rules.member_starts[passage] : rules.member_starts[passage + 1]]):
+                if _intersects(own, rules.members[rules.member_starts[passage] : rules.member_starts[passage + 1]]):
                     continue
-                _replace_least(heap, key)
+                _replace_root(heap, key)
                 if heap[0] != NONE:
-                    floor = _score(heap[0])
+                    floor = _unpack_score(heap[0])
 
 
 def _ranked(best: Integers) -> Best:
