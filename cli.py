@@ -375,10 +375,11 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Write a small dirty sample, run everything on it, and show what came out."""
-    from .workflow import DEMO_QUESTIONS, demo, run
+    from .pipeline.demo.prepare import DEMO_QUESTIONS, prepare_demo
+    from .workflow import run
 
     corpus = folder / "corpus"
-    resolved, sources = demo(folder)
+    resolved, sources = prepare_demo(folder)
     typer.echo(f"Sample sources in {sources}, corpus in {corpus}\n")
     outcomes = []
     with work(corpus, 0) as engine:

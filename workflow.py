@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .schemas.errors import RecipeError
 from .schemas.outcomes import Evaluated, Exported, Outcome, Summary, Trained, TrainingPlan
-from .schemas.recipe import Recipe, load
+from .schemas.recipe import Recipe
 
 if TYPE_CHECKING:
     from .pipeline.encoder.encoder import Encoder
@@ -372,31 +372,3 @@ def find_corpus(recipe: Recipe, corpus: Path | None, file: Path) -> Path:
             f"{file}: no `corpus:`; name the folder there or on the command line: conan run {file} FOLDER"
         )
     return corpus or Path(str(recipe.corpus))
-
-
-DEMO_QUESTIONS = (
-    "PIVOT (SELECT stage, category, rows FROM funnel) ON stage IN ('ingest', 'filter', 'dedup', 'score', 'convert') "
-    "USING sum(rows) ORDER BY category",
-    "SELECT stage, reason, detail, coalesce(query, record)[:40] AS record FROM rejected "
-    "WHERE reason IN ('broken_json', 'near_duplicate', 'refusal') "
-    "QUALIFY row_number() OVER (PARTITION BY reason ORDER BY pair_id, file, line) = 1 ORDER BY reason",
-    "SELECT q.text AS query, p.text[:40] AS hardest_negative, round(scores[1]::DOUBLE, 3) AS score "
-    "FROM pools.candidates JOIN pools.queries q USING (query_id) "
-    "JOIN pools.passages p ON p.passage_id = passage_ids[1] ORDER BY scores[1] DESC LIMIT 3",
-)
-"""What the demo asks its corpus: the funnel, a reject of each of three kinds, the hardest negatives."""
-
-
-def demo(folder: Path) -> tuple[Recipe, Path]:
-    """Write the sample into `folder/sources`; its recipe, and where the sources are.
-
-    Raises:
-        RecipeError: the folder holds something else.
-    """
-    from .pipeline.demo.generate import write_sample
-
-    sources = folder / "sources"
-    if folder.exists() and {place.name for place in folder.iterdir()} - {"sources", "corpus"}:
-        raise RecipeError(f"{folder} holds something that is not a demo; name a new folder: conan demo FOLDER")
-    write_sample(sources)
-    return load(Path(__file__).parent / "recipes" / "demo.yaml", [f"variables.root={sources.resolve()}"]), sources

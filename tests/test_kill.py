@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.demo.generate import write_sample
-from conan_embedding.workflow import DEMO_QUESTIONS
+from conan_embedding.pipeline.demo.prepare import DEMO_QUESTIONS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 SOURCES = 13  # of that recipe, each of one shard

@@ -8,13 +8,7 @@ from collections.abc import Callable
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.text.normalise import (
-    DEEPEST,
-    _traditional_to_simplified,
-    match_key,
-    normalise,
-    simplify,
-)
+from conan_embedding.pipeline.text.normalise import DEEPEST, _traditional_to_simplified, match_key, normalise, simplify
 from conan_embedding.schemas.errors import MissingExtraError
 from hypothesis import given
 from hypothesis import strategies as st
