@@ -163,7 +163,7 @@ def test_files_without_a_pair_are_told(conan: Conan, tmp_path: Path) -> None:
     (tmp_path / "data" / "hollow.jsonl").write_bytes(b"")
     code, output, _ = conan("ingest", tmp_path / "corpus", "--recipe", recipe, "--workers", 1, "--json")
     assert code == 0
-    assert json.loads(output)["notes"]["empty sources"] == ["hollow: no pair in its files; ingest/rejected says why"]
+    assert json.loads(output)["empty_sources"] == ["hollow: no pair in its files; ingest/rejected says why"]
 
 
 def test_no_file_at_all_ends_with_2(conan: Conan, tmp_path: Path) -> None:

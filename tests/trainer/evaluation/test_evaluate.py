@@ -222,7 +222,7 @@ def test_results_of_all_tasks_are_one_table(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.fixture
-def corpus(tmp_path: Path, tiny: Path) -> Path:
+def evaluation_corpus(tmp_path: Path, tiny: Path) -> Path:
     """One with evaluation sets alone, and a model under train/pretrain."""
     folder = tmp_path / "corpus"
     (folder / "evaluation").mkdir(parents=True)
@@ -233,37 +233,37 @@ def corpus(tmp_path: Path, tiny: Path) -> Path:
     return folder
 
 
-def test_metrics_stay_in_the_corpus(training_corpus: Path) -> None:
+def test_metrics_stay_in_the_corpus(evaluation_corpus: Path) -> None:
     recipe = Recipe.model_validate({"evaluate": {"matryoshka_dims": [8]}})
-    rows = workflow.evaluate(training_corpus, recipe, ["pretrain"], []).metrics
+    rows = workflow.evaluate(evaluation_corpus, recipe, ["pretrain"], []).metrics
     models = ["pretrain", "pretrain@8", "bm25"]
     assert list(dict.fromkeys(row["model"] for row in rows)) == models
     assert [row["dimension"] for row in rows[::4]] == [32, 8, None]
-    file = training_corpus / "evaluation" / "metrics.json"
+    file = evaluation_corpus / "evaluation" / "metrics.json"
     assert json.loads(file.read_text()) == rows
     asked = "SELECT model, dimension, count(*), bool_and(query_id IS NOT NULL) FROM results GROUP BY ALL ORDER BY ALL"
-    assert [tuple(row.values()) for row in catalog.query(training_corpus, asked).to_pylist()] == [
+    assert [tuple(row.values()) for row in catalog.query(evaluation_corpus, asked).to_pylist()] == [
         ("bm25", None, 5, True), ("pretrain", 8, 5, True), ("pretrain", 32, 5, True),
     ]  # fmt: skip
     file.write_text(json.dumps([{"model": "other", "set": "own", "metric": "ndcg@10", "value": 0.5}, *rows]))
-    workflow.evaluate(training_corpus, Recipe(), ["pretrain"], [])
+    workflow.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [])
     kept = [row["model"] for row in json.loads(file.read_text())]
     assert list(dict.fromkeys(kept)) == ["other", "pretrain", "bm25"]  # what was cut before is gone
-    models = catalog.query(training_corpus, "SELECT DISTINCT model FROM results ORDER BY 1")
+    models = catalog.query(evaluation_corpus, "SELECT DISTINCT model FROM results ORDER BY 1")
     assert models["model"].to_pylist() == ["bm25", "pretrain"]
 
 
-def test_a_corpus_without_metrics_has_no_results(training_corpus: Path) -> None:
-    assert catalog.query(training_corpus, "SELECT query, ndcg_10, passages FROM results").num_rows == 0
+def test_a_corpus_without_metrics_has_no_results(evaluation_corpus: Path) -> None:
+    assert catalog.query(evaluation_corpus, "SELECT query, ndcg_10, passages FROM results").num_rows == 0
 
 
-def test_other_sets_leave_the_corpus_as_it_is(training_corpus: Path, tmp_path: Path) -> None:
+def test_other_sets_leave_the_corpus_as_it_is(evaluation_corpus: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"text_a": "一丁", "text_b": "七万", "label": 1}\n{"text_a": "丈", "text_b": "三", "label": 0.5}')
-    rows = workflow.evaluate(training_corpus, Recipe(), ["pretrain"], [other], tmp_path / "results").metrics
+    rows = workflow.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [other], tmp_path / "results").metrics
     assert [(row["model"], row["set"], row["metric"]) for row in rows] == [("pretrain", "other", "spearman")]
-    assert not (training_corpus / "evaluation" / "metrics.json").exists()
-    assert not (training_corpus / "evaluation" / "results").exists()
+    assert not (evaluation_corpus / "evaluation" / "metrics.json").exists()
+    assert not (evaluation_corpus / "evaluation" / "results").exists()
     assert pl.read_parquet(tmp_path / "results" / "pretrain.parquet")["positive"].to_list() == ["七万", "三"]
 
 
@@ -287,24 +287,24 @@ def test_a_model_needs_no_corpus_and_a_recipe_is_a_place_of_sets(tiny: Path, tmp
 
 
 def test_the_command_takes_a_corpus_or_with_sets_a_model(
-    training_corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    evaluation_corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(workflow, "evaluate", lambda *given: asked.append(given) or Evaluated([]))
-    (training_corpus / "recipe.yaml").write_text("evaluate: {models: [pretrain], matryoshka_dims: [4]}")
-    own = str(training_corpus / "evaluation" / "own.jsonl")
+    (evaluation_corpus / "recipe.yaml").write_text("evaluate: {models: [pretrain], matryoshka_dims: [4]}")
+    own = str(evaluation_corpus / "evaluation" / "own.jsonl")
     for arguments in (
-        [str(training_corpus)],
-        [str(training_corpus), "finetune", "--sets", own, "--matryoshka-dims", "8,16"],
+        [str(evaluation_corpus)],
+        [str(evaluation_corpus), "finetune", "--sets", own, "--matryoshka-dims", "8,16"],
         [str(tiny), "BAAI/bge", "--sets", own, "--results", "there", "--set", "evaluate.max_length=64"],
     ):
         assert CliRunner().invoke(app, ["evaluate", *arguments]).exit_code == 0
     found = [(place, recipe.evaluate.matryoshka_dims, models, sets, to) for place, recipe, models, sets, to, _ in asked]
     assert found == [
-        (training_corpus, [4], ["pretrain"], [], None),
-        (training_corpus, [8, 16], ["finetune"], [Path(own)], None),
+        (evaluation_corpus, [4], ["pretrain"], [], None),
+        (evaluation_corpus, [8, 16], ["finetune"], [Path(own)], None),
         (None, [], [str(tiny), "BAAI/bge"], [Path(own)], Path("there")),
     ]
     assert asked[2][1].evaluate.max_length == 64
     for arguments in (["--matryoshka-dims", "all"], ["--tasks", "STSB"], ["--cmteb", "--sets", own]):
-        assert CliRunner().invoke(app, ["evaluate", str(training_corpus), *arguments]).exit_code == 2
+        assert CliRunner().invoke(app, ["evaluate", str(evaluation_corpus), *arguments]).exit_code == 2
