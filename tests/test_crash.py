@@ -5,15 +5,17 @@ folders of convert), one evaluation set, an encoder of one layer with random wei
 every shard and its rejects, their footers, the pools, the catalog's views and the names of all files, so that no
 temporary file, no orphan and no work folder is overlooked.
 
-- Kills: SIGKILL to the process group at fifty seeded moments spread over the stages, with one worker and with two, each
-  followed by the same command, which may be killed in turn.
-- Death at every fsync, rename and unlink of every stage, before the call and after it: a chain of runs, each of which
-  dies at the first point that none before it has met. In workers: the worker alone dies, and the run goes on.
-- Another recipe, killed at each kind of point, then the recipe of before: nothing of the other must stay.
+- Kills: SIGKILL to the process group at seeded moments of every stage, with one worker and with two, each followed by
+  the same command, which may be killed in turn.
+- Death at every kind of fsync, rename and unlink of every stage, before the call and after it: a chain of runs, each of
+  which dies at the first point of a kind that none before it has met (points.py says what a kind is). In workers: the
+  worker alone dies, and the run goes on.
+- Another recipe, killed wherever a name changes, then the recipe of before: nothing of the other must stay.
 - A disk that is full from some open, write, fsync, rename or mkdir on, each kind of point in turn; and a real one: a
   tmpfs that grows from run to run. A full disk is one message and exit code 1, and what is committed stays whole.
 
-`python tests/crash/every_point.py STAGE` takes each point on a corpus of its own, followed by one run.
+`make fuzz` kills at other moments, for longer; `python tests/crash/every_point.py STAGE` takes every point, not one of
+a kind, on a corpus of its own, followed by one run.
 """
 
 import shutil
@@ -31,16 +33,19 @@ sys.path.append(str(Path(__file__).parent / "crash"))
 
 import forks
 from corpora import STAGES, WITH_WORKERS, Unbroken, check_full_disk, faults, lines, run_unbroken, state, temporaries
+from points import kind_of
+from properties import FUZZ, SEED, time_is_over
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group(
-        "crash"
-    ),  # one worker makes the unbroken corpus and has the server that commands are forks of
+    pytest.mark.xdist_group("crash"),  # one worker makes the unbroken corpus
     pytest.mark.skipif(sys.platform != "linux", reason="the name of an open file is read from /proc"),
 ]
 
-KILLS = {1: 34, 2: 16}  # by workers
+KILLS = {1: 2, 2: 1}
+"""Of each stage, by its workers; `make fuzz` goes on for as long as it has time."""
+STARTING_WORKERS = 3.0
+"""Seconds in which two processes start and import what a stage needs: a kill may come then, too."""
 KILLED = [(stage, 1) for stage in STAGES] + [(stage, 2) for stage in WITH_WORKERS]
 CHANGES = {"ingest": "evaluation=[]", "score": "score.cutoff=0.995"}
 
@@ -73,61 +78,55 @@ def points(tmp_path: Path) -> Path:
     return tmp_path / "points"
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize(("stage", "workers"), KILLED)
 def test_kills_at_random_moments(
     unbroken: Unbroken, crashed_corpus: Path, output: Path, stage: str, workers: int
 ) -> None:
-    stages = STAGES if workers == 1 else WITH_WORKERS
-    wanted = len(range(stages.index(stage), KILLS[workers], len(stages)))
-    random, again = Random(f"{stage} {workers}"), unbroken.command(stage, crashed_corpus, workers=workers)
+    again, random = unbroken.command(stage, crashed_corpus, workers=workers), Random(f"{SEED} {stage} {workers}")
+    seconds = unbroken.seconds[stage] + STARTING_WORKERS * (workers > 1)
     unbroken.before(stage, crashed_corpus)
-    began = time.monotonic()
-    assert forks.run(again, output) == 0, output.read_text("utf-8")
-    seconds = time.monotonic() - began
-    kills, is_over = 0, True
-    while kills < wanted or not is_over:
-        if is_over:
-            assert state(crashed_corpus) == unbroken.states[stage]
-            unbroken.before(stage, crashed_corpus)
+    kills, is_over = 0, False
+    while (is_wanted := kills < KILLS[workers] or (FUZZ and not time_is_over())) or not is_over:
+        began = time.monotonic()
         with forks.started(again, output) as process:
-            process.join(random.uniform(0, seconds) if kills < wanted else None)
+            process.join(random.uniform(0, seconds) if is_wanted else None)
         is_over = process.exitcode == 0
         assert is_over or process.exitcode == -signal.SIGKILL, output.read_text("utf-8")
         kills += not is_over
-    assert state(crashed_corpus) == unbroken.states[stage]
+        if is_over:  # before it was to be killed, or at last
+            assert state(crashed_corpus) == unbroken.states[stage]
+            unbroken.before(stage, crashed_corpus)
+            seconds = min(seconds, time.monotonic() - began)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_death_at_every_point(unbroken: Unbroken, crashed_corpus: Path, output: Path, points: Path, stage: str) -> None:
     unbroken.before(stage, crashed_corpus)
     again, deaths = unbroken.command(stage, crashed_corpus), 0
-    alike = stage == "dedup"  # it decides anew in every run
-    while forks.run(again, output, faults("death", crashed_corpus, points, alike=alike)) == 9:
+    while forks.run(again, output, faults("death", crashed_corpus, points)) == 9:
         deaths += 1
     assert deaths == len(lines(points)), output.read_text("utf-8")
     assert state(crashed_corpus) == unbroken.states[stage]
-    if not alike:
-        found = unbroken.folder / "before" / stage
-        made = {name for name in unbroken.states[stage]["files"] if Path(name).suffix and not (found / name).exists()}
-        for when in ("before", "after"):
-            replaced = {point.rpartition(" ")[2] for point in lines(points) if point.startswith(f"{when} replace ")}
-            assert {name for name in replaced if "/." not in name} == made | {"catalog.duckdb"}  # work folders aside
+    found = unbroken.folder / "before" / stage
+    made = {name for name in unbroken.states[stage]["files"] if Path(name).suffix and not (found / name).exists()}
+    for when in ("before", "after"):
+        replaced = {point.rpartition(" ")[2] for point in lines(points) if point.startswith(f"{when} replace ")}
+        replaced -= {name for name in replaced if "/." in name}  # work folders
+        assert replaced == {kind_of(name) for name in made} | {"catalog.duckdb"}
 
 
 def test_death_of_workers(unbroken: Unbroken, crashed_corpus: Path, output: Path, points: Path) -> None:
-    """Six in one run, two with each shard; the engine starts others, and nothing is left of the dead ones."""
+    """One with each shard of a run; the engine starts others, and nothing is left of the dead ones."""
     wanted = [
-        "after fsync filter/rejected/.part-00000.parquet.tmp",
         "before replace filter/rejected/part-00000.parquet",
         "after replace filter/rejected/part-00001.parquet",
-        "before replace filter/part-00001.parquet",
         "after replace filter/part-00002.parquet",
-        "after fsync filter/for part-00002.parquet",
     ]
     unbroken.before("filter", crashed_corpus)
     again = unbroken.command("filter", crashed_corpus, workers=2)
-    assert forks.run(again, output, faults("death", crashed_corpus, points, wanted=wanted)) == 0, output.read_text(
-        "utf-8"
+    assert forks.run(again, output, faults("death", crashed_corpus, points, each=True, wanted=wanted)) == 0, (
+        output.read_text("utf-8")
     )
     assert sorted(lines(points)) == sorted(wanted)
     assert state(crashed_corpus) == unbroken.states["filter"]
@@ -142,15 +141,20 @@ def test_back_to_the_recipe_of_before(
     unbroken.before(stage, crashed_corpus)
     assert forks.run(before, output) == 0, output.read_text("utf-8")
     shutil.copytree(crashed_corpus, crashed_corpus.with_name("whole"))
-    assert forks.run(changed, output) == 0, output.read_text("utf-8")
+    assert forks.run(changed, output, faults("death", crashed_corpus, points, wanted=[])) == 0, output.read_text(
+        "utf-8"
+    )
+    wanted = [point for point in lines(points) if {"replace", "unlink"} & set(point.split())]  # what changes a name
+    points.unlink()
     end = state(crashed_corpus)
     assert end["catalog.duckdb"] != unbroken.states[stage]["catalog.duckdb"] or stage == "ingest"
     shutil.rmtree(crashed_corpus)
     crashed_corpus.with_name("whole").rename(crashed_corpus)
-    while forks.run(changed, output, faults("death", crashed_corpus, points, alike=True)) == 9:
+    while forks.run(changed, output, faults("death", crashed_corpus, points, wanted=wanted)) == 9:
         assert forks.run(before, output) == 0, output.read_text("utf-8")
         assert state(crashed_corpus) == unbroken.states[stage]
     assert state(crashed_corpus) == end
+    assert len(lines(points)) == len(wanted)
 
 
 def test_death_while_the_last_shard_is_taken_away(
@@ -159,7 +163,7 @@ def test_death_while_the_last_shard_is_taken_away(
     shutil.copytree(unbroken.folder / "before" / "filter", crashed_corpus)
     without = unbroken.command("ingest", crashed_corpus, "evaluation=[]")
     wanted = ["after unlink evaluation/part-00000.parquet"]
-    assert forks.run(without, output, faults("death", crashed_corpus, points, wanted=wanted)) == 9
+    assert forks.run(without, output, faults("death", crashed_corpus, points, each=True, wanted=wanted)) == 9
     assert forks.run(without, output) == 0, output.read_text("utf-8")
     assert [file for file in (crashed_corpus / "evaluation").rglob("*") if file.is_file()] == []
 
@@ -170,7 +174,7 @@ def test_a_disk_full_from_any_point_on(
 ) -> None:
     unbroken.before(stage, crashed_corpus)
     again, failures = unbroken.command(stage, crashed_corpus), 0
-    while code := forks.run(again, output, faults("full", crashed_corpus, points, alike=True)):
+    while code := forks.run(again, output, faults("full", crashed_corpus, points)):
         check_full_disk(code, output.read_text("utf-8"), crashed_corpus)
         points.with_suffix(".full").unlink()
         failures += 1
@@ -205,7 +209,7 @@ def test_a_small_disk(unbroken: Unbroken, disk: Path, output: Path) -> None:
         while code := forks.run(unbroken.command(stage, corpus), output):
             check_full_disk(code, output.read_text("utf-8"), corpus)
             failures[stage] += 1
-            room *= 3
+            room *= 4
             give_room(disk, room)
         assert state(corpus) == unbroken.states[stage]
     assert all(failures.values()), failures

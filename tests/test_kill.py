@@ -6,19 +6,15 @@ in the middle of ingest, dedup, bootstrap, score and finetune, each time started
 
 import itertools
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
+import forks
 import pyarrow.parquet as pq
 import pytest
 from conan_embedding.pipeline.corpus import catalog
@@ -28,7 +24,6 @@ from conan_embedding.pipeline.demo.prepare import DEMO_QUESTIONS
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 SOURCES = 13  # of that recipe, each of one shard
 STEPS = {"bootstrap": 16, "finetune": 24}
-SCRIPT = "from conan_embedding.cli import main; main()"
 SMALL = [
     "bootstrap.layers=1",
     "bootstrap.hidden=32",
@@ -56,27 +51,7 @@ SMALL = [
 
 def command(sources: Path, corpus: Path, *more: str) -> list[str]:
     overrides = [f"--set={each}" for each in [f"variables.root={sources}", *SMALL]]
-    return [sys.executable, "-c", SCRIPT, "run", str(RECIPE), str(corpus), *overrides, *more]
-
-
-@contextmanager
-def started(arguments: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own, which does not outlive the block."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            arguments, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            kill_group(process)
-
-
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    return ["run", str(RECIPE), str(corpus), *overrides, *more]
 
 
 def state(corpus: Path, stage: str) -> Literal["before", "halfway", "after"]:
@@ -104,10 +79,10 @@ def log(folder: Path) -> list[dict[str, Any]]:
 def kill_halfway(arguments: list[str], output: Path, corpus: Path, stage: str) -> None:
     """Run the command and kill its group in the middle of a stage; where that came too late, the stage is done anew."""
     for _ in range(8):
-        with started(arguments, output) as process:
-            while process.poll() is None and state(corpus, stage) == "before":
+        with forks.started(arguments, output) as process:
+            while process.exitcode is None and state(corpus, stage) == "before":
                 time.sleep(0.001)
-        assert process.returncode in (0, -signal.SIGKILL), output.read_text("utf-8")
+        assert process.exitcode in (0, -signal.SIGKILL), output.read_text("utf-8")
         if state(corpus, stage) == "halfway":
             return
         shutil.rmtree(corpus / "train" / stage if stage in STEPS else corpus / stage)
@@ -181,18 +156,17 @@ def check_accounts(corpus: Path, planted: dict[str, int]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # 40 s of two idle cores
+@pytest.mark.xdist_group("crash")  # which has the server that commands are forks of
 def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_is_not(tmp_path: Path) -> None:
     sources, whole, broken = tmp_path / "sources", tmp_path / "whole", tmp_path / "broken"
     planted = write_sample(sources, rows=300)
-    again, output = command(sources, broken, "--workers=2"), tmp_path / "broken.log"
-    with started(command(sources, whole, "--workers=1"), tmp_path / "whole.log") as unbroken:
+    again, output = command(sources, broken, "--workers=1"), tmp_path / "broken.log"
+    with forks.started(command(sources, whole, "--workers=1"), tmp_path / "whole.log") as unbroken:
         for stage in ("ingest", "dedup", "bootstrap", "score", "finetune"):
-            kill_halfway(again, output, broken, stage)
-        with started(again, output) as resumed:
-            resumed.wait()
-        assert resumed.returncode == 0, output.read_text("utf-8")
-        assert unbroken.wait() == 0, (tmp_path / "whole.log").read_text("utf-8")
+            workers = ["--workers=2"] if stage in ("ingest", "dedup") else []  # which take seconds to start
+            kill_halfway([*again, *workers], output, broken, stage)
+        assert forks.run(again, output) == 0, output.read_text("utf-8")
+        assert forks.exit_codes([unbroken]) == [0], (tmp_path / "whole.log").read_text("utf-8")
 
     check_accounts(whole, planted)
     assert all(ask(whole, question) for question in DEMO_QUESTIONS)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ State = dict[str, Any]
 
 @dataclass
 class Unbroken:
-    """A corpus that no crash has met: before each stage a copy, after it the state."""
+    """A corpus that no crash has met: before each stage a copy, after it the state, and how long the stage took."""
 
     folder: Path
     recipe: Path
     states: dict[str, State] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def before(self, stage: str, corpus: Path) -> None:
         """Make `corpus` what it is before a stage."""
@@ -71,7 +73,9 @@ def run_unbroken(folder: Path) -> Unbroken:
     corpus.mkdir()
     for stage in STAGES:
         shutil.copytree(corpus, folder / "before" / stage)
+        began = time.monotonic()
         assert forks.run(made.command(stage, corpus), output) == 0, output.read_text("utf-8")
+        made.seconds[stage] = time.monotonic() - began
         made.states[stage] = state(corpus)
     return made
 
@@ -120,12 +124,12 @@ def check_full_disk(code: int, message: str, corpus: Path) -> None:
 
 
 def faults(
-    kind: str, corpus: Path, points: Path, *, alike: bool = False, wanted: list[str] | None = None
+    kind: str, corpus: Path, points: Path, *, each: bool = False, wanted: list[str] | None = None
 ) -> dict[str, str]:
     """The variables that sitecustomize.py reads."""
     chosen = {"FAULT": kind, "FAULT_FOLDER": str(corpus), "FAULT_POINTS": str(points)}
     chosen |= {} if wanted is None else {"FAULT_WANTED": "\n".join(wanted)}
-    return chosen | ({"FAULT_ALIKE": "1"} if alike else {})
+    return chosen | ({"FAULT_EACH": "1"} if each else {})
 
 
 def lines(file: Path) -> list[str]:

@@ -22,7 +22,7 @@ def points_of(unbroken: Unbroken, stage: str, fault: str, workers: int, folder: 
     unbroken.before(stage, corpus)
     points.unlink(missing_ok=True)
     again = unbroken.command(stage, corpus, workers=workers)
-    assert forks.run(again, folder / "output", faults(fault, corpus, points, wanted=[])) == 0
+    assert forks.run(again, folder / "output", faults(fault, corpus, points, each=True, wanted=[])) == 0
     return lines(points)
 
 
@@ -32,7 +32,7 @@ def try_point(unbroken: Unbroken, stage: str, fault: str, workers: int, point: s
     unbroken.before(stage, corpus)
     points.unlink(missing_ok=True)
     again = unbroken.command(stage, corpus, workers=workers)
-    code = forks.run(again, output, faults(fault, corpus, points, wanted=[point]))
+    code = forks.run(again, output, faults(fault, corpus, points, each=True, wanted=[point]))
     assert lines(points) == [point]
     points.with_suffix(".full").unlink(missing_ok=True)
     if fault == "full":

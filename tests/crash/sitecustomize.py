@@ -8,8 +8,8 @@ FAULT_FOLDER: only files below it count.
 FAULT_POINTS: a file with the points met so far, shared by all processes. A fault happens at the first point that is not
     in it and is put down there, so the same command started over and over meets each point once.
 FAULT_WANTED: where set, the points that count, a line each; where empty, points are put down and nothing happens.
-FAULT_ALIKE: where set, names that differ in numbers are one, and so are the files of a work folder: each kind of point
-    is met once.
+FAULT_EACH: where set, every point is one of its own; else each kind is met once. A process that dies after fsync leaves
+    what one leaves that dies before the next call: such a point is none then.
 """
 
 import builtins
@@ -22,6 +22,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from points import kind_of
 
 _open = io.open
 _named = ""  # the file that was named last: a folder is fsynced for its sake
@@ -54,8 +56,8 @@ def reach(call: str, path: Any) -> None:
     if full(points).exists():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     name = re.sub(r"\.\d+\.tmp", ".tmp", str(Path(path).relative_to(os.environ["FAULT_FOLDER"])))
-    if os.environ.get("FAULT_ALIKE"):
-        name = re.sub(r"/(\.\w+)/[^/]+$", r"/\1/any", re.sub(r"\d+", "0", name))
+    if not os.environ.get("FAULT_EACH"):
+        name = kind_of(name)
     point, wanted = f"{call} {name}", os.environ.get("FAULT_WANTED")
     if wanted and point not in wanted.splitlines():
         return
@@ -79,7 +81,7 @@ def around(call: str, function: Callable[..., Any], path: Any, *arguments: Any, 
     """Call what makes something durable; a process may die before it and after it."""
     reach(f"before {call}", path)
     function(*arguments, **options)
-    if is_deadly():
+    if is_deadly() and (call != "fsync" or os.environ.get("FAULT_EACH")):
         reach(f"after {call}", path)
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+from functools import cache
 
 import faiss
 import forks
@@ -12,6 +13,7 @@ import rich.progress
 import setuptools
 import torch._inductor.compile_fx
 import transformers
+import typer
 from conan_embedding import cli
 from conan_embedding import workflow as run
 from conan_embedding.pipeline.convert import stage as convert
@@ -36,6 +38,9 @@ imported = [
     *(evaluate, faiss, pandas, setuptools, torch, train),  # some of these DeepSpeed imports as it goes
 ]
 njit(lambda number: number + 1)(1)  # Numba loads its own types at the first call
+
+typer.main.get_command = cache(typer.main.get_command)
+typer.main.get_command(cli.app)  # what every command builds out of all commands' signatures
 
 get_checkpoint_conversion_mapping("bert")  # a thousand regular expressions, made at the first model that is read
 

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, settings  # noqa: TID251
 from hypothesis.errors import UnsatisfiedAssumption
 
-FUZZ = bool(os.environ.get("CONAN_FUZZ"))
+SEED = os.environ.get("CONAN_FUZZ", "")
+FUZZ = bool(SEED)
 FUZZ_SECONDS = 600
 FACTOR = 50 if FUZZ else 1
 
