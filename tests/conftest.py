@@ -16,10 +16,15 @@ from properties import FUZZ, share_time, start_clock
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Processes that share the cores have a thread each: a fifth less time than where all have as many as cores."""
+    """Processes that share the cores have a thread each: a fifth less time than where all have as many as cores.
+
+    Numba's loops stay parallel, to be tested as such, but their threads sleep while they wait: where they spin, and
+    others want the core, a test takes 19 s instead of one.
+    """
     collect_garbage_seldom()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.getoption("numprocesses", None):
-        for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS"):  # Numba's loops stay parallel, to be tested as such
+        for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS"):
             os.environ.setdefault(name, "1")
 
 

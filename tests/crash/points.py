@@ -4,6 +4,6 @@ import re
 
 
 def kind_of(name: str) -> str:
-    """A file's name below the corpus: the same for all shards, all folders of convert, all files of a work folder."""
-    numberless = re.sub(r"\d+", "0", re.sub(r"^convert/\w+/", "convert/any/", name))
-    return re.sub(r"/(\.\w+)/[^/]+$", r"/\1/any", numberless)
+    """A file's name below the corpus: the same for all shards of a command, and for all files of a work folder."""
+    alike = re.sub(r"^(ingest|evaluation|convert/\w+)(?=/|$)", "any", name)  # folders that one command fills
+    return re.sub(r"/(\.\w+)/[^/]+$", r"/\1/any", re.sub(r"\d+", "0", alike))
