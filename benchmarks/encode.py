@@ -24,11 +24,10 @@ import torch
 from conan_embedding.pipeline.encoder.encoder import Encoder, encode, load_encoder
 from conan_embedding.schemas.settings import EncoderSettings
 from conan_embedding.trainer.model.bootstrap import tiny_bert
+from measures import LARGE, SMALL, forward_operations, matrix_rate
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 
-SMALL = {"layers": 4, "hidden": 312, "heads": 12, "intermediate": 1200}
-LARGE = {"layers": 24, "hidden": 1024, "heads": 16, "intermediate": 4096}
 BATCH_SIZES = (32, 64, 128)
 LENGTH = 512  # tokens
 
@@ -102,27 +101,13 @@ def print_differences(texts: list[str]) -> None:
 def print_share(encoder: Encoder, texts: list[str], medians: dict[str, float]) -> None:
     """Tokens a second, and the part of the measured matrix rate that the model's own products reach."""
     lengths = [len(ids) for ids in encoder.tokenizer(texts, truncation=True, max_length=LENGTH)["input_ids"]]
-    width, inner = LARGE["hidden"], LARGE["intermediate"]
-    products = LARGE["layers"] * sum(8 * n * width**2 + 4 * n * width * inner + 4 * n**2 * width for n in lengths)
+    products = forward_operations(LARGE, lengths)
     rate = matrix_rate(encoder.device, encoder.model.dtype)
     for name, seconds in medians.items():
         print(
             f"{name:22}{sum(lengths) / seconds:12,.0f} tokens/s   {products / seconds / 1e12:.0f} TFLOP/s, "
             f"{products / seconds / rate:.0%} of the {rate / 1e12:.0f} measured"
         )
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 8_192, times: int = 20) -> float:
-    """Operations a second of a large matrix product."""
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(3):
-        left @ right
-    torch.accelerator.synchronize()
-    started = time.perf_counter()
-    for _ in range(times):
-        left @ right
-    torch.accelerator.synchronize()
-    return times * 2 * size**3 / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Peak memory and time of one update with 64, 512 and 4,096 negatives, with GradCache and without.
 
-Run: `python benchmarks/gradcache.py [--tokens 64] [--chunk-tokens 4096]`. A tiny BERT on the CPU, 8 queries, every text
-of the same length, AdamW. Each update has a fresh process, and its peak is what Linux calls VmHWM: the largest resident
-memory since it began, so Python, torch and the model are in it: what there was before the update stands beside it.
-So do the embeddings, which GradCache keeps too, several times over: also their gradients and unit vectors. Freed
-memory is given back to the system at once (MALLOC_…), as what the heap holds back would be measured otherwise.
+Run: `python benchmarks/gradcache.py [--tokens 64] [--chunk-tokens 4096]`. A tiny BERT, 8 queries, all texts of the same
+length, AdamW. Each update has a fresh process, and its peak is what Linux calls VmHWM: the largest resident memory
+since it began, so Python, torch and the model are in it: what there was before the update stands beside it. So do the
+embeddings, which GradCache keeps too, several times over: also their gradients and unit vectors. Freed memory is given
+back to the system at once (MALLOC_…), as what the heap holds back would be measured otherwise.
+
+On a GPU the encoder has BERT-large's shape, in bf16, and memory is that of PyTorch's allocator.
 """
 
 import argparse
@@ -13,20 +15,19 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
-from conan_embedding.schemas.training_settings import FinetuneSettings
+from conan_embedding.pipeline.encoder.encoder import best_precision
 from conan_embedding.trainer.loss.cbb import Losses, build_batch, cbb_loss
 from conan_embedding.trainer.loss.gradcache import cached_backward, chunks_of
 from conan_embedding.trainer.model.bootstrap import SPECIAL
 from conan_embedding.trainer.model.embedding_model import EmbeddingModel
+from measures import DEVICE, LARGE, TINY, memory, wait_for_device
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
 NEGATIVES = (64, 512, 4096)
-QUERIES, WORDS, HIDDEN = 8, 1000, 64
-DIMENSION = 112  # to 64 as the paper's 1792 to 1024
+QUERIES, WORDS = 8, 1000
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -39,10 +40,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.only:
         negatives, gradcache_tokens = map(int, options.only)
-        print(json.dumps(_measure(negatives, options.tokens, gradcache_tokens or None)))
+        print(json.dumps(measure(negatives, options.tokens, gradcache_tokens or None)))
         return
     print("negatives  GradCache  peak MB  before MB  embeddings MB  seconds")
-    for gradcache_tokens in (0, options.gradcache_tokens):
+    for gradcache_tokens in (0, options.chunk_tokens):
         peaks = []
         for negatives in NEGATIVES:
             command = [sys.executable, __file__, "--tokens", str(options.tokens)]
@@ -59,12 +60,23 @@ def main() -> None:
     print(f"cores: {os.cpu_count()}, threads: {torch.get_num_threads()}")
 
 
-def _measure(negatives: int, tokens: int, gradcache_tokens: int | None) -> dict[str, float]:
-    """One update: resident memory at its peak and before, and the embeddings, in MB; and seconds."""
+def measure(negatives: int, tokens: int, gradcache_tokens: int | None) -> dict[str, float]:
+    """One update: memory at its peak and before, and the embeddings, in MB; and seconds."""
+    if DEVICE.type != "cpu":
+        torch.accelerator.empty_cache()
+        torch.accelerator.reset_peak_memory_stats()
     torch.manual_seed(0)
-    shape = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
-    encoder = BertModel(BertConfig(vocab_size=WORDS, **shape))
-    model = EmbeddingModel(encoder, DIMENSION).train()
+    shape = TINY if DEVICE.type == "cpu" else LARGE
+    config = BertConfig(
+        vocab_size=WORDS,
+        hidden_size=shape["hidden"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        intermediate_size=shape["intermediate"],
+    )
+    dimension = shape["hidden"] * 7 // 4  # as the paper's 1792 to 1024
+    with DEVICE:
+        model = EmbeddingModel(BertModel(config), dimension).train().to(best_precision(DEVICE))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     names = iter(range(10**9))
     update = build_batch(
@@ -72,29 +84,25 @@ def _measure(negatives: int, tokens: int, gradcache_tokens: int | None) -> dict[
         [f"positive {next(names)}" for _ in range(QUERIES)],
         [[f"negative {next(names)}" for _ in range(negatives // QUERIES)] for _ in range(QUERIES)],
     )
-    settings = FinetuneSettings(matryoshka_dims=[])
-    ids = torch.randint(len(SPECIAL), WORDS, (len(update.texts), tokens))
-    inputs = [(ids[chunk], torch.ones_like(ids[chunk])) for chunk in chunks_of([tokens] * len(ids), gradcache_tokens)]
+    ids = torch.randint(len(SPECIAL), WORDS, (len(update.texts), tokens), device=DEVICE)
+    mask = torch.ones_like(ids) if DEVICE.type == "cpu" else None
+    chunks = chunks_of([tokens] * len(ids), gradcache_tokens)
+    inputs = [(ids[chunk], None if mask is None else mask[chunk]) for chunk in chunks]
 
     def loss(embeddings: Tensor) -> Losses:
-        return cbb_loss(embeddings, update, settings)
+        return cbb_loss(embeddings, update, temperature=0.02)
 
-    before = _resident("VmRSS")
+    before = memory("now")
     started = time.monotonic()
     if gradcache_tokens is None:
         loss(torch.cat([model(*chunk) for chunk in inputs])).total.backward()
     else:
-        cached_backward(model, inputs, loss, Tensor.backward)
+        cached_backward(model, inputs, loss, Tensor.backward, model.parameters())
     optimizer.step()
+    wait_for_device()
     seconds = time.monotonic() - started
-    embeddings = len(ids) * DIMENSION * 4 / 1e6
-    return {"peak": _resident("VmHWM"), "before": before, "embeddings": embeddings, "seconds": seconds}
-
-
-def _resident(name: str) -> float:
-    """One of the sizes in /proc/self/status, in MB."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status[name].split()[0]) * 1024 / 1e6
+    embeddings = len(ids) * dimension * 4 / 1e6
+    return {"peak": memory("peak"), "before": before, "embeddings": embeddings, "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Where the host waits for the device in a step of `conan train`: counted without a GPU, and seen by CUDA on one.
 
-Run: `python benchmarks/host_syncs.py JOB… [--ranks 1 2] [--steps 3]`, with JOB a job.json whose run has more steps than
-that. Prints a line of JSON for each step and rank: how often the host waited, by the place in the code that made it.
-Such a place is the innermost frame of Conan or DeepSpeed: what transformers does for Conan is Conan's.
+Run: `python benchmarks/host_syncs.py --jobs JOB… [--ranks 1 2] [--steps 3]`, with JOB a job.json whose run has more
+steps than that. Prints a line of JSON for each step and rank: how often the host waited, by the place in the code that
+made it. Such a place is the innermost frame of Conan or DeepSpeed: what transformers does for Conan is Conan's.
 
 Without a GPU, all tensors are on the CPU, but those that would be on the device are known: what is moved there by
 `.to(device)` or made with `device=`, and what is computed from it. The host waits where such a tensor is read
@@ -52,7 +52,7 @@ Places = Counter[tuple[str, str]]
 def main() -> None:
     """Run the ranks and print what each counted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("jobs", type=Path, nargs="+", metavar="JOB")
+    parser.add_argument("--jobs", type=Path, nargs="+", required=True, metavar="JOB")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1], help="of several, one after the other")
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()

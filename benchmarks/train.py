@@ -15,8 +15,9 @@ Conan's loss has the other queries' positives among the negatives here (`in_batc
 can be compared, and must agree on the first update without dropout. Each turn is a process of its own; of its steps the
 first half warms up and the other is timed. Given is the median of the turns.
 
-`small` is a BERT of 4 layers, 312 wide, at 128 tokens; `large` has BERT-large's shape, at 512. On a GPU, printed too is
-the share of the card's matrix rate, measured first, that the model's own products reach; padding is none of them.
+`small` is a BERT of 4 layers, 312 wide, at 128 tokens; `large` has BERT-large's shape, at 512; `tiny` is for trying. On
+a GPU, printed too is the share of the card's matrix rate, measured first, that the model's own products reach; padding
+is none of them.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +39,15 @@ from conan_embedding.pipeline.corpus.pools import read_candidates
 from conan_embedding.schemas.training_settings import FinetuneSettings
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.launch.launcher import run_job
-from conan_embedding.trainer.loss.cbb import cbb_loss
+from conan_embedding.trainer.launch.process import join_process_group
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.trainer.model.embedding_model import load
 from conan_embedding.trainer.model.export import export
-from encode import LARGE, SMALL, matrix_rate
+from conan_embedding.trainer.stages import build_task
+from measures import DEVICE, LARGE, SMALL, TINY, forward_operations, matrix_rate
 
-SHAPES = {"small": SMALL, "large": LARGE}
-LENGTHS = {"small": 128, "large": 512}  # tokens
+SHAPES = {"tiny": TINY, "small": SMALL, "large": LARGE}
+LENGTHS = {"tiny": 32, "small": 128, "large": 512}  # tokens
 VOCABULARY, DIMENSION = 21_128, 1792  # BERT's for Chinese; the paper's
 STEPS = 6  # to warm up, and as many that are timed
 AGREEMENT = 1e-4
@@ -54,7 +57,6 @@ PEERS = {
     "FlagEmbedding": ("FlagEmbedding", "flag_embedding"),
 }
 """The package that each needs, and its function in peers/train.py."""
-DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def main() -> None:
@@ -145,9 +147,6 @@ def with_negatives(corpus: Path, number: int) -> pl.DataFrame:
 
 def write_updates(job: Job) -> None:
     """The texts of each step, column by column as other libraries take them; their lengths; Conan's first loss."""
-    from conan_embedding.trainer import train
-    from conan_embedding.trainer.stages import finetuning
-
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     os.environ |= {
@@ -157,9 +156,9 @@ def write_updates(job: Job) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": f"{port}",
     }
-    train._start()
+    join_process_group()
     job.folder.mkdir(parents=True)
-    task = finetuning(job, job.settings)
+    task = build_task(job, world_size=1)
     model, tokenizer = load(job.model, max_length=job.settings.max_length)
     updates: list[dict[str, Any]] = []
     lengths = []
@@ -179,7 +178,7 @@ def write_updates(job: Job) -> None:
     ).to(DEVICE)
     with torch.no_grad():
         vectors = model.eval().to(DEVICE)(padded["input_ids"], padded["attention_mask"])
-    loss = float(cbb_loss(vectors, first, job.settings).total)
+    loss = float(task.loss(vectors, first, None).total)
     content = {"settings": job.settings.model_dump(mode="json"), "warm_up": STEPS, "loss": loss, "lengths": lengths}
     (job.corpus / "updates.json").write_text(json.dumps(content | {"updates": updates}, ensure_ascii=False), "utf-8")
     sys.stdout.flush()
@@ -218,15 +217,21 @@ def ours(job: Job, tokens: int) -> float:
 
 def print_share(lengths: list[list[int]], options: argparse.Namespace, medians: dict[str, float]) -> None:
     """The part of the measured matrix rate that the model's own products reach: once forward, twice backward."""
-    shape = SHAPES[options.shape]
-    width, inner = shape["hidden"], shape["intermediate"]
-    counts = [n for own in lengths for n in own]
-    layers = shape["layers"] * sum(8 * n * width**2 + 4 * n * width * inner + 4 * n**2 * width for n in counts)
-    products = 3 * (layers + 2 * width * DIMENSION * len(counts)) / len(lengths)
+    products = step_operations(options.shape, lengths)
     rate = matrix_rate(DEVICE, torch.bfloat16 if options.precision == "bf16" else torch.float32)
     for tool, seconds in medians.items():
         share = products / seconds / rate
         print(f"{tool:30}{products / seconds / 1e12:6.0f} TFLOP/s, {share:.0%} of the {rate / 1e12:.0f} measured")
+
+
+def step_operations(shape: str, lengths: list[list[int]]) -> float:
+    """Operations of the products of a step, on average of steps whose texts have these lengths."""
+    texts = sum(map(len, lengths))
+    forward = (
+        forward_operations(SHAPES[shape], chain.from_iterable(lengths))
+        + 2 * SHAPES[shape]["hidden"] * DIMENSION * texts
+    )
+    return 3 * forward / len(lengths)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ def test_a_step_waits_for_the_stop_flag_alone(shared_training_corpus: Path, tiny
         job.folder.mkdir(parents=True)
         job.file.write_text(job.model_dump_json())
         files.append(job.file)
-    arguments = [*files, "--ranks", "1", "2", "--steps", "3"]
-    done = forks.call(forks.program, BENCHMARKS / "host_syncs.py", *arguments)
+    arguments = ["--jobs", *files, "--ranks", "1", "2", "--steps", "3"]
+    without_gpu = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    done = forks.call(forks.program, BENCHMARKS / "host_syncs.py", *arguments, environment=without_gpu)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(lines) == len(files) * (1 + 2) * 3

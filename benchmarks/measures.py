@@ -1,0 +1,52 @@
+"""What several benchmarks measure with: shapes of models, operations of their products, the matrix rate, memory."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+TINY = {"layers": 2, "hidden": 64, "heads": 2, "intermediate": 256}
+SMALL = {"layers": 4, "hidden": 312, "heads": 12, "intermediate": 1200}
+LARGE = {"layers": 24, "hidden": 1024, "heads": 16, "intermediate": 4096}
+"""BERT-large's shape."""
+DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def forward_operations(shape: dict[str, int], lengths: Iterable[int]) -> int:
+    """Operations of an encoder's products for texts of these lengths, without what is added for padding.
+
+    In a layer of width H, 4 H within, each token of a text of L takes 24 H² + 4 L H.
+    """
+    width, inner = shape["hidden"], shape["intermediate"]
+    return shape["layers"] * sum(8 * n * width**2 + 4 * n * width * inner + 4 * n**2 * width for n in lengths)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 8_192, times: int = 20) -> float:
+    """Operations a second of a large matrix product."""
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(3):
+        left @ right
+    wait_for_device()
+    started = time.perf_counter()
+    for _ in range(times):
+        left @ right
+    wait_for_device()
+    return times * 2 * size**3 / (time.perf_counter() - started)
+
+
+def wait_for_device() -> None:
+    """Wait until a GPU, if there is one, has done all that it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def memory(when: Literal["now", "peak"]) -> float:
+    """The memory taken now, or at most so far, in MB: of PyTorch's allocator on a GPU, else of the process."""
+    if DEVICE.type != "cpu":
+        size = torch.accelerator.memory_allocated if when == "now" else torch.accelerator.max_memory_allocated
+        return size() / 1e6
+    name = "VmRSS" if when == "now" else "VmHWM"
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[name].split()[0]) * 1024 / 1e6
