@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -133,6 +134,8 @@ def connect(address: str) -> None:
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", address)
     debug = bool(os.environ.get("CONAN_DEBUG"))
+    # Of every death Ray prints a page to standard output, whatever it was told about logs; ours has JSON.
+    ray._private.worker.print_to_stdstream = _print_to_standard_error if debug else _print_nothing
     try:
         if address != "auto":
             host, _, port = address.rpartition("://")[2].rpartition(":")
@@ -142,8 +145,15 @@ def connect(address: str) -> None:
         raise ClusterError(
             f"Ray cluster {address}: {error} (`ray start --head` starts one, `ray start --address HOST:PORT` joins it)"
         ) from error
-    # Of every death Ray prints a page to standard output, whatever it was told about logs; ours has JSON.
-    ray._private.worker._worker_logs_enabled = debug
+
+
+def _print_to_standard_error(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """What Ray tells a driver."""
+    ray._private.worker.print_worker_logs(data, sys.stderr, ignore_prefix)
+
+
+def _print_nothing(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """What Ray tells a driver that isn't to be debugged."""
 
 
 def _said(error: BaseException) -> str:
