@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from conan_embedding.pipeline.corpus import folder as folders
@@ -22,6 +23,7 @@ from conan_embedding.pipeline.engine.calls import ATTEMPTS, Engine
 from conan_embedding.pipeline.engine.stage import StageError, Task, run_calls, run_stage
 from conan_embedding.schemas.outcomes import Summary
 from reader_plugin import PAIRS, python_path, read_corpus, write_plugin, write_plugin_recipe
+from rule_plugin import write_rule_plugin, write_rule_recipe
 
 ray = pytest.importorskip("ray", reason="the engine ray needs the extra [ray]")
 from conan_embedding.pipeline.engine.ray import ClusterError  # noqa: E402
@@ -127,16 +129,36 @@ def test_the_same_rows_as_on_one_machine(
     assert sum(map(len, here.values())) > 1000
 
 
-def test_nodes_import_the_plugins_of_a_recipe(nodes: Nodes, tmp_path: Path) -> None:
-    write_plugin(nodes.plugins)
-    command = ["ingest", tmp_path / "corpus", "--recipe", write_plugin_recipe(tmp_path)]
-    command += ["--engine", "ray", "--address", nodes.address]
-    conan = [sys.executable, "-c", "from conan_embedding.cli import main; main()"]
-    with subprocess.Popen([*conan, *command], env=python_path(nodes.plugins)) as driver:
+def run_driver(nodes: Nodes, folder: Path, *command: object) -> int:
+    """Run a command on the cluster from a process that can import the plugins; gives the process's number."""
+    program = [sys.executable, "-c", "from conan_embedding.cli import main; main()", *map(str, command)]
+    on_ray = ["--engine", "ray", "--address", nodes.address]
+    with subprocess.Popen([*program, *on_ray], cwd=folder, env=python_path(nodes.plugins)) as driver:
         assert driver.wait() == 0
+    return driver.pid
+
+
+def test_nodes_read_with_a_plugins_reader(nodes: Nodes, tmp_path: Path) -> None:
+    write_plugin(nodes.plugins)
+    driver = run_driver(nodes, tmp_path, "ingest", "corpus", "--recipe", write_plugin_recipe(tmp_path))
     pairs, _, processes = read_corpus(tmp_path / "corpus")
     assert pairs == PAIRS
-    assert driver.pid not in processes
+    assert driver not in processes
+
+
+def test_nodes_filter_by_a_plugins_rule(nodes: Nodes, tmp_path: Path) -> None:
+    imported = write_rule_plugin(nodes.plugins)
+    drivers = [
+        run_driver(nodes, tmp_path, "ingest", "corpus", "--recipe", write_rule_recipe(tmp_path)),
+        run_driver(nodes, tmp_path, "filter", "corpus"),
+    ]
+    assert {int(process.name) for process in imported.iterdir()} > set(drivers)  # and processes of the nodes
+    shards = folders.shards(tmp_path / "corpus", "filter")
+    kept, rejected = (pl.concat(map(pl.read_parquet, files)) for files in (shards, map(folders.rejects, shards)))
+    assert kept["positive"].str.head(4).to_list() == ["one春", "two春"]
+    assert rejected.select(pl.col("positive").str.head(4), "reason").rows() == [
+        (f"{source}秋", "red_leaves") for source in ("one", "two")
+    ]
 
 
 def test_a_node_that_is_killed_midway_loses_nothing(nodes: Nodes, tmp_path: Path, stages: ModuleType) -> None:

@@ -14,41 +14,16 @@ from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.filter.rules import RULES, select_rules
 from conan_embedding.pipeline.filter.stage import filter_pairs
 from conan_embedding.schemas.settings import FilterSettings
+from rule_plugin import AUTUMN, write_rule_plugin, write_rule_recipe
 
-PLUGIN = """\
-import os
-from pathlib import Path
-
-import polars as pl
-from conan_embedding.pipeline.filter.rules import RULES, Rule
-
-(Path(__file__).parent / "processes" / str(os.getpid())).touch()
-leaves = pl.col("positive").str.contains("红叶")
-rule = Rule("red_leaves", "positive", "max", 0.9, pl.when(leaves).then(0.7), "chosen here", version=VERSION)
-RULES.register(rule.name, rule)
-"""
-SOURCE = "- {{name: {0}, files: {0}.jsonl, read: jsonl, query: question, positive: answer, format: question_answer}}\n"
-AUTUMN = "秋天的北京天气晴朗，香山的红叶正红，是一年里最适合出门的季节。"
-SPRING = "春天的北京天气晴朗，玉渊潭的樱花正开，是一年里最适合出门的季节。"
 ONE = Engine(workers=1)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two sources, which ingest makes two shards of, and a plugin with the recipe that names it."""
-    plugins = tmp_path / "plugins"
-    (plugins / "processes").mkdir(parents=True)
-    (plugins / "leaf_rules.py").write_text(PLUGIN.replace("VERSION", "1"), "utf-8")
-    for source in ("one", "two"):
-        rows = [{"question": f"北京的{name}为什么适合旅行？", "answer": name + text} for name, text in
-                ((f"{source}秋", AUTUMN), (f"{source}春", SPRING))]  # fmt: skip
-        (tmp_path / f"{source}.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    (tmp_path / "recipe.yaml").write_text(
-        "plugins: [leaf_rules]\n"
-        "filter: {rules: {red_leaves: 0.5}}\n"
-        "sources:\n" + "".join(SOURCE.format(source) for source in ("one", "two")),
-        "utf-8",
-    )
+    (tmp_path / "plugins").mkdir()
+    write_rule_plugin(tmp_path / "plugins")
+    write_rule_recipe(tmp_path)
     return tmp_path
 
 
@@ -90,7 +65,7 @@ def test_another_version_of_a_plugin_rule_filters_again(folder: Path) -> None:
     conan(folder, "ingest", "corpus", "--recipe", "recipe.yaml", "--workers", "1")
     done = ["filter", "corpus", "--workers", "1", "--json"]
     assert [json.loads(conan(folder, *done))["skipped"] for _ in range(2)] == [0, 2]
-    (folder / "plugins" / "leaf_rules.py").write_text(PLUGIN.replace("VERSION", "2"), "utf-8")
+    write_rule_plugin(folder / "plugins", version=2)
     assert json.loads(conan(folder, *done))["skipped"] == 0
 
 
