@@ -1,6 +1,6 @@
-"""Quality models as filter rules: the value is the probability that a classifier gives a label.
+"""Text classifiers as filter rules: a rule's value is the probability of one label.
 
-InternLM2 (arXiv 2403.17297, section 3.1.1) filters by classifiers of adverts, fluency, toxicity and pornography.
+InternLM2 (arXiv 2403.17297, section 3.1.1) filters with classifiers for adverts, fluency, toxicity and pornography.
 Importing this module imports torch, so the filter imports it only for recipes with `classifiers:`.
 """
 # ruff: noqa: N803 (capital letters are shapes: ids_NL is [n, L])
@@ -28,8 +28,8 @@ from ..encoder.model_layout import Layout, read_layout
 class Classifier:
     """A loaded classifier.
 
-    `infer` gives a batch's logits, one for each of `labels`. Probabilities of `exclusive` classes add up to 1; others
-    are independent of each other.
+    `infer` computes a batch's logits, one per label. If the labels are `exclusive`, their probabilities sum to 1
+    (softmax); otherwise each label has a probability of its own (sigmoid).
     """
 
     encoder: Encoder
@@ -39,12 +39,12 @@ class Classifier:
 
 
 def predict(texts: pl.Series, settings: ClassifierSettings, weights: str) -> pl.Series:
-    """Predict the probability of the settings' label for each text, Float64, by softmax (sigmoid if classes overlap).
+    """Return the probability of the configured label for each text, Float64.
 
-    `weights` is the `model_fingerprint`, under which the loaded model is cached.
+    `weights` is the model's fingerprint (see `model_fingerprint`); the loaded model is cached under it.
 
     Raises:
-        ModelError: the model's folder holds no classifier.
+        ModelError: the model's folder is not a classifier.
         RecipeError: the model has no such label.
     """
     classifier = load_classifier(settings, weights)
@@ -55,14 +55,14 @@ def predict(texts: pl.Series, settings: ClassifierSettings, weights: str) -> pl.
 
 
 def load_classifier(settings: ClassifierSettings, weights: str, device: str | None = None) -> Classifier:
-    """Load the settings' model, once per process; `device` as in load_encoder."""
+    """Load the configured model, once per process; `device` is as in `load_encoder`."""
     encoder = EncoderSettings(model=settings.model, max_length=settings.max_length, batch_tokens=settings.batch_tokens)
     return _load_once(encoder, weights, device or best_device())
 
 
 @cache
 def _load_once(settings: EncoderSettings, weights: str, device: str) -> Classifier:
-    """Load a classifier; `weights` is part of the cache's key, so that another model of that name is loaded."""
+    """Load a classifier. `weights` is part of the cache key, so a changed model under the same name is loaded again."""
     folder = find_model(settings.model)
     layout = read_layout(folder)
     infer: Inference
@@ -75,8 +75,8 @@ def _load_once(settings: EncoderSettings, weights: str, device: str) -> Classifi
         several = encoder.model.config.problem_type == "multi_label_classification"
     else:
         raise ModelError(
-            f"{settings.model}: no classifier: expected a *ForSequenceClassification architecture in config.json, or "
-            "a SentenceTransformer folder whose last Dense has an output for each class"
+            f"{settings.model} is not a classifier: expected a *ForSequenceClassification architecture in config.json, "
+            "or a SentenceTransformer folder whose last Dense module has one output per class"
         )
     names = _read_labels(folder)
     labels = tuple(names.get(place, f"LABEL_{place}") for place in range(width))
@@ -84,7 +84,7 @@ def _load_once(settings: EncoderSettings, weights: str, device: str) -> Classifi
 
 
 def find_label(label: str | int, labels: tuple[str, ...]) -> int:
-    """Find the place of a label, given by name or by place. Raises RecipeError if the model has no such label."""
+    """Return the index of a label given by name or by index. Raises RecipeError if the model has no such label."""
     if label in labels:
         return labels.index(str(label))
     if isinstance(label, int) and 0 <= label < len(labels):
@@ -93,13 +93,13 @@ def find_label(label: str | int, labels: tuple[str, ...]) -> int:
 
 
 def model_fingerprint(settings: ClassifierSettings) -> str:
-    """Hash the weights and the labels' names, but not the model's name. Raises ModelError."""
+    """Fingerprint a model by its weights and label names; its own name does not matter. Raises ModelError."""
     folder = find_model(settings.model)
     return fingerprint(weights_fingerprint(folder), sorted(_read_labels(folder).items()))
 
 
 def _read_labels(folder: Path) -> dict[int, str]:
-    """Read the labels' names by place, as far as the folder has them."""
+    """Read the label names by index, as far as the folder has them."""
     files = (read_layout(folder).encoder / "config.json", folder / "config_sentence_transformers.json")
     return {int(place): str(name) for file in files for place, name in read_json(file).get("id2label", {}).items()}
 

@@ -1,4 +1,4 @@
-"""Masks personal data in texts: finds it, checks it and replaces it by its kind."""
+"""Find personal data in texts, check that it is valid, and replace it with a mask that names its kind."""
 
 from collections.abc import Collection
 
@@ -14,10 +14,10 @@ MASKS = {
     "qq": "[QQ号]",
     "wechat": "[微信号]",
 }
-"""What `mask_personal_data` replaces each kind with."""
+"""The mask for each kind of personal data."""
 
-# Candidates are matched in full length: a number with all its digits and decimals, an address with the path of
-# `scp host:path`. So no match is part of something longer, and the match alone tells whether it is personal.
+# A candidate is matched to its full length: a number with all its digits and decimals, an address with the path in
+# `scp host:path`. So no match is part of something longer, and the match alone decides whether it is personal data.
 _ADDRESS = r"[A-Za-z0-9._%+-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}"
 _PATH = ":[A-Za-z~/_.]"
 _GROUPED_CARD = r"[0-9]{4}(?:[ -][0-9]{4}){3}(?:[ -][0-9]{1,3}(?-u:\b))?"
@@ -25,14 +25,14 @@ _GROUPED_MOBILE = "1[3-9][0-9][ -][0-9]{4}[ -][0-9]{4}"
 _NUMBER = rf"(?:{_GROUPED_CARD}|{_GROUPED_MOBILE}|[0-9]{{17}}[Xx]|[0-9])[0-9]*(?:\.[0-9]+)*"
 _VALUE = rf"{_ADDRESS}(?:{_PATH})?|{_NUMBER}"
 
-# The words before an account, which stay. An ASCII word must begin there: 加qq, not aqq.
+# Words that announce an account; they are kept. An ASCII word must start at a word boundary: 加qq, not aqq.
 _QQ = r"(?:(?-u:\b)(?i:qq)|扣扣|企鹅)[ :：号码群是为加吧（(\[]{0,6}"
 _WECHAT = r"(?:微信|(?-u:\b)(?i:wx|vx))(?:[ :：号码账帐是为]|(?i:id)){1,6}|加我?[vV][:：] ?"
 _ACCOUNT = "[a-zA-Z][-_a-zA-Z0-9]{5,}"
 _UNIT = "[a-zA-Z_%万亿元块人个只位名年月]?"  # QQ 10000人 is not an account
 
 _TOKEN = rf"(?:{_QQ}|{_WECHAT})(?:(?:{_VALUE}){_UNIT}|{_ACCOUNT})|{_VALUE}"
-# Every text with personal data matches one of these. All texts are searched for them, so they are simple and fast.
+# Fast prefilters, searched for in every text: a text with personal data matches at least one of them.
 _WORTH_READING = (
     _ADDRESS,
     "[0-9]{11}|[0-9]{3}[ -][0-9]{4}[ -][0-9]{4}",
@@ -51,12 +51,14 @@ _WECHAT_ID = "^[a-zA-Z][-_a-zA-Z0-9]{5,19}$"  # Weixin's own rule
 def mask_personal_data(
     frame: pl.DataFrame, columns: Collection[str] = ("query", "positive", "negatives")
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Replace mobile numbers, identity cards, e-mail addresses, bank cards, QQ numbers and WeChat ids by their kind.
+    """Mask mobile numbers, identity cards, e-mail addresses, bank cards, QQ numbers and WeChat ids.
 
-    A mobile number needs a valid prefix, an identity card a date and the check digit of GB 11643, a bank card an
-    issuer's prefix and the Luhn check digit (ISO/IEC 7812); none may be part of a longer number. A QQ number or WeChat
-    id must follow a word that announces it, which stays. The columns hold texts or lists of texts. Returns the frame
-    and how many of each kind of MASKS were masked. Masking twice is masking once.
+    A mobile number needs a valid prefix; an identity card a date and the check digit of GB 11643; a bank card an
+    issuer's prefix and the Luhn check digit (ISO/IEC 7812). None of these may be part of a longer number. A QQ number
+    or WeChat id must follow a word that announces it; that word is kept. The columns hold texts or lists of texts.
+    Masking a masked frame changes nothing.
+
+    Returns the masked frame and the number of masked values of each kind in MASKS.
     """
     counts = dict.fromkeys(MASKS, 0)
     parts = [_list_texts(frame, column) for column in columns]
@@ -76,7 +78,7 @@ def mask_personal_data(
 
 
 def _list_texts(frame: pl.DataFrame, column: str) -> pl.DataFrame:
-    """List the texts of a column, or of its lists: columns `row` and `text`."""
+    """List the texts of a column, or of the lists in it: columns `row` (the row in the frame) and `text`."""
     texts = frame.select(pl.row_index("row"), pl.col(column).alias("text"))
     if frame.schema[column] == pl.String:
         return texts
@@ -84,7 +86,7 @@ def _list_texts(frame: pl.DataFrame, column: str) -> pl.DataFrame:
 
 
 def _mask_texts(texts: pl.Series, counts: dict[str, int]) -> pl.Series:
-    """Mask a series of texts and add to the counts; only texts with a candidate are taken apart."""
+    """Mask a series of texts and add to `counts`; only texts that may hold personal data are split into tokens."""
     addresses, numbers, accounts = (texts.str.contains(pattern).fill_null(False) for pattern in _WORTH_READING)
     rows = (addresses | numbers | accounts).arg_true()
     found = texts.gather(rows)
@@ -92,7 +94,7 @@ def _mask_texts(texts: pl.Series, counts: dict[str, int]) -> pl.Series:
     kinds = _find_kinds(tokens.explode().drop_nulls().unique())
     if kinds.is_empty():
         return texts
-    # A text alternates between what lies between its tokens and the tokens; there is one token fewer.
+    # A text alternates between gaps and tokens and ends with a gap: an empty last token makes them equal in number.
     between, token = pl.col("text").str.split(_TOKEN, literal=False), pl.concat_list("token", pl.lit(""))
     parts = pl.DataFrame({"row": rows, "text": found, "token": tokens}).select("row", token, between=between)
     parts = parts.explode("between", "token").join(kinds, on="token", how="left", maintain_order="left")
@@ -101,12 +103,12 @@ def _mask_texts(texts: pl.Series, counts: dict[str, int]) -> pl.Series:
     masked = pl.concat_str("between", pl.coalesce("masked", "token"))
     changed = parts.filter(pl.col("kind").is_not_null().any().over("row"))
     joined = changed.group_by("row", maintain_order=True).agg(masked.str.join("").alias("text"))
-    # More may begin right after a mask: QQ12345 after a mobile number, an address after a QQ number.
+    # Repeat, as a mask can reveal further data right after it: QQ12345 after a mobile number.
     return texts.scatter(joined["row"], _mask_texts(joined["text"], counts))
 
 
 def _find_kinds(tokens: pl.Series) -> pl.DataFrame:
-    """Find the tokens that are personal: columns `token`, `kind` and `masked`, the token with its value replaced."""
+    """Find the tokens that are personal data: columns `token`, `kind` and `masked` (the token with its mask)."""
     groups = pl.lit(tokens).str.extract_groups(
         f"^(?:(?<qq>{_QQ})|(?<wechat>{_WECHAT}))?(?<value>{_VALUE}|{_ACCOUNT})(?<unit>.*)$"
     )
@@ -138,7 +140,7 @@ def _find_kinds(tokens: pl.Series) -> pl.DataFrame:
 
 
 def _read_digits(numbers: pl.Series) -> npt.NDArray[np.uint8]:
-    """Read the last 20 digits of each number, uint8 [numbers, 20]: 0 before its first, 10 for an X."""
+    """Read the last 20 digits of each number, uint8 [numbers, 20]: padded with 0 on the left, 10 for an X."""
     places = "".join(numbers.str.tail(20).str.zfill(20).str.to_uppercase()).encode("ascii")
     digits = np.frombuffer(places, np.uint8).reshape(-1, 20) - ord("0")
     digits[digits == ord("X") - ord("0")] = 10
@@ -146,12 +148,12 @@ def _read_digits(numbers: pl.Series) -> npt.NDArray[np.uint8]:
 
 
 def _check_identity(digits: npt.NDArray[np.uint8]) -> pl.Series:
-    """Check the last digit by GB 11643-1999 (ISO 7064 MOD 11-2), where X is written for 10."""
+    """Whether the check digit is right by GB 11643-1999 (ISO 7064 MOD 11-2), where X is written for 10."""
     weights = [2**place % 11 for place in range(17, -1, -1)]
     return pl.Series(digits[:, 2:] @ np.array(weights) % 11 == 1)
 
 
 def _check_luhn(digits: npt.NDArray[np.uint8]) -> pl.Series:
-    """Check by Luhn: double every second digit from the right and add up all digits; the sum must end in 0."""
+    """Whether the Luhn sum ends in 0: every second digit from the right is doubled, then all digits are added up."""
     once, doubled = digits[:, 1::2], digits[:, ::2] * 2
     return pl.Series((once + doubled - 9 * (doubled > 9)).sum(axis=1) % 10 == 0)

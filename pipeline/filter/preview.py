@@ -1,4 +1,4 @@
-"""conan filter --explain and --dry-run: show how the filter judges one pair or a sample, and write nothing."""
+"""conan filter --explain and --dry-run: show how the filter judges one pair or a sample, without writing anything."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -28,7 +28,7 @@ from .stage import (
 )
 
 SHORTEST_PREFIX = 6
-"""Chosen here: characters of a pair_id, at least, that name a pair."""
+"""Chosen here: the fewest characters of a pair_id by which a pair can be given."""
 
 _EXAMPLES = 3
 _EXCERPT = 100  # characters
@@ -41,7 +41,7 @@ Verdict = Literal["passes", "fails", "does not apply", "off"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule's verdict on one pair. A rule that is off for the pair's source has neither value nor threshold."""
+    """One rule's verdict on one pair. `threshold` and `value` are None if the rule is off for the pair's source."""
 
     rule: str
     side: Side
@@ -54,7 +54,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One pair as it is judged (masked, without a leaked title), the first failing rule, and all findings."""
+    """One pair as it is judged (personal data masked, leaked title cut), the first rule that it fails, all findings.
+
+    `reason` and `detail` are None if the pair passes.
+    """
 
     pair: dict[str, Any]
     reason: str | None
@@ -64,7 +67,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Example:
-    """A pair that a rule would reject, its texts cut; `detail` compares the value with the threshold."""
+    """A pair that a rule would reject, with cut texts; `detail` has value and threshold, such as `0.07 < 0.1`."""
 
     pair_id: str
     source: str
@@ -75,10 +78,10 @@ class Example:
 
 @dataclass(frozen=True)
 class RuleLosses:
-    """What one rule would reject of a sample.
+    """What one rule would reject in a sample.
 
-    `first` counts the pairs that it would be the reason for, `share` is their share of the sample; `fails` counts all
-    pairs that break it, including those that an earlier rule rejects.
+    `first` counts the pairs that are rejected with this rule as the reason; `share` is their share of the sample.
+    `fails` counts all pairs that fail the rule, including those that an earlier rule rejects.
     """
 
     rule: str
@@ -90,7 +93,7 @@ class RuleLosses:
 
 @dataclass(frozen=True)
 class DryRun:
-    """The filter's result for a sample of `rows` out of `corpus_rows`; rules in the order in which they are tried."""
+    """The filter's result for a sample of `rows` out of `corpus_rows`; `rules` in the order in which they are tried."""
 
     corpus_rows: int
     rows: int
@@ -100,11 +103,11 @@ class DryRun:
 
 
 def explain(corpus: Path, pair_id: str, settings: FilterSettings) -> Explanation:
-    """Compute every rule's value for one pair of ingest, given its pair_id or SHORTEST_PREFIX or more characters of it.
+    """Compute every rule's value for one ingested pair, given by its pair_id or a prefix of it (see SHORTEST_PREFIX).
 
     Raises:
-        CorpusError: no pair has that pair_id, several have it, or ingest was not run.
-        RecipeError, ModelError: as filter_pairs.
+        CorpusError: no pair or several pairs match, or ingest has not run.
+        RecipeError, ModelError: as in `filter_pairs`.
     """
     found = shards(corpus, "ingest")
     pair = _find_pair(found, pair_id)
@@ -118,13 +121,13 @@ def explain(corpus: Path, pair_id: str, settings: FilterSettings) -> Explanation
 
 
 def dry_run(corpus: Path, settings: FilterSettings, sample: int, seed: int = 0) -> DryRun:
-    """Judge a sample of ingest's rows, from each shard in proportion to its rows; the seed decides which.
+    """Judge a random sample of ingest's rows, drawn from each shard in proportion to its rows; `seed` decides which.
 
-    One row group and the rows drawn from one shard are in memory at a time. Classifiers judge all rows of the sample.
+    Memory holds one row group, and the rows drawn from one shard, at a time. Classifiers judge every row of the sample.
 
     Raises:
-        CorpusError: ingest was not run.
-        RecipeError, ModelError: as filter_pairs.
+        CorpusError: ingest has not run.
+        RecipeError, ModelError: as in `filter_pairs`.
     """
     found = shards(corpus, "ingest")
     book = _read_rulebook(corpus, settings, found)
@@ -142,7 +145,7 @@ def dry_run(corpus: Path, settings: FilterSettings, sample: int, seed: int = 0) 
             judged = pl.concat([part, find_first_failing(values, rules)], how="horizontal").drop_nulls("reason")
             first.update(dict(judged["reason"].value_counts().iter_rows()))
             fails.update(values.select(rule.fails.sum().alias(rule.name) for rule in rules).row(0, named=True))
-            # The smallest pair_ids: they are hashes, so this is a fair draw without a second seed.
+            # Show the smallest pair_ids: they are hashes, so this is a random choice that needs no second seed.
             texts = pl.col("query", "positive").str.head(_EXCERPT)
             dropped = pl.concat([dropped, judged.with_columns(texts).select(_EXAMPLE)])
             dropped = dropped.sort("pair_id").group_by("reason", maintain_order=True).head(_EXAMPLES)
@@ -171,7 +174,7 @@ def _list_rules(book: Rulebook) -> tuple[Rule, ...]:
 
 
 def _measure_all(frame: pl.DataFrame, rules: Collection[Rule], book: Rulebook) -> pl.DataFrame:
-    """Compute every rule's value for every pair; classifiers run on pairs that another rule rejects, too."""
+    """Compute every rule's value for every pair. Classifiers also judge pairs that another rule rejects."""
     values = measure(frame, [rule for rule in rules if rule.name not in book.models])
     models = [rule for rule in rules if rule.name in book.models]
     return values.with_columns(classify(frame, rule, book, pl.lit(True)) for rule in models)
@@ -187,21 +190,21 @@ def _report_finding(rule: Rule, in_force: bool, values: pl.DataFrame) -> Finding
 
 
 def _find_pair(found: list[Path], pair_id: str) -> pl.DataFrame:
-    """Find the one pair with that pair_id; a pair that was ingested twice counts once."""
+    """Find the one pair whose pair_id starts with `pair_id`; a pair that was ingested twice counts once."""
     if len(pair_id) < SHORTEST_PREFIX:
-        raise CorpusError(f"pair_id {pair_id!r}: give {SHORTEST_PREFIX} characters or more")
+        raise CorpusError(f"pair_id {pair_id!r} is too short: give {SHORTEST_PREFIX} characters or more")
     pairs = pl.scan_parquet(found).filter(pl.col("pair_id").str.starts_with(pair_id.lower()))
     matching = pairs.collect(engine="streaming").unique("pair_id", keep="first", maintain_order=True)
     if matching.height == 0:
         raise CorpusError(f"{found[0].parent}: no pair_id begins with {pair_id!r}; see `SELECT pair_id FROM ingest`")
     if matching.height > 1:
         some = ", ".join(matching["pair_id"].head(5))
-        raise CorpusError(f"{matching.height} pairs begin with {pair_id!r}; give more of the pair_id: {some}")
+        raise CorpusError(f"{matching.height} pair_ids begin with {pair_id!r}; give more characters: {some}")
     return matching
 
 
 def _draw_sample(found: Sequence[Path], sizes: Sequence[int], sample: int, seed: int) -> Iterator[pl.DataFrame]:
-    """Draw the sampled rows of each shard: one at random out of every (rows / sample) rows of the corpus, in order."""
+    """Cut the corpus into `sample` runs of about equally many rows, draw one row from each; yield them by shard."""
     sample = min(sample, sum(sizes))
     edges = np.arange(sample + 1) * sum(sizes) // max(sample, 1)
     drawn = edges[:-1] + np.random.default_rng(seed).integers(0, np.diff(edges))
@@ -211,7 +214,7 @@ def _draw_sample(found: Sequence[Path], sizes: Sequence[int], sample: int, seed:
 
 
 def _read_rows(shard: Path, rows: Rows) -> pl.DataFrame:
-    """Read these rows of a shard (ascending places); row groups without any are not read."""
+    """Read the given rows of a shard (ascending places), skipping row groups without any of them."""
     with pq.ParquetFile(shard) as file:
         sizes = [file.metadata.row_group(place).num_rows for place in range(file.num_row_groups)]
         tables = [
@@ -225,7 +228,7 @@ def _read_rows(shard: Path, rows: Rows) -> pl.DataFrame:
 
 
 def _split_places(places: Rows, sizes: Sequence[int]) -> list[Rows]:
-    """Turn ascending places in a whole into places in its parts, which have these sizes."""
+    """Convert ascending places in a whole to places in its parts, which have the given sizes."""
     ends = np.cumsum(sizes)
     parts = np.split(places, np.searchsorted(places, ends[:-1]))
     return [part - (end - size) for part, end, size in zip(parts, ends, sizes, strict=True)]

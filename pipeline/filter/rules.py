@@ -1,18 +1,19 @@
-"""The filter's rules: a registry in which each rule is a named Polars expression with a threshold and its origin.
+"""The filter's rules. Each is a named Polars expression with a threshold and the source of that threshold.
 
-`measure` gives every rule's value for every pair, `judge` the first rule that fails. What need not be rejected is
-repaired before judging: leaked titles by `strip_title`, personal data by personal_data.mask_personal_data.
+`measure` computes every rule's value for every pair; `judge` finds the first rule that a pair fails. Two defects are
+repaired before judging, not rejected: `strip_title` cuts leaked titles, personal_data.mask_personal_data masks personal
+data.
 
-A plugin adds a rule of its own. Once the recipe names its module under `plugins:`, the rule is in force, the recipe may
-set its threshold under `rules:`, and `conan filter --explain` and `--dry-run` show it:
+A plugin registers a rule of its own. Once the recipe lists its module under `plugins:`, the rule is applied, the recipe
+may set its threshold under `rules:`, and `conan filter --explain` and `--dry-run` show it:
 
     RULES.register("too_loud", Rule("too_loud", "positive", "max", 5, pl.col("positive").str.count_matches("！"), "…"))
 
 Sources of the thresholds: data-juicer's Chinese recipe (modelscope/data-juicer, alpaca-cot-zh-refine.yaml),
 ChineseWebText (arXiv 2311.01149; CASIA-LM/ChineseWebText, preprocess.py), FineWeb 2's Chinese configuration
-(huggingface/fineweb-2, configs/cmn_Hani.yml), Gopher (arXiv 2112.11446, section A1.1 and table A1). The families are
-InternLM2's (arXiv 2403.17297, section 3.1.1), which gives no thresholds. Thresholds "chosen here" were set by reading
-what they reject.
+(huggingface/fineweb-2, configs/cmn_Hani.yml), Gopher (arXiv 2112.11446, section A1.1 and table A1). The families of
+rules are those of InternLM2 (arXiv 2403.17297, section 3.1.1), which gives no thresholds. Thresholds "chosen here" were
+set by reading what they reject.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -38,20 +39,20 @@ Bound = Literal["min", "max"]
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """One rule of the filter: a pair is rejected if its value is below a `min` or above a `max`.
+    """One rule of the filter: it rejects pairs whose value is below a "min" threshold or above a "max" threshold.
 
     Args:
-        name: What a recipe calls the rule, and the reason of what it rejects.
-        side: What the value is measured on; for messages only.
-        bound: Whether the threshold is the least or the greatest value that is kept.
-        threshold: The default, which a recipe may change.
-        value: An expression over the pair's columns and, for each side, the counts of text_counts.PROFILE as
-            `query.characters`, `positive.han` …; null lets the pair pass.
-        origin: Where the threshold comes from.
-        formats: The formats of the pairs that are judged; empty for all.
-        tasks: The tasks of the pairs that are judged.
-        version: Raise it when `value`, `formats` or `tasks` change. An expression has no hash that is the same on every
-            machine, so name, threshold and version decide whether shards that are already filtered are filtered again.
+        name: The rule's name in a recipe, and the reason given for the pairs that it rejects.
+        side: What is measured. A classifier reads this text; for other rules it only appears in messages.
+        bound: Whether the threshold is the lowest ("min") or the highest ("max") value that passes.
+        threshold: The default; a recipe may change it.
+        value: An expression over the pair's columns and, for both sides, the counts in text_counts.PROFILE, named
+            `query.characters`, `positive.han` and so on. A pair whose value is null passes.
+        origin: The source of the threshold.
+        formats: The rule judges only pairs of these formats; empty for all formats.
+        tasks: The rule judges only pairs of these tasks.
+        version: Raise it when `value`, `formats` or `tasks` change. The hash of an expression differs between machines,
+            so only name, threshold and version decide whether shards that are already filtered are filtered again.
     """
 
     name: str
@@ -66,13 +67,13 @@ class Rule:
 
     @property
     def applies(self) -> pl.Expr:
-        """Whether the rule judges this pair."""
+        """Whether the rule judges a pair."""
         task = pl.col("task").is_in(self.tasks)
         return task & pl.col("format").is_in(self.formats) if self.formats else task
 
     @property
     def fails(self) -> pl.Expr:
-        """Whether the value, in a column of the rule's name, is out of bounds."""
+        """Whether a pair's value, in the column with the rule's name, is out of bounds."""
         value = pl.col(self.name)
         return value < self.threshold if self.bound == "min" else value > self.threshold
 
@@ -82,23 +83,23 @@ def _count(side: str, what: str) -> pl.Expr:
 
 
 def _share(side: str, what: str, of: str = "characters") -> pl.Expr:
-    """Divide one count by another; 0 for an empty text."""
+    """Return one count divided by another; 0 for an empty text."""
     return _count(side, what) / _count(side, of).clip(1)
 
 
 def _both(bound: Bound, value: Callable[[str], pl.Expr]) -> pl.Expr:
-    """Take the value of the side that is nearer to being rejected."""
+    """Return the value of the side that is nearer to being rejected."""
     worse = pl.min_horizontal if bound == "min" else pl.max_horizontal
     return worse(value("query"), value("positive"))
 
 
 def _in_long(side: str, characters: int, value: pl.Expr) -> pl.Expr:
-    """Limit a value to texts with more than `characters` characters: shares of a few characters say little."""
+    """Restrict a value to texts with more than `characters` characters: shares of a few characters say little."""
     return pl.when(_count(side, "characters") > characters).then(value)
 
 
 def _share_of_lines(side: str, at_least: int, lines: pl.Expr) -> pl.Expr:
-    """Divide a number of lines by the non-blank lines, in texts with `at_least` of those."""
+    """Return `lines` as a share of the non-blank lines, for texts with at least `at_least` of those."""
     return pl.when(_count(side, "lines") >= at_least).then(lines / _count(side, "lines"))
 
 
@@ -107,7 +108,7 @@ def _share_of_ngrams(side: str, what: str, n: int) -> pl.Expr:
 
 
 def _share_matched(side: str, pattern: str, text: pl.Expr | None = None) -> pl.Expr:
-    """Compute the share of a side's characters that a pattern matches, in the side itself or in `text`."""
+    """Return the share of a side's characters that a pattern matches, in the side itself or in `text`."""
     text = pl.col(side) if text is None else text
     matched = text.str.len_chars() - text.str.replace_all(pattern, "").str.len_chars()
     return matched / _count(side, "characters").clip(1)
@@ -118,7 +119,7 @@ def _characters(side: str) -> pl.Expr:
 
 
 def _same_sides() -> pl.Expr:
-    """Give 1 if both sides have the same match key; only texts with equally many letters are compared."""
+    """Return 1 if both sides have the same match key, else 0; only texts with equally many letters are compared."""
     same_letters = (_count("query", "letters") == _count("positive", "letters")).alias("same_letters")
     return pl.struct(same_letters, "query", "positive").map_batches(
         _compare_keys, return_dtype=pl.Int8, is_elementwise=True
@@ -126,7 +127,7 @@ def _same_sides() -> pl.Expr:
 
 
 def _compare_keys(sides: pl.Series) -> pl.Series:
-    """Give 1 if `query` and `positive` have the same match key; only rows with `same_letters` are read."""
+    """Return 1 for rows with `same_letters` in which `query` and `positive` have the same match key, 0 for others."""
     rows = sides.struct.field("same_letters").arg_true()
     texts = pl.concat([sides.struct.field(side).gather(rows).alias("text") for side in ("query", "positive")])
     keys = texts.to_frame().lazy().select(match_key(pl.col("text"))).collect().to_series()
@@ -147,12 +148,12 @@ def _dominant(side: str) -> pl.Expr:
 
 
 def _han(side: str) -> pl.Expr:
-    """Divide the Han characters by all letters: digits and punctuation belong to no language."""
+    """Return the share of Han characters among all letters: digits and punctuation belong to no language."""
     return pl.when(_count(side, "letters") > 0).then(_share(side, "han", "letters"))
 
 
-# U+FFFD saved as GBK; uninitialised memory read as GBK; UTF-8 read as GBK; UTF-8 read as Windows-1252. Every match
-# begins with a character that text_counts.PROFILE counts as misread.
+# In this order: U+FFFD saved as GBK; uninitialised memory read as GBK; UTF-8 read as GBK; UTF-8 read as Windows-1252.
+# Every match begins with a character that text_counts.PROFILE counts as `misread`.
 _MOJIBAKE = (
     "锟斤拷|烫{3,}|屯{3,}|[銆鈥]|鐨[勪勬勫]|锛[屾屽屼岃]|ï»¿|Ã[\u0080-¿]|â€|"
     "(?:[À-ÿ][¡-¿ŒœŠšŸŽžƒˆ˜–—‘’‚“”„†‡•…‰‹›€™]{1,2}){2,}"
@@ -160,7 +161,7 @@ _MOJIBAKE = (
 
 
 def _mojibake(side: str) -> pl.Expr:
-    # An empty text rather than null, as Polars would search the text that lies beneath a null.
+    # An empty text instead of null, because Polars searches the texts underneath nulls, too.
     suspect = pl.when(_count(side, "misread") > 0).then(pl.col(side)).otherwise(pl.lit(""))
     return _share_matched(side, _MOJIBAKE, suspect)
 
@@ -170,7 +171,7 @@ def _damaged(side: str) -> pl.Expr:
 
 
 def _in_prose(side: str, value: pl.Expr) -> pl.Expr:
-    """Limit a value to texts that are mostly Han: in code, logs and formulas repetition is no fault."""
+    """Restrict a value to texts that are mostly Han: code, logs and formulas may repeat themselves."""
     return pl.when(_share(side, "han") >= 0.5).then(value)
 
 
@@ -182,7 +183,7 @@ _URL = r"""https?://[^\s\p{Han}，。；、（）【】《》“”"'<>]+|www\.[
 _CONTACT = "|".join([_URL, *(rf"\[{mask[1:-1]}\]" for mask in MASKS.values())])
 _MARKUP = r"</?[a-zA-Z][^<>\n:]{0,80}>|\{\{[^{}]*\}\}|\{%[^{}]*%\}|\[/?[a-z]+(?:=[^\]\n]*)?\]|\[\[|\]\]"
 
-# A news text may contain one of these phrases; adverts and page frames contain little else.
+# A news text may contain one of these phrases; adverts and page navigation contain little else.
 _BOILERPLATE = (
     "关注公众号|微信公众号|点击关注|扫码|扫描二维码|长按二维码|识别二维码|扫一扫|加微信|微信号|QQ群|加群|"
     "转载请注明|未经授权|禁止转载|版权所有|侵权必究|侵权请联系|本文来源|文章来源|原文链接|责任编辑|"
@@ -191,26 +192,26 @@ _BOILERPLATE = (
     "返回顶部|查看全文|阅读全文|展开全文|加载更多|更多精彩|下载APP|打开APP|登录后查看|请输入验证码"
 )
 
-# A heading is set off from what follows. A text whose first sentence has the title for its subject leaks nothing, and
-# cutting the title off would break the sentence.
+# A heading is separated from the text that follows. Where the title is the subject of the first sentence instead,
+# nothing leaks, and cutting the title off would break the sentence.
 _SET_OFF = r"^[\s:：|—_。.-]+"
 
 
 def _after_title() -> pl.Expr:
-    """Take what follows the title if it is the heading of its own text; null for other texts."""
+    """Return the text after the title if the positive begins with the title as a heading; null for other pairs."""
     query, positive = pl.col("query"), pl.col("positive")
     rest = pl.when(positive.str.starts_with(query) & (query != "")).then(positive.str.slice(query.str.len_chars()))
     return pl.when((rest == "") | rest.str.contains(_SET_OFF)).then(rest.str.replace(_SET_OFF, ""))
 
 
 _CHOSEN = "chosen here"
-_BY_READING = "chosen here by reading what was rejected"
-_WORDS = "ChineseWebText's 0.3, in words: a Han character stands for about five letters of other scripts"
+_BY_READING = "chosen here by reading rejected pairs"
+_WORDS = "ChineseWebText's 0.3, converted to words: one Han character counts as five letters of other scripts"
 _DATA_JUICER = "data-juicer, alpaca-cot-zh-refine.yaml"
 _CHINESE_WEB_TEXT = "ChineseWebText, preprocess.py"
 _FINEWEB = "FineWeb 2, cmn_Hani.yml"
 _GOPHER = "Gopher, section A1.1"
-_GOPHER_LINES = "Gopher, table A1: its bound on lines, here on their characters"
+_GOPHER_LINES = "Gopher, table A1: its limit on repeated lines, applied to their characters"
 _TITLED = ("title_content",)
 _UNSCORED = ("pretrain", "retrieval")
 _ALL_TASKS = ("pretrain", "retrieval", "sts", "classification")
@@ -229,7 +230,7 @@ _BUILT_IN = (
     Rule("content_length", "positive", "min", 10, _characters("positive"), _DATA_JUICER, _TITLED),
     Rule("wordless", "positive", "min", 1, _count("positive", "letters"), _BY_READING),
     Rule("title_leak", "pair", "min", _TITLE_LEFT, _after_title().str.len_chars(), _CHOSEN, _TITLED),
-    # Characters. One Chinese side is enough: a Chinese question may have code or English for an answer.
+    # Characters. For han_ratio one Chinese side is enough: the answer to a Chinese question may be code or English.
     Rule("mojibake", "pair", "max", 0.01, _both("max", _mojibake), _CHOSEN, tasks=_ALL_TASKS),
     Rule("damaged_characters", "pair", "max", 0.2, _both("max", _damaged), _BY_READING, tasks=_ALL_TASKS),
     Rule("alphanumeric_ratio", "pair", "min", 0.1, _both("min", _alphanumeric), _DATA_JUICER),
@@ -254,7 +255,7 @@ _BUILT_IN = (
          _share_of_lines("positive", 5, _count("positive", "finished_lines")), _FINEWEB, _TITLED),
     Rule("ellipsis_lines", "positive", "max", 0.3, _ellipsis_lines("positive"), _GOPHER, _TITLED),
     Rule("separator_ratio", "positive", "max", 0.4, _share("positive", "separators"), _BY_READING),
-    # Links, markup and page frames.
+    # Links, markup and boilerplate.
     Rule("url_density", "positive", "max", 0.6, _share_matched("positive", _CONTACT), _CHOSEN),
     Rule("markup_density", "positive", "max", 0.2, _share_matched("positive", _MARKUP), _CHOSEN),
     Rule("boilerplate", "positive", "max", 0.1, _share_matched("positive", _BOILERPLATE), _CHOSEN),
@@ -262,23 +263,23 @@ _BUILT_IN = (
 # fmt: on
 
 RULES: Registry[Rule] = Registry("filter rule")
-"""The rules that need nothing from the recipe, in the order in which they are tried; those of plugins come last."""
+"""The rules that need no list or model from the recipe, in the order in which they are tried; rules of plugins last."""
 
 for _rule in _BUILT_IN:
     RULES.register(_rule.name, _rule)
 
 
 def build_word_rule(words: Iterable[str]) -> Rule:
-    """Build the rule that counts the recipe's words on both sides, in upper or lower case, and allows none."""
+    """Build the rule that counts the recipe's blocked words on both sides, ignoring case, and allows none."""
     listed = tuple(sorted({word.lower() for word in words}))
-    # A line break after each side, so that no word runs from one text into the next.
+    # A line break after each side keeps a word from matching across two texts.
     texts = pl.concat_str(["query", "positive", pl.lit("")], separator="\n").str.to_lowercase()
     value = texts.map_batches(partial(_count_words, listed), return_dtype=pl.Int64, is_elementwise=True)
     return Rule("blocked_words", "pair", "max", 0, value, "the recipe's list", tasks=_ALL_TASKS)
 
 
 def _count_words(words: tuple[str, ...], texts: pl.Series) -> pl.Series:
-    """Count the words in each text, overlapping ones once; all texts are searched in one pass."""
+    """Count the words in each text, overlapping matches once, in one pass over all texts."""
     column = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     _, ends, data = column.buffers()
     if not len(column) or data is None:
@@ -296,7 +297,7 @@ def _build_automaton(words: tuple[str, ...]) -> BytesAhoCorasick:
 
 
 def build_domain_rule(domains: Iterable[str]) -> Rule:
-    """Build the rule that counts links to the recipe's domains and their subdomains, in sides and meta; allows none."""
+    """Build the rule that counts links to blocked domains and subdomains, in both sides and `meta`, and allows none."""
     ends = [f"{mark}{domain.lower().strip('.')}/" for domain in sorted(set(domains)) for mark in ("//", ".")]
     everywhere = pl.concat_str(["meta", "query", "positive"], separator=" ")
     hosts = everywhere.str.extract_all(r"//[a-zA-Z0-9.-]+").list.join("/ ").str.to_lowercase() + "/"
@@ -305,7 +306,7 @@ def build_domain_rule(domains: Iterable[str]) -> Rule:
 
 
 def build_classifier_rule(name: str, settings: ClassifierSettings) -> Rule:
-    """Build the rule of a classifier. Its value, the label's probability, is a column that classifiers.py computes."""
+    """Build a classifier's rule. Its value, the label's probability, is a column that classifiers.py computes."""
     origin = f"the recipe's classifier: probability of {settings.label}"
     return Rule(name, settings.side, "min", settings.min, pl.col(name), origin, tasks=tuple(settings.tasks))
 
@@ -317,19 +318,20 @@ def select_rules(
     classifiers: Mapping[str, ClassifierSettings] = MappingProxyType({}),
     place: str = "filter.rules",
 ) -> tuple[Rule, ...]:
-    """Apply a recipe's settings to the rules: a number is a new threshold, False is off, True and None the default.
+    """Select the rules that apply under a recipe's settings, with their thresholds.
 
-    Lists of blocked words and domains add a rule each, and so do classifiers, which come last.
+    A number in the settings replaces a rule's threshold, False turns the rule off, True and None keep the default.
+    Lists of blocked words and blocked domains add one rule each. Classifiers add one rule each and come last.
 
     Raises:
-        RecipeError: the settings (at `place` in the recipe) name an unknown rule, or a classifier has another rule's
-            name.
+        RecipeError: the settings (at `place` in the recipe) name an unknown rule, or a classifier has the name of
+            another rule.
     """
     listed = [rule(entries) for rule, entries in ((build_word_rule, words), (build_domain_rule, domains)) if entries]
     models = [build_classifier_rule(name, classifier) for name, classifier in classifiers.items()]
     names = [*RULES, "blocked_words", "blocked_domains"]
     if taken := sorted(set(names) & set(classifiers)):
-        raise RecipeError(f"filter.classifiers: a classifier can't be called {taken[0]!r}: another rule is")
+        raise RecipeError(f"filter.classifiers: a classifier can't be called {taken[0]!r}: a filter rule has that name")
     check_names("filter rule", settings, [*names, *classifiers], place)
     chosen = [(rule, settings.get(rule.name)) for rule in (*RULES.values(), *listed, *models)]
     return tuple(
@@ -340,19 +342,19 @@ def select_rules(
 
 
 def measure(frame: pl.DataFrame, rules: Iterable[Rule]) -> pl.DataFrame:
-    """Compute every rule's value for every pair: a Float64 column per rule, null where the rule does not apply."""
+    """Compute every rule's value for every pair: one Float64 column per rule, null where the rule does not apply."""
     counts = [
         profile(frame[side]).rename({what: f"{side}.{what}" for what in PROFILE}) for side in ("query", "positive")
     ]
     values = [pl.when(rule.applies).then(rule.value).cast(pl.Float64).alias(rule.name) for rule in rules]
-    # Lazily, so that what several rules share is computed once.
+    # Lazy, so that expressions shared by several rules are computed once.
     return pl.concat([frame, *counts], how="horizontal").lazy().select(values).collect()
 
 
 def judge(frame: pl.DataFrame, rules: Collection[Rule]) -> pl.DataFrame:
-    """Add `reason`, the first failing rule's name, and `detail`, such as `0.07 < 0.1`; both null if no rule fails.
+    """Add `reason`, the first failing rule's name, and `detail`, such as `0.07 < 0.1`; both are null if no rule fails.
 
-    The frame has the columns of schemas.pairs.PAIR. The rules are tried in their order.
+    The frame has the columns of schemas.pairs.PAIR. The rules are tried in the given order.
     """
     if not rules:
         return frame.with_columns(pl.lit(None, pl.String).alias(name) for name in ("reason", "detail"))
@@ -360,14 +362,14 @@ def judge(frame: pl.DataFrame, rules: Collection[Rule]) -> pl.DataFrame:
 
 
 def find_first_failing(values: pl.DataFrame, rules: Collection[Rule]) -> pl.DataFrame:
-    """Find the `reason` and `detail` that `judge` adds, given a column of values for each rule."""
+    """Return the columns `reason` and `detail` that `judge` adds, computed from one column of values per rule."""
     sign = {"min": "<", "max": ">"}
     names = pl.Series([rule.name for rule in rules], dtype=pl.String)
     bounds = pl.Series([f"{sign[rule.bound]} {rule.threshold:g}" for rule in rules], dtype=pl.String)
     places = [pl.lit(place, pl.UInt32) for place in range(len(rules))]
     failing = [pl.when(rule.fails).then(place) for rule, place in zip(rules, places, strict=True)]
     first = values.select(pl.coalesce(failing)).to_series()
-    # Few rows fail, so the words are made for those alone.
+    # Few rows fail, so details are formatted for those only.
     rows = first.is_not_null().arg_true()
     failed = first.gather(rows)
     value = pl.coalesce(pl.when(failed == place).then(rule.name) for place, rule in enumerate(rules))
@@ -381,7 +383,7 @@ def find_first_failing(values: pl.DataFrame, rules: Collection[Rule]) -> pl.Data
 def strip_title(frame: pl.DataFrame) -> pl.DataFrame:
     """Cut the title off title_content texts that begin with it as a heading, if enough text follows.
 
-    If too little follows, the text stays as it is, for the rule `title_leak` to reject.
+    If too little text follows, the text is left as it is and the rule `title_leak` rejects it.
     """
     rest = pl.when(pl.col("format").is_in(_TITLED)).then(_after_title())
     return frame.with_columns(

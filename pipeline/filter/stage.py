@@ -1,4 +1,4 @@
-"""conan filter: apply the rules of rules.py to every pair; the first rule that fails is the reason."""
+"""conan filter: apply the rules of rules.py to every pair; the first rule that fails is the reason for a rejection."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,12 +24,15 @@ from .rules import Rule, find_first_failing, judge, select_rules, strip_title
 VERSION = 5
 
 Group = tuple[str, str]
-"""A source and its category. The pairs of a group are judged by the same thresholds."""
+"""A source and its category. The same thresholds apply to all pairs of a group."""
 
 
 @dataclass(frozen=True)
 class Rulebook:
-    """The settings with what they refer to: the lists of words and domains, and each classifier's fingerprint."""
+    """The settings together with everything they refer to.
+
+    `models` maps each classifier's name to its model's fingerprint.
+    """
 
     settings: FilterSettings
     words: list[str]
@@ -38,12 +41,12 @@ class Rulebook:
 
 
 def filter_pairs(corpus: Path, settings: FilterSettings, engine: Engine) -> Summary:
-    """Filter the pairs that ingest found.
+    """Filter the pairs that ingest wrote.
 
     Raises:
         RecipeError: a rule, source or label does not exist, or a list of blocked words or domains can't be read.
         ModelError: a classifier can't be read.
-        StageError: a shard could not be made.
+        StageError: a shard failed.
     """
     found = {shard: read_groups(shard) for shard in shards(corpus, "ingest")}
     book = read_rulebook(corpus, settings, found.values())
@@ -59,18 +62,18 @@ def filter_pairs(corpus: Path, settings: FilterSettings, engine: Engine) -> Summ
     if settings.classifiers:
         engine = replace(engine, one_a_device=True)
         if len(find_finished(corpus, "filter", tasks)) < len(tasks):
-            load_classifiers(book, "cpu")  # so that an unreadable one is reported once, not by every shard
+            load_classifiers(book, "cpu")  # so that an unreadable model is reported once, not by every shard
     return run_stage(corpus, "filter", filter_shard, tasks, engine)
 
 
 def read_groups(shard: Path) -> list[Group]:
-    """List the groups in a shard; only their two columns are read."""
+    """List the groups in a shard; only two columns are read."""
     names = pl.scan_parquet(shard).select(pl.col("source", "category").cast(pl.String))
     return sorted(names.unique().collect(engine="streaming").iter_rows())
 
 
 def read_rulebook(corpus: Path, settings: FilterSettings, found: Iterable[Collection[Group]]) -> Rulebook:
-    """Read what the settings refer to, and check their names against the rules and the groups of the shards.
+    """Read everything the settings refer to, and check their names against the rules and the shards' groups (`found`).
 
     Raises:
         RecipeError: a name is unknown, or a list can't be read.
@@ -91,7 +94,7 @@ def read_rulebook(corpus: Path, settings: FilterSettings, found: Iterable[Collec
 
 
 def _check_sources(corpus: Path, settings: FilterSettings, known: set[str]) -> None:
-    """Check that sources with settings of their own exist; one in which ingest found nothing is in the recipe alone."""
+    """Check that each source with its own settings is in a shard, or in the recipe if ingest found nothing in it."""
     if not known.issuperset(settings.sources) and (corpus / "recipe.yaml").exists():
         known |= {source.name for source in load_recipe(corpus).sources}
     check_names("source", settings.sources, sorted(known), "filter.sources")
@@ -110,7 +113,7 @@ def _read_list(settings: FilterSettings, name: Literal["blocked_words", "blocked
 
 
 def select_group_rules(book: Rulebook, group: Group) -> tuple[Rule, ...]:
-    """Select the rules in force for a group."""
+    """Select the rules that apply to a group."""
     return _apply_thresholds(book, merge_thresholds(book, group))
 
 
@@ -126,7 +129,7 @@ def _apply_thresholds(book: Rulebook, thresholds: Thresholds) -> tuple[Rule, ...
 
 
 def _collect_decisive(book: Rulebook, found: Iterable[Group]) -> Any:
-    """Collect everything in the settings that decides the result for these groups, and nothing else."""
+    """Collect exactly those settings that affect the result for these groups, for the shard's fingerprint."""
     rules = {group: select_group_rules(book, group) for group in found}
     thresholds = [
         (*group, [(rule.name, float(rule.threshold), rule.version) for rule in chosen])
@@ -140,7 +143,7 @@ def _collect_decisive(book: Rulebook, found: Iterable[Group]) -> Any:
 
 
 def prepare(frame: pl.DataFrame, settings: FilterSettings) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Mask personal data and cut leaked titles before judging; also gives how many of each kind were masked."""
+    """Mask personal data and cut leaked titles before judging; return the frame and the number of masks per kind."""
     frame = frame.with_columns(pl.col("source", "category", "format", "task").cast(pl.String))
     counts: dict[str, int] = {}
     if settings.mask:
@@ -150,7 +153,7 @@ def prepare(frame: pl.DataFrame, settings: FilterSettings) -> tuple[pl.DataFrame
 
 
 def group_by_rules(frame: pl.DataFrame, book: Rulebook) -> Iterator[tuple[tuple[Rule, ...], pl.DataFrame]]:
-    """Split a frame into rows that are judged by the same rules; `row` is their place in the frame."""
+    """Split a frame into parts that are judged by the same rules; `row` is a row's place in the whole frame."""
     parts: dict[tuple[tuple[str, float], ...], list[pl.DataFrame]] = {}
     groups = frame.with_row_index("row").partition_by("source", "category", as_dict=True)
     for (source, category), part in groups.items():
@@ -177,7 +180,7 @@ def filter_shard(ingest_shard: Path, book: Rulebook, fingerprint: str, shard: Pa
 
 
 def _judge(frame: pl.DataFrame, book: Rulebook, rules: Sequence[Rule]) -> pl.DataFrame:
-    """Add `reason` and `detail`. Classifiers are slow, so they judge only what the rules before them keep."""
+    """Add `reason` and `detail`. Classifiers are slow, so each judges only the pairs that all earlier rules keep."""
     judged = judge(frame, [rule for rule in rules if rule.name not in book.models])
     for rule in rules:
         if rule.name in book.models:
@@ -188,7 +191,7 @@ def _judge(frame: pl.DataFrame, book: Rulebook, rules: Sequence[Rule]) -> pl.Dat
 
 
 def classify(frame: pl.DataFrame, rule: Rule, book: Rulebook, wanted: pl.Expr) -> pl.Series:
-    """Compute a classifier's value for the wanted rows that its rule judges; null for the others."""
+    """Compute a classifier's value for the `wanted` rows to which its rule applies; null for all others."""
     from .classifiers import predict  # imports torch
 
     rows = frame.select((wanted & rule.applies).arg_true()).to_series()
@@ -198,7 +201,7 @@ def classify(frame: pl.DataFrame, rule: Rule, book: Rulebook, wanted: pl.Expr) -
 
 
 def load_classifiers(book: Rulebook, device: str | None = None) -> None:
-    """Load every classifier and find its label; `device` as in load_encoder. Raises ModelError and RecipeError."""
+    """Load every classifier and check its label; `device` is as in `load_encoder`. Raises ModelError, RecipeError."""
     for name, classifier in book.settings.classifiers.items():
         from .classifiers import find_label, load_classifier
 

@@ -1,7 +1,7 @@
 """Count a text's characters by class, its lines and its repeated n-grams, all in one kernel.
 
-Most filter rules are ratios of these counts, so they are taken once per text from the UTF-8 bytes of an Arrow buffer:
-a regular expression for each count would read each text a dozen times.
+Most filter rules are ratios of these counts. The kernel reads each text once, from the UTF-8 bytes of an Arrow buffer;
+a regular expression per count would read each text a dozen times.
 """
 
 from functools import cache
@@ -14,32 +14,32 @@ from ..text.kernels import code_point, kernel, utf8_buffers
 
 PROFILE = (
     "characters",  # code points
-    "letters",  # \p{L} and \p{M}, Han among them
+    "letters",  # \p{L} and \p{M}, including Han
     "han",
     "digits",  # \p{N}
     "punctuation",  # \p{P}
     "symbols",  # \p{S}: currency, mathematics, boxes, emoji
     "damaged",  # U+FFFD, private use and unassigned code points
-    "misread",  # first characters of UTF-8 misread as another encoding: À to ÿ (Windows-1252), MISREAD_AS_GBK (GBK)
+    "misread",  # first characters of UTF-8 misread as Windows-1252 (À to ÿ) or as GBK (MISREAD_AS_GBK)
     "separators",  # characters in runs of four or more of `----====****`
     "dominant",  # occurrences of the most frequent character that is neither white space nor a digit
     "lines",  # lines that are not blank
-    "finished_lines",  # of these, the ones that end a sentence
-    "repeated_line_characters",  # characters in lines that repeat an earlier one
+    "finished_lines",  # non-blank lines that end a sentence
+    "repeated_line_characters",  # characters in lines that repeat an earlier line
     "top_10grams",  # occurrences of the most frequent repeated 10-grams, as data-juicer counts them
     "repeated_13grams",  # occurrences of all repeated 13-grams, as ChineseWebText counts them
 )
-"""The counts of `profile`, in order."""
+"""The counts of `profile`, in this order."""
 
 _OTHER, _HAN, _LETTER, _DIGIT, _PUNCTUATION, _SYMBOL, _SPACE, _DAMAGED = range(8)
-_SENTENCE_END, _SEPARATOR, _MISREAD = 16, 32, 64  # flags beside the class
+_SENTENCE_END, _SEPARATOR, _MISREAD = 16, 32, 64  # flags, added to the class
 _CODE_POINTS = 0x110000
 _NEWLINE = 0x0A
 _BASE, _MIX = np.uint64(0x100000001B3), np.uint64(0x9E3779B97F4A7C15)  # FNV's prime; Fibonacci hashing's multiplier
 _MAX_REPEAT_CHARACTERS = 1 << 20
 """Chosen here: lines and n-grams are counted in a text's first 2²⁰ characters, which bounds the hash tables."""
 
-# Full stops of both scripts, and the quotes and brackets that may follow one.
+# Punctuation that ends a sentence, Chinese and Western, and the quotes and brackets that may follow it.
 _SENTENCE_ENDS = '。．｡！？；…：.!?;:”’」』）)】》〉"~～'
 MISREAD_AS_GBK = "锟烫屯銆鈥鐨锛"
 _SEPARATORS = "-=_*#~+.·•…—|/\\^@$%&"
@@ -48,9 +48,10 @@ _SEPARATOR_RUN = 4
 
 @cache
 def _classes() -> Any:
-    """Build the table of each code point's class and flags, uint8[0x110000], from the Unicode data of Polars' regex.
+    """Build the table of every code point's class and flags, uint8[0x110000], from the Unicode data in Polars' regex.
 
-    The planes from U+40000 on hold nothing but variation selectors, tags and private use.
+    From U+40000 on there are only unassigned and private-use code points, except for the tags and variation selectors
+    from U+E0000 to U+E01FF.
     """
     points = [*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE0200)]
     text = pl.col("text")
@@ -86,10 +87,10 @@ def _classes() -> Any:
 
 @kernel
 def _count_characters(data: Any, classes: Any, points: Any, frequency: Any, class_counts: Any, row: Any) -> int:
-    """Set the counts of characters, row[:10]; write the code points of UTF-8 `data` to `points`, return how many.
+    """Set the counts of characters, row[:10]. Write the code points of UTF-8 `data` to `points`; return their number.
 
-    `frequency`, a number per code point, is all zeros before and after. `class_counts` has four rows that are used in
-    turn: consecutive characters are mostly of one class, and an increment would wait for the one before it.
+    `frequency`, one number per code point, is all zeros before and after. `class_counts` has four rows that are used in
+    turn: consecutive characters mostly have the same class, and each increment would wait for the one before it.
     """
     class_counts[:] = 0
     size, at = 0, 0
@@ -140,7 +141,7 @@ def _find_slot(key: np.uint64, keys: Any, counts: Any, mask: int) -> Any:
 
 @kernel
 def _clear_table(capacity: int, counts: Any) -> int:
-    """Empty a hash table for `capacity` keys, at most half full; return its mask (its size less one)."""
+    """Clear a hash table so that `capacity` keys fill at most half of it; return its mask (its size minus one)."""
     size = 16
     while size < 2 * capacity:
         size *= 2
@@ -153,7 +154,7 @@ def _count_lines(points: Any, size: int, classes: Any, line_ends: Any, keys: Any
     """Set `lines`, `finished_lines` and `repeated_line_characters` in row[10:13]."""
     breaks = 0
     for at in range(size):
-        line_ends[breaks] = at  # without a branch; what is no line end is overwritten
+        line_ends[breaks] = at  # branch-free: overwritten unless a line ends here
         breaks += points[at] == _NEWLINE
     line_ends[breaks] = size
     mask = _clear_table(breaks + 1, counts)
@@ -179,10 +180,11 @@ def _count_lines(points: Any, size: int, classes: Any, line_ends: Any, keys: Any
 
 @kernel
 def _find_repeat_candidates(points: Any, size: int, n: int, hashes: Any, marks: Any, positions: Any) -> int:
-    """Write the rolling hash of each n-gram of points[:size] to `hashes`, where some may repeat to `positions`.
+    """Write the rolling hash of each n-gram of points[:size] to `hashes`, and where repeats may be to `positions`.
 
-    Returns how many may repeat: all that do, and a few that share a mark, as in a Bloom filter. There are at least
-    eight bytes of marks per hash, which fit the L1 cache; most texts repeat little, so few hashes reach the hash table.
+    Returns the number of positions: every n-gram that repeats, and a few that only share a mark with another one, as in
+    a Bloom filter. There are at least eight bytes of marks per hash, which fit in the L1 cache for most texts. As most
+    texts repeat little, few hashes reach the hash table.
     """
     bits = 6
     while 1 << bits < 8 * size:
@@ -195,7 +197,7 @@ def _find_repeat_candidates(points: Any, size: int, n: int, hashes: Any, marks: 
     key = np.uint64(0)
     for at in range(n - 1):
         key = key * _BASE + np.uint64(points[at])
-    first = np.uint64(0)  # the character that leaves the window
+    first = np.uint64(0)  # the character that leaves the window next
     for at in range(n - 1, size):
         key = key * _BASE + (np.uint64(points[at]) - out * first)
         hashes[at - n + 1] = key
@@ -211,9 +213,9 @@ def _find_repeat_candidates(points: Any, size: int, n: int, hashes: Any, marks: 
 
 @kernel
 def _keep_repeated(hashes: Any, positions: Any, size: int, keys: Any, counts: Any, slots: Any) -> int:
-    """Keep those of positions[:size] whose hash occurs there more than once; return how many.
+    """Keep the entries of positions[:size] whose hash occurs more than once among them; return their number.
 
-    Writes to `slots` where in `counts` the occurrences of each one kept are.
+    For each kept position, `slots` gets the place in `counts` of its hash's number of occurrences.
     """
     mask = _clear_table(size, counts)
     for at in range(size):
@@ -230,7 +232,10 @@ def _keep_repeated(hashes: Any, positions: Any, size: int, keys: Any, counts: An
 
 @kernel
 def _count_top_repeated(slots: Any, counts: Any, ngrams: int, tally: Any) -> int:
-    """Count the occurrences of the √distinct most frequent repeated n-grams; `slots` is from _keep_repeated."""
+    """Count the occurrences of the most frequent repeated n-grams, √d of them if there are d distinct n-grams.
+
+    `slots` is from `_keep_repeated`; `ngrams` is the number of all n-grams.
+    """
     repeated, most = 0, 0
     for slot in slots:
         most = max(most, counts[slot])
@@ -250,16 +255,16 @@ def _count_top_repeated(slots: Any, counts: Any, ngrams: int, tally: Any) -> int
 
 @kernel
 def _count(data: Any, offsets: Any, classes: Any, frequency: Any, rows: Any) -> None:
-    """Write the counts of UTF-8 `data` cut at `offsets` to rows, int64[texts, len(PROFILE)].
+    """Write the counts of each text to rows, int64[texts, len(PROFILE)]; the texts are UTF-8 `data` cut at `offsets`.
 
-    `rows` and `frequency`, a number per code point, are all zeros.
+    `rows` and `frequency`, one number per code point, are all zeros.
     """
     longest = 1
     for text in range(len(offsets) - 1):
         longest = max(longest, offsets[text + 1] - offsets[text])
     read = min(longest, _MAX_REPEAT_CHARACTERS)
     table = 64
-    while table < 2 * (read + 1):  # a text has one line more than it has breaks
+    while table < 2 * (read + 1):  # a text has one more line than line breaks
         table *= 2
     points, class_counts = np.empty(longest, np.uint32), np.empty((4, 8), np.int64)
     hashes, marks, positions = np.empty(read, np.uint64), np.empty(8 * table, np.uint8), np.empty(read + 1, np.int32)
@@ -276,7 +281,7 @@ def _count(data: Any, offsets: Any, classes: Any, frequency: Any, rows: Any) -> 
         repeated = _find_repeat_candidates(points, size, 10, hashes, marks, positions)
         repeated = _keep_repeated(hashes, positions, repeated, keys, counts, slots)
         row[13] = _count_top_repeated(slots[:repeated], counts, size - 9, tally)
-        # A 13-gram repeats only where its four 10-grams do; its hash continues that of the first.
+        # A 13-gram can repeat only where its four 10-grams do; its hash extends the hash of the first.
         longer = 0
         for at in range(repeated - 3):
             start = positions[at]
@@ -289,14 +294,14 @@ def _count(data: Any, offsets: Any, classes: Any, frequency: Any, rows: Any) -> 
 
 
 def profile(texts: pl.Series) -> pl.DataFrame:
-    """Count each text's characters, lines and repeated n-grams: a row per text, an Int64 column per name in PROFILE.
+    """Count each text's characters, lines and repeated n-grams: one row per text, one Int64 column per name in PROFILE.
 
-    A null counts as empty. Lines and n-grams are counted in a text's first 2²⁰ characters, the n-grams as in
-    data-juicer's `character_repetition_filter` (rep_len 10) and ChineseWebText's `judge_inner_repeat` (13-grams;
-    arXiv 2311.01149), the latter without cleaning the text first.
+    A null counts as an empty text. Lines and n-grams are counted in a text's first 2²⁰ characters: 10-grams as in
+    data-juicer's `character_repetition_filter` (rep_len 10), 13-grams as in ChineseWebText's `judge_inner_repeat`
+    (arXiv 2311.01149) but without cleaning the text first.
     """
     rows = np.zeros((len(texts), len(PROFILE)), np.int64)
     offsets, data = utf8_buffers(texts.to_arrow())
-    frequency = np.zeros(_CODE_POINTS, np.int32)  # 4 MB, of which NumPy, unlike Numba, touches only what is used
+    frequency = np.zeros(_CODE_POINTS, np.int32)  # 4 MB; unlike Numba's zeros, only touched pages are used
     _count(data, offsets, _classes(), frequency, rows)
     return pl.DataFrame(rows, schema=list(PROFILE))

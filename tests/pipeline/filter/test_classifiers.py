@@ -1,4 +1,4 @@
-"""Classifiers against transformers and sentence-transformers themselves, alone and as rules of the filter."""
+"""Classifiers against transformers and sentence-transformers, alone and as rules of the filter."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ ANSWERS = [
 
 
 def head_on(encoder: Path, folder: Path, labels: list[str], problem: str | None = None) -> Path:
-    """A sequence classifier with random weights on the tiny encoder's shape and tokenizer."""
+    """Make a sequence classifier with random weights and the tiny encoder's shape and tokenizer."""
     shutil.copytree(encoder, folder)
     config = AutoConfig.from_pretrained(encoder)
     config.id2label, config.label2id = dict(enumerate(labels)), {label: place for place, label in enumerate(labels)}
@@ -65,7 +65,7 @@ def judged(folder: Path, texts: list[str], label: str | int = "clean", **more: o
 
 
 def logits_of(folder: Path, text: str) -> torch.Tensor:
-    """One text at a time, by transformers alone."""
+    """Compute one text's logits with transformers alone."""
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     with torch.inference_mode():
         return model.eval()(**tokenizer(text, truncation=True, max_length=64, return_tensors="pt")).logits[0].double()
@@ -93,7 +93,7 @@ def test_one_output_and_classes_that_do_not_exclude_take_a_sigmoid(tiny_model: P
 
 
 def add_dense(folder: Path, outputs: int) -> None:
-    """Put a Dense with an output for each class in the place of Normalize."""
+    """Replace Normalize by a Dense module with one output per class."""
     (folder / "2_Dense").mkdir()
     config = {
         "in_features": 32,
@@ -174,7 +174,7 @@ def test_labels_without_names_and_labels_that_are_numbers() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: None, r"no classifier: expected a \*ForSequenceClassification"),
+        (lambda folder: None, r"is not a classifier: expected a \*ForSequenceClassification"),
         (
             lambda folder: (folder / "config.json").write_text(
                 json.dumps(
@@ -210,7 +210,7 @@ def test_as_rules_of_the_filter(advert: Path, tmp_path: Path, pair, write_shards
     assert dict(thrown.select("pair_id", "detail").iter_rows()) == {
         pair_id: f"{round(value, 4)} < {least:g}" for pair_id, value in below.items()
     }
-    # A labelled task is judged where the recipe says so; another side, too.
+    # The recipe may have another side judged, and labelled tasks too.
     wider = settings_of(advert, min=1.0, side="query", tasks=["pretrain", "sts"])
     summary = filter_pairs(tmp_path, FilterSettings(classifiers={"advert": wider}), Engine())
     assert (summary.rejected["advert"], summary.rows_out) == (9, 0)

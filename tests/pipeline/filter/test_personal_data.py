@@ -1,4 +1,4 @@
-"""Masks: what checks is masked, what does not is left, and the text around it is too."""
+"""Masks: personal data that passes its checks is masked; other values and the text around them stay as they are."""
 
 import re
 from datetime import date
@@ -12,19 +12,19 @@ from properties import max_examples
 
 
 def masked(*texts: str) -> tuple[list[str], dict[str, int]]:
-    """The masked texts, and the counts that are not 0."""
+    """Return the masked texts, and the counts that are not 0."""
     frame, counts = mask_personal_data(pl.DataFrame({"text": texts}), ["text"])
     return frame["text"].to_list(), {kind: count for kind, count in counts.items() if count}
 
 
 def identity_check(first: str) -> str:
-    """GB 11643-1999's printed tables of weights and check digits."""
+    """Compute the check digit from the tables that GB 11643-1999 prints."""
     weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
     return "10X98765432"[sum(int(digit) * weight for digit, weight in zip(first, weights, strict=True)) % 11]
 
 
 def luhn_check(first: str) -> str:
-    """The digit that makes Luhn's sum end in 0."""
+    """Return the digit that makes Luhn's sum end in 0."""
     total = 0
     for place, digit in enumerate(reversed(first)):
         doubled = int(digit) * (2 if place % 2 == 0 else 1)
@@ -59,7 +59,7 @@ CARD_LENGTHS |= {f"5{second}": (16,) for second in range(1, 6)}
 
 
 def kind_of(number: str) -> str | None:
-    """What a number that stands alone is, told place by place."""
+    """Return the kind of a number that is surrounded by other text, checked digit by digit."""
     if not number[:-1].isdigit():
         return None
     if len(number) == 11 or (len(number) == 13 and number.startswith("86")):
@@ -74,7 +74,7 @@ def kind_of(number: str) -> str | None:
 
 @st.composite
 def numbers_in_text(draw: st.DrawFn) -> tuple[str, str, list[str]]:
-    """A text of numbers, what masking makes of it, and the kinds that are masked."""
+    """Draw a text of numbers, the masked text that is expected, and the kinds that are masked in it."""
     text, expected, kinds = "", "", []
     for _ in range(draw(st.integers(1, 4))):
         left = draw(st.sampled_from(["号", "a", " ", "（", "：", "", "7."]))
@@ -191,7 +191,7 @@ def test_masks_what_people_write(text: str, expected: str) -> None:
         "138123456789",
         "圆周率3.13812345678",
         "010-66554433",
-        "11010519491231002X1",  # an identity card with one digit more
+        "11010519491231002X1",  # an identity card with one more digit
         "2019年12月31日 10:00",
         "a @ b, @name, x@y",
         "1381-2345-678",

@@ -1,4 +1,4 @@
-"""A rule from outside the package: the recipe names its module, and every process of the filter knows it."""
+"""A rule from a plugin: once the recipe names its module, every process of the filter knows the rule."""
 
 import json
 import os
@@ -21,6 +21,7 @@ ONE = Engine(workers=1)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """A folder with two sources, a plugin, and a recipe that names it."""
     (tmp_path / "plugins").mkdir()
     write_rule_plugin(tmp_path / "plugins")
     write_rule_recipe(tmp_path)
@@ -28,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def conan(folder: Path, *arguments: str, code: int = 0) -> str:
-    """Run a command in a process of its own; gives its output, and that of its errors if one is expected."""
+    """Run a command in a process of its own; return its output, or its errors if it is expected to fail."""
     program = [sys.executable, "-c", "from conan_embedding.cli import main; main()", *arguments]
     environment = os.environ | {"PYTHONPATH": str(folder / "plugins")}
     ran = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What --explain and --dry-run say, against what the filter does."""
+"""What --explain and --dry-run show, against what the filter does."""
 
 import os
 from collections import Counter
@@ -29,7 +29,7 @@ def finding(explanation: Explanation, rule: str) -> Finding:
 
 
 def dirty(pair, rows: int = 200) -> list:
-    """Rows of which many break a rule, some of them several."""
+    """Make rows, many of which break a rule or several."""
     texts = [ANSWER, "", "好", "烫" * 12 + ANSWER, ANSWER * 4, "hello world, this is it", "www.example.com", "1" * 30]
     kinds = [("web", "web_page"), ("paper", "academic_paper")]
     return [
@@ -93,8 +93,8 @@ def test_a_prefix_names_a_pair(tmp_path: Path, pair, write_shards) -> None:
     assert explain(tmp_path, "fedcba", settings).pair["pair_id"] == rows[2]["pair_id"]
     assert explain(tmp_path, "ABCDEF13", settings).pair["pair_id"] == rows[1]["pair_id"]
     for name, message in (
-        ("fedcb", "'fedcb': give 6 characters or more"),
-        ("abcdef", rf"2 pairs begin with 'abcdef'; give more .*: {rows[0]['pair_id']}, {rows[1]['pair_id']}"),
+        ("fedcb", "'fedcb' is too short: give 6 characters or more"),
+        ("abcdef", rf"2 pair_ids begin with 'abcdef'; give more .*: {rows[0]['pair_id']}, {rows[1]['pair_id']}"),
         ("abcde.1", r"no pair_id begins with 'abcde\.1'"),
         ("000000", "no pair_id begins with '000000'"),
     ):
@@ -223,7 +223,7 @@ def test_lists_and_unknown_names(tmp_path: Path, pair, write_shards) -> None:
 def test_classifiers_are_explained_and_counted(
     tmp_path: Path, pair, write_shards, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
 ) -> None:
-    """They judge what another rule drops, too. The model is stood in for: test_classify has the real ones."""
+    """They also judge pairs that another rule rejects. The model is a stub; test_classifiers.py has real ones."""
     from conan_embedding.pipeline.filter import classifiers
 
     monkeypatch.setattr(

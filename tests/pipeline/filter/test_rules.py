@@ -24,7 +24,7 @@ def pairs(*sides: tuple[str, str], **columns: str) -> pl.DataFrame:
 
 
 def words(characters: int) -> str:
-    """So many characters without punctuation, the first 72 of them all different."""
+    """Return this many characters without punctuation, the first 72 all different."""
     return (WORDS * (characters // len(WORDS) + 1))[:characters]
 
 

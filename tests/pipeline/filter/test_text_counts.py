@@ -1,4 +1,4 @@
-"""The counts of the kernel against plain Python over str, unicodedata and Counter."""
+"""The kernel's counts against plain Python: str, unicodedata and Counter."""
 
 import math
 import re
@@ -24,7 +24,7 @@ def ngrams(text: str, n: int) -> Counter[str]:
 
 
 def top_repeated(text: str, n: int) -> int:
-    """data-juicer's character_repetition_filter, without its last division."""
+    """Compute data-juicer's character_repetition_filter without its last division."""
     counts = sorted(ngrams(text, n).values(), reverse=True)
     return sum(counts[: min(math.isqrt(len(counts)), sum(count > 1 for count in counts))])
 
