@@ -1,12 +1,13 @@
-"""Clusters of near-duplicates among the texts of one side of all pairs.
+"""Clusters of near-duplicate texts on one side (query or positive) of all pairs.
 
-A band's buckets are read from its own column of the signatures and held as stars, an edge from each member to the
-bucket's smallest row, so a bucket takes memory linear in its rows. Candidates are verified by the exact Jaccard
-similarity of their shingle hashes, since the estimate from 128 permutations errs by 0.04 (one standard deviation) at
-0.7. Members that are unlike their leader are then compared with each other, so that a false leader hides no true pair.
+The rows that share a band hash are a bucket. A bucket is stored as a star, one edge from its smallest row (the leader)
+to each other row (the members), so it takes memory linear in its rows. Each edge is verified by the exact Jaccard
+similarity of the texts' shingles, because the estimate from 128 permutations has a standard error of 0.04 at 0.7.
+Members that are not similar to their leader are then compared with each other, so that a false leader hides no true
+pair.
 
-Texts are compared a block of shards against a block of shards, so that the shingles of two blocks are in memory at a
-time. Only three numbers per pair grow with the corpus: its smallest equal text, its tree, its cluster.
+Shards are grouped into blocks and compared block by block, so the shingles of two blocks are in memory at a time. Only
+three numbers per pair grow with the corpus: its first equal text, its tree and its cluster.
 """
 
 import errno
@@ -31,7 +32,7 @@ from .minhash import ShingleSets, jaccard, shingle_sets
 from .signatures import Side, band_columns, read_column
 
 COMPARED = 64
-"""Chosen here: the size of a bucket from which HEADS of its rows are compared with all others, instead of all pairs."""
+"""Chosen here: from this bucket size on, rows are compared with HEADS of the bucket's rows, not all with all."""
 HEADS = 8
 """Chosen here: see COMPARED. It makes the time for a bucket linear in its rows."""
 
@@ -42,16 +43,16 @@ _EDGES = 1 << 22
 _SLICE = 1 << 18
 """Chosen here: rows of buckets whose pairs are listed at a time, at most 2**23 pairs."""
 _BLOCK_BYTES = 128 << 20
-"""Chosen here: bytes of shingle hashes in a block."""
+"""Chosen here: bytes of shingle hashes per block."""
 _FEW = 2_000_000
-"""Chosen here: rows below which starting processes costs more than they save."""
+"""Chosen here: below this many rows, starting processes takes longer than it saves."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of a corpus: the shards of their texts and those of their signatures.
+    """All pairs of a corpus: the shards with their texts and the shards with their signatures.
 
-    `starts` has the number of each shard's first row, and at the end the number of all rows. `work` is a folder for
+    `starts` has the number of each shard's first row, followed by the number of all rows. `work` is a folder for
     temporary files.
     """
 
@@ -66,7 +67,7 @@ class Pairs:
         return self.starts[-1]
 
     def column(self, name: str) -> NDArray[Any]:
-        """Read a column of all pairs' signatures."""
+        """Read one column of the signatures for all pairs."""
         return np.concatenate([read_column(shard, name) for shard in self.signed])
 
 
@@ -76,7 +77,7 @@ def find_row_starts(shards: Sequence[Path]) -> tuple[int, ...]:
 
 
 class Block(NamedTuple):
-    """Neighbouring shards whose shingles are in memory together: their first row's number, and the files of sets."""
+    """Consecutive shards whose shingles are in memory together: their first row's number, and files by `write_sets`."""
 
     start: int
     files: tuple[Path, ...]
@@ -86,7 +87,8 @@ class Block(NamedTuple):
 class Clusters:
     """The clusters of one side, as NumPy files, and the shingles of the texts that were compared.
 
-    ids: int64[n], 63 bits, the smallest text hash in the row's cluster. equals: int64[n], the first row with its text.
+    ids: int64[n], the row's cluster, named by the smallest text hash in it (63 bits). equals: int64[n], the first row
+    with the same text.
     """
 
     ids: Path
@@ -97,13 +99,13 @@ class Clusters:
 def find_clusters(
     pairs: Pairs, side: Side, similar: NDArray[np.bool_], bands: int, threshold: float, engine: Engine
 ) -> Clusters:
-    """Give equal texts of a side one number, and near-duplicates too in rows where `similar` (bool[n]) is true.
+    """Cluster the texts of one side: equal texts and, where `similar` (bool[n]) is true, near-duplicates.
 
     Rows that share a bucket and have a Jaccard similarity of `threshold` or more are joined, transitively. Texts
-    without shingles, and those of other rows, are joined only with equal texts.
+    without shingles, and rows where `similar` is false, are joined only with equal texts.
 
     Raises:
-        StageError: a part could not be made.
+        StageError: a part of the work failed.
     """
     engine = fit_engine(engine, pairs)
     hashes = pairs.column(f"{side}_hash")
@@ -121,7 +123,7 @@ def find_clusters(
 
 
 def fit_engine(engine: Engine, pairs: Pairs) -> Engine:
-    """Choose the engine for work that is not divided by shards: with few pairs, this process alone."""
+    """Choose the engine for work that is not split by shards: this process alone if there are few pairs."""
     return engine if pairs.rows >= _FEW else replace(engine, workers=1, address=None)
 
 
@@ -130,10 +132,10 @@ def compute_similarities(
 ) -> NDArray[np.float64]:
     """Compute the exact Jaccard similarity of pairs of rows whose shingles are in the blocks, float64[pairs].
 
-    It is 0 below the threshold: the comparison stops as soon as the threshold is out of reach.
+    A similarity below the threshold is returned as 0: the comparison stops once the threshold is out of reach.
 
     Raises:
-        StageError: a part could not be made.
+        StageError: a part of the work failed.
     """
     starts = [block.start for block in blocks]
     first, second = np.minimum(left, right), np.maximum(left, right)
@@ -155,7 +157,7 @@ def compute_similarities(
 
 
 def compare_blocks(one: Block, other: Block, edges: Path, threshold: float, file: Path) -> None:
-    """Write the similarities of edges (int64[2, e]: rows of one block, then rows of the other)."""
+    """Write the similarities of edges (int64[2, e]: rows of block `one`, rows of block `other`) to `file`."""
     first, second = np.load(edges)
     left_rows, left = _load_sets(one)
     right_rows, right = (left_rows, left) if other == one else _load_sets(other)
@@ -164,7 +166,10 @@ def compare_blocks(one: Block, other: Block, edges: Path, threshold: float, file
 
 
 def write_buckets(pairs: Pairs, column: str, compared: Path, part: int, parts: int, file: Path) -> None:
-    """Write the buckets of a band, of every `parts`-th hash: int64[2, e], leaders and members (see find_buckets)."""
+    """Write a band's buckets to `file`: int64[2, e], leaders and members (see `find_buckets`).
+
+    The work is split into `parts`: this one has the band hashes h with h % parts = part.
+    """
     bits = pairs.rows.bit_length()
     chosen = np.load(compared)
     packed = []
@@ -176,7 +181,10 @@ def write_buckets(pairs: Pairs, column: str, compared: Path, part: int, parts: i
 
 
 def write_sets(filtered: Path, side: Side, start: int, wanted: Path, file: Path) -> None:
-    """Write the shingle sets of a shard's wanted rows: row numbers (the first row is `start`), then ShingleSets."""
+    """Write the shingle sets of a shard's wanted rows: their numbers, then the arrays of ShingleSets.
+
+    The shard's first row has the number `start`; `wanted` is a file with bool[n].
+    """
     left = np.load(wanted, mmap_mode="r")[start : start + pq.read_metadata(filtered).num_rows].nonzero()[0]
     numbers, offsets, hashes = [left + start], [np.zeros(1, np.int64)], [np.zeros(0, np.uint32)]
     at = size = 0
@@ -238,7 +246,7 @@ Edges = tuple[Rows, Rows]
 def _gather_candidates(
     files: Sequence[Path], candidates: Callable[..., Iterator[Edges]], forest: Rows
 ) -> Iterator[Edges]:
-    """Yield the candidates of all buckets that are not joined yet, each once, _EDGES or more at a time."""
+    """Yield the candidates in all buckets that are not joined yet, in batches of _EDGES or more without repeats."""
     held: list[NDArray[np.int64]] = []
     size = 0
     for file in files:
@@ -278,7 +286,7 @@ def _list_unjoined_pairs(leaders: Rows, members: Rows, forest: Rows) -> Iterator
 
 
 def call_all(step: str, function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> None:
-    """Run every call and report progress. Raises StageError if any failed."""
+    """Run all calls and report progress. Raises StageError if any failed."""
     failures = []
     for done, (name, error) in enumerate(run_calls(function, calls, engine), start=1):
         engine.progress(f"dedup: {step}", done, len(calls), 0)
@@ -289,7 +297,10 @@ def call_all(step: str, function: Callable[..., None], calls: Sequence[Call], en
 
 
 def save(file: Path, *arrays: NDArray[Any]) -> Path:
-    """Write arrays one after another. Raises OSError with reason and file name, which NumPy's lacks on a full disk."""
+    """Write arrays to a file, one after another.
+
+    Raises OSError with a reason and the file's name; the error that NumPy raises on a full disk has neither.
+    """
     try:
         with file.open("wb") as out:
             for array in arrays:
@@ -300,14 +311,14 @@ def save(file: Path, *arrays: NDArray[Any]) -> Path:
 
 
 def _find_equal_texts(hashes: NDArray[np.int64], similar: NDArray[np.bool_]) -> Rows:
-    """Find the first row with the same hash and the same `similar`, int64[n]."""
+    """Find, for each row, the first row with the same hash and the same `similar`, int64[n]."""
     values = hashes.astype(np.uint64) << np.uint64(1) | similar
     rows = np.arange(len(values))
     bits = len(values).bit_length()
     leaders, members = find_buckets(pack(values, rows, bits), bits)
     equal = values[leaders] == values[members]
     rows[members[equal]] = leaders[equal]
-    rest = members[~equal]  # the shortened hash of another text is the same
+    rest = members[~equal]  # other texts whose truncated hash is the same
     _, first, inverse = np.unique(values[rest], return_index=True, return_inverse=True)
     rows[rest] = rest[first][inverse]
     return rows
@@ -315,7 +326,7 @@ def _find_equal_texts(hashes: NDArray[np.int64], similar: NDArray[np.bool_]) -> 
 
 @kernel
 def _root(forest: Rows, row: int) -> int:
-    """The root of a row's tree, halving the path to it."""
+    """Return the root of a row's tree, halving the path to it."""
     while forest[row] != row:
         forest[row] = forest[forest[row]]
         row = forest[row]
@@ -324,7 +335,7 @@ def _root(forest: Rows, row: int) -> int:
 
 @kernel
 def _apart(forest: Rows, left: Rows, right: Rows) -> NDArray[np.bool_]:
-    """Whether the rows of an edge are in different trees."""
+    """Return, for each edge, whether its rows are in different trees."""
     result = np.empty(len(left), np.bool_)
     for i in range(len(left)):
         result[i] = _root(forest, left[i]) != _root(forest, right[i])
@@ -333,7 +344,7 @@ def _apart(forest: Rows, left: Rows, right: Rows) -> NDArray[np.bool_]:
 
 @kernel
 def _join(forest: Rows, left: Rows, right: Rows) -> None:
-    """Join the trees of each edge; the smallest row is the root."""
+    """Join the trees of each edge's rows; the smaller root becomes the root of both."""
     for i in range(len(left)):
         one, other = _root(forest, left[i]), _root(forest, right[i])
         if one < other:
@@ -344,7 +355,7 @@ def _join(forest: Rows, left: Rows, right: Rows) -> None:
 
 @kernel
 def _least(forest: Rows, hashes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The least hash in each row's tree, int64[n]."""
+    """Return the smallest hash in each row's tree, int64[n]."""
     least = hashes.copy()
     for row in range(len(forest)):
         root = _root(forest, row)
@@ -356,7 +367,11 @@ def _least(forest: Rows, hashes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 @kernel
 def _list_pairs(leaders: Rows, members: Rows, forest: Rows, left: Rows, right: Rows) -> int:
-    """Write pairs of members of one bucket that are in different trees, as many as there is room for; their number."""
+    """Write pairs of members of a bucket that are in different trees to `left` and `right`, while there is room.
+
+    Returns the number of all such pairs. In a bucket with COMPARED or more members, a pair is an earlier head and a
+    member; the heads are the first HEADS members that share no tree with the leader or an earlier head.
+    """
     count = start = 0
     heads = np.empty(HEADS, np.int64)
     while start < len(members):

@@ -1,4 +1,7 @@
-"""Training pairs that contain an evaluation text: a near-duplicate of any, or a query of the set word for word."""
+"""Find training pairs that contain an evaluation text.
+
+A pair does so if one of its texts is a near-duplicate of an evaluation text, or contains an evaluation query verbatim.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,24 +23,27 @@ from .minhash import ShingleSets, jaccard, shingle_sets
 from .signatures import SIDES, band_columns, hash_text_bands, is_class, read_compared_texts
 
 SHORTEST = 4
-"""Chosen here: letters that a text needs to be compared; a short one such as 慢慢来 is a common answer."""
+"""Chosen here: evaluation texts with fewer characters are ignored; one as short as 慢慢来 is a common answer."""
 CONTAINED = 13
-"""Letters of an evaluation query, at least, that no training text may contain; GPT-3 (arXiv 2005.14165, appendix C)
-takes 13-grams."""
+"""Evaluation queries of this many characters or more may not be contained in a training text; GPT-3 (arXiv
+2005.14165, appendix C) uses 13-grams."""
 _SHARED = 64
-"""Chosen here: evaluation texts of one bucket that a text is compared with, at most."""
+"""Chosen here: a text is compared with at most this many evaluation texts per bucket."""
 
 
 def find_evaluation_files(corpus: Path, wanted: bool | Sequence[str]) -> list[Path]:
-    """Find the evaluation sets to keep out: the corpus's own, by name, or Parquet and JSONL files.
+    """Find the evaluation sets to keep out of training.
+
+    `wanted` is True for all sets of the corpus, False for none, or a list of names of these sets and of Parquet or
+    JSONL files.
 
     Raises:
-        RecipeError: a name is neither.
+        RecipeError: a name is neither a set of the corpus nor a file.
         CorpusError: the ingestion of the corpus's own sets was interrupted.
     """
     if wanted is False:
         return []
-    # An interrupted ingest raises, as the texts of missing sets would get through; a recipe may have no sets.
+    # If ingest was interrupted, `shards` raises, as texts of missing sets would get through. Having no sets is fine.
     found = shards(corpus, "evaluation") if is_begun(corpus, "evaluation") else []
     own = {_read_set_name(shard): shard for shard in found}
     if wanted is True:
@@ -62,10 +68,10 @@ def fingerprint_set(file: Path) -> str:
 
 
 def read_held_out(files: Sequence[Path]) -> pl.DataFrame:
-    """Read the match keys of evaluation texts: `text`, `set`, `asked` (whether it is a query), each text once.
+    """Read the match keys of evaluation texts, each once: `text`, `set`, `asked` (whether it is a query).
 
     Raises:
-        RecipeError: a file has no column of texts.
+        RecipeError: a file can't be read or has no column of texts.
     """
     found = pl.concat([_read_texts(file) for file in files])
     found = found.with_columns(text=pl.Series(match_keys(found["text"].to_arrow()), dtype=pl.String))
@@ -77,7 +83,7 @@ def read_held_out(files: Sequence[Path]) -> pl.DataFrame:
 
 
 def _is_own(file: Path) -> bool:
-    """Whether a file is a shard of a corpus's own sets."""
+    """Whether a file is a shard of the corpus's own sets."""
     return file in committed(file.parent.parent, "evaluation")
 
 
@@ -87,14 +93,13 @@ def _read_set_name(shard: Path) -> str:
 
 
 def _read_texts(file: Path) -> pl.DataFrame:
-    """Read the texts of an evaluation set, without passages that only serve as distractors."""
+    """Read the texts of an evaluation set, except passages that only serve as distractors."""
     try:
         frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_ndjson(file, infer_schema_length=None)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise RecipeError(
-            f"dedup.decontaminate: {file} can't be read as {'Parquet' if file.suffix == '.parquet' else 'JSONL'} "
-            f"(a JSON object in every line, in UTF-8 without a byte-order mark): {error}"
-        ) from error
+        jsonl = "JSONL (one JSON object per line, UTF-8 without a byte-order mark)"
+        expected = "Parquet" if file.suffix == ".parquet" else jsonl
+        raise RecipeError(f"dedup.decontaminate: {file} can't be read as {expected}: {error}") from error
     if frame.schema.get("meta") == pl.String:
         frame = frame.filter(~pl.col("meta").str.contains('"passage_only":true', literal=True).fill_null(False))
     name = _read_set_name(file) if _is_own(file) else file.stem
@@ -122,8 +127,9 @@ def _read_texts(file: Path) -> pl.DataFrame:
 class HeldOut(NamedTuple):
     """Evaluation texts, prepared for comparison.
 
-    texts: `text, set, asked`. sets: their shingles. bands: for each band `hash, other`, with the first _SHARED texts of
-    each bucket. asked: the queries that may not be contained, which `automaton` finds.
+    texts: `text, set, asked`. sets: the shingles of these texts. bands: per band, `hash` and `other` (a row of `texts`)
+    of the first _SHARED texts in each bucket. asked: the queries that no text may contain. automaton: finds those
+    queries.
     """
 
     texts: pl.DataFrame
@@ -135,7 +141,7 @@ class HeldOut(NamedTuple):
 
 @lru_cache(maxsize=1)
 def prepare_held_out(evaluation: Path, bands: int, rows: int) -> HeldOut:
-    """Prepare what `read_held_out` found, from its file; cached, since every shard is compared with it."""
+    """Prepare the texts that `read_held_out` found, from a file; cached, as every shard is compared with them."""
     frame = pl.read_parquet(evaluation)
     texts = frame["text"].to_arrow()
     asked = frame.filter("asked", pl.col("text").str.len_chars() >= CONTAINED)
@@ -154,7 +160,7 @@ def prepare_held_out(evaluation: Path, bands: int, rows: int) -> HeldOut:
 def mark_contaminated(
     filtered: Path, signed: Path, evaluation: Path, start: int, bands: int, rows: int, threshold: float, file: Path
 ) -> None:
-    """Write a shard's contaminated rows to `file`, each once: `row` (the shard's first is `start`) and `detail`."""
+    """Write a shard's contaminated rows to `file`, each once: `row` (the shard's first row is `start`), `detail`."""
     theirs = prepare_held_out(evaluation, bands, rows)
     found, at = [], 0
     for table in read_batches(filtered, ["source", "task", "query", "positive"]):
@@ -164,7 +170,7 @@ def mark_contaminated(
             near = find_nearest(texts, hashes, theirs, threshold)
             near = near.select("row", theirs.texts["set"].gather(near["other"]), why=pl.col("similarity").round(3))
             holding = find_containing(texts, theirs)
-            if side == "positive":  # a class name is not a text; it has no bands either
+            if side == "positive":  # a class name is not a text, and has no bands
                 holding = holding.filter(~pl.Series(is_class(table)).gather(holding["row"]))
             for reasons in (near, holding):
                 detail = pl.format("{} {}: {}", pl.lit(side), "set", "why")
@@ -175,9 +181,10 @@ def mark_contaminated(
 
 
 def find_nearest(texts: pa.LargeStringArray, hashes: pl.DataFrame, theirs: HeldOut, threshold: float) -> pl.DataFrame:
-    """Find the most similar evaluation text of each text: `row`, `other`, `similarity`; rows without one are left out.
+    """Find the evaluation text that is most similar to each text: `row`, `other`, `similarity`.
 
-    hashes: the texts' band hashes, a column per band. The first of several equally similar texts is taken.
+    Texts that are similar to none are left out; the first of several equally similar ones is taken. hashes: the texts'
+    band hashes, one column per band.
     """
     met = pl.concat(
         hashes.select(hash=name)

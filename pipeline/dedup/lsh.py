@@ -1,4 +1,4 @@
-"""Bands of MinHash signatures: how many to take, their hashes, and the buckets of equal hashes."""
+"""Bands of MinHash signatures: how many to use, their hashes, and the buckets of equal hashes."""
 
 from typing import TypeAlias
 
@@ -15,10 +15,10 @@ NO_BUCKET = 0
 
 
 def hash_bands(signatures: NDArray[np.uint32], bands: int = 20, rows: int = 6) -> NDArray[np.uint64]:
-    """Hash every band of every signature: uint64[n, bands].
+    """Hash every band of every signature, uint64[n, bands].
 
-    Band i covers permutations `[i * rows, (i + 1) * rows)`, and its number is part of the hash. The hashes of an empty
-    text are NO_BUCKET. Raises ValueError if the bands need more permutations than there are.
+    Band i covers permutations `[i * rows, (i + 1) * rows)`, and i is part of the hash. The hashes of an empty text are
+    NO_BUCKET. Raises ValueError if the bands need more permutations than there are.
     """
     if bands * rows > signatures.shape[1]:
         raise ValueError(f"{bands} bands of {rows} rows need more than {signatures.shape[1]} permutations")
@@ -36,7 +36,7 @@ def collision_probability(similarity: float, bands: int, rows: int) -> float:
 
 
 def choose_bands(wanted: float, threshold: float, permutations: int = PERMUTATIONS) -> tuple[int, int]:
-    """Choose (bands, rows) whose recall at the threshold is `wanted` or more, with the most rows, then fewest bands.
+    """Choose (bands, rows) that reach the recall `wanted` at the threshold, with the most rows, then the fewest bands.
 
     More rows mean fewer false candidates, fewer bands less to sort. Raises ValueError if no choice reaches the recall.
     """
@@ -50,17 +50,17 @@ def choose_bands(wanted: float, threshold: float, permutations: int = PERMUTATIO
 
 
 def find_buckets(packed: NDArray[np.uint64], bits: int) -> tuple[Rows, Rows]:
-    """Find the buckets, as edges from the other rows of each to its smallest: (leaders, members), int64[e] each.
+    """Find the buckets as edges from the smallest row of each to its other rows: (leaders, members), int64[e] each.
 
-    packed: band hashes with their rows' numbers in the lowest `bits` bits, as `pack` makes them; sorted in place. The
-    edges of a leader are neighbours and their members ascend; a bucket of m rows has m - 1 edges.
+    packed: band hashes with their row numbers in the lowest `bits` bits, as made by `pack`; sorted in place. The edges
+    of a leader are contiguous and their members ascend. A bucket of m rows has m - 1 edges.
     """
     packed.sort()
     return _edges(packed, np.uint64(bits))
 
 
 def pack(hashes: NDArray[np.uint64], rows: Rows, bits: int) -> NDArray[np.uint64]:
-    """Replace the lowest `bits` bits of hashes by their rows' numbers, uint64[n], so that sorting them finds buckets.
+    """Replace the lowest `bits` bits of each hash by its row number, uint64[n], so that sorting them finds buckets.
 
     The truncation adds false candidates; the exact Jaccard check rejects them.
     """

@@ -1,8 +1,8 @@
 """MinHash signatures of a text column, bit for bit those of datasketch, and exact Jaccard similarity.
 
-A text is the set of its character n-grams (shingles); a shingle is hashed by MurmurHash3 over its Unicode
-code points; a signature is what `datasketch.MinHash(num_perm=128, scheme="affine32", hashfunc=shingle_hash)`
-makes of that set. The kernels read Arrow's UTF-8 buffers directly: no text or shingle becomes a Python object.
+A text is the set of its character n-grams (shingles). A shingle is hashed by MurmurHash3 over its Unicode code points.
+A signature is what `datasketch.MinHash(num_perm=128, scheme="affine32", hashfunc=shingle_hash)` computes for that set.
+The kernels read Arrow's UTF-8 buffers directly, so no text or shingle becomes a Python object.
 
 Texts are compared as they are given; the caller normalises them.
 """
@@ -18,16 +18,15 @@ from ..text.kernels import Offsets, Texts, decode, kernel, utf8_buffers
 Hashes: TypeAlias = NDArray[np.uint32]
 
 PERMUTATIONS = 128
-# Hashes that a signature is updated with at a time, so that it is loaded and stored once per eight.
+# A signature is updated with this many hashes at a time, so that it is loaded and stored once for all of them.
 _BATCH = 8
 
 
 class Shingling(NamedTuple):
-    """How a text is cut: n-grams of `ngram` characters, of `short_ngram` for texts under `short_below`
-    characters.
+    """How a text is cut: n-grams of `ngram` characters, or of `short_ngram` if it has fewer than `short_below`.
 
-    A text shorter than its n-gram is one shingle, itself; an empty text has none. Two texts on either side of
-    `short_below` share no shingle, however alike they are: their similarity is 0.
+    A text shorter than its n-gram is a single shingle; an empty text has none. If one text has fewer than `short_below`
+    characters and the other does not, they share no shingle, however alike they are: their similarity is 0.
     """
 
     ngram: int = 5
@@ -49,12 +48,11 @@ class ShingleSets(NamedTuple):
 
 
 def shingle_hash(shingle: bytes) -> int:
-    """MurmurHash3_x86_32 with seed 0 of a shingle's UTF-32-LE bytes: the `hashfunc` that makes datasketch
-    agree.
+    """Return MurmurHash3_x86_32, seed 0, of a shingle's UTF-32-LE bytes; use it as the `hashfunc` of datasketch.
 
-    In UTF-32-LE each code point is one 4-byte block of MurmurHash3 and there is never a tail, so the kernel
-    hashes code points as they are decoded. This is the plain form of the kernel's hash. Source of the
-    constants: MurmurHash3.cpp, https://github.com/aappleby/smhasher.
+    This is the plain form of the kernel's hash. In UTF-32-LE each code point is one 4-byte block of MurmurHash3 and
+    there is never a tail, so the kernel hashes code points as they are decoded. Source of the constants:
+    MurmurHash3.cpp, https://github.com/aappleby/smhasher.
     """
     mask = 0xFFFFFFFF
     value = 0
@@ -70,10 +68,10 @@ def shingle_hash(shingle: bytes) -> int:
 
 
 def signatures(texts: Texts, shingling: Shingling = SHINGLING) -> NDArray[np.uint32]:
-    """MinHash signatures of a string column: uint32[n, 128].
+    """Compute the MinHash signatures of a string column, uint32[n, 128], equal to those of datasketch with seed 1.
 
-    Equal to datasketch's (seed 1). A null is an empty text; an empty text has datasketch's empty signature,
-    all 2**32 - 1. Raises TypeError for a column that does not hold strings.
+    A null counts as an empty text, and the signature of an empty text is all 2**32 - 1, as in datasketch. Raises
+    TypeError if the column does not hold strings.
     """
     multipliers, increments = MinHash(num_perm=PERMUTATIONS, scheme="affine32").permutations
     result = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
@@ -86,14 +84,14 @@ def shingle_sets(
     rows: NDArray[np.int64] | None = None,
     shingling: Shingling = SHINGLING,
 ) -> ShingleSets:
-    """The sets of shingle hashes of a string column, or of some rows of it in the order given.
+    """Compute the sets of shingle hashes of a string column, or of the given rows in the given order.
 
-    A null is an empty text. Raises TypeError for a column that does not hold strings and IndexError for a row
-    that it does not have.
+    A null counts as an empty text. Raises TypeError if the column does not hold strings, and IndexError for a row that
+    it does not have.
     """
     chosen = np.arange(len(texts)) if rows is None else rows
     if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(texts):
-        raise IndexError(f"rows {chosen.min()} to {chosen.max()} of a column of {len(texts)}")
+        raise IndexError(f"rows {chosen.min()} to {chosen.max()} of a column with {len(texts)} rows")
     return ShingleSets(*_collect(*utf8_buffers(texts), chosen, shingling))
 
 
@@ -104,17 +102,17 @@ def jaccard(
     right: NDArray[np.int64],
     threshold: float = 0.0,
 ) -> NDArray[np.float64]:
-    """Exact Jaccard similarity of pairs of sets, float64[pairs]; 0 where both are empty.
+    """Compute the exact Jaccard similarity of pairs of sets, float64[pairs]; 0 if both sets are empty.
 
-    Below the threshold it is 0, too: the comparison stops as soon as the threshold is out of reach.
+    A similarity below the threshold is returned as 0: the comparison stops once the threshold is out of reach.
     """
     return _compare(left_sets, left, right_sets, right, threshold)
 
 
 def text_hashes(texts: Texts) -> NDArray[np.int64]:
-    """63 bits of MurmurHash64A (seed 0) of each text's UTF-8 bytes: int64[n], never negative; a null is empty.
+    """Hash each text's UTF-8 bytes to 63 bits of MurmurHash64A (seed 0): int64[n], never negative.
 
-    Source: MurmurHash2.cpp, https://github.com/aappleby/smhasher.
+    A null counts as an empty text. Source: MurmurHash2.cpp, https://github.com/aappleby/smhasher.
     """
     result = np.empty(len(texts), dtype=np.int64)
     _hash_texts(*utf8_buffers(texts), result)
@@ -123,7 +121,7 @@ def text_hashes(texts: Texts) -> NDArray[np.int64]:
 
 @kernel
 def _longest(offsets: Offsets, rows: NDArray[np.int64]) -> int:
-    """Find the length of the longest of the chosen texts, in bytes."""
+    """Return the length of the longest of the chosen texts, in bytes."""
     longest = 0
     for row in rows:
         longest = max(longest, offsets[row + 1] - offsets[row])
@@ -134,9 +132,9 @@ def _longest(offsets: Offsets, rows: NDArray[np.int64]) -> int:
 def _hash_shingles(
     data: NDArray[np.uint8], start: int, end: int, shingling: Shingling, points: Hashes, hashes: Hashes
 ) -> int:
-    """Write `shingle_hash` of each shingle of the text to `hashes`, repeats included; return how many there are.
+    """Write the `shingle_hash` of each shingle of the text to `hashes`, repeats included; return their number.
 
-    Each step runs over all positions before the next one, so that LLVM vectorizes its loop.
+    Each step runs over all positions before the next step starts, so that LLVM vectorizes its loop.
     """
     length = decode(data, start, end, points)
     if length == 0:
@@ -161,7 +159,7 @@ def _hash_shingles(
 
 @kernel
 def _fmix32(value: np.uint32) -> np.uint32:
-    """MurmurHash3's finaliser, with which datasketch's affine32 mixes each hash once more."""
+    """Apply MurmurHash3's finaliser. datasketch's affine32 scheme applies it to each hash once more."""
     value = np.uint32(np.uint32(value ^ (value >> 16)) * np.uint32(0x85EBCA6B))
     value = np.uint32(np.uint32(value ^ (value >> 13)) * np.uint32(0xC2B2AE35))
     return np.uint32(value ^ (value >> 16))
@@ -176,7 +174,7 @@ def _sign(
     increments: Hashes,
     result: Hashes,
 ) -> None:
-    """Write each text's signature to `result`: for each permutation the minimum of `a * h + b mod 2**32`."""
+    """Write each text's signature to `result`: per permutation the minimum of `a * h + b mod 2**32` over its hashes."""
     room = _longest(offsets, np.arange(len(result))) + _BATCH
     points = np.empty(room, dtype=np.uint32)
     hashes = np.empty(room, dtype=np.uint32)
@@ -186,7 +184,7 @@ def _sign(
         count = _hash_shingles(data, offsets[row], offsets[row + 1], shingling, points, hashes)
         for i in range(count):
             hashes[i] = _fmix32(hashes[i])
-        # Repeats don't change a minimum: fill up the last batch.
+        # Fill up the last batch with repeats, which don't change a minimum.
         for i in range(count, count + (-count) % _BATCH):
             hashes[i] = hashes[count - 1]
         for i in range(0, count, _BATCH):
@@ -207,7 +205,7 @@ def _update_minima(signature: Hashes, multipliers: Hashes, increments: Hashes, h
 def _collect(
     offsets: Offsets, data: NDArray[np.uint8], rows: NDArray[np.int64], shingling: Shingling
 ) -> tuple[Offsets, Hashes]:
-    """Return (offsets, hashes) of the sorted sets of shingle hashes of the chosen rows."""
+    """Return (offsets, hashes), the sorted sets of shingle hashes of the chosen rows."""
     total = 0
     for row in rows:
         total += offsets[row + 1] - offsets[row]
@@ -231,7 +229,7 @@ def _collect(
 
 @kernel
 def _bucket_sort(hashes: Hashes, places: NDArray[np.int64], ordered: Hashes) -> None:
-    """Write n hashes to `ordered`, ascending, in linear time: h * n / 2**32 is about a uniform h's rank."""
+    """Write n hashes to `ordered`, ascending, in linear time: the rank of a uniform hash h is about h * n / 2**32."""
     n = np.uint64(len(hashes))
     places[: n + 1] = 0
     for value in hashes:
@@ -273,7 +271,7 @@ def _hash_texts(offsets: Offsets, data: NDArray[np.uint8], result: NDArray[np.in
 
 @kernel
 def _intersection_size(left: Hashes, right: Hashes, needed: int) -> int:
-    """Size of the intersection of two ascending sets, or less than `needed` if it is less than that."""
+    """Return the size of the intersection of two ascending sets, or any number below `needed` if it is below that."""
     spare_left, spare_right = len(left) - needed, len(right) - needed
     i = j = common = 0
     while i < len(left) and j < len(right) and i - common <= spare_left and j - common <= spare_right:
@@ -292,7 +290,7 @@ def _compare(
     for k in range(len(left)):
         a = left_sets.hashes[left_sets.offsets[left[k]] : left_sets.offsets[left[k] + 1]]
         b = right_sets.hashes[right_sets.offsets[right[k]] : right_sets.offsets[right[k] + 1]]
-        # J >= t is |a & b| >= t / (1 + t) * (|a| + |b|); one less, so that rounding can't stop too soon.
+        # J >= t means |a & b| >= t / (1 + t) * (|a| + |b|); one less, so that rounding can't stop it too early.
         common = _intersection_size(a, b, int(threshold / (1 + threshold) * (len(a) + len(b))) - 1)
         if common:
             similarity = common / (len(a) + len(b) - common)

@@ -1,7 +1,7 @@
-"""The signatures of pairs, a shard for each filtered shard: hashes of their texts, and band hashes of these.
+"""Signatures of pairs, one shard per filtered shard: hashes of the texts, and hashes of their MinHash bands.
 
-They are computed once for each shard and stay beside dedup's own shards, so that only new sources are signed when they
-are added. Each band is a column, so that its buckets are found by reading that column alone.
+They are computed once per shard and kept in the dedup folder, so that a later run signs only new sources. Each band is
+a column, so that finding its buckets reads only that column.
 """
 
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ _ROWS_AT_ONCE = 8192
 
 
 def band_columns(side: Side, bands: int) -> list[str]:
-    """List the names of a side's columns of bands."""
+    """List the names of a side's band columns."""
     return [f"{side}_band_{band:02}" for band in range(bands)]
 
 
 def plan_signing(shards: Sequence[Path], sides: Sequence[Side], bands: int, rows: int) -> list[Task]:
-    """Plan the tasks that sign filtered shards; sides that are not in `sides` get no bands."""
+    """Plan the tasks that sign filtered shards; only the sides in `sides` get bands."""
     return [
         Task(
             (shard, tuple(sides), bands, rows),
@@ -48,10 +48,10 @@ def plan_signing(shards: Sequence[Path], sides: Sequence[Side], bands: int, rows
 
 
 def sign_shard(filtered: Path, sides: Sequence[Side], bands: int, rows: int, fingerprint: str, shard: Path) -> None:
-    """Write a row per pair: `query_hash` and `positive_hash` (int64), `length` (the positive's characters), the bands.
+    """Write one row per pair: `query_hash`, `positive_hash` (int64), `length` (the positive's characters), the bands.
 
-    A class name is not a text, and the same name in two sources means two classes: it is hashed with its source and has
-    no bands.
+    A class name is not a text, and the same name in two sources means two classes: it is hashed together with its
+    source and has no bands.
     """
     fields = [
         pa.field("query_hash", pa.int64()),
@@ -78,7 +78,7 @@ def sign_shard(filtered: Path, sides: Sequence[Side], bands: int, rows: int, fin
 
 
 def read_compared_texts(table: pa.Table, side: Side) -> pa.LargeStringArray:
-    """Read what the texts of a side are compared by: match keys, and class names together with their source."""
+    """Return what a side's texts are compared by: their match keys, or source and class name for classes."""
     texts = match_keys(table.column(side))
     if side == "query" or not (classes := is_class(table)).any():
         return texts
@@ -88,7 +88,7 @@ def read_compared_texts(table: pa.Table, side: Side) -> pa.LargeStringArray:
 
 
 def is_class(table: pa.Table) -> NDArray[np.bool_]:
-    """Tell which rows have a class name for their positive, bool[n]."""
+    """Return, for each row, whether its positive is a class name, bool[n]."""
     return pc.equal(table.column("task").cast(pa.string()), "classification").to_numpy()  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,4 @@
-"""conan dedup: reject contaminated pairs and all but the best of each cluster of exact and near-duplicates."""
+"""conan dedup: reject contaminated pairs, and all but the best pair of each cluster of exact and near-duplicates."""
 
 import shutil
 import time
@@ -34,9 +34,9 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     """Sign filtered shards that are not signed yet, decide over the whole corpus, write each shard without duplicates.
 
     Raises:
-        RecipeError: an evaluation set that `decontaminate` names doesn't exist, or has no texts.
-        CorpusError: filter or the ingestion of evaluation sets was interrupted.
-        StageError: a shard could not be made.
+        RecipeError: an evaluation set that `decontaminate` names doesn't exist or has no texts.
+        CorpusError: filter, or the ingestion of evaluation sets, was interrupted.
+        StageError: a shard failed.
     """
     started = time.monotonic()
     settings = recipe.dedup
@@ -78,16 +78,16 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         summary = run_stage(corpus, "dedup", dedup_shard, tasks, engine)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    summary.seconds = time.monotonic() - started  # including the decision, which takes most of them
+    summary.seconds = time.monotonic() - started  # including the decision, which takes most of the time
     found = collision_probability(settings.threshold, bands, rows)
-    summary.notes["bands"] = f"{bands} × {rows}: {found:.1%} of the pairs at Jaccard {settings.threshold:g} meet"
+    summary.notes["bands"] = f"{bands} × {rows} find {found:.1%} of pairs at Jaccard {settings.threshold:g}"
     return summary
 
 
 def sign(
     corpus: Path, inputs: Sequence[Path], sides: Sequence[Side], bands: int, rows: int, engine: Engine
 ) -> tuple[Path, ...]:
-    """Sign the filtered shards that are not signed yet; returns the shards of signatures in the same order."""
+    """Sign the filtered shards that are not signed yet; return the signature shards in the order of `inputs`."""
     signing = signatures.plan_signing(inputs, sides, bands, rows)
     run_stage(corpus, signatures.FOLDER, signatures.sign_shard, signing, engine)
     place = find_finished(corpus, signatures.FOLDER, signing)
@@ -104,13 +104,14 @@ def decide(
     banding: tuple[int, int],
     engine: Engine,
 ) -> None:
-    """Decide about every row and write to `pairs.work` the positives' cluster ids and the rejected rows with reasons.
+    """Decide which rows to reject; write these with reasons, and the positives' cluster ids, to `pairs.work`.
 
-    kinds: uint8[n], each row's place in TASKS. held_out: the texts of the evaluation sets.
+    kinds: uint8[n], each row's place in TASKS. held_out: a file with the texts of the evaluation sets. banding: (bands,
+    rows).
 
     Two pairs are duplicates if they have the same task and both their queries and their positives are duplicates: the
-    same passage under another question is another pair. With `on: query` or `on: positive` that side alone decides,
-    except for pairs with a label or a class, where one side says too little. Labelled sentence pairs are duplicates
+    same passage with another question is another pair. With `on: query` or `on: positive` that side alone decides,
+    except for pairs with a label or a class, for which one side says too little. Labelled sentence pairs are duplicates
     only if texts and label are equal, as one word may change the label.
     """
     similar: dict[Side, NDArray[np.bool_]] = {
@@ -150,7 +151,7 @@ def _find_contaminated(
 
 
 def dedup_shard(filtered: Path, start: int, work: Path, fingerprint: str, shard: Path) -> None:
-    """Write the rows of a shard that are kept, and reject the others; the shard's first row has the number `start`."""
+    """Write a shard's kept rows and its rejected ones with reasons; the shard's first row has the number `start`."""
     rows = pq.read_metadata(filtered).num_rows
     ids = np.load(work / "positive_ids.npy", mmap_mode="r")[start : start + rows]
     is_here = pl.col("row").is_between(start, start + rows, closed="left")

@@ -1,4 +1,4 @@
-"""Which pairs are duplicates of each other, and which of them survives."""
+"""Find which pairs are duplicates of each other, and choose the survivors."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,9 +34,9 @@ def duplicate_key(query: str, positive: str, on: On) -> list[pl.Expr]:
 def find_duplicates(
     pairs: Pairs, found: dict[Side, Clusters], priorities: dict[str, int], left_out: pl.Series, on: On, engine: Engine
 ) -> Iterator[pl.DataFrame]:
-    """Yield the pairs that have a duplicate, best first, a part of the duplicate keys at a time.
+    """Yield the pairs that have a duplicate, best first, in parts that keep duplicates together.
 
-    The columns are those that `choose_duplicates` takes. left_out: numbers of rows that are rejected already.
+    The columns are those that `choose_duplicates` takes. left_out: numbers of rows that are already rejected.
     """
     engine = fit_engine(engine, pairs)
     shards = range(len(pairs.filtered))
@@ -74,7 +74,7 @@ def write_duplicate_keys(pairs: Pairs, found: dict[Side, Clusters], number: int,
 def write_duplicates(
     pairs: Pairs, found: dict[Side, Clusters], number: int, on: On, wanted: Path, parts: int, file: Path
 ) -> None:
-    """Write the wanted rows of a shard; `part` is the same for duplicates."""
+    """Write the wanted rows of a shard; the column `part` is the same for duplicates."""
     chosen = np.load(wanted, mmap_mode="r")[pairs.starts[number] : pairs.starts[number + 1]]
     frame = _read_rows(pairs, found, number, "pair_id", "source").filter(pl.Series(chosen, dtype=pl.Boolean))
     frame.with_columns(pl.col("source").cast(pl.String), part=_hash_duplicate_key(on) % parts).write_parquet(file)
@@ -104,9 +104,10 @@ def _read_rows(pairs: Pairs, found: dict[Side, Clusters], number: int, *columns:
 
 
 def choose_duplicates(frame: pl.DataFrame, on: On) -> pl.DataFrame:
-    """Choose the rows to reject from rows in order of preference: `row, task, reason, survivor, survivor_row`.
+    """Choose the rows to reject: `row, task, reason, survivor, survivor_row`; `survivor` is a pair_id.
 
-    `survivor` is a pair_id. frame: row, pair_id, task, label, query_hash, positive_hash, query_id, positive_id.
+    frame: row, pair_id, task, label, query_hash, positive_hash, query_id, positive_id, in order of preference: the
+    first of several duplicates survives.
     """
     duplicates = []
     for reason, query, positive in (
@@ -138,7 +139,7 @@ def choose_duplicates(frame: pl.DataFrame, on: On) -> pl.DataFrame:
 def survivor_similarity(
     pairs: Pairs, found: dict[Side, Clusters], duplicates: pl.DataFrame, on: On, engine: Engine
 ) -> NDArray[np.float64]:
-    """Compute the Jaccard similarity of each duplicate and its survivor: the lower of the sides that decide."""
+    """Compute the Jaccard similarity of each duplicate and its survivor: the lowest of the sides that decide."""
     lowest = np.ones(duplicates.height)
     labelled = duplicates["task"].is_in(["sts", "classification"]).to_numpy()
     for side, one in found.items():

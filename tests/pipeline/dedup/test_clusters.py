@@ -48,7 +48,7 @@ def similarity(left: str, right: str) -> float:
 
 
 def edited(text: str, share: float, dice: random.Random) -> str:
-    """The text with a share of its characters replaced, doubled or dropped."""
+    """Return the text with a share of its characters replaced, doubled or dropped."""
     letters = list(text)
     for place in dice.sample(range(len(letters)), int(share * len(letters))):
         letters[place] = dice.choice([dice.choice(HAN), letters[place] * 2, ""])
@@ -56,7 +56,7 @@ def edited(text: str, share: float, dice: random.Random) -> str:
 
 
 def corpus(shortest: int, longest: int, originals: int, edits: float = 0.08) -> list[str]:
-    """Random Chinese texts, each with up to four edited copies, shuffled."""
+    """Make random Chinese texts, each with up to four edited copies, and shuffle them."""
     dice = random.Random(7)
     texts = []
     for _ in range(originals):
@@ -67,7 +67,7 @@ def corpus(shortest: int, longest: int, originals: int, edits: float = 0.08) -> 
 
 
 def alike_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int]]:
-    """All pairs of rows of this similarity, found by the shingles they share."""
+    """List all pairs of rows with this similarity or more, found by the shingles that they share."""
     holders = defaultdict(list)
     sets = [shingles(text) for text in texts]
     for row, mine in enumerate(sets):
@@ -78,7 +78,7 @@ def alike_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int]]
 
 
 def components(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
-    """The smallest row of each row's component."""
+    """Return the smallest row of each row's component."""
     graph = nx.Graph(edges)
     graph.add_nodes_from(range(n))
     smallest = {row: min(rows) for rows in nx.connected_components(graph) for row in rows}
@@ -86,9 +86,9 @@ def components(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def signed(work: Path, texts: Sequence[str], bands: Bands | None = None, shards: int = 1) -> Pairs:
-    """Texts as the positives of filtered shards, and their signatures; `bands` are other hashes, a list a band.
+    """Write texts as the positives of filtered shards, and their signatures.
 
-    Of several shards the first and the last are empty.
+    `bands` replaces the band hashes, one list per band. If there are several shards, the first and the last are empty.
     """
     work.mkdir(parents=True, exist_ok=True)
     column = pa.array(texts, pa.large_string())
@@ -119,19 +119,19 @@ def found(
 
 
 def labels(result: Clusters) -> list[int]:
-    """The smallest row of each row's cluster."""
+    """Return the smallest row of each row's cluster."""
     _, first, inverse = np.unique(np.load(result.ids), return_index=True, return_inverse=True)
     return first[inverse].tolist()
 
 
 def together(work: Path, texts: Sequence[str], threshold: float = 0.7) -> list[int]:
-    """The clusters of texts that are all in one bucket."""
+    """Return the clusters of texts that are all in one bucket."""
     return labels(found(signed(work, texts, [[9 << 40] * len(texts)]), 1, threshold))
 
 
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pairs each call compares."""
+    """Record how many pairs each call compares."""
     calls: list[int] = []
     jaccard = clustering.jaccard
 
@@ -180,7 +180,7 @@ def test_a_small_bucket_is_joined_as_by_brute_force(tmp_path: Path, texts: list[
 
 @pytest.mark.parametrize("size", [COMPARED - 1, COMPARED])
 def test_a_false_leader_hides_no_true_pair(tmp_path: Path, size: int) -> None:
-    """The largest bucket all of whose pairs are compared: a leader like nobody, and many groups one after another."""
+    """In the largest bucket of which all pairs are compared, the leader is like no other text."""
     dice = random.Random(0)
     unlike = ["".join(dice.choices(HAN, k=100)) for _ in range(size // 3)]
     texts = ["".join(HAN[:30]), *unlike, *(text + "尾" for text in unlike), *(text + "末" for text in unlike)][:size]
@@ -189,7 +189,7 @@ def test_a_false_leader_hides_no_true_pair(tmp_path: Path, size: int) -> None:
 
 
 def test_the_heads_of_a_larger_bucket_hide_no_true_pair(tmp_path: Path) -> None:
-    """Those that are like the leader come first, and are no heads."""
+    """Texts that are like the leader come first, and do not become heads."""
     dice = random.Random(0)
     leader, *unlike = ("".join(dice.choices(HAN, k=100)) for _ in range(1 + HEADS))
     like = [leader + HAN[place] for place in range(2 * HEADS)]
@@ -200,7 +200,7 @@ def test_the_heads_of_a_larger_bucket_hide_no_true_pair(tmp_path: Path) -> None:
 
 
 def test_the_heads_of_a_larger_bucket_are_in_trees_of_their_own(tmp_path: Path) -> None:
-    """Texts that another band has joined come first, and only one of them is a head."""
+    """Texts that another band has joined come first, and only one of them becomes a head."""
     dice = random.Random(0)
     leader, joined, other = ("".join(dice.choices(HAN, k=100)) for _ in range(3))
     texts = [leader, *(joined + HAN[place] for place in range(2 * HEADS)), *(other + HAN[place] for place in range(60))]
@@ -211,8 +211,8 @@ def test_the_heads_of_a_larger_bucket_are_in_trees_of_their_own(tmp_path: Path) 
 
 def test_a_true_leader_hides_no_true_pair(tmp_path: Path) -> None:
     text = "".join(HAN[:200])
-    chain = [text[start : start + 160] for start in (20, 0, 36)]  # the first is like both others
-    further = text[40:200]  # like the third alone
+    chain = [text[start : start + 160] for start in (20, 0, 36)]  # the first is similar to both others
+    further = text[40:200]  # not similar to the second
     assert [similarity(further, other) >= 0.7 for other in chain] == [True, False, True]
     assert similarity(chain[1], chain[2]) < 0.7
     for texts in itertools.permutations([*chain, further]):
@@ -229,7 +229,7 @@ def test_texts_meet_in_any_band_and_nowhere_else(tmp_path: Path) -> None:
 
 
 def test_few_rows_of_a_shard_are_in_a_bucket(tmp_path: Path) -> None:
-    """Rows of several row groups and shards, some of which hold none that are compared."""
+    """There are several shards and row groups, some without any row that is compared."""
     text = "".join(HAN[:100])
     texts = [text + HAN[row % 3000] + HAN[row // 3000] for row in range(4_600)]
     band = [(row + 1) << 20 for row in range(len(texts))]
@@ -241,7 +241,7 @@ def test_few_rows_of_a_shard_are_in_a_bucket(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def mixed() -> list[str]:
-    """Texts of every length, some of them equal, some without letters."""
+    """Make texts of every length, some of them equal, some without letters."""
     texts = [*corpus(20, 120, 30), *corpus(200, 300, 12), "", "。。。", "。。。", "", "地"]
     texts += texts[:20]
     random.Random(1).shuffle(texts)
@@ -257,7 +257,7 @@ def test_the_parts_of_the_work_change_nothing(
     tmp_path: Path, mixed: list[str], monkeypatch: pytest.MonkeyPatch, small: dict[str, int], shards: int
 ) -> None:
     bands = hash_bands(signatures(pa.array(mixed)), BANDS, ROWS).T
-    coarse = [1 + len(text) // 10 << 40 for text in mixed]  # whose leaders are like few others
+    coarse = [1 + len(text) // 10 << 40 for text in mixed]  # buckets whose leaders are similar to few of their members
     hashes = np.stack([*bands, np.array(coarse, np.uint64)])
     alike = [(a, b) for a, b in alike_pairs(mixed, 0.7) if (hashes[:, a] == hashes[:, b]).any()]
     alike += [(mixed.index(text), row) for row, text in enumerate(mixed)]
@@ -285,7 +285,7 @@ def test_processes_change_nothing(tmp_path: Path, mixed: list[str], monkeypatch:
 def test_work_that_is_done_again_changes_nothing(
     tmp_path: Path, mixed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it is where a worker dies after its last write."""
+    """Work is repeated if a worker dies after its last write."""
     once = found(signed(tmp_path / "once", mixed))
     call_all = clustering.call_all
 
@@ -395,6 +395,6 @@ def test_recall_and_precision_against_brute_force(
     assert recall(close) >= 0.99
     assert len(joined) > 100
     assert len(joined & set(alike)) >= 0.98 * len(joined)
-    # No cluster is more than a component of brute force.
+    # No cluster is larger than its component by brute force.
     coarse = components(len(texts), alike)
     assert len({*zip(label, coarse, strict=True)}) == len(set(label))

@@ -1,4 +1,4 @@
-"""Which pairs hold a text of an evaluation set: near-duplicates and contained queries, against brute force."""
+"""Which pairs contain a text of an evaluation set: near-duplicates and contained queries, against brute force."""
 
 import json
 import random
@@ -48,14 +48,14 @@ def similarity(left: str, right: str) -> float:
 
 
 def lines(folder: Path, name: str, records: Sequence[dict]) -> Path:
-    """An evaluation set as a JSONL file."""
+    """Write an evaluation set as a JSONL file."""
     file = folder / f"{name}.jsonl"
     file.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), "utf-8")
     return file
 
 
 def known(folder: Path, texts: Sequence[tuple[str, str, bool]]) -> HeldOut:
-    """Evaluation texts as they are compared: (text, set, asked)."""
+    """Prepare evaluation texts for comparison: (text, set, asked)."""
     schema = {"text": pl.String, "set": pl.String, "asked": pl.Boolean}
     pl.DataFrame(texts, schema, orient="row").write_parquet(folder / "known.parquet")
     prepare_held_out.cache_clear()
@@ -64,7 +64,7 @@ def known(folder: Path, texts: Sequence[tuple[str, str, bool]]) -> HeldOut:
 
 @pytest.fixture
 def marked(tmp_path: Path, write_shards) -> Callable[..., Told]:
-    """(row, detail) of the pairs that are contaminated by evaluation files."""
+    """Return a function that lists (row, detail) of the pairs that evaluation files contaminate."""
 
     def mark(rows: Sequence[dict], *files: Path, start: int = 0) -> Told:
         write_shards(tmp_path, "filter", rows)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 
 def plain_band_hash(values: list[int], band: int) -> int:
-    """FNV-1a of 32-bit values (http://www.isthe.com/chongo/tech/comp/fnv) from another start for each band, fmix64."""
+    """Hash 32-bit values by FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv), seeded by the band, then by fmix64."""
     mask = 2**64 - 1
     value = 14695981039346656037 ^ band
     for each in values:
@@ -101,7 +101,7 @@ def edges(hashes: list[int], bits: int) -> list[tuple[int, int]]:
 
 
 def stars(hashes: list[int], bits: int) -> list[tuple[int, int]]:
-    """What is expected: of each bucket, in the order of its hash, its smallest row and each other one."""
+    """List the edges from each bucket's smallest row to its other rows; buckets are in the order of their hashes."""
     rows = defaultdict(list)
     for row, value in enumerate(hashes):
         rows[value >> bits].append(row)

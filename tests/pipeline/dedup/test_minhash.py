@@ -30,7 +30,7 @@ def shingles(text: str | None, ngram: int = 5, short_ngram: int = 3, short_below
 
 
 def reference(text: str | None, **cut: int) -> np.ndarray:
-    """What datasketch itself computes."""
+    """Compute a signature with datasketch itself."""
     sketch = MinHash(num_perm=128, scheme="affine32", hashfunc=shingle_hash)
     sketch.update_batch([shingle.encode("utf-32-le") for shingle in shingles(text, **cut)])
     return sketch.hashvalues
@@ -94,7 +94,7 @@ def test_empty_columns(kind: pa.DataType) -> None:
 
 
 def column_of(pieces: list[bytes]) -> pa.Array:
-    """A column of strings whose bytes nobody has checked."""
+    """Make a column of strings without checking that they are valid UTF-8."""
     ends = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
     return pa.Array.from_buffers(
         pa.string(), len(pieces), [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(b"".join(pieces))]
@@ -129,7 +129,7 @@ def test_shingle_sets_are_sorted_sets_of_hashes(texts: list[str | None]) -> None
 
 @pytest.mark.parametrize("row", [-1, 2])
 def test_a_row_outside_the_column_is_refused(row: int) -> None:
-    with pytest.raises(IndexError, match="column of 2"):
+    with pytest.raises(IndexError, match="column with 2 rows"):
         shingle_sets(pa.array(["a", "b"]), np.array([0, row]))
 
 
@@ -154,7 +154,7 @@ def test_jaccard_is_that_of_the_sets_of_shingles(pairs: list[tuple[str | None, s
 
 @pytest.mark.parametrize("threshold", [1e-9, 0.1, 0.25, 1 / 3, 0.5, 0.7, 0.8, 1.0])
 def test_jaccard_below_the_threshold_is_nothing(threshold: float) -> None:
-    """All pairs of 60 stretches of one text: similarities of every size, the threshold itself among them."""
+    """All pairs of 60 slices of one text have similarities of every size, including the threshold itself."""
     texts = [HAN[start : start + length] for start, length in product(range(0, 20, 2), (50, 53, 56, 60, 66, 79))]
     exact = [[jaccard_of(left, right) for right in texts] for left in texts]
     left, right = np.divmod(np.arange(len(texts) ** 2), len(texts))
@@ -164,7 +164,7 @@ def test_jaccard_below_the_threshold_is_nothing(threshold: float) -> None:
 
 
 def murmurhash64a(data: bytes) -> int:
-    """MurmurHash64A with seed 0, as its source has it."""
+    """Compute MurmurHash64A with seed 0, following its source."""
     mask, factor = 2**64 - 1, 0xC6A4A7935BD1E995
     value = len(data) * factor & mask
     whole = len(data) // 8 * 8
@@ -187,7 +187,7 @@ def test_text_hashes_are_murmurhash64a(texts: list[str | None]) -> None:
 
 
 def test_text_hashes_are_those_of_libstdcxx() -> None:
-    """Half of what GCC's `std::_Hash_bytes(text, bytes, 0)` gave, which is the same function."""
+    """The values are those of GCC's `std::_Hash_bytes(text, bytes, 0)`, the same function, without their lowest bit."""
     known = {
         "": 0,
         "a": 255451638493721992,

@@ -1,4 +1,4 @@
-"""The signatures of a shard against match_key, datasketch and plain hashes of each text."""
+"""A shard's signatures against match_key, datasketch and plain hashes of each text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ BANDS, ROWS = 21, 6
 
 
 def datasketch_bands(texts: Sequence[str]) -> np.ndarray:
-    """Band hashes of the signatures that datasketch makes of what the texts are compared by, uint64 [n, BANDS]."""
+    """Compute the band hashes of datasketch's signatures of the texts' match keys, uint64 [n, BANDS]."""
     found = []
     for text in keyed(texts):
         width = 3 if len(text) < 50 else 5
@@ -110,7 +110,7 @@ def test_only_the_sides_asked_for_have_bands(tmp_path: Path, pair, write_shards)
 
 
 def test_what_decides_signatures(tmp_path: Path, pair, write_shards) -> None:
-    """A shard is signed anew when its rows, the sides or the bands are others, and not when it is written again."""
+    """A shard is signed again if its rows, the sides or the bands change, not if the same rows are written again."""
     rows = [pair("问", "答"), pair("甲", "乙")]
 
     def decided(folder: str, rows: list[dict], *more: object) -> str:

@@ -17,7 +17,7 @@ ONE = Engine(workers=1)
 
 
 def clusters(texts: list[str]) -> dict[str, int]:
-    """The component of each distinct text, by comparing all with all."""
+    """Return the component of each distinct text, by comparing all with all."""
     distinct = sorted(set(texts))
     sets = [{each[i : i + 5] for i in range(len(each) - 4)} for each in distinct]
     component = list(range(len(distinct)))
@@ -30,7 +30,7 @@ def clusters(texts: list[str]) -> dict[str, int]:
 
 
 def messy(pair, count: int) -> list[dict]:
-    """Pairs of three sources and two tasks, with exact and near copies of one side or both."""
+    """Make pairs of three sources and two tasks, with exact and near copies of one side or both."""
     dice = Random(3)
     rows = [pair(text(2 * number), text(2 * number + 1), f"source{number % 3}") for number in range(count)]
     for number in range(count):
@@ -55,7 +55,7 @@ def messy(pair, count: int) -> list[dict]:
 
 
 def brute_force(rows: list[dict], priority: dict[str, int]) -> dict[str, tuple[str, str]]:
-    """pair_id → (reason, survivor) of everything that goes."""
+    """Return pair_id → (reason, survivor) for every pair that is rejected."""
     queries = clusters([letters(row["query"]) for row in rows])
     positives = clusters([letters(row["positive"]) for row in rows])
     gone = {}
@@ -71,7 +71,7 @@ def brute_force(rows: list[dict], priority: dict[str, int]) -> dict[str, tuple[s
 
     remove("exact_duplicate", lambda query, positive: (query, positive))
     remove("near_duplicate", lambda query, positive: (queries[query], positives[positive]))
-    # One that equals a pair that goes, too, is told the one that stays.
+    # If the survivor of a pair is rejected itself, the pair names the survivor of that one.
     return {name: (reason, gone.get(survivor, ("", survivor))[1]) for name, (reason, survivor) in gone.items()}
 
 
@@ -134,7 +134,7 @@ def test_contaminated_pairs(tmp_path: Path, pair, write_shards, read) -> None:
 
 
 def test_contamination_is_decided_before_survival(tmp_path: Path, pair, write_shards, read) -> None:
-    """The better of two duplicates is contaminated: the other stays."""
+    """The better of two duplicates is contaminated, so the other one survives."""
     long = text(1, 200)
     held_out, query, further = (long[start : start + 160] for start in (0, 20, 40))
     assert similarity(held_out, further) < 0.7 < similarity(held_out, query) == similarity(query, further)
@@ -206,7 +206,7 @@ SOURCES = recipe(("source1", None), ("source0", None), ("source2", None))
 
 
 def signed(corpus: Path) -> dict[str, tuple[int, int]]:
-    """The shards of signatures: which file, written when."""
+    """Return each signature shard's file and the time at which it was written."""
     states = {shard.name: shard.stat() for shard in (corpus / "dedup/signatures").iterdir()}
     return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}
 
@@ -228,7 +228,7 @@ def test_sources_that_are_added_are_signed_alone(tmp_path: Path, pair, write_sha
     assert outcome(old, read) == outcome(fresh, read)
     dedup(old, recipe(*(("source1", 7), ("source0", 1)), threshold=0.7, on="query"), ONE)
     assert signed(old) == after
-    (old / "filter/part-00002.parquet").unlink()  # a source that is taken out
+    (old / "filter/part-00002.parquet").unlink()  # a source is removed
     dedup(old, SOURCES, ONE)
     assert signed(old) == {name: one for name, one in after.items() if name != "part-00002.parquet"}
 
@@ -292,7 +292,7 @@ def test_what_is_not_compared_is_not_signed(tmp_path: Path, pair, write_shards) 
     rows = [pair(text(1), text(2))]
     write_shards(tmp_path / "plain", "filter", rows)
     assert sides(tmp_path / "plain", on="positive") == {"positive"}
-    assert sides(tmp_path / "plain", on="query") == {"query", "positive"}  # cluster_id is the positive's
+    assert sides(tmp_path / "plain", on="query") == {"query", "positive"}  # cluster_id needs the positives
     write_shards(tmp_path / "classes", "filter", [*rows, pair(text(1), "体育", "topics", "classification")])
     assert sides(tmp_path / "classes", on="positive") == {"query", "positive"}
     write_shards(tmp_path / "exam", "filter", rows)
@@ -304,16 +304,16 @@ def test_what_is_not_compared_is_not_signed(tmp_path: Path, pair, write_shards) 
 @pytest.mark.parametrize(
     ("settings", "note"),
     [
-        ({}, "21 × 6: 92.8% of the pairs at Jaccard 0.7 meet"),
-        ({"recall": 0.9}, "19 × 6: 90.7% of the pairs at Jaccard 0.7 meet"),
-        ({"threshold": 0.8, "recall": 0.99}, "16 × 6: 99.2% of the pairs at Jaccard 0.8 meet"),
+        ({}, "21 × 6 find 92.8% of pairs at Jaccard 0.7"),
+        ({"recall": 0.9}, "19 × 6 find 90.7% of pairs at Jaccard 0.7"),
+        ({"threshold": 0.8, "recall": 0.99}, "16 × 6 find 99.2% of pairs at Jaccard 0.8"),
     ],
 )
 def test_the_bands_are_told(tmp_path: Path, pair, write_shards, settings: dict[str, float], note: str) -> None:
     write_shards(tmp_path, "filter", [pair(text(1), text(2))])
     for _ in range(2):  # the second time there is nothing to do
         assert dedup(tmp_path, recipe(**settings), ONE).notes["bands"] == note
-    bands, rows = (int(number) for number in note.partition(":")[0].split(" × "))
+    bands, rows = (int(number) for number in note.partition(" find")[0].split(" × "))
     columns = pl.read_parquet_schema(tmp_path / "dedup/signatures/part-00000.parquet")
     assert sum("query_band" in name for name in columns) == bands
     threshold = settings.get("threshold", 0.7)

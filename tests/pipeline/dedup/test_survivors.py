@@ -1,4 +1,4 @@
-"""Which of the pairs that are alike stays, and what is told of the others; see test_dedup for the whole stage."""
+"""Which of several duplicates survives, and what is recorded about the others; test_stage.py has the whole stage."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_the_survivor_is_of_the_first_source_then_longest_then_first_by_id(
 
 
 def test_a_survivor_is_never_gone_itself(tmp_path: Path, pair, write_shards, read) -> None:
-    """An exact duplicate of a pair that goes for a third one is told that one."""
+    """If the survivor of an exact duplicate is a near-duplicate of a third pair, the duplicate names the third pair."""
     query, positive = text(1), text(2)
     rows = [pair(query, near(positive) + "他们", "long"), *(pair(query + sign, positive, "short") for sign in "!?。")]
     write_shards(tmp_path, "filter", rows)
@@ -75,14 +75,14 @@ def test_labelled_pairs(tmp_path: Path, pair, write_shards, read) -> None:
     a, b = text(1), text(2)
     scored = [
         pair(a, b, "sts", "sts", label=0.5),
-        pair(a + "。", b, "sts", "sts", label=0.5),  # goes
+        pair(a + "。", b, "sts", "sts", label=0.5),  # is rejected
         pair(a, b + "，", "sts", "sts", label=0.8),
         pair(near(a), b, "sts", "sts", label=0.5),
         pair(a, text(3), "sts", "sts", label=0.5),
     ]
     classes = [
         pair(a, "体育", "topics", "classification"),
-        pair(near(a), "体育", "topics", "classification"),  # one of these two goes
+        pair(near(a), "体育", "topics", "classification"),  # one of these two is rejected
         pair(b, "体育", "topics", "classification"),
         pair(a, "财经", "topics", "classification"),
         pair(a, "体育", "others", "classification"),
@@ -96,7 +96,7 @@ def test_labelled_pairs(tmp_path: Path, pair, write_shards, read) -> None:
         assert sum(row["pair_id"] in rejected for row in scored[:2]) == 1
         assert sum(row["pair_id"] in rejected for row in classes[:2]) == 1
     numbers = [kept[row["pair_id"]] for row in classes[2:]]
-    assert len(set(numbers)) == 3  # a cluster a class, each source with its own
+    assert len(set(numbers)) == 3  # one cluster per class, separate for each source
 
 
 @pytest.mark.parametrize("on", ["query", "positive"])
