@@ -1,4 +1,4 @@
-"""Cosines of pairs under an embedding model, and pairs that have none."""
+"""Compute the cosines of pairs under an embedding model, and find pairs that can't have one."""
 
 import numpy as np
 import polars as pl
@@ -10,10 +10,11 @@ SIDES = ("query", "positive")
 
 
 def compute_scores(texts: pl.DataFrame, settings: EncoderSettings, weights: str) -> tuple[pl.DataFrame, int]:
-    """Score pairs (`pair_id, query, positive`): `pair_id, score, detail`; and count the texts that the model cut short.
+    """Score pairs (`pair_id, query, positive`). Returns `pair_id, score, detail` and the number of truncated texts.
 
-    `score` is the cosine of query (after the model's prompt) and positive, Float32. If the tokenizer drops all of one
-    side, the pair has no score but a `detail` that says so: the vector would be that of an empty text.
+    `score` is the cosine of the query (after the model's prompt) and the positive, Float32. A text is truncated to the
+    model's length. If the tokenizer drops all of one side, its vector would be that of an empty text: the pair has no
+    score but a `detail` that says so.
 
     Raises:
         ModelError: the model can't be read.
@@ -36,9 +37,10 @@ def compute_scores(texts: pl.DataFrame, settings: EncoderSettings, weights: str)
 
 
 def find_without_tokens(encoder: Encoder, texts: pl.Series) -> pl.Series:
-    """Tell which texts are empty to the tokenizer, as it drops all their characters, such as U+FE0F or U+200B.
+    """Return, for each text, whether the tokenizer drops all its characters, such as U+FE0F or U+200B.
 
-    All texts begin with few distinct characters. These are tokenized first, then the texts whose first is dropped.
+    The first characters of texts have few distinct values. These are tokenized first, then only the texts whose first
+    character is dropped.
     """
     firsts = texts.str.head(1)
     distinct = firsts.unique()

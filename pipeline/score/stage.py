@@ -1,7 +1,7 @@
 """conan score: compute the cosine of query and positive, reject pre-training pairs below the cutoff (paper §2.1.1).
 
-The scores of a row group are written to a file of their own as soon as they are computed, and those of a whole shard
-are read back if only the cutoff changed: a text is encoded once, even if runs are killed and cutoffs change.
+No text is encoded twice, even if runs are killed or cutoffs change: the scores of a row group are written to a file as
+soon as they are computed, and the scores of finished shards are read back if only a cutoff changed.
 """
 
 import shutil
@@ -29,7 +29,7 @@ from .pair_scores import compute_scores
 
 VERSION = 2
 BINS = 64
-"""Chosen here: equal bins over [-1, 1] in the histogram of a shard's notes."""
+"""Chosen here: bins of equal width over [-1, 1] in the histogram in a shard's notes."""
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95}
 _PARTS = ".parts"
 _KNOWN = {"pair_id": pl.String, "score": pl.Float32, "detail": pl.String}
@@ -37,13 +37,14 @@ _KNOWN = {"pair_id": pl.String, "score": pl.Float32, "detail": pl.String}
 
 
 def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
-    """Score what dedup kept. If only cutoffs changed, the existing scores are read, not computed again.
+    """Score the pairs that dedup kept. If only cutoffs changed, existing scores are read instead of computed.
 
-    The summary's notes: pairs `scored`, texts `truncated` to the model's length, quantiles of the scores.
+    The summary's notes are the number of pairs `scored`, the number of texts `truncated` to the model's length, and
+    quantiles of the scores.
 
     Raises:
         ModelError: the model can't be read.
-        StageError: a shard could not be made.
+        StageError: a shard failed.
     """
     folder = find_model(settings.model, settings.trust_remote_code)
     weights = weights_fingerprint(folder)
@@ -65,13 +66,13 @@ def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
 
 
 def _list_cutoffs(settings: ScoreSettings) -> dict[str, float]:
-    """List the cutoff of each format."""
+    """Return the cutoff of each format."""
     own: dict[Any, float] = settings.cutoffs
     return {name: own.get(name, settings.cutoff) for name in FORMATS}
 
 
 def _read_scores_fingerprint(shard: Path) -> str | None:
-    """Read the fingerprint of everything that decided a shard's scores, which excludes cutoffs; None if unreadable."""
+    """Read the fingerprint of everything that a shard's scores depend on, without cutoffs; None if unreadable."""
     try:
         return read_footer(shard).notes.get("scores")
     except CorpusError:
@@ -79,7 +80,7 @@ def _read_scores_fingerprint(shard: Path) -> str | None:
 
 
 def _add_up_notes(notes: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Add up the notes of shards; quantiles are read off the histogram."""
+    """Add up the notes of shards; quantiles are interpolated in the histogram."""
     each = list(notes)
     counts = np.sum([note["histogram"] for note in each], axis=0)
     results = {"scored": int(counts.sum()), "truncated": sum(note["truncated"] for note in each)}
@@ -99,7 +100,7 @@ def score_shard(
 ) -> None:
     """Write a shard: pre-training pairs with a score at or above the cutoff, and all labelled pairs.
 
-    `earlier` is a shard with the same scores under other cutoffs; `scores` is their fingerprint.
+    `earlier` is a shard with the same scores but other cutoffs; `scores` is the fingerprint of the scores.
     """
     parts = shard.parent / _PARTS
     if earlier is not None and _read_scores_fingerprint(earlier) == scores:  # another shard may have taken its place
@@ -150,28 +151,28 @@ def _judge(scored: pl.DataFrame, settings: ScoreSettings) -> pl.DataFrame:
         pl.when(reason == "score")
         .then(pl.format("{} < {}", score.round(3), shown))
         .when(reason == "score_nan")
-        .then(pl.lit("the model's vectors are not numbers"))
+        .then(pl.lit("the cosine is NaN"))
         .otherwise("detail")
     )
     return scored.with_columns(reason=reason, detail=detail)
 
 
 def _set_aside(part: Path, known: pl.DataFrame, truncated: int) -> None:
-    """Write scores to a file of their own, whole or not at all, to keep them until their shard is written."""
+    """Save scores to a file atomically, to keep them until their shard is written."""
     part.parent.mkdir(exist_ok=True)
     with replacing(part) as temporary:
         known.write_parquet(temporary, metadata={"truncated": str(truncated)})
 
 
 def _read_parts(parts: Path, scores: str) -> tuple[pl.DataFrame, int]:
-    """Read the scores of a shard that were set aside, each pair once, and how many of its texts were truncated."""
+    """Read the saved scores of a shard, each pair once, and the number of truncated texts."""
     files = sorted(parts.glob(f"{scores}-*.parquet"))
     known = pl.concat([pl.DataFrame(schema=_KNOWN), *(pl.read_parquet(file) for file in files)]).unique("pair_id")
     return known, sum(int(pl.read_parquet_metadata(file)["truncated"]) for file in files)
 
 
 def _read_shard(shard: Path) -> tuple[pl.DataFrame, int]:
-    """Read the same from a finished shard."""
+    """Read the scores in a finished shard, and the number of truncated texts."""
     files = [file for file in (shard, rejects(shard)) if file.exists()]
     columns = cs.by_name(*_KNOWN, "reason", require_all=False)
     blank = pl.LazyFrame(schema=_KNOWN | {"reason": pl.String})

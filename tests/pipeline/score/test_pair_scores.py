@@ -1,4 +1,4 @@
-"""What the model that scores makes of texts; scores themselves are in test_score."""
+"""Which texts the tokenizer leaves empty; test_stage.py has the scores themselves."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from conan_embedding.schemas.settings import EncoderSettings
 
 
 def test_what_the_tokenizer_empties(bge: Path) -> None:
-    """Against the tokens of each whole text, special ones left out."""
+    """The reference is the tokens of each whole text, without special tokens."""
     encoder = load_encoder(EncoderSettings(model=str(bge)))
     dropped = ["", "\u200b", "\ufe0f", "\u0301", "\ufffd", "\ue000", "\u2060", " ", "\u3000", "\U000e0100"]
     shown = ["一", "😀", "\u3164", "?", "!", "hello"]

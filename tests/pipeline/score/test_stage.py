@@ -1,4 +1,4 @@
-"""The score stage against sentence-transformers: its cutoffs, its reasons, and that no text is encoded twice."""
+"""The score stage against sentence-transformers: cutoffs, reasons, and that no text is encoded twice."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def rows(pair) -> list[dict]:
 
 @pytest.fixture
 def count_texts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of texts that were given to the encoder: of the queries, of the positives, and so on."""
+    """Record how many texts each call of the encoder gets: the queries, the positives, and so on."""
     counts: list[int] = []
     whole = module.encode
 
@@ -48,7 +48,7 @@ def count_texts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """From when it is called on, a model that is loaded is an error."""
+    """Return a function after whose call the test fails if a model is loaded."""
 
     def forbid() -> None:
         encoders._load.cache_clear()
@@ -76,21 +76,21 @@ def notes(corpus: Path) -> list[dict[str, Any]]:
 
 
 def everything(corpus: Path) -> dict[str, Any]:
-    """All that the stage left, but for how long it took."""
+    """Return all that the stage left behind, except how long it took."""
     places = {str(place.relative_to(corpus)): place for place in (corpus / "score").rglob("*")}
     found: dict[str, Any] = {name: pq.read_table(place).to_pylist() for name, place in places.items() if place.suffix}
     return found | {"names": sorted(places), "notes": notes(corpus)}
 
 
 def change_weights(folder: Path, factor: float) -> None:
-    """Another model in the same place."""
+    """Replace the model in a folder by another one."""
     weights = load_file(folder / "model.safetensors")
     weights = {name: (value * factor).flip(0).contiguous() for name, value in weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def reference(folder: Path, rows: list[dict], prompt: str = "") -> np.ndarray:
-    """Cosines by sentence-transformers."""
+    """Compute cosines with sentence-transformers."""
     sentence_transformers = pytest.importorskip("sentence_transformers", reason="sentence-transformers is missing")
     model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     model.max_seq_length = 32
@@ -121,7 +121,7 @@ def test_scores_are_those_of_sentence_transformers(tmp_path: Path, bge: Path, ro
 def test_a_histogram_of_all_scores_is_in_the_footers(tmp_path: Path, bge: Path, rows, write_shards) -> None:
     expected = reference(bge, rows[:30])
     write_shards(tmp_path, "dedup", rows[::2], rows[1::2], rows[30:])
-    for cutoff in (-1, float(np.median(expected)), 1):  # whatever is rejected, and whether encoded or read
+    for cutoff in (-1, float(np.median(expected)), 1):  # however many are rejected, and whether encoded or read
         summary = score(tmp_path, settings(bge, cutoff), ONE)
         found = [note["histogram"] for note in notes(tmp_path)]
         assert [sum(counts) for counts in found] == [15, 15, 0]
@@ -222,7 +222,7 @@ def test_the_prompt_stands_before_queries_alone(tmp_path: Path, bge: Path, rows,
 
 
 def test_texts_that_the_model_cuts_short_are_counted(tmp_path: Path, bge: Path, pair, write_shards) -> None:
-    """Four tokens are the two special ones and two characters."""
+    """Four tokens leave room for two characters, next to the two special tokens."""
     texts = [("一", "丁丈"), ("七", "丁丈三"), ("一丁七丈", "丁丈三上"), ("一丁七丈", "三")]
     write_shards(tmp_path, "dedup", [pair(*text) for text in texts], [pair("一丁七", "丁丈")])
     summary = score(tmp_path, settings(bge, -1, max_length=4), ONE)
@@ -234,7 +234,7 @@ def test_texts_that_the_model_cuts_short_are_counted(tmp_path: Path, bge: Path, 
 def test_what_is_missing_of_a_shard_is_scored_anew(
     tmp_path: Path, bge: Path, rows, write_shards, read, count_texts
 ) -> None:
-    """A shard may have lost its rejects, or some of them, to somebody who wanted room."""
+    """Somebody may have deleted a shard's rejects, or some of them, to save space."""
     write_shards(tmp_path, "dedup", rows)
     score(tmp_path, settings(bge, 1), ONE)
     first = scores(read, tmp_path)
@@ -273,7 +273,7 @@ def test_a_shard_that_was_killed_goes_on_with_its_next_row_group(
         score(tmp_path / "broken", settings(bge, 0.9999), ONE)
     assert count_texts[8:] == [7, 7, 8, 8]
     monkeypatch.setattr(module, "encode", counted)
-    score(tmp_path / "broken", settings(bge, -1), ONE)  # another cutoff is nothing to them
+    score(tmp_path / "broken", settings(bge, -1), ONE)  # the saved scores do not depend on the cutoff
     assert count_texts[12:] == [8, 8, 8, 8]
     score(tmp_path / "broken", settings(bge, 0.9999), ONE)
     assert len(count_texts) == 16
@@ -310,13 +310,13 @@ def test_a_process_that_dies_leaves_the_scores_of_its_row_groups(
     assert died.returncode == 9
     left = shutil.copytree(tmp_path / "score", tmp_path / "left")
     assert [place.name for place in left.glob("part-*")] == ["part-00000.parquet"]
-    assert len(list(left.glob(".parts/*"))) == 1  # of the second shard: the first needs none
+    assert len(list(left.glob(".parts/*"))) == 1  # of the second shard: the first is finished
     score(tmp_path, chosen, ONE)
     assert count_texts == [8, 8, 6, 6]
     resumed = everything(tmp_path)
     assert [name for name in resumed["names"] if "/." in name] == []
 
-    change_weights(bge, 1.0)  # what another model left is never taken
+    change_weights(bge, 1.0)  # scores that another model left behind are never used
     shutil.rmtree(tmp_path / "score")
     left.rename(tmp_path / "score")
     del count_texts[:]
@@ -330,7 +330,7 @@ def test_a_process_that_dies_leaves_the_scores_of_its_row_groups(
 def test_a_kill_between_two_shards_of_a_place_loses_no_score(
     tmp_path: Path, bge: Path, rows, write_shards, no_model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shard goes before its successor has its name: there is a moment at which neither is there."""
+    """An old shard is deleted before its successor gets its name: for a moment neither is there."""
     write_shards(tmp_path, "dedup", rows)
     score(tmp_path, settings(bge, -1), ONE)
     whole, named = everything(tmp_path), shard_writer.commit
@@ -367,7 +367,7 @@ def test_a_score_that_is_no_number_is_rejected(tmp_path: Path, bge: Path, rows, 
         summary = score(tmp_path, settings(bge, cutoff), ONE)
         assert (summary.rejected, summary.notes) == ({"score_nan": 30}, {"scored": 0, "truncated": 0})
         thrown = read(tmp_path, "score/rejected")
-        assert set(thrown["detail"]) == {"the model's vectors are not numbers"}
+        assert set(thrown["detail"]) == {"the cosine is NaN"}
         assert thrown["score"].is_nan().all()
         no_model()
 
