@@ -1,4 +1,4 @@
-"""Classification pairs (text, class name) to retrieval records: texts of one class are each other's positives."""
+"""Turn classification pairs (text, class name) into retrieval records: texts of a class are each other's positives."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,9 @@ from ..text.normalise import match_key
 
 
 def judge_classes(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add `reason` and `detail` (why a text makes no record, null if it makes one), and the text's `key` and `class`.
+    """Add `reason` (why a text makes no record, null if it makes one), `detail`, and the text's `key` and `class`.
 
-    A text in two classes would be its own negative, a class with one text has no positive, and one class alone has no
+    A text in two classes would be its own negative, a class with one text has no positive, and a single class has no
     negatives. Texts with the same match key are the same text, as in dedup, so `好！` is never a negative of `好`.
     Class names that share a cluster are one class.
     """
@@ -36,10 +36,11 @@ def judge_classes(frame: pl.DataFrame) -> pl.DataFrame:
 def build_class_records(frame: pl.DataFrame, settings: ConvertSettings) -> pl.DataFrame:
     """Build one record per text: positives from its own class, negatives from the other classes (paper §3.2).
 
-    The positives are the texts that follow it in a shuffled ring of its class, so every text is a positive equally
-    often. For the negatives, the texts of the other classes are divided into `class_negatives` equal parts and one
-    text is drawn from each, so none is drawn twice. Where there are too few texts, a record has fewer. `frame` is what
-    `judge_classes` gave no reason: two classes or more, each with two texts or more.
+    `frame` has the rows to which `judge_classes` gave no reason: at least two classes, each with at least two texts.
+
+    Each class is shuffled into a ring, and a text's positives are the texts that follow it, so every text is a positive
+    equally often. For the negatives, the texts of the other classes are divided into `class_negatives` equal parts and
+    one text is drawn from each, so none is drawn twice. Where there are too few texts, a record has fewer.
     """
     texts = frame.unique("key", keep="first", maintain_order=True)
     count = texts.height
@@ -51,7 +52,7 @@ def build_class_records(frame: pl.DataFrame, settings: ConvertSettings) -> pl.Da
     start, size = np.repeat(starts, sizes)[:, None], np.repeat(sizes, sizes)[:, None]
     step = np.arange(1, settings.class_positives + 1)
     positives = order[start + (np.arange(count)[:, None] - start + step) % np.maximum(size, 1)]
-    # `order` is read as a ring: the texts of other classes begin where a class's own end.
+    # Seen from a class, `order` is a ring: the texts of the other classes start where its own texts end.
     edges = np.arange(settings.class_negatives + 1) * (count - size) // settings.class_negatives
     after = generator.integers(edges[:, :-1], np.maximum(edges[:, 1:], edges[:, :-1] + 1))
     negatives = order[(start + size + after) % max(count, 1)]

@@ -1,7 +1,7 @@
-"""Rules for prompt-response pairs: refusals, tool calls, template slots and others that are no training pairs.
+"""Rules that reject prompt-response pairs unfit for training: refusals, tool calls, unfilled template slots and others.
 
-The paper filters prompt-response pairs "by rules" (§3.2) and names none. These are chosen here, by reading what they
-reject.
+The paper filters prompt-response pairs "by rules" (§3.2) but lists none. These rules are chosen here, by reading what
+they reject.
 """
 
 import polars as pl
@@ -14,10 +14,10 @@ _MACHINE = (
     r"(?:模型|助手|助理|程序|系统|机器人)|AI|人工智能|基于文本的模型"
 )
 _REFUSAL = (
-    # At the head of a clause it speaks of itself: "机器学习作为人工智能的分支" has another subject.
+    # At the start of a clause the speaker means itself; "机器学习作为人工智能的分支" has another subject.
     r"(?:^|[^\p{L}]|[但我])作为(?:一[个名款种位]|由\S{1,12}(?:训练|开发)的)?\s*(?:大型)?\s*(?:语言模型|聊天机器人|"
     r"(?:AI|人工智能)\s*(?:[，,我]|语言模型|模型|助手|助理|程序|系统|聊天机器人|机器人))|(?i:\bas an ai\b)|"
-    # With more words between, the next clause must be the speaker's own: "作为计算机程序，我没有…".
+    # With more words in between, the next clause must be about the speaker: "作为计算机程序，我没有…".
     rf"(?:^|[^\p{{L}}]|[但我])作为[^\p{{P}}\n]{{0,24}}(?:{_MACHINE})\s*[，,]\s*(?:我[^们]|很?抱歉|无法|不能|没有)|"
     rf"我(?:只|仅仅?)?是[^\p{{P}}\n]{{0,20}}(?:{_MACHINE})[，,。]\s*[^\p{{P}}\n]{{0,8}}(?:无法|没有|不能|不具备|不会)|"
     r"^我?(?:非常|很|十分|深感)?(?:抱歉|对不起|不好意思|遗憾)[，,]?\s*(?:但是?)?我?(?:目前|现在|暂时|可能|并|还)?"
@@ -30,7 +30,7 @@ _SLOT = (
     r"[\[【](?:请?在?此处?)?(?:插入|填写|填入|输入[您你]|[您你]的|此处)[^\]】]*[\]】]|"
     r"[（(]请?在?(?:此处?|这里)(?:插入|填写)[^）)]*[）)]|[（(【][您你]的(?:姓名|名字|名称|公司|电话|地址)[）)】]|"
     r"\[[^\[\]\n]{0,12}(?:姓名|名字|(?:公司|机构|职位|产品|客户)名称?)\]|<(?:插入|填写)[^>]*>|"
-    r"(?:^|[^a-zA-Z^_}\\$])\{[A-Z_]{2,}\}"  # but neither LaTeX's \overline{AB} nor a shell's ${NAME}
+    r"(?:^|[^a-zA-Z^_}\\$])\{[A-Z_]{2,}\}"  # but not LaTeX's \overline{AB} or a shell's ${NAME}
 )
 _TOOL_CALL = (
     r"^\s*<[|｜]?(?:tool[_▁]?calls?|function_?calls?|python_tag)|^\s*Action:[^\n]+\n+Action Input:|"
@@ -38,7 +38,7 @@ _TOOL_CALL = (
 )
 _CODE = r"(?s)```.*?(?:```|$)|`[^`\n]*`"
 _PLEASANTRY = r"^(?:不客气|不谢|不用客气|不用谢|别客气|不必客气|没关系，随时|再见|拜拜)"
-_LONGEST_REFUSAL = 250  # characters; a longer response says what it can't do and then does what it can
+_LONGEST_REFUSAL = 250  # characters; a longer response often says what it can't do, then answers as far as it can
 _LONGEST_PLEASANTRY = 100
 _MOST_SLOTS = 0.1  # share of a response's characters; a letter that ends with one [您的姓名] is still a letter
 _BARE_CODE = (
@@ -48,7 +48,7 @@ _BARE_CODE = (
 
 
 def build_response_rules(settings: ConvertSettings) -> dict[str, pl.Expr]:
-    """Tell by each rule whether a prompt-response pair (`query`, `positive`) breaks it; the first broken one counts."""
+    """Build the rules in their order: name → whether a prompt-response pair (`query`, `positive`) breaks the rule."""
     prompt, response = pl.col("query"), pl.col("positive")
     length = response.str.len_chars()
     prose = response.str.replace_all(_CODE, "")
@@ -73,7 +73,7 @@ def build_response_rules(settings: ConvertSettings) -> dict[str, pl.Expr]:
 
 
 def find_broken_rule(settings: ConvertSettings) -> pl.Expr:
-    """Name the first rule that a prompt-response pair breaks; null if it breaks none."""
+    """Return the name of the first rule that a prompt-response pair breaks; null if it breaks none."""
     return pl.coalesce(
         pl.when(breaks).then(pl.lit(reason)) for reason, breaks in build_response_rules(settings).items()
     )

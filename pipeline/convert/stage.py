@@ -1,4 +1,4 @@
-"""conan convert: curated pairs to training records, in a folder for each kind of record."""
+"""conan convert: turn curated pairs into training records, in one folder per kind of record."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
@@ -24,7 +24,7 @@ def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     """Write convert/pretrain, convert/retrieval and convert/sts.
 
     Raises:
-        StageError: a shard could not be made.
+        StageError: a shard failed.
     """
     settings = recipe.convert
     inputs = shards(corpus, "score")
@@ -76,7 +76,7 @@ def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
 
 
 def _add_up(parts: Iterable[Summary]) -> Summary:
-    """Sum the summaries of the three folders; the notes say how many rows each has."""
+    """Add up the summaries of the three folders; the notes have each folder's number of rows."""
     whole = Summary("convert")
     for part in parts:
         whole.rows_in += part.rows_in
@@ -96,7 +96,7 @@ def _open_writer(shard: Path, kind: str, fingerprint: str) -> ShardWriter:
 
 
 def _read_frames(paths: Iterable[Path], wanted: pl.Expr) -> Iterator[pl.DataFrame]:
-    """Yield the wanted rows of shards, a row group at a time, with names as strings instead of dictionary codes."""
+    """Yield the wanted rows of shards, one row group at a time, with dictionary columns as strings."""
     for path in paths:
         for table in read_batches(path):
             frame = pl.from_arrow(table)
@@ -126,7 +126,7 @@ def write_sts_shard(
     fingerprint: str,
     shard: Path,
 ) -> None:
-    """Write a shard of sentence pairs with labels scaled from the source's range to 0…1; the original label stays."""
+    """Write a shard of sentence pairs. Labels are scaled from the source's range to 0…1; the original label is kept."""
     low, high = label_range
     with _open_writer(shard, "sts", fingerprint) as writer:
         writer.notes["label_range"] = [low, high]
@@ -165,7 +165,7 @@ def write_retrieval_shard(
         frame = pl.concat(_read_frames(paths, (pl.col("source") == source) & (pl.col("task") == task)))
         writer.received(frame.height)
         if task == "classification":
-            judged = judge_classes(frame.sort("pair_id"))  # so that the order of shards changes nothing
+            judged = judge_classes(frame.sort("pair_id"))  # so that the order of shards does not matter
             writer.reject(judged.filter(pl.col("reason").is_not_null()).to_arrow())
             frame = judged.filter(pl.col("reason").is_null())
             records = build_class_records(frame, settings)

@@ -1,4 +1,4 @@
-"""Classification to retrieval: which texts can be shown with their class, and what becomes their negatives."""
+"""From classification to retrieval: which texts become records, and what their negatives are."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def convert_classes(rows: Sequence[Row], **settings: int) -> tuple[list[Row], list[Row]]:
-    """The records of one source's classification pairs, and the pairs that make none."""
+    """Return the records of one source's classification pairs, and the pairs that make none."""
     judged = judge_classes(pl.DataFrame(rows).sort("pair_id"))
     records = build_class_records(judged.filter(pl.col("reason").is_null()), ConvertSettings(**settings))
     return records.to_dicts(), judged.filter(pl.col("reason").is_not_null()).to_dicts()
@@ -68,7 +68,7 @@ def test_negatives_come_from_all_other_classes(pair) -> None:
 @pytest.mark.parametrize("positives", [1, 3, 50])
 @pytest.mark.parametrize("negatives", [1, 7, 50])
 def test_classes_never_leak(positives: int, negatives: int, pair) -> None:
-    """Small classes, texts that differ by a mark alone, a name of two clusters, two names of one cluster."""
+    """Small classes, texts that differ only in punctuation, one name with two clusters, two names in one cluster."""
     sizes = {"甲": 2, "乙": 3, "丙": 9, "丁": 40}
     rows = [
         pair(f"{name}{number}", name, "s", "classification", cluster_id=place)

@@ -1,4 +1,4 @@
-"""The rules of prompt-response pairs: each rejects what it is for, and no text that looks like it."""
+"""The rules for prompt-response pairs: each rejects what it is meant for, and no similar-looking text."""
 
 import polars as pl
 import pytest

@@ -1,4 +1,4 @@
-"""The convert stage: what becomes of each task, and that every pair is accounted for."""
+"""The convert stage: what each task becomes, and that every pair is accounted for."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -19,7 +19,7 @@ def recipe(**settings) -> Recipe:
 
 
 def accounted(read, corpus: Path, kind: str) -> list[str]:
-    """The pairs that made records."""
+    """List the pairs that made records."""
     return sorted(read(corpus, f"convert/{kind}")["pair_ids"].explode(empty_as_null=False).to_list())
 
 
@@ -67,7 +67,7 @@ def test_a_query_and_all_its_positives_are_one_record(tmp_path: Path, pair, writ
 
 @pytest.fixture
 def classes(pair) -> list[dict]:
-    """Three classes of one source and two of another; some texts that can't be used."""
+    """Make three classes of one source and two of another, with some texts that can't be used."""
     named = [("news", "体育"), ("news", "财经"), ("news", "科技"), ("mood", "喜"), ("mood", "怒")]
     rows = [
         pair(f"第{number}篇", name, source, "classification", cluster_id=place)
