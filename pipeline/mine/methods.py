@@ -1,7 +1,7 @@
-"""Mining methods: what a query's positives say of how similar its negatives may be (NV-Retriever, arXiv 2407.15831 §4).
+"""Mining methods: how similar a query's negatives may be, given its positives (NV-Retriever, arXiv 2407.15831 §4).
 
-The recipe, its SQL view `short_pools`, the help text and `conan mine --show` take the methods from this table. Register
-yours in a plugin:
+The recipe, the SQL view `short_pools`, the help text and `conan mine --show` take the methods from this table. A plugin
+registers a method of its own like this:
 
     METHODS.register("topk-half", Method(0.5, lambda lowest, margin: margin * lowest, "margin * lowest_positive"))
 """
@@ -22,11 +22,12 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Method:
-    """A method: its default margin, and the ceiling that the score of a query's negatives stays below.
+    """A method: its default margin, and the ceiling below which the scores of a query's negatives must be.
 
-    `ceiling` takes the score of each query's lowest positive, float32 [queries], and the margin. `sql` says the same
-    in SQL over `lowest_positive` and `margin`, and `formula` shows it with their values. A method without a ceiling has
-    none of the three. With `skips_ranks` the margin is a number of best ranks that are left out.
+    `ceiling` computes the ceilings from each query's lowest positive score, float32 [queries], and the margin. `sql` is
+    the same as SQL over `lowest_positive` and `margin`; `formula` is the same for messages, formatted with their
+    values. A method without a ceiling sets none of the three. With `skips_ranks`, the margin is the number of best
+    ranks to skip.
     """
 
     margin: float
@@ -37,7 +38,7 @@ class Method:
 
 
 METHODS: Registry[Method] = Registry("mining method")
-"""With the margins that NV-Retriever's ablation (§4) found best; naive top-k has none."""
+"""The methods, with the margins that were best in NV-Retriever's ablation (§4); naive top-k ignores its margin."""
 METHODS.register("topk", Method(1.0))
 METHODS.register("topk-shifted", Method(10, skips_ranks=True))
 METHODS.register("topk-abs", Method(0.7, lambda lowest, margin: np.full_like(lowest, margin), "margin"))
@@ -54,7 +55,7 @@ METHODS.register(
     "topk-percpos",
     Method(
         0.95,
-        # Below a negative score by the same share.
+        # The absolute value also puts the ceiling below a negative score.
         lambda lowest, margin: np.asarray(lowest - (1 - margin) * np.abs(lowest), np.float32),
         "lowest_positive - (1 - margin) * abs(lowest_positive)",
         "{margin:g} × {lowest:.2f}",
@@ -63,34 +64,36 @@ METHODS.register(
 
 
 def find_method(settings: MineSettings) -> Method:
-    """The method of the settings.
+    """Return the method that the settings name.
 
     Raises:
-        RecipeError: no such method, or a margin that skips something else than whole ranks.
+        RecipeError: no such method, or the margin is a number of ranks to skip but is negative or not whole.
     """
     method = METHODS.find(settings.method, "mine.method")
     margin = settings.margin
     if method.skips_ranks and margin is not None and (margin < 0 or margin % 1):
-        raise RecipeError(f"mine.margin: {settings.method} leaves out whole ranks, 0 or more of them; found {margin:g}")
+        raise RecipeError(
+            f"mine.margin: {settings.method} skips whole ranks: expected a whole number, 0 or more; found {margin:g}"
+        )
     return method
 
 
 def margin_of(settings: MineSettings) -> float:
-    """The margin that the settings ask for, else the method's own. Raises RecipeError as `find_method`."""
+    """Return the margin of the settings, by default the method's own. Raises RecipeError as in `find_method`."""
     method = find_method(settings)
     return method.margin if settings.margin is None else settings.margin
 
 
 def skipped_ranks(settings: MineSettings) -> int:
-    """How many of the best ranks are left out. Raises RecipeError as `find_method`."""
+    """Return the number of best ranks to skip. Raises RecipeError as in `find_method`."""
     return int(margin_of(settings)) if find_method(settings).skips_ranks else 0
 
 
 def ceilings(owner: Integers, positive_scores: Floats, queries: int, settings: MineSettings) -> Floats:
-    """The score that a negative of each query stays below, float32 [queries]; infinite without a ceiling.
+    """Return the ceiling of each query, float32 [queries]; infinite if the method has none.
 
-    Positive i has the score `positive_scores[i]` and belongs to query `owner[i]`. A query of several positives is held
-    to the lowest of them.
+    Positive i has the score `positive_scores[i]` and belongs to query `owner[i]`. The lowest of a query's positives
+    counts.
     """
     lowest = np.full(queries, np.inf, np.float32)
     np.minimum.at(lowest, owner, positive_scores)
@@ -101,6 +104,6 @@ def ceilings(owner: Integers, positive_scores: Floats, queries: int, settings: M
 
 
 def ceiling_sql() -> str:
-    """The ceiling of every method as one SQL expression over `method`, `margin` and `lowest_positive`."""
+    """Return the ceilings of all methods as one SQL expression over `method`, `margin` and `lowest_positive`."""
     cases = " ".join(f"WHEN '{name}' THEN {method.sql}" for name, method in METHODS.items() if method.ceiling)
     return f"CASE method {cases} END"

@@ -1,7 +1,8 @@
-"""The best passages of every query, under rules: exact, or by FAISS above a million passages.
+"""Search for the best allowed passages of every query: exactly, or by FAISS above a million passages.
 
-Both sides are read a block at a time; each query keeps its best passages so far, so that memory does not grow with the
-number of vectors. Rules drop a passage before it is ranked: it takes no other one's place and none is put for it.
+The vectors of both sides are read in blocks, and each query keeps only its best passages so far, so memory holds a few
+blocks (or one FAISS index), never all vectors. Passages that the rules drop are dropped before ranking: they take up no
+place among the `top_k`.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,34 +20,35 @@ from ..text.kernels import inner_kernel, parallel_kernel
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Rows = Callable[[Integers], Floats]
-"""From n places to their vectors, float32 [n, D]."""
+"""Returns the vectors at n places, float32 [n, D]."""
 Progress = Callable[[int, int], None]
-"""Called with the blocks searched so far, and how many there are."""
+"""Called with the number of blocks searched so far and the number of all blocks."""
 
 FLAT_LIMIT = 1_000_000
-"""Chosen here: up to this many passages every one is compared; above, an index holds no more of them at a time."""
+"""Chosen here: up to this many passages, all are compared; above it, each FAISS index holds at most this many."""
 QUERIES, PASSAGES, TOGETHER = 16_384, 4_096, 256
-"""Chosen here: vectors in memory of either side; queries multiplied at a time: 4 MB of scores stay in the cache."""
+"""Chosen here: QUERIES and PASSAGES are in memory at a time; TOGETHER queries are multiplied at a time, so that their
+scores (4 MB) stay in the cache."""
 PAIRS = 16_384
-"""Chosen here: queries with a positive each whose vectors are in memory at a time."""
+"""Chosen here: pairs of a query and a positive whose vectors are in memory at a time."""
 TRAINING = 262_144
-"""Chosen here: passages that an index is trained on, 65 a list: FAISS asks for 39 or more and takes at most 256."""
+"""Chosen here: passages that an index is trained on, 65 per list; FAISS asks for at least 39 and uses at most 256."""
 APPROXIMATE_DEPTH = 10
-"""Chosen here: how many times as many neighbours as are wanted an index is asked for, before any are dropped."""
+"""Chosen here: an index is asked for this many times `top_k` neighbours, as the rules then drop some."""
 RECALL, JUDGED, SAMPLE = 0.97, 100, 256
-"""Chosen here: the share of the JUDGED best passages of SAMPLE queries that an IVF must find; it searches as many lists
-as that takes."""
+"""Chosen here: an IVF index searches as many lists as it takes to find this share (RECALL) of the JUDGED best
+passages of SAMPLE queries."""
 GPU_DEPTH = 2_048
-"""FAISS on a GPU finds no more neighbours at a time."""
+"""The maximum number of neighbours that FAISS finds on a GPU."""
 NONE = np.iinfo(np.int64).min
-"""The key of no passage, less than any other."""
+"""The key for no passage, less than any other."""
 
 
 class Rules(NamedTuple):
-    """What a query may not have: a passage of a cluster of its own, or one whose score is not below its ceiling.
+    """The passages that a query may not have: those in one of its clusters, and those whose score reaches its ceiling.
 
-    ceiling: float32 [queries]. Query i's own clusters are `own[own_starts[i] : own_starts[i + 1]]`, those of a passage
-    are so in `members`; starts are one longer than what they count.
+    ceiling: float32 [queries]. Query i's clusters are `own[own_starts[i] : own_starts[i + 1]]`; passage j's clusters
+    are `members[member_starts[j] : member_starts[j + 1]]`.
     """
 
     ceiling: Floats
@@ -57,9 +59,9 @@ class Rules(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The best passages of each query, best first, equal ones by number: ids and scores, both [queries, top_k].
+    """The best passages of each query, best first, ties by passage number: ids and scores, both [queries, top_k].
 
-    -1 and -inf where there are no more.
+    Where a query has fewer, the rest is -1 and -inf.
     """
 
     ids: Integers
@@ -69,13 +71,14 @@ class Best(NamedTuple):
 def search(
     queries: Rows, passages: Rows, rules: Rules, top_k: int, index: str | None, progress: Progress = lambda *_: None
 ) -> Best:
-    """The passages with the greatest inner products that the rules allow each query.
+    """Return the `top_k` passages with the greatest inner products among those that the rules allow each query.
 
-    Every passage is compared, so that a query whose neighbours are all dropped goes as far down as it must; above
-    FLAT_LIMIT, or where `index` is a FAISS factory string, only the nearest ones that the index finds.
+    All passages are compared, so even a query whose nearest neighbours are all dropped gets its `top_k`. Above
+    FLAT_LIMIT passages, or if `index` is a FAISS factory string, only the neighbours that an index finds are
+    considered.
     """
     count, total = len(rules.ceiling), len(rules.member_starts) - 1
-    best = np.full((count, top_k), NONE)  # a heap of keys for each query
+    best = np.full((count, top_k), NONE)  # one heap of keys per query
     if index is None and total <= FLAT_LIMIT:
         found = _compared(queries, passages, count, total, progress)
     else:
@@ -87,7 +90,7 @@ def search(
 
 
 def pair_cosines(queries: Rows, owner: Integers, passages: Rows, passage: Integers) -> Floats:
-    """The cosine of query `owner[i]` and passage `passage[i]`, float32 [pairs]; both sides are unit vectors."""
+    """Return the cosines of query `owner[i]` and passage `passage[i]`, float32 [pairs]; both sides are unit vectors."""
     scores = np.empty(len(owner), np.float32)
     for start in range(0, len(owner), PAIRS):
         pairs = slice(start, start + PAIRS)
@@ -96,7 +99,7 @@ def pair_cosines(queries: Rows, owner: Integers, passages: Rows, passage: Intege
 
 
 def default_index(passages: int) -> str:
-    """What so many passages are searched with: every one is compared, or IVF of 4√n lists for a shard of n."""
+    """Return the index for this many passages: Flat (all are compared), or IVF with 4√n lists for a shard of n."""
     lists = int(4 * (passages / _shards(passages)) ** 0.5)
     return "Flat" if passages <= FLAT_LIMIT else f"IVF{lists},Flat"
 
@@ -106,11 +109,11 @@ def _shards(passages: int) -> int:
 
 
 Found = Iterator[tuple[int, Integers, Floats]]
-"""Blocks: the number of the first query, passage ids [1 or n, m] (-1 for none) and their scores [n, m]."""
+"""Blocks: the number of the first query, passage ids [1 or n, m] (-1 for none), and their scores [n, m]."""
 
 
 def _compared(queries: Rows, passages: Rows, count: int, total: int, progress: Progress) -> Found:
-    """All scores, in blocks."""
+    """Yield all scores in blocks."""
     blocks = max(1, -(-count // QUERIES) * -(-total // PASSAGES))
     done = 0
     for asked in _blocks(0, count, QUERIES):
@@ -126,7 +129,7 @@ def _compared(queries: Rows, passages: Rows, count: int, total: int, progress: P
 def _nearest(
     queries: Rows, passages: Rows, count: int, total: int, depth: int, factory: str, progress: Progress
 ) -> Found:
-    """The `depth` nearest passages of each query that an index of each shard of the passages finds."""
+    """Yield each query's `depth` nearest passages in each shard of the passages, as its index finds them."""
     shards = _shards(total)
     edges = np.arange(shards + 1) * total // shards
     blocks = max(1, -(-count // PASSAGES) * shards)
@@ -144,7 +147,10 @@ def _nearest(
 
 
 def _index(passages: Rows, start: int, end: int, factory: str) -> faiss.Index:
-    """A FAISS index of a shard by inner product; on all GPUs where it has any, of an IVF's lists 1/16 are searched."""
+    """Build a FAISS index of a shard, by inner product, on all GPUs if there are any.
+
+    On GPUs, an IVF searches 1/16 of its lists.
+    """
     trained = min(TRAINING, end - start)
     sample = passages(start + np.arange(trained) * (end - start) // trained)
     index = faiss.index_factory(sample.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
@@ -159,9 +165,9 @@ def _index(passages: Rows, start: int, end: int, factory: str) -> faiss.Index:
 
 
 def _choose_probes(index: faiss.Index, sample: Floats, passages: Rows, start: int, end: int) -> None:
-    """Let an IVF search 1/64 of its lists, then twice as many, until it finds enough of what there is to be found."""
+    """Double the number of lists that an IVF searches, from 1/64 of them on, until its recall is high enough."""
     inverted = faiss.try_extract_index_ivf(index)
-    if inverted is None or not len(sample):  # another kind, or on a GPU
+    if inverted is None or not len(sample):  # not an IVF, or on a GPU
         return
     nothing = np.zeros(0, np.int64)
     starts = np.zeros(max(end, len(sample)) + 1, np.int64)
@@ -184,7 +190,7 @@ def _blocks(start: int, end: int, size: int) -> Iterator[Integers]:
 
 @inner_kernel
 def _intersects(left: Integers, right: Integers) -> bool:
-    """Tell whether two short lists have a value in common."""
+    """Return whether two short lists have a value in common."""
     for one in left:
         for other in right:
             if one == other:
@@ -194,9 +200,10 @@ def _intersects(left: Integers, right: Integers) -> bool:
 
 @inner_kernel
 def _pack_key(score: float, passage: int) -> np.int64:
-    """Pack a passage into a number that is greater for a greater score or, if the scores are equal, for a lesser id.
+    """Pack a passage into a key that is greater for a greater score or, if the scores are equal, for a smaller id.
 
-    The bits of float32, as int32, are in order once all but the sign are turned in negative ones.
+    The bits of float32 numbers, read as int32, sort like the numbers if all bits but the sign are inverted in negative
+    ones.
     """
     bits = np.int64(np.float32(score).view(np.int32))
     return (bits ^ (bits >> 31 & 0x7FFFFFFF)) << 32 | 0xFFFFFFFF - passage
@@ -204,7 +211,7 @@ def _pack_key(score: float, passage: int) -> np.int64:
 
 @inner_kernel
 def _unpack_score(key: np.int64) -> np.float32:
-    """Unpack the score of a key."""
+    """Return the score in a key."""
     ordered = key >> 32
     return np.int32(ordered ^ (ordered >> 31 & 0x7FFFFFFF)).view(np.float32)
 
@@ -224,7 +231,7 @@ def _replace_root(heap: Integers, key: np.int64) -> None:
 
 @parallel_kernel
 def _offer(first: int, ids: Integers, scores: Floats, rules: Rules, best: Integers) -> None:
-    """Let each query of a block keep the best of what it had and of these passages, those that its rules allow.
+    """Offer passages to each query of a block, whose heap keeps the best allowed ones.
 
     Row i is query `first + i`. The order in which passages are offered makes no difference.
     """
@@ -235,7 +242,7 @@ def _offer(first: int, ids: Integers, scores: Floats, rules: Rules, best: Intege
         floor = np.float32(-np.inf) if heap[0] == NONE else _unpack_score(heap[0])
         for start in range(0, scores.shape[1], 64):
             stretch = scores[row, start : start + 64]
-            promising = np.int32(0)  # counted without a branch, as a vector: most stretches have none
+            promising = np.int32(0)  # branch-free, so that it is vectorized: most stretches have none
             for score in stretch:
                 promising += np.int32(score >= floor) & np.int32(score < below)
             if promising == 0:
@@ -255,7 +262,7 @@ def _offer(first: int, ids: Integers, scores: Floats, rules: Rules, best: Intege
 
 
 def _ranked(best: Integers) -> Best:
-    """Heaps of keys as numbers and scores, best first."""
+    """Convert heaps of keys to ids and scores, best first."""
     best.sort(axis=1)
     keys = best[:, ::-1]
     there = keys != NONE

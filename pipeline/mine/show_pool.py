@@ -1,4 +1,4 @@
-"""conan mine --show: the passages of one query as they are ranked, and which rule dropped what. Nothing is written."""
+"""conan mine --show: rank the passages of one query and show which rule dropped which. Nothing is written."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -22,19 +22,19 @@ from .methods import METHODS, ceilings
 BLOCK = 16_384
 """Chosen here: passages whose vectors are in memory at a time."""
 _ROUNDING = 1e-6
-"""A product computed in another block of queries may be another one in its last bits."""
+"""Allowed difference: in another block of queries, the last bits of a product may differ."""
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class ShownPool:
-    """A query with its positives and its passages from the best on, each with its verdict.
+    """A query with its positives and its best passages, each passage with a verdict.
 
-    `ceiling` is what the scores of its candidates stay below; None where there is none. `positives`: `passage_id,
-    score, text`. `passages`: as many of the best as a pool may have, and all candidates: `place` (among all passages,
-    from 0), `rank` (in the pool, from 0; None where dropped), `passage_id, score, verdict, text`. `dropped` counts
-    what each rule dropped, down to the last candidate.
+    `ceiling`: its candidates have scores below it; None if the method has no ceiling. `positives`: `passage_id, score,
+    text`. `passages`: the `top_k` best of all passages, and all candidates, with `place` (among all passages, from 0),
+    `rank` (in the pool, from 0; None if dropped), `passage_id, score, verdict, text`. `dropped`: how many passages were
+    dropped down to the last candidate, by verdict.
     """
 
     query_id: int
@@ -47,12 +47,13 @@ class ShownPool:
 
 
 def show_pool(corpus: Path, wanted: str, settings: MineSettings) -> ShownPool:
-    """What mining made of one query, named by its query_id, its text, or what no other query's text contains.
+    """Show what mining did for one query, given by its query_id, its text, or a part of its text that no other has.
 
-    Scores come from the vectors that mining has kept; where they are gone, all passages are encoded again.
+    Scores come from the vectors that mining stored. If they are gone, all passages are encoded again.
 
     Raises:
-        CorpusError: no pools, no such query or several, or no vectors and another model than that of the pools.
+        CorpusError: there are no pools, no query or several match, or the vectors are gone and the recipe's model or
+            settings are not those of the pools.
         ModelError: the vectors are gone and the model can't be read.
     """
     with open_pools(corpus) as pools:
@@ -106,13 +107,13 @@ def _find_query(pools: duckdb.DuckDBPyConnection, corpus: Path, wanted: str) -> 
         if len(found) == 1:
             return int(found[0][0]), str(found[0][1])
     if not found:
-        raise CorpusError(f"{corpus}: no query has {wanted!r} for its id or in its text; see pools.queries")
+        raise CorpusError(f"{corpus}: no query has the id {wanted!r} or contains it; see the table pools.queries")
     some = "\n".join(f"  {query_id}  {text[:80]}" for query_id, text in found[:5])
-    raise CorpusError(f"{corpus}: several queries contain {wanted!r}; give one's id:\n{some}")
+    raise CorpusError(f"{corpus}: several queries contain {wanted!r}; give the id of one:\n{some}")
 
 
 def _scores(corpus: Path, query: str, passages: pa.Array, run: dict[str, Any], settings: MineSettings) -> Floats:
-    """The cosine of the query and every passage, float32 [passages]."""
+    """Return the cosine of the query and every passage, float32 [passages]."""
     scores = np.empty(len(passages), np.float32)
     blocks = [np.arange(start, min(start + BLOCK, len(scores))) for start in range(0, len(scores), BLOCK)]
     of_query = find(corpus, run["query_vectors"], pa.array([query]))
@@ -126,8 +127,8 @@ def _scores(corpus: Path, query: str, passages: pa.Array, run: dict[str, Any], s
     spaces = [space(encoder.fingerprint, settings, prompt) for prompt in (encoder.query_prompt, "")]
     if spaces != [run["query_vectors"], run["passage_vectors"]]:
         raise CorpusError(
-            f"{corpus}: its vectors are gone, and the pools were mined with another model or other settings than the "
-            f"recipe's {settings.model}; run `conan mine {corpus}` again"
+            f"{corpus}: the stored vectors are gone, and the pools were mined with another model than the recipe's "
+            f"({settings.model}) or with other settings; run `conan mine {corpus}` again"
         )
     vector = encode(encoder, [query], encoder.query_prompt)[0]
     for block in blocks:
@@ -142,10 +143,10 @@ def _ceiling(positives: pl.DataFrame, run: dict[str, Any]) -> float:
 
 
 def _verdict(positives: pl.DataFrame, candidates: int, ceiling: float, run: dict[str, Any]) -> pl.Expr:
-    """What became of a passage of the columns `passage_id, place, rank, score, cluster_ids`.
+    """Return what happened to each passage, from the columns `passage_id, place, rank, score, cluster_ids`.
 
-    A candidate is what the pool says; the others were dropped by the first rule that applies to them. Where none does,
-    an approximate index did not find it.
+    A passage in the pool was kept; any other was dropped by the first rule that applies to it. If no rule applies, an
+    approximate index did not find it.
     """
     lowest = float(positives["score"].to_numpy().min())
     method = METHODS.find(run["method"], "pools.runs")

@@ -1,6 +1,6 @@
-"""conan mine: candidates for hard negatives, from the model's own neighbours (NV-Retriever, arXiv 2407.15831).
+"""conan mine: find candidates for hard negatives among a model's nearest neighbours (NV-Retriever, arXiv 2407.15831).
 
-Texts, their vectors, the search among them, the pools.
+The steps: collect the texts, encode them, search for each query's passages, write the pools.
 """
 
 import time
@@ -28,10 +28,11 @@ VERSION = 2
 
 
 def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
-    """Write pools.duckdb: for each query the best-scored passages that are neither its positives nor near them.
+    """Write pools.duckdb: for each query, the best-scored passages that the method allows.
 
-    Pools that the same model, settings and data have made are left as they are, and texts that the model has encoded
-    for earlier ones are not encoded again.
+    A passage is allowed if it is not in the cluster of one of the query's positives and its score is below the ceiling.
+    Pools of the same model, settings and data are left as they are; texts that the model has already encoded are not
+    encoded again.
 
     Raises:
         ModelError: the model can't be read.
@@ -89,13 +90,13 @@ def _summary(corpus: Path, settings: MineSettings, seconds: float) -> Summary:
 
 
 class Texts(NamedTuple):
-    """Distinct texts, numbered in their order, and what belongs together."""
+    """The distinct texts, numbered in sorted order, and how they belong together."""
 
     queries: pl.DataFrame  # query_id, text
-    passages: pl.DataFrame  # passage_id, text, cluster_id: the least of its clusters, cluster_ids: all of them
+    passages: pl.DataFrame  # passage_id, text, cluster_id (its smallest cluster), cluster_ids (all its clusters)
     positives: pl.DataFrame  # query_id, passage_id
-    members: pl.DataFrame  # passage_id, cluster: a text of two sources' classes is in both
-    own: pl.DataFrame  # query_id, cluster: those of its positives
+    members: pl.DataFrame  # passage_id, cluster; a text in classes of two sources has two clusters
+    own: pl.DataFrame  # query_id, cluster (of one of its positives)
 
 
 def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> Texts:
@@ -140,7 +141,7 @@ def _pools(
     engine: Engine,
     run: dict[str, Any],
 ) -> dict[str, pa.Table]:
-    """The tables of pools.duckdb."""
+    """Build the tables of pools.duckdb."""
 
     def progress(done: int, total: int) -> None:
         engine.progress("mine: search", done, total, len(queries) * done // total)

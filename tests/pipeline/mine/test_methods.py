@@ -1,4 +1,4 @@
-"""Every method's ceiling, as a function and as SQL, by hand; margins that don't fit are refused."""
+"""Every method's ceiling, as a function and as SQL, against values computed by hand; bad margins are refused."""
 
 import duckdb
 import numpy as np

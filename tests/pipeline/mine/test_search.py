@@ -1,4 +1,4 @@
-"""Exact search under rules against NumPy over all scores, whatever the blocks; FAISS above a limit."""
+"""Exact search under rules against NumPy over all scores, for any size of blocks; FAISS above a limit."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ def unit(dice: np.random.Generator, count: int, width: int) -> Vectors:
 
 
 def drawn_rules(dice: np.random.Generator, queries: int, passages: int, clusters: int, ceiling: Vectors) -> Rules:
-    """Each query has none to three clusters of its own, each passage one or two."""
+    """Give each query none to three clusters, each passage one or two."""
     own, member = dice.integers(0, 4, queries), dice.integers(1, 3, passages)
     starts = [np.concatenate([[0], np.cumsum(counts)]) for counts in (own, member)]
     return Rules(
@@ -58,7 +58,7 @@ def test_exact_is_brute_force() -> None:
         brute_force(queries, passages, rules, 50),
     )
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
-    # A product of another shape is another one in its last bits: neighbours so close may change places.
+    # Products of other shapes differ in their last bits, so neighbours with almost equal scores may change places.
     close = np.abs(np.diff(expected.scores, axis=1)) < 1e-6
     close = np.pad(close, ((0, 0), (1, 0))) | np.pad(close, ((0, 0), (0, 1)), constant_values=True)
     assert ((found.ids == expected.ids) | close).all()
@@ -86,7 +86,7 @@ def test_equal_scores_are_by_number_whatever_the_blocks(
 
 @pytest.mark.parametrize("limit", [10_000, 77])
 def test_an_index_of_all_is_brute_force(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flat index of FAISS that is asked for every passage, in one shard or in several."""
+    """A flat FAISS index is asked for every passage, in one shard or in several."""
     in_blocks(monkeypatch, 50, 40, 7)
     monkeypatch.setattr(module, "FLAT_LIMIT", limit)
     monkeypatch.setattr(module, "APPROXIMATE_DEPTH", 100)
@@ -102,7 +102,7 @@ def test_an_index_of_all_is_brute_force(limit: int, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("top_k", [20, 600])
 def test_what_an_index_does_not_find_is_not_put_in(top_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four shards of their own index by default above the limit; no memory for more at a time."""
+    """Above the limit there are four shards with an index each; the vectors of one shard at most are read at a time."""
     monkeypatch.setattr(module, "FLAT_LIMIT", 1000)
     monkeypatch.setattr(module, "RECALL", 0.5)
     built: list[int] = []
@@ -170,7 +170,7 @@ def test_progress_ends_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_default_index_finds_enough_even_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without clusters no few lists hold the neighbours: as many are searched as it takes."""
+    """Without clusters in the data, neighbours are spread over many lists: as many are searched as it takes."""
     monkeypatch.setattr(module, "FLAT_LIMIT", 2500)
     dice = np.random.default_rng(4)
     passages, queries = unit(dice, 5000, 32), unit(dice, 300, 32)

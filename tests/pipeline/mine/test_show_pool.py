@@ -1,4 +1,4 @@
-"""conan mine --show against verdicts that follow from vectors made for the purpose."""
+"""conan mine --show against verdicts that follow from hand-made vectors."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ from conan_embedding.pipeline.mine.stage import mine
 from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.settings import MineSettings
 
-# The cosine of each passage and the query 问; 问 has 答 and 又答 for positives.
+# The cosine of each passage and the query 问, whose positives are 答 and 又答.
 COSINES = {"答": 0.9, "又答": 0.8, "似答": 0.95, "近一": 0.85, "近二": 0.78, "远一": 0.7, "远二": 0.6, "远三": 0.5}
 RANKED = sorted(COSINES, key=lambda text: -COSINES[text])
 CLUSTERS = {"答": [1], "又答": [2], "似答": [7, 1]} | {text: [20 + i] for i, text in enumerate(list(COSINES)[3:])}
@@ -67,7 +67,7 @@ def settings(model: Path, **more) -> MineSettings:
 def test_every_rule(
     options: dict[str, Any], ceiling: str | None, verdicts: str, is_cached: bool, converted_corpus: Path, bge: Path
 ) -> None:
-    """A dash for what is not listed: neither a candidate nor among the best `top_k`."""
+    """A dash marks a passage that is not listed: neither a candidate nor among the best `top_k`."""
     mined = settings(bge, **options)
     mine(converted_corpus, mined, Engine(workers=1))
     if not is_cached:
@@ -115,7 +115,7 @@ def test_a_query_by_id_text_or_part(converted_corpus: Path, bge: Path) -> None:
     with pytest.raises(CorpusError, match="several queries contain '另'") as error:
         show_pool(converted_corpus, "另", mined)
     assert len(str(error.value).splitlines()) == 6
-    with pytest.raises(CorpusError, match="no query has '不在'"):
+    with pytest.raises(CorpusError, match="no query has the id '不在' or contains it"):
         show_pool(converted_corpus, "不在", mined)
 
 
@@ -125,7 +125,7 @@ def test_what_can_not_be_shown_is_said(converted_corpus: Path, bge: Path) -> Non
         show_pool(converted_corpus, "问", mined)
     mine(converted_corpus, mined, Engine(workers=1))
     shutil.rmtree(converted_corpus / "vectors")
-    with pytest.raises(CorpusError, match="another model or other settings"):
+    with pytest.raises(CorpusError, match="with another model than the recipe's"):
         show_pool(converted_corpus, "问", mined.model_copy(update={"max_length": 16}))
     with open_pools(converted_corpus, read_only=False) as pools:
         pools.execute("ALTER TABLE runs DROP COLUMN passage_vectors")

@@ -33,7 +33,7 @@ def phrase(dice: Random) -> str:
 
 @pytest.fixture(scope="module")
 def records() -> list[dict]:
-    """Queries with one to three positives of clusters of three passages; some texts are in two clusters."""
+    """Make queries with one to three positives from clusters of three passages; some texts are in two clusters."""
     dice = Random(5)
     clusters = [[phrase(dice) for _ in range(3)] for _ in range(60)]
     for number in range(0, 60, 6):
@@ -52,7 +52,7 @@ def records() -> list[dict]:
 
 
 def vectors(monkeypatch: pytest.MonkeyPatch, width: int = 16) -> dict[str, np.ndarray]:
-    """Replace the encoder by one whose vectors are random, but the same for the same text."""
+    """Replace the encoder by one with random vectors, always the same for the same text."""
 
     def of(text: str) -> np.ndarray:
         drawn = np.random.default_rng(list(text.encode())).standard_normal(width) + 0.4
@@ -77,7 +77,7 @@ def settings(folder: Path, **more) -> MineSettings:
 
 
 def brute_force(records: list[dict], known: dict[str, np.ndarray], method: str, top_k: int) -> dict[str, list[str]]:
-    """Each query's pool, passages by name."""
+    """Return each query's pool as texts."""
     clusters: dict[str, set[int]] = {}
     positives: dict[str, set[str]] = {}
     for record in records:
@@ -257,7 +257,7 @@ def test_ceilings() -> None:
 
 
 def test_vectors_are_kept_for_the_next_run(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
-    """Another method encodes nothing, more data what is new, another model or prompt all that it decides."""
+    """Another method encodes nothing, more data the new texts, another model or prompt all texts that it affects."""
     encoded: list[str] = []
 
     def encode(encoder: Encoder, texts: pa.Array, prompt: str, *, real: Callable = encoders.encode) -> np.ndarray:
@@ -285,7 +285,7 @@ def test_vectors_are_kept_for_the_next_run(tmp_path: Path, bge: Path, records, w
     assert run(records[:80], query_prompt="问：", max_length=16) == texts(records[:80], "问：")
     assert len(list((tmp_path / "vectors").iterdir())) == 2
     shutil.rmtree(tmp_path / "vectors")
-    assert run(records[:80], query_prompt="问：", max_length=16) == []  # the pools are there, which is what matters
+    assert run(records[:80], query_prompt="问：", max_length=16) == []  # the pools are still there
 
 
 def test_the_model_folder_s_own_prompt(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
@@ -321,5 +321,5 @@ def test_what_a_run_says_of_itself(tmp_path: Path, bge: Path, records, write_sha
 
 @pytest.mark.parametrize("margin", [2.5, -1])
 def test_ranks_are_whole(margin: float, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"mine\.margin: topk-shifted leaves out whole ranks"):
+    with pytest.raises(RecipeError, match=r"mine\.margin: topk-shifted skips whole ranks"):
         mine(tmp_path, MineSettings(model="m", method="topk-shifted", margin=margin), ONE)
