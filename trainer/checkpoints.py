@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole or not there, and enough to go on as if nothing had happened."""
+"""Checkpoints: written atomically, and complete enough that a resumed run is the same as an uninterrupted one."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from .loss.cbb import Batch
 
 
 def save(engine: Any, job: Job, step: int, miner: HardNegativeMiner | None) -> None:
-    """Save weights, optimizer and DHNM's state under a temporary name, and give it its own when all ranks are done."""
+    """Save weights, optimizer and DHNM's state under a temporary name; rename it once all ranks have written."""
     folder = job.folder / "checkpoints"
     place, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
     if dist.get_rank() == 0:
@@ -43,10 +43,10 @@ def save(engine: Any, job: Job, step: int, miner: HardNegativeMiner | None) -> N
 
 
 def resume(engine: Any, job: Job, miner: HardNegativeMiner | None) -> int:
-    """Load the last checkpoint, if any; returns its step, 0 for a fresh start.
+    """Load the last checkpoint, if any; return its step, or 0 for a fresh start.
 
     Raises:
-        TrainingError: it was made by another number of processes.
+        TrainingError: the checkpoint was saved by a different number of processes.
     """
     check_processes(job, dist.get_world_size())
     step = 0
@@ -62,10 +62,10 @@ def resume(engine: Any, job: Job, miner: HardNegativeMiner | None) -> int:
 
 
 def finish(job: Job, step: int, miner: HardNegativeMiner | None) -> None:
-    """Mark the run as done (rank 0), once pools.duckdb has all of DHNM's log.
+    """Mark the run as done (rank 0) once DHNM's log is complete in pools.duckdb.
 
     Raises:
-        TrainingError: somebody has kept pools.duckdb open for a minute.
+        TrainingError: another process has kept pools.duckdb open for a minute.
     """
     for _ in range(60):
         if miner is None or miner.write(step):
@@ -77,17 +77,17 @@ def finish(job: Job, step: int, miner: HardNegativeMiner | None) -> None:
 
 
 def give_up(job: Job, step: int, batch: Batch) -> NoReturn:
-    """End a run whose gradients are NaN or infinite: rank 0 keeps the batch, then all raise.
+    """Stop a run whose gradients stay NaN or infinite: rank 0 saves the batch, then every rank raises.
 
     Raises:
-        TrainingError: always; says where the batch is.
+        TrainingError: always; the message names the file with the batch.
     """
     file = job.folder / "nonfinite_batch.json"
     if dist.get_rank() == 0:
         tensors = {name: value.tolist() for name, value in vars(batch).items() if name != "texts"}
         write_text(file, json.dumps({"step": step, "texts": batch.texts} | tensors, ensure_ascii=False))
-    dist.barrier()  # the first to raise ends the others
+    dist.barrier()  # the first rank to raise ends the others, so wait until the batch is saved
     raise TrainingError(
-        f"at step {step} and before it, gradients were NaN or infinite; the last batch is in {file}; a lower "
-        "learning_rate or a higher temperature may help"
+        f"gradients were NaN or infinite at step {step} and the steps before it; its batch is in {file}; try a lower "
+        "learning_rate or a higher temperature"
     )

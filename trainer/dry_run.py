@@ -1,4 +1,4 @@
-"""conan train --dry-run: what a run would be, before anything is trained."""
+"""`conan train --dry-run`: the size of a run, computed without training anything."""
 
 from typing import Any
 
@@ -17,15 +17,15 @@ from .model.embedding_model import precision_of
 
 
 def plan_training(job: Job, processes: int) -> TrainingPlan:
-    """Count what a job would train on, in how many steps, and the memory that a process would take at least.
+    """Count the records and steps of a job, and estimate the memory that each process needs at least.
 
-    `states_mb` are weights, gradients and AdamW's averages; `activations_mb` those of a step whose texts all have
-    `max_length` tokens, so the most there can be. Records are counted; only the model's configuration is read.
+    `states_mb` covers weights, gradients and AdamW's averages. `activations_mb` assumes that every text of a step has
+    `max_length` tokens, so it is an upper bound. Weights are not loaded, only the model's configuration.
 
     Raises:
-        CorpusError: what it would train on is not there.
-        ModelError: no such model.
-        TrainingError: the loss is to look at more dimensions than its vectors have.
+        CorpusError: the corpus lacks the data to train on.
+        ModelError: the model does not exist.
+        TrainingError: `matryoshka_dims` has a value above the width of the model's vectors.
     """
     settings = job.settings
     sentences = 0
@@ -58,7 +58,10 @@ def plan_training(job: Job, processes: int) -> TrainingPlan:
 
 
 def count_parameters(config: Any, dimension: int | None) -> int:
-    """Of an encoder without its pooler, which no embedding uses, and a linear layer with bias of this width."""
+    """Count the parameters of an encoder and a linear layer with bias of width `dimension` (None: no layer).
+
+    The encoder's pooler is left out, as no embedding uses it.
+    """
     with torch.device("meta"):
         encoder: nn.Module = AutoModel.from_config(config)
     unused = sum(part.numel() for name, part in encoder.named_parameters() if name.startswith("pooler."))
@@ -67,11 +70,11 @@ def count_parameters(config: Any, dimension: int | None) -> int:
 
 
 def state_bytes(parameters: int, half: bool, zero_stage: int, processes: int) -> int:
-    """Bytes of a process for weights, gradients and AdamW (ZeRO, arXiv 1910.02054, §3.1 and §5).
+    """Bytes per process for weights, gradients and AdamW's states (ZeRO, arXiv 1910.02054, §3.1 and §5).
 
-    In half precision 2 for a weight, 2 for its gradient, and 12 for the optimizer's: a float32 weight and two averages;
-    in float32 4, 4 and 8. ZeRO 0 shares nothing out over the processes, ZeRO 1 the optimizer's, ZeRO 2 the gradients
-    too, ZeRO 3 all.
+    Per parameter in half precision: 2 for the weight, 2 for the gradient and 12 for the optimizer (a float32 weight and
+    two averages); in float32: 4, 4 and 8. ZeRO 1 divides the optimizer's states among the processes, ZeRO 2 also the
+    gradients, ZeRO 3 also the weights; ZeRO 0 divides nothing.
     """
     weight, gradient, optimizer = (2, 2, 12) if half else (4, 4, 8)
     shared = sum([optimizer, gradient, weight][:zero_stage])
@@ -79,10 +82,11 @@ def state_bytes(parameters: int, half: bool, zero_stage: int, processes: int) ->
 
 
 def activation_bytes(config: Any, tokens: int, half: bool, checkpointing: bool) -> int:
-    """Bytes that the backward pass needs of the forward pass (Korthikanti et al., arXiv 2205.05198, §4.1).
+    """Bytes of activations kept for the backward pass (Korthikanti et al., arXiv 2205.05198, §4.1).
 
-    A layer keeps 34 bytes for each token and unit of its width in half precision, without the scores of attention,
-    which SDPA does not keep; with gradient checkpointing its input alone, 2 bytes, and one layer at a time the rest.
+    In half precision, a layer keeps 34 bytes per token and hidden unit. The paper's term for attention scores is left
+    out, as SDPA does not keep them. With gradient checkpointing, each layer keeps only its input (2 bytes), plus the 34
+    bytes of the one layer that is being recomputed.
     """
     of_layer = 34 * tokens * config.hidden_size
     kept = 2 * tokens * config.hidden_size * config.num_hidden_layers + of_layer

@@ -1,4 +1,4 @@
-"""A training run as one file: what to train, on which shards, with which settings."""
+"""The description of a training run, kept as one file: model, shards, settings."""
 
 import json
 from pathlib import Path
@@ -15,11 +15,11 @@ VERSION = 3
 
 
 class TrainingError(ConanError):
-    """Training did not end well: says which process failed and where to look."""
+    """Training failed or can't start; the message says why and what to do."""
 
 
 class Job(BaseModel):
-    """One run of one stage of training. Its folder is `corpus/train/NAME`."""
+    """One run of one training stage. Its folder is `CORPUS/train/NAME`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -33,22 +33,22 @@ class Job(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """Log, checkpoints and the trained model."""
+        """The run's folder: log, checkpoints and the trained model."""
         return self.corpus / "train" / self.name
 
     @property
     def before(self) -> Path:
-        """Where another run of this name is set aside."""
+        """Where an earlier, different run of the same name is moved."""
         return self.folder.with_name(f"{self.name}.before")
 
     @property
     def file(self) -> Path:
-        """The job itself, as its processes read it."""
+        """The file with this job, which the training processes read."""
         return self.folder / "job.json"
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The checkpoints that are whole, oldest first."""
+        """The complete checkpoints, oldest first."""
         return sorted((self.folder / "checkpoints").glob("step-*"))
 
     @property
@@ -58,17 +58,17 @@ class Job(BaseModel):
 
     @property
     def data(self) -> Path:
-        """The texts it trains on, laid out to be read by rows; gone when the run has ended."""
+        """The training data, in files that are read by row; deleted at the end of the run."""
         return self.folder / "data"
 
     @property
     def best_folder(self) -> Path:
-        """The model that did best on the validation sets, where there are any."""
+        """The model that scored best on the validation sets, if there are any."""
         return self.folder / "best"
 
     @property
     def done(self) -> Path:
-        """There once the run has ended well."""
+        """A file that exists once the run has ended successfully."""
         return self.folder / "done"
 
 
@@ -80,14 +80,14 @@ def make_job(
     shards: dict[str, list[Path]],
     pools: str | None = None,
 ) -> Job:
-    """A job with the fingerprint of all that decides its result: weights, settings, data, pools.
+    """Build a job, with a fingerprint of everything that decides its result: weights, settings, data, pools.
 
-    Settings of what is kept of a run, or of how a step is computed, are not among them: a run that lacked memory
-    goes on with smaller chunks.
+    The fingerprint leaves out settings that only decide what is logged or saved, or how a step is computed, so a run
+    that ran out of memory can continue with a smaller `gradcache_tokens`.
 
     Raises:
-        ModelError: no such model.
-        TrainingError: the model is the one that this job would replace.
+        ModelError: the model does not exist.
+        TrainingError: the model is one that this job would overwrite.
     """
     content = {kind: [read_footer(shard).content for shard in each] for kind, each in shards.items()}
     kept = {"checkpoint_every", "keep_checkpoints", "log_every", "validation", "tensorboard"}
@@ -106,27 +106,27 @@ def make_job(
         ),
     )
     if place.is_relative_to(job.folder) or place.is_relative_to(job.before):
-        raise TrainingError(f"{name} can't start from its own result, {model}: copy that elsewhere and name the copy")
+        raise TrainingError(f"{name} can't start from its own result, {model}; copy the model elsewhere and use that")
     return job
 
 
 def check_processes(job: Job, processes: int) -> None:
-    """Raise TrainingError where the last checkpoint was made by another number of processes: each holds its part."""
+    """Raise TrainingError if the last checkpoint was saved by a different number of processes (each saves its part)."""
     if not job.checkpoints:
         return
     last = job.checkpoints[-1]
     before = json.loads((last / "state.json").read_text("utf-8"))["world_size"]
     if before != processes:
         raise TrainingError(
-            f"{last} was saved by {before} processes and this run has {processes}; run with --nproc {before} (or as "
-            f"many slots in --hostfile), or remove {job.folder} to start anew"
+            f"{last} was saved by {before} processes and this run has {processes}; run with --nproc {before} (or that "
+            f"many slots in --hostfile), or remove {job.folder} to start over"
         )
 
 
 def check_dimensions(job: Job, width: int) -> None:
-    """Raise TrainingError where the loss is to look at more dimensions than the model's vectors have."""
+    """Raise TrainingError if `matryoshka_dims` has a value above the width of the model's vectors."""
     if beyond := [each for each in job.settings.matryoshka_dims if each > width]:
         raise TrainingError(
-            f"the vectors of {job.model} have {width} dimensions, and {job.name}.matryoshka_dims names {beyond[0]}; "
-            f"name some of at most {width}"
+            f"the vectors of {job.model} have {width} dimensions, but {job.name}.matryoshka_dims lists {beyond[0]}; "
+            f"list only values up to {width}"
         )

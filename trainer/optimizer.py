@@ -1,4 +1,4 @@
-"""DeepSpeed around the model: AdamW, linear warm-up and decay, ZeRO; and the float32 weights behind it."""
+"""The DeepSpeed engine: AdamW, linear warm-up and decay, ZeRO, mixed precision; and access to the float32 weights."""
 
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from .model.embedding_model import EmbeddingModel, precision_of
 
 
 def build_engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSettings, steps: int) -> Any:
-    """The DeepSpeed engine that trains a model for `steps`."""
+    """Return the DeepSpeed engine that trains `model` for `steps` steps."""
     decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
     plain = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim <= 1]
     shared = settings.zero_stage > 0
@@ -34,11 +34,11 @@ def build_engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSet
             built, lambda done: min((done + 1) / warm, max(0.0, (steps - done) / max(1, steps - warm)))
         ),
         config={
-            "train_micro_batch_size_per_gpu": 1,  # batches are built here; DeepSpeed only wants a number
+            "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, but unused: batches are built here
             "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": shared,  # else each backward pass would reduce, and GradCache has many
+            "managed_gradient_accumulation": shared,  # else GradCache would reduce after each of its backward passes
             "gradient_clipping": settings.gradient_clipping if shared else 0.0,
-            # Memory of its own on a GPU: DeepSpeed's 500 million are 1 GB.
+            # The buckets take GPU memory of their own: DeepSpeed's default of 500 million elements is 1 GB.
             "zero_optimization": {"stage": settings.zero_stage, "reduce_bucket_size": 50_000_000},
             "bf16": {"enabled": precision == "bf16"},
             "fp16": {"enabled": precision == "fp16"},
@@ -49,10 +49,10 @@ def build_engine(model: EmbeddingModel, settings: PretrainSettings | FinetuneSet
 
 
 class ClippedAdamW(torch.optim.AdamW):
-    """AdamW for ZeRO 0, where DeepSpeed leaves clipping and the check for overflow to the optimizer.
+    """AdamW for ZeRO 0, where DeepSpeed leaves clipping and the overflow check to the optimizer.
 
-    Clips gradients to a norm of `clipping` (0: no clipping) and skips the update if a gradient is NaN or infinite. The
-    engine reads `_global_grad_norm` and `overflow`.
+    Clips gradients to a norm of `clipping` (0: no clipping) and skips the update if a gradient is NaN or infinite.
+    DeepSpeed's engine reads `_global_grad_norm` and `overflow`.
     """
 
     def __init__(self, *arguments: Any, clipping: float, **options: Any) -> None:
@@ -60,7 +60,7 @@ class ClippedAdamW(torch.optim.AdamW):
         self.clipping = clipping
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update the parameters, or skip the update and set `overflow`."""
+        """Update the parameters, unless a gradient is NaN or infinite; `overflow` says whether one was."""
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clipping or float("inf"))
         self._global_grad_norm = norm
@@ -71,15 +71,15 @@ class ClippedAdamW(torch.optim.AdamW):
 
 @contextmanager
 def full_precision(model: EmbeddingModel) -> Iterator[None]:
-    """Give the model float32 weights: under mixed precision the optimizer's own, not their rounded copies.
+    """Give the model float32 weights inside the context: the optimizer's own, not the rounded copies of bf16 or fp16.
 
-    The optimizer's are spread over the ranks, so all of them do this together.
+    ZeRO divides the optimizer's weights among the ranks, so all ranks must enter the context together.
     """
     trained = {parameter: parameter.data for parameter in model.parameters()}
     frozen = [parameter for parameter in trained if not parameter.requires_grad]
-    with deepspeed.zero.GatheredParameters(frozen):  # spread over the ranks as well, by ZeRO 3
+    with deepspeed.zero.GatheredParameters(frozen):  # ZeRO 3 divides frozen weights among the ranks too
         full = {parameter: parameter.data.float().clone() for parameter in frozen}
-    for parameter, data in trained.items():  # in an order that all ranks share
+    for parameter, data in trained.items():  # in the same order on every rank
         if parameter not in full:
             found = safe_get_full_fp32_param(parameter)
             full[parameter] = (data if found is None else found).float()

@@ -1,4 +1,4 @@
-"""The log of a run: log.jsonl, a progress bar, TensorBoard."""
+"""The log of a training run: log.jsonl, a progress bar, and TensorBoard if asked for."""
 
 import json
 import math
@@ -18,9 +18,9 @@ from .loss.cbb import Losses
 
 
 class Log:
-    """log.jsonl, one object a line, and on a terminal a progress bar; only where `writes`, on rank 0.
+    """Writes log.jsonl (one JSON object per line) and, on a terminal, a progress bar. Does nothing unless `writes`.
 
-    What a killed run wrote beyond its last checkpoint is cut off.
+    Entries of a killed run that are later than `step`, its last checkpoint, are removed first.
     """
 
     def __init__(self, job: Job, step: int, steps: int, writes: bool = True) -> None:
@@ -47,7 +47,7 @@ class Log:
         self.progress.start()
 
     def write(self, **entry: Any) -> None:
-        """Append one entry; its numbers go to TensorBoard, too, where that is asked for."""
+        """Append one entry to log.jsonl, and its numbers to TensorBoard if the recipe asks for it."""
         if not self.writes:
             return
         self.file.write(json.dumps(entry) + "\n")
@@ -60,11 +60,11 @@ class Log:
             self.progress.stop()
 
     def is_due(self, step: int) -> bool:
-        """Whether a step is one of those that are logged: every so many, and the last."""
+        """Whether a step is logged: every `log_every` steps, and the last one."""
         return step % self.every == 0 or step == self.steps
 
     def count(self, losses: Losses) -> None:
-        """Count what the next entry says of all steps since the last one."""
+        """Add a step to the counts that the next entry reports for all steps since the last entry."""
         self.single_label_batches += losses.single_label
 
     def step(
@@ -79,12 +79,13 @@ class Log:
         nonfinite_steps: int = 0,
         temperature: Tensor | None = None,
     ) -> None:
-        """Append the values of a step: its losses by their terms, scores, learning rate, and what DHNM's check found.
+        """Append the entry of a step: the loss and its terms, scores, learning rate, and the result of DHNM's check.
 
-        `tokens` are those of all ranks since the entry before, and `tokens_per_second` counts from it, whatever took
-        the time. Where they are not 0: `single_label_batches` is the number of batches since then whose sentence pairs
-        all had one label, which leaves CoSENT nothing to compare; `nonfinite_steps` is the number of steps so far that
-        were skipped because gradients were NaN or infinite. A loss that is not finite is null.
+        `tokens` are those of all ranks since the last entry; `tokens_per_second` divides them by the whole time since
+        then, validation and checkpoints included. Two counts are logged only if they are not 0: `single_label_batches`,
+        the batches since the last entry whose sentence pairs all had the same label, so that CoSENT had nothing to
+        compare; and `nonfinite_steps`, the steps of the run skipped because gradients were NaN or infinite. A loss that
+        is NaN or infinite is logged as null.
         """
         if not self.writes:
             return
@@ -109,13 +110,13 @@ class Log:
         self.write(**entry, **counted, **({"mining": replaced} if replaced else {}))
         shown = (
             f"loss {total:.3f} ({', '.join(f'{name} {value:.3f}' for name, value in terms.items())}), "
-            f"{losses.negatives:,.0f} negatives a query, {tokens_per_second:,.0f} tokens/s"
+            f"{losses.negatives:,.0f} negatives per query, {tokens_per_second:,.0f} tokens/s"
         )
         self.progress.update(self.bar, completed=step, progress=shown)
 
 
 def _board(job: Job, step: int) -> Any:
-    """What writes for TensorBoard; entries after `step`, of a run that was killed, are hidden.
+    """Return TensorBoard's writer, which hides entries later than `step` that a killed run left.
 
     Raises:
         MissingExtraError: TensorBoard is not installed.
@@ -128,7 +129,7 @@ def _board(job: Job, step: int) -> Any:
 
 
 def _numbers(entry: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a log entry by name, those of what it holds as `outer/inner`."""
+    """Return the numbers of a log entry by name; a nested number is named `outer/inner`."""
     found: dict[str, float] = {}
     for name, value in entry.items():
         if isinstance(value, Mapping):
@@ -139,7 +140,7 @@ def _numbers(entry: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _number(value: Any) -> float | None:
-    """JSON has no NaN and no infinity."""
+    """Return a value as a float, or None if it is NaN or infinite, which JSON can't express."""
     number = float(value)
     return number if math.isfinite(number) else None
 

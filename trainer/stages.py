@@ -1,4 +1,4 @@
-"""What a stage of training is made of: the batch of each step, its loss, and the miner of its negatives."""
+"""The two training stages, pre-training and fine-tuning: how each builds the batch of a step and computes its loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,25 +23,25 @@ from .loss.terms import find_terms
 
 @dataclass(frozen=True)
 class Task:
-    """What one stage of training is made of: its number of steps, the batch of a step, and its loss."""
+    """What the training loop needs to know of a stage: the number of steps, the batch of a step, its loss."""
 
     steps: int
     build_batch: Callable[[int], Batch]
-    loss: Callable[[Tensor, Batch, Tensor | None], Losses]  # of all embeddings, with a learnt temperature if any
+    loss: Callable[[Tensor, Batch, Tensor | None], Losses]  # embeddings of all ranks, batch, learnt temperature or None
     miner: HardNegativeMiner | None = None
     partition: CBBPartition = "mixed"
 
     def changes_data(self, step: int) -> bool:
-        """Whether what follows a step may change the negatives of the next batch."""
+        """Whether the negatives of the next batch may change after this step."""
         return self.miner is not None and self.miner.checks(step)
 
 
 def build_task(job: Job, world_size: int) -> Task:
-    """The task of a job.
+    """Build the task of a job: pre-training or fine-tuning.
 
     Raises:
-        CorpusError: nothing to train on, or queries without a pool.
-        RecipeError: `mixing` does not fit the sources, or `loss_terms` names an unknown one.
+        CorpusError: there is nothing to train on, or queries have no pool.
+        RecipeError: `mixing` does not fit the sources, or `loss_terms` names an unknown term.
     """
     if isinstance(job.settings, PretrainSettings):
         return _pretraining(job, job.settings, world_size)
@@ -49,7 +49,7 @@ def build_task(job: Job, world_size: int) -> Task:
 
 
 def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
-    """Pairs with in-batch negatives."""
+    """Build the task of pre-training: pairs with in-batch negatives."""
     folder = job.data
     build_once(folder, partial(write_pairs, shards=job.shards["pairs"]), dist.get_rank())
     data = read_pairs(folder)
@@ -76,7 +76,7 @@ def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
 
 
 def _finetuning(job: Job, settings: FinetuneSettings, world_size: int) -> Task:
-    """Queries with hard negatives, and sentence pairs, together or alternating."""
+    """Build the task of fine-tuning: queries with hard negatives and sentence pairs, together or alternating."""
     folder = job.data
     retrieval: dict[str, list[Path]] = {kind: job.shards[kind] for kind in settings.queries}
 
@@ -98,12 +98,12 @@ def _finetuning(job: Job, settings: FinetuneSettings, world_size: int) -> Task:
     terms = find_terms(settings.loss_terms, f"{job.name}.loss_terms")
 
     def draw(step: int) -> tuple[tuple[Integers, Integers], tuple[Integers, Integers]]:
-        """The rows of a step's queries and of its sentence pairs, each with how often they were drawn before."""
+        """Draw a step's queries and its sentence pairs: for each, the rows and how often each was drawn before."""
         places = [step - 1, step - 1]
         sizes = [settings.retrieval_batch, sentences]
         if schedule:
             (task,), (place,) = schedule.draw(step - 1, step)
-            places[task], sizes[1 - task] = int(place), 0  # a task has used up what it was drawn for
+            places[task], sizes[1 - task] = int(place), 0  # each task continues where its own last step ended
         queries, pairs = (
             sampler.draw(place * size, (place + 1) * size)
             for sampler, place, size in zip((query_sampler, sentence_sampler), places, sizes, strict=True)

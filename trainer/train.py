@@ -1,18 +1,18 @@
-"""The training loop: one process of it runs on each device.
+"""The training loop, run by one process per device.
 
-`conan train` starts them on its machine; on several, `torchrun … -m conan_embedding.trainer.train JOB` does, with the
-job.json that it has written.
+`conan train` starts the processes, on this machine or on the hosts of a hostfile. A scheduler can start them instead:
+`torchrun … -m conan_embedding.trainer.train JOB`, where JOB is the job.json that `conan train` writes.
 
-Every rank builds the same batches from the same data, encodes its part of the texts and computes the same loss;
-DeepSpeed averages the gradients (see loss/collectives.py). What a step does depends on seed, step and the state in the
-checkpoint alone, so a killed and resumed run has the losses of one that was not killed: to the bit on a CPU, while on a
-GPU the backward pass of attention adds in no fixed order.
+Every rank builds the same batches from the same data, encodes its share of the texts and computes the same loss;
+DeepSpeed averages the gradients (see loss/collectives.py). A step depends only on the seed, the step number and the
+state in the checkpoint, so a run that was killed and resumed has the same losses as an uninterrupted one: bit for bit
+on a CPU, but not on a GPU, where the backward pass of attention sums in no fixed order.
 """
 
 from .. import collect_garbage_seldom
 
 if __name__ == "__main__":
-    collect_garbage_seldom()  # before the imports that it is for
+    collect_garbage_seldom()  # first, because the imports below create most of the objects
 
 import os
 import shutil
@@ -44,13 +44,13 @@ from .stages import Task, build_task
 from .transfer import to_device
 
 MOST_NONFINITE_STEPS = 3
-"""Chosen here: successive steps with NaN or infinite gradients that end a run."""
+"""Chosen here: a run stops after this many consecutive steps with NaN or infinite gradients."""
 
 
 def main(job: Job) -> bool:
-    """Train as the job says: resume from its last checkpoint, log, save, and export the model at the end.
+    """Train a job from its last checkpoint, if any, to the end, and export the model.
 
-    Returns False if it was asked to stop before that: the step it was in is saved.
+    Returns False if the run was asked to stop before the end; the step it was in is then saved as a checkpoint.
     """
     rank, world_size = join_process_group()
     is_main = rank == 0
@@ -60,7 +60,7 @@ def main(job: Job) -> bool:
     sets = validation_sets(job)
     task = build_task(job, world_size)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    engine = build_engine(model, settings, task.steps)  # under ZeRO 3 what is left of a parameter has no size
+    engine = build_engine(model, settings, task.steps)  # count before this: ZeRO 3 leaves parameters without elements
     done = checkpoints.resume(engine, job, task.miner)
     log = Log(job, done, task.steps, is_main)
     if done == 0:
@@ -76,9 +76,9 @@ def main(job: Job) -> bool:
         world_size,
         task.changes_data,
     ):
-        torch.manual_seed(settings.seed * 1_000_003 + step * 1009 + rank)  # dropout: of this step and rank alone
+        torch.manual_seed(settings.seed * 1_000_003 + step * 1009 + rank)  # dropout depends on this step and rank only
         chunks = pad_chunks(tokenizer, batch.ids, settings.gradcache_tokens, engine.device)
-        if settings.zero_stage == 3:  # ranks gather the weights whenever they encode, so all do equally often
+        if settings.zero_stage == 3:  # a forward pass gathers weights from all ranks, so all run the same number
             (most,) = all_reduce_max([len(chunks)], engine.device)
             chunks += [empty_chunk(engine.device)] * (most - len(chunks))
         losses = backward(
@@ -127,14 +127,14 @@ def main(job: Job) -> bool:
     log.write(event="end", step=task.steps)
     dist.barrier()
     if is_main:
-        shutil.rmtree(job.data, ignore_errors=True)  # over NFS, files that other ranks still map keep a name in it
+        shutil.rmtree(job.data, ignore_errors=True)  # NFS keeps a placeholder for each file that other ranks still map
     dist.destroy_process_group()
     return True
 
 
 def _load_model(job: Job) -> tuple[EmbeddingModel, Any]:
     settings = job.settings
-    projection_dim, pooling = None, None  # fine-tuning takes those that are there
+    projection_dim, pooling = None, None  # fine-tuning keeps those of the model
     if isinstance(settings, PretrainSettings):
         projection_dim, pooling = settings.projection_dim, settings.pooling
     model, tokenizer = load(job.model, projection_dim, pooling, settings.max_length)
@@ -142,7 +142,7 @@ def _load_model(job: Job) -> tuple[EmbeddingModel, Any]:
     if settings.gradient_checkpointing:
         model.encoder.activation_checkpointing_enable()
     if settings.compile:
-        model.packable = False  # attention of each text in a row has a shape of its own
+        model.packable = False  # a packed row attends text by text, in shapes that change with every batch
         model.encoder.compile(dynamic=True)
     if settings.learn_temperature:
         model.learn_temperature(settings.temperature)
@@ -150,25 +150,25 @@ def _load_model(job: Job) -> tuple[EmbeddingModel, Any]:
 
 
 def _loss(task: Task, rank_batch: RankBatch, temperature: Tensor | None, own: Tensor) -> Losses:
-    """The loss of the batch, from this rank's embeddings [own texts, D] and those of the others."""
+    """Gather the embeddings of all ranks and return the loss of the batch; `own` [own texts, D] are this rank's."""
     places, restore = to_device(rank_batch.places, own.device), to_device(rank_batch.restore, own.device)
     gathered = all_gather_with_grad(own[places], rank_batch.counts)
     return task.loss(gathered[restore], rank_batch.batch, temperature)
 
 
 def _has_failed(engine: Any, losses: Losses) -> bool:
-    """Whether a step's gradients were NaN or infinite, for another reason than fp16's scale, which DeepSpeed lowers."""
+    """Whether a step's gradients were NaN or infinite and not just overflowing fp16's loss scale, which adapts."""
     return bool(engine.optimizer.overflow) and not (engine.fp16_enabled() and bool(losses.total.isfinite()))
 
 
 def _all_agree_to_stop(device: torch.device) -> bool:
-    """Whether any rank was asked to stop: the one thing that every step waits for."""
+    """Whether any rank was asked to stop. This is the only synchronisation that every step waits for."""
     (asked,) = all_reduce_max([asked_to_stop.is_set()], device)
     return asked > 0
 
 
 def run(file: Path) -> int:
-    """Train the job of a file in this process; returns the exit code."""
+    """Train the job in `file` in this process; return the exit code."""
 
     def train() -> bool:
         job = Job.model_validate_json(file.read_text("utf-8"))
@@ -182,4 +182,4 @@ if __name__ == "__main__":
     code = run(Path(sys.argv[1]))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # tearing down the interpreter takes seconds, and libraries report leaks that are none
+    os._exit(code)  # tearing down the interpreter takes seconds, and libraries report leaks that aren't real

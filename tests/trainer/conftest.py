@@ -1,4 +1,4 @@
-"""A corpus as convert and mine leave it, small enough to train on in a second."""
+"""A corpus in the state after convert and mine, small enough to train on in a second."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 def sentences(count: int, seed: int) -> list[str]:
-    """Random texts of 3 to 24 Han characters, all different."""
+    """Generate random texts of 3 to 24 Han characters, all different."""
     random = np.random.default_rng(seed)
     texts = ("".join(random.choice(CHARACTERS, random.integers(3, 25))) for _ in iter(int, 1))
     found: dict[str, None] = {}
@@ -37,7 +37,7 @@ def sentences(count: int, seed: int) -> list[str]:
 
 
 def write_shard(corpus: Path, kind: str, rows: list[Row], number: int = 0) -> Path:
-    """One shard of convert, with what no test looks at filled in."""
+    """Write a shard of convert; columns that no test looks at are filled in."""
     path = corpus / "convert" / kind / f"part-{number:05d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     filled = [{"category": "news", "pair_ids": [f"{kind}-{number}-{i}"]} | row for i, row in enumerate(rows)]
@@ -50,13 +50,13 @@ def write_shard(corpus: Path, kind: str, rows: list[Row], number: int = 0) -> Pa
 
 
 def write_lines(file: Path, rows: list[Row]) -> None:
-    """Rows as JSON lines."""
+    """Write rows as JSON lines."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
 def write_mined(corpus: Path, passages: dict[int, tuple[str, int]], pools: dict[str, list[int]]) -> None:
-    """pools.duckdb: passages by id with their clusters, and the pool of each query, best first."""
+    """Write pools.duckdb: passages by id with their clusters, and the pool of each query, best first."""
     ids = list(range(len(pools)))
     run = {
         "run_id": "r",
@@ -93,7 +93,7 @@ def write_mined(corpus: Path, passages: dict[int, tuple[str, int]], pools: dict[
 
 
 def make_corpus(corpus: Path) -> None:
-    """40 queries of two sources with pools of 0 to 39 candidates, 40 pairs, 30 pairs of sentences."""
+    """Write 40 queries of two sources with pools of 0 to 39 candidates, 40 pairs, and 30 sentence pairs."""
     random = np.random.default_rng(5)
     texts = sentences(200, seed=1)
     queries, positives, others = texts[:40], texts[40:100], texts[100:]
@@ -137,7 +137,7 @@ def make_corpus(corpus: Path) -> None:
 
 @pytest.fixture(scope="session")
 def shared_training_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus as it is before any training; not to be written to."""
+    """The corpus before any training; tests must not write to it."""
     corpus = tmp_path_factory.mktemp("made") / "corpus"
     make_corpus(corpus)
     return corpus
@@ -145,13 +145,13 @@ def shared_training_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def training_corpus(shared_training_corpus: Path, tmp_path: Path) -> Path:
-    """A copy of the corpus, of this test alone."""
+    """A copy of the corpus for this test alone."""
     return Path(shutil.copytree(shared_training_corpus, tmp_path / "corpus"))
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained encoder of two layers and 32 wide; without dropout, so that runs can be compared."""
+    """An untrained encoder with two layers of width 32, without dropout, so that runs can be compared."""
     texts = pa.chunked_array([CHARACTERS], pa.string())
     shape = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 64, "max_length": 64}
     return tiny_bert(tmp_path_factory.mktemp("tiny") / "model", texts=texts, **shape)
@@ -171,7 +171,7 @@ def shards() -> Callable[[Path, str], list[Path]]:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """A run of pre-training that has a folder and nothing in it."""
+    """A pre-training run with an empty folder."""
     settings = PretrainSettings(log_every=10)
     job = Job(corpus=tmp_path, name="pretrain", model="", settings=settings, shards={}, fingerprint="f")
     job.folder.mkdir(parents=True)
@@ -180,7 +180,7 @@ def job(tmp_path: Path) -> Job:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test asks the Hugging Face hub."""
+    """Keep tests from contacting the Hugging Face hub."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     yield
@@ -188,5 +188,5 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def runs(shared_training_corpus: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """The runs of training_runs.py by name; not to be changed."""
+    """The runs of training_runs.py by name; tests must not change them."""
     return Runs(tmp_path_factory.mktemp("runs"), shared_training_corpus, tiny)

@@ -1,4 +1,4 @@
-"""The marks of a run; whole runs that are killed and resumed are in test_train_stops.py."""
+"""The files that mark the state of a run. Runs that are killed and resumed are in test_train_stops.py."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from conan_embedding.trainer.job import Job, TrainingError
 
 
 class Stubborn:
-    """A mining whose file is open elsewhere for so many attempts."""
+    """A miner whose file is open elsewhere for the first attempts."""
 
     def __init__(self, attempts: int) -> None:
         self.attempts = attempts

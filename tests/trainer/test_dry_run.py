@@ -1,4 +1,4 @@
-"""What --dry-run says, against models that are really made and the papers' own figures."""
+"""What --dry-run says, against models that are actually built and the numbers in the papers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers import AutoConfig, BertConfig
 
 
 def test_the_papers_model_has_326_million_parameters() -> None:
-    """Paper §3.1: BERT-large, of Chinese with 21,128 tokens, and a linear layer of width 1,792."""
+    """Paper §3.1: BERT-large with a Chinese vocabulary of 21,128 tokens, and a linear layer of width 1,792."""
     config = BertConfig(
         vocab_size=21_128, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
     )
@@ -40,7 +40,7 @@ def test_widths_beyond_the_vectors_are_refused(training_corpus: Path, tiny: Path
         shards = {kind: sorted((training_corpus / "convert" / kind).glob("*.parquet")) for kind in ("retrieval", "sts")}
         shards["pairs"] = sorted((training_corpus / "convert" / "pretrain").glob("*.parquet"))
         job = make_job(training_corpus, name, str(tiny), settings, shards)
-        with pytest.raises(TrainingError, match=rf"have (24|32) dimensions, and {name}.matryoshka_dims names (25|33)"):
+        with pytest.raises(TrainingError, match=rf"have (24|32) dimensions, but {name}.matryoshka_dims lists (25|33)"):
             plan_training(job, 1)
 
 
@@ -72,7 +72,7 @@ def test_activations() -> None:
 
 
 def test_the_plan_of_a_job(training_corpus: Path, tiny: Path, shards: Callable[[Path, str], list[Path]]) -> None:
-    """Pre-training shares the pairs of all processes out; fine-tuning's update is the same for any number."""
+    """In pre-training, the batch grows with the number of processes; in fine-tuning, it does not."""
     pairs = {"pairs": shards(training_corpus, "pretrain")}
     records = sum(read_footer(shard).rows_out for shard in pairs["pairs"])
     settings = PretrainSettings(batch_size=2, epochs=3, projection_dim=24, matryoshka_dims=[24], max_length=16)

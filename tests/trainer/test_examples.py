@@ -1,4 +1,4 @@
-"""The example programs run, each in a process of its own."""
+"""Runs the example programs, each in a process of its own."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(name: str, *arguments: object) -> str:
-    """What a program prints."""
+    """Run a program; return what it prints."""
     ended = forks.call(forks.program, EXAMPLES / name, *arguments, environment={"POLARS_FMT_STR_LEN": "200"})
     assert ended.returncode == 0, ended.stderr
     return ended.stdout

@@ -1,4 +1,4 @@
-"""Training on a GPU does what it does on a CPU, and nothing of a step's own waits for it."""
+"""Training on a GPU gives the same results as on a CPU, and no step of Conan makes the host wait for it."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_the_loss_is_that_of_a_cpu_and_waits_for_nothing(batch: Batch) -> None:
     embeddings = torch.randn(len(batch.texts), 16, generator=torch.Generator().manual_seed(0))
     expected = loss_and_gradient(batch, embeddings)
     there = embeddings.to(GPU)
-    loss_and_gradient(batch, there)  # the first time, libraries are loaded
+    loss_and_gradient(batch, there)  # the first call loads libraries
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = loss_and_gradient(batch, there)

@@ -14,7 +14,7 @@ from training_runs import FINETUNE, job_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 STOP_FLAG = "all_reduce_max"
-"""What every step of several ranks waits for: whether one of them was asked to stop."""
+"""The one thing that every step waits for with several ranks: whether one of them was asked to stop."""
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def host_syncs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.slow
 @pytest.mark.xdist_group("training")
 def test_a_step_waits_for_the_stop_flag_alone(shared_training_corpus: Path, tiny: Path, tmp_path: Path) -> None:
-    """Of Conan's own; DeepSpeed's norm and check of gradients wait, too."""
+    """Only Conan's own waits count; DeepSpeed's gradient norm and overflow check wait too."""
     files = []
     for name, more in {"plain": {}, "chunks": {"gradcache_tokens": 64, "learn_temperature": True}}.items():
         corpus = Path(shutil.copytree(shared_training_corpus, tmp_path / name))
@@ -51,7 +51,7 @@ def test_a_step_waits_for_the_stop_flag_alone(shared_training_corpus: Path, tiny
 
 
 def test_what_waits_is_counted(host_syncs: ModuleType) -> None:
-    """Reads of what is on the device, and copies to it; nothing that happens on the host alone."""
+    """Reads of tensors on the device and copies to it are counted; work on the host alone is not."""
     device = torch.device("cpu")
     numbers = torch.arange(4)
     waits = {

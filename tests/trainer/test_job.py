@@ -1,4 +1,4 @@
-"""What makes a run another run, and how its processes begin and end."""
+"""What makes a run a different run, and how its processes start and end."""
 
 import json
 import multiprocessing
@@ -24,14 +24,14 @@ Shards = Callable[[Path, str], list[Path]]
 
 @pytest.fixture
 def pretraining(training_corpus: Path, tiny: Path, shards: Shards) -> Callable[..., Job]:
-    """Make a job of pre-training; changes to its settings may be given."""
+    """Make a pre-training job, with changed settings if given."""
     pairs = {"pairs": shards(training_corpus, "pretrain")}
     return lambda **changes: make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(**changes), pairs)
 
 
 @pytest.fixture
 def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let the training processes be a shell script."""
+    """Replace the training processes by a shell script."""
 
     def write(script: str) -> None:
         program = tmp_path / "python"
@@ -118,7 +118,7 @@ def test_another_run_of_the_name_is_set_aside(
     assert (job.before / "checkpoints" / "step-00000001" / "state.json").exists()
     third = pretraining(learning_rate=3e-5)
     assert run_job(third, 1) is True
-    assert Job.model_validate_json((job.before / "job.json").read_text()) == job  # the one between saved nothing
+    assert Job.model_validate_json((job.before / "job.json").read_text()) == job  # the run in between saved nothing
     finish(third)
     assert run_job(changed, 1) is True
     assert Job.model_validate_json((job.before / "job.json").read_text()) == third
@@ -192,7 +192,7 @@ def test_processes_know_their_place(
         assert line["CONAN_PARENT"] == str(os.getpid())
     assert lines[0]["MASTER_PORT"] == lines[1]["MASTER_PORT"]
     out, err = capfd.readouterr()
-    assert out == ""  # what processes print is not an answer of the command
+    assert out == ""  # the output of processes must not mix with the command's answer
     assert err == f"-m conan_embedding.trainer.train {job.file}\n" * 2
 
 
@@ -207,13 +207,13 @@ def test_one_failure_ends_all_and_is_named(
     assert time.monotonic() - started < 30
     assert " 0 was killed" not in str(error.value)  # by us
     other = tmp_path / "other"
-    if other.exists() and (number := other.read_text()):  # else it was ended before it could write
+    if other.exists() and (number := other.read_text()):  # otherwise it was ended before it could write
         with pytest.raises(ProcessLookupError):
             os.kill(int(number), 0)
 
 
 def test_processes_end_with_the_one_that_started_them(pretraining: Callable[..., Job]) -> None:
-    """However it ended: here it is killed before its training process is even ready."""
+    """However it ends: here the parent is killed even before its training process is ready."""
     job = pretraining(steps=10**6, batch_size=2, projection_dim=8, matryoshka_dims=[8])
     parent = multiprocessing.get_context("fork").Process(target=run_job, args=(job, 1))
     parent.start()

@@ -1,4 +1,4 @@
-"""The plain PyTorch loop has the losses of `conan train`, on two processes."""
+"""The example's plain PyTorch loop gives the losses of `conan train`, with two processes."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ STEPS = 12
 
 
 def be_rank(rank: int, corpus: Path, model: Path, job_file: Path, folder: Path) -> None:
-    """One of two ranks: the draws of the job, the example's loop."""
+    """Run one of two ranks: the example's loop over the batches of the job."""
     import torch
     import torch.distributed as dist
     from conan_embedding import Corpus
@@ -74,7 +74,7 @@ def test_the_plain_loop_has_the_losses_of_conan_train(
         4,
         8,
         12,
-    }  # DHNM moved some
+    }  # DHNM moved some windows
     output = tmp_path / "output"
     ranks = [forks.start(be_rank, rank, training_corpus, tiny, job.file, tmp_path, output=output) for rank in range(2)]
     assert forks.exit_codes(ranks) == [0, 0], output.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""A mining method, a loss term and a metric of a module outside the package, which only the recipe names."""
+"""A mining method, a loss term and a metric from a module outside the package, named only in the recipe."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def recipe(tiny: Path, tmp_path: Path) -> Path:
 
 
 def conan(recipe: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process that can import the plugin, which lies in no folder of the package."""
+    """Run a command in a process that can import the plugin, which is outside the package."""
     environment = {"PYTHONPATH": str(recipe.parent / "plugins")}
     return forks.call(forks.conan, *arguments, "--recipe", recipe, environment=environment)
 
@@ -54,7 +54,7 @@ def test_what_a_plugin_registers_works_from_the_command_line(training_corpus: Pa
     assert mined.returncode == 0, mined.stderr
     sql = "SELECT count(*) AS pools, count(ceiling) AS held FROM pools.short_pools"
     found = json.loads(forks.call(forks.conan, "sql", training_corpus, sql, "--json").stdout)
-    assert found["pools"] == found["held"] > 0  # the view has the method's ceiling
+    assert found["pools"] == found["held"] > 0  # the view applies the method's ceiling
     assert conan(recipe, "mine", training_corpus, "--show", "0").returncode == 0
 
     trained = conan(recipe, "train", training_corpus, "--nproc", 2)

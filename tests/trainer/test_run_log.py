@@ -1,4 +1,4 @@
-"""What the log says of steps, and how one that was killed goes on."""
+"""What the log says of steps, and how the log of a killed run is continued."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ def write_steps(log: Log, *steps: int, total: float = 1.0) -> None:
 
 
 def write_step(log: Log, step: int, found: Losses, **values: Any) -> None:
-    """As the loop does."""
+    """Log a step as the training loop does."""
     values = VALUES | values
     log.count(found)
     if log.is_due(step) or values["replaced"] is not None:

@@ -1,4 +1,4 @@
-"""Which records a step has, in turn or together."""
+"""Which records a step trains on, with alternating tasks or both together."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from training_runs import FINETUNE, PRETRAIN, job_of
 def test_in_turn_a_task_goes_on_where_it_was(
     training_corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same updates as where each is of both tasks, one task at a time, and nothing of either is left out."""
+    """The batches are the same as with both tasks in each step, one task at a time, and none is left out."""
     from conan_embedding.trainer.stages import build_task
 
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)

@@ -1,4 +1,4 @@
-"""The loop: one update after another, whatever the number of processes."""
+"""The training loop gives the same updates with any number of processes."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_zero_0_clips_and_makes_no_step_without_gradients(clipping: float, scale
 
 
 def test_a_run_is_adamw_with_warm_up_decay_and_clipping(runs: dict[str, Job], tiny: Path, tmp_path: Path) -> None:
-    """The same steps, written out: every text in one padded batch, the rate as a formula, decay by hand."""
+    """Against the same steps written out: all texts in one padded batch, learning rate as a formula, decay by hand."""
     job = runs["plain"]
     settings = job.settings
     assert isinstance(settings, PretrainSettings)
@@ -53,7 +53,7 @@ def test_a_run_is_adamw_with_warm_up_decay_and_clipping(runs: dict[str, Job], ti
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     first = [torch.zeros_like(parameter) for parameter in trained]
     second = [torch.zeros_like(parameter) for parameter in trained]
-    assert not (job.folder / "data").exists()  # of no use after the run
+    assert not (job.folder / "data").exists()  # not needed after the run
     write_pairs(tmp_path, job.shards["pairs"])
     data = read_pairs(tmp_path)
     drawn, _ = Sampler(data.sources, settings.mixing, settings.seed).draw(0, 64)
@@ -83,7 +83,7 @@ def test_a_run_is_adamw_with_warm_up_decay_and_clipping(runs: dict[str, Job], ti
                 step_size = rate / (1 - 0.9**step)
                 parameter.sub_(step_size * m / ((v / (1 - 0.999**step)).sqrt() + 1e-8))
     log = log_of(job)
-    assert min(norms) > 0.7  # so clipping is in the result
+    assert min(norms) > 0.7  # so clipping affects the result
     assert [line["loss"] for line in log] == pytest.approx(expected, abs=1e-5)
     assert [line["learning_rate"] for line in log] == pytest.approx([1e-3 * rate for rate in rates])
     assert [line["gradient_norm"] for line in log] == pytest.approx(norms, rel=1e-3)
@@ -99,7 +99,7 @@ def test_recomputed_activations_change_nothing(runs: dict[str, Job]) -> None:
 def test_the_number_of_processes_changes_nothing(runs: dict[str, Job]) -> None:
     one, two = runs["finetune"], runs["finetune on two"]
     assert losses_of(two)[:8] == pytest.approx(losses_of(one)[:8], abs=1e-5)
-    assert replacements(one)  # and later on they differ by what Adam makes of the last bit
+    assert replacements(one)  # later losses differ, because Adam amplifies differences in the last bit
     assert [row for row in replacements(one) if row[0] == 4] == pytest.approx(
         [row for row in replacements(two) if row[0] == 4]
     )

@@ -1,4 +1,4 @@
-"""What settings do to a run: stages of ZeRO, precision, validation, temperature, TensorBoard, what is exported."""
+"""The effect of settings on a run: ZeRO stages, precision, validation, temperature, TensorBoard, the exported model."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_stages_of_zero_share_memory_and_nothing_else(runs: dict[str, Job]) -> N
 
 
 def test_half_precision_keeps_two_digits_of_all_chunks(runs: dict[str, Job]) -> None:
-    """Under ZeRO 3, which puts weights away between two chunks; over more steps, paths part."""
+    """Under ZeRO 3, which releases weights between chunks. Over more steps, the runs would diverge."""
     half, whole = log_of(runs["zero 3, bf16"]), log_of(runs["zero 1"])
     assert len(half) == SHORT["steps"]
     for key in ("loss", "gradient_norm"):
@@ -95,7 +95,7 @@ def test_half_precision_keeps_two_digits_of_all_chunks(runs: dict[str, Job]) -> 
 
 
 def test_layout_and_chunks_change_no_update(runs: dict[str, Job]) -> None:
-    """Where there is no dropout, which each rank draws for its own texts."""
+    """Without dropout, which each rank draws for its own texts."""
     assert losses_of(runs["chunked"]) == pytest.approx(losses_of(runs["zero 1"]), abs=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Runs that are killed, asked to stop, spread over hosts or lose their gradients; what pools.duckdb has then."""
+"""Runs that are killed, asked to stop, spread over hosts or have infinite gradients; what pools.duckdb then holds."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune on two"])
 def test_a_killed_run_that_resumes_is_as_one_that_was_not_killed(runs: dict[str, Job], name: str) -> None:
-    """Steps, and checks of DHNM, beyond the last checkpoint are done twice; half a checkpoint is none."""
+    """Steps and DHNM checks after the last checkpoint are done twice; an incomplete checkpoint is ignored."""
     whole, killed = runs[name], runs[f"{name}, killed"]
     ended = json.loads((killed.folder / "ended.json").read_text())
     assert set(ended["codes"]) == {-signal.SIGKILL}
@@ -65,12 +65,12 @@ def test_remined_pools_go_with_the_run(runs: dict[str, Job]) -> None:
     job = runs["remine on two"]
     mining = {line["step"]: line["mining"] for line in log_of(job) if "mining" in line}
     assert sorted(mining) == [4, 6, 8, 12, 16]
-    assert [step for step, found in mining.items() if "remined" in found] == [6, 12]  # after the last step, none
+    assert [step for step, found in mining.items() if "remined" in found] == [6, 12]  # not after the last step
     assert not job.data.exists()
 
 
 def test_a_run_that_is_asked_to_stop_saves_its_step(runs: dict[str, Job]) -> None:
-    """And goes on from there."""
+    """And continues from there."""
     stopped, whole = runs["finetune on two, stopped"], runs["finetune on two"]
     ended = json.loads((stopped.folder / "ended.json").read_text())
     assert ended["codes"] == [STOPPED, STOPPED]
@@ -83,11 +83,11 @@ def test_a_run_that_is_asked_to_stop_saves_its_step(runs: dict[str, Job]) -> Non
 def test_other_machines_and_torchrun_train_as_one_machine_does(
     runs: dict[str, Job], training_corpus: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same losses from two processes on one address, on two, and under two launchers of torchrun."""
+    """Two processes give the same losses on one address, on two addresses, and under two torchrun launchers."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     settings, _ = RUNS["zero 1"]
     two_hosts = job_of(Path(shutil.copytree(training_corpus, training_corpus.with_name("two hosts"))), tiny, settings)
-    with monkeypatch.context() as patched:  # nothing is imported from the folder that a command is started in
+    with monkeypatch.context() as patched:  # nothing may be imported from the folder that a command is started in
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
         (elsewhere / "torch.py").write_text("raise ImportError('this is another torch')")
@@ -97,7 +97,7 @@ def test_other_machines_and_torchrun_train_as_one_machine_does(
     with monkeypatch.context() as patched:
         patched.setattr(
             "conan_embedding.trainer.launch.launcher._run_processes", lambda *_: None
-        )  # stopped before it began
+        )  # stopped before it started
         run_job(launched, 1)
     run_with_torchrun(launched)
     for job in (two_hosts, launched):
@@ -106,7 +106,7 @@ def test_other_machines_and_torchrun_train_as_one_machine_does(
 
 
 def run_with_torchrun(job: Job) -> None:
-    """Two launchers that meet at 127.0.0.2, each with one process."""
+    """Train with two torchrun launchers that meet at 127.0.0.2, each with one process."""
     _, port = rendezvous([Host("127.0.0.2", 1)])
     launch = ["--nnodes=2", "--nproc-per-node=1", f"--rdzv-endpoint=127.0.0.2:{port}", "--rdzv-backend=c10d"]
     command = [*launch, "--rdzv-id=conan", "-m", "conan_embedding.trainer.train", str(job.file)]
@@ -122,7 +122,7 @@ def torchrun(command: list[str]) -> None:
 
 
 def test_a_run_without_gradients_ends_and_keeps_its_update(runs: dict[str, Job]) -> None:
-    """The first step makes weights of 1e30; the next three have no loss and are not taken."""
+    """The first step makes weights of 1e30; the next three have no finite loss and are skipped."""
     job = runs["gradients, lost"]
     steps = log_of(job)
     assert [(line["step"], line.get("nonfinite_steps", 0)) for line in steps] == [(1, 0), (2, 1), (3, 2)]

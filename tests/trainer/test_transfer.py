@@ -15,7 +15,7 @@ def test_a_tensor_is_moved_with_its_dtype(place: torch.device | str) -> None:
 @pytest.mark.gpu
 def test_a_gpu_gets_the_values_and_is_not_waited_for() -> None:
     tensor = torch.arange(1_000)
-    to_device(tensor, "cuda")  # the first time, memory is pinned
+    to_device(tensor, "cuda")  # the first call pins memory
     torch.cuda.set_sync_debug_mode("error")
     try:
         moved = to_device(tensor, "cuda")

@@ -1,4 +1,4 @@
-"""Batches: the records of a step, with the negatives of their queries' current windows."""
+"""Building the batch of a step from the records drawn for it and the queries' current negatives."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ Integers = npt.NDArray[np.int64]
 
 
 def pretrain_batch(data: PairData, rows: Integers) -> Batch:
-    """The pairs of one batch, of all ranks."""
+    """Build the batch of these pairs, which are those of all ranks."""
     taken = data.pairs.take(rows)
     return build_batch(
         taken["query"].to_pylist(),
@@ -25,9 +25,9 @@ def pretrain_batch(data: PairData, rows: Integers) -> Batch:
 def finetune_batch(
     data: FinetuneData, windows: Windows, rows: Integers, sentence_rows: Integers, negatives: int, visits: Integers
 ) -> Batch:
-    """One update: queries with a positive and the negatives of their present windows, and sentence pairs.
+    """Build a batch of queries, each with a positive and the negatives of its current window, and of sentence pairs.
 
-    `visits` says how often each query was drawn before: a query of several positives shows the next one each time.
+    `visits` counts the earlier draws of each query. A query with several positives takes the next one at each draw.
     """
     taken, sentences = data.queries.take(rows), data.sentences.take(sentence_rows)
     positives, clusters = taken["positives"].to_pylist(), taken["clusters"].to_pylist()
@@ -46,7 +46,7 @@ def finetune_batch(
 
 
 def window_passages(data: FinetuneData, windows: Windows, rows: Integers) -> tuple[Integers, Integers]:
-    """Passages of the present windows of queries, one query after another, and how many each has."""
+    """Return the passages of the queries' current windows, concatenated, and the number of passages of each query."""
     pools = data.pools.take(rows)["pool"].combine_chunks()
     ids, starts = pools.values.to_numpy(), pools.offsets.to_numpy()[:-1]
     counts = windows.hi[rows] - windows.lo[rows]
@@ -60,15 +60,15 @@ def window_passages(data: FinetuneData, windows: Windows, rows: Integers) -> tup
 
 
 def count_steps(settings: PretrainSettings | FinetuneSettings, records: int, sentences: int, world_size: int) -> int:
-    """Steps of a run: as the recipe says, else as many as draw `epochs` times the number of records.
+    """Count the steps of a run: the recipe's `steps`, or else those that draw each record `epochs` times on average.
 
-    `records` are pairs or queries, `sentences` the sentence pairs that there are.
+    `records` is the number of pairs or queries, `sentences` the number of sentence pairs.
     """
     if settings.steps:
         return settings.steps
     if isinstance(settings, PretrainSettings):
         drawn: float = settings.batch_size * world_size
-    else:  # where tasks alternate, every other step has no query
+    else:  # if tasks alternate, every second step has no query
         alternates = settings.alternate_tasks and settings.sts_batch and sentences
         drawn = settings.retrieval_batch / (2 if alternates else 1)
     return max(1, round(settings.epochs * records / drawn))
@@ -77,7 +77,7 @@ def count_steps(settings: PretrainSettings | FinetuneSettings, records: int, sen
 def _negatives(
     data: FinetuneData, windows: Windows, rows: Integers, taken: pa.Table, negatives: int
 ) -> tuple[list[list[str]], list[list[int]]]:
-    """Texts and clusters of the negatives of each query: of its window, or the provided ones where that is empty."""
+    """Return the negatives of each query, texts and clusters: its window's, or the provided ones if that is empty."""
     ids, counts = window_passages(data, windows, rows)
     passages, ends = data.passages.take(ids), np.cumsum(counts)
     texts, clusters = passages["text"].to_pylist(), passages["cluster_id"].to_pylist()

@@ -1,4 +1,4 @@
-"""This rank's part of each batch, tokenised: the next one is built while one is trained on."""
+"""Tokenises this rank's part of each batch, and prepares the next batch while the current one is trained on."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +17,11 @@ from ..transfer import to_device
 
 @dataclass(frozen=True)
 class RankBatch:
-    """A batch and this rank's part of its texts as token ids, longest first.
+    """A batch, and this rank's part of its texts as token ids, longest first.
 
-    Embeddings in the order of `ids`, taken at `places`, are in the order in which texts were divided; those of all
-    ranks, `counts` of each, taken at `restore`, are in the order of the batch's texts.
+    Two permutations put embeddings back in order. `own[places]` turns this rank's embeddings from the order of `ids`
+    into the order in which texts were divided. `gathered[restore]` turns those of all ranks (`counts` of each rank)
+    into the order of the batch's texts.
     """
 
     batch: Batch
@@ -31,7 +32,7 @@ class RankBatch:
 
     @property
     def tokens(self) -> int:
-        """Tokens of this rank's texts."""
+        """The number of tokens in this rank's texts."""
         return sum(len(each) for each in self.ids)
 
 
@@ -44,16 +45,16 @@ def load_batches(
     world_size: int,
     changes_data: Callable[[int], bool],
 ) -> Iterator[tuple[int, RankBatch]]:
-    """Each of the steps with its batch, built ahead by one, except where the step before may change the data."""
+    """Yield each step with its batch. A thread builds the next batch, unless the step before it may change the data."""
 
     def load(step: int) -> RankBatch:
         batch = build(step)
-        # Texts are divided by their characters, so that no rank tokenises more than its own.
+        # Divide by characters rather than tokens, so that each rank tokenises only its own texts.
         characters = [min(len(text), tokenizer.model_max_length) for text in batch.texts]
         parts = partition_rows(world_size, characters, sts_only_mask(batch, partition))
         texts = [batch.texts[row] for row in parts[rank]]
         ids: list[list[int]] = []
-        if texts:  # with none, a tokenizer does not know what it is given
+        if texts:  # a tokenizer rejects an empty list
             tokens = tokenizer(
                 texts, truncation=True, max_length=tokenizer.model_max_length, return_attention_mask=False
             )
@@ -78,10 +79,10 @@ def load_batches(
 def pad_chunks(
     tokenizer: Any, ids: list[list[int]], gradcache_tokens: int | None, device: torch.device
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Texts, longest first, as token ids and attention masks [n, L] of those that are encoded together.
+    """Split texts, given longest first, into chunks that are encoded together: token ids and attention mask [n, L].
 
-    A rank without texts has one empty chunk, as it takes part in encoding all the same. On a GPU, a chunk without
-    padding has no mask: to find out from a mask that nothing is padded, the host would wait for the GPU.
+    A rank without texts has one empty chunk, because it still takes part in the forward pass. On a GPU, a chunk without
+    padding has no mask; reading one to find that nothing is padded would make the host wait for the GPU.
     """
     return [
         _padded(tokenizer, ids[chunk], device) if ids[chunk] else empty_chunk(device)
@@ -90,7 +91,7 @@ def pad_chunks(
 
 
 def empty_chunk(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask of no text."""
+    """Return token ids and attention mask of a chunk without texts, [0, 1]."""
     nothing = torch.zeros(0, 1, dtype=torch.long, device=device)
     return nothing, nothing
 

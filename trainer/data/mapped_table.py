@@ -1,7 +1,8 @@
-"""Tables in files: written once, as their rows stream, then mapped by every rank of a machine, which share the pages.
+"""Tables in memory-mapped files: written once as a stream, then mapped by all ranks of a machine, which share pages.
 
-A file is Arrow IPC, uncompressed, in batches of ROWS rows: so the batch of a row is known, and a row is read where it
-lies. Where records have a source, a file beside theirs has their rows sorted by it, mapped too, and another its name.
+A file is uncompressed Arrow IPC in batches of ROWS rows, so the batch of a row follows from its number and the row is
+read in place. For records with a source, `write_sources` adds two files: NAME.rows, the row numbers sorted by source
+(mapped too), and NAME.json, the sources' names, categories and sizes.
 """
 
 import json
@@ -24,9 +25,9 @@ ROWS = 4096
 
 
 class MappedTable:
-    """Columns of a file that `write_records` wrote, no row of them in memory. May be read by several threads.
+    """The columns of a file that `write_records` wrote, none of it held in memory. Several threads may read it.
 
-    Those without `leave_out`: each column takes its time, also where it is not looked at.
+    Columns in `leave_out` are not read: reading a row takes time for each column, even if its values are not used.
     """
 
     def __init__(self, file: Path, leave_out: Collection[str] = ()) -> None:
@@ -39,11 +40,11 @@ class MappedTable:
         return 0 if whole < 0 else whole * ROWS + len(self._batch(whole))
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        """All rows in batches; of a batch, what is looked at is read."""
+        """Yield all rows in batches. Only the values that the caller uses are read from the file."""
         return (self._batch(number) for number in range(self._reader.num_record_batches))
 
     def take(self, rows: npt.NDArray[np.int64]) -> pa.Table:
-        """The records of these rows, in their order, copied; a row may come twice."""
+        """Copy the given rows into a table, in the given order; a row may be given more than once."""
         order = np.argsort(rows, kind="stable")
         batches, places = np.divmod(rows[order], ROWS)
         numbers, starts = np.unique(batches, return_index=True)
@@ -58,7 +59,7 @@ class MappedTable:
 
 
 def write_records(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write the columns of `schema` as they come."""
+    """Write the columns of `schema` to a file, batch by batch."""
     with file.open("wb") as sink:
         with pa.ipc.new_file(sink, schema) as writer:
             for table in _of_whole_batches(batches, schema):
@@ -68,7 +69,10 @@ def write_records(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 
 def write_sources(file: Path) -> None:
-    """Sort the rows of a file with `source` and `category` by source: a counting sort, a batch at a time."""
+    """Sort the rows of a file by source (a counting sort, one batch at a time) and write NAME.rows and NAME.json.
+
+    The file must have the columns `source` and `category`. A source with several categories gets the first by name.
+    """
     records = MappedTable(file)
     sizes: Counter[str] = Counter()
     categories: dict[str, str] = {}
@@ -85,7 +89,7 @@ def write_sources(file: Path) -> None:
     with file.with_suffix(".rows").open("wb+") as sorted_rows:
         sorted_rows.truncate(8 * len(records))
         rows = np.memmap(sorted_rows, np.int64) if len(records) else np.zeros(0, np.int64)
-        filled = np.cumsum(counts, dtype=np.int64) - counts  # up to where each source's stretch is written
+        filled = np.cumsum(counts, dtype=np.int64) - counts  # where each source's next row number is written
         for number, batch in enumerate(records):
             source = pc.index_in(batch["source"], pa.array(names, pa.large_string())).to_numpy()
             order, own = np.argsort(source, kind="stable"), np.bincount(source, minlength=len(names))
@@ -96,14 +100,14 @@ def write_sources(file: Path) -> None:
 
 
 def read_sources(file: Path) -> Sources:
-    """What `write_sources` found in a file; the rows are mapped, not read."""
+    """Open what `write_sources` wrote for a file; the row numbers are mapped, not read."""
     known = json.loads(file.with_suffix(".json").read_text("utf-8"))
     rows = file.with_suffix(".rows")
     return Sources(**known, rows=np.memmap(rows, np.int64, "r") if known["sizes"] else np.zeros(0, np.int64))
 
 
 def _of_whole_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The same rows in tables of one chunk and ROWS rows; the last may have fewer."""
+    """Yield the same rows as tables of a single chunk with ROWS rows; the last may have fewer."""
     waiting = schema.empty_table()
     for batch in batches:
         waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch]).select(schema.names).cast(schema)])
@@ -115,9 +119,9 @@ def _of_whole_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> I
 
 
 def build_once(folder: Path, make: Callable[[Path], None], rank: int) -> None:
-    """Have rank 0 make a folder, whole or not at all, unless it is there; the other ranks wait for it.
+    """Have rank 0 build a folder atomically, unless it exists; the other ranks wait until it does.
 
-    They look for it rather than meet at a barrier, which would give up on them where the data is large.
+    They poll instead of waiting at a barrier, which would time out while a large folder is built.
     """
     if rank == 0 and not folder.exists():
         temporary = folder.with_name(f".{folder.name}.tmp")

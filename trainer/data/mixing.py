@@ -1,4 +1,4 @@
-"""How often the sources of training records are drawn against each other."""
+"""Mixing: how often each source of training records is drawn, relative to the others."""
 
 from dataclasses import dataclass
 
@@ -25,22 +25,22 @@ PAPER_SHARES: dict[Category, float] = {
 
 @dataclass(frozen=True)
 class Sources:
-    """Where records come from. Each source has a name, a category and a number of records."""
+    """The sources of a table of records: name, category and number of records of each, and the rows of its records."""
 
     names: list[str]
     categories: list[Category]
     sizes: list[int]
-    rows: npt.NDArray[np.int64]  # of the records: those of the first source, then those of the second, …
+    rows: npt.NDArray[np.int64]  # row numbers in the table: those of the first source, then of the second, …
 
 
 def source_weights(sources: Sources, mixing: Mixing) -> npt.NDArray[np.float64]:
-    """How often each source is drawn against the others, float64 [sources].
+    """Return the weight by which each source is drawn, float64 [sources].
 
-    Its size to the power `mixing.power`. With shares of categories, these are divided in that proportion: a category
-    weighs what its share says against the others that are there. What `mixing.sources` says multiplies the result.
+    The weight is the source's size to the power `mixing.power`. If `mixing.categories` gives shares, the weights within
+    each category are scaled to sum to its share. The factors in `mixing.sources` multiply the result.
 
     Raises:
-        RecipeError: a category that is there has no share, a number is negative, or nothing is left to draw.
+        RecipeError: a category of these sources has no share, a number is negative, or all weights are 0.
     """
     weights = np.asarray(sources.sizes, np.float64) ** mixing.power
     if mixing.categories is not None:
@@ -48,19 +48,20 @@ def source_weights(sources: Sources, mixing: Mixing) -> npt.NDArray[np.float64]:
         if missing := sorted(set(sources.categories) - set(shares)):
             held = [name for name, own in zip(sources.names, sources.categories, strict=True) if own == missing[0]]
             raise RecipeError(
-                f"mixing.categories has no share for {missing[0]}, the category of {', '.join(held)}; 0 leaves it out"
+                f"mixing.categories has no share for {missing[0]}, the category of {', '.join(held)}; add one, or 0 to "
+                "leave it out"
             )
         _, category = np.unique(sources.categories, return_inverse=True)
         weights *= np.array([shares[own] for own in sources.categories]) / np.bincount(category, weights)[category]
     weights *= np.array([mixing.sources.get(name, 1.0) for name in sources.names])
     if (weights < 0).any():
-        raise RecipeError("mixing: shares of categories and factors of sources can't be negative")
+        raise RecipeError("mixing: category shares and source factors can't be negative")
     if len(weights) and not weights.any():
-        raise RecipeError(f"mixing leaves nothing to draw of {', '.join(sources.names)}: all have the weight 0")
+        raise RecipeError(f"mixing leaves nothing to draw from {', '.join(sources.names)}: every source has weight 0")
     return weights
 
 
 def check_mixing(mixing: Mixing, *drawn: Sources) -> None:
-    """Raise RecipeError if `mixing.sources` names a source that no record comes from."""
+    """Raise RecipeError if `mixing.sources` names a source that has no records."""
     known = sorted({name for sources in drawn for name in sources.names})
     check_names("source of these records", mixing.sources, known, "mixing.sources")

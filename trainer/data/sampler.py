@@ -1,11 +1,12 @@
-"""In which order records are drawn: any stretch of it follows from the seed, and no table of it exists.
+"""The order in which records are drawn. Any part of it is computed from the seed; no shuffled list is stored.
 
-A run of draws picks a source by its weight, and each draw takes that source's next record in an order of the source's
-own, which is another one each time the source is used up. Two things make a draw a function of its number alone:
+A run is a fixed number of successive draws from one source, which is picked by weight. Each draw takes the source's
+next record in a random order of that source, with a new order each time all its records have been drawn. Two things
+make a draw computable from its number:
 
-- the sources are picked by windows of many runs, each from a generator of its own, so that only the counts at a
-  window's border come from the windows before it;
-- the order of a source is a permutation that can be computed at any place: a Feistel network.
+- Sources are picked in windows of many runs, each with a random generator of its own, so a window needs only the counts
+  of the windows before it.
+- The order of a source is a permutation that can be evaluated at any position: a Feistel network.
 """
 
 from dataclasses import dataclass
@@ -21,15 +22,16 @@ Integers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 WINDOW = 65_536
-"""Chosen here: runs of draws whose sources are picked together, in 2 ms."""
+"""Chosen here: the number of runs in a window; picking their sources takes 2 ms."""
 ROUNDS = 8
-"""Chosen here: rounds of the Feistel network. Luby and Rackoff (1988) prove 4 for wide blocks; in 6 bits, 8 pass a
-chi-square test of which two of seven records come first under 400,000 keys, where 4-bit blocks did not."""
+"""Chosen here: rounds of the Feistel network. Luby and Rackoff (1988) prove that 4 suffice for wide blocks. For blocks
+of 6 bits, 8 rounds pass a chi-square test (which two of seven records come first, over 400,000 keys); blocks of 4 bits
+fail it."""
 
 
 @dataclass(frozen=True)
 class _Window:
-    """The sources of WINDOW runs. `before` and `after` count each source's runs up to the window's borders."""
+    """The sources picked for WINDOW runs. `before` and `after` count each source's runs up to the start and the end."""
 
     number: int
     before: Integers
@@ -38,7 +40,7 @@ class _Window:
 
     @cached_property
     def earlier(self) -> Integers:
-        """How often each run's source was picked before it, in this window or earlier ones: [WINDOW]."""
+        """For each run, how many earlier runs, in this window or before, picked the same source: [WINDOW]."""
         by_source = np.argsort(self.picked, kind="stable")
         counts = self.after - self.before
         firsts = np.cumsum(counts) - counts
@@ -48,10 +50,10 @@ class _Window:
 
 
 class SourceSchedule:
-    """Which source each run of draws takes: picked by weight, independently of the picks before it.
+    """Picks the source of each run by weight, independently of the other runs.
 
-    Memory is that of two windows. Going forward, a run costs the same wherever it is; a jump walks over the windows
-    between, 65,536 runs in some 2 ms.
+    Keeps two windows in memory. Moving forward costs the same at any position; a jump computes all windows in between,
+    at about 2 ms per 65,536 runs.
     """
 
     def __init__(self, weights: npt.ArrayLike, seed: int) -> None:
@@ -62,9 +64,9 @@ class SourceSchedule:
         self._latest: tuple[_Window, ...] = ()
 
     def draw(self, start: int, stop: int) -> tuple[Integers, Integers]:
-        """The sources of runs [start, stop), and how often each was picked before: int64 [stop - start] both.
+        """Return the source of each run in [start, stop), and how many earlier runs picked it: int64 [stop - start].
 
-        May be called from several threads.
+        Several threads may call this at the same time.
         """
         windows = [self._window(number) for number in range(start // WINDOW, -(-stop // WINDOW))]
         own = slice(start % WINDOW, start % WINDOW + stop - start)
@@ -72,9 +74,9 @@ class SourceSchedule:
         return np.concatenate(picked)[own], np.concatenate(earlier)[own]
 
     def _window(self, number: int) -> _Window:
-        """A window, made from the nearest before it that is at hand: the last two are.
+        """Return a window, computed forward from the nearest cached one before it.
 
-        Two, as one thread may ask for a step while another is ahead by one.
+        The last two windows are cached, because one thread may still need a step while another is one step ahead.
         """
         at_hand = [window for window in (self._beginning, *self._latest) if window.number <= number]
         window = max(at_hand, key=lambda window: window.number)
@@ -92,9 +94,9 @@ class SourceSchedule:
 
 
 class Sampler:
-    """The draws from records of some sources. No record comes back before its source is used up.
+    """Draws records from several sources. No record is drawn again before all records of its source have been drawn.
 
-    `run` successive draws share their source.
+    `run` is the number of successive draws from the same source.
 
     Raises:
         RecipeError: see `source_weights`.
@@ -107,9 +109,9 @@ class Sampler:
         self.seed, self.run = seed, run
 
     def draw(self, start: int, stop: int) -> tuple[Integers, Integers]:
-        """The rows of draws [start, stop), and how often each of them was drawn before: int64 [stop - start] both.
+        """Return the row of each draw in [start, stop), and how often it was drawn before: int64 [stop - start] both.
 
-        May be called from several threads.
+        Several threads may call this at the same time.
         """
         if start == stop:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -123,11 +125,12 @@ class Sampler:
 
 
 def permuted(places: Integers, sizes: Integers, keys: Words) -> Integers:
-    """Where each place of 0 … size - 1 goes under the permutation of so many that its key names: int64 [n].
+    """Permute each place in 0 … size - 1 by the random permutation of that range that its key selects: int64 [n].
 
-    A Feistel network over the next even power of two, at least 64, whose results that are too large go through it
-    again until they are not (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
-    From 17 records on, that power is less than 4 times the size: at most four passes are expected of a place.
+    The permutation is a Feistel network over the next power of 4, at least 64. Results outside the range go through the
+    network again until they are inside (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains",
+    CT-RSA 2002). For 17 records or more, that power is less than 4 times the size, so a place needs fewer than four
+    passes on average.
     """
     half = np.maximum((np.frexp(sizes - 1.0)[1] + 1) // 2, 3).astype(np.uint64)  # bits of half a block
     result = _feistel(places.astype(np.uint64), half, keys)
@@ -137,8 +140,8 @@ def permuted(places: Integers, sizes: Integers, keys: Words) -> Integers:
 
 
 def keys_of(*parts: npt.ArrayLike) -> Words:
-    """A 64-bit key of integers, each an array [n] or a number: uint64 [n], or [1] of numbers alone."""
-    key = np.zeros(1, np.uint64)  # an array, as NumPy warns of numbers that overflow
+    """Hash integers, each an array [n] or a number, to 64-bit keys: uint64 [n], or [1] if all are numbers."""
+    key = np.zeros(1, np.uint64)  # an array, because NumPy warns when a scalar overflows
     for part in parts:
         key = _mixed(_mixed(key) + np.asarray(part).astype(np.uint64))
     return key
@@ -154,7 +157,7 @@ def _feistel(blocks: Words, half: Words, keys: Words) -> Words:
 
 
 def _mixed(words: Words) -> Words:
-    """A step of splitmix64 (Steele, Lea and Flood, OOPSLA 2014; constants as in prng.di.unimi.it/splitmix64.c)."""
+    """Apply one step of splitmix64 (Steele, Lea and Flood, OOPSLA 2014; constants of prng.di.unimi.it/splitmix64.c)."""
     words = words + np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

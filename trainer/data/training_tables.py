@@ -1,4 +1,4 @@
-"""The records that a run trains on, exported to mapped files of its own: pairs, queries with pools, sentence pairs."""
+"""Exports the records of a run to memory-mapped files: pairs, or queries with pools and sentence pairs."""
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,31 +29,31 @@ QUERIES = pa.schema(
         "query_id": pa.int64(),
         "query": pa.large_string(),
         "positives": pa.large_list(pa.large_string()),
-        "clusters": pa.large_list(pa.int64()),  # one for each positive
-        "provided": pa.large_list(pa.large_string()),
-        "pool": pa.large_list(pa.int64()),  # passages, best first
+        "clusters": pa.large_list(pa.int64()),  # one per positive
+        "provided": pa.large_list(pa.large_string()),  # negatives that came with the data
+        "pool": pa.large_list(pa.int64()),  # passage ids, best first
     }
     | _SOURCE
 )
-POOLS = pa.schema([QUERIES.field("pool")])  # of the same queries, mined anew
-PASSAGES = pa.schema({"text": pa.large_string(), "cluster_id": pa.int64()})  # a passage's row is its id
+POOLS = pa.schema([QUERIES.field("pool")])  # pools of the same queries, rebuilt during training
+PASSAGES = pa.schema({"text": pa.large_string(), "cluster_id": pa.int64()})  # the row number is the passage id
 SENTENCES = pa.schema({"text_a": pa.large_string(), "text_b": pa.large_string(), "label": pa.float32()} | _SOURCE)
 
 MEMORY = "2GB"
 THREADS = 4
-"""Chosen here: what DuckDB may take for a join, the rest goes to disk; each thread holds parts of a row group."""
+"""Chosen here: DuckDB's memory and threads for a join. It spills to disk beyond MEMORY, which all threads share."""
 WINDOW = 16_384
-"""Chosen here: queries, or passages, that are sorted at a time. More at once takes too much of MEMORY."""
+"""Chosen here: queries or passages that are sorted at a time; more would take too much of MEMORY."""
 
 
 def write_pairs(folder: Path, shards: Sequence[Path]) -> None:
-    """Write the pairs of shards of any stage.
+    """Write the pairs of the shards of one stage.
 
-    Of convert, all are for pre-training; of earlier stages those whose task is pretrain or retrieval. Before dedup
-    there are no clusters: only equal texts count as one.
+    From earlier stages than convert, only pairs with the task pretrain or retrieval are taken. Shards older than dedup
+    have no clusters; then only equal texts are kept from being negatives of each other.
 
     Raises:
-        CorpusError: there are none.
+        CorpusError: there are no pairs.
     """
     count_pairs(shards)
     with _database(folder) as connection:
@@ -62,7 +62,7 @@ def write_pairs(folder: Path, shards: Sequence[Path]) -> None:
 
 
 def count_pairs(shards: Sequence[Path]) -> int:
-    """How many pairs `write_pairs` would write. Raises CorpusError where there are none."""
+    """Count the pairs that `write_pairs` would write. Raises CorpusError if there are none."""
     with duckdb.connect(":memory:") as connection:
         count = _number(connection, f"SELECT count(*) FROM {_pairs(shards)}")
     if not count:
@@ -72,7 +72,7 @@ def count_pairs(shards: Sequence[Path]) -> int:
 
 @dataclass(frozen=True)
 class PairData:
-    """What `write_pairs` wrote."""
+    """The data for pre-training, as `write_pairs` wrote it."""
 
     pairs: MappedTable
     sources: Sources
@@ -84,14 +84,14 @@ def read_pairs(folder: Path) -> PairData:
 
 
 def write_finetune(folder: Path, corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Sequence[Path]) -> None:
-    """Write training records of both tasks, with the pools of the queries that were mined: queries and passages by id.
+    """Write the data for fine-tuning: queries with their pools, passages, and sentence pairs.
 
-    `retrieval` holds the shards of convert/retrieval, and of convert/pretrain where its pairs serve as retrieval too.
-    A query that several records share is one: its positives and provided negatives come together, and a positive of one
-    record is a negative of none.
+    `retrieval` holds the shards of convert/retrieval, and of convert/pretrain if its pairs are used as retrieval too.
+    Queries and passages are ordered by id. Records with the same query are merged into one: it has the positives and
+    provided negatives of all of them, without the negatives that are a positive of any of them.
 
     Raises:
-        CorpusError: no queries, queries without a pool, or pools whose passages are not numbered from 0.
+        CorpusError: there are no queries, queries have no pool, or passages are not numbered from 0.
     """
     count_queries(corpus, retrieval)
     with _database(folder) as connection:
@@ -107,7 +107,7 @@ def write_finetune(folder: Path, corpus: Path, retrieval: Mapping[str, Sequence[
 
 
 def count_queries(corpus: Path, retrieval: Mapping[str, Sequence[Path]]) -> int:
-    """How many queries `write_finetune` would write. Raises CorpusError for none, or where some have no pool."""
+    """Count the queries that `write_finetune` would write. Raises CorpusError if there are none or some lack a pool."""
     with duckdb.connect(":memory:") as connection:
         _attach(connection, corpus)
         distinct = f"SELECT DISTINCT query FROM {_records(retrieval)}"
@@ -117,23 +117,23 @@ def count_queries(corpus: Path, retrieval: Mapping[str, Sequence[Path]]) -> int:
         raise CorpusError(f"{corpus}: no queries to train on in {', '.join(retrieval)}")
     if missing:
         raise CorpusError(
-            f"{corpus}: {missing} of {count} queries have no pool; name {', '.join(retrieval)} under "
-            f"`queries:` of mine and run `conan mine {corpus}`"
+            f"{corpus}: {missing} of {count} queries have no pool of negatives; list {', '.join(retrieval)} under "
+            f"mine.queries in the recipe and run `conan mine {corpus}`"
         )
     return count
 
 
 def count_sentences(sts: Sequence[Path]) -> int:
-    """How many sentence pairs shards have."""
+    """Count the sentence pairs in the shards."""
     return sum(pq.read_metadata(shard).num_rows for shard in sts)
 
 
 @dataclass(frozen=True)
 class FinetuneData:
-    """What `write_finetune` wrote; of each query, its id and the number of its candidates are in memory.
+    """The data for fine-tuning, as `write_finetune` wrote it. Only query ids and pool sizes are held in memory.
 
-    `pools` has a row for each query; `picked` [queries, n] the passages of its window where those were picked one by
-    one, else -1.
+    `pools` has one row per query. `picked` [queries, n] holds the passages of a query's window if `rerank` picked them
+    one by one, and -1 if the window is a range of the pool.
     """
 
     queries: MappedTable
@@ -163,23 +163,23 @@ def read_finetune(folder: Path) -> FinetuneData:
 
 
 def pools_file(folder: Path, step: int) -> Path:
-    """Where the pools that were made after a step are, in the folder of a run's data."""
+    """Return the file, in a run's data folder, of the pools that were rebuilt after a step."""
     return folder / f"pools-{step:08d}.arrow"
 
 
 def with_pools(data: FinetuneData, file: Path) -> FinetuneData:
-    """The same data with other pools, of a file with POOLS."""
+    """Return the same data with the pools of another file, whose schema is POOLS."""
     pools = MappedTable(file)
     return replace(data, pools=pools, pool_sizes=_joined(pc.list_value_length(batch["pool"]) for batch in pools))
 
 
 def provided_counts(data: FinetuneData) -> Integers:
-    """How many negatives came with each query."""
+    """Count the negatives that came with the data, per query."""
     return _joined(pc.list_value_length(batch["provided"]) for batch in data.queries)
 
 
 def _passages(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:
-    """The passages by id: sorted in windows, as sorting texts takes them all to memory."""
+    """Yield the passages ordered by id, one window at a time, because sorting loads all texts into memory."""
     for start in range(0, _number(connection, "SELECT count(*) FROM stored.passages"), WINDOW):
         rows = f"FROM stored.passages WHERE passage_id >= {start} AND passage_id < {start + WINDOW}"
         yield from _streamed(connection, f"SELECT text, cluster_id {rows} ORDER BY passage_id")
@@ -188,7 +188,10 @@ def _passages(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]
 def _queries(
     connection: duckdb.DuckDBPyConnection, folder: Path, retrieval: Mapping[str, Sequence[Path]]
 ) -> Iterator[pa.RecordBatch]:
-    """The queries by id, each with all its records. Grouping takes what it groups to memory, so by windows of ids."""
+    """Yield the queries ordered by id, with their records merged.
+
+    Records are first partitioned into windows of ids, because grouping loads all that it groups into memory.
+    """
     folder.mkdir()
     with ExitStack() as files:
         writers: dict[int, pa.RecordBatchFileWriter] = {}
@@ -221,7 +224,7 @@ def _queries(
 
 @contextmanager
 def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB in memory, and in a folder that goes in the end where that is not enough."""
+    """Open an in-memory DuckDB that spills to a folder beyond MEMORY; the folder is removed at the end."""
     limits: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": MEMORY,
         "threads": THREADS,
@@ -234,7 +237,10 @@ def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _attach(connection: duckdb.DuckDBPyConnection, corpus: Path) -> None:
-    """The pools of a corpus as `stored`, and of it `pools` (query_id, query, pool). Raises CorpusError for none."""
+    """Attach pools.duckdb as `stored`, and create the view `pools` (query_id, query, pool).
+
+    Raises CorpusError if the corpus has no pools.
+    """
     open_pools(corpus).close()
     connection.execute(f"ATTACH {quote(corpus / FILE)} AS stored (READ_ONLY)")
     connection.execute(
@@ -252,7 +258,7 @@ def _number(connection: duckdb.DuckDBPyConnection, query: str) -> int:
 
 
 def _pairs(shards: Sequence[Path]) -> str:
-    """The pairs of shards of one stage, as SQL."""
+    """Return SQL for the pairs in the shards of one stage."""
     columns = pq.read_schema(shards[0]).names
     cluster = "cluster_id" if "cluster_id" in columns else "CAST(-1 AS BIGINT) AS cluster_id"
     tasks = "WHERE task IN ('pretrain', 'retrieval')" if "task" in columns else ""
@@ -261,7 +267,7 @@ def _pairs(shards: Sequence[Path]) -> str:
 
 
 def _records(retrieval: Mapping[str, Sequence[Path]]) -> str:
-    """Records of both kinds that have queries, as SQL."""
+    """Return SQL for the records with queries, of convert/retrieval and convert/pretrain, in one form."""
     columns = {
         "retrieval": "positives, cluster_ids, negatives",
         "pretrain": "[positive] AS positives, [cluster_id] AS cluster_ids, CAST([] AS VARCHAR[]) AS negatives",
@@ -274,5 +280,5 @@ def _records(retrieval: Mapping[str, Sequence[Path]]) -> str:
 
 
 def _joined(arrays: Iterable[pa.Array]) -> Integers:
-    """Numbers of all batches."""
+    """Concatenate the numbers of all batches."""
     return np.concatenate([np.zeros(0, np.int64), *(array.to_numpy() for array in arrays)])

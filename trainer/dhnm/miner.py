@@ -1,4 +1,4 @@
-"""DHNM while training: scores come from the step's own logits, checks every so often, DuckDB only at the edge."""
+"""DHNM during training: collects scores from each step, replaces easy negatives at checks, logs to pools.duckdb."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -33,18 +33,18 @@ REPLACEMENTS = {
 
 
 class HardNegativeMiner:
-    """The state of DHNM in one run. Every rank holds the same and decides the same; rank 0 alone writes it down.
+    """The state of DHNM in a run. Every rank holds the same state and makes the same decisions; only rank 0 writes it.
 
-    Where the next negatives come from is `refresh`:
+    The setting `refresh` decides where new negatives come from:
 
     - static (the paper): the next window of the pool as it was mined.
-    - rerank: the hardest of the query's candidates by the current weights, see refresh.rerank. They are ranks [0, n) of
-      an order made for this replacement, and the next one makes its own. The paper's formula would not do: it walks
-      down one order that stays, and so would skip the hardest. What its first ten ranks are skipped for, as we read it,
-      false negatives, the positive-aware filter sees to by the current scores.
-    - remine: windows move as in static, and every `remine_every` steps the pools are rebuilt with the current weights.
-      Windows then start anew from rank 0, also where negatives came with the data, as those were trained on before.
-      pools.duckdb keeps the pools as mined; its `windows` and `replacements` go on and refer to the new ones.
+    - rerank: the query's hardest candidates under the current weights (see refresh.rerank): ranks [0, n) of an order
+      that each replacement computes for itself. The paper's offsets don't apply, because they walk down one fixed order
+      and would skip the hardest candidates. The paper presumably skips the first ten ranks to avoid false negatives;
+      here the positive-aware filter removes those, using current scores.
+    - remine: windows move as in static, and every `remine_every` steps all pools are rebuilt with the current weights.
+      All windows then restart at rank 0, also for queries whose data came with negatives, as those have been trained
+      on. pools.duckdb keeps the pools as mined, but its `windows` and `replacements` then refer to the rebuilt pools.
     """
 
     def __init__(
@@ -57,34 +57,35 @@ class HardNegativeMiner:
     ) -> None:
         self.corpus, self.folder, self.settings = job.corpus, job.data, settings.hard_negative_mining
         self.n, self.rows_of, self.steps = settings.negatives, rows_of, steps
-        self.data = data  # with the pools and picked passages that are in use
+        self.data = data  # with the current pools and picked passages
         self.windows = start(data.pool_sizes, settings.negatives, provided_counts(data))
-        self.pools_step = 0  # when the pools in use were made, 0 for those of mine
-        self.saved_pools_step = 0  # the same of the last checkpoint
-        self._unread: list[tuple[int, Tensor, Tensor]] = []  # step, scores [n, k] and whether its loss is finite
-        self.recorded: Windows | None = None  # the windows as pools.duckdb has them, once it has this run's
-        self.written = 0  # the step up to which pools.duckdb has the log of replacements
-        self.unwritten = pl.DataFrame(schema=REPLACEMENTS)  # the log after that step
+        self.pools_step = 0  # the step after which the current pools were built; 0 for those of `conan mine`
+        self.saved_pools_step = 0  # the same for the last checkpoint
+        self._unread: list[tuple[int, Tensor, Tensor]] = []  # step, scores [n, k], whether the loss is finite
+        self.recorded: Windows | None = None  # the windows last written to pools.duckdb by this process
+        self.written = 0  # pools.duckdb has the replacements up to this step
+        self.unwritten = pl.DataFrame(schema=REPLACEMENTS)  # the replacements after that step
 
     def checks(self, step: int) -> bool:
         """Whether negatives may be replaced after this step."""
         return self.settings.enabled and (step % self.settings.check_every == 0 or self.remines(step))
 
     def remines(self, step: int) -> bool:
-        """Whether pools are rebuilt after this step: not after the last one."""
+        """Whether pools are rebuilt after this step; never after the last one."""
         settings = self.settings
         due = settings.enabled and settings.refresh == "remine" and step % settings.remine_every == 0
         return due and step != self.steps
 
     def observe(self, step: int, losses: Losses, encode: Encode | None = None) -> dict[str, int] | None:
-        """Record a step's scores; at a check, move the queries whose negatives have become easy.
+        """Record a step's scores; at a check, replace the negatives that have become easy.
 
-        Scores of a step whose loss is not finite are passed over, and such a step is no check. Between checks the
-        scores stay on the device: reading them would make the host wait for it. `encode` makes vectors with the current
-        weights, for other refreshes than static. Returns what the check found, None between checks: how many queries
-        were `visited`, in this or an earlier round, and how many `eligible`, visited often enough to be flagged; how
-        many were `flagged` and how many of these `replaced`; how many are `exhausted`. Where pools were rebuilt, none
-        is flagged, and `remined` says how many pools there are.
+        If the loss is NaN or infinite, the step's scores are ignored and it is not a check. Between checks the scores
+        stay on the device, because reading them would make the host wait. `encode` encodes texts with the current
+        weights; rerank and remine need it.
+
+        Returns None between checks. A check returns numbers of queries: `visited` (scored in this or an earlier round),
+        `eligible` (scored often enough in this round to be flagged), `flagged`, `replaced` (flagged, with new
+        negatives) and `exhausted`. If pools were rebuilt, no query is flagged, and `remined` is the number of pools.
         """
         self._unread.append((step, losses.negative_scores, losses.total.detach().isfinite()))
         if not self.checks(step):
@@ -98,7 +99,7 @@ class HardNegativeMiner:
             assert encode is not None
             self._remine(step, encode)
             return counts | {"flagged": 0, "replaced": 0, "exhausted": 0, "remined": len(self.data.query_ids)}
-        # Scores may differ in the last bit from device to device, and all ranks must build the same updates.
+        # Scores may differ in the last bit between devices, but all ranks must build the same batches.
         flagged = broadcast_from_rank0(no_longer_hard(before, self.settings.factor, self.settings.ceiling))
         if self.settings.refresh == "rerank":
             assert encode is not None
@@ -123,7 +124,7 @@ class HardNegativeMiner:
         }
 
     def read_scores(self) -> None:
-        """Bring the windows up to date with the scores that are still on the device, by one copy of them all."""
+        """Update the windows with the scores that are still on the device, in a single copy."""
         if not self._unread:
             return
         steps, scores, finite = zip(*self._unread, strict=True)
@@ -142,7 +143,7 @@ class HardNegativeMiner:
                 self.windows = observe(self.windows, self.rows_of(step), means)
 
     def _rerank(self, flagged: Flags, encode: Encode, device: torch.device) -> None:
-        rows = np.flatnonzero(flagged & ~self.windows.exhausted)  # or they would be scored at every check from now on
+        rows = np.flatnonzero(flagged & ~self.windows.exhausted)  # exhausted ones would be rescored at every check
         picked = np.full((len(flagged), self.n), -1) if self.data.picked is None else self.data.picked.copy()
         there = np.zeros(len(flagged), np.bool_)
         if len(rows):
@@ -159,18 +160,17 @@ class HardNegativeMiner:
         self.pools_step, self.recorded = step, None
 
     def write(self, step: int, whole: bool = True) -> bool:
-        """Bring pools.duckdb up to date (rank 0): what another run, or this one before it was killed, wrote goes.
+        """Write windows and new replacements to pools.duckdb (rank 0), in place of what other or killed runs left.
 
-        All windows, or only those that have changed since the last time: the `step` of the others is then that of
-        their last change. Returns False where somebody has the file open right now; the next call then writes what
-        this one could not.
+        With `whole`, all windows are written, else only those changed since the last call; the others keep the `step`
+        of their last change. Returns False if another process has the file open; the next call then writes the rest.
         """
         self.read_scores()
         windows = self.windows
         rows = np.arange(len(self.data.query_ids))
         changed = None
         if self.recorded is not None and not whole:
-            # In a round visits only grow, and another window is another round.
+            # Within a round visits only grow, and a new window means a new round.
             rows = np.flatnonzero((windows.round != self.recorded.round) | (windows.visits != self.recorded.visits))
             changed = self.data.query_ids[rows]
         current = pl.DataFrame(
@@ -192,7 +192,7 @@ class HardNegativeMiner:
         return True
 
     def state(self) -> dict[str, Any]:
-        """Arrays for the checkpoint."""
+        """Return the arrays to save in a checkpoint."""
         self.read_scores()
         self.saved_pools_step = self.pools_step
         unwritten = {f"unwritten_{name}": self.unwritten[name].to_numpy() for name in REPLACEMENTS}
@@ -204,10 +204,10 @@ class HardNegativeMiner:
         return {name: getattr(self.windows, name) for name in FIELDS} | unwritten | numbers | picked
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's arrays, and the pools that it names.
+        """Restore the state from a checkpoint's arrays, and open the pools that were in use.
 
         Raises:
-            CorpusError: they are gone.
+            CorpusError: those pools no longer exist.
         """
         self.windows = Windows(**{name: state[name] for name in FIELDS})
         self.written = int(state["written"])
@@ -220,7 +220,7 @@ class HardNegativeMiner:
             file = pools_file(self.folder, step)
             if not file.exists():
                 raise CorpusError(
-                    f"{file}: pools of the last checkpoint, gone; remove {self.folder.parent} to start again"
+                    f"{file}: the pools of the last checkpoint are gone; remove {self.folder.parent} to start over"
                 )
             self.data = with_pools(self.data, file)
             self.pools_step = self.saved_pools_step = step

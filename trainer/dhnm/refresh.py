@@ -1,9 +1,9 @@
-"""Negatives by the current weights: a query's candidates in a new order (rerank), or all pools anew (remine).
+"""Refreshing negatives with the current weights: reorder a query's candidates (rerank) or rebuild all pools (remine).
 
-Both follow the run of mine that made the pools, its method, margin, depth and index: `write_mined` puts what they need
-beside a training run's data. What encodes is given as a function, and ranks share the work.
+Both use the method, margin, depth and index of the `conan mine` run that made the pools; `write_mined` stores what they
+need with the training data. The caller passes a function that encodes texts. The ranks share the work.
 
-FAISS and Numba are loaded where they are used: it takes a second, and a run with static pools needs neither.
+FAISS and Numba are imported where they are used: importing takes a second, and runs with static pools need neither.
 """
 
 import shutil
@@ -29,18 +29,18 @@ from ..model.embedding_model import EmbeddingModel, encoder_of
 from .windows import Windows
 
 TOGETHER = 64
-"""Chosen here: queries whose candidates are encoded together, some 6,400 of them."""
+"""Chosen here: queries whose candidates are encoded together, about 6,400 candidates."""
 SEARCHED = 262_144
-"""Chosen here: queries that are searched for at a time: 200 MB for a hundred candidates each."""
+"""Chosen here: queries per search; the results take 200 MB at a hundred candidates per query."""
 
 Encode = Callable[[pa.Array], Vectors]
-"""From texts to their unit vectors under the current weights, float32 [n, D]."""
+"""Encodes texts with the current weights into unit vectors, float32 [n, D]."""
 Rows = Callable[[Integers], Vectors]
-"""From n places to their vectors, float32 [n, D]."""
+"""Returns the vectors with the given n row numbers, float32 [n, D]."""
 
 
 def vectors_of(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, texts: pa.Array) -> Vectors:
-    """Unit vectors of texts under a model that is being trained, float32 [n, D]; without dropout."""
+    """Encode texts with a model in training, dropout off: unit vectors, float32 [n, D]."""
     model.eval()
     vectors = encode(encoder_of(model, tokenizer), texts)
     model.train()
@@ -48,7 +48,7 @@ def vectors_of(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, texts:
 
 
 def write_mined(folder: Path, corpus: Path) -> None:
-    """Write beside a run's data how the pools were mined, and which passages and clusters are each query's own."""
+    """Store, with a run's data, the settings that the pools were mined with and each query's positives and clusters."""
     from ...pipeline.mine.search import default_index
 
     query_ids = read_finetune(folder).query_ids
@@ -79,7 +79,7 @@ def write_mined(folder: Path, corpus: Path) -> None:
 
 
 def read_mined(folder: Path) -> MineSettings:
-    """How the pools were mined."""
+    """Read the settings that the pools were mined with."""
     return MineSettings.model_validate_json((folder / "mined.json").read_text("utf-8"))
 
 
@@ -92,12 +92,12 @@ def rerank(
     encode: Encode,
     device: torch.device | str = "cpu",
 ) -> Integers:
-    """The n candidates of each query that are hardest under the current weights: passages [len(rows), n], best first.
+    """Return the n hardest candidates of each query under the current weights: passage ids [len(rows), n], best first.
 
-    The positive-aware filter of the run that mined the pools is applied to the current scores. The passages of a
-    query's current window are left out: they were found to be easy, and may come back at a later replacement. A row of
-    -1 says that fewer than n are left. Every rank calls it with the same rows, takes its share of them, and has the
-    answer for all, which travels over `device`.
+    The positive-aware filter that the pools were mined with is applied to the current scores. The passages of a query's
+    current window are left out, as they have just been found easy; a later replacement may use them again. A row is -1
+    if fewer than n candidates are left. Every rank must call this with the same rows; each does a share of the work and
+    gets the whole result, which is exchanged over `device`.
     """
     rank, world_size = world()
     own = rows[rank::world_size]
@@ -114,7 +114,7 @@ def rerank(
 def _hardest(
     data: FinetuneData, windows: Windows, rows: Integers, n: int, mined: MineSettings, encode: Encode
 ) -> Integers:
-    """What `rerank` finds for a block of queries."""
+    """Do the work of `rerank` for a block of queries."""
     from ...pipeline.mine.methods import ceilings, skipped_ranks
 
     taken = data.queries.take(rows)
@@ -130,7 +130,7 @@ def _hardest(
     positive_scores = np.einsum("nd,nd->n", of_queries[asking], of_positives)
     scores = np.einsum("nd,nd->n", of_queries[owner], of_passages[place])
     allowed = np.flatnonzero(scores < ceilings(asking, positive_scores, len(rows), mined)[owner])
-    best_first = allowed[np.lexsort((allowed, -scores[allowed], owner[allowed]))]  # equal ones as they were
+    best_first = allowed[np.lexsort((allowed, -scores[allowed], owner[allowed]))]  # ties keep their order in the pool
     best_first = best_first[_ranks(owner[best_first]) >= skipped_ranks(mined)]
     in_use, sizes = window_passages(data, windows, rows)
     passage_count = len(data.passages)
@@ -147,22 +147,22 @@ def _hardest(
 def remine(
     folder: Path, data: FinetuneData, step: int, mined: MineSettings, encode: Encode, keep: int = 0
 ) -> FinetuneData:
-    """Rebuild every pool with the current weights: a file in the folder of a run's data, whole or not there.
+    """Rebuild every pool with the current weights, in a file that is written atomically; return data with new pools.
 
-    Ranks encode all queries and passages, a batch of the files at a time, and rank 0 searches among them as mine does
-    and under its rules. Vectors lie in the folder meanwhile; the others look for the pools rather than meet at a
-    barrier, which would give up on them where the data is large. Of earlier pools, those of the step `keep` stay: the
-    last checkpoint's, from which a killed run goes on.
+    The ranks encode all queries and passages, divided by the batches of their files, into vectors in the run's data
+    folder. Rank 0 then searches as `conan mine` does, under the same rules. The other ranks poll for the new pools
+    instead of waiting at a barrier, which would time out on large data. Earlier pools are deleted, except those of step
+    `keep`, the last checkpoint, which a killed run resumes from.
     """
     rank, world_size = world()
     file, vectors = pools_file(folder, step), folder / "vectors"
     sides = {"queries": (data.queries, "query"), "passages": (data.passages, "text")}
-    if rank == 0:  # what a killed run left was made with the same weights, but maybe by another number of ranks
+    if rank == 0:  # remove vectors of a killed run: the number of ranks may have been different
         file.unlink(missing_ok=True)
         shutil.rmtree(vectors, ignore_errors=True)
         for side in sides:
             (vectors / side).mkdir(parents=True)
-    broadcast_from_rank0(None)  # the others wait for that
+    broadcast_from_rank0(None)  # the other ranks wait here until the folders exist
     for side, (records, column) in sides.items():
         for number, batch in enumerate(records):
             if number % world_size == rank:
@@ -175,7 +175,7 @@ def remine(
         threads = torch.get_num_threads()
         with replacing(file) as temporary:
             write_records(temporary, POOLS, _searched(folder, data, mined))
-        torch.set_num_threads(threads)  # Numba's loops set it to theirs for all of OpenMP, and sums depend on it
+        torch.set_num_threads(threads)  # Numba changes OpenMP's number of threads, on which rounding depends
         shutil.rmtree(vectors)
         for earlier in set(folder.glob("pools-*.arrow")) - {file, pools_file(folder, keep)}:
             earlier.unlink()
@@ -184,7 +184,7 @@ def remine(
 
 
 def _searched(folder: Path, data: FinetuneData, mined: MineSettings) -> Iterator[pa.RecordBatch]:
-    """The pool of every query, in the order of the queries."""
+    """Yield the pools of all queries, in their order."""
     from ...pipeline.mine.methods import ceilings, skipped_ranks
     from ...pipeline.mine.search import Rules, pair_cosines, search
 
@@ -204,7 +204,7 @@ def _searched(folder: Path, data: FinetuneData, mined: MineSettings) -> Iterator
 
 
 def _vectors(folder: Path) -> Rows:
-    """What reads vectors from the parts of a folder, which are mapped."""
+    """Return a function that reads vectors from the mapped parts in a folder."""
     parts = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("part-*.npy"))]
 
     def take(rows: Integers) -> Vectors:
@@ -236,5 +236,5 @@ def _wait_for(file: Path) -> None:
 
 
 def _ranks(owner: Integers) -> Integers:
-    """Of values that are grouped by their owner, the place of each in its group."""
+    """Return the place of each value within its group; `owner` names the groups and is sorted."""
     return np.arange(len(owner)) - np.searchsorted(owner, owner)

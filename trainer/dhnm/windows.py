@@ -1,6 +1,6 @@
-"""Dynamic hard negative mining (paper §2.2): which queries need new negatives, and which ranks come next.
+"""Dynamic hard negative mining (DHNM, paper §2.2): which queries need new negatives, and which ranks come next.
 
-Pure functions over arrays with one entry a query; ranks are positions in a query's pool, best first, from 0.
+Pure functions of arrays with one entry per query. Ranks are positions in a query's pool, best first, from 0.
 
     state = start(pool_sizes, n, provided_counts)
     state = observe(state, query_rows, mean_scores)            # every step
@@ -19,21 +19,21 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Windows:
-    """Where each query stands in its pool. Functions return a new one and leave the old as it was."""
+    """The current window of each query. Immutable: functions return a new one."""
 
     round: Integers  # replacements so far
-    lo: Integers  # the window in use is ranks [lo, hi);
+    lo: Integers  # the current window is ranks [lo, hi);
     hi: Integers  # an empty one means the negatives that came with the data
-    initial_score: Floats  # s0: mean score when first seen in this round, NaN until then
-    last_score: Floats  # s: latest mean score in this round, NaN until then
-    visits: Integers  # steps of this round that scored it
-    exhausted: Flags  # once asked for a window that its pool no longer has
+    initial_score: Floats  # s0: mean score of the negatives when first scored in this round, NaN before
+    last_score: Floats  # s: latest mean score in this round, NaN before the first
+    visits: Integers  # steps of this round that scored the query's negatives
+    exhausted: Flags  # the query was flagged, but its pool had no further window
 
 
 def start(pool_sizes: npt.ArrayLike, n: int, provided_counts: npt.ArrayLike) -> Windows:
-    """Round 0: the negatives that came with the data where there are any, else ranks [0, n) of the pool.
+    """Return the windows of round 0: the negatives that came with the data, if any, else ranks [0, n) of the pool.
 
-    Here alone a window may be short: a pool of fewer than n candidates gives those it has.
+    Only in round 0 may a window be shorter than n: a pool with fewer candidates gives all that it has.
     """
     sizes = np.asarray(pool_sizes, np.int64)
     nothing_scored = np.full(len(sizes), np.nan)
@@ -49,10 +49,10 @@ def start(pool_sizes: npt.ArrayLike, n: int, provided_counts: npt.ArrayLike) -> 
 
 
 def observe(state: Windows, query_rows: npt.ArrayLike, mean_scores: npt.ArrayLike) -> Windows:
-    """Record the mean cosine of the negatives of the queries in a step; NaN (no negatives) is passed over.
+    """Record the mean cosine between each query of a step and its negatives; NaN (no negatives) is ignored.
 
-    The first score of a round is its s0, every score its s. A query that comes twice in one step has the same
-    negatives and thus the same score both times: it counts as one visit.
+    The first score of a round is s0; the latest is s. A query that occurs twice in a step has the same negatives and
+    so the same score both times, and counts as one visit.
     """
     rows, scores = np.asarray(query_rows, np.int64), np.asarray(mean_scores, np.float64)
     rows, scores = rows[~np.isnan(scores)], scores[~np.isnan(scores)]
@@ -64,41 +64,41 @@ def observe(state: Windows, query_rows: npt.ArrayLike, mean_scores: npt.ArrayLik
 
 
 def visited(state: Windows) -> Flags:
-    """Which queries a step has scored, in this round or an earlier one."""
+    """Mark the queries that have been scored, in this round or an earlier one."""
     return (state.visits > 0) | (state.round > 0)
 
 
 def eligible(state: Windows) -> Flags:
-    """Which queries can have become easy: a round's first score is its s0, so it takes a second visit to fall below.
+    """Mark the queries with at least two visits in this round: the first score is s0, so only a later one can be lower.
 
-    A query that the data visits once in a run never is. (A factor below 1 needs no second visit.)
+    If a query is drawn only once in a run, its negatives are never replaced. (With a factor below 1, one visit would
+    be enough.)
     """
     return state.visits > 1
 
 
 def no_longer_hard(state: Windows, factor: float = 1.15, ceiling: float = 0.8) -> Flags:
-    """Whose negatives have become easy: factor · s < s0 and |s| < ceiling (paper §2.2: 1.15 and 0.8).
+    """Mark the queries whose negatives have become easy: factor · s < s0 and |s| < ceiling (paper §2.2: 1.15 and 0.8).
 
-    A round that began at s0 <= 0 never ends: the paper's rule alone would fire there with nothing changed. Nor
-    does one that no step has scored yet.
+    Queries with s0 <= 0 are never marked; the paper's rule alone would mark them even if the score had not changed.
+    Queries not yet scored in this round are not marked either.
     """
     initial, last = state.initial_score, state.last_score
     return (factor * last < initial) & (np.abs(last) < ceiling) & (initial > 0)
 
 
 def advance(state: Windows, flagged: Flags, pool_sizes: npt.ArrayLike, n: int, offset: int = 10) -> Windows:
-    """Move flagged queries to their next window; s0 starts anew.
+    """Move flagged queries to their next window and reset their scores.
 
-    The i-th replacement takes ranks [(i - 1) · n + offset, i · n + offset), half open (paper §2.2: offset 10).
-    Windows are whole: a pool that ends before one does is used up, and its query keeps the window and the scores
-    it has and is marked `exhausted`.
+    The i-th replacement takes ranks [(i - 1) · n + offset, i · n + offset), half open (paper §2.2: offset 10). A window
+    must fit completely into the pool: otherwise the query keeps its window and scores and is marked `exhausted`.
     """
     hi = (state.round + 1) * n + offset
     return move(state, flagged, hi <= np.asarray(pool_sizes), hi - n, hi)
 
 
 def move(state: Windows, flagged: Flags, there: Flags, lo: npt.ArrayLike, hi: npt.ArrayLike) -> Windows:
-    """Give flagged queries the window [lo, hi) where it is `there`; the others keep theirs and are `exhausted`."""
+    """Give flagged queries the window [lo, hi) if it is `there`; else they keep theirs and become `exhausted`."""
     moved = flagged & there
     return Windows(
         round=np.where(moved, state.round + 1, state.round),

@@ -1,15 +1,16 @@
-"""Cross-GPU batch balance (paper §2.3): the batch of a step, which rank encodes what of it, and its loss.
+"""Cross-GPU Batch Balance Loss (CBB, paper §2.3): the batch of a step, its division among ranks, and its loss.
 
-All ranks build the same `Batch` from the same data. Each encodes its part of the distinct texts, and only embeddings
-travel:
+All ranks build the same `Batch` from the same data. Each rank encodes its share of the distinct texts, and only
+embeddings are exchanged:
 
     own, restore = partition_texts(rank, world_size, lengths, sts_only_mask(batch, partition))
     embeddings_TD = all_gather_with_grad(encode([batch.texts[row] for row in own]))[restore]
     losses = cbb_loss(embeddings_TD, batch, temperature=0.02, beta=0.8)
 
-No text is encoded twice, any number of ranks works, and the parameters are updated as by one process, whichever rank
-encodes what. So `cbb_partition` only says how the same texts are divided.
-Shapes: T distinct texts, n queries, k negatives of each, p pairs of sentences, D the width of an embedding.
+No text is encoded twice, any number of ranks works, and the parameter update is that of a single process, whichever
+rank encodes which text. The setting `cbb_partition` therefore changes only how the texts are divided.
+
+Shapes: T distinct texts, n queries, k negatives per query, p sentence pairs, D the width of an embedding.
 """
 # ruff: noqa: N803, N806 (capital letters are shapes: queries_ND is [n, D])
 
@@ -36,16 +37,16 @@ Marks = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Batch:
-    """The texts of one step and the parts they play. Rows point into `texts`; all tensors are on the CPU.
+    """The texts of one step and their roles. The `…_rows` are positions in `texts`; all tensors are on the CPU.
 
-    Texts of one group are never negatives of each other; a query is in the group of its positive.
+    Texts of the same group are never negatives of each other. A query is in the group of its positive.
     """
 
     texts: list[str]  # T, distinct
     groups: Tensor  # [T] int64
     query_rows: Tensor  # [n] int64
     positive_rows: Tensor  # [n] int64
-    negative_rows: Tensor  # [n, k] int64, -1 where a query has fewer than k
+    negative_rows: Tensor  # [n, k] int64, padded with -1 if a query has fewer than k
     left_rows: Tensor  # [p] int64
     right_rows: Tensor  # [p] int64
     labels: Tensor  # [p] float32
@@ -53,14 +54,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of a batch: scalars to differentiate (`total`) or to log, and detached scores at full width."""
+    """The loss of a batch: `total`, to differentiate, the terms that it sums, and cosines at full width, detached."""
 
     total: Tensor
-    terms: dict[str, Tensor]  # by name, unweighted: retrieval, sts, and what the recipe adds
+    terms: dict[str, Tensor]  # unweighted, by name: retrieval, sts, and the recipe's further terms
     positive_scores: Tensor  # [n]
-    negative_scores: Tensor  # [n, k], NaN where a query has fewer than k
-    negatives: float = 0.0  # how many a query has in its denominator, on average
-    single_label: bool = False  # all labelled pairs have the same label: CoSENT has nothing to compare
+    negative_scores: Tensor  # [n, k], padded with NaN if a query has fewer than k
+    negatives: float = 0.0  # mean number of negatives in a query's denominator
+    single_label: bool = False  # all sentence pairs have the same label, so CoSENT has nothing to compare
 
 
 def build_batch(
@@ -74,23 +75,23 @@ def build_batch(
     right: Sequence[str] = (),
     labels: Sequence[float] = (),
 ) -> Batch:
-    """Collect one batch: n queries with a positive and up to k negatives each, and p labelled pairs.
+    """Build a batch of n queries, each with a positive and up to k negatives, and p labelled sentence pairs.
 
-    `negatives` may be left out (pre-training); clusters, where given, go along with the texts (-1 for none). Two
-    texts end in one group when a query and its positive, or a shared cluster, connect them: so the second positive
-    of a query that comes twice, or a near-duplicate of a positive, is nobody's false negative. Raises ValueError
-    where two sequences that belong together differ in length.
+    `negatives` may be omitted (pre-training). `positive_clusters` and `negative_clusters` give the cluster of each text
+    (-1 for none). Texts are grouped by following two kinds of links: from a query to its positive, and between texts of
+    one cluster. So if a query occurs twice, its second positive is not a negative of the first occurrence, and a
+    near-duplicate of a query's positive is not its negative. Raises ValueError if lengths do not match.
     """
     negatives = negatives or [()] * len(queries)
     positive_clusters = positive_clusters or [-1] * len(queries)
     negative_clusters = negative_clusters or [[-1] * len(each) for each in negatives]
     counts = np.array([len(each) for each in negatives], np.int64)
     if not len(queries) == len(positives) == len(negatives) == len(positive_clusters):
-        raise ValueError("queries, positives, negatives and clusters of positives differ in number")
+        raise ValueError("queries, positives, negatives and positive_clusters differ in length")
     if counts.tolist() != [len(each) for each in negative_clusters]:
-        raise ValueError("negatives and clusters of negatives differ in number")
+        raise ValueError("negatives and negative_clusters differ in length")
     if not len(left) == len(right) == len(labels):
-        raise ValueError("left sentences, right sentences and labels differ in number")
+        raise ValueError("left, right and labels differ in length")
 
     parts = [queries, positives, list(chain.from_iterable(negatives)), left, right]
     encoded = pa.array(list(chain.from_iterable(parts)), pa.string()).dictionary_encode()
@@ -119,7 +120,10 @@ def build_batch(
 
 
 def sts_only_mask(batch: Batch, partition: CBBPartition) -> Marks | None:
-    """Mark the texts that get ranks of their own, [T]: for `per_task` those that only STS uses; None for `mixed`."""
+    """Mark the texts that are encoded on separate ranks, [T]: with `per_task` those that only STS uses.
+
+    Returns None with `mixed`, which has no separate ranks.
+    """
     if partition == "mixed":
         return None
     marks = np.ones(len(batch.texts), np.bool_)
@@ -131,22 +135,24 @@ def sts_only_mask(batch: Batch, partition: CBBPartition) -> Marks | None:
 def partition_texts(
     rank: int, world_size: int, lengths: npt.ArrayLike, sts_only: Marks | None = None
 ) -> tuple[Rows, Rows]:
-    """Divide the texts of a batch among the ranks; the result is the same on every rank.
+    """Divide the texts of a batch among the ranks. All ranks compute the same division.
 
-    Returns `own`, the rows that this rank encodes, longest first, and `restore` [T]: `gathered[restore]` is in the
-    order of the texts. Texts go to ranks in snake order, longest first, so that counts differ by at most one and summed
-    lengths by at most the longest text. `lengths` [T] are in any unit.
+    Returns `own`, the rows that this rank encodes, longest first, and `restore` [T], which puts the gathered embeddings
+    back in the order of the texts: `gathered[restore]`. Texts are assigned in snake order, longest first, so between
+    two ranks the number of texts differs by at most one and the summed length by at most the longest text. `lengths`
+    [T] may be in any unit.
 
-    Texts that `sts_only` [T] marks go to the last ranks and the others to the first. The last ranks are as many as
-    their share of the lengths asks for, rounded, but neither none nor all: the paper's 4 + 1 of five where STS has 10
-    to 30 % of the tokens. A single rank takes all texts, and where all texts or none are marked, all ranks share them.
+    With `sts_only` [T], the marked texts go to the last ranks and the others to the first. The number of last ranks is
+    proportional to the marked texts' share of the summed length, rounded, at least one and not all: the paper's 4 + 1
+    of five GPUs if that share is 10 to 30 %. With a single rank, or if all texts or none are marked, the marks are
+    ignored.
     """
     parts = partition_rows(world_size, lengths, sts_only)
     return parts[rank], np.argsort(np.concatenate(parts))
 
 
 def partition_rows(world_size: int, lengths: npt.ArrayLike, sts_only: Marks | None = None) -> list[Rows]:
-    """The rows of each rank, as `partition_texts` divides them."""
+    """Return the rows that each rank encodes, divided as described in `partition_texts`."""
     lengths = np.asarray(lengths, np.int64)
     rows = np.arange(len(lengths))
     if sts_only is None or world_size == 1 or sts_only.all() or not sts_only.any():
@@ -171,20 +177,20 @@ def cbb_loss(
 ) -> Losses:
     """InfoNCE over the negatives of the whole batch + β · CoSENT (paper eq. 3) + further weighted terms.
 
-    The denominator of a query holds its own positive and every negative drawn for any query, each as often as it was
-    drawn; with `in_batch_positives` also the positives of the others, and with `query_only_negatives` only the
-    negatives drawn for this query. Texts of the query's own group are left out. Either task may be empty: its loss is
-    then 0. Every term is the mean over `matryoshka_dims`; none means the full width only. A `temperature` that is
-    learnt is a scalar tensor. `terms` are weights and functions by name (see terms.py).
+    The denominator of a query contains its own positive and the negatives of all queries in the batch, repeated ones
+    included. `in_batch_positives` adds the positives of the other queries; `query_only_negatives` keeps only the
+    query's own negatives. Texts of the query's own group are always left out. Either task may be empty; its loss is
+    then 0. Every term is the mean over `matryoshka_dims` (default: the full width only). A learnt `temperature` is a
+    scalar tensor. `terms` maps names to weights and functions (see terms.py).
 
-    Nothing here waits for the device: what decides shapes is computed on the CPU, where the batch is.
+    Nothing here waits for the device: everything that decides shapes is computed on the CPU, where the batch is.
     """
     device = embeddings_TD.device
     dims = list(matryoshka_dims) or [embeddings_TD.shape[1]]
     present_NK = batch.negative_rows >= 0
     columns_M = torch.cat([batch.positive_rows, batch.negative_rows[present_NK]])
     own_N = torch.arange(len(batch.query_rows))
-    drawn_for, drawn_place = present_NK.nonzero(as_tuple=True)  # the query of each negative's column, its place there
+    drawn_for, drawn_place = present_NK.nonzero(as_tuple=True)  # each negative's query, and its place among the k
     mask_NM = batch.groups[columns_M] == batch.groups[batch.positive_rows][:, None]
     if not in_batch_positives:
         mask_NM[:, : len(own_N)] = True
@@ -235,11 +241,11 @@ def pretrain_loss(
     symmetric: bool = False,
     terms: Mapping[str, tuple[float, LossTerm]] = {},
 ) -> Losses:
-    """InfoNCE with in-batch negatives (paper eq. 1): a batch whose negatives are the other pairs' positives.
+    """InfoNCE with in-batch negatives (paper eq. 1): the negatives of a query are the other pairs' positives.
 
-    `batch` is built from the pairs of all ranks with their clusters; pairs of one cluster or with a text in common
-    are not negatives of each other. `symmetric` takes the mean of this loss and of that with queries and positives
-    exchanged: each positive looks for its query among all queries.
+    `batch` holds the pairs of all ranks with their clusters; pairs of one cluster, or with a text in common, are not
+    negatives of each other. With `symmetric`, the loss is the mean of both directions: query to positive, and positive
+    to query among all queries.
     """
     losses = cbb_loss(
         embeddings_TD, batch, temperature=temperature, matryoshka_dims=matryoshka_dims, in_batch_positives=True
@@ -264,7 +270,7 @@ def add_terms(
     batch: Batch,
     dims: Sequence[int],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The total and the named values of a loss with further terms, each the mean over `dims`, times its weight."""
+    """Add weighted `terms` to `total`; return it, and `values` with the terms' own: unweighted, means over `dims`."""
     for name, (weight, term) in terms.items():
         value = matryoshka(lambda embeddings_Td, term=term: term(embeddings_Td, batch), dims)(embeddings_TD)
         total, values = total + weight * value, values | {name: value}
@@ -272,7 +278,7 @@ def add_terms(
 
 
 def _in_snake_order(rows: Rows, lengths: Rows, parts: int) -> list[Rows]:
-    """Divide `rows` into as many parts in snake order, longest first."""
+    """Divide `rows` into `parts` parts in snake order (first to last part, last to first, …), longest first."""
     order = rows[np.argsort(-lengths[rows], kind="stable")]
     place = np.arange(len(order)) % (2 * parts)
     part = np.minimum(place, 2 * parts - 1 - place)
@@ -280,10 +286,10 @@ def _in_snake_order(rows: Rows, lengths: Rows, parts: int) -> list[Rows]:
 
 
 def _groups(texts: int, positive_of: tuple[Rows, Rows], clustered_rows: Rows, clusters: Rows) -> Rows:
-    """Connected components of the texts under "is a positive of" and "is in cluster": [T]."""
+    """Return the connected component of each text, [T], under the links "positive of" and "in the same cluster"."""
     known = clusters >= 0
     names, members = np.unique(clusters[known], return_inverse=True)
-    nodes = texts + len(names)  # a cluster is a node of its own, joined to its texts
+    nodes = texts + len(names)  # a cluster is a node too, linked to each of its texts
     start = np.concatenate([positive_of[0], clustered_rows[known]])
     end = np.concatenate([positive_of[1], texts + members])
     edges = coo_array((np.ones(len(start), np.bool_), (start, end)), shape=(nodes, nodes))

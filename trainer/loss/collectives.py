@@ -1,4 +1,4 @@
-"""Embeddings of all ranks on every rank, with gradients that come out as if one process had done it all."""
+"""Collective operations, above all a gather of embeddings whose gradients equal those of a single process."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -14,22 +14,22 @@ Value = TypeVar("Value")
 
 
 def world() -> tuple[int, int]:
-    """This process's rank and the number of ranks; (0, 1) without a process group."""
+    """Return this process's rank and the number of ranks; (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def all_gather_with_grad(tensor: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """Concatenate the rows of all ranks in rank order, with gradient: [n_rank, …] -> [Σ n_rank, …].
 
-    Ranks may hold different numbers of rows, also none; the other dimensions, the dtype and the device's kind must
-    agree. `counts` says how many rows each rank has; without it the ranks ask each other, and wait for the answer.
-    Without a process group, or with a world of one, the tensor itself comes back.
+    Ranks may have different numbers of rows, including 0; the other dimensions, the dtype and the device type must
+    agree. `counts` is the number of rows of each rank; if it is omitted, the ranks exchange it first, which makes the
+    host wait. Without a process group, or with one rank, the tensor itself is returned.
 
-    Contract: every rank computes the *same whole loss* from the result, and parameter gradients are averaged
-    over ranks afterwards, as DeepSpeed and DDP do. The backward pass therefore keeps this rank's own rows of the
-    gradient times the world size: the factor cancels the division of the average, so the update is that of one
-    process, nothing travels in the backward pass, and the loss itself needs no factor. Parameters used after the
-    gather (a learnt temperature) hold the whole gradient on every rank, and their average is right as it is.
+    Contract: every rank computes the *same complete loss* from the result, and parameter gradients are then averaged
+    over ranks, as DeepSpeed and DDP do. The backward pass therefore returns this rank's rows of the gradient, times the
+    world size. The factor cancels the division in the average, so the update equals that of one process; the backward
+    pass needs no communication and the loss needs no scaling. Parameters used after the gather (a learnt temperature)
+    have the full gradient on every rank, so their average is correct as it is.
     """
     if world()[1] == 1:
         return tensor
@@ -38,7 +38,7 @@ def all_gather_with_grad(tensor: Tensor, counts: Sequence[int] | None = None) ->
 
 
 def broadcast_from_rank0(value: Value) -> Value:
-    """The value that rank 0 has, on every rank. Without a process group, or with a world of one, `value` itself."""
+    """Return rank 0's value on every rank. Without a process group, or with one rank, that is `value` itself."""
     if world()[1] == 1:
         return value
     box = [value]
@@ -47,7 +47,7 @@ def broadcast_from_rank0(value: Value) -> Value:
 
 
 def all_reduce_sum(numbers: Sequence[int], device: Any) -> list[int]:
-    """The sum of each number over all ranks, on every rank."""
+    """Sum each number over all ranks; every rank gets the sums."""
     if world()[1] == 1:
         return list(numbers)
     sums = to_device(torch.tensor(numbers, dtype=torch.int64), device)
@@ -57,7 +57,7 @@ def all_reduce_sum(numbers: Sequence[int], device: Any) -> list[int]:
 
 
 def all_reduce_max(numbers: Sequence[int], device: Any) -> list[int]:
-    """The largest of each number over all ranks, on every rank."""
+    """Take the maximum of each number over all ranks; every rank gets the maxima."""
     if world()[1] == 1:
         return list(numbers)
     largest = to_device(torch.tensor(numbers, dtype=torch.int64), device)

@@ -1,7 +1,8 @@
-"""The gradients of one step: all texts at once, or chunk by chunk in memory that does not grow with their number.
+"""The backward pass of a step: all texts at once, or with GradCache, in memory independent of the number of texts.
 
-GradCache (Gao et al. 2021, arXiv 2101.06983) encodes everything without gradients, takes the gradient of the loss with
-respect to the embeddings, and encodes each chunk once more to carry its part of that gradient into the parameters.
+GradCache (Gao et al. 2021, arXiv 2101.06983) encodes all chunks without gradients, computes the gradient of the loss
+with respect to the embeddings, then encodes each chunk again and backpropagates its part of that gradient into the
+parameters.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,20 +15,22 @@ from torch import Tensor, nn
 from .cbb import Losses
 
 LENGTH_RATIO = 1.5
-"""Chosen here: texts are run together while the longest has at most this many times the tokens of the shortest."""
+"""Chosen here: in one chunk, the longest text has at most this many times the tokens of the shortest."""
 
 LEAST_TOKENS = 4_096
-"""Chosen here: up to here texts of any length are run together. A CPU packs them (see model/packing.py); on a GPU, not
-measured, to start the kernels of a pass takes about as long as such products do."""
+"""Chosen here: a chunk of up to this many tokens may mix any lengths. A CPU packs it without padding (see
+model/packing.py); on a GPU, launching the kernels of another pass takes about as long as computing the padding (an
+estimate, not measured)."""
 
 Inputs = tuple[Any, ...]
 
 
 def chunks_of(lengths: Sequence[int], gradcache_tokens: int | None = None, least_tokens: int = 0) -> list[slice]:
-    """Which texts are encoded together: neighbours of like length, as slices of `lengths`, which fall.
+    """Split texts into chunks of similar length that are encoded together, as slices of `lengths`, longest first.
 
-    With `gradcache_tokens`, a chunk has at most so many tokens, padding included, or is a single text. Below
-    `least_tokens`, the lengths may be unlike. No texts make one empty chunk, as a rank without texts takes part too.
+    With `gradcache_tokens`, a chunk has at most that many tokens, padding included, unless it is a single text. In
+    chunks of up to `least_tokens` tokens, lengths may differ by more than LENGTH_RATIO. Without texts, there is one
+    empty chunk, because a rank without texts still takes part in the forward pass.
     """
     starts = [0]
     for row, length in enumerate(lengths):
@@ -45,11 +48,12 @@ def backward(
     cached: bool,
     of_loss: Sequence[nn.Parameter] = (),
 ) -> Losses:
-    """Leave the gradients of a batch in a DeepSpeed engine, ready for `engine.step()`.
+    """Compute the gradients of a batch in a DeepSpeed engine, ready for `engine.step()`; return the loss.
 
-    `loss` takes the embeddings of this rank's texts, [texts, D], and gathers the others' itself; `of_loss` are the
-    parameters that it uses (a learnt temperature). With `cached`, one reduction follows all chunks, so that ranks may
-    have different numbers of them; under ZeRO 0 the step itself reduces.
+    `loss` takes the embeddings of this rank's texts, [texts, D], and gathers those of the other ranks itself; `of_loss`
+    are the parameters that it uses directly (a learnt temperature). `cached` turns on GradCache. Gradients are then
+    reduced once, after all chunks, so that ranks may have different numbers of chunks; under ZeRO 0 `engine.step()`
+    reduces.
     """
     if cached:
         with engine.coalesce_grad_reduction() if engine.zero_optimization() else nullcontext():
@@ -67,11 +71,11 @@ def cached_backward(
     parameters: Iterable[nn.Parameter] = (),
     of_loss: Sequence[nn.Parameter] = (),
 ) -> Losses:
-    """GradCache: `loss` of all chunks, its gradient by as many calls of `backward`, dropout the same both times.
+    """GradCache: compute `loss` over all chunks, then call `backward` once per chunk, with the same dropout masks.
 
-    Embeddings and their gradients are kept in float32 or wider: so a loss scale, which `backward` applies, is there
-    before anything is rounded to fp16. Gradients of half-precision `parameters` are summed over chunks in float32;
-    they must have none before.
+    Embeddings and their gradients are kept in float32 or wider, so that the loss scale, which `backward` applies, comes
+    before any rounding to fp16. Gradients of half-precision `parameters` are summed over chunks in float32; the
+    parameters must have no gradients when this is called.
     """
     states, encoded = [], []
     with torch.no_grad():
@@ -82,7 +86,8 @@ def cached_backward(
     own = own.to(torch.promote_types(own.dtype, torch.float32)).requires_grad_()
     losses = loss(own)
     gradient, *direct = torch.autograd.grad(losses.total, [own, *of_loss], materialize_grads=True)
-    # What the loss itself uses joins the first chunk: its value there is nothing, its gradient the one found.
+    # Parameters of the loss join the first chunk's backward pass through a term whose gradient is the one found here.
+    # The term's value is irrelevant.
     beside = [(each * part).sum() for each, part in zip(of_loss, direct, strict=True)]
     parts = torch.split(gradient, [len(each) for each in encoded])
 
@@ -94,10 +99,10 @@ def cached_backward(
         for parameter in half:
             if parameter.grad is not None:
                 sums[parameter] = sums[parameter].add_(parameter.grad) if parameter in sums else parameter.grad.float()
-                if number + 1 < len(chunks):  # the last one's stays: ZeRO 3 takes none for weights it has put away
+                if number + 1 < len(chunks):  # keep the last: ZeRO 3 accepts no new .grad for a weight it has released
                     parameter.grad = None
     for parameter, total in sums.items():
-        if parameter.grad is None:  # one of the loss's own, which the first chunk has
+        if parameter.grad is None:  # a parameter of the loss, which only the first chunk used
             parameter.grad = total.to(parameter.dtype)
         else:
             parameter.grad.copy_(total)
@@ -105,7 +110,7 @@ def cached_backward(
 
 
 def _random_state() -> tuple[Tensor, Tensor | None]:
-    """Of the CPU and of the current accelerator, where there is one."""
+    """Return the random state of the CPU and, if there is one, of the current accelerator."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.get_rng_state(), None if device is None else torch.get_device_module(device).get_rng_state()
 

@@ -1,4 +1,4 @@
-"""The losses, as pure functions of tensors: computed in float32 or wider, and free of process groups.
+"""The losses, as pure functions of tensors, computed in float32 or wider. They know nothing of process groups.
 
 Shapes: n queries, m passages, p scored pairs, D the width of an embedding.
 """
@@ -14,13 +14,13 @@ from ..transfer import to_device
 
 
 def cosine_matrix(queries_ND: Tensor, passages_MD: Tensor) -> Tensor:
-    """Cosine of every query with every passage: [n, m], float32 or wider also under autocast."""
+    """Cosine of every query with every passage: [n, m], in float32 or wider, even under autocast."""
     with torch.autocast(queries_ND.device.type, enabled=False):
         return _unit(queries_ND) @ _unit(passages_MD).T
 
 
 def cosine_pairs(left_PD: Tensor, right_PD: Tensor) -> Tensor:
-    """Cosine of each left vector with the right one beside it: [p], float32 or wider."""
+    """Cosine of each left vector with the right vector of the same row: [p], in float32 or wider."""
     return (_unit(left_PD) * _unit(right_PD)).sum(dim=1)
 
 
@@ -33,9 +33,9 @@ def info_nce(
 ) -> Tensor:
     """Mean over queries of -log softmax of the positive among the passages (paper eq. 1 and 3).
 
-    `positive_index_N` (int64) is the column of each query's positive. `mask_NM` (bool) is True where a
-    passage is not a negative of the query; the positive itself always counts, whatever the mask says.
-    Without queries the loss is 0, still attached to the graph.
+    `positive_index_N` (int64) is the column of each query's positive. `mask_NM` (bool) is True for passages that are
+    not negatives of the query; the positive always counts, even if masked. Without queries the loss is 0, still
+    attached to the graph.
     """
     logits_NM = cosine_matrix(queries_ND, passages_MD) / temperature
     if mask_NM is not None:
@@ -47,9 +47,9 @@ def info_nce(
 def cosent(scores_P: Tensor, labels_P: Tensor, temperature: float) -> Tensor:
     """CoSENT: log(1 + Σ over label_i > label_j of exp((score_j - score_i) / τ)) (paper eq. 2).
 
-    Sorted by label, the pairs that i must outscore are a prefix, so one cumulative logsumexp holds every inner
-    sum: O(p log p) instead of p² terms. Equal labels make no pair. Without any ordered pair (no scores, one, or
-    all of one label) the loss is 0 with zero gradients. Labels on the CPU spare a GPU from being waited for.
+    After sorting by label, the scores that score i must exceed form a prefix, so one cumulative logsumexp contains
+    every inner sum: O(p log p) instead of p² terms. Equal labels are not compared. With nothing to compare (no scores,
+    one, or all of one label) the loss is 0 with zero gradients. Pass labels on the CPU, or the host waits for the GPU.
     """
     labels_P, order_P = torch.sort(labels_P)
     lower_P = torch.searchsorted(labels_P, labels_P)  # how many pairs have a strictly smaller label
@@ -61,18 +61,19 @@ def cosent(scores_P: Tensor, labels_P: Tensor, temperature: float) -> Tensor:
 
 
 def matryoshka(loss: Callable[..., Tensor], dims: Sequence[int]) -> Callable[..., Tensor]:
-    """The mean over `dims` of `loss` on embeddings cut to their first dims (Kusupati et al., arXiv 2205.13147).
+    """Make `loss` a mean over `dims`, each time on embeddings truncated to that width (MRL, Kusupati et al. 2022).
 
-    The returned function takes what `loss` takes, all of it embeddings [*, D]. The losses here compare by cosine,
-    which normalises each cut anew. Raises ValueError for no dims, or one outside 1…D.
+    The returned function takes the arguments of `loss`, which must all be embeddings [*, D] (arXiv 2205.13147). The
+    losses here use cosines, so truncated embeddings are normalised again. Raises ValueError if `dims` is empty or has a
+    value outside 1…D.
     """
     if not dims or min(dims) < 1:
-        raise ValueError(f"matryoshka dims must be positive and at least one: {list(dims)}")
+        raise ValueError(f"matryoshka dims must be one or more positive numbers, not {list(dims)}")
 
     def mean_over_dims(*embeddings: Tensor) -> Tensor:
         width = min(each.shape[1] for each in embeddings)
         if max(dims) > width:
-            raise ValueError(f"matryoshka dims {list(dims)} reach beyond the embedding's width {width}")
+            raise ValueError(f"matryoshka dims {list(dims)} exceed the embeddings' width {width}")
         return torch.stack([loss(*(each[:, :dim] for each in embeddings)) for dim in dims]).mean()
 
     return mean_over_dims

@@ -1,8 +1,8 @@
-"""Further terms of the loss, by the names under which a recipe's `loss_terms:` weighs them.
+"""Further terms of the loss, registered by name. A recipe gives their weights under `loss_terms:`.
 
-A term takes the embeddings of all texts of a batch, [T, d], cut to one of the matryoshka dims and not normalised, and
-the batch, which says what part each text plays (see cbb.py). It returns a scalar on the embeddings' device; every rank
-computes the same one. Register yours in a plugin:
+A term is a function of the embeddings of all texts of a batch, [T, d], truncated to one of the matryoshka dims and not
+normalised, and of the batch, which gives the role of each text (see cbb.py). It returns a scalar on the embeddings'
+device, the same on every rank. Register your own in a plugin:
 
     from conan_embedding.losses import LOSS_TERMS
 
@@ -25,9 +25,9 @@ LOSS_TERMS: Registry[LossTerm] = Registry("loss term")
 
 
 def find_terms(weights: Mapping[str, float], place: str) -> dict[str, tuple[float, LossTerm]]:
-    """Weights and functions of the terms that a recipe names at `place`.
+    """Return weight and function of each term in `weights`; `place` is their place in the recipe, for the error.
 
     Raises:
-        RecipeError: no term is registered under a name.
+        RecipeError: a name is not registered.
     """
     return {name: (weight, LOSS_TERMS.find(name, place)) for name, weight in weights.items()}

@@ -21,12 +21,12 @@ _ASCII = list(string.ascii_lowercase + string.digits)
 
 
 def build_vocabulary(texts: pa.ChunkedArray, size: int) -> list[str]:
-    """A WordPiece vocabulary of at most `size` entries: characters, and words of Latin letters and digits.
+    """Build a WordPiece vocabulary of at most `size` entries: single characters, and words of ASCII letters and digits.
 
-    Special tokens and all ASCII letters and digits come first, the latter also as continuations (##), so any such
-    word can be spelt. The rest is by frequency, ties by code point: single characters (letters of scripts that BERT
-    does not split into characters also as continuations) and whole words. Texts are read as BERT's normaliser reads
-    them: lower case, without accents.
+    Special tokens come first, then all ASCII letters and digits, each also as a continuation (##), so that any word of
+    them can be spelt. Then characters and words follow by frequency, ties by code point. Letters of scripts that BERT
+    does not split into characters are also added as continuations. Texts are normalised as BERT does it: lower case,
+    accents removed.
     """
     spelling = _ASCII + [f"##{character}" for character in _ASCII]
     fixed = SPECIAL + spelling
@@ -63,10 +63,10 @@ def tiny_bert(
     max_length: int = 512,
     seed: int = 0,
 ) -> Path:
-    """Write an untrained BERT with its tokenizer (lower case, a token a Han character) as a plain folder.
+    """Write an untrained BERT and its tokenizer (lower case, one token per Han character) as a Hugging Face folder.
 
-    The vocabulary is `vocab_file`, a token a line, or is built from `texts`. The same arguments give the same
-    weights, and torch's own seed is left alone. Raises ValueError where neither vocabulary nor texts are given.
+    The vocabulary is read from `vocab_file`, one token per line, or built from `texts`. The same arguments give the
+    same weights; torch's global random state is not changed. Raises ValueError if neither is given.
     """
     folder = Path(folder)
     if vocab_file is not None:
@@ -74,7 +74,7 @@ def tiny_bert(
     elif texts is not None:
         vocabulary = build_vocabulary(texts, vocabulary_size)
     else:
-        raise ValueError("an untrained BERT needs a vocab_file, or texts to build a vocabulary from")
+        raise ValueError("pass a vocab_file, or texts to build a vocabulary from")
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=hidden,
@@ -82,7 +82,7 @@ def tiny_bert(
         num_attention_heads=heads,
         intermediate_size=intermediate,
         max_position_embeddings=max_length,
-        hidden_dropout_prob=0.0,  # a small model on few epochs underfits, and dropout is a sixth of its time
+        hidden_dropout_prob=0.0,  # a small model on few epochs underfits; dropout would take a sixth of the time
         attention_probs_dropout_prob=0.0,
     )
     with torch.random.fork_rng(devices=[]):
@@ -94,7 +94,7 @@ def tiny_bert(
 
 
 def make_untrained(folder: Path, settings: BootstrapSettings, shards: Sequence[Path]) -> None:
-    """Write the untrained model that bootstrapping starts from, unless the same one is there already."""
+    """Write the untrained model that bootstrapping starts from, unless the same one exists already."""
     mark = folder.parent / "made-of.json"
     made_of = fingerprint(
         settings.model_dump(exclude={"training"}),

@@ -1,4 +1,4 @@
-"""The embedding model: a Hugging Face encoder, pooling, and a linear layer (paper §3.1)."""
+"""The embedding model: a Hugging Face encoder, pooling and a linear layer (paper §3.1)."""
 # ruff: noqa: N806 (capital letters are shapes: hidden_NLH is [n, L, H])
 
 from pathlib import Path
@@ -19,13 +19,13 @@ IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 class EmbeddingModel(nn.Module):
-    """Tokens to one raw vector a text; losses and users normalise it."""
+    """Maps the tokens of each text to one vector, not normalised; losses and users of the model normalise it."""
 
     def __init__(self, encoder: PreTrainedModel, dimension: int | None = 1792, pooling: Pooling = "mean") -> None:
-        """`dimension` is the width of the vectors; None leaves the linear layer out.
+        """Build a model whose vectors have `dimension` dimensions; None leaves the linear layer out.
 
-        The layer starts from torch's seed. The encoder's own pooler (BERT has one) stays in saved folders but is
-        frozen, as nothing reads it; so BERT-large with 1792 has the paper's 326M parameters to train.
+        The layer is initialised from torch's global seed. The encoder's own pooler (BERT has one) is saved with it but
+        frozen, as it is not used. BERT-large with dimension 1792 thus has the paper's 326M trainable parameters.
         """
         super().__init__()
         self.encoder = encoder
@@ -40,27 +40,27 @@ class EmbeddingModel(nn.Module):
             pooler.requires_grad_(False)
 
     def learn_temperature(self, start: float) -> None:
-        """Make the temperature of the loss a weight like others, by its logarithm (CLIP, arXiv 2103.00020, §2.5)."""
+        """Make the loss's temperature a parameter, in log space (CLIP, arXiv 2103.00020, §2.5)."""
         self.first_temperature = start
-        # By how much it has moved: near zero bf16 is fine enough for that. DeepSpeed takes no scalars.
+        # Store the change from `start`: bf16 is precise enough near zero. DeepSpeed does not accept 0-d parameters.
         self.log_temperature = nn.Parameter(torch.zeros(1))
 
     @property
     def temperature(self) -> Tensor | None:
-        """The learnt temperature, a scalar of at least 0.01 (CLIP, §2.5); None where it is fixed."""
+        """The learnt temperature, a scalar of at least 0.01 (CLIP, §2.5), or None if the temperature is fixed."""
         if self.log_temperature is None:
             return None
         temperature = self.first_temperature * self.log_temperature.float().exp()[0]
-        return temperature + (temperature.clamp(min=0.01) - temperature).detach()  # its gradient can bring it back
+        return temperature + (temperature.clamp(min=0.01) - temperature).detach()  # the clamp must not stop gradients
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Vectors [n, D] of texts [n, L], without a mask where nothing is padded.
+        """Return vectors [n, D] of texts [n, L]; the mask may be None if nothing is padded.
 
-        Zero texts give [0, D], still attached to every parameter.
+        No texts give [0, D], still attached to every parameter.
         """
         count = len(input_ids)
-        if count == 0:  # encoders cannot run on nothing, and a rank without texts needs its gradients
-            # Not by a call of its own: under ZeRO 3 all ranks run the same modules in the same order.
+        if count == 0:  # encoders can't run on an empty batch, but a rank without texts needs gradients: run a dummy
+            # Don't encode it in a separate call: under ZeRO 3 all ranks run the same modules in the same order.
             input_ids = attention_mask = torch.ones(1, 1, dtype=torch.long, device=input_ids.device)
         if self.packable and attention_mask is not None and input_ids.device.type == "cpu":
             hidden_NLH = hidden_states(self.encoder, input_ids, attention_mask)
@@ -71,7 +71,7 @@ class EmbeddingModel(nn.Module):
 
 
 def precision_of(settings: OptimizerSettings) -> Literal["bf16", "fp16", "fp32"]:
-    """What a run computes in: `auto` is bf16 where the device itself has it, but float32 under ZeRO 0."""
+    """Return the precision of a run: `auto` means bf16 if the device supports it, but float32 under ZeRO 0."""
     if settings.precision != "auto":
         return settings.precision
     has_bf16 = best_precision(torch.device(best_device())) == torch.bfloat16
@@ -84,22 +84,22 @@ def load(
     pooling: Pooling | None = None,
     max_length: int | None = None,
 ) -> tuple[EmbeddingModel, PreTrainedTokenizerBase]:
-    """Read a model and its tokenizer from a folder or a hub name: SentenceTransformer layout or a plain encoder.
+    """Load a model and its tokenizer from a folder or a hub name: a SentenceTransformer or a plain encoder.
 
-    `dimension` asks for a linear layer of that width: the saved one, or a new one from torch's seed where none was
-    saved; None takes what is there. `pooling` and `max_length` default to what the folder says, else mean and
-    the tokenizer's own; the length never exceeds the encoder's positions and is `tokenizer.model_max_length`.
-    Weights are read as float32 from safetensors only, and no code of a model is run. The model is in training mode.
+    `dimension` is the width of the linear layer, which is new (from torch's seed) if none was saved; None keeps the
+    saved layer, or none. `pooling` defaults to the folder's, else mean; `max_length` to the folder's, else the
+    tokenizer's. The length is at most the encoder's number of positions, and is set as `tokenizer.model_max_length`.
+    Weights are read as float32, from safetensors only; no code from a model is run. The model is in training mode.
 
     Raises:
-        ModelError: no model to be read there, a saved layer of another width than asked for, or layers after the
-            pooling that training can't go on from.
+        ModelError: the model can't be read, its saved layer has another width than `dimension`, or it has layers after
+            the pooling that can't be trained here.
     """
     folder = find_model(str(name))
     layout = read_layout(folder)
     saved = layout.dense[0] if layout.dense else None
     if len(layout.dense) > 1 or (saved is not None and (saved.activation != IDENTITY or saved.bias is None)):
-        raise ModelError(f"{folder}: only one linear layer, with bias and without activation, can be trained")
+        raise ModelError(f"{folder}: can train only one linear layer, which must have a bias and no activation")
     width = dimension if saved is None else len(saved.weight)
     if dimension not in (None, width):
         raise ModelError(f"{name} has a linear layer of width {width}, not {dimension}")
@@ -112,7 +112,7 @@ def load(
 
 
 def encoder_of(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """A model that is being trained as one that encodes; the weights are the same, the head's as they are now."""
+    """Return an Encoder of a model in training. It shares the encoder's weights and copies the head's current ones."""
     device, head = next(model.parameters()).device, model.head
     dense = [] if head is None else [Dense(head.weight.float(), head.bias.float(), IDENTITY)]
     return Encoder(

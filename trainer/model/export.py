@@ -1,4 +1,4 @@
-"""Write a trained model as a folder that `SentenceTransformer(folder)` loads."""
+"""Exporting a trained model to a folder that `SentenceTransformer(folder)` loads."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 ONNX_LIMIT = 2_000_000_000
-"""An ONNX file is one protocol buffer, which has less than 2 GiB: weights of more bytes stand in a file beside it."""
+"""An ONNX file is a protocol buffer, limited to 2 GiB; weights of more bytes than this go into a separate file."""
 
 
 def export(
@@ -34,22 +34,22 @@ def export(
     onnx: bool = False,
     card: str = "",
 ) -> Path:
-    """Write encoder, tokenizer, pooling and linear layer; vectors are raw and compared by cosine.
+    """Write encoder, tokenizer, pooling and linear layer. The model's vectors are not normalised; compare by cosine.
 
-    The layout is the one that every sentence-transformers release since 2 reads, 6.2 included. It is written
-    beside its place and renamed there whole; an earlier export of that name gives way only then.
+    The layout can be read by every sentence-transformers release from 2 to 6.2. The folder is written under a temporary
+    name and then renamed; only then is an earlier export at `folder` replaced.
 
-    Weights are written in `precision`, and the model is left as it is. `query_prompt` is what queries begin with:
-    training puts nothing before them, so a model that was trained here has none. `onnx` adds onnx/model.onnx (see
-    `write_onnx`), `card` a README.md.
+    Weights are written in `precision`; the model itself is not changed. `query_prompt` is prepended to queries by
+    `encode_query`; training uses no prompts, so models trained here have none. `onnx` adds onnx/model.onnx (see
+    `write_onnx`), `card` is the content of README.md.
 
     Raises:
-        FileExistsError: the place holds anything else.
-        MissingExtraError: an ONNX file is asked for and the extra `onnx` is not installed.
+        FileExistsError: the folder exists and is not an exported model.
+        MissingExtraError: `onnx` is set, but the extra `onnx` is not installed.
     """
     folder = Path(folder).absolute()
     if folder.exists() and any(folder.iterdir()) and not (folder / "modules.json").exists():
-        raise FileExistsError(f"{folder} holds something that is not an exported model; choose another place")
+        raise FileExistsError(f"{folder} exists and is not an exported model; choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -64,15 +64,16 @@ def export(
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)  # last: should a rename fail, the earlier export is still there
+    shutil.rmtree(replaced, ignore_errors=True)  # last, so that the earlier export survives a failed rename
     return folder
 
 
 def write_onnx(model: EmbeddingModel, file: Path) -> None:
-    """Write encoder, pooling and linear layer for ONNX Runtime.
+    """Write encoder, pooling and linear layer as one ONNX model for ONNX Runtime.
 
-    `input_ids` and `attention_mask`, int64 [texts, length], give `sentence_embedding`, float32 [texts, D], raw; texts
-    and length may be any. Always in float32: ONNX Runtime's CPU has few operations in half precision.
+    Inputs are `input_ids` and `attention_mask`, int64 [texts, length], with any number of texts and any length. The
+    output is `sentence_embedding`, float32 [texts, D], not normalised. Weights are always float32, because ONNX
+    Runtime has few half-precision operations on a CPU.
 
     Raises:
         MissingExtraError: the extra `onnx` is not installed.
@@ -81,15 +82,15 @@ def write_onnx(model: EmbeddingModel, file: Path) -> None:
         raise MissingExtraError("an ONNX file", "onnx")
     file.parent.mkdir(parents=True)
     copied = copy.deepcopy(model).float().cpu().eval()
-    copied.packable = False  # what is packed depends on the lengths of the texts traced
-    ids, mask = (torch.ones(2, 8, dtype=torch.int64) for _ in range(2))  # one tensor twice would be one input
+    copied.packable = False  # packing would fix the lengths of the example texts in the traced graph
+    ids, mask = (torch.ones(2, 8, dtype=torch.int64) for _ in range(2))  # the same tensor twice would be one input
     axes = {0: "texts", 1: "length"}
     size = sum(parameter.numel() * 4 for parameter in copied.parameters())
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     try:
-        exporter.setLevel(logging.ERROR)  # it tells of operations of torchvision that it has not found
-        with warnings.catch_warnings(action="ignore"):  # torch's own, of names of axes and of trees
+        exporter.setLevel(logging.ERROR)  # the exporter warns that it can't find torchvision's operations
+        with warnings.catch_warnings(action="ignore"):  # torch warns of axis names and of its own pytree code
             torch.onnx.export(
                 copied,
                 (ids, mask),

@@ -1,4 +1,4 @@
-"""The model card: what an exported model is and what it is made of, as the Hugging Face hub reads it."""
+"""The model card of an exported model, in the Hugging Face hub's format: use, training data, training, evaluation."""
 
 import json
 import re
@@ -19,7 +19,7 @@ HUB_LICENCES = {
     *("cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
     *("cc-by-nd-4.0", "cc-by-nc-nd-4.0", "odc-by", "odbl", "wtfpl"),
 }
-"""Identifiers of https://huggingface.co/docs/hub/repositories-licenses that data is likely to have."""
+"""The identifiers in https://huggingface.co/docs/hub/repositories-licenses that data is likely to have."""
 
 _METRICS = {
     "map": ("Reranking", "map"),
@@ -29,7 +29,7 @@ _METRICS = {
     "accuracy": ("Classification", "accuracy"),
     "v_measure": ("Clustering", "v_measure"),
 }
-"""Our metrics, and the task and metric of mteb that say the same; all others are of retrieval."""
+"""The task and metric in mteb's terms for each of our metrics; all others are retrieval metrics."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
@@ -38,10 +38,10 @@ _RECORDS = {"source": pl.String, "category": pl.String, "rows": pl.Int64, "chine
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of training as it was run.
+    """A training stage as it was run.
 
-    `records` are those it drew from, with the columns source, category, rows, and chinese: how many of these have Han
-    characters and no kana. None where the corpus no longer holds them.
+    `records` counts the records that it drew from, with the columns source, category, rows and chinese (the rows with
+    Han characters and no kana). None if the corpus no longer has the records.
     """
 
     name: str
@@ -52,9 +52,9 @@ class Stage:
 
 
 def read_stages(corpus: Path, last: str) -> tuple[list[Stage], str | None]:
-    """The stages that led to the model of stage `last`, oldest first, and the model that the first began with.
+    """Read the stages that led to the model of stage `last`, oldest first, and the model that the first started from.
 
-    That is a hub name or a folder; None is random weights.
+    The latter is a hub name or a folder, or None for random weights.
     """
     stages: list[Stage] = []
     name = last
@@ -73,7 +73,7 @@ def read_stages(corpus: Path, last: str) -> tuple[list[Stage], str | None]:
 
 
 def _records(job: Mapping[str, Any], corpus: Path) -> pl.DataFrame | None:
-    """The records of a job's shards by source. The corpus may have been moved since; then they are in it still."""
+    """Count the records in a job's shards by source. The corpus may have been moved since the job was run."""
     files = [
         (kind, corpus / Path(shard).relative_to(job["corpus"]))
         for kind, shards in job["shards"].items()
@@ -85,7 +85,7 @@ def _records(job: Mapping[str, Any], corpus: Path) -> pl.DataFrame | None:
     parts = [pl.LazyFrame(schema=_RECORDS)]
     for kind, file in files:
         frame = pl.scan_parquet(file)
-        if "task" in frame.collect_schema():  # pairs of a stage before convert, as read_pairs takes them
+        if "task" in frame.collect_schema():  # a stage before convert: count the pairs that `write_pairs` takes
             frame = frame.filter(pl.col("task").cast(pl.String).is_in(["pretrain", "retrieval"]))
         text = pl.col("text_a" if kind == "sts" else "query")
         chinese = text.str.contains(r"\p{Han}") & ~text.str.contains(r"\p{Hiragana}|\p{Katakana}")
@@ -111,14 +111,14 @@ def model_card(
     onnx: bool,
     command: str,
 ) -> str:
-    """The card of a model: YAML front matter (https://huggingface.co/docs/hub/model-cards), then prose and tables.
+    """Return the card of a model: YAML front matter (https://huggingface.co/docs/hub/model-cards), text and tables.
 
-    `base` is the hub name or folder that training began with, None for random weights. `metrics` are rows of set,
-    metric, value and, where it is not the full one, dimension.
+    `base` is the hub name or folder that training started from, None for random weights. `metrics` has rows with set,
+    metric, value and, for truncated vectors, dimension.
 
-    It says nothing that is not known. The licence is that of the data where every source that was trained on names the
-    same one and no base model brings its own; else `other`. The language is Chinese where most records are, else it is
-    left out. `base_model` and `datasets` are named where they are on the hub.
+    The card claims only what is known. The licence is the one that all training sources declare if there is no base
+    model, which may have its own; otherwise `other`. The language is Chinese if most records are, and omitted
+    otherwise. `base_model` and `datasets` are given only if they are on the hub.
     """
     known = {source.name: source for source in sources}
     trained = _trained(stages)
@@ -134,7 +134,7 @@ def model_card(
         + ["onnx"] * onnx,
         base_model=base if is_hub_name else None,
         datasets=datasets or None,
-        model_name=name if metrics else None,  # the hub's name for what has metrics
+        model_name=name if metrics else None,  # required with eval_results; without, it would be a key of the card
         eval_results=[_result(row) for row in metrics if row.get("dimension") in (None, dimension)] or None,
     )
     began = "random weights" if base is None else f"`{base if is_hub_name else Path(base).name}`"
@@ -143,17 +143,17 @@ def model_card(
         _what(name, stages, dimension, max_length, query_prompt, precision),
         _how_to_run_onnx(dimension) if onnx else "",
         _training_data(trained, stages, known),
-        f"## Training\n\nFrom {began}." if stages else f"This is {began}, not trained further.",
+        f"## Training\n\nTraining started from {began}." if stages else f"This is {began}, not trained further.",
         *(_stage(stage) for stage in stages),
         _metrics(metrics, dimension),
-        f"## How it was made\n\nWith conan-embedding {version('conan-embedding')}, after the paper of that name (arXiv "
-        f"2408.15710):\n\n```sh\n{command}\n```",
+        f"## How this model was made\n\nWith the conan-embedding toolkit, version {version('conan-embedding')}, which "
+        f"implements the Conan-embedding paper (arXiv 2408.15710):\n\n```sh\n{command}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _trained(stages: Sequence[Stage]) -> pl.DataFrame:
-    """What any stage drew from: a row a source, with its rows in each stage that has them."""
+    """Return one row per source: category, its rows in all stages, and in each stage."""
     parts = [stage.records.with_columns(stage=pl.lit(stage.name)) for stage in stages if stage.records is not None]
     every = pl.concat([pl.DataFrame(schema=_RECORDS | {"stage": pl.String}), *parts])
     return every.group_by("source", "category", maintain_order=True).agg(
@@ -163,13 +163,13 @@ def _trained(stages: Sequence[Stage]) -> pl.DataFrame:
 
 
 def _licence(sources: Sequence[Source | None]) -> str:
-    """The one licence that all sources name, as the hub spells it: `CC BY-SA 4.0` is cc-by-sa-4.0. Else `other`."""
+    """Return the licence that all sources declare, spelt as on the hub (`CC BY-SA 4.0` is cc-by-sa-4.0), or `other`."""
     named = {(source.licence or "").lower().replace(" ", "-") if source else "" for source in sources}
     return named.pop() if len(named) == 1 and named <= HUB_LICENCES else "other"
 
 
 def _result(row: Mapping[str, Any]) -> EvalResult:
-    """A metric as the hub has it, in mteb's words. The hub tells sets apart by `dataset_type` alone."""
+    """Return a metric in the hub's form and mteb's terms. The hub distinguishes sets only by `dataset_type`."""
     task, metric = _METRICS.get(row["metric"], ("Retrieval", row["metric"].replace("@", "_at_")))
     return EvalResult(
         task_type=task,
@@ -187,12 +187,18 @@ def _what(
         {width for stage in stages[-1:] for width in stage.settings["matryoshka_dims"] if width < dimension}
     )
     shorter = (
-        f" Their first {', '.join(map(str, widths))} will do, too (Matryoshka, arXiv 2205.13147)." if widths else ""
+        f" Vectors may be truncated to a width of {', '.join(map(str, widths))} (Matryoshka, arXiv 2205.13147)."
+        if widths
+        else ""
     )
-    prompt = f"Queries begin with `{query_prompt}`, which `encode_query` adds." if query_prompt else "It has no prompt."
+    prompt = (
+        f"Queries need the prompt `{query_prompt}`, which `encode_query` adds."
+        if query_prompt
+        else "Queries need no prompt."
+    )
     return (
-        f"A text-embedding model. It reads the first {max_length} tokens of a text and gives {dimension} numbers, to "
-        f"be compared by cosine.{shorter} {prompt} Its weights are {precision}.\n\n"
+        f"A text-embedding model. It encodes the first {max_length} tokens of a text as a vector of {dimension} "
+        f"dimensions. Compare vectors by cosine similarity.{shorter} {prompt} The weights are {precision}.\n\n"
         "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
         f'model = SentenceTransformer("{name}"{f", truncate_dim={widths[-1]}" if widths else ""})\n'
         "queries = model.encode_query(queries_as_text)\n"
@@ -203,8 +209,8 @@ def _what(
 
 def _how_to_run_onnx(dimension: int) -> str:
     return (
-        f"`onnx/model.onnx` takes `input_ids` and `attention_mask` [texts, length] and gives `sentence_embedding` "
-        f"[texts, {dimension}], in fp32 and not normalised:\n\n"
+        f"`onnx/model.onnx` takes `input_ids` and `attention_mask` [texts, length] and returns `sentence_embedding` "
+        f"[texts, {dimension}] in fp32, not normalised:\n\n"
         "```python\nimport onnxruntime\n\n"
         'batch = tokenizer(texts, padding=True, truncation=True, return_tensors="np")\n'
         'session = onnxruntime.InferenceSession("onnx/model.onnx")\n'
@@ -223,8 +229,8 @@ def _training_data(trained: pl.DataFrame, stages: Sequence[Stage], sources: Mapp
     ]
     total = ["all", "", "", *(f"{trained[name].sum():,}" for name in found)]
     return (
-        "## Training data\n\nRecords that each stage drew from, by source. The licences are those that the recipe "
-        "declares; the model's own is for whoever publishes it to settle.\n\n"
+        "## Training data\n\nThe number of records that each training stage drew from, by source. Licences are as "
+        "declared in the recipe. They do not settle the licence of the model, which its publisher has to choose.\n\n"
         + _table(["source", "category", "licence", *found], [*rows, total], numbers=len(found))
         + "".join(f"\n\nThe records of {name} are no longer in the corpus." for name in gone)
     )
@@ -250,11 +256,11 @@ def _metrics(metrics: Sequence[Mapping[str, Any]], full: int) -> str:
         for name, metric in dict.fromkeys((name, metric) for name, metric, _ in found)
     ]
     header = ["set", "metric", *map(str, widths)]
-    return "## Evaluation\n\nOn sets that were kept out of training, by width:\n\n" + _table(header, rows, len(widths))
+    return "## Evaluation\n\nOn held-out sets, by vector width:\n\n" + _table(header, rows, len(widths))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
-    """A Markdown table whose last `numbers` columns are aligned to the right."""
+    """Return a Markdown table whose last `numbers` columns are right-aligned."""
     rule = ["---"] * (len(header) - numbers) + ["---:"] * numbers
     lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, rule, *rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

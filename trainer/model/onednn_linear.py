@@ -1,7 +1,7 @@
-"""Linear layers for training on a CPU: their three products, one forward and two backward, by oneDNN in float32.
+"""Linear layers for training on a CPU that compute their float32 products (one forward, two backward) with oneDNN.
 
-PyTorch's own go to MKL, which on recent CPUs of other makers than Intel reaches half of it. pipeline/encoder/onednn.py
-does the same for inference, where weights do not change and are laid out beforehand.
+PyTorch uses MKL for these, which is half as fast on recent CPUs of makers other than Intel. pipeline/encoder/onednn.py
+uses oneDNN for inference, where weights are constant and can be reordered in advance.
 """
 
 from typing import Any
@@ -15,13 +15,13 @@ from ...pipeline.encoder.onednn import has_onednn
 
 
 class FastLinear(nn.Linear):
-    """nn.Linear, by oneDNN for float32 on a CPU and plain for all else: [..., inputs] to [..., outputs].
+    """nn.Linear that uses oneDNN for float32 on a CPU, and PyTorch's own product otherwise: [..., in] to [..., out].
 
-    Plain also in what torch.compile and torch.export make of it: they have no such product.
+    torch.compile and torch.export also get PyTorch's own product, because they don't support oneDNN's.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Of the dtype of its inputs."""
+        """Apply the layer; the result has the dtype of `inputs`."""
         of_cpu = inputs.dtype == self.weight.dtype == torch.float32 and inputs.device.type == "cpu"
         if of_cpu and inputs.numel() and not torch.compiler.is_compiling():
             outputs: Tensor = _Linear.apply(inputs, self.weight, self.bias)  # type: ignore[no-untyped-call]
@@ -30,7 +30,7 @@ class FastLinear(nn.Linear):
 
 
 def use_onednn_linear(model: nn.Module) -> None:
-    """Make the linear layers of a model FastLinear, in place, where PyTorch has oneDNN; their weights stay theirs."""
+    """Turn the linear layers of a model into FastLinear, in place, if PyTorch has oneDNN. Weights are kept."""
     if has_onednn():
         for module in model.modules():
             if type(module) is nn.Linear:
@@ -57,6 +57,6 @@ class _Linear(torch.autograd.Function):
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """left @ right.T + bias; either side may be a transposed view."""
+    """Return left @ right.T + bias; either side may be a transposed view."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
     return result

@@ -1,7 +1,7 @@
-"""Texts one after another in one row of tokens: nothing is padded, and products have few shapes.
+"""Sequence packing: runs all texts of a chunk as a single row of tokens, so that no text is padded.
 
-For BERT and RoBERTa on a CPU. oneDNN prepares a product of a new shape anew, which takes a small model a fifth of a
-step where each step has lengths of its own. A row is filled up to a multiple of tokens, so that shapes come again.
+For BERT and RoBERTa on a CPU. The row is padded to a multiple of ROW_STEP tokens, so that few matrix shapes occur:
+oneDNN has to prepare a product for each new shape, which takes a small model a fifth of a step if shapes never repeat.
 """
 # ruff: noqa: N803, N806 (capital letters are shapes: hidden_NLH is [n, L, H])
 
@@ -16,16 +16,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 PACKABLE = {"bert", "roberta", "xlm-roberta"}
-"""Types of models whose tokens meet in attention alone, and all of a text's there."""
+"""Model types in which tokens interact only through attention, and each token attends to all others of its text."""
 
 ROW_STEP = 128
-"""Chosen here: a row has a multiple of so many tokens. Half of it is lost on average; a step of 1 is 4 % slower."""
+"""Chosen here: rows are padded to a multiple of this, on average by half of it; a step of 1 would be 4 % slower."""
 
 ATTENTION = "conan_packed"
 
 
 def make_packable(encoder: PreTrainedModel) -> bool:
-    """Let an encoder run packed rows as well as padded texts; returns whether it can, else it stays as it is."""
+    """Enable an encoder to run packed rows as well as padded texts. Returns False, changing nothing, if it can't."""
     packable = encoder.config.model_type in PACKABLE and not encoder.config.is_decoder
     if packable:
         encoder.set_attn_implementation(ATTENTION)
@@ -33,12 +33,12 @@ def make_packable(encoder: PreTrainedModel) -> bool:
 
 
 def hidden_states(encoder: PreTrainedModel, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
-    """What a packable encoder makes of texts [n, L], run in one row: [n, L, H], zeros where the mask has them."""
+    """Run texts [n, L] through a packable encoder as one row; return hidden states [n, L, H], zero where masked."""
     lengths = mask_NL.sum(dim=1)
     longest_first = lengths.argsort(descending=True, stable=True)
     rows, places = mask_NL[longest_first].nonzero(as_tuple=True)
     rows = longest_first[rows]
-    first = getattr(encoder.embeddings, "padding_idx", -1) + 1  # RoBERTa's positions begin after that of padding
+    first = getattr(encoder.embeddings, "padding_idx", -1) + 1  # RoBERTa numbers positions from padding_idx + 1
     tokens = torch.stack([ids_NL[rows, places], places + first])
     ids_1T, positions_1T = functional.pad(tokens, (0, ROW_STEP - len(rows) % ROW_STEP)).unsqueeze(1)
     groups = list(Counter(filter(None, lengths[longest_first].tolist())).items())
@@ -57,9 +57,9 @@ def _attention(
     groups: list[tuple[int, int]] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of each text in a row [1, heads, T, d] to itself; `groups` are lengths, and how many texts have each.
+    """Attention within each text of a packed row [1, heads, T, d]; `groups` are pairs of length and number of texts.
 
-    Without groups, that of padded texts.
+    Without `groups`, the input is padded texts, and SDPA attention is applied.
     """
     if groups is None:
         of_padded: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -75,9 +75,9 @@ def _attention(
 
 
 def _mask(*, attention_mask: Tensor | None, allow_is_bidirectional_skip: bool, **options: Any) -> Tensor | None:
-    """What sdpa_mask makes of padding, but without reading it to leave out a mask that masks nothing.
+    """Build sdpa_mask's mask, without its check whether the mask masks nothing and could be dropped.
 
-    Reading it would make the host wait for a GPU.
+    The check reads the mask, which would make the host wait for the GPU.
     """
     skip = allow_is_bidirectional_skip and attention_mask is None
     mask: Tensor | None = sdpa_mask(attention_mask=attention_mask, allow_is_bidirectional_skip=skip, **options)

@@ -1,4 +1,4 @@
-"""What each update is made of, against plain loops over the same records."""
+"""The content of each batch, against plain loops over the same records."""
 
 from collections.abc import Callable
 from itertools import count
@@ -37,7 +37,7 @@ def column(records: MappedTable, name: str) -> list[Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[[], Path]:
-    """Another empty folder at each call."""
+    """A function that returns a new empty folder at each call."""
     numbers = count()
 
     def make() -> Path:
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Callable[[], Path]:
 
 @pytest.fixture
 def read(folder: Callable[[], Path], shards: Shards) -> Read:
-    """What fine-tuning reads of a corpus, of some kinds of queries."""
+    """A function that reads the fine-tuning data of a corpus, with the given kinds of queries."""
 
     def written(corpus: Path, *kinds: str) -> FinetuneData:
         place = folder()
@@ -62,7 +62,7 @@ def read(folder: Callable[[], Path], shards: Shards) -> Read:
 
 @pytest.fixture
 def pairs_of(folder: Callable[[], Path]) -> Callable[..., PairData]:
-    """What pre-training reads of shards."""
+    """A function that reads the pre-training data of shards."""
 
     def written(*shards: Path) -> PairData:
         place = folder()
@@ -136,7 +136,7 @@ def test_an_update_for_pretraining_is_its_rows(
     assert [update.texts[row] for row in update.query_rows] == [queries[row] for row in rows]
     assert [update.texts[row] for row in update.positive_rows] == [positives[row] for row in rows]
     groups = update.groups[update.positive_rows].tolist()
-    assert groups[0] == groups[2] != groups[1]  # rows 6 and 7 are of one cluster
+    assert groups[0] == groups[2] != groups[1]  # rows 6 and 7 are in one cluster
     assert update.negative_rows.shape == (3, 0)
 
 
@@ -147,7 +147,7 @@ def test_records_meet_their_pools(
     monkeypatch.setattr(training_tables, "WINDOW", window)
     data = read(shared_training_corpus, "retrieval")
     records = pl.concat([pl.read_parquet(shard) for shard in shards(shared_training_corpus, "retrieval")])
-    assert column(data.queries, "query") == records["query"].to_list()  # here queries are numbered as they are written
+    assert column(data.queries, "query") == records["query"].to_list()  # numbered in this order
     assert data.query_ids.tolist() == list(range(40))
     assert column(data.queries, "positives") == records["positives"].to_list()
     assert column(data.queries, "clusters") == records["cluster_ids"].to_list()
@@ -177,7 +177,7 @@ def test_records_of_one_query_become_one(tmp_path: Path, write: Any, read: Read)
     assert column(data.queries, "query") == ["问"]
     assert column(data.queries, "positives") == [["三", "一", "二", "四"]]  # by source
     assert column(data.queries, "clusters") == [[3, 1, 2, 4]]
-    # Once each, in this order, and nothing that another record calls an answer.
+    # Each once, in this order, without texts that are a positive in another record.
     assert column(data.queries, "provided") == [["差", "坏"]]
     assert (data.sources.names, data.sources.sizes) == (["a"], [1])
     assert len(data.sentences) == 0
@@ -223,7 +223,7 @@ def test_negatives_are_those_of_the_windows(shared_training_corpus: Path, read: 
     windows = start(data.pool_sizes, 4, provided_counts(data))
     texts, provided = column(data.passages, "text"), column(data.queries, "provided")
     pools = [[texts[i] for i in each] for each in column(data.queries, "pool")]
-    rows = [0, 1, 3, 10, 39]  # given and no pool; one candidate; three; given and a pool; many
+    rows = [0, 1, 3, 10, 39]  # provided and no pool; one candidate; three; provided and a pool; many
     expected = [provided[0], pools[1], pools[3], provided[10], pools[39][:4]]
     assert negatives_of(data, windows, rows) == expected
     assert [len(each) for each in expected] == [2, 1, 3, 2, 4]
@@ -231,7 +231,7 @@ def test_negatives_are_those_of_the_windows(shared_training_corpus: Path, read: 
     moved = advance(windows, np.ones(40, np.bool_), data.pool_sizes, 4)
     moved = advance(moved, np.arange(40) == 39, data.pool_sizes, 4)
     expected = [provided[0], pools[1], pools[3], provided[10], pools[39][14:18]]
-    assert negatives_of(data, moved, rows) == expected  # a pool that is too short keeps its window
+    assert negatives_of(data, moved, rows) == expected  # a query whose pool is too short keeps its window
     assert negatives_of(data, moved, [25]) == [pools[25][10:14]]
 
 

@@ -1,4 +1,4 @@
-"""Batches are built ahead, but not across a change of the data, and ranks share their texts."""
+"""Batches are built ahead, except when the data may change, and ranks divide their texts."""
 
 import time
 from typing import Any
@@ -10,7 +10,7 @@ from conan_embedding.trainer.loss.cbb import Batch, build_batch
 
 
 class Words:
-    """A tokenizer that makes one token a character."""
+    """A tokenizer with one token per character."""
 
     model_max_length = 8
 
@@ -25,7 +25,7 @@ class Words:
 
 
 def load(steps: range, checks_every: int, fails_at: int = 0, rank: int = 0, ranks: int = 1) -> tuple[Any, list[str]]:
-    """Batches of one pair each, and what writes down when each was built."""
+    """Batches of one pair each, with a record of when each was built."""
     built: list[str] = []
 
     def build(step: int) -> Batch:
@@ -40,7 +40,7 @@ def load(steps: range, checks_every: int, fails_at: int = 0, rank: int = 0, rank
 def test_a_batch_is_built_while_another_trains_but_not_across_a_check() -> None:
     batches, built = load(range(2, 8), checks_every=3)
     for step, batch in batches:
-        time.sleep(0.05)  # the next one is built meanwhile
+        time.sleep(0.05)  # the next one is being built
         built.append(f"trained {step}")
         assert batch.batch.texts == [f"q{step}", f"p{step}"]
         assert sorted(batch.ids) == [[ord("p"), ord(str(step))], [ord("q"), ord(str(step))]]
@@ -66,7 +66,7 @@ def test_ranks_share_the_texts_of_a_batch() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_beyond_a_cpu_only_padded_texts_have_a_mask(device: str) -> None:
-    """So that nobody has to read a mask, which a GPU would have to be waited for."""
+    """Reading a mask would make the host wait for a GPU."""
     place = torch.device(device)
     (ids, mask), (short_ids, short_mask) = pad_chunks(Words(), [[1] * 6, [2] * 6, [3] * 2, [4]], 12, place)
     assert (ids.shape, short_ids.shape) == ((2, 6), (2, 2))

@@ -1,4 +1,4 @@
-"""MappedTable in files against the same records in lists."""
+"""MappedTable against the same records in lists."""
 
 import threading
 import time
@@ -36,7 +36,7 @@ def records_of(count: int) -> list[dict[str, object]]:
 
 
 def write(file: Path, rows: list[dict[str, object]], *sizes: int) -> MappedTable:
-    """Write rows in batches of these sizes, with a column too many and narrower types."""
+    """Write rows in batches of these sizes, with an extra column and narrower types."""
     ends = np.cumsum(sizes)
     parts = [rows[end - size : end] for end, size in zip(ends.tolist(), sizes, strict=True)]
     assert sum(sizes) == len(rows)
@@ -101,11 +101,11 @@ def test_a_folder_is_made_by_rank_zero_alone_and_whole(tmp_path: Path) -> None:
     other = threading.Thread(target=build_once, args=(folder, fail, 1))
     other.start()
     time.sleep(0.05)
-    assert other.is_alive()  # it waits
+    assert other.is_alive()  # this rank waits
     build_once(folder, make, rank=0)
     other.join(5)
     assert not other.is_alive()
-    build_once(folder, fail, rank=0)  # it is there already
+    build_once(folder, fail, rank=0)  # the folder exists already
     assert len(made) == 1
     assert [each.name for each in folder.iterdir()] == ["whole"]
     assert [each.name for each in folder.parent.iterdir()] == ["data"]

@@ -1,4 +1,4 @@
-"""How often sources are drawn, against the same sums written out."""
+"""The weights of sources, against the same sums written out."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from conan_embedding.trainer.data.mixing import PAPER_SHARES, Sources, check_mix
 
 
 def sources_of(sizes: dict[str, int], **categories: str) -> Sources:
-    """Sources of these sizes; of the category news where none is given."""
+    """Build sources of these sizes, with the category news by default."""
     found: list[Any] = [categories.get(name, "news") for name in sizes]
     return Sources(list(sizes), found, list(sizes.values()), np.arange(sum(sizes.values())))
 
@@ -46,7 +46,7 @@ def test_a_mixing_that_does_not_fit_is_said() -> None:
         source_weights(sources, Mixing(categories={"news": 1}))
     with pytest.raises(RecipeError, match="negative"):
         source_weights(sources, Mixing(sources={"weibo": -1}))
-    with pytest.raises(RecipeError, match="nothing to draw of weibo, xwlb, zhihu"):
+    with pytest.raises(RecipeError, match="nothing to draw from weibo, xwlb, zhihu"):
         source_weights(sources, Mixing(sources={"weibo": 0, "zhihu": 0, "xwlb": 0}))
     pairs = sources_of({"stsb": 1})
     check_mixing(Mixing(sources={"weibo": 2, "stsb": 0.5}), sources, pairs)

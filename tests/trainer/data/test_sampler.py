@@ -1,4 +1,4 @@
-"""The order of draws, against draws counted one by one, and its permutations against what chance would give."""
+"""The order of draws, against draws counted one by one; and its permutations, against the statistics of chance."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ SIZES = {"large": 400, "middle": 100, "single": 1}
 
 
 def sources_of(sizes: dict[str, int]) -> Sources:
-    """Sources of the category news, whose records lie mixed."""
+    """Build sources of the category news, whose records are interleaved."""
     rows = np.random.default_rng(8).permutation(sum(sizes.values()))
     return Sources(list(sizes), ["news"] * len(sizes), list(sizes.values()), rows)
 
@@ -27,7 +27,7 @@ NAMES = dict(zip(SOURCES.rows.tolist(), [name for name, size in SIZES.items() fo
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a short order has many of them."""
+    """Make windows small, so that a short order has many of them."""
     monkeypatch.setattr(module, "WINDOW", 64)
 
 
@@ -44,7 +44,7 @@ def test_any_stretch_is_that_part_of_the_whole(run: int) -> None:
         sorted(random.integers(0, 3001, 2)) for _ in range(60)
     ]:
         stop = max(start, stop)
-        for order in (one, order_of(3, run)):  # wherever it stood before, and from nothing
+        for order in (one, order_of(3, run)):  # after any earlier draw, and in a new sampler
             found, seen = order.draw(int(start), int(stop))
             assert found.tolist() == whole[start:stop].tolist()
             assert seen.tolist() == visits[start:stop].tolist()
@@ -143,7 +143,7 @@ def test_sizes_and_keys_do_not_mind_their_neighbours() -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 5, 7, 20])
 def test_any_two_records_are_as_likely_to_come_first(size: int) -> None:
-    """Chi-square over 40,000 keys as they come: another seed, and another round of one seed."""
+    """Chi-square over 40,000 keys, from different seeds and from different visits of one seed."""
     number = np.arange(40_000)
     for keys in (keys_of(number, 1, 0), keys_of(7, 1, number)):
         first, second = (permuted(np.full(len(keys), place), np.full(len(keys), size), keys) for place in (0, 1))
@@ -169,7 +169,7 @@ def test_neighbours_in_the_order_are_none_in_the_file() -> None:
 
 
 def test_splitmix64_is_the_published_one() -> None:
-    """The first outputs for seed 1234567 of the public-domain C program, as Rosetta Code and others list them."""
+    """The first outputs of the public-domain C program for seed 1234567, as listed on Rosetta Code and elsewhere."""
     state, outputs = np.array([1234567], np.uint64), []
     for _ in range(3):
         outputs.append(int(module._mixed(state)[0]))

@@ -1,4 +1,4 @@
-"""DHNM in a run, fed with scores by hand: what moves, what stands in pools.duckdb, what a killed run leaves."""
+"""DHNM in a run with given scores: which windows move, what pools.duckdb contains, what a killed run leaves."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from conan_embedding.trainer.loss.cbb import Losses
 
 Shards = Callable[[Path, str], list[Path]]
 
-ROWS = np.array([2, 20, 30, 39])  # pools of 2, 20, 30 and 39; rows 20 and 30 begin with provided negatives
+ROWS = np.array([2, 20, 30, 39])  # pools of 2, 20, 30 and 39; rows 20 and 30 start with provided negatives
 NAN = float("nan")
 
 
@@ -42,7 +42,7 @@ def make_miner(corpus: Path, data: FinetuneData, **changes: Any) -> HardNegative
 
 
 def observe(mining: HardNegativeMiner, step: int, *means: float) -> dict[str, int] | None:
-    """A step in which the queries of ROWS have negatives of these mean scores."""
+    """Observe a step in which the negatives of the queries in ROWS have these mean scores."""
     scores = torch.tensor([[mean - 0.05, mean + 0.05, NAN, mean] for mean in means])
     nothing = torch.zeros(())
     return mining.observe(step, Losses(nothing, {}, torch.zeros(4), scores))
@@ -54,7 +54,7 @@ def table(corpus: Path, name: str) -> list[tuple[Any, ...]]:
 
 
 def replay(mining: HardNegativeMiner, steps: range) -> None:
-    """Steps with checks every three of them, written as a run writes them."""
+    """Run steps with a check every third step, and write as a run does."""
     script = {
         1: (0.9, 0.6, 0.6, 0.5),
         2: (0.5, 0.4, 0.55, 0.5),
@@ -75,7 +75,7 @@ def test_only_queries_with_easier_negatives_move(mining: HardNegativeMiner) -> N
     assert [step for step in range(1, 10) if mining.checks(step)] == [3, 6, 9]
     assert observe(mining, 1, 0.9, 0.6, 0.6, 0.5) is None
     assert observe(mining, 2, 0.5, 0.4, 0.55, 0.5) is None
-    # Of row 2 the pool is too short; 1.15 · 0.5 < 0.6 and 1.15 · 0.1 < 0.5 move, 1.15 · 0.55 > 0.6 does not.
+    # The pool of row 2 is too short; 1.15 · 0.5 < 0.6 and 1.15 · 0.1 < 0.5 move, 1.15 · 0.55 > 0.6 does not.
     assert observe(mining, 3, 0.5, 0.5, 0.55, 0.1) == {
         "visited": 4,
         "eligible": 4,
@@ -95,7 +95,7 @@ def test_the_mean_is_over_the_negatives_there_are(mining: HardNegativeMiner) -> 
     nothing = torch.zeros(())
     scores = torch.tensor([[0.2, 0.4, NAN], [NAN, NAN, NAN], [0.9, NAN, NAN], [0.1, 0.2, 0.3]])
     mining.observe(1, Losses(nothing, {}, torch.zeros(4), scores))
-    assert np.isnan(mining.windows.last_score).all()  # they are still on the device
+    assert np.isnan(mining.windows.last_score).all()  # the scores are still on the device
     mining.read_scores()
     assert mining.windows.last_score[ROWS].tolist() == pytest.approx([0.3, NAN, 0.9, 0.2], nan_ok=True)
 
@@ -103,7 +103,7 @@ def test_the_mean_is_over_the_negatives_there_are(mining: HardNegativeMiner) -> 
 def test_a_step_without_a_finite_loss_is_passed_over_and_is_no_check(mining: HardNegativeMiner) -> None:
     observe(mining, 1, 0.9, 0.9, 0.9, 0.9)
     scores = torch.full((4, 1), 0.1)
-    for step in (2, 3):  # 3 would be a check
+    for step in (2, 3):  # step 3 would be a check
         assert mining.observe(step, Losses(torch.tensor(float("inf")), {}, torch.zeros(4), scores)) is None
     mining.read_scores()
     assert mining.windows.last_score[ROWS].tolist() == pytest.approx([0.9] * 4)
@@ -155,7 +155,7 @@ def test_a_query_that_comes_once_is_not_eligible(mining: HardNegativeMiner) -> N
 def test_changed_windows_alone_are_written_between_checkpoints(
     mining: HardNegativeMiner, training_corpus: Path
 ) -> None:
-    """The table is then what writing all of it would have made, but for the step of what has not changed."""
+    """The table is the same as if all of it were written, except for the step of unchanged rows."""
     columns = "(SELECT query_id, round, lo, hi, initial_score, last_score FROM windows)"
     assert mining.write(0)
     steps = [
@@ -195,7 +195,7 @@ def test_a_resumed_run_forgets_what_it_did_after_its_checkpoint(
     windows, replacements = table(training_corpus, "windows"), table(training_corpus, "replacements")
 
     killed = make_miner(training_corpus, data)
-    assert killed.write(0)  # as a new run begins
+    assert killed.write(0)  # as at the start of a new run
     assert table(training_corpus, "windows") == table(training_corpus, "replacements") == []
     replay(killed, range(1, 5))
     resumed = through_a_checkpoint(killed, training_corpus, data, tmp_path)
@@ -244,7 +244,7 @@ def test_what_a_locked_file_held_up_is_written_later(
         assert not mining.write(0)
         replay(mining, range(1, 6))
         assert len(mining.unwritten) == 2
-        if killed:  # and the run goes on from a checkpoint that has what the file lacks
+        if killed:  # and the run continues from a checkpoint that has what the file lacks
             mining = through_a_checkpoint(mining, training_corpus, data, tmp_path)
         assert not mining.write(5)
     finally:

@@ -1,4 +1,4 @@
-"""Pools by the present weights: against loops over queries, against what mine writes, and through checkpoints."""
+"""Pools refreshed with the current weights: against loops over queries, against `conan mine`, through checkpoints."""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,7 +39,7 @@ Shards = Callable[[Path, str], list[Path]]
 
 
 def vectors(seed: int, texts: pa.Array) -> np.ndarray:
-    """A model with some weights: any two texts are a little alike."""
+    """Encode as a model with these weights would: any two texts are a little similar."""
     assert isinstance(texts, pa.Array)
     rows = [np.random.default_rng([seed, crc32(text.encode())]).normal(0.5, 1, 8) for text in texts.to_pylist()]
     found = np.array(rows, np.float32).reshape(-1, 8)
@@ -70,7 +70,7 @@ def written(corpus: Path, shards: Shards) -> FinetuneData:
 
 
 def expected(data: FinetuneData, row: int, in_use: list[int], n: int, mined: MineSettings, seed: int) -> list[int]:
-    """The hardest candidates of one query, written out."""
+    """Find the hardest candidates of one query with plain loops."""
     passages = column(data.passages, "text")
     of = lambda text: vectors(seed, pa.array([text]))[0]  # noqa: E731
     query = of(column(data.queries, "query")[row])
@@ -113,7 +113,7 @@ def test_reranked_candidates_are_the_hardest_that_are_allowed(
     whole = Windows(**vars(windows) | {"lo": np.zeros(40, np.int64), "hi": np.full(40, 4)})
     again = rerank(FinetuneData(**vars(data) | {"picked": picked}), whole, rows[there], 4, mined, partial(vectors, 2))
     wanted = [expected(data, row, used, 4, mined, 2) for row, used in zip(rows[there], found[there], strict=True)]
-    assert again.tolist() == wanted  # from all of the pool again, but for the ones in use
+    assert again.tolist() == wanted  # from the whole pool again, except the current negatives
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_vectors_of_a_model_in_training_are_those_of_inference(tiny: Path) -> No
     assert model.training
 
 
-ROWS = np.array([2, 20, 30, 39])  # pools of 2, 20, 30 and 39; rows 20 and 30 begin with provided negatives
+ROWS = np.array([2, 20, 30, 39])  # pools of 2, 20, 30 and 39; rows 20 and 30 start with provided negatives
 SCRIPT = [(0.9, 0.6, 0.6, 0.5), (0.5, 0.4, 0.5, 0.5), (0.5, 0.5, 0.55, 0.1)]
 
 
@@ -163,7 +163,7 @@ def make_miner(corpus: Path, data: FinetuneData, **changes: Any) -> HardNegative
 
 
 def replay(mining: HardNegativeMiner, steps: range) -> list[tuple[Any, ...]]:
-    """Steps of a model that changes with each, written as a run writes them: what each found and the next update."""
+    """Run steps of a model that changes with each, writing as a run does; return what each found and the next batch."""
     seen: list[tuple[Any, ...]] = []
     for step in steps:
         scores = torch.tensor([[mean] * 4 for mean in SCRIPT[(step - 1) % 3]])
@@ -190,7 +190,7 @@ def test_reranked_windows_are_the_next_negatives(data: FinetuneData, training_co
     passages = column(data.passages, "text")
     before = replay(mining, range(1, 3))[-1][2]
     ((_, found, texts),) = replay(mining, range(3, 4))
-    # Of row 2 the pool is too short, and row 30 has not fallen far enough.
+    # The pool of row 2 is too short, and the score of row 30 has not fallen far enough.
     assert found == {"visited": 4, "eligible": 4, "flagged": 3, "replaced": 2, "exhausted": 1}
     assert mining.windows.round[ROWS].tolist() == [0, 1, 0, 1]
     mined = MineSettings(method="topk", margin=1.0)
@@ -270,15 +270,15 @@ def test_remined_pools_start_anew(data: FinetuneData, training_corpus: Path) -> 
     query = vectors(4, pa.array(column(data.queries, "query")[39:]))[0]
     assert (
         pool == np.argsort(-passages @ query, kind="stable")[:100].tolist()
-    )  # the corpus has topk and knows no positives
+    )  # the corpus was mined with topk and has no positives
     assert {column(data.passages, "text")[each] for each in pool[:4]} <= {*texts}
     replay(mining, range(5, 7))
-    assert mining.windows.lo[39] == 10 and mining.windows.hi[39] == 14  # of the new pool
+    assert mining.windows.lo[39] == 10 and mining.windows.hi[39] == 14  # from the new pool
     assert column(data.queries, "pool")[39][10:14] != pool[10:14]
 
 
 def test_windows_of_earlier_pools_are_written_over(data: FinetuneData, training_corpus: Path) -> None:
-    """Also of a query with as many visits as it had when its row was written."""
+    """Even if a query has the same number of visits as when its row was written."""
     mining = make_miner(training_corpus, data, refresh="remine", remine_every=4)
     replay(mining, range(1, 4))
     for step in range(4, 8):

@@ -22,7 +22,7 @@ from properties import max_examples
 
 @dataclass
 class Query:
-    """One query of the reference: the paper's §2.2 with the resolutions of the docstrings."""
+    """One query of the reference: the paper's §2.2, with gaps resolved as the docstrings say."""
 
     pool: int
     n: int
@@ -81,7 +81,7 @@ def test_random_trajectories_equal_the_reference(seed: int, n: int) -> None:
     assert_same(state, queries)
     for _ in range(40):
         for _ in range(3):
-            rows = random.choice(12, size=5)  # a query may come twice, and has one score
+            rows = random.choice(12, size=5)  # a query may occur twice, with one score
             of_query = random.choice([-0.9, -0.3, 0.0, 0.2, 0.5, 0.79, 0.8, 0.95, np.nan], 12)
             of_query = of_query + random.choice([0.0, 0.01], 12)
             state = observe(state, rows, of_query[rows])
@@ -96,7 +96,7 @@ def test_random_trajectories_equal_the_reference(seed: int, n: int) -> None:
 
 
 def scored(*trajectories: tuple[float, ...]) -> Windows:
-    """Queries with large pools that saw these scores in turn."""
+    """Return queries with large pools that had these scores in sequence."""
     state = start([1000] * len(trajectories), 4, [0] * len(trajectories))
     for row, trajectory in enumerate(trajectories):
         for score in trajectory:
@@ -202,7 +202,7 @@ def test_only_a_second_visit_can_show_that_negatives_are_easier() -> None:
     assert eligible(state).tolist() == no_longer_hard(state).tolist() == [False, False, False, True]
     state = advance(state, no_longer_hard(state), [1000] * 4, 4)
     assert visited(state).tolist() == [False, True, True, True]
-    assert not eligible(state).any()  # the new negatives have been seen by no step
+    assert not eligible(state).any()  # no step has scored the new negatives
 
 
 def test_a_move_is_to_any_window_that_is_there() -> None:

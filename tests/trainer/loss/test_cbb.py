@@ -1,6 +1,6 @@
-"""One update, by any number of ranks and in any partition, against the paper's equation 3 written out pair by pair.
+"""A parameter update with any number of ranks and any partition, against the paper's equation 3 pair by pair.
 
-SGD without clipping shows what Adam hides: a gradient that is too large or too small by a factor.
+SGD without clipping shows what Adam hides: a gradient that is wrong by a constant factor.
 """
 
 from functools import cache
@@ -32,7 +32,7 @@ from torch import Tensor
 
 @cache
 def reference_steps() -> list[tuple[Tensor, Tensor, float]]:
-    """For each case the parameters before the update, its step, and the loss."""
+    """For each case: the parameters before the update, the update, and the loss."""
     steps = []
     for case in CASES:
         encoder = Encoder()
@@ -66,7 +66,7 @@ def test_neither_ranks_nor_partition_nor_gradcache_change_the_update(tmp_path: P
 
 @pytest.mark.xdist_group("training")
 def test_deepspeed_makes_the_reference_updates(tmp_path: Path) -> None:
-    """Its own averaging, ZeRO and loss scale, two updates each; half precision keeps two or three digits of them."""
+    """With its averaging, ZeRO and loss scale, two updates each; half precision keeps two or three digits of them."""
     encoder = Encoder()
     before = flat(list(encoder.parameters()))
     optimizer = torch.optim.SGD(encoder.parameters(), lr=LEARNING_RATE)
@@ -135,7 +135,7 @@ def test_the_tasks_add_up_with_beta() -> None:
         (Texts(["q", "q"], ["p", "s"]), {(0, 1), (1, 0)}),  # the same query: both are its positives
         (Texts(["q", "p"], ["p", "s"]), {(0, 1), (1, 0)}),  # one pair's positive is the other's query
         (Texts(["q", "r", "t"], ["p", "s", "u"], positive_clusters=[5, 6, 5]), {(0, 2), (2, 0)}),
-        (Texts(["q", "r"], ["p", "s"], positive_clusters=[-1, -1]), set()),  # -1 is no cluster
+        (Texts(["q", "r"], ["p", "s"], positive_clusters=[-1, -1]), set()),  # -1 means no cluster
     ],
 )
 def test_pretraining_masks_what_is_no_negative(batch: Texts, masked: set[tuple[int, int]]) -> None:
@@ -178,7 +178,7 @@ def test_a_negative_that_is_the_query_itself_is_left_out() -> None:
     ],
 )
 def test_sequences_that_differ_in_length_are_refused(wrong: dict[str, list[str]]) -> None:
-    with pytest.raises(ValueError, match="differ in number"):
+    with pytest.raises(ValueError, match="differ in length"):
         build_batch(**wrong)
 
 

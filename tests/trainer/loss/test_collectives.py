@@ -1,4 +1,4 @@
-"""The all_gather_with_grad, in real process groups."""
+"""all_gather_with_grad in real process groups."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_gathers_uneven_rows_in_rank_order_with_gradients(tmp_path: Path) -> Non
             assert torch.equal(gathered, torch.cat([rows(case, 0), rows(case, 1)]))
             first = 0 if rank == 0 else COUNTS[case][0]
             own = weights(case)[first : first + COUNTS[case][rank]]
-            assert torch.equal(gradient, 2 * own)  # the average over two ranks takes the factor back
+            assert torch.equal(gradient, 2 * own)  # the average over two ranks cancels the factor
         assert decided == [0, 1, 2]
         assert sums == [1, 6 + 2**40]
         assert half.dtype == torch.bfloat16

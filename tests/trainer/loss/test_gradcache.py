@@ -1,4 +1,4 @@
-"""GradCache against plain autograd over the same chunks; through process groups and DeepSpeed it is in test_cbb.py."""
+"""GradCache against plain autograd over the same chunks. With process groups and DeepSpeed: see test_cbb.py."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def losses_of(total: Tensor) -> Losses:
 
 
 def contrast(embeddings: Tensor) -> Losses:
-    """A loss in which every embedding meets every other."""
+    """A loss that depends on every pair of embeddings."""
     return losses_of(torch.logsumexp(embeddings @ embeddings.T, dim=1).sum())
 
 
@@ -98,7 +98,7 @@ def test_a_loss_scale_is_applied_before_gradients_are_rounded() -> None:
     model = model_of(0.0, torch.float16)
 
     def loss(embeddings: Tensor) -> Losses:
-        return losses_of(embeddings.sum() * 1e-9)  # below the smallest of fp16, 6e-8
+        return losses_of(embeddings.sum() * 1e-9)  # below the smallest number of fp16, 6e-8
 
     cached_backward(model, chunks(2, dtype=torch.float16), loss, lambda total: (total * 2**20).backward())
     assert gradients(model)[-1].tolist() == pytest.approx([2 * 1e-9 * 2**20] * 3, rel=1e-3)
@@ -117,7 +117,7 @@ def test_chunks_are_neighbours_of_like_length_within_the_tokens(
         assert own[0] <= LENGTH_RATIO * own[-1]
         assert gradcache_tokens is None or len(own) == 1 or len(own) * own[0] <= gradcache_tokens
         following = lengths[chunk.stop : chunk.stop + 1]
-        if following:  # and no chunk is smaller than it must be
+        if following:  # and no chunk is smaller than necessary
             full = gradcache_tokens is not None and (len(own) + 1) * own[0] > gradcache_tokens
             assert full or own[0] > LENGTH_RATIO * following[0]
 

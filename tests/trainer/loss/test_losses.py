@@ -17,7 +17,7 @@ def cosine(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def literal_cosent(scores: Sequence[float], labels: Sequence[float], temperature: float) -> float:
-    """Eq. 2, pair by pair."""
+    """Compute eq. 2 pair by pair."""
     pairs = [(i, j) for i in range(len(scores)) for j in range(len(scores)) if labels[i] > labels[j]]
     return math.log(1 + sum(math.exp((scores[j] - scores[i]) / temperature) for i, j in pairs))
 

@@ -1,4 +1,4 @@
-"""Further terms of the loss: weighted, under matryoshka, named in the result, with the same gradient on their own."""
+"""Further loss terms: weighted, averaged over matryoshka dims, named in the result, with the right gradient."""
 
 import pytest
 import torch

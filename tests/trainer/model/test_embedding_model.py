@@ -143,7 +143,7 @@ def test_a_saved_layer_of_another_width_is_refused(plain: Path, tmp_path: Path) 
 
 
 def test_later_layouts_are_read_too(plain: Path, tmp_path: Path) -> None:
-    """As sentence-transformers 6.2 writes: other module paths, pooling by name, and a Normalize at the end."""
+    """The layout of sentence-transformers 6.2: other module paths, pooling by name, and a Normalize at the end."""
     model, tokenizer = load(plain, dimension=24, pooling="cls")
     folder = export(model, tokenizer, tmp_path / "model")
     modules = [
@@ -210,7 +210,7 @@ def test_a_saved_layer_without_bias_is_refused(plain: Path, tmp_path: Path) -> N
 
 
 def test_a_learnt_temperature_moves_in_half_precision(plain: Path) -> None:
-    """By a ten-thousandth, too: between log 0.02 and the next number of bf16 lie 1.6 %."""
+    """Even by a ten-thousandth, although log 0.02 and the next number of bf16 are 1.6 % apart."""
     model, _ = load(plain)
     assert model.temperature is None
     model.learn_temperature(0.02)

@@ -67,16 +67,16 @@ def test_weights_of_half_the_size(plain: Path, tmp_path: Path, precision: str, d
     model, tokenizer = load(plain, 24)
     whole = export(model, tokenizer, tmp_path / "whole")
     half = export(model, tokenizer, tmp_path / "half", precision=precision)
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())  # may train on
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())  # training can continue
     for file in ("model.safetensors", "2_Dense/model.safetensors"):
         assert {value.dtype for value in load_file(half / file).values()} == {dtype}
-        assert (half / file).stat().st_size < 0.7 * (whole / file).stat().st_size  # names take their part
+        assert (half / file).stat().st_size < 0.7 * (whole / file).stat().st_size  # tensor names take some of it
     loaded = sentence_transformers.SentenceTransformer(str(half), device="cpu")
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
     expected = sentence_transformers.SentenceTransformer(str(whole), device="cpu").encode(TEXTS)
     found = loaded.encode(TEXTS)
     assert 0 < np.abs(found - expected).max() < 1e-2
-    assert load(half)[0].encoder.dtype == torch.float32  # what Conan reads, it reads for training
+    assert load(half)[0].encoder.dtype == torch.float32  # loaded as float32, for training
 
 
 def test_queries_begin_with_the_prompt(plain: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_queries_begin_with_the_prompt(plain: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("dimension", "pooling"), [(24, "mean"), (None, "cls")])
 def test_onnx_runtime_gives_the_same_vectors(plain: Path, tmp_path: Path, dimension: int | None, pooling: str) -> None:
-    """For batches and lengths other than those it was traced with, in training mode and half precision or not."""
+    """With other batch sizes and lengths than in tracing, exported in training mode, in full and half precision."""
     onnxruntime = pytest.importorskip("onnxruntime")
     model, tokenizer = load(plain, dimension, pooling)
     for part in model.modules():
@@ -135,7 +135,7 @@ def test_onnx_without_its_extra_is_said(plain: Path, tmp_path: Path, monkeypatch
 
 
 def test_the_recipe_decides_what_is_exported(plain: Path, tmp_path: Path) -> None:
-    """Another model than a stage's keeps its prompt; a stage's has none, and its card tells what it was trained on."""
+    """A model not trained here keeps its prompt; a stage's model has none, and its card names its training data."""
     base = export(*load(plain, 24), tmp_path / "base", query_prompt="查：")
     corpus = tmp_path / "corpus"
     trained = corpus / "train" / "finetune"
@@ -155,10 +155,10 @@ def test_the_recipe_decides_what_is_exported(plain: Path, tmp_path: Path) -> Non
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     assert json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]["query"] == ""
     card = (folder / "README.md").read_text("utf-8")
-    assert "From `base`." in card and "12 steps on 2 processes" in card and "It has no prompt" in card
+    assert "started from `base`." in card and "12 steps on 2 processes" in card and "no prompt" in card
     assert card.count("| one | ndcg@10 | 0.1250 | 0.2500 |") == 1
 
-    os.utime(metrics, (0, 0))  # as if of a model before this one
+    os.utime(metrics, (0, 0))  # as if left by an earlier model
     assert "ndcg@10" not in (Path(workflow.export(corpus, Recipe()).folder) / "README.md").read_text("utf-8")
 
     kept = Path(
@@ -167,7 +167,7 @@ def test_the_recipe_decides_what_is_exported(plain: Path, tmp_path: Path) -> Non
         ).folder
     )
     assert json.loads((kept / "config_sentence_transformers.json").read_text())["prompts"]["query"] == "查："
-    assert "Queries begin with `查：`" in (kept / "README.md").read_text("utf-8")
+    assert "Queries need the prompt `查：`" in (kept / "README.md").read_text("utf-8")
 
 
 def test_an_earlier_export_is_replaced(plain: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The model card, read as the hub reads it, and what it is told of a corpus."""
+"""The model card, parsed as the hub does, and what it says of a corpus."""
 
 import json
 import shutil
@@ -100,8 +100,8 @@ def test_a_source_that_is_not_in_the_recipe_any_more_has_no_licence() -> None:
 def test_what_is_not_known_is_not_said() -> None:
     data = ModelCard(card(base="/srv/models/bert", stages=[stage(("a", 10, 5))])).data
     assert data.base_model is None and data.language is None
-    assert "From `bert`." in card(base="/srv/models/bert") and "/srv" not in card(base="/srv/models/bert")
-    assert "From random weights." in card()
+    assert "started from `bert`." in card(base="/srv/models/bert") and "/srv" not in card(base="/srv/models/bert")
+    assert "started from random weights." in card()
     lost = Stage("pretrain", {"matryoshka_dims": [64]}, 1, 1, None)
     text = card(stages=[lost, stage(("b", 5, 0), name="finetune")])
     assert "| source | category | licence | finetune |" in text
@@ -116,8 +116,9 @@ def test_datasets_of_the_hub_are_named() -> None:
 def test_the_body_says_how_to_use_it_and_where_it_comes_from() -> None:
     text = card(query_prompt="查：", onnx=True)
     for part in (
-        "the first 128 tokens of a text and gives 64 numbers, to be compared by cosine. Their first 8, 16 will do",
-        "Queries begin with `查：`",
+        "the first 128 tokens of a text as a vector of 64 dimensions. Compare vectors by cosine similarity.",
+        "Vectors may be truncated to a width of 8, 16 (Matryoshka",
+        "Queries need the prompt `查：`",
         "weights are fp16",
         'SentenceTransformer("my-model", truncate_dim=16)',
         "`sentence_embedding` [texts, 64]",
@@ -130,7 +131,7 @@ def test_the_body_says_how_to_use_it_and_where_it_comes_from() -> None:
         assert part in text
     assert "unused" not in text
     assert ModelCard(text).data.tags[-1] == "onnx"
-    assert "onnx" not in card() and "It has no prompt." in card()
+    assert "onnx" not in card() and "Queries need no prompt." in card()
     assert "not trained further" in card(stages=[], base="BAAI/bge-small-zh-v1.5")
 
 
@@ -139,7 +140,7 @@ def test_a_table_survives_what_stands_in_it() -> None:
 
 
 def run(corpus: Path, name: str, model: str, settings: Any, shards: dict[str, list[Path]], world_size: int) -> None:
-    """What a run of a stage leaves behind."""
+    """Write the files that a run of a stage leaves behind."""
     job = make_job(corpus, name, model, settings, shards)
     job.model_folder.mkdir(parents=True)
     job.file.write_text(job.model_dump_json())

@@ -31,7 +31,7 @@ def made(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
 
 
 def loss_of(outputs: Tensor) -> Tensor:
-    """One in which every entry weighs differently."""
+    """A loss in which every entry has a different weight."""
     return (outputs.tanh() * torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype).view(outputs.shape)).sum()
 
 

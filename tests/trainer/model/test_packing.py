@@ -22,7 +22,7 @@ LENGTHS = {
 
 
 def encoder_of(kind: str) -> PreTrainedModel:
-    """In float64 and without dropout, with weights that make attention sharp."""
+    """Build an encoder in float64 without dropout, with weights that make attention sharp."""
     torch.manual_seed(0)
     encoder = AutoModel.from_config(CONFIGS[kind], attn_implementation="eager").double().eval()
     for parameter in encoder.parameters():
