@@ -1,23 +1,24 @@
-"""The paper's Table 4 in small: hard negatives that stay or are replaced (DHNM), tasks in turn or together (CBB).
+"""The ablation of the paper's Table 4 at a small scale: with and without DHNM, with and without CBB.
 
 Run: `python benchmarks/ablation.py --corpus CORPUS --folder RESULTS [--steps 500] [--seeds 0 1 2] [--arms ARM …]
-[--half validation] [--set learning_rate=1e-4]`. CORPUS is one that `conan run` has made; of it convert, pools,
-evaluation sets and the pre-trained model are used. RESULTS keeps the runs: a second call goes on where the first ended,
-and two with other `--arms` may run side by side before one of all. The plot is written there as figure2.svg (which
-needs matplotlib).
+[--half validation] [--set learning_rate=1e-4]`. CORPUS was made by `conan run`; its converted data, pools, evaluation
+sets and pre-trained model are used. RESULTS keeps the runs, so a second call continues where the first ended. To
+parallelise, start calls with different `--arms`, then one with all of them. The plot is written there as figure2.svg
+(requires matplotlib).
 
-All arms start from the same model and take as many steps through the same order of examples: in turn, a step has
-RETRIEVAL queries or SENTENCES sentence pairs, whichever is drawn; together, half as many of both. The queries are some
-QUERIES of those of SOURCES, so that each comes back several times; their pools are those of the whole corpus. DHNM
-checks every CHECK_EVERY steps. All other settings are the recipe's, but for LEARNING_RATE and what `--set` says. The
-questions of each evaluation set are cut in two by a hash: settings were chosen on the validation half, and what is
-reported is the test half.
+All arms start from the same model and take the same number of steps through the same sequence of examples. Without CBB,
+each step trains one task, drawn at random, with RETRIEVAL queries or SENTENCES sentence pairs; with CBB, each step has
+half as many of both. About QUERIES queries are sampled from SOURCES, few enough that each is drawn several times; their
+pools are those of the whole corpus. DHNM checks every CHECK_EVERY steps. All other settings are the recipe's, except
+LEARNING_RATE and those given with `--set`. The questions of each evaluation set are split in two by a hash. Settings
+were chosen on the validation half; results are reported on the test half.
 
-Given are mean and standard deviation over seeds, and in brackets the share of SAMPLES paired bootstrap samples of the
-questions in which an arm is better than the first one, each question's figures being averaged over seeds first.
+Results are mean and standard deviation over seeds. In brackets is the share of SAMPLES paired bootstrap samples of the
+questions in which an arm beats the first one, with each question's metric averaged over seeds.
 
-Figure 2: the mean cosine of queries with their positives and with their negatives over the steps, standard against
-dynamic; and one query, the one whose negatives were replaced most often, under the weights of each checkpoint.
+The plot reproduces the paper's Figure 2, standard against dynamic hard negative mining: the mean cosine of all queries
+with their positives and with their negatives by step; and the same for the query whose negatives were replaced most
+often, under the weights of each checkpoint.
 """
 
 import argparse
@@ -46,15 +47,16 @@ from conan_embedding.trainer.launch.launcher import run_job
 from scipy.stats import spearmanr
 
 ARMS = {"vanilla": (True, False), "CBB": (False, False), "DHNM": (True, True), "CBB + DHNM": (False, True)}
-"""Whether tasks are in turn, and whether negatives are replaced."""
+"""For each arm: whether tasks alternate (no CBB), and whether negatives are replaced (DHNM)."""
 SOURCES = {"retrieval": ["cmrc2018", "stsb_zh_triples"], "pretrain": ["xwlb", "lctt", "cmrc2018_title"]}
-"""Not csl_title: its titles are examples of classes, too, and a pool stays below the lowest positive's score."""
+"""Without csl_title: its titles are also classification examples, so they have many positives, and all candidates must
+score below the lowest of them."""
 QUERIES, RETRIEVAL, SENTENCES, CHECK_EVERY, SAMPLES = 1_600, 32, 64, 50, 2_000
 LEARNING_RATE = 1e-4
 STANDARD, DYNAMIC = "CBB", "CBB + DHNM"
-"""The arms of Figure 2."""
+"""The two arms in Figure 2."""
 SMOOTHED = 20
-"""Steps of a mean in its curves."""
+"""Number of steps in the moving average of its curves."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -67,15 +69,15 @@ class Run(NamedTuple):
 
 
 def main() -> None:
-    """Train what is not trained yet; print the table and draw the curves."""
+    """Train the arms that are not trained yet, print the table and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="a corpus that was trained")
-    parser.add_argument("--folder", type=Path, required=True, help="for the runs and the plot")
+    parser.add_argument("--corpus", type=Path, required=True, help="a corpus made by `conan run`")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for the runs and the plot")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS), metavar="ARM")
     parser.add_argument("--half", choices=["test", "validation"], default="test")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another fine-tuning setting")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a fine-tuning setting")
     options = parser.parse_args()
     runs = {(arm, seed): train(arm, seed, options) for seed in options.seeds for arm in options.arms}
     show(runs, halves(read_sets([options.corpus / "evaluation"]), options.half))
@@ -84,7 +86,7 @@ def main() -> None:
 
 
 def show(runs: dict[tuple[str, int], Run], sets: list[EvaluationSet]) -> None:
-    """The table, and what DHNM counted."""
+    """Print the table, and DHNM's counts."""
     arms, seeds = (list(dict.fromkeys(names)) for names in zip(*runs, strict=True))
     start = judged(runs[arms[0], seeds[0]].job.model, sets)
     found = {run: judged(runs[run].job.model_folder, sets) for run in runs}
@@ -104,7 +106,7 @@ def show(runs: dict[tuple[str, int], Run], sets: list[EvaluationSet]) -> None:
 
 
 def train(arm: str, seed: int, options: argparse.Namespace) -> Run:
-    """Train an arm, if it is not yet, in a corpus of its own, as training writes to the pools."""
+    """Train an arm unless it has been trained. It has a corpus of its own, because training writes to the pools."""
     recipe = load(options.corpus / "recipe.yaml").finetune
     assert recipe is not None
     alternate_tasks, mines = ARMS[arm]
@@ -138,7 +140,7 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> Run:
 
 
 def draw_queries(corpus: Path, folder: Path) -> None:
-    """A corpus of some of the queries, all of the sentence pairs, and all pools."""
+    """Write a corpus with a sample of the queries, all sentence pairs and all pools."""
     parts = {kind: pl.read_parquet(corpus / "convert" / kind / "part-*.parquet") for kind in SOURCES}
     parts = {kind: each.filter(pl.col("source").cast(pl.String).is_in(SOURCES[kind])) for kind, each in parts.items()}
     share = QUERIES / sum(each.height for each in parts.values())
@@ -155,7 +157,7 @@ def draw_queries(corpus: Path, folder: Path) -> None:
 
 
 def counts(run: Run) -> Counter[str]:
-    """Replacements and flags over the run; of the other counts of DHNM the last."""
+    """Return DHNM's counts: flagged and replaced summed over the run, the others as of the last check."""
     found: Counter[str] = Counter()
     for entry in run.log:
         for name, count in entry.get("mining", {}).items():
@@ -164,7 +166,7 @@ def counts(run: Run) -> Counter[str]:
 
 
 def halves(sets: list[EvaluationSet], half: str) -> list[EvaluationSet]:
-    """The questions of one half; sets of classes are left out."""
+    """Return the sets with the questions of one half; classification sets are left out."""
     kept = []
     for one in sets:
         if one.task != "classification":
@@ -175,7 +177,7 @@ def halves(sets: list[EvaluationSet], half: str) -> list[EvaluationSet]:
 
 
 def judged(model: str | Path, sets: list[EvaluationSet]) -> dict[str, pl.DataFrame]:
-    """A row for each question of a set."""
+    """Evaluate a model; return one row per question, by set."""
     from conan_embedding.pipeline.encoder.encoder import dimension, load_encoder
     from conan_embedding.trainer.evaluation.evaluate import judge
 
@@ -184,7 +186,7 @@ def judged(model: str | Path, sets: list[EvaluationSet]) -> dict[str, pl.DataFra
 
 
 def headline(one: EvaluationSet, results: list[pl.DataFrame], rows: npt.NDArray[np.int64] | None = None) -> float:
-    """nDCG@10 or Spearman of the means over runs, of all questions or some."""
+    """Average each question's result over runs, then return nDCG@10 or Spearman over all questions or `rows`."""
     column = "ndcg_10" if one.task == "retrieval" else "score"
     values: Floats = np.mean([each[column].to_numpy() for each in results], axis=0)
     rows = np.arange(len(values)) if rows is None else rows
@@ -194,19 +196,19 @@ def headline(one: EvaluationSet, results: list[pl.DataFrame], rows: npt.NDArray[
 
 
 def wins(one: EvaluationSet, arm: list[pl.DataFrame], vanilla: list[pl.DataFrame]) -> float:
-    """The share of bootstrap samples of the questions in which an arm is better."""
+    """Return the share of bootstrap samples of the questions in which `arm` beats `vanilla`."""
     generator = np.random.default_rng(0)
     samples = generator.integers(one.frame.height, size=(SAMPLES, one.frame.height))
     return float(np.mean([headline(one, arm, rows) > headline(one, vanilla, rows) for rows in samples]))
 
 
 def spread(values: Floats) -> str:
-    """Mean and standard deviation."""
+    """Format mean and standard deviation."""
     return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}"
 
 
 def draw(standard: Run, dynamic: Run, file: Path) -> None:
-    """Figure 2: scores of all queries from the logs, and of one from the checkpoints."""
+    """Draw Figure 2: the scores of all queries from the logs, and of one query from the checkpoints."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -233,14 +235,14 @@ def draw(standard: Run, dynamic: Run, file: Path) -> None:
     for picture in (left, right):
         picture.grid(alpha=0.3)
         picture.legend(fontsize=8)
-    figure.savefig(file, metadata={"Date": None})  # a second drawing is the same file
-    print(f"drawn: {file}")
+    figure.savefig(file, metadata={"Date": None})  # without a date, the same data gives the same file
+    print(f"plot written to {file}")
 
 
 def most_replaced(run: Run) -> int | None:
-    """The query whose negatives were replaced most often, of several the one with the least id.
+    """Return the query whose negatives were replaced most often, the one with the smallest id in a tie.
 
-    One of those that began with negatives of their pool, as `follow` looks there alone.
+    Queries that started with negatives from the data are left out, because `follow` reads negatives only from pools.
     """
     records = pl.concat([pl.read_parquet(shard) for shard in run.job.shards["retrieval"]])
     given = records.filter(pl.col("negatives").list.len() > 0)["query"].to_list()
@@ -254,14 +256,14 @@ def most_replaced(run: Run) -> int | None:
 
 
 def replaced(run: Run, query: int) -> list[tuple[int, int]]:
-    """When a query's negatives were replaced, and the first rank of those that came."""
+    """Return the step of each replacement of a query's negatives, and the first rank of the new window."""
     with duckdb.connect(str(run.job.corpus / "pools.duckdb"), read_only=True) as connection:
         sql = "SELECT step, lo FROM replacements WHERE query_id = ? ORDER BY step"
         return connection.execute(sql, [query]).fetchall()
 
 
 def follow(run: Run, query: int) -> pl.DataFrame:
-    """Mean cosines of a query with its positives and with the negatives it had, at the start and each checkpoint."""
+    """Return a query's mean cosines with its positives and its current negatives, at the start and each checkpoint."""
     import torch
     from conan_embedding.trainer.dhnm.refresh import vectors_of
     from conan_embedding.trainer.model.embedding_model import load as load_model

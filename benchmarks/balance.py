@@ -1,14 +1,15 @@
-"""The paper's Figure 4 in small: losses of both tasks, trained in turn at random against together in each update (CBB).
+"""The paper's Figure 4 at a small scale: the losses of both tasks, with one random task per step and with CBB.
 
-Run: `python benchmarks/balance.py --corpus CORPUS --folder RESULTS [--updates 300] [--seeds 0 1 2]`. CORPUS is one that
-`conan run` has made, of which convert, the pools and the pre-trained model are used. RESULTS keeps the runs, and a
-second call goes on where the first ended; the plot is written there as figure4.svg (which needs matplotlib).
+Run: `python benchmarks/balance.py --corpus CORPUS --folder RESULTS [--updates 300] [--seeds 0 1 2]`. CORPUS was made by
+`conan run`; its converted data, pools and pre-trained model are used. RESULTS keeps the runs, so a second call
+continues where the first ended. The plot is written there as figure4.svg (requires matplotlib).
 
-Both arms start from the same model and see the same examples in the same batches under the same loss: `updates` of
-retrieval and as many of sentence pairs. Together they are that many updates; in turn twice as many, each of a task
-drawn at random. Negatives are fixed: no DHNM. A loss is smoothed by the mean of 20 updates of its task; its oscillation
-is the standard deviation of what one smoothed value differs from the next, after the warm-up; its end the mean of the
-last tenth. Each is given as mean and standard deviation over seeds.
+Both arms start from the same model and train on the same batches with the same loss: `--updates` retrieval batches and
+as many batches of sentence pairs. With CBB, a step has a batch of each. In the arm "in turn", a step has one batch, of
+a task drawn at random, so there are twice as many steps. Negatives are fixed (no DHNM). Losses are smoothed by a moving
+average over 20 batches of the task. The oscillation is the standard deviation of the differences between successive
+smoothed values after the warm-up; the end is the mean loss over the last tenth. Both are given as mean and standard
+deviation over seeds.
 """
 
 import argparse
@@ -23,17 +24,17 @@ import numpy.typing as npt
 ARMS = {"in turn": True, "CBB": False}
 TASKS = {"retrieval": "InfoNCE", "sts": "CoSENT"}
 SMOOTHED, WARMUP, END = 20, 0.05, 0.1
-"""Updates of a mean; the share of the updates before which and after which nothing is compared."""
+"""Batches in the moving average; the share of batches left out as warm-up; the share averaged as the end."""
 
 Floats = npt.NDArray[np.float64]
 
 
 def main() -> None:
-    """Train what is not trained yet; print the figures and draw the curves."""
+    """Train the arms that are not trained yet, print the results and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="a corpus that was trained")
-    parser.add_argument("--folder", type=Path, required=True, help="for the runs and the plot")
-    parser.add_argument("--updates", type=int, default=300, help="of each task")
+    parser.add_argument("--corpus", type=Path, required=True, help="a corpus made by `conan run`")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for the runs and the plot")
+    parser.add_argument("--updates", type=int, default=300, help="batches of each task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     prepare(options.corpus, options.folder)
@@ -42,7 +43,7 @@ def main() -> None:
         for seed in options.seeds
         for arm in ARMS
     }
-    print(f"{options.updates} updates of each task, {len(options.seeds)} seeds")
+    print(f"{options.updates} batches of each task, {len(options.seeds)} seeds")
     for task, name in TASKS.items():
         for arm in ARMS:
             curves = [losses[arm, seed][task] for seed in options.seeds]
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def prepare(corpus: Path, folder: Path) -> None:
-    """A corpus of its own to train in: the same data, and pools of its own, as training writes to them."""
+    """Make a corpus to train in: a link to the data, and a copy of the pools, because training writes to them."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "convert").exists():
         (folder / "convert").symlink_to((corpus / "convert").resolve())
@@ -62,7 +63,7 @@ def prepare(corpus: Path, folder: Path) -> None:
 
 
 def train(corpus: Path, folder: Path, arm: str, seed: int, updates: int) -> dict[str, Floats]:
-    """Train an arm, if it is not yet; the loss of each update by task."""
+    """Train an arm unless it has been trained; return the losses of each task by batch."""
     from conan_embedding.pipeline.corpus.folder import shards
     from conan_embedding.pipeline.corpus.pools import stored_fingerprint
     from conan_embedding.schemas.recipe import load
@@ -86,27 +87,27 @@ def train(corpus: Path, folder: Path, arm: str, seed: int, updates: int) -> dict
     run_job(job, 1)
     entries: list[dict[str, Any]] = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
     steps = [entry for entry in entries if "loss" in entry]
-    # An update that has nothing of a task has no loss of it.
+    # A step without a batch of a task logs a loss of 0 for it.
     return {task: np.array([step[task] for step in steps if step[task]]) for task in TASKS}
 
 
 def smoothed(losses: Floats) -> Floats:
-    """Means of so many successive values."""
+    """Return the moving average over SMOOTHED values."""
     return np.convolve(losses, np.full(SMOOTHED, 1 / SMOOTHED), mode="valid")
 
 
 def oscillation(losses: Floats) -> float:
-    """Of one task's loss over its updates."""
+    """Return the oscillation of one task's losses."""
     return float(np.diff(smoothed(losses[round(WARMUP * len(losses)) :])).std())
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
+    """Format mean and standard deviation."""
     return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}"
 
 
 def draw(losses: dict[tuple[str, int], dict[str, Floats]], seed: int, file: Path) -> None:
-    """Both arms' smoothed losses of one seed over the updates of the task, a picture for each task."""
+    """Plot both arms' smoothed losses for one seed, one panel per task."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -118,11 +119,11 @@ def draw(losses: dict[tuple[str, int], dict[str, Floats]], seed: int, file: Path
         for arm, colour in zip(ARMS, ("#b8860b", "#1f5fa8"), strict=True):
             curve = smoothed(losses[arm, seed][task])
             picture.plot(np.arange(len(curve)) + SMOOTHED, curve, color=colour, label=arm)
-        picture.set(title=f"{name} loss", xlabel="updates of this task")
+        picture.set(title=f"{name} loss", xlabel="batches of this task")
         picture.grid(alpha=0.3)
         picture.legend()
-    figure.savefig(file, metadata={"Date": None})  # a second drawing is the same file
-    print(f"drawn: {file}")
+    figure.savefig(file, metadata={"Date": None})  # without a date, the same data gives the same file
+    print(f"plot written to {file}")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,27 @@
-"""Conan's dedup against its peers on one core, from Parquet to the survivors on disk: speed, memory, quality.
+"""Compare Conan's dedup with other tools on one core, from Parquet to the survivors on disk: speed, memory, quality.
 
-Run: `python benchmarks/dedup.py [--documents FOLDER] [--peers PYTHON]`, with FOLDER as in dedup_quality.py. The peers
-are no dependencies: `pip install datasketch rensa daft text-dedup 'datatrove[io]' tokenizers py-data-juicer 'xxhash<4'`
-in an environment of their own, whose interpreter is PYTHON (datatrove needs tokenizers and an older xxhash and does not
-say so). One that is not there, or fails, is reported. All of it takes twenty minutes.
+Run: `python benchmarks/dedup.py [--documents FOLDER] [--peers PYTHON]`, with FOLDER as in dedup_quality.py. The other
+tools are not dependencies. Install them in a separate environment, whose interpreter is PYTHON:
+`pip install datasketch rensa daft text-dedup 'datatrove[io]' tokenizers py-data-juicer 'xxhash<4'` (datatrove needs
+tokenizers and an older xxhash, but does not declare them). Tools that are missing or fail are reported. The benchmark
+takes twenty minutes.
 
-The texts are long documents of up to 1,000 characters (about 100 MB) and 1.1 million short texts of 20 to 60, with
-`dedup.on: positive`. Real data is too little for that. To the texts of these lengths, and for the short ones to the
-sentences, come mixed ones, the same each time: sentences of different documents one after another until there are
-1,000 characters, and three clauses of different sentences. A fifth of all rows are edited copies (as in
-dedup_quality.py), one in twenty is an exact one; both stand within 500 rows of their originals.
+The texts are documents of up to 1,000 characters (about 100 MB) and 1.1 million short texts of 20 to 60 characters,
+deduplicated with `dedup.on: positive`. As there are not enough real texts, the rest is composed from them, the same
+each time: documents from sentences of different documents, up to 1,000 characters, and short texts from three clauses
+of different sentences. A fifth of all rows are edited copies (as in dedup_quality.py) and one in twenty is an exact
+copy, each within 500 rows of its original.
 
-A tool runs in a process of its own, after a first turn on 200 rows that loads its libraries. For Conan it is the whole
-stage, `dedup(corpus, recipe, Engine(workers=1))`, on a corpus that has nothing but filtered shards; given is the
-median of three turns. The peers are spared a part of it: they get the keys that Conan has to make of the texts first
-(NFKC, lower case, no punctuation), write nothing about what they reject, and the tools of words get the characters
-already apart. Slow ones take only the first part of the rows, which the table shows. Megabytes are 10⁶ bytes of UTF-8
-of the texts as they lie in the shards, for all tools; MB/s is by seconds of the processor (user and system, all
-threads), which a busy machine disturbs less than the clock. Memory is the most that was resident.
+Each tool runs in a process of its own, after a warm-up on 200 rows that loads its libraries. For Conan, the whole stage
+is timed, `dedup(corpus, recipe, Engine(workers=1))`, on a corpus with nothing but filtered shards, and the median of
+three runs is given. The other tools do less: they get normalised texts (NFKC, lower case, no punctuation), which Conan
+has to compute itself, they write nothing about rejected texts, and tools that work on words get characters separated by
+spaces. Slow tools get only the first rows, as the table shows. For all tools, megabytes are 10⁶ bytes of UTF-8 of the
+texts in the shards, and MB/s is per CPU second (user and system, all threads), which a busy machine affects less than
+wall time. Memory is the peak resident set size.
 
-Recall and precision are those of clusters of the sample of dedup_quality.py, which says what they are. At last, Conan
-on 1, 2, 4 and 8 times as many rows, medians of three turns, and the exponent of rows that its time grows with (1 is
+Recall and precision are those of the clusters of a sample, as explained in dedup_quality.py. Finally, Conan runs on 1,
+2, 4 and 8 times as many rows (medians of three runs), and the exponent with which its time grows is given (1 is
 linear): a least-squares fit of log time on log rows.
 """
 
@@ -68,7 +69,7 @@ from dedup_quality import (
 RUNS = 3
 ROWS = {"long": 40_000, "short": 1_100_000}
 SMALLEST = {"long": 20_000, "short": 275_000}
-"""Rows of the first of the four sizes that show how time grows."""
+"""Rows of the smallest of the four sizes that show how time grows."""
 TIMES = (1, 2, 4, 8)
 NGRAM = {"long": SHINGLING.ngram, "short": SHINGLING.short_ngram}
 WARM_UP = 200  # rows
@@ -82,11 +83,11 @@ PEERS = {
     "rensa": 25,
     "numpy-rensa": 1_000,
 }
-"""Megabytes that each gets at most."""
+"""The most megabytes that each tool gets."""
 
 
 class Figures(NamedTuple):
-    """What a run took: seconds of the clock and of the processor, and bytes resident at most."""
+    """The cost of a run: wall time and CPU time in seconds, and peak resident memory in bytes."""
 
     seconds: float
     cpu: float
@@ -94,17 +95,17 @@ class Figures(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What all tools are judged on: texts, and the true pairs among them."""
+    """The sample for recall and precision: texts, and the true pairs of similar texts among them."""
 
     texts: pl.Series
     truth: pl.DataFrame
 
 
 def main() -> None:
-    """Both kinds of texts, all tools; then how Conan's time grows."""
+    """Compare all tools on both kinds of texts; then measure how Conan's time grows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=Path, help="a folder of shards, or a Parquet file, of query and positive")
-    parser.add_argument("--peers", default=sys.executable, help="a Python interpreter that has the peers")
+    parser.add_argument("--peers", default=sys.executable, help="a Python interpreter with the other tools installed")
     options = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     source = read_texts(options.documents)
@@ -119,7 +120,7 @@ def main() -> None:
 
 
 def many_texts(source: pl.Series, kind: str, rows: int) -> pl.Series:
-    """So many texts of a kind, edited and exact copies included; the first of them are a sample of all."""
+    """Return `rows` texts of a kind, including edited and exact copies, in an order such that any head is a sample."""
     wanted = round(rows * (1 - COPIES - EXACT_COPIES))
     parts = [whole_texts(source, kind)]
     if kind == "short":
@@ -133,7 +134,7 @@ def many_texts(source: pl.Series, kind: str, rows: int) -> pl.Series:
 
 
 def mixed(source: pl.Series, kind: str, seed: int) -> pl.Series:
-    """New texts from all sentences, or all clauses, in another order for each seed."""
+    """Compose new texts from all sentences (long texts) or all clauses (short texts), shuffled by `seed`."""
     pieces = sentences(source)
     if kind == "short":
         pieces = pieces.str.extract_all("[^，,、]+[，,、]?").explode().drop_nulls()
@@ -158,10 +159,10 @@ def _with_copies(originals: pl.Series, kind: str, rows: int) -> pl.Series:
 
 
 def compare(kind: str, texts: pl.Series, judged: Sample, interpreter: str) -> None:
-    """Run all tools; print a line for each."""
-    print(f"\n{kind}; {len(judged.texts):,} texts judge quality")
+    """Run all tools and print a line for each."""
+    print(f"\n{kind}; recall and precision on {len(judged.texts):,} texts")
     print(
-        f"{'':12}{'rows':>10}{'MB':>7}{'clock s':>9}{'CPU s':>9}{'MB/s':>8}{'peak MB':>9}{'Conan is':>10}"
+        f"{'':12}{'rows':>10}{'MB':>7}{'wall s':>9}{'CPU s':>9}{'MB/s':>8}{'peak MB':>9}{'speed-up':>10}"
         f"{'recall':>9}{'at 0.8':>8}{'precision':>11}"
     )
     ours = measure(texts, RUNS)
@@ -194,7 +195,7 @@ def _megabytes(texts: pl.Series) -> float:
 
 
 def measure(texts: pl.Series, runs: int) -> Figures:
-    """The stage on a corpus of these texts, in a process of its own; medians of the runs, each on a fresh corpus."""
+    """Run the stage on these texts in a process of its own; return medians over `runs`, each on a fresh corpus."""
     with (
         tempfile.TemporaryDirectory() as place,
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process,
@@ -221,18 +222,18 @@ def _take_turn(corpus: Path) -> Figures:
     dedup(corpus, RECIPE, Engine(workers=1))
     seconds, cpu = time.monotonic() - started, _cpu_seconds() - used
     status = Path("/proc/self/status").read_text().splitlines()
-    peak = next(line for line in status if line.startswith("VmHWM"))  # getrusage knows that of the parent too
+    peak = next(line for line in status if line.startswith("VmHWM"))  # getrusage would include the parent's peak
     return Figures(seconds, cpu, 1024 * int(peak.split()[1]))
 
 
 def _cpu_seconds() -> float:
-    """User and system time, that of finished children included."""
+    """Return user and system time, including that of finished children."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def clusters(texts: pl.Series) -> np.ndarray:
-    """Which texts Conan takes for one."""
+    """Return Conan's cluster of each text."""
     with tempfile.TemporaryDirectory() as place:
         write_corpus(Path(place), texts)
         dedup(Path(place), RECIPE, Engine(workers=1))
@@ -240,7 +241,10 @@ def clusters(texts: pl.Series) -> np.ndarray:
 
 
 def run_peer(interpreter: str, tool: str, texts: pl.Series, ngram: int) -> tuple[Figures, np.ndarray]:
-    """A peer in a process of its own: what it took and its clusters. Raises RuntimeError with its last words."""
+    """Run another tool in a process of its own; return its cost and its clusters.
+
+    Raises RuntimeError with the last line of its error output if it fails.
+    """
     script = Path(__file__).parent / "peers" / "dedup.py"
     with tempfile.TemporaryDirectory() as place:
         file, out = Path(place, "texts.parquet"), Path(place, "out")
@@ -259,13 +263,13 @@ def run_peer(interpreter: str, tool: str, texts: pl.Series, ngram: int) -> tuple
 
 
 def print_growth(texts: pl.Series, smallest: int) -> None:
-    """Conan on ever more rows, each size in a process of its own."""
+    """Measure Conan on growing numbers of rows, each in a process of its own."""
     rows = [times * smallest for times in TIMES]
     took = [measure(texts.head(number), RUNS) for number in rows]
     exponent = np.polyfit(np.log(rows), np.log([each.cpu for each in took]), 1)[0]
     for number, each in zip(rows, took, strict=True):
-        print(f"  {number:>10,} rows: {each.cpu:7.2f} s of the processor, {each.peak / 1e6:,.0f} MB")
-    print(f"  time grows with rows to the power of {exponent:.3f}")
+        print(f"  {number:>10,} rows: {each.cpu:7.2f} s of CPU time, {each.peak / 1e6:,.0f} MB")
+    print(f"  time grows with the number of rows to the power of {exponent:.3f}")
 
 
 if __name__ == "__main__":

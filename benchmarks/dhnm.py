@@ -1,20 +1,20 @@
-"""What a check of dynamic hard negative mining costs, by how many queries have pools: no model takes part.
+"""The cost of dynamic hard negative mining (DHNM) during training by number of queries, measured without a model.
 
 Run: `python benchmarks/dhnm.py [--queries 10000 100000 1000000] [--candidates 100] [--batch 64] [--checks 10]`. A
-million queries take 3 GB of disk in a temporary folder and, to be made up, 5 GB of memory.
+million queries take 3 GB of disk in a temporary folder, and 5 GB of memory while they are generated.
 
-Queries of 16 Han characters, passages of 60, as many of them as queries, and pools of random passages are written as
-`conan mine` and a run do. Then another process does what training does besides the model: steps of `--batch` queries
-with made-up scores, every hundredth a check at which half the queries seen since the last one get new negatives. Before
-that every query has been seen, so that `windows` in pools.duckdb has a row for each.
+Queries of 16 Han characters, the same number of passages of 60, and pools of random passages are written as `conan
+mine` and a training run would. Then another process does what training does apart from the model: steps of `--batch`
+queries with generated scores; every hundredth step is a check, at which half of the queries seen since the last check
+get new negatives. Every query has been seen before, so that `windows` in pools.duckdb has a row for each.
 
     step      recording the scores of a step
-    check     deciding who moves; writing the windows that changed and the log to pools.duckdb; reading the texts of the
-              next update, which has new negatives. With all three, this is what a hundredth step takes longer.
-    all       writing every window, as a checkpoint does
+    check     the sum of three parts: deciding which queries get new negatives; writing changed windows and the log to
+              pools.duckdb; reading the texts of the next batch with its new negatives. A step with a check takes this
+              much longer.
+    all       writing every window, as at a checkpoint
 
-Memory is anonymous (RssAnon of Linux's /proc/self/status), the most that was seen: what this process alone holds. Pages
-of the mapped files are not in it.
+Memory is the peak of the process's own memory (RssAnon in Linux's /proc/self/status), without pages of mapped files.
 """
 
 import argparse
@@ -45,7 +45,7 @@ NEGATIVES = 4
 
 
 def main() -> None:
-    """A line for each number of queries."""
+    """Print a line for each number of queries."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--candidates", type=int, default=100)
@@ -69,13 +69,13 @@ def main() -> None:
 
 
 def run(step: str, *options: object) -> str:
-    """What a process that does one step says of it."""
+    """Run one step in a process of its own; return what it prints."""
     command = [sys.executable, __file__, "--step", step, *map(str, options)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def make(folder: Path, count: int, candidates: int) -> None:
-    """pools.duckdb, a shard of convert/retrieval, and the run's own files."""
+    """Write pools.duckdb, a shard of convert/retrieval, and the exported data of a training run."""
     random = np.random.default_rng(count)
     ids = np.arange(count)
     queries, passages = texts(random, count, QUERY), texts(random, count, PASSAGE)
@@ -115,7 +115,7 @@ def make(folder: Path, count: int, candidates: int) -> None:
 
 
 def texts(random: np.random.Generator, rows: int, characters: int) -> pa.Array:
-    """Random Han characters, three bytes each in UTF-8."""
+    """Generate texts of random Han characters, which take three bytes each in UTF-8."""
     points = random.integers(0x4E00, 0x9FA5, rows * characters)
     encoded = np.stack([0xE0 | points >> 12, 0x80 | points >> 6 & 0x3F, 0x80 | points & 0x3F], axis=1).astype(np.uint8)
     offsets = np.arange(rows + 1) * (3 * characters)
@@ -124,7 +124,7 @@ def texts(random: np.random.Generator, rows: int, characters: int) -> pa.Array:
 
 
 def check(folder: Path, batch: int, checks: int) -> None:
-    """Steps and checks without a model."""
+    """Run steps and checks without a model, and print the medians."""
     random = np.random.default_rng(0)
     before = anonymous()
     most = [before]
@@ -154,26 +154,26 @@ def check(folder: Path, batch: int, checks: int) -> None:
     whole = ms["decide"] + ms["write"] + ms["read"]
     figures = [f"{each:5.1f} ms" for each in (ms["step"], whole, ms["decide"], ms["write"], ms["read"], ms["all"])]
     print(
-        "{}  {} = {} + {} + {}  {}".format(*figures), f"  {max(most):.0f} MB, {max(most) - before:.0f} of it for this"
+        "{}  {} = {} + {} + {}  {}".format(*figures), f"  {max(most):.0f} MB, {max(most) - before:.0f} of them for DHNM"
     )
 
 
 def timed(seconds: list[float], work: Callable[[], object]) -> None:
-    """Note how long something takes."""
+    """Run `work` and append its duration to `seconds`."""
     begin = time.perf_counter()
     work()
     seconds.append(time.perf_counter() - begin)
 
 
 def watch(most: list[float]) -> None:
-    """Note this process's memory every few milliseconds."""
+    """Append this process's memory to `most` every few milliseconds."""
     while True:
         most.append(anonymous())
         time.sleep(0.005)
 
 
 def anonymous() -> float:
-    """This process's own memory, in MB."""
+    """Return this process's own memory in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1000
 

@@ -1,14 +1,14 @@
-"""Conan's encoder against `SentenceTransformer.encode`, in turn, on the same texts, model and device.
+"""Compare Conan's encoder with `SentenceTransformer.encode` on the same texts, model and device.
 
-Run: `python benchmarks/encode.py --pairs SHARDS [--number 20000] [--turns 3]`, with SHARDS a folder of Parquet shards
-with `query` and `positive` (a corpus's `dedup`). Both encode the query and the positive of the same pairs, drawn by
-seed, with mean pooling, at most 512 tokens. Sentence-transformers has the best of the batch sizes 32, 64 and 128,
-found on a tenth of the pairs. Given are the medians of the turns; then the largest difference between the two's
-vectors of 2,000 texts, float32, for CLS and mean pooling, without and with a dense layer.
+Run: `python benchmarks/encode.py --pairs SHARDS [--number 20000] [--turns 3]`, where SHARDS is a folder of Parquet
+shards with `query` and `positive` (such as a corpus's `dedup`). Both encode the queries and positives of the same
+random pairs, with mean pooling and at most 512 tokens. Sentence-transformers uses the best of the batch sizes 32, 64
+and 128, found on a tenth of the pairs. The two take turns; medians are given. On a CPU, the largest difference between
+their vectors of 2,000 texts follows, in float32, for CLS and mean pooling, without and with a dense layer.
 
-On a CPU the model is a BERT of 4 layers, 312 wide, in float32. On a GPU it has the shape of bge-large (24 layers, 1024
-wide) in bfloat16 for both, and tokens a second and the share of the card's own matrix rate are printed, too; that
-rate is measured first, on a product of 8,192 × 8,192. All weights are random: speed does not depend on them.
+On a CPU the model is a BERT with 4 layers of width 312, in float32. On a GPU it has the shape of bge-large (24 layers
+of width 1024), in bfloat16, and tokens per second and the share of the GPU's matrix rate are also printed; that rate is
+measured on a product of 8,192 × 8,192 matrices. Weights are random, as speed does not depend on them.
 """
 
 import argparse
@@ -33,7 +33,7 @@ LENGTH = 512  # tokens
 
 
 def main() -> None:
-    """Draw the pairs, make the model, let both encode in turn, print the ratio."""
+    """Draw the pairs, make the model, time both encoders in turn, print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True, help="a folder of shards")
     parser.add_argument("--number", type=int, default=20_000, help="pairs to encode")
@@ -66,25 +66,25 @@ def main() -> None:
 
 
 def peer(folder: str, dtype: torch.dtype) -> SentenceTransformer:
-    """The same model in the other library."""
+    """Load the same model in sentence-transformers."""
     transformer = Transformer(folder, max_seq_length=LENGTH, model_kwargs={"dtype": dtype})
     return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension(), "mean")])
 
 
 def encode_theirs(model: SentenceTransformer, texts: list[str], batch_size: int) -> np.ndarray:
-    """Unit vectors, float32 [n, D]."""
+    """Encode with sentence-transformers; return unit vectors, float32 [n, D]."""
     return model.encode(texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds of the clock."""
+    """Return the wall time of `work` in seconds."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def print_differences(texts: list[str]) -> None:
-    """How far vectors of the two are apart, on the CPU."""
+    """Print the largest difference between the vectors of the two encoders on the CPU."""
     with tempfile.TemporaryDirectory() as place:
         tiny_bert(Path(place, "bert"), texts=pl.Series(texts).to_arrow(), vocabulary_size=20_000, **SMALL)
         for pooling in ("cls", "mean"):
@@ -99,7 +99,7 @@ def print_differences(texts: list[str]) -> None:
 
 
 def print_share(encoder: Encoder, texts: list[str], medians: dict[str, float]) -> None:
-    """Tokens a second, and the part of the measured matrix rate that the model's own products reach."""
+    """Print tokens per second, and the share of the measured matrix rate that the model's matrix products reach."""
     lengths = [len(ids) for ids in encoder.tokenizer(texts, truncation=True, max_length=LENGTH)["input_ids"]]
     products = forward_operations(LARGE, lengths)
     rate = matrix_rate(encoder.device, encoder.model.dtype)

@@ -1,13 +1,13 @@
-"""How many of the mined negatives are none, by mining method: on labelled retrieval sets, with labels hidden.
+"""The share of false negatives among mined negatives, by mining method, on labelled retrieval sets.
 
 Run: `python benchmarks/false_negatives.py --corpus CORPUS --model MODEL [--first 10]`. The sets are the retrieval sets
-of CORPUS/evaluation, which were kept out of training; each query searches the passages of all of them. `conan mine` is
-told one positive a query and no clusters, so that nothing but the method stands between a query and the passages that
-answer it, too. Of each query's first negatives, these are false:
+in CORPUS/evaluation, which were held out from training. Each query searches the passages of all sets. `conan mine` is
+given only one positive per query and no clusters, so that nothing but the mining method keeps other passages that
+answer the query out of its negatives. Among the first negatives of each query, these count as false:
 
-- another of its labelled positives, or the same text;
-- a near-duplicate of one (Jaccard of 5-grams of the letters 0.7 or more);
-- a passage that has one of the question's labelled answers (`answers` in `meta`), if that has two letters or more.
+- another labelled positive of the query, or a passage with the same text;
+- a near-duplicate of a labelled positive (Jaccard similarity of 0.7 or more, on 5-grams of the match keys);
+- a passage that contains one of the query's labelled answers (`answers` in `meta`) of two characters or more.
 """
 
 import argparse
@@ -30,11 +30,11 @@ METHODS = get_args(MineSettings.model_fields["method"].annotation)
 
 
 def main() -> None:
-    """Mine by each method; print the share of false negatives by set."""
+    """Mine with each method and print the share of false negatives by set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="a corpus with evaluation sets")
-    parser.add_argument("--model", required=True, help="a folder")
-    parser.add_argument("--first", type=int, default=10, help="negatives of each query that are judged")
+    parser.add_argument("--model", required=True, help="a model folder")
+    parser.add_argument("--first", type=int, default=10, help="how many negatives of each query to check")
     options = parser.parse_args()
     pairs = pl.read_parquet(options.corpus / "evaluation" / "part-*.parquet").filter(pl.col("task") == "retrieval")
     pairs = pairs.with_columns(pl.col("source").cast(pl.String))
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def labelled(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The queries that ask something: `source, query, positives, answers`."""
+    """Return the queries that are not empty: `source, query, positives, answers`."""
     asked = pairs.filter((pl.col("query") != "") & (pl.col("positive") != ""))
     answers = pl.col("meta").str.json_path_match("$.answers").str.json_decode(pl.List(pl.String))
     return asked.group_by("source", "query", maintain_order=True).agg(
@@ -62,13 +62,13 @@ def labelled(pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 def write(corpus: Path, pairs: pl.DataFrame, labels: pl.DataFrame) -> None:
-    """A corpus after convert: each query with its first positive, each passage a cluster of its own."""
+    """Write a corpus as after convert: only the first positive of each query, each passage in a cluster of its own."""
     asked = labels.select("query", positive=pl.col("positives").list.first())
     passages = pl.concat([pairs["positive"], pairs["negatives"].explode().drop_nulls().cast(pl.String)])
     others = passages.filter((passages != "") & ~passages.is_in(asked["positive"].implode())).unique(
         maintain_order=True
     )
-    # A passage that nobody asks for has itself as its query.
+    # Mining takes passages from positives, so each other passage becomes the positive of a query with its own text.
     rows = pl.concat([asked, pl.DataFrame({"query": others, "positive": others})])
     records = rows.select(
         pl.lit([], pl.List(pl.String)).alias("pair_ids"),
@@ -86,7 +86,7 @@ def write(corpus: Path, pairs: pl.DataFrame, labels: pl.DataFrame) -> None:
 
 
 def judged(corpus: Path, labels: pl.DataFrame, first: int) -> pl.DataFrame:
-    """By set: `source, queries, negatives, false`."""
+    """Count the false negatives by set: `source, queries, negatives, false`."""
     with duckdb.connect(str(corpus / FILE), read_only=True) as connection:
         mined = connection.sql(
             "SELECT queries.text AS query, passages.text AS passage "

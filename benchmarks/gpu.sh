@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
-# Measure on a GPU what a CPU can't show, in at most nine minutes: encoding and training at BERT-large's shape beside
-# sentence-transformers, torch.compile, bf16 against fp32, ZeRO 1 to 3, where the host waits, memory with GradCache and
-# without, and the tests marked `gpu`.
+# Measure what needs a GPU, in at most nine minutes: encoding and training at BERT-large's shape compared with
+# sentence-transformers, torch.compile, bf16 against fp32, ZeRO 1 to 3, host synchronisation, memory with and without
+# GradCache, and the tests marked `gpu`.
 #
 # Run: benchmarks/gpu.sh [--small] [PART...]
 #
-# Each part writes a JSON file into OUT and is skipped where that is there: after an error, or when time was up, run it
-# again. A part that fails leaves its error there, and the others go on. At the end a table is printed and written to
-# OUT/table.md. --small, or no GPU, is a rehearsal on the CPU with a tiny model, with four times as long for each part.
+# Each part writes a JSON file to OUT and is skipped if the file exists, so after an error or a timeout just run the
+# script again. If a part fails, its error is saved in OUT and the other parts still run. At the end a table is printed
+# and written to OUT/table.md. With --small, or without a GPU, a tiny model is run on the CPU as a rehearsal, and each
+# part has four times as long.
 #
-# PYTHON is an interpreter with the packages of the extra `test` (.venv/bin/python, made if it is not there); OUT is the
-# folder of results (benchmarks/results/gpu); WORK is one for the model and the runs (below the temporary folder).
+# Environment variables: PYTHON, an interpreter with the packages of the extra `test` (default .venv/bin/python, created
+# if missing); OUT, the results folder (default benchmarks/results/gpu); WORK, a folder for the model and the runs
+# (default below the temporary folder).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 command -v "$PYTHON" >/dev/null || make .venv/.installed || exit 1
 links=$(mktemp -d)
 trap 'rm -r "$links"' EXIT
-ln -s "$PWD" "$links/conan_embedding" # this checkout, whether it is installed or not
+ln -s "$PWD" "$links/conan_embedding" # use this checkout, even if it is not installed
 export PYTHONPATH=$links${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true PYTHONUNBUFFERED=1
 
 size=
@@ -25,7 +27,7 @@ if [ "${1:-}" = --small ]; then
     size=--small
     shift
 elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.accelerator.is_available())'; then
-    echo "no GPU: small parts on the CPU"
+    echo "no GPU found: running small versions on the CPU"
     size=--small
 fi
 [ -z "$size" ] || export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu
@@ -46,7 +48,7 @@ for each in prepare:90 encode:80 train:80 precision:40 zero:70 syncs:45 gradcach
     part=${each%:*} limit=$((${each#*:} * longer)) left=$((525 * longer - SECONDS)) started=$SECONDS
     [[ $todo = *" $part "* ]] || continue
     if [ $left -lt 10 ]; then
-        echo "$part: no time left, run this again"
+        echo "$part: no time left; run the script again"
         continue
     fi
     limit=$((limit < left ? limit : left))
@@ -57,7 +59,7 @@ for each in prepare:90 encode:80 train:80 precision:40 zero:70 syncs:45 gradcach
         rm -f "$OUT/$part.error"
     else
         tail -n 20 "$OUT/$part.log" >"$OUT/$part.error"
-        [ $code -ne 124 ] || echo "took longer than $limit s" >>"$OUT/$part.error"
+        [ $code -ne 124 ] || echo "timed out after $limit s" >>"$OUT/$part.error"
     fi
     echo "$part: exit code $code after $((SECONDS - started)) s"
 done

@@ -1,8 +1,8 @@
 """The parts of benchmarks/gpu.sh: `python benchmarks/gpu_parts.py PART --out OUT --work WORK [--small]`.
 
-A part writes OUT/PART.json: its rows of the table. `prepare` writes the model and what is trained on into WORK; `table`
-prints the rows of all parts and writes OUT/table.md. With --small everything is tiny. Most parts start other processes;
-what loads PyTorch is imported by those that need it themselves.
+A part writes its rows of the table to OUT/PART.json. `prepare` writes the model and the training data to WORK; `table`
+prints the rows of all parts and writes them to OUT/table.md. With --small everything is tiny. Most parts only start
+other processes, so modules that load PyTorch are imported in the functions that need them.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from xml.etree import ElementTree
 
 HERE = Path(__file__).parent
 STEPS = 20
-TIMED = (7, 12)  # as benchmarks/train.py times those of the peer
+TIMED = (7, 12)  # the same steps that benchmarks/train.py times
 
 Row = dict[str, Any]
 
 
 class Place(NamedTuple):
-    """Where results and prepared files are, and whether everything is tiny."""
+    """The folders of results and of prepared files, and whether everything is tiny."""
 
     out: Path
     work: Path
@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 
 def main() -> None:
-    """Run a part and write its rows, whole or not at all."""
+    """Run a part and write its rows atomically."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["prepare", *PARTS, "table"])
     parser.add_argument("--out", type=Path, required=True)
@@ -58,11 +58,11 @@ def main() -> None:
     temporary.write_text(json.dumps(rows, indent=1), "utf-8")
     temporary.rename(folder / f"{options.part}.json")
     sys.stdout.flush()
-    os._exit(0)  # as a training process ends: its libraries' threads may not
+    os._exit(0)  # as a training process does, because threads of libraries may keep running
 
 
 def prepare(place: Place) -> list[Row]:
-    """Write the model, once more without dropout, the job, and its first steps as texts for other libraries."""
+    """Write the model, a copy of it without dropout, the job, and its first batches as texts for other libraries."""
     import train
     from made_corpus import write_corpus
 
@@ -74,14 +74,14 @@ def prepare(place: Place) -> list[Row]:
     )
     still = Path(shutil.copytree(place.work / "model", place.work / "still", copy_function=os.link))
     config = json.loads((still / "config.json").read_text("utf-8"))
-    (still / "config.json").unlink()  # it is the other model's, too
+    (still / "config.json").unlink()  # a hard link to the original's: replace it, don't write through it
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (still / "config.json").write_text(json.dumps(config), "utf-8")
     return []
 
 
 def run_encode(place: Place) -> list[Row]:
-    """Tokens a second of Conan and sentence-transformers, and their shares of the matrix rate."""
+    """Measure encoding with Conan and sentence-transformers: tokens per second, and share of the matrix rate."""
     import encode
     import torch
     from conan_embedding.pipeline.encoder.encoder import load_encoder
@@ -116,7 +116,7 @@ def run_encode(place: Place) -> list[Row]:
 
 
 def run_train(place: Place) -> list[Row]:
-    """Steps of both tasks, beside a plain loop over sentence-transformers' losses."""
+    """Measure training steps of both tasks, compared with a plain loop over sentence-transformers' losses."""
     updates = json.loads((place.work / "updates.json").read_text("utf-8"))
     import train
 
@@ -126,10 +126,10 @@ def run_train(place: Place) -> list[Row]:
     command = [sys.executable, HERE / "peers" / "train.py", "sentence_transformers", place.work]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     theirs = json.loads(done.stdout.splitlines()[-1])
-    name = f"train, bf16, ZeRO 1, {tokens:,.0f} tokens a step; a loop over sentence-transformers' losses"
+    name = f"train, bf16, ZeRO 1, {tokens:,.0f} tokens per step; a loop over sentence-transformers' losses"
     rows = [
         row(name, tokens / ours, "tokens/s", tokens / theirs["seconds"]),
-        row("train, first loss without dropout, apart by", abs(theirs["loss"] / updates["loss"] - 1), ""),
+        row("train, first loss without dropout, difference", abs(theirs["loss"] / updates["loss"] - 1), ""),
     ]
     if (place.out / "encode.json").exists():
         rate = 1e12 * json.loads((place.out / "encode.json").read_text("utf-8"))[0]["value"]
@@ -139,23 +139,23 @@ def run_train(place: Place) -> list[Row]:
 
 
 def run_precision(place: Place) -> list[Row]:
-    """Losses in bf16 against those in fp32."""
+    """Compare the losses in bf16 with those in fp32."""
     half = training_run(place, "still", dropout=False)
     whole = training_run(place, "still-fp32", dropout=False, precision="fp32")
-    return [row(f"bf16 against fp32, losses of {STEPS} steps apart by at most", apart(half, whole), "")]
+    return [row(f"bf16 against fp32, largest loss difference in {STEPS} steps", apart(half, whole), "")]
 
 
 def run_zero(place: Place) -> list[Row]:
-    """Losses and memory of ZeRO 1, 2 and 3; without a GPU on two processes."""
+    """Compare losses and memory of ZeRO 1, 2 and 3; if small, on two processes."""
     ranks = 2 if place.small else 1
     names = {1: "zero-1" if place.small else "bf16", 2: "zero-2", 3: "zero-3"}
     runs = {stage: training_run(place, name, ranks, zero_stage=stage) for stage, name in names.items()}
     rows = [row(f"ZeRO {n}, peak memory; ZeRO 1", run["peak"], "MB", runs[1]["peak"]) for n, run in runs.items()]
-    return rows + [row(f"ZeRO {n} against 1, losses apart by at most", apart(runs[n], runs[1]), "") for n in (2, 3)]
+    return rows + [row(f"ZeRO {n} against 1, largest loss difference", apart(runs[n], runs[1]), "") for n in (2, 3)]
 
 
 def run_syncs(place: Place) -> list[Row]:
-    """How often the host waits in a step that does not log, by whose code, and what the profiler sees of three."""
+    """Count how often the host waits in a step that does not log, by whose code, and in three steps, by profiler."""
     import host_syncs
     from torch.profiler import ProfilerActivity, profile
 
@@ -185,13 +185,13 @@ def run_syncs(place: Place) -> list[Row]:
     for (name, cause), times in calls.most_common():
         print(f"{name} in {cause}: {times} in 3 steps")
     return [
-        *(row(f"host waits of a step, {owner}", times, "") for owner, times in owners.items()),
-        *(row(f"profiler: {name} in {cause}", times / 3, "a step") for (name, cause), times in calls.most_common(5)),
+        *(row(f"host waits per step, {owner}", times, "") for owner, times in owners.items()),
+        *(row(f"profiler: {name} in {cause}", times / 3, "per step") for (name, cause), times in calls.most_common(5)),
     ]
 
 
 def run_gradcache(place: Place) -> list[Row]:
-    """Peak memory of a step with GradCache and without."""
+    """Measure the peak memory of a step with and without GradCache."""
     import torch
     from gradcache import measure
 
@@ -203,12 +203,12 @@ def run_gradcache(place: Place) -> list[Row]:
         try:
             rows.append(row(name, cached, "MB", measure(negatives, tokens, None)["peak"]))
         except torch.OutOfMemoryError:
-            rows.append(row(f"{name}: more than there is", cached, "MB"))
+            rows.append(row(f"{name} runs out of memory", cached, "MB"))
     return rows
 
 
 def run_tests(place: Place) -> list[Row]:
-    """The tests that want a GPU: how many passed."""
+    """Run the tests that need a GPU; report how many passed."""
     folder = HERE.parent / "tests"
     files = [file for file in sorted(folder.rglob("test_*.py")) if "mark.gpu" in file.read_text("utf-8")]
     report = place.work / "tests.xml"
@@ -222,7 +222,7 @@ def run_tests(place: Place) -> list[Row]:
 
 
 def run_compile(place: Place) -> list[Row]:
-    """torch.compile: how much faster, and how far vectors and losses move."""
+    """Measure torch.compile: the speed-up, and the differences in vectors and losses."""
     import encode
     import numpy as np
     from conan_embedding.pipeline.encoder.encoder import load_encoder
@@ -235,15 +235,15 @@ def run_compile(place: Place) -> list[Row]:
         speeds.append(len(texts) / min(encode.timed(partial(encode.encode, encoder, texts)) for _ in range(2)))
     rows = [
         row("encode, compiled; not compiled", speeds[1], "texts/s", speeds[0]),
-        row("encode, compiled, vectors apart by at most", float(np.abs(vectors[0] - vectors[1]).max()), ""),
+        row("encode, compiled, largest vector difference", float(np.abs(vectors[0] - vectors[1]).max()), ""),
     ]
-    print(*rows, sep="\n")  # should training take too long
+    print(*rows, sep="\n")  # keep them in the log in case training takes too long
     plain = training_run(place, "still", dropout=False)
     compiled = training_run(place, "still-compiled", dropout=False, compile=True)
     return [
         *rows,
         row("train, compiled; not compiled", 1 / compiled["seconds"], "steps/s", 1 / plain["seconds"]),
-        row("train, compiled, losses apart by at most", apart(compiled, plain), ""),
+        row("train, compiled, largest loss difference", apart(compiled, plain), ""),
     ]
 
 
@@ -254,17 +254,17 @@ PARTS: dict[str, Callable[[Place], list[Row]]] = {
 
 
 def row(name: str, value: float, unit: str, peer: float | None = None) -> Row:
-    """A row of the table; the peer is what the name has after its semicolon."""
+    """Return a row of the table. If there is a peer, `name` says what it is after a semicolon."""
     return {"name": name, "value": value, "unit": unit, "peer": peer, "ratio": value / peer if peer else None}
 
 
 def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """The largest relative difference of the losses of two runs."""
+    """Return the largest relative difference between the losses of two runs."""
     return max(abs(a / b - 1) for a, b in zip(one["losses"], other["losses"], strict=True))
 
 
 def texts_to_encode(place: Place) -> list[str]:
-    """Texts with the lengths of passages."""
+    """Generate texts with the lengths of passages."""
     import numpy as np
     from made_corpus import make_texts
 
@@ -272,7 +272,7 @@ def texts_to_encode(place: Place) -> list[str]:
 
 
 def write_job(place: Place, name: str, dropout: bool = True, **changes: Any) -> Any:
-    """Write the prepared job under another name and with other settings; returns it."""
+    """Write and return a copy of the prepared job with another name and changed settings."""
     from conan_embedding.trainer.job import Job
 
     job = Job.model_validate_json((place.work / "job.json").read_text("utf-8"))
@@ -286,9 +286,9 @@ def write_job(place: Place, name: str, dropout: bool = True, **changes: Any) -> 
 
 
 def training_run(place: Place, name: str, ranks: int = 1, dropout: bool = True, **changes: Any) -> dict[str, Any]:
-    """What training_run.py finds for the job with changed settings; kept, as several parts look at the same run.
+    """Return what training_run.py measures for the job with changed settings, kept in a file for other parts.
 
-    Runs that compute in other ways draw other dropout: their losses are compared without any.
+    Turn dropout off to compare losses, because runs that compute differently draw different dropout masks.
     """
     file = place.out / f"run-{name}.json"
     if not file.exists():
@@ -301,26 +301,26 @@ def training_run(place: Place, name: str, ranks: int = 1, dropout: bool = True, 
         ]
         outputs = [process.communicate()[0] for process in processes]
         if any(process.returncode for process in processes):
-            raise RuntimeError(f"the run {name} failed, see above")
+            raise RuntimeError(f"the training run {name} failed, see above")
         file.write_bytes(outputs[0].splitlines()[-1])
     found: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return found
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What torchrun would set."""
+    """Return the environment variables that torchrun would set."""
     common = {"WORLD_SIZE": f"{ranks}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
     return common | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Find a port that nothing listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 def write_table(out: Path) -> str:
-    """All rows so far as Markdown, with the last line of the error of each part that failed."""
+    """Write all rows so far as a Markdown table, with the last line of the error of each part that failed."""
     lines = ["| part | value | unit | peer | ratio |", "|---|---:|---|---:|---:|"]
     for part in PARTS:
         if (out / f"{part}.json").exists():
@@ -336,7 +336,7 @@ def write_table(out: Path) -> str:
 
 
 def shown(value: float | None) -> str:
-    """Three digits, or all of a large number."""
+    """Format a number with three significant digits, or as an integer if it is large."""
     if value is None:
         return ""
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"

@@ -1,10 +1,11 @@
-"""Peak memory and time of one update with 64, 512 and 4,096 negatives, with GradCache and without.
+"""Peak memory and time of one training step with 64, 512 and 4,096 negatives, with and without GradCache.
 
-Run: `python benchmarks/gradcache.py [--tokens 64] [--chunk-tokens 4096]`. A tiny BERT, 8 queries, all texts of the same
-length, AdamW. Each update has a fresh process, and its peak is what Linux calls VmHWM: the largest resident memory
-since it began, so Python, torch and the model are in it: what there was before the update stands beside it. So do the
-embeddings, which GradCache keeps too, several times over: also their gradients and unit vectors. Freed memory is given
-back to the system at once (MALLOC_…), as what the heap holds back would be measured otherwise.
+Run: `python benchmarks/gradcache.py [--tokens 64] [--chunk-tokens 4096]`. The model is a tiny BERT, trained with AdamW
+on 8 queries; all texts have the same length. Each step runs in a fresh process. Its peak is VmHWM in Linux, the largest
+resident set size since the process started, so it includes Python, torch and the model; the memory before the step is
+therefore also given. So is the size of the embeddings, which GradCache keeps several times, with their gradients and
+unit vectors. Freed memory is returned to the system at once (MALLOC_…), else memory that the heap retains would be
+measured.
 
 On a GPU the encoder has BERT-large's shape, in bf16, and memory is that of PyTorch's allocator.
 """
@@ -32,10 +33,10 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 
 
 def main() -> None:
-    """Measure each number of negatives both ways, one process after the other, and print a table."""
+    """Measure each number of negatives both ways, each in a process of its own, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=64, help="of every text")
-    parser.add_argument("--chunk-tokens", type=int, default=4096, help="encoded at a time by GradCache")
+    parser.add_argument("--tokens", type=int, default=64, help="length of every text")
+    parser.add_argument("--chunk-tokens", type=int, default=4096, help="tokens per chunk of GradCache")
     parser.add_argument("--only", nargs=2, metavar=("NEGATIVES", "CHUNK_TOKENS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
@@ -56,12 +57,12 @@ def main() -> None:
                 f"{found['peak']:7.0f}  {found['before']:9.0f}  {found['embeddings']:13.1f}  {found['seconds']:7.1f}"
             )
             print(f"{negatives:9,}  {'yes' if gradcache_tokens else 'no':>9}  {figures}", flush=True)
-        print(f"largest peak over smallest, without embeddings: {max(peaks) / min(peaks):.3f}")
+        print(f"ratio of largest to smallest peak, without embeddings: {max(peaks) / min(peaks):.3f}")
     print(f"cores: {os.cpu_count()}, threads: {torch.get_num_threads()}")
 
 
 def measure(negatives: int, tokens: int, gradcache_tokens: int | None) -> dict[str, float]:
-    """One update: memory at its peak and before, and the embeddings, in MB; and seconds."""
+    """Run one step; return peak memory, memory before, and size of the embeddings, in MB; and seconds."""
     if DEVICE.type != "cpu":
         torch.accelerator.empty_cache()
         torch.accelerator.reset_peak_memory_stats()
@@ -74,7 +75,7 @@ def measure(negatives: int, tokens: int, gradcache_tokens: int | None) -> dict[s
         num_attention_heads=shape["heads"],
         intermediate_size=shape["intermediate"],
     )
-    dimension = shape["hidden"] * 7 // 4  # as the paper's 1792 to 1024
+    dimension = shape["hidden"] * 7 // 4  # the paper's ratio of 1792 to 1024
     with DEVICE:
         model = EmbeddingModel(BertModel(config), dimension).train().to(best_precision(DEVICE))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)

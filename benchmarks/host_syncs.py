@@ -1,14 +1,15 @@
-"""Where the host waits for the device in a step of `conan train`: counted without a GPU, and seen by CUDA on one.
+"""Find where the host waits for the device in a step of `conan train`: reported by CUDA, or simulated without a GPU.
 
-Run: `python benchmarks/host_syncs.py --jobs JOB… [--ranks 1 2] [--steps 3]`, with JOB a job.json whose run has more
-steps than that. Prints a line of JSON for each step and rank: how often the host waited, by the place in the code that
-made it. Such a place is the innermost frame of Conan or DeepSpeed: what transformers does for Conan is Conan's.
+Run: `python benchmarks/host_syncs.py --jobs JOB… [--ranks 1 2] [--steps 3]`, where each JOB is a job.json with more
+steps than `--steps`. Prints a line of JSON per step and rank: how often the host waited, by the place in the code that
+caused it. The place is the innermost frame of Conan or DeepSpeed, so what transformers does for Conan counts as
+Conan's.
 
-Without a GPU, all tensors are on the CPU, but those that would be on the device are known: what is moved there by
-`.to(device)` or made with `device=`, and what is computed from it. The host waits where such a tensor is read
-(`item`, `bool`, `float`, `tolist`), where the shape of a result depends on its values, and for each copy to the device
-that is not `non_blocking`, as CUDA waits for its stream after it. Collectives are not counted: NCCL's do not wait.
-Texts are padded, not packed, as on a GPU.
+Without a GPU all tensors are on the CPU, but those that would be on the device are tracked: tensors moved there by
+`.to(device)` or created with `device=`, and all that are computed from them. The host waits if such a tensor is read
+(`item`, `bool`, `float`, `tolist`), if the shape of a result depends on its values, and for each copy to the device
+that is not `non_blocking`, because CUDA then waits for its stream. Collectives are not counted, as NCCL's do not make
+the host wait. Texts are padded as on a GPU, not packed.
 """
 
 import argparse
@@ -43,17 +44,17 @@ READS = {
     "_local_scalar_dense",  # item(), bool(), float(), int()
     *("equal", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"),
 }
-"""Operations that read a tensor's values on the host, or need them to know the shape of their result."""
+"""Operations that read a tensor's values on the host, or need them to determine the shape of the result."""
 
 Places = Counter[tuple[str, str]]
-"""How often the host waited, by whose code did it (`Conan`, `DeepSpeed`) and where."""
+"""How often the host waited, by whose code caused it (`Conan`, `DeepSpeed`) and where."""
 
 
 def main() -> None:
-    """Run the ranks and print what each counted."""
+    """Run the ranks and print the counts of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=Path, nargs="+", required=True, metavar="JOB")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1], help="of several, one after the other")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1], help="numbers of ranks, tried one after the other")
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
     for file, ranks in product(options.jobs, options.ranks):
@@ -64,7 +65,7 @@ def main() -> None:
         calls = [
             (job, options.steps, environment | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}) for rank in range(ranks)
         ]
-        with get_context("fork").Pool(ranks) as pool:  # forks of a process that has used no GPU
+        with get_context("fork").Pool(ranks) as pool:  # safe, as this process has not used a GPU
             for rank, steps in enumerate(pool.starmap(count_syncs, calls, chunksize=1)):
                 for step, places in steps.items():
                     waits = [
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def count_syncs(job: Job, steps: int, environment: Mapping[str, str]) -> dict[int, Places]:
-    """Train as the rank that the environment says; how often the host waited in each step and where."""
+    """Train as the rank given by `environment`; return how often the host waited in each step, and where."""
     os.environ |= environment
     found: dict[int, Places] = {}
 
@@ -100,7 +101,7 @@ def _load_padding(*arguments: Any) -> Any:
 
 @contextmanager
 def cuda_syncs() -> Iterator[Places]:
-    """Count what CUDA itself reports: PyTorch warns of each call that waits."""
+    """Count the synchronising calls that PyTorch warns of in CUDA's sync debug mode."""
     counts: Places = Counter()
 
     def note(message: Any, *_: Any) -> None:
@@ -118,11 +119,11 @@ def cuda_syncs() -> Iterator[Places]:
 
 @contextmanager
 def device_syncs() -> Iterator[Places]:
-    """Count what would wait if the tensors that DeviceTensors knows were on a GPU."""
+    """Count the calls that would wait if the tensors tracked by DeviceTensors were on a GPU."""
     run_backward = torch.autograd._engine_run_backward
 
     def followed(*arguments: Any, **options: Any) -> Any:
-        with transfers:  # a mode is off within the functions that it sees, so also in hooks of gradients
+        with transfers:  # a mode is off within functions that it intercepts; turn it on again for gradient hooks
             return run_backward(*arguments, **options)
 
     counts: Places = Counter()
@@ -135,15 +136,15 @@ def device_syncs() -> Iterator[Places]:
 
 
 class DeviceTensors(TorchDispatchMode):
-    """Knows the tensors that would be on a device, by their storages, and counts what would wait for them."""
+    """Tracks tensors that would be on a device, by their storages, and counts operations that would wait for them."""
 
     def __init__(self, counts: Places) -> None:
         super().__init__()
         self.counts = counts
-        self.storages: dict[int, Any] = {}  # kept, or another storage could come to the same address
+        self.storages: dict[int, Any] = {}  # holds references, or a new storage could reuse an address
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation; its results are on the device if anything that goes in is."""
+        """Run an operation; its results are on the device if any of its inputs is."""
         given = tree_leaves((args, kwargs))
         from_device = self.holds(given)
         name = func._schema.name.removeprefix("aten::")
@@ -167,25 +168,25 @@ class DeviceTensors(TorchDispatchMode):
                 self.storages[_storage(each)._cdata] = _storage(each)
 
     def on_host(self, tensor: Tensor) -> Tensor:
-        """A copy that is not on the device."""
+        """Return a copy that is not on the device."""
         copy = tensor.clone()
         self.storages.pop(_storage(copy)._cdata, None)
         return copy
 
     def count(self) -> None:
-        """Count one wait, for the code that is running."""
+        """Count one wait, caused by the code that is running."""
         self.counts[_cause(sys._getframe())] += 1
 
 
 class Transfers(TorchFunctionMode):
-    """Follows tensors to the device and back, which a CPU does not copy, and counts what would wait."""
+    """Tracks transfers to the device and back, which copy nothing on a CPU, and counts those that would wait."""
 
     def __init__(self, known: DeviceTensors) -> None:
         super().__init__()
         self.known = known
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function; what it moves to the device, or makes there, is known from then on."""
+        """Run a function, and track the tensors that it moves to the device or creates there."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "to" and any(isinstance(each, torch.device) for each in (*args[1:], kwargs.get("device"))):
@@ -220,7 +221,7 @@ def _has_mask(indices: Any) -> bool:
 
 
 def _cause(frame: FrameType | None) -> tuple[str, str]:
-    """Whose code runs in a frame, and where: the innermost of Conan's or DeepSpeed's."""
+    """Find the innermost frame of Conan or DeepSpeed: whose code it is, and the place."""
     roots = {"Conan": f"{Path(conan_embedding.__path__[0])}/", "DeepSpeed": f"{Path(deepspeed.__path__[0])}/"}
     while frame is not None:
         file = frame.f_code.co_filename

@@ -1,7 +1,7 @@
-"""Time and memory of `conan ingest` on one large JSONL file, and that all of its rows come out.
+"""Time and memory of `conan ingest` on one large JSONL file; also checks that no row is lost.
 
-Run: `python benchmarks/ingest.py [--megabytes 2000] [--workers 0]`. The file is made up first: records of a title, a
-text of about 800 Chinese characters and a URL. Memory is what is resident of each process, looked at five times a
+Run: `python benchmarks/ingest.py [--megabytes 2000] [--workers 0]`. The file is generated first: records with a title,
+a text of about 800 Chinese characters and a URL. Memory is the resident set size of each process, sampled five times a
 second.
 """
 
@@ -23,10 +23,10 @@ sources:
 
 
 def main() -> None:
-    """Write the file, ingest it, print the figures."""
+    """Write the file, ingest it, print time and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=2_000)
-    parser.add_argument("--workers", default="0", help="processes; 0 is one a core")
+    parser.add_argument("--workers", default="0", help="number of processes; 0 is one per core")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         file, recipe, corpus = (Path(place, name) for name in ("big.jsonl", "recipe.yaml", "corpus"))
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def write(file: Path, size: int) -> int:
-    """Write about `size` bytes of records; returns how many."""
+    """Write about `size` bytes of records; return their number."""
     generator = Random(0)
     characters = [chr(point) for point in range(0x4E00, 0x9000)]
     parts = ["".join(generator.choices(characters, k=400)) for _ in range(3_000)]
@@ -66,7 +66,7 @@ def write(file: Path, size: int) -> int:
 
 
 def watch(process: subprocess.Popen[str]) -> tuple[int, int]:
-    """The most megabytes that one process, and all together, hold until it ends."""
+    """Wait for a process to end; return the peak memory in MB of its largest process, and of all its processes."""
     largest = together = 0
     while process.poll() is None:
         sizes = [resident(one) for one in family(process.pid)]
@@ -76,7 +76,7 @@ def watch(process: subprocess.Popen[str]) -> tuple[int, int]:
 
 
 def family(process: int) -> list[int]:
-    """A process and all that it has started."""
+    """Return a process and all its descendants."""
     try:
         text = Path(f"/proc/{process}/task/{process}/children").read_text()
     except OSError:
@@ -85,7 +85,7 @@ def family(process: int) -> list[int]:
 
 
 def resident(process: int) -> int:
-    """Bytes in memory; 0 of a process that is gone."""
+    """Return a process's resident bytes, or 0 if it has ended."""
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):

@@ -1,14 +1,15 @@
-"""Memory and speed of reading training pairs, by how many there are: neither should depend on it.
+"""Memory and speed of reading training pairs by number of pairs, on which neither should depend.
 
-Run: `python benchmarks/loader.py [--pairs 10000 100000 1000000] [--updates 200]`. A million pairs take 1 GB of disk in
-a temporary folder, twice.
+Run: `python benchmarks/loader.py [--pairs 10000 100000 1000000] [--updates 200]`. A million pairs take 2 GB of disk in
+a temporary folder.
 
-The pairs are made up, of ten sources that double in size from one to the next: a query of 16 Han characters and a
-positive of 200. They are written to shards as `conan convert` would, then as a run's records, and read by a process of
-its own: updates of 256 pairs from the beginning of the order and then, as one that resumes does, from far on in it.
+The pairs are generated: a query of 16 Han characters and a positive of 200, in ten sources that double in size from one
+to the next. They are written as shards, as by `conan convert`, then exported as for a training run. Another process
+reads `--updates` batches of 256 pairs, first from the start of the order, then from a point after 100 epochs, as a
+resumed run would.
 
-Memory is anonymous (RssAnon of Linux's /proc/self/status): what this process alone holds. Pages of the mapped files
-are not in it; the kernel has them for as long as it likes.
+Memory is the process's own (RssAnon in Linux's /proc/self/status), without pages of mapped files, which the kernel can
+drop at any time.
 """
 
 import argparse
@@ -33,7 +34,7 @@ QUERY, POSITIVE = 16, 200
 
 
 def main() -> None:
-    """A line for each number of pairs."""
+    """Print a line for each number of pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--updates", type=int, default=200)
@@ -45,7 +46,7 @@ def main() -> None:
     elif arguments.step == "read":
         read(arguments.folder, arguments.updates)
     else:
-        print(f"{'pairs':>9}  records written                  read, {arguments.updates} updates of {BATCH}")
+        print(f"{'pairs':>9}  export                    reading {arguments.updates} batches of {BATCH}")
         for count in arguments.pairs:
             with tempfile.TemporaryDirectory() as folder:
                 make(Path(folder), count)
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def make(folder: Path, count: int) -> None:
-    """Shards of so many pairs."""
+    """Write shards of `count` pairs."""
     random = np.random.default_rng(count)
     odds = 2.0 ** np.arange(SOURCES)
     for number, start in enumerate(range(0, count, SHARD)):
@@ -69,7 +70,7 @@ def make(folder: Path, count: int) -> None:
 
 
 def texts(random: np.random.Generator, rows: int, characters: int) -> pa.Array:
-    """Random Han characters, three bytes each in UTF-8."""
+    """Generate texts of random Han characters, which take three bytes each in UTF-8."""
     points = random.integers(0x4E00, 0x9FA5, rows * characters)
     encoded = np.stack([0xE0 | points >> 12, 0x80 | points >> 6 & 0x3F, 0x80 | points & 0x3F], axis=1).astype(np.uint8)
     offsets = np.arange(rows + 1) * (3 * characters)
@@ -78,13 +79,13 @@ def texts(random: np.random.Generator, rows: int, characters: int) -> pa.Array:
 
 
 def step(name: str, folder: str, updates: int) -> str:
-    """What a process that does one step says of it."""
+    """Run one step in a process of its own; return what it prints."""
     command = [sys.executable, __file__, "--step", name, "--folder", folder, "--updates", str(updates)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def write(folder: Path) -> None:
-    """Write a run's records from the shards."""
+    """Export the shards as for a training run."""
     shards = sorted(folder.glob("*.parquet"))
     (folder / "data").mkdir()
     begin = time.perf_counter()
@@ -95,7 +96,7 @@ def write(folder: Path) -> None:
 
 
 def read(folder: Path, updates: int) -> None:
-    """Read updates from two places of the order."""
+    """Read batches from two positions in the order."""
     before = anonymous()
     begin = time.perf_counter()
     data = read_pairs(folder / "data")
@@ -104,20 +105,20 @@ def read(folder: Path, updates: int) -> None:
     opened = time.perf_counter() - begin
     speeds, memory = [], [anonymous()]
     for first in (0, 100 * len(data.pairs) // BATCH):
-        order.draw(first * BATCH, first * BATCH + 1)  # a jump costs once
+        order.draw(first * BATCH, first * BATCH + 1)  # pay for the jump outside the timed part
         begin = time.perf_counter()
         for number in range(first, first + updates):
             pretrain_batch(data, order.draw(number * BATCH, (number + 1) * BATCH)[0])
         speeds.append(updates * BATCH / (time.perf_counter() - begin))
         memory.append(anonymous())
     print(
-        f"first after {opened * 1e3:4.0f} ms; {speeds[0]:6,.0f} pairs/s, after 100 epochs {speeds[1]:6,.0f}; "
-        f"{max(memory):.0f} MB in all, {max(memory) - before:.1f} of it for this"
+        f"first batch after {opened * 1e3:4.0f} ms; {speeds[0]:6,.0f} pairs/s, after 100 epochs {speeds[1]:6,.0f}; "
+        f"{max(memory):.0f} MB in all, {max(memory) - before:.1f} of them for reading"
     )
 
 
 def anonymous() -> float:
-    """This process's own memory, in MB."""
+    """Return this process's own memory in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1000
 

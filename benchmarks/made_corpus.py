@@ -1,4 +1,4 @@
-"""A corpus of random characters as `conan mine` leaves it, for benchmarks that have none."""
+"""A generated corpus of random characters, in the state after `conan mine`, for benchmarks."""
 
 from datetime import datetime
 from pathlib import Path
@@ -14,11 +14,12 @@ POOL = 30  # candidates of each query
 
 
 def write_corpus(corpus: Path, queries: int, seed: int = 0) -> None:
-    """Write convert/retrieval, convert/sts with twice as many pairs of sentences, and pools.duckdb."""
+    """Write convert/retrieval, convert/sts with twice as many sentence pairs, and pools.duckdb."""
     random = np.random.default_rng(seed)
     asked, passages = make_texts(random, queries, 16), make_texts(random, 3 * queries, 220)
     ids, passage_ids = np.arange(queries), np.arange(3 * queries)
-    # Only passages that are no positives: other libraries take a positive of the same batch for a negative.
+    # No positives in the pools: negatives are shared within a batch, and other libraries would not mask a negative of
+    # one query that is the positive of another.
     pools = [random.choice(passage_ids[queries:], POOL, replace=False).tolist() for _ in range(queries)]
     source = {"source": "made", "category": "news"}
     retrieval = {
@@ -67,6 +68,6 @@ def write_corpus(corpus: Path, queries: int, seed: int = 0) -> None:
 
 
 def make_texts(random: np.random.Generator, count: int, median: int) -> list[str]:
-    """Texts of log-normal lengths in characters, which are tokens: a twentieth is over 3.7 times the median."""
+    """Generate texts with log-normal lengths in characters (one token each); 5 % are over 3.7 times the median."""
     lengths = np.clip(random.lognormal(np.log(median), 0.8, count), 4, 40 * median).astype(int)
     return ["".join(random.choice(CHARACTERS, length)) for length in lengths]

@@ -1,4 +1,4 @@
-"""What several benchmarks measure with: shapes of models, operations of their products, the matrix rate, memory."""
+"""Shared by several benchmarks: model shapes, operation counts of matrix products, the matrix rate, memory."""
 
 import time
 from collections.abc import Iterable
@@ -15,16 +15,16 @@ DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_availab
 
 
 def forward_operations(shape: dict[str, int], lengths: Iterable[int]) -> int:
-    """Operations of an encoder's products for texts of these lengths, without what is added for padding.
+    """Count the operations of an encoder's matrix products for texts of these lengths, without padding.
 
-    In a layer of width H, 4 H within, each token of a text of L takes 24 H² + 4 L H.
+    In a layer of width H with an intermediate width of 4 H, each token of a text of length L takes 24 H² + 4 L H.
     """
     width, inner = shape["hidden"], shape["intermediate"]
     return shape["layers"] * sum(8 * n * width**2 + 4 * n * width * inner + 4 * n**2 * width for n in lengths)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 8_192, times: int = 20) -> float:
-    """Operations a second of a large matrix product."""
+    """Measure the operations per second of a large matrix product."""
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
         left @ right
@@ -37,13 +37,13 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 8_192, tim
 
 
 def wait_for_device() -> None:
-    """Wait until a GPU, if there is one, has done all that it was given."""
+    """Wait until the GPU, if there is one, has finished all queued work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
 
 def memory(when: Literal["now", "peak"]) -> float:
-    """The memory taken now, or at most so far, in MB: of PyTorch's allocator on a GPU, else of the process."""
+    """Return current or peak memory in MB: of PyTorch's allocator on a GPU, else of the process."""
     if DEVICE.type != "cpu":
         size = torch.accelerator.memory_allocated if when == "now" else torch.accelerator.max_memory_allocated
         return size() / 1e6

@@ -1,16 +1,17 @@
-"""`conan mine` against `sentence_transformers.util.mine_hard_negatives` (FAISS on): the same model, texts and filter.
+"""Compare `conan mine` with `sentence_transformers.util.mine_hard_negatives` on the same model, texts and filter.
 
-Run: `python benchmarks/mine.py --pairs SHARDS [--number 10000] [--turns 3]`, with SHARDS a folder of Parquet shards
-with `query` and `positive` (a corpus's `dedup`). Distinct queries with a positive each are drawn by seed; every query
-searches all positives for negatives that score below its own. The model is a BERT of 4 layers, 312 wide, with random
-weights and mean pooling: what it finds is worth nothing, how long it takes is the same.
+Run: `python benchmarks/mine.py --pairs SHARDS [--number 10000] [--turns 3]`, where SHARDS is a folder of Parquet shards
+with `query` and `positive` (such as a corpus's `dedup`). Distinct queries with one positive each are drawn at random;
+every query searches all positives for negatives that score below its own positive. The model is a BERT with 4 layers of
+width 312, random weights and mean pooling: the negatives are meaningless, but mining takes just as long. The other
+library searches with FAISS.
 
-A turn has two processes of each side. One encodes all; the other finds the vectors that both sides keep on disk, as
-whoever tries another margin does, and mines 10 negatives of each query. Of that one, two times are given: from vectors
-to negatives, which is search and filter, and the whole, from texts to what is left: theirs a dataset in memory, ours
-pools.duckdb. Theirs looks at 101 neighbours of each query, ours at all passages. Memory is the most that a process
-held, with all its libraries and, in theirs always and in ours where something is to be encoded, the model. Given are
-medians of the turns.
+In a turn, each library runs two processes. The first encodes all texts. The second reuses the vectors that both
+libraries keep on disk, as when trying another margin, and mines 10 negatives per query. For the second, two times are
+given: search and filter, from vectors to negatives; and the whole, from texts to the result, which is a dataset in
+memory for sentence-transformers ("theirs") and pools.duckdb for Conan ("ours"). Theirs looks at 101 neighbours per
+query, ours at all passages. Memory is the peak of a process with all its libraries, and with the model, which theirs
+always loads, ours only to encode. Medians over the turns are given.
 """
 
 import argparse
@@ -29,14 +30,14 @@ from conan_embedding.schemas.training import RETRIEVAL
 
 SHAPE = {"layers": 4, "hidden": 312, "heads": 12, "intermediate": 1200}
 NEGATIVES, NEIGHBOURS = 10, 100
-"""Of a query; how many neighbours theirs looks at beside the positive."""
+"""Negatives per query; neighbours that sentence-transformers looks at, apart from the positive."""
 
 
 def main() -> None:
-    """Draw the pairs, let both mine in turn, print the ratios."""
+    """Draw the pairs, run both libraries in turn, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True, help="a folder of shards")
-    parser.add_argument("--number", type=int, default=10_000, help="queries, and passages")
+    parser.add_argument("--number", type=int, default=10_000, help="number of queries and of passages")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", choices=[*PROCESSES], help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def prepare(place: Path, shards: Path, number: int) -> None:
-    """Write the pairs, as a table and as a corpus after convert, and the model."""
+    """Write the pairs, as a table and as a corpus in the state after convert, and the model."""
     from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
     from conan_embedding.trainer.model.bootstrap import tiny_bert
 
@@ -91,7 +92,7 @@ def prepare(place: Path, shards: Path, number: int) -> None:
 
 
 def our_encoding(place: Path) -> dict[str, float]:
-    """Mine for the vectors, without a filter."""
+    """Mine without a filter, just to compute the vectors."""
     from conan_embedding.pipeline.engine.calls import Engine
     from conan_embedding.pipeline.mine.stage import mine
     from conan_embedding.schemas.settings import MineSettings
@@ -103,7 +104,7 @@ def our_encoding(place: Path) -> dict[str, float]:
 
 
 def our_mining(place: Path) -> dict[str, float]:
-    """Mine as asked, after another time that is not counted."""
+    """Mine with a filter, after a first call that is not timed."""
     from conan_embedding.pipeline.corpus.pools import read_candidates
     from conan_embedding.pipeline.engine.calls import Engine
     from conan_embedding.pipeline.mine import stage as module
@@ -122,7 +123,7 @@ def our_mining(place: Path) -> dict[str, float]:
 
 
 def their_encoding(place: Path) -> dict[str, float]:
-    """Mine for the vectors."""
+    """Mine just to compute the vectors."""
     from sentence_transformers.util import mine_hard_negatives
 
     pairs, model, common = their_input(place)
@@ -132,7 +133,7 @@ def their_encoding(place: Path) -> dict[str, float]:
 
 
 def their_mining(place: Path) -> dict[str, float]:
-    """Mine as asked, after another time that is not counted."""
+    """Mine with a filter, after a first call that is not timed."""
     import numpy as np
     from sentence_transformers.util import mine_hard_negatives
 
@@ -151,7 +152,7 @@ def their_mining(place: Path) -> dict[str, float]:
 
 
 def their_input(place: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """The dataset, the model and the options of both calls."""
+    """Return the dataset, the model and the options shared by both calls."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -164,7 +165,7 @@ def their_input(place: Path) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def stopwatch(place: Any, name: str) -> list[float]:
-    """Let a function note the seconds of each of its calls."""
+    """Wrap a function so that it records the seconds of each call; return the list of records."""
     function, seconds = getattr(place, name), []
 
     def timed(*arguments: Any, **named: Any) -> Any:
@@ -178,7 +179,7 @@ def stopwatch(place: Any, name: str) -> list[float]:
 
 
 def peak() -> float:
-    """The most megabytes that this process has held."""
+    """Return this process's peak memory in MB."""
     status = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1e6
 

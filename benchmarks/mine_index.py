@@ -1,9 +1,8 @@
-"""What mining's default index above a million passages finds of the true neighbours, and what it takes.
+"""Recall and time of mining's default index, which is used above a million passages.
 
-Run: `python benchmarks/mine_index.py [--passages 1200000] [--width 256] [--queries 1000]`. The vectors are made up:
-20,000 centres, each passage one of them with noise as long as itself, each query near a passage. Recall@100 is the
-share of a query's 100 best passages, by products with all of them, that the search returns. Passages are mapped from a
-file.
+Run: `python benchmarks/mine_index.py [--passages 1200000] [--width 256] [--queries 1000]`. The vectors are generated:
+each passage is one of 20,000 centres plus noise of the same length, and each query is near a passage. Recall@100 is the
+share of a query's 100 best passages (found by comparing all) that the search returns. Passages are mapped from a file.
 """
 
 import argparse
@@ -18,7 +17,7 @@ TOP, CENTRES, BLOCK = 100, 20_000, 100_000
 
 
 def main() -> None:
-    """Make the vectors, search both ways, print recall and seconds."""
+    """Generate the vectors, search both ways, print recall and seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--passages", type=int, default=1_200_000)
     parser.add_argument("--width", type=int, default=256)
@@ -45,20 +44,20 @@ def main() -> None:
         found = search(lambda rows: queries[rows], lambda rows: np.asarray(passages[rows]), rules, TOP, None).ids
         searched = time.perf_counter() - started
     shared = [len(np.intersect1d(one, other)) for one, other in zip(found, expected, strict=True)]
-    print(f"{options.passages:,} passages of width {options.width}, {default_index(options.passages)} a shard")
-    print(f"recall@{TOP}: {np.mean(shared) / TOP:.4f}, of the worst query {min(shared) / TOP:.2f}")
-    print(f"index and search: {searched:.1f} s; {len(queries):,} queries by products alone: {compared:.1f} s")
+    print(f"{options.passages:,} passages of width {options.width}, {default_index(options.passages)} per shard")
+    print(f"recall@{TOP}: {np.mean(shared) / TOP:.4f}, worst query {min(shared) / TOP:.2f}")
+    print(f"index and search: {searched:.1f} s; brute force for {len(queries):,} queries: {compared:.1f} s")
 
 
 def noisy(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Unit vectors near others, float32."""
+    """Return unit vectors near the given ones, float32."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True) / vectors.shape[1] ** 0.5
     moved = vectors + length * rng.standard_normal(vectors.shape, np.float32)
     return np.asarray(moved / np.linalg.norm(moved, axis=1, keepdims=True), np.float32)
 
 
 def write(file: Path, count: int, width: int) -> None:
-    """The passages, a block at a time."""
+    """Generate the passages and write them, one block at a time."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((CENTRES, width), np.float32)
     mapped = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(count, width))
@@ -69,7 +68,7 @@ def write(file: Path, count: int, width: int) -> None:
 
 
 def brute_force(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
-    """The best passages of each query, int64 [queries, TOP], in no order."""
+    """Return the best passages of each query, int64 [queries, TOP], in no particular order."""
     scores, places = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(passages), BLOCK):
         here = queries @ np.asarray(passages[start : start + BLOCK]).T

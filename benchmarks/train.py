@@ -1,23 +1,24 @@
-"""Conan's training step against sentence-transformers' and FlagEmbedding's: the same model, texts and losses.
+"""Compare Conan's training step with sentence-transformers' and FlagEmbedding's: same model, texts and losses.
 
 Run: `python benchmarks/train.py --pairs CORPUS [--tasks mixed|retrieval] [--shape small|large] [--precision bf16]
-[--turns 3] [--peers PYTHON]`, with CORPUS a corpus after `conan mine`, and PYTHON an interpreter that has the peers:
-sentence-transformers 6.2, FlagEmbedding 1.4 and accelerate, best with the same torch. What it has not is left out.
+[--turns 3] [--peers PYTHON]`. CORPUS is a corpus after `conan mine`. PYTHON is an interpreter with the other libraries:
+sentence-transformers 6.2, FlagEmbedding 1.4 and accelerate, preferably with the same torch. Missing ones are left out.
 
-A mixed step has 4 queries with a positive and 4 hard negatives each, and 32 sentence pairs: 36 examples. Its loss is
-InfoNCE + 0.8 · CoSENT, each the mean over seven Matryoshka widths; `retrieval` leaves the sentence pairs out. All get
-the same updates, weights, precision, dropout (0.1), AdamW and clipping. Conan is what `conan train` starts, in one
-process, from the texts to the new weights. Sentence-transformers is a plain loop over its losses, as its trainer takes
-one data set a step; that trainer stands beside it where there is retrieval alone. FlagEmbedding has no linear layer
-after the pooling, so it trains less: its Matryoshka widths are the same parts of the encoder's own.
+A mixed step has 36 examples: 4 queries, each with a positive and 4 hard negatives, and 32 sentence pairs. Its loss is
+InfoNCE + 0.8 · CoSENT, each the mean over seven Matryoshka widths; `retrieval` leaves the sentence pairs out. All
+libraries get the same batches, initial weights, precision, dropout (0.1), AdamW settings and clipping. For Conan, what
+`conan train` runs in one process is timed, from the texts to the updated weights. Sentence-transformers is timed in a
+plain loop over its losses, because its trainer takes one data set per step; with retrieval only, the trainer is timed
+too. FlagEmbedding has no linear layer after the pooling, so it trains fewer parameters; its Matryoshka widths are the
+same fractions of the encoder's width.
 
-Conan's loss has the other queries' positives among the negatives here (`in_batch_positives`), as theirs do: so losses
-can be compared, and must agree on the first update without dropout. Each turn is a process of its own; of its steps the
-first half warms up and the other is timed. Given is the median of the turns.
+Here Conan's loss includes the other queries' positives as negatives (`in_batch_positives`), as the other libraries do.
+The losses are therefore comparable, and must agree on the first batch without dropout. Each turn is a process of its
+own; the first half of its steps is a warm-up, the second half is timed. The median of the turns is given.
 
-`small` is a BERT of 4 layers, 312 wide, at 128 tokens; `large` has BERT-large's shape, at 512; `tiny` is for trying. On
-a GPU, printed too is the share of the card's matrix rate, measured first, that the model's own products reach; padding
-is none of them.
+`small` is a BERT with 4 layers of width 312, with up to 128 tokens; `large` has BERT-large's shape, with up to 512;
+`tiny` is for trying the script out. On a GPU, the share of the GPU's measured matrix rate that the model's matrix
+products reach is also printed; padding does not count.
 """
 
 import argparse
@@ -48,26 +49,28 @@ from measures import DEVICE, LARGE, SMALL, TINY, forward_operations, matrix_rate
 
 SHAPES = {"tiny": TINY, "small": SMALL, "large": LARGE}
 LENGTHS = {"tiny": 32, "small": 128, "large": 512}  # tokens
-VOCABULARY, DIMENSION = 21_128, 1792  # BERT's for Chinese; the paper's
-STEPS = 6  # to warm up, and as many that are timed
+VOCABULARY, DIMENSION = 21_128, 1792  # of Chinese BERT; of the paper
+STEPS = 6  # for warm-up, then the same number timed
 AGREEMENT = 1e-4
 PEERS = {
     "sentence-transformers": ("sentence_transformers", "sentence_transformers"),
     "sentence-transformers, trainer": ("accelerate", "trainer"),
     "FlagEmbedding": ("FlagEmbedding", "flag_embedding"),
 }
-"""The package that each needs, and its function in peers/train.py."""
+"""For each: the package that it needs, and its function in peers/train.py."""
 
 
 def main() -> None:
-    """Prepare the updates, let all train in turn, print seconds, examples a second, ratios and the losses."""
+    """Prepare the batches, time all libraries in turn, print seconds, examples per second, ratios and losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True, metavar="CORPUS")
     parser.add_argument("--tasks", choices=["mixed", "retrieval"], default="mixed")
     parser.add_argument("--shape", choices=list(SHAPES), default="small")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--peers", default=sys.executable, metavar="PYTHON", help="an interpreter that has the peers")
+    parser.add_argument(
+        "--peers", default=sys.executable, metavar="PYTHON", help="interpreter with the other libraries"
+    )
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if DEVICE.type == "cpu":
@@ -81,26 +84,26 @@ def main() -> None:
         tokens = sum(map(sum, updates["lengths"][STEPS:]))
         print(
             f"{options.tasks}, {options.shape}, {options.precision}, {torch.get_num_threads()} threads: "
-            f"{sum(map(len, updates['lengths'][STEPS:])) / STEPS:.0f} texts a step of {tokens / STEPS:,.0f} tokens"
+            f"{sum(map(len, updates['lengths'][STEPS:])) / STEPS:.0f} texts, {tokens / STEPS:,.0f} tokens per step"
         )
         took, theirs = in_turn(job, tokens, options)
         medians = {tool: statistics.median(turns) for tool, turns in took.items()}
         examples = job.settings.retrieval_batch + job.settings.sts_batch
         for tool, seconds in medians.items():
             turns = ", ".join(f"{turn:.3f}" for turn in sorted(took[tool]))
-            print(f"{tool:30}{seconds:8.3f} s a step {examples / seconds:8.1f} examples/s   turns {turns}")
+            print(f"{tool:30}{seconds:8.3f} s/step {examples / seconds:8.1f} examples/s   turns {turns}")
         for tool in medians.keys() - {"Conan"}:
             print(f"{tool} / Conan: {medians[tool] / medians['Conan']:.2f}")
         if DEVICE.type != "cpu":
             print_share(updates["lengths"][STEPS:], options, medians)
     apart = abs(theirs - updates["loss"]) / updates["loss"]
-    print(f"loss of the first update without dropout: {updates['loss']:.6f}, apart by {apart:.1e}")
+    print(f"loss of the first batch without dropout: {updates['loss']:.6f}, relative difference {apart:.1e}")
     if not apart <= AGREEMENT:
-        sys.exit(f"the losses differ by more than {AGREEMENT}: these are different tasks")
+        sys.exit(f"the losses differ by more than {AGREEMENT}, so the libraries don't train the same task")
 
 
 def prepare(place: Path, options: argparse.Namespace) -> Job:
-    """Write the model, the records, and of the job that trains on them what the others need."""
+    """Write the model, the records, the job, and its batches as texts for the other libraries."""
     settings = FinetuneSettings(
         max_length=LENGTHS[options.shape],
         steps=2 * STEPS,
@@ -131,12 +134,12 @@ def prepare(place: Path, options: argparse.Namespace) -> Job:
     )
     (place / "job.json").write_text(job.model_dump_json(), "utf-8")
     command = [sys.executable, __file__, "--pairs", corpus, "--job", place / "job.json"]
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)  # an own process, as it joins a process group
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)  # in a process of its own: it joins a process group
     return job
 
 
 def with_negatives(corpus: Path, number: int) -> pl.DataFrame:
-    """The retrieval records with that many negatives, of their own or in their pools: theirs can't do with fewer."""
+    """Return the retrieval records with `number` negatives, provided or mined: the other libraries need that many."""
     records = pl.read_parquet(corpus / "convert" / "retrieval" / "*.parquet")
     records = records.unique("query", keep="first", maintain_order=True)
     pools = read_candidates(corpus).select("query", mined=pl.col("passage_ids").list.len())
@@ -146,7 +149,7 @@ def with_negatives(corpus: Path, number: int) -> pl.DataFrame:
 
 
 def write_updates(job: Job) -> None:
-    """The texts of each step, column by column as other libraries take them; their lengths; Conan's first loss."""
+    """Write the texts of each step in columns, as other libraries take them; their lengths; and Conan's first loss."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     os.environ |= {
@@ -182,15 +185,15 @@ def write_updates(job: Job) -> None:
     content = {"settings": job.settings.model_dump(mode="json"), "warm_up": STEPS, "loss": loss, "lengths": lengths}
     (job.corpus / "updates.json").write_text(json.dumps(content | {"updates": updates}, ensure_ascii=False), "utf-8")
     sys.stdout.flush()
-    os._exit(0)  # as a training process ends: libraries report leaks that are none
+    os._exit(0)  # as a training process does, because libraries report leaks that aren't real
 
 
 def in_turn(job: Job, tokens: int, options: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
-    """Seconds a step of each tool in each turn, and sentence-transformers' loss of the first update."""
+    """Time all libraries; return seconds per step by turn, and sentence-transformers' loss of the first batch."""
     commands = {}
     for name, (package, function) in PEERS.items():
         if options.tasks == "mixed" and function != "sentence_transformers":
-            print(f"{name} is left out: it has no step of both tasks; see --tasks retrieval")
+            print(f"{name} is left out: it can't train both tasks in one step; see --tasks retrieval")
         elif subprocess.run([options.peers, "-c", f"import {package}"], capture_output=True).returncode:
             print(f"{name} is left out: {options.peers} can't import {package}; see --peers")
         else:
@@ -208,7 +211,7 @@ def in_turn(job: Job, tokens: int, options: argparse.Namespace) -> tuple[dict[st
 
 
 def ours(job: Job, tokens: int) -> float:
-    """Seconds a step by the log's last entry, which counts from the one before."""
+    """Train with Conan; return seconds per step from the last log entry, which counts from the entry before."""
     run_job(job, 1)
     entries = [json.loads(line) for line in (job.folder / "log.jsonl").read_text("utf-8").splitlines()]
     rate = next(entry["tokens_per_second"] for entry in entries if "loss" in entry and entry["step"] == 2 * STEPS)
@@ -216,7 +219,7 @@ def ours(job: Job, tokens: int) -> float:
 
 
 def print_share(lengths: list[list[int]], options: argparse.Namespace, medians: dict[str, float]) -> None:
-    """The part of the measured matrix rate that the model's own products reach: once forward, twice backward."""
+    """Print the share of the measured matrix rate that the model's products reach (one forward, two backward)."""
     products = step_operations(options.shape, lengths)
     rate = matrix_rate(DEVICE, torch.bfloat16 if options.precision == "bf16" else torch.float32)
     for tool, seconds in medians.items():
@@ -225,7 +228,7 @@ def print_share(lengths: list[list[int]], options: argparse.Namespace, medians: 
 
 
 def step_operations(shape: str, lengths: list[list[int]]) -> float:
-    """Operations of the products of a step, on average of steps whose texts have these lengths."""
+    """Count the operations of a step's matrix products, averaged over steps whose texts have these lengths."""
     texts = sum(map(len, lengths))
     forward = (
         forward_operations(SHAPES[shape], chain.from_iterable(lengths))

@@ -1,4 +1,4 @@
-"""The first steps of a training run in this process, as `conan train` takes them, without what a run ends with."""
+"""Runs the first steps of a training job in this process, as `conan train` would, but without the end of a run."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,9 +13,9 @@ class _LastStepError(Exception):
 
 
 def train_steps(job: Job, last: int, before: Callable[[int], None], after: Callable[[int], None]) -> None:
-    """Train up to the step `last`, with a call before and after each; no checkpoint or model is written at the end."""
+    """Train up to step `last`, calling `before` and `after` around each step. No checkpoint or model is written."""
     if last >= (job.settings.steps or last + 1):
-        raise ValueError("the job itself must have more steps: its last one is saved")
+        raise ValueError("the job must have more steps than that, because a job's last step saves a checkpoint")
     load_batches = train.load_batches
 
     def watched(*arguments: Any) -> Iterator[Any]:

@@ -1,8 +1,8 @@
-"""The first steps of a training job in this process, as a line of JSON: losses, seconds a step, peak memory.
+"""Runs the first steps of a training job and prints a line of JSON: losses, seconds per step, peak memory.
 
-Run: `python benchmarks/training_run.py --job JOB [--steps 20] [--timed 7 12]`, with the variables that torchrun sets
-for a rank (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and a job that has more steps than that. Seconds are
-those of the timed steps, first and last included, from the texts to the new weights.
+Run: `python benchmarks/training_run.py --job JOB [--steps 20] [--timed 7 12]`, with the environment variables that
+torchrun sets for a rank (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), and a job with more steps than
+`--steps`. `--timed` are the first and the last step that are timed, from the texts to the updated weights.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from train_steps import train_steps
 
 
 def main() -> None:
-    """Train, and print what was found."""
+    """Train and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=20)
@@ -32,17 +32,17 @@ def main() -> None:
     job = Job.model_validate_json(options.job.read_text("utf-8"))
     print(json.dumps(measure(job, options.steps, *options.timed)))
     sys.stdout.flush()
-    os._exit(0)  # as a training process ends: libraries report leaks that are none
+    os._exit(0)  # as a training process does, because libraries report leaks that aren't real
 
 
 def measure(job: Job, steps: int, first: int, last: int) -> dict[str, Any]:
-    """Losses by step, seconds a step from `first` to `last`, and the peak of memory in MB."""
+    """Return the loss of each step, seconds per step from `first` to `last`, and peak memory in MB."""
     losses: list[Tensor] = []
     moments: list[float] = []
     count = Log.count
 
     def counted(log: Log, found: Losses) -> None:
-        losses.append(found.total.detach())  # read at the end, as that waits
+        losses.append(found.total.detach())  # read at the end, because reading makes the host wait
         count(log, found)
 
     def note() -> None:

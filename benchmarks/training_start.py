@@ -1,7 +1,7 @@
-"""Seconds from `conan train` to its end for one step of a tiny model: what starting DeepSpeed costs on a CPU machine.
+"""The start-up cost of `conan train` on a CPU: the time of a whole run with one step of a tiny model.
 
-Run: `python benchmarks/training_start.py`. Prints the median of three starts with one and with two processes. The step
-itself, its checkpoint and the export of the model are in the figure.
+Run: `python benchmarks/training_start.py`. Prints the median of three runs with one and with two processes, including
+the step, its checkpoint and the export of the model.
 """
 
 import os
@@ -22,7 +22,7 @@ CONAN = "from conan_embedding.cli import main; main()"
 
 
 def main() -> None:
-    """Prepare a small corpus, then start training on it again and again."""
+    """Prepare a small corpus, then time training runs on it."""
     with tempfile.TemporaryDirectory() as folder:
         corpus, sources = Path(folder) / "corpus", Path(folder) / "sources"
         write_sample(sources, rows=300)
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _start(corpus: Path, processes: int, seed: int) -> float:
-    """One run of one step; another seed makes it another run."""
+    """Time a run of one step; a different `seed` makes it a different run."""
     options = {"steps": 1, "batch_size": 8, "seed": 10 * processes + seed}
     settings = [word for key, value in options.items() for word in ("--set", f"bootstrap.training.{key}={value}")]
     command = [sys.executable, "-c", CONAN, "train", str(corpus), "--stage", "bootstrap", "--nproc", str(processes)]

@@ -1,13 +1,13 @@
-"""The deduplicators that benchmarks/dedup.py compares Conan's with. Runs without Conan, where they are installed.
+"""The deduplication tools that benchmarks/dedup.py compares Conan with. Runs without Conan, in their environment.
 
-Run by benchmarks/dedup.py as `python dedup.py TOOL TEXTS OUT NGRAM`. TEXTS is a Parquet file of `row` (from 0), `text`
-and `spaced` (the same with a space after each character, for tools that know words alone). The tool reads it, removes
-near-duplicates of `NGRAM`-grams of characters and writes what stays under OUT, after a first turn on a few rows that
-warms up. The answer is a line of JSON: seconds by the clock and of the processor, the most memory that was resident, in
-bytes, and where the cluster of each row lies, int64 [rows].
+Run by benchmarks/dedup.py as `python dedup.py TOOL TEXTS OUT NGRAM`. TEXTS is a Parquet file with `row` (from 0),
+`text` and `spaced` (the text with a space after each character, for tools that only split words). The tool reads it,
+removes near-duplicates by character NGRAM-grams and writes the rest to OUT; a warm-up on a few rows comes first. The
+answer is a line of JSON: wall time and CPU time in seconds, peak resident memory in bytes, and the file with the
+cluster of each row, int64 [rows].
 
-All take 128 permutations and a threshold of 0.7, and each the bands that it chooses for them; those that have to be
-told (datatrove, daft, the last one) take 16 of 8 rows, whose threshold is (1/16)**(1/8) = 0.71.
+All tools use 128 permutations and a threshold of 0.7, with the bands that they choose for it. Those that need to be
+told (datatrove, daft, numpy_rensa) get 16 bands of 8 rows, whose threshold is (1/16)**(1/8) = 0.71.
 """
 
 import json
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 PERMUTATIONS, THRESHOLD, BANDS, BAND_ROWS = 128, 0.7, 16, 8
 WARM_UP = 200  # rows
-BATCH = 20_000  # rows that are held as Python objects at a time
+BATCH = 20_000  # rows held as Python objects at a time
 
 Labels = NDArray[np.int64]
 Clusters = Callable[[], Labels]
-"""Says afterwards, when the clock stands, which rows the tool took for one: equal numbers."""
+"""Called after timing: returns the cluster of each row that the tool found, as equal numbers."""
 
 
 def _components(rows: int, edges: Iterable[tuple[int, int]] | NDArray[np.int64]) -> Labels:
@@ -47,7 +47,7 @@ def _texts(texts: Path) -> Iterator[str]:
 
 
 def _write_kept(texts: Path, out: Path, kept: NDArray[np.bool_]) -> None:
-    """The rows that stay, in batches, compressed as Conan's are."""
+    """Write the rows that are kept in batches, compressed as Conan's are."""
     file, start = pq.ParquetFile(texts), 0
     schema = pa.schema([("row", pa.int64()), ("text", pa.string())])
     with pq.ParquetWriter(out / "kept.parquet", schema, compression="zstd") as writer:
@@ -57,7 +57,7 @@ def _write_kept(texts: Path, out: Path, kept: NDArray[np.bool_]) -> None:
 
 
 def datasketch(texts: Path, out: Path, ngram: int) -> Clusters:
-    """`MinHash.bulk`, then `MinHashLSH`: a text that finds others is a duplicate, one that finds none is inserted."""
+    """`MinHash.bulk`, then `MinHashLSH`: a text with matches in the index is a duplicate, any other is inserted."""
     from datasketch import MinHash, MinHashLSH
 
     shingles = ([text[i : i + ngram].encode() for i in range(len(text) - ngram + 1)] for text in _texts(texts))
@@ -74,7 +74,7 @@ def datasketch(texts: Path, out: Path, ngram: int) -> Clusters:
 
 
 def rensa(texts: Path, out: Path, ngram: int) -> Clusters:
-    """As its README does: `RMinHashDeduplicator.add_pairs` over lists of tokens, which here are shingles."""
+    """As in its README: `RMinHashDeduplicator.add_pairs` over lists of tokens, which here are shingles."""
     from rensa import RMinHashDeduplicator
 
     def shingles(text: str) -> list[str]:
@@ -94,9 +94,9 @@ def rensa(texts: Path, out: Path, ngram: int) -> Clusters:
 
 
 def numpy_rensa(texts: Path, out: Path, ngram: int) -> Clusters:
-    """The strongest that could be put together: NumPy hashes the n-grams, rensa signs, NumPy sorts the bands.
+    """The fastest combination that was found: NumPy hashes n-grams, rensa computes signatures, NumPy sorts the bands.
 
-    Each row of a bucket is compared with the bucket's first by their signatures.
+    The signature of each row in a bucket is compared with that of the bucket's first row.
     """
     from rensa import RMinHash
 
@@ -129,7 +129,7 @@ def numpy_rensa(texts: Path, out: Path, ngram: int) -> Clusters:
 
 
 def _rolling(texts: list[str], ngram: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Hashes of the n-grams of all texts one after another, and where each text's begin."""
+    """Return the hashes of the n-grams of all texts, concatenated, and the start of each text's hashes."""
     lengths = np.array([len(text) for text in texts])
     points = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4").astype(np.uint64)
     hashes = np.zeros(len(points) - ngram + 1, np.uint64)
@@ -138,16 +138,16 @@ def _rolling(texts: list[str], ngram: int) -> tuple[NDArray[np.uint64], NDArray[
         hashes += points[place : place + len(hashes)]
     ends = np.cumsum(lengths)
     inside = np.ones(len(points), bool)
-    for back in range(1, ngram):  # an n-gram that begins this close to the end of a text reaches into the next
+    for back in range(1, ngram):  # an n-gram that starts this close to the end of a text reaches into the next one
         inside[np.maximum(ends - back, 0)] = False
     counts = np.maximum(lengths - ngram + 1, 0)
     return hashes[inside[: len(hashes)]], np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
 
 
 def daft(texts: Path, out: Path, ngram: int) -> Clusters:
-    """As its guide to MinHash deduplication does (docs.daft.ai): bands exploded and grouped, a star for each bucket.
+    """As in its guide to MinHash deduplication (docs.daft.ai): bands exploded and grouped, a star of edges per bucket.
 
-    The components are SciPy's, which is quicker than the guide's own rounds of joins.
+    Connected components are found with SciPy, which is faster than the guide's repeated joins.
     """
     import daft as engine
 
@@ -182,9 +182,9 @@ def daft(texts: Path, out: Path, ngram: int) -> Clusters:
 
 
 def datatrove(texts: Path, out: Path, ngram: int) -> Clusters:
-    """Its four steps, each with its executor, as in its example minhash_deduplication.py.
+    """The four steps of its example minhash_deduplication.py, each with its own executor.
 
-    Words are characters. Numbers stay as they are: by default all are one word, which is another similarity.
+    Words are characters. Numbers are kept, as the default of replacing each by the same word changes the similarity.
     """
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.dedup import MinhashDedupSignature
@@ -200,7 +200,7 @@ def datatrove(texts: Path, out: Path, ngram: int) -> Clusters:
     from datatrove.utils.word_tokenizers import WordTokenizer
 
     class Characters(WordTokenizer):
-        """Characters for words; the step takes a tokenizer in place of a language."""
+        """Treats characters as words. The step accepts a tokenizer instead of a language."""
 
         def word_tokenize(self, text: str) -> list[str]:
             return list(text)
@@ -259,7 +259,7 @@ def text_dedup(texts: Path, out: Path, ngram: int) -> Clusters:
 
 
 def data_juicer(texts: Path, out: Path, ngram: int) -> Clusters:
-    """Its `document_minhash_deduplicator` with `tokenization: character`, through its own datasets."""
+    """Its `document_minhash_deduplicator` with `tokenization: character`, on its own dataset class."""
     from data_juicer.core.data import NestedDataset
     from data_juicer.ops.deduplicator import DocumentMinhashDeduplicator
     from datasets import Dataset, disable_caching
@@ -298,19 +298,19 @@ TOOLS: dict[str, Callable[[Path, Path, int], Clusters]] = {
 
 
 def _cpu_seconds() -> float:
-    """User and system time, that of finished children included."""
+    """Return user and system time, including that of finished children."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _peak() -> int:
-    """Bytes resident at most; getrusage would count those of the process that started this one."""
+    """Return the peak resident memory in bytes; getrusage would include that of the parent process."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return 1024 * int(line.split()[1])
 
 
 def main() -> None:
-    """Run one tool once; standard output is kept from the tools, which write to it."""
+    """Run one tool once. Standard output is redirected to standard error, because the tools write to it."""
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     tool, texts, out, ngram = TOOLS[sys.argv[1]], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])

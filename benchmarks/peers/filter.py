@@ -1,7 +1,7 @@
-"""The filters that benchmarks/filter.py compares Conan's with. Runs in an interpreter that has them, without Conan.
+"""The filters that benchmarks/filter.py compares Conan with. Runs without Conan, in their environment.
 
-Run by benchmarks/filter.py as `python filter.py TOOL TEXTS`: TEXTS is a JSON array of texts; every line that comes in
-starts a turn of passes over all of them and is answered by a line with the CPU seconds of one.
+Run by benchmarks/filter.py as `python filter.py TOOL TEXTS`, where TEXTS is a JSON array of texts. Each input line
+starts a turn of passes over all texts, and is answered with a line: the CPU seconds per pass.
 """
 
 import json
@@ -16,7 +16,7 @@ Pass = Callable[[], object]
 
 
 def datatrove(texts: list[str]) -> Pass:
-    """The three filters one after another, as in a datatrove pipeline: what one drops, the next does not see.
+    """Three filters in sequence, as in a datatrove pipeline: the next one does not see what one has dropped.
 
     Thresholds and stop words are FineWeb 2's for Chinese (huggingface/fineweb-2, configs/cmn_Hani.yml).
     """
@@ -25,9 +25,9 @@ def datatrove(texts: list[str]) -> Pass:
     from datatrove.utils.word_tokenizers import WordTokenizer
 
     class Characters(WordTokenizer):
-        """Characters for words: a fair unit for Chinese n-grams, and much quicker than datatrove's own segmentation.
+        """Treats characters as words: a fair unit for Chinese n-grams, and much faster than segmentation.
 
-        The filters take a tokenizer in place of a language; its default for Chinese is jieba within spaCy.
+        The filters accept a tokenizer instead of a language; datatrove's default for Chinese is jieba within spaCy.
         """
 
         def word_tokenize(self, text: str) -> list[str]:
@@ -50,7 +50,7 @@ def datatrove(texts: list[str]) -> Pass:
         FineWebQualityFilter(language=characters, line_punct_thr=0.106, new_line_ratio=0.178),
         GopherQualityFilter(
             language=characters,
-            min_doc_words=10,  # its default, 50, would spare it most work on short pairs
+            min_doc_words=10,  # with its default of 50, it would skip most of the work on short pairs
             min_avg_word_length=1,
             max_avg_word_length=5,
             max_non_alpha_words_ratio=0.735,
@@ -70,8 +70,8 @@ def datatrove(texts: list[str]) -> Pass:
 def _data_juicer_filters() -> list[object]:
     """The filters of its Chinese recipe (modelscope/data-juicer, alpaca-cot-zh-refine.yaml) with its thresholds.
 
-    Without `flagged_words_filter`, which downloads its words and a SentencePiece model, and the recipe's two
-    deduplicators, which are no filters.
+    Left out are `flagged_words_filter`, which downloads its words and a SentencePiece model, and the recipe's two
+    deduplicators.
     """
     from data_juicer.ops.filter import AlphanumericFilter, CharacterRepetitionFilter, TextLengthFilter
 
@@ -83,7 +83,7 @@ def _data_juicer_filters() -> list[object]:
 
 
 def data_juicer(texts: list[str]) -> Pass:
-    """The filters in a plain loop over batches of 1,000, their default; what one drops, the next does not see."""
+    """The filters in a plain loop over batches of 1,000, their default; later filters do not see dropped texts."""
     filters = _data_juicer_filters()
     from data_juicer.utils.constant import Fields
 
@@ -103,7 +103,7 @@ def data_juicer(texts: list[str]) -> Pass:
 
 
 def data_juicer_engine(texts: list[str]) -> Pass:
-    """The same filters through data-juicer's own datasets."""
+    """The same filters, run by data-juicer's own dataset class."""
     filters = _data_juicer_filters()
     from data_juicer.core.data import NestedDataset
     from datasets import disable_caching
@@ -120,13 +120,13 @@ TOOLS = {"datatrove": datatrove, "data-juicer": data_juicer, "data-juicer-engine
 
 
 def _cpu_seconds() -> float:
-    """User and system time, that of finished children included."""
+    """Return user and system time, including that of finished children."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def main() -> None:
-    """Answer each line with the seconds of a pass; standard output is kept from the tools, which write to it."""
+    """Answer each line with the seconds per pass. Standard output is redirected to standard error for the tools."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     once = TOOLS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text("utf-8")))

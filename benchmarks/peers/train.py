@@ -1,8 +1,8 @@
-"""The trainers that benchmarks/train.py compares Conan's with. Runs without Conan, where they are installed.
+"""The trainers that benchmarks/train.py compares Conan with. Runs without Conan, in their environment.
 
-Run by benchmarks/train.py as `python train.py TOOL PLACE`. PLACE has a SentenceTransformer folder `model`, the encoder
-alone in `bert`, and `updates.json`: texts column by column, and what to train them with. The answer is a line of JSON:
-seconds a step after the warm-up and, of one, the loss of the first update without dropout.
+Run by benchmarks/train.py as `python train.py TOOL PLACE`. PLACE contains a SentenceTransformer folder `model`, its
+encoder alone in `bert`, and `updates.json`: settings, and the texts of each batch in columns. The answer is a line of
+JSON: seconds per step after the warm-up and, from sentence_transformers, the loss of the first batch without dropout.
 """
 
 import json
@@ -19,7 +19,7 @@ Update = dict[str, Any]
 
 
 def sentence_transformers(place: Path, given: dict[str, Any]) -> dict[str, float]:
-    """A plain loop over its losses: both tasks in one step."""
+    """A plain loop over its losses, with both tasks in one step."""
     from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 
     model, retrieval = _model_and_loss(place, given)
@@ -44,7 +44,7 @@ def sentence_transformers(place: Path, given: dict[str, Any]) -> dict[str, float
 
 
 def trainer(place: Path, given: dict[str, Any]) -> dict[str, float]:
-    """SentenceTransformerTrainer, which takes one data set a step: retrieval."""
+    """SentenceTransformerTrainer, for retrieval only, because it takes one data set per step."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from transformers import TrainerCallback
@@ -80,7 +80,7 @@ def trainer(place: Path, given: dict[str, Any]) -> dict[str, float]:
 
 
 def flag_embedding(place: Path, given: dict[str, Any]) -> dict[str, float]:
-    """FlagEmbedding's model, which has its loss in it; its Matryoshka widths in the proportions of the others."""
+    """FlagEmbedding's model, which computes its loss itself; its Matryoshka widths are proportional to the others'."""
     from FlagEmbedding.finetune.embedder.encoder_only.base.modeling import BiEncoderOnlyEmbedderModel
     from transformers import AutoModel, AutoTokenizer
 
@@ -109,7 +109,7 @@ def flag_embedding(place: Path, given: dict[str, Any]) -> dict[str, float]:
 
 
 def _model_and_loss(place: Path, given: dict[str, Any]) -> tuple[Any, Any]:
-    """Of sentence-transformers: the model without dropout for now, and InfoNCE under Matryoshka."""
+    """Return sentence-transformers' model, dropout still off, and InfoNCE within its Matryoshka loss."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
@@ -126,7 +126,7 @@ def _matryoshka(model: Any, loss: Any, dimensions: list[int]) -> Any:
 
 
 def _train(model: Any, loss: Callable[[Update], torch.Tensor], given: dict[str, Any]) -> float:
-    """Seconds a step of a plain loop, after the warm-up."""
+    """Train in a plain loop; return seconds per step after the warm-up."""
     settings = given["settings"]
     decay = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]}
     optimizer = torch.optim.AdamW(model.parameters(), **decay)

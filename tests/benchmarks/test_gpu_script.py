@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh on the CPU at a tiny size, so that it works when there is a GPU at last."""
+"""Runs benchmarks/gpu.sh on the CPU at a tiny size, so that it works once there is a GPU."""
 
 import json
 import os
@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
 def run(place: Path, *parts: str) -> str:
     environment = {"PYTHON": sys.executable, "OUT": f"{place / 'out'}", "WORK": f"{place / 'work'}"}
     command = ["bash", SCRIPT, "--small", *parts]
-    environment |= {"OMP_NUM_THREADS": "1"}  # beside other tests, threads wait for each other
+    environment |= {"OMP_NUM_THREADS": "1"}  # with other tests running, more threads only wait for each other
     return subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, check=True, text=True).stdout
 
 
@@ -23,7 +23,7 @@ def test_parts_are_skipped_once_done_and_a_failure_lets_the_others_go_on(tmp_pat
     out.mkdir()
     work.mkdir()
     (out / "encode.json").write_text('[{"name": "x; y", "value": 3.0, "unit": "s", "peer": 2.0, "ratio": 1.5}]')
-    (work / "prepare.json").write_text("[]")  # and nothing else, so that `train` fails
+    (work / "prepare.json").write_text("[]")  # but none of the prepared files, so that `train` fails
     printed = run(tmp_path, "encode", "train", "gradcache")
     (done,) = json.loads((out / "gradcache.json").read_text())
     assert done["value"] > 0 and done["ratio"] == done["value"] / done["peer"]
