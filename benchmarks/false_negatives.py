@@ -13,20 +13,19 @@ answer the query out of its negatives. Among the first negatives of each query, 
 import argparse
 import tempfile
 from pathlib import Path
-from typing import get_args
 
 import duckdb
 import polars as pl
 from conan_embedding.pipeline.corpus.pools import FILE
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.engine.calls import Engine
-from conan_embedding.pipeline.mine.stage import MARGINS, mine
+from conan_embedding.pipeline.mine.methods import METHODS
+from conan_embedding.pipeline.mine.stage import mine
 from conan_embedding.pipeline.text.normalise import match_key
 from conan_embedding.schemas.settings import MineSettings
 from conan_embedding.schemas.training import RETRIEVAL
 
 ALIKE, NGRAM, ANSWER = 0.7, 5, 2
-METHODS = get_args(MineSettings.model_fields["method"].annotation)
 
 
 def main() -> None:
@@ -43,11 +42,11 @@ def main() -> None:
     print(f"{'':16}{'margin':>8}{'set':>18}{'queries':>9}{'negatives':>11}{'false':>8}{'share':>9}")
     with tempfile.TemporaryDirectory() as place:
         write(Path(place), pairs, labels)
-        for method in METHODS:
-            mine(Path(place), MineSettings(model=options.model, method=method), Engine(workers=1))
+        for name, method in METHODS.items():
+            mine(Path(place), MineSettings(model=options.model, method=name), Engine(workers=1))
             for row in judged(Path(place), labels, options.first).iter_rows(named=True):
                 print(
-                    f"{method:16}{MARGINS[method]:8g}{row['source']:>18}{row['queries']:9,}{row['negatives']:11,}"
+                    f"{name:16}{method.margin:8g}{row['source']:>18}{row['queries']:9,}{row['negatives']:11,}"
                     f"{row['false']:8,}{row['false'] / max(1, row['negatives']):9.2%}"
                 )
 
