@@ -31,6 +31,8 @@ ARROWS = {
         "schemas",
         "pipeline.corpus",
         "pipeline.encoder",
+        "pipeline.engine.calls",  # how progress is shown
+        "pipeline.engine.progress_lines",
         "pipeline.ingest.files",  # evaluation sets are read as sources are
         "pipeline.ingest.readers",
         "pipeline.ingest.splits",

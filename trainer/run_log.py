@@ -1,10 +1,11 @@
-"""The log of a training run: log.jsonl, a progress bar, and TensorBoard if asked for."""
+"""The log of a training run: log.jsonl, progress on standard error, and TensorBoard if asked for."""
 
 import json
 import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from rich.console import Console
@@ -12,19 +13,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ..pipeline.corpus.atomic import write_text
+from ..pipeline.engine.calls import quiet
+from ..pipeline.engine.progress_lines import progress_lines
 from ..schemas.errors import MissingExtraError
 from .job import Job
 from .loss.cbb import Losses
 
 
 class Log:
-    """Writes log.jsonl (one JSON object per line) and, on a terminal, a progress bar. Does nothing unless `writes`.
+    """Writes log.jsonl, one JSON object per line, and shows the progress: a bar, or lines if there is no terminal.
 
-    Entries of a killed run that are later than `step`, its last checkpoint, are removed first.
+    Does nothing unless `writes`. Entries of a killed run that are later than `step`, its last checkpoint, are removed
+    first.
     """
 
     def __init__(self, job: Job, step: int, steps: int, writes: bool = True) -> None:
-        self.steps, self.every, self.writes = steps, job.settings.log_every, writes
+        self.name, self.steps, self.every, self.writes = job.name, steps, job.settings.log_every, writes
         self.single_label_batches, self.since = 0, time.monotonic()
         if not writes:
             return
@@ -45,6 +49,9 @@ class Log:
         self.board = _board(job, step) if job.settings.tensorboard else None
         self.bar = self.progress.add_task("", completed=step, total=steps, progress="")
         self.progress.start()
+        self.lines = ExitStack()
+        self.show_line = quiet if sys.stderr.isatty() else self.lines.enter_context(progress_lines())
+        self.show_line(f"train {job.name}", step, steps, 0)
 
     def write(self, **entry: Any) -> None:
         """Append one entry to log.jsonl, and its numbers to TensorBoard if the recipe asks for it."""
@@ -58,14 +65,17 @@ class Log:
             self.board.flush()
         if entry.get("event") == "end":
             self.progress.stop()
+            self.lines.close()
 
     def is_due(self, step: int) -> bool:
         """Whether a step is logged: every `log_every` steps, and the last one."""
         return step % self.every == 0 or step == self.steps
 
-    def count(self, losses: Losses) -> None:
-        """Add a step to the counts that the next entry reports for all steps since the last entry."""
+    def count(self, step: int, losses: Losses) -> None:
+        """Add a step to the progress, and to the counts that the next entry reports for all steps since the last."""
         self.single_label_batches += losses.single_label
+        if self.writes:
+            self.show_line(f"train {self.name}", step, self.steps, 0)
 
     def step(
         self,

@@ -97,7 +97,7 @@ def main(job: Job) -> bool:
         if is_main and task.miner and replaced:
             task.miner.write(step, whole=False)
         tokens += batch.tokens
-        log.count(losses)
+        log.count(step, losses)
         if log.is_due(step) or replaced is not None:
             (all_tokens,) = all_reduce_sum([tokens], engine.device)
             log.step(

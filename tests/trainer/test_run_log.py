@@ -1,6 +1,7 @@
 """What the log says of steps, and how the log of a killed run is continued."""
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +35,7 @@ def write_steps(log: Log, *steps: int, total: float = 1.0) -> None:
 def write_step(log: Log, step: int, found: Losses, **values: Any) -> None:
     """Log a step as the training loop does."""
     values = VALUES | values
-    log.count(found)
+    log.count(step, found)
     if log.is_due(step) or values["replaced"] is not None:
         log.step(step, found, **values)
 
@@ -76,11 +77,11 @@ def test_updates_whose_sentence_pairs_have_one_label_are_counted(job: Job) -> No
 
 
 def test_a_rate_counts_from_the_entry_before(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([100.0, 102.0, 106.0])
-    monkeypatch.setattr("conan_embedding.trainer.run_log.time.monotonic", lambda: next(clock))
+    clock = 100.0
+    monkeypatch.setattr("conan_embedding.trainer.run_log.time.monotonic", lambda: clock)
     log = Log(job, 0, 20)
-    log.progress = type("Quiet", (), {"update": lambda *_, **__: None})()
     for step in range(1, 21):
+        clock = 102.0 if step <= 10 else 106.0
         write_step(log, step, losses(1.0), tokens=1000)
     assert [line["tokens_per_second"] for line in lines(job)] == [500, 250]
 
@@ -119,3 +120,19 @@ def test_nothing_is_shown_where_there_is_no_terminal(job: Job, capfd: pytest.Cap
     write_steps(log, 10, 20)
     log.write(event="end", step=20)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_log_file_sees_how_far_the_run_is(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("conan_embedding.pipeline.engine.progress_lines.SECONDS", 0.01)
+    log = Log(job, 4, 20)
+    err, deadline = "", time.monotonic() + 60
+    while "train pretrain: 6 of 20, " not in err and time.monotonic() < deadline:
+        write_step(log, 6, losses(1.0))
+        err += capsys.readouterr().err
+    assert "train pretrain: 6 of 20, " in err and " left\n" in err
+    log.write(event="end", step=20)
+    capsys.readouterr()
+    time.sleep(0.03)
+    assert capsys.readouterr().err == ""
