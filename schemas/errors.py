@@ -1,28 +1,28 @@
-"""Errors that the project foresees: the command line prints their message and no traceback."""
+"""Foreseen errors. The command line prints their message without a traceback."""
 
 
 class ConanError(Exception):
-    """Base of all foreseen errors. The message says what is wrong, where, and what to do."""
+    """Base of all foreseen errors. The message says what is wrong, where, and what to do about it."""
 
 
 class CorpusError(ConanError):
-    """A corpus that can't be worked on as asked."""
+    """A corpus that does not allow what was asked for."""
 
 
 class RecipeError(ConanError):
-    """A recipe that can't be used: the message names the file, the line, and what was expected."""
+    """A recipe with a mistake. The message names the file, the line and what was expected."""
 
 
 class MissingExtraError(ConanError):
-    """An extra of this project that was asked for, but is not installed.
+    """An optional dependency (an extra of this project) that is needed but not installed.
 
     Args:
-        asked: What was asked for, as the subject of the message: `an ONNX file`, `simplify: true`.
-        extra: The extra's name in pyproject.toml.
+        asked: What needs the extra, as the subject of the message: `an ONNX file`, `simplify: true`.
+        extra: Name of the extra in pyproject.toml.
     """
 
     def __init__(self, asked: str, extra: str) -> None:
-        super().__init__(asked, extra)  # both, or the error could not be pickled
+        super().__init__(asked, extra)  # both, so that the error can be pickled
 
     def __str__(self) -> str:
         asked, extra = self.args

@@ -1,4 +1,4 @@
-"""What a shard says of itself: one JSON object in the key-value metadata of its Parquet footer."""
+"""A shard's manifest: one JSON object in the key-value metadata of its Parquet footer."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ FOOTER_KEY = b"conan"
 
 
 class Footer(BaseModel):
-    """A shard's own manifest.
+    """The manifest of a shard.
 
-    `fingerprint` is of everything that decides the shard's rows (stage, version, settings, inputs' content);
-    `content` is a hash of the rows as written, and so what the next stage's fingerprints are made of.
+    `fingerprint` is a hash of everything that decides the shard's rows: stage, version, settings and the content of the
+    inputs. `content` is a hash of the rows as written; the next stage's fingerprints include it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -21,13 +21,13 @@ class Footer(BaseModel):
     fingerprint: str
     content: str
     rows_in: int
-    rows_out: int  # in units of rows_in: a record that convert makes of three pairs counts three
+    rows_out: int  # in units of rows_in: a record that convert builds from three pairs counts as three
     rejected: dict[str, int] = {}  # by reason
     seconds: float
-    notes: dict[str, Any] = {}  # figures of the stage: a histogram, masks by kind, files read
+    notes: dict[str, Any] = {}  # results of the stage, such as a histogram or masks by kind
 
     def check(self) -> None:
-        """Raise ValueError unless every row that came in went out or was rejected."""
+        """Raise ValueError unless every input row was either kept or rejected."""
         rejected = sum(self.rejected.values())
         if self.rows_in != self.rows_out + rejected:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Outcomes: what a command has done, as typed records. The command line shows them by their type, or prints JSON."""
+"""Outcomes of commands as typed records. The command line prints each type in its own way, or as JSON."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,10 +7,11 @@ from typing import Any
 
 @dataclass
 class Summary:
-    """What a data stage did, from the footers of its shards.
+    """The outcome of a data stage, from the footers of its shards.
 
-    `notes` are results of the stage, shown as they are. `empty_sources` are sources without a file or without a pair;
-    with them, or with rejects, ingest has had `bad_input`.
+    `skipped` counts the shards that an earlier run had made. `notes` are further results, printed as they are.
+    `empty_sources` lists sources without a file or without a pair; if there are any, or any rejects, ingest sets
+    `bad_input`.
     """
 
     stage: str
@@ -27,7 +28,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Trained:
-    """A training run that has ended: whether it was this command that trained, and the last step that it logged."""
+    """A finished training run. `trained` is False if it was finished before; `last_step` is its last logged step."""
 
     stage: str
     trained: bool
@@ -37,7 +38,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Metrics of models on evaluation sets: rows of model, dimension, set, metric, value."""
+    """Metrics of models on evaluation sets, as rows of model, dimension, set, metric and value."""
 
     metrics: list[dict[str, Any]]
 
@@ -51,7 +52,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What a training run would be. Memory is what a process takes at least, in megabytes."""
+    """Size of a training run, without running it. Memory is the least that a process needs, in megabytes."""
 
     settings: dict[str, Any]
     records: int

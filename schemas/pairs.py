@@ -1,6 +1,6 @@
-"""The pair: one Arrow schema for every record of every stage.
+"""The Arrow schema of a pair, the record of all data stages.
 
-Stages add columns and never rename them: dedup adds `cluster_id`, score adds `score`.
+Stages add columns and never rename any: dedup adds `cluster_id`, score adds `score`.
 """
 
 from typing import Literal, get_args
@@ -29,7 +29,7 @@ FORMATS: tuple[str, ...] = get_args(Format)
 TASKS: tuple[str, ...] = get_args(Task)
 
 NAME = pa.dictionary(pa.int32(), pa.string())
-"""A column of few distinct names."""
+"""Type of a column with few distinct values."""
 
 PAIR = pa.schema(
     [
@@ -47,16 +47,16 @@ PAIR = pa.schema(
 )
 
 CLUSTERED = PAIR.append(pa.field("cluster_id", pa.int64(), nullable=False))
-"""What dedup writes: pairs whose positives are near-duplicates share `cluster_id`."""
+"""Pairs as dedup writes them. Pairs whose positives are near-duplicates share a `cluster_id`."""
 
 SCORED = CLUSTERED.append(pa.field("score", pa.float32()))
-"""What score writes: the cosine of query and positive, null where a task is not scored."""
+"""Pairs as score writes them: with the cosine of query and positive, null for tasks that are not scored."""
 
 REASON = [pa.field("reason", pa.string(), nullable=False), pa.field("detail", pa.string(), nullable=False)]
 
 
 def rejected(schema: pa.Schema) -> pa.Schema:
-    """The schema of a stage's rejects: its input's columns, then `reason` and `detail`."""
+    """Return the schema of a stage's rejects: the columns of its input, then `reason` and `detail`."""
     return pa.schema([*schema, *REASON])
 
 
@@ -64,9 +64,9 @@ REJECTED_AT_INGEST = pa.schema(
     [
         *[field.with_nullable(True) for field in PAIR],
         pa.field("file", pa.string(), nullable=False),
-        pa.field("line", pa.int64()),  # counted from 1; null where the reader knows no line
-        pa.field("record", pa.string()),  # what was read, as far as it could be decoded
+        pa.field("line", pa.int64()),  # from 1; null if the reader has no line numbers
+        pa.field("record", pa.string()),  # the raw record, as far as it could be decoded
         *REASON,
     ]
 )
-"""Ingest rejects what never became a pair, so it keeps the place and the raw record instead."""
+"""Rejects of ingest. As they never became pairs, they keep their place and the raw record."""

@@ -1,27 +1,27 @@
-"""DuckDB DDL: the tables of pools.duckdb."""
+"""DuckDB DDL of pools.duckdb."""
 
 POOLS = """
 CREATE TABLE IF NOT EXISTS runs (
     run_id VARCHAR PRIMARY KEY,
-    model_fingerprint VARCHAR NOT NULL,  -- a hash of the weights, never a name
+    model_fingerprint VARCHAR NOT NULL,  -- hash of the weights, not the model's name
     method VARCHAR NOT NULL,
-    margin DOUBLE NOT NULL,              -- the method's: a score, a share or ranks that are left out
+    margin DOUBLE NOT NULL,              -- of the method: a score, a share, or a number of skipped ranks
     top_k INTEGER NOT NULL,
-    index VARCHAR,                       -- Flat: every passage was compared; else a FAISS factory string
+    index VARCHAR,                       -- FAISS factory string; Flat: every passage was compared
     queries_from VARCHAR[],              -- folders of convert/
     passages_from VARCHAR[],
     queries BIGINT,
     passages BIGINT,
-    truncated BIGINT,                    -- of all texts in the vectors' folders: longer than the model reads
+    truncated BIGINT,                    -- texts in the vectors' folders that were cut to the model's length
     query_vectors VARCHAR,               -- folders of vectors/
     passage_vectors VARCHAR,
-    fingerprint VARCHAR NOT NULL,        -- of everything that decides the pools: a second run with it is skipped
+    fingerprint VARCHAR NOT NULL,        -- of everything that decides the pools; equal: mining is skipped
     created_at TIMESTAMP NOT NULL
 );
 CREATE TABLE IF NOT EXISTS passages (
     passage_id BIGINT PRIMARY KEY,
     text VARCHAR NOT NULL,
-    cluster_id BIGINT NOT NULL,          -- the least of its clusters
+    cluster_id BIGINT NOT NULL,          -- the smallest of its clusters
     cluster_ids BIGINT[]                 -- all of them
 );
 CREATE TABLE IF NOT EXISTS queries (
@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS positives (
 CREATE TABLE IF NOT EXISTS candidates (
     query_id BIGINT PRIMARY KEY,
     run_id VARCHAR NOT NULL,
-    passage_ids BIGINT[] NOT NULL,       -- best first: rank = position, counted from 0
+    passage_ids BIGINT[] NOT NULL,       -- best first; the position from 0 is the rank
     scores FLOAT[] NOT NULL
 );
 CREATE TABLE IF NOT EXISTS windows (
@@ -70,4 +70,4 @@ SELECT query_id, query, candidates, wanted, lowest_positive,
        {ceiling} AS ceiling
 FROM short ORDER BY candidates, query_id;
 """
-"""The view of queries with fewer candidates than wanted. `ceiling` is SQL over method, margin, lowest_positive."""
+"""The view of queries with fewer candidates than `top_k`. `ceiling` is SQL over method, margin and lowest_positive."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, PrivateAttr, ValidationError, model_validator
 from .errors import RecipeError
 from .registry import did_you_mean
 from .settings import (
+    INTERNLM2,
     ConvertSettings,
     DedupSettings,
     EvaluationSet,
@@ -27,7 +28,7 @@ from .training_settings import BootstrapSettings, EvaluateSettings, ExportSettin
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 in two points: `on` is a key of recipes, not a way to write true, and no key stands twice."""
+    """Reads YAML 1.2 where PyYAML reads 1.1 (`on` is a key, not true), and refuses a key that appears twice."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
@@ -43,7 +44,7 @@ class _Loader(yaml.SafeLoader):
                 )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key `{key.value}` stands twice", key.start_mark
+                    None, None, f"the key `{key.value}` appears twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -68,39 +69,56 @@ RENAMED_KEYS = {
     },
     "evaluate": {"dimensions": "matryoshka_dims"},
 }
-RENAMED_KEYS["training"] = RENAMED_KEYS["pretrain"]  # of bootstrap
-"""Keys of earlier recipes, by section: what each is called now."""
+RENAMED_KEYS["training"] = RENAMED_KEYS["pretrain"]  # the section bootstrap.training
+"""Keys of earlier recipes by section, each with its new name."""
 
 
 class Recipe(Settings):
-    """All stages, defaults filled in."""
+    """A recipe: the settings of all stages, with defaults filled in."""
 
-    corpus: str | None = setting(None, "chosen here: the folder to work in; `conan run` needs it or is given one")
-    plugins: list[str] = setting([], "chosen here: modules that register readers, rules, methods, losses or metrics")
-    variables: dict[str, str] = setting({}, "chosen here: ${name} anywhere in the recipe")
-    sources: list[Source] = setting([], "chosen here")
-    evaluation: list[EvaluationSet] = setting([], "chosen here")
-    filter: FilterSettings = setting(FilterSettings(), "paper §2.1.1")
-    dedup: DedupSettings = setting(DedupSettings(), "InternLM2 (arXiv 2403.17297) §3.1.1")
-    bootstrap: BootstrapSettings | None = setting(None, "chosen here: only where no pretrained encoder is at hand")
-    score: ScoreSettings = setting(ScoreSettings(), "paper §2.1.1")
-    convert: ConvertSettings = setting(ConvertSettings(), "paper §3.2")
-    mine: MineSettings = setting(MineSettings(), "paper §2.2")
-    pretrain: PretrainSettings | None = setting(None, "chosen here: `conan run` skips the stage where it is not named")
-    finetune: FinetuneSettings | None = setting(None, "chosen here: `conan run` skips the stage where it is not named")
-    export: ExportSettings = setting(ExportSettings(), "chosen here")
-    evaluate: EvaluateSettings = setting(EvaluateSettings(), "chosen here")
+    corpus: str | None = setting(None, "The corpus folder, unless `conan run` is given one.")
+    plugins: list[str] = setting(
+        [],
+        "Python modules to import in every process; they register readers, filter rules, mining methods, loss terms or"
+        " metrics.",
+    )
+    variables: dict[str, str] = setting(
+        {},
+        "Values for `${name}` anywhere in the recipe; a name that is not defined here is looked up in the environment.",
+    )
+    sources: list[Source] = setting([], "The data sets to read.")
+    evaluation: list[EvaluationSet] = setting([], "The data sets to evaluate on.")
+    filter: FilterSettings = setting(FilterSettings(), "Quality rules and personal data.", origin="paper §2.1.1")
+    dedup: DedupSettings = setting(DedupSettings(), "Duplicates and evaluation texts.", origin=INTERNLM2)
+    bootstrap: BootstrapSettings | None = setting(
+        None,
+        "A small encoder, trained from random weights, for when there is no pretrained one. `bootstrap: {}` takes the"
+        " defaults.",
+    )
+    score: ScoreSettings = setting(ScoreSettings(), "Cosine of query and positive.", origin="paper §2.1.1")
+    convert: ConvertSettings = setting(ConvertSettings(), "Training records.", origin="paper §3.2")
+    mine: MineSettings = setting(MineSettings(), "Negative pools.", origin="paper §2.2")
+    pretrain: PretrainSettings | None = setting(
+        None, "Pre-training; skipped by `conan run` if the section is missing. `pretrain: {}` takes the defaults."
+    )
+    finetune: FinetuneSettings | None = setting(
+        None,
+        "Fine-tuning; skipped by `conan run`, with mining and export, if the section is missing. `finetune: {}` takes"
+        " the defaults.",
+    )
+    export: ExportSettings = setting(ExportSettings(), "The folder of the trained model.")
+    evaluate: EvaluateSettings = setting(EvaluateSettings(), "Models to compare on the evaluation sets.")
 
     _file: str = PrivateAttr("recipe")
     _lines: dict[tuple[str, ...], int] = PrivateAttr({})
     _overrides: tuple[str, ...] = PrivateAttr(())
 
     def __eq__(self, other: object) -> bool:
-        """Whether two recipes say the same, wherever each was read from."""
+        """Whether two recipes have the same settings, whichever files they were read from."""
         return isinstance(other, Recipe) and self.__dict__ == other.__dict__
 
     def locate(self, *location: str | int) -> str:
-        """Where a key stands, for messages: `recipe.yaml:12: mine.method`, or the override that gave it."""
+        """Name the place of a key for messages, `recipe.yaml:12: mine.method`, or the override that set it."""
         return _locate(self._file, self._lines, self._overrides, location)
 
     @model_validator(mode="after")
@@ -109,18 +127,18 @@ class Recipe(Settings):
             names = [entry.name for entry in entries]
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
-                raise ValueError(f"{kind}: the name {twice[0]} stands twice; names must differ")
+                raise ValueError(f"{kind}: the name {twice[0]} appears twice; names must differ")
         return self
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file, `key.key=value` overrides applied, `${variables}` replaced.
+    """Read a recipe from a YAML file, apply `key.key=value` overrides and replace `${variables}`.
 
-    A variable is looked up in `variables:` and then in the environment.
+    A variable is looked up in `variables:` first and then in the environment.
 
     Raises:
-        RecipeError: unreadable file, broken YAML, unknown key (the nearest valid one is named), value out of range,
-            unknown variable.
+        RecipeError: the file can't be read or is not YAML, a key is unknown (the message suggests the nearest one), a
+            value is out of range, or a variable is not defined.
     """
     try:
         text = path.read_text("utf-8")
@@ -155,7 +173,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def dump(recipe: Recipe) -> str:
-    """The recipe as YAML, defaults filled in."""
+    """Write a recipe as YAML, with defaults filled in."""
     return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), allow_unicode=True, sort_keys=False)
 
 
@@ -182,12 +200,12 @@ def _substitute(value: Any, variables: Mapping[str, str], path: str) -> Any:
         def lookup(match: re.Match[str]) -> str:
             name = match.group(1)
             if name not in variables:
-                near = did_you_mean(name, variables, "${{{}}}".format, list_others=False)  # not the whole environment
+                near = did_you_mean(name, variables, "${{{}}}".format, list_others=False)  # the environment may be long
                 raise RecipeError(
                     f"{path}: ${{{name}}} is not defined{near or '.'} Define it under `variables:`, with "
                     f"--set variables.{name}=… or in the environment"
                 )
-            # A variable may be made of others; of itself it is not defined.
+            # A variable may refer to others, but not to itself.
             others = {other: value for other, value in variables.items() if other != name}
             return str(_substitute(variables[name], others, path))
 
@@ -217,7 +235,7 @@ def _explain(
 
 
 def _hint(parents: Sequence[str], key: str, location: Sequence[int | str]) -> str:
-    """What an unknown key may have been meant for: its new name, or the nearest valid one."""
+    """Suggest what an unknown key should be: its new name if it was renamed, else the nearest valid key."""
     if key in RENAMED_KEYS.get(parents[-1] if parents else "", {}):
         return f"; it is called `{RENAMED_KEYS[parents[-1]][key]}` now"
     return did_you_mean(key, _valid_keys(Recipe, location[:-1]), "`{}`".format)
@@ -226,10 +244,10 @@ def _hint(parents: Sequence[str], key: str, location: Sequence[int | str]) -> st
 def _locate(
     file: str, lines: Mapping[tuple[str, ...], int], overrides: Sequence[str], location: Sequence[int | str]
 ) -> str:
-    """Where a key stands: the last override that gave it, else its line, or that of what it stands in; then the key."""
+    """Name the place of a key, then the key: the last override that set it, else its line or that of its section."""
     name = ".".join(str(part) for part in location)
-    given = (override for override in reversed(overrides) if f"{name}.".startswith(f"{override.partition('=')[0]}."))
-    if override := next(given, None):
+    setters = (each for each in reversed(overrides) if f"{name}.".startswith(f"{each.partition('=')[0]}."))
+    if override := next(setters, None):
         return f"--set {override}: {name or 'recipe'}"
     parts = tuple(map(str, location))
     known = (lines[parts[:length]] for length in range(len(parts), 0, -1) if parts[:length] in lines)
@@ -238,7 +256,7 @@ def _locate(
 
 
 def _lines_of(node: yaml.Node | None, location: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The line of every key and of every entry of a list."""
+    """Yield the location and line of every key and of every list entry."""
     inner: list[tuple[str, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
         inner = [(str(key.value), key, value) for key, value in node.value]
@@ -250,7 +268,7 @@ def _lines_of(node: yaml.Node | None, location: tuple[str, ...] = ()) -> Iterato
 
 
 def _valid_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The keys that are valid at a place of the recipe."""
+    """List the keys that are valid at a place of the recipe."""
     for part in location:
         if isinstance(part, int):
             continue

@@ -1,4 +1,4 @@
-"""Registries: what a recipe may name (readers, rules, methods, losses, metrics), and what it may have meant."""
+"""Registries of what a recipe can name (readers, rules, methods, losses, metrics), with suggestions for typos."""
 
 from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
@@ -9,42 +9,42 @@ from .errors import ConanError, RecipeError
 Value = TypeVar("Value")
 
 _LISTED = 50
-"""Chosen here: known names that a message lists at most; a classifier may have thousands of labels."""
+"""Chosen here: at most this many known names in a message; a classifier may have thousands of labels."""
 
 
 class Registry(dict[str, Value]):
-    """Things of one kind by the names that recipes give them, in the order in which they were registered."""
+    """Values of one kind by name, in the order of registration. `kind` is what messages call them."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
 
     def register(self, name: str, value: Value) -> Value:
-        """Add a value under a name; returns the value.
+        """Add a value under a name, and return it.
 
         Raises:
             ConanError: the name is taken.
         """
         if name in self:
-            raise ConanError(f"a {self.kind} is called {name!r} already; register yours under another name")
+            raise ConanError(f"the {self.kind} {name!r} exists already; register yours under another name")
         self[name] = value
         return value
 
     def find(self, name: str, place: str) -> Value:
-        """Look up a name that a recipe gives at `place`, such as `recipe.yaml:12: mine.method`.
+        """Look up a name from a recipe. `place` says where it is, such as `recipe.yaml:12: mine.method`.
 
         Raises:
-            RecipeError: nothing is registered under that name; the nearest one is suggested.
+            RecipeError: nothing is registered under that name; the message suggests the nearest one.
         """
         check_names(self.kind, [name], self, place)
         return self[name]
 
 
 def check_names(kind: str, names: Iterable[str], known: Collection[str], place: str) -> None:
-    """Check that the names that a recipe gives at `place` are known.
+    """Check that names from a recipe are known. `place` says where they are, as in `Registry.find`.
 
     Raises:
-        RecipeError: one is not; the nearest known one is suggested.
+        RecipeError: one is unknown; the message suggests the nearest known one.
     """
     for name in names:
         if name not in known:
@@ -52,18 +52,20 @@ def check_names(kind: str, names: Iterable[str], known: Collection[str], place: 
 
 
 def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = repr, list_others: bool = True) -> str:
-    """End a message about an unknown name: suggest the nearest known one, or list them all if none is near.
+    """Return the end of a message about an unknown name: the nearest known one, or all of them if none is similar.
 
     Args:
         name: The unknown name.
-        known: The names that it may have been meant for.
-        show: How the suggested name is written, such as in backticks for a key.
-        list_others: Whether the known names are listed at all.
+        known: The known names.
+        show: Formats the suggested name; for a key, for example, in backticks.
+        list_others: Whether to list the known names if none is similar.
     """
     names = list(known)
     if near := get_close_matches(name, names, 1, cutoff=0.5):
         return f"; did you mean {show(near[0])}?"
     if not list_others:
         return ""
+    if not names:
+        return "; there is nothing to choose from"
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"; there are {', '.join(names[:_LISTED]) or 'none'}{more}"
+    return f"; choose from {', '.join(names[:_LISTED])}{more}"

@@ -1,4 +1,7 @@
-"""What convert writes and the trainer reads. `pair_ids` says which pairs made a record."""
+"""Arrow schemas of training records: convert writes them, the trainer reads them.
+
+`pair_ids` lists the pairs that a record was built from.
+"""
 
 import pyarrow as pa
 
@@ -24,7 +27,7 @@ RETRIEVAL = pa.schema(
         *_ORIGIN,
         pa.field("query", pa.string(), nullable=False),
         pa.field("positives", pa.list_(pa.string()), nullable=False),
-        pa.field("cluster_ids", pa.list_(pa.int64()), nullable=False),  # one for each positive
+        pa.field("cluster_ids", pa.list_(pa.int64()), nullable=False),  # of each positive
         pa.field("negatives", pa.list_(pa.string()), nullable=False),
     ]
 )
@@ -34,10 +37,10 @@ STS = pa.schema(
         *_ORIGIN,
         pa.field("text_a", pa.string(), nullable=False),
         pa.field("text_b", pa.string(), nullable=False),
-        pa.field("label", pa.float32(), nullable=False),  # 0 (unlike) to 1 (the same)
+        pa.field("label", pa.float32(), nullable=False),  # from 0 (unrelated) to 1 (same meaning)
         pa.field("original_label", pa.float32()),  # on the source's own scale
     ]
 )
 
 TRAINING = {"pretrain": PRETRAIN, "retrieval": RETRIEVAL, "sts": STS}
-"""The folders under convert/ and their schemas."""
+"""Schemas by folder under convert/."""

@@ -1,7 +1,4 @@
-"""Settings of training, evaluation and export: the paper's values as defaults, each with where it comes from.
-
-Descriptions begin with their origin, as in settings.py.
-"""
+"""Settings of training, evaluation and export; settings.py says what a field's description and origin are."""
 
 from typing import Any, Literal, Self
 
@@ -16,75 +13,129 @@ MATRYOSHKA_DIMS = [256, 512, 768, 1024, 1280, 1536, 1792]
 
 
 class Mixing(Settings):
-    """How often the sources are drawn. A bare number in the recipe is `power`."""
+    """How often each source is drawn. A bare number in the recipe is `power`."""
 
     power: float = setting(
-        0.5, "chosen here: a source is drawn in proportion to its size to this power; 1 is by size", ge=0, le=1
+        0.5,
+        "Draw a source in proportion to its size to this power: 1 draws by size, 0 draws all sources equally often."
+        " Lower it if a large source dominates.",
+        ge=0,
+        le=1,
     )
     categories: dict[Category, float] | Literal["paper"] | None = setting(
-        None, "chosen here: shares of the categories, `power` works within each; paper: the proportions of its Table 1"
+        None,
+        "Shares of the categories; `power` then works within each category. `paper` takes the proportions of the"
+        " paper's Table 1.",
     )
-    sources: dict[str, float] = setting({}, "chosen here: a source is drawn so many times as often")
+    sources: dict[str, float] = setting({}, "Factors by source: 2 draws a source twice as often, 0 never.")
 
 
 class Validation(Settings):
-    """Evaluation while training; the best model so far is kept beside the last."""
+    """Evaluation during training. The best model so far is kept in `train/STAGE/best`."""
 
-    every: int | None = setting(None, "chosen here: steps between evaluations; default none", ge=1)
-    sets: list[str] = setting([], "chosen here: names of `evaluation:` sources, or files; default all of `evaluation:`")
-    queries: int = setting(500, "chosen here: queries, or sentence pairs, of each set; fewer are quicker", ge=1)
+    every: int | None = setting(None, "Steps between evaluations; by default there are no evaluations.", ge=1)
+    sets: list[str] = setting([], "Names of `evaluation:` sources, or files; by default all of `evaluation:`.")
+    queries: int = setting(
+        500,
+        "At most this many queries, sentence pairs or texts of each set. Fewer take less time but vary more.",
+        ge=1,
+    )
 
 
 class OptimizerSettings(Settings):
-    """What both training stages share."""
+    """Settings that pre-training and fine-tuning share."""
 
-    learning_rate: float = setting(1e-5, "paper §3.1", gt=0)
-    warmup: float = setting(0.05, "paper §3.1: share of all steps", ge=0, le=1)
-    weight_decay: float = setting(0.001, "paper §3.1", ge=0)
-    gradient_clipping: float = setting(1.0, "chosen here: DeepSpeed's own default since 0.19.3; 0 is off", ge=0)
-    steps: int | None = setting(None, "chosen here: updates; default those of `epochs`", ge=1)
-    epochs: float = setting(
-        1.0,
-        "chosen here: the paper says hours, not epochs; so many draws for each record, where steps is not given",
+    learning_rate: float = setting(
+        1e-5,
+        "Peak learning rate of AdamW; it rises linearly and then falls linearly to 0. Lower it if the loss rises or"
+        " gradients become NaN; larger batches allow a higher one.",
+        origin="paper §3.1",
         gt=0,
     )
-    max_length: int = setting(512, "paper §3.1: tokens", ge=2)
-    temperature: float = setting(0.02, "chosen here: the paper gives none; GTE and bge train near it", gt=0)
+    warmup: float = setting(
+        0.05, "Share of all steps in which the learning rate rises.", origin="paper §3.1", ge=0, le=1
+    )
+    weight_decay: float = setting(
+        0.001, "Weight decay of AdamW; biases and norms have none.", origin="paper §3.1", ge=0
+    )
+    gradient_clipping: float = setting(
+        1.0,
+        "Largest norm of the gradient; larger gradients are scaled down to it. 0 turns clipping off.",
+        origin="chosen here: DeepSpeed's default since 0.19.3",
+        ge=0,
+    )
+    steps: int | None = setting(None, "Number of steps; overrides `epochs`.", ge=1)
+    epochs: float = setting(
+        1.0,
+        "Number of draws, as a multiple of the number of pairs (fine-tuning: of queries); sets the number of steps if"
+        " `steps` is not given.",
+        origin="chosen here: the paper gives hours",
+        gt=0,
+    )
+    max_length: int = setting(
+        512,
+        "Longest text, in tokens; the rest is cut off. Time and memory grow with it.",
+        origin="paper §3.1",
+        ge=2,
+    )
+    temperature: float = setting(
+        0.02,
+        "Temperature of InfoNCE, which divides the cosines. A lower one weighs the hardest negatives more.",
+        origin="chosen here: the paper gives none; GTE and bge train near it",
+        gt=0,
+    )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
         "auto",
-        "paper §3.1: mixed precision; chosen here: bf16 where the device has it, fp32 on a CPU and with zero_stage 0",
+        "Precision of the computation. `auto` is bf16 if the device supports it, else fp32; with `zero_stage: 0` it is"
+        " always fp32.",
+        origin="paper §3.1: mixed precision; bf16 is chosen here",
     )
-    zero_stage: Literal[0, 1, 2, 3] = setting(1, "paper §3.1: DeepSpeed ZeRO stage 1; 0, which shares nothing, in fp32")
-    mixing: Mixing = setting(Mixing(), "chosen here")
-    seed: int = setting(0, "chosen here", ge=0)
-    checkpoint_every: int = setting(500, "chosen here: steps", ge=1)
-    keep_checkpoints: int = setting(2, "chosen here", ge=1)
-    log_every: int = setting(10, "chosen here: steps", ge=1)
-    gradient_checkpointing: bool = setting(False, "chosen here: less memory, a third more time")
-    compile: bool = setting(False, "chosen here: torch.compile the encoder, for GPUs; a CPU is faster without")
+    zero_stage: Literal[0, 1, 2, 3] = setting(
+        1,
+        "DeepSpeed ZeRO stage, which says what is divided among the processes. 0: nothing (fp32 only). 1: the"
+        " optimizer's state. 2: gradients, too. 3: weights, too. Raise it if the model does not fit into memory.",
+        origin="paper §3.1",
+    )
+    mixing: Mixing = setting(Mixing(), "How often each source is drawn; a bare number is `power`.")
+    seed: int = setting(0, "Seed of the order of the records, of dropout and of new weights.", ge=0)
+    checkpoint_every: int = setting(
+        500, "Steps between checkpoints; a killed run repeats the steps since the last one.", ge=1
+    )
+    keep_checkpoints: int = setting(2, "Checkpoints to keep; older ones are deleted.", ge=1)
+    log_every: int = setting(10, "Steps between lines in `log.jsonl`.", ge=1)
+    gradient_checkpointing: bool = setting(
+        False, "Compute activations again in the backward pass: less memory, a third more time."
+    )
+    compile: bool = setting(False, "Compile the encoder with torch.compile. For GPUs; a CPU is faster without.")
     learn_temperature: bool = setting(
-        False, "chosen here: `temperature` is where it starts; 0.01 is the least (CLIP, arXiv 2103.00020, §2.5)"
+        False,
+        "Train the temperature as well, from `temperature` on and never below 0.01 (CLIP, arXiv 2103.00020, §2.5).",
     )
-    loss_terms: dict[str, float] = setting({}, "chosen here: further terms of the loss by name, and their weights")
-    validation: Validation = setting(Validation(), "chosen here")
-    tensorboard: bool = setting(False, "chosen here: write what log.jsonl has for TensorBoard, too")
+    loss_terms: dict[str, float] = setting({}, "Weights of further loss terms, by the name that a plugin registers.")
+    validation: Validation = setting(Validation(), "Evaluation during training.")
+    tensorboard: bool = setting(
+        False, "Write the log for TensorBoard as well, into the run's folder. Needs the extra `[tensorboard]`."
+    )
     gradcache_tokens: int | None = setting(
         None,
-        "chosen here: tokens encoded at a time, by GradCache (arXiv 2101.06983): memory no longer grows with the"
-        " number of negatives, but texts are encoded twice; default all at once",
+        "Tokens that a process encodes at a time, with GradCache (arXiv 2101.06983); by default all of a step's. Set"
+        " it if a step does not fit into memory: memory no longer grows with the number of texts, but each text is"
+        " encoded twice. The loss stays the same.",
         ge=2,
     )
 
     @model_validator(mode="after")
     def _precision_fits(self) -> Self:
         if self.zero_stage == 0 and self.precision in ("bf16", "fp16"):
-            raise ValueError(f"zero_stage 0 trains in fp32; {self.precision} wants zero_stage 1, 2 or 3")
+            raise ValueError(f"zero_stage 0 trains in fp32; {self.precision} needs zero_stage 1, 2 or 3")
         return self
 
     @model_validator(mode="after")
     def _temperature_is_whole(self) -> Self:
         if self.learn_temperature and self.zero_stage == 3:
-            raise ValueError("learn_temperature wants zero_stage 0, 1 or 2: 3 spreads every weight over the processes")
+            raise ValueError(
+                "learn_temperature needs zero_stage 0, 1 or 2; zero_stage 3 divides every weight among the processes"
+            )
         return self
 
     @field_validator("mixing", mode="before")
@@ -96,118 +147,204 @@ class OptimizerSettings(Settings):
 class PretrainSettings(OptimizerSettings):
     """InfoNCE with in-batch negatives (paper §2.1.1, eq. 1)."""
 
-    model: str = setting("bootstrap", "chosen here: hub name, folder, or a stage of train; the paper takes BERT-large")
-    on: Literal["ingest", "filter", "dedup", "score", "convert"] = setting(
-        "convert", "chosen here: whose pairs to train on"
+    model: str = setting(
+        "bootstrap",
+        "Model to start from: hub name, folder, or `bootstrap`.",
+        origin="chosen here; the paper starts from a BERT-large",
     )
-    batch_size: int = setting(8, "paper §3.1: pairs on each GPU", ge=1)
-    projection_dim: int = setting(1792, "paper §3.1: the linear layer's width", ge=1)
-    pooling: Literal["mean", "cls"] = setting("mean", "chosen here: as the released model does")
+    on: Literal["ingest", "filter", "dedup", "score", "convert"] = setting(
+        "convert",
+        "Stage whose pairs are trained on. Name an earlier one to measure what the later ones gain.",
+    )
+    batch_size: int = setting(
+        8,
+        "Pairs per process and step. Each query's negatives are the positives of all processes, so a larger batch has"
+        " more negatives.",
+        origin="paper §3.1",
+        ge=1,
+    )
+    projection_dim: int = setting(
+        1792, "Width of the linear layer after pooling, which is that of the vectors.", origin="paper §3.1", ge=1
+    )
+    pooling: Literal["mean", "cls"] = setting(
+        "mean", "How token vectors become one vector.", origin="chosen here: as in the released model"
+    )
     matryoshka_dims: list[PositiveInt] = setting(
-        MATRYOSHKA_DIMS, "paper §3.1: MRL widths; the paper names them for fine-tuning"
+        MATRYOSHKA_DIMS,
+        "Widths that vectors can be cut to later (Matryoshka); the loss is the mean over them. `[]` trains the full"
+        " width only.",
+        origin="paper §3.1, which names them for fine-tuning",
     )
     homogeneous_batches: bool = setting(
-        False, "chosen here: an update's pairs are of one source, so that negatives are of its kind"
+        False, "Draw all pairs of a step from one source, so that in-batch negatives are of the same kind."
     )
-    symmetric: bool = setting(False, "chosen here: the mean of eq. 1 and of eq. 1 with queries and positives exchanged")
+    symmetric: bool = setting(
+        False, "Average the loss with that of the other direction, in which each positive looks for its query."
+    )
 
 
 class HardNegativeMining(Settings):
-    """Dynamic hard negative mining (paper §2.2)."""
+    """Dynamic hard negative mining (DHNM, paper §2.2)."""
 
-    enabled: bool = setting(True, "paper §2.2")
-    check_every: int = setting(100, "paper §2.2: iterations between checks", ge=1)
-    factor: float = setting(1.15, "paper §2.2: no longer hard when factor × score < initial score", gt=0)
-    ceiling: float = setting(0.8, "paper §2.2: and |score| is below it", gt=0)
-    offset: int = setting(10, "paper §2.2: the i-th window starts at rank (i − 1) · n + 10", ge=0)
+    enabled: bool = setting(
+        True, "Replace negatives that have become easy. `false` keeps each query's first ones.", origin="paper §2.2"
+    )
+    check_every: int = setting(100, "Steps between checks for easy negatives.", origin="paper §2.2", ge=1)
+    factor: float = setting(
+        1.15,
+        "A query's negatives are easy once `factor` × their mean cosine is below the first one measured. A lower"
+        " factor replaces them sooner.",
+        origin="paper §2.2",
+        gt=0,
+    )
+    ceiling: float = setting(
+        0.8,
+        "A second condition for easy negatives: the absolute value of their mean cosine is below this. Raise it for"
+        " models whose cosines are all high.",
+        origin="paper §2.2",
+        gt=0,
+    )
+    offset: int = setting(
+        10,
+        "Ranks of the pool that replacements skip, as the best ones may be false negatives: the i-th replacement takes"
+        " n negatives from rank (i − 1) · n + `offset` on.",
+        origin="paper §2.2",
+        ge=0,
+    )
     refresh: Literal["static", "rerank", "remine"] = setting(
         "static",
-        "paper §2.2: windows are of the pool as it was mined; chosen here: rerank takes them from the candidates as the"
-        " current weights order them, remine rebuilds all pools with the current weights",
+        "Where the next negatives come from. static: the pool as `conan mine` ranked it. rerank: the query's"
+        " candidates, scored again with the current weights. remine: the pool, mined again every `remine_every` steps,"
+        " at the cost of `conan mine`.",
+        origin="paper §2.2",
     )
-    remine_every: int = setting(1000, "chosen here: steps between rebuildings of the pools, for remine", ge=1)
+    remine_every: int = setting(1000, "Steps between two minings of all pools, for `refresh: remine`.", ge=1)
 
 
 class FinetuneSettings(OptimizerSettings):
-    """InfoNCE with hard negatives + β·CoSENT (paper §2.1.2, §2.3, eq. 3)."""
+    """InfoNCE with hard negatives + β · CoSENT, balanced over the processes (CBB; paper §2.1.2, §2.3, eq. 3)."""
 
-    model: str = setting("pretrain", "paper Figure 1: fine-tuning starts from the pre-trained model")
-    queries: list[Literal["retrieval", "pretrain"]] = setting(
-        ["retrieval"], "paper §3.2; chosen here: more pairs as retrieval"
+    model: str = setting(
+        "pretrain",
+        "Model to start from: hub name, folder, or a training stage (`pretrain`, `bootstrap`).",
+        origin="paper Figure 1",
     )
-    retrieval_batch: int = setting(4, "paper §3.1: queries in an update", ge=1)
-    sts_batch: int = setting(32, "paper §3.1: sentence pairs in an update", ge=0)
-    negatives: int = setting(4, "chosen here: hard negatives of each query; the paper's n", ge=1)
+    queries: list[Literal["retrieval", "pretrain"]] = setting(
+        ["retrieval"],
+        "Folders of convert/ whose queries are trained on; all of them need a pool (`mine.queries`).",
+        origin="paper §3.2",
+    )
+    retrieval_batch: int = setting(
+        4,
+        "Queries per step, over all processes. In a larger batch each query is compared with more negatives.",
+        origin="paper §3.1",
+        ge=1,
+    )
+    sts_batch: int = setting(
+        32, "Sentence pairs per step, over all processes; 0 trains on queries only.", origin="paper §3.1", ge=0
+    )
+    negatives: int = setting(
+        4, "Hard negatives per query: the paper's n. More need more memory (`gradcache_tokens`).", ge=1
+    )
     homogeneous_batches: bool = setting(
-        True, "chosen here: an update's sentence pairs are of one source, as one source's 0/1 is not another's 0…5"
+        True,
+        "Draw all sentence pairs of a step from one source, as labels of 0 and 1 don't compare with labels of 0 to 5.",
     )
     alternate_tasks: bool = setting(
-        False, "chosen here: an update is of one task, drawn at random: what the paper compares CBB with (its Figure 4)"
+        False,
+        "Train one task per step, drawn at random, instead of both: what the paper compares CBB with in its Figure 4.",
     )
-    beta: float = setting(0.8, "paper §2.3, eq. 3: weight of CoSENT", ge=0)
-    sts_temperature: float = setting(0.05, "CoSENT (kexue.fm 8847): scale 20", gt=0)
+    beta: float = setting(0.8, "Weight β of the CoSENT loss.", origin="paper §2.3, eq. 3", ge=0)
+    sts_temperature: float = setting(
+        0.05, "Temperature of CoSENT, which divides the cosines.", origin="CoSENT (kexue.fm 8847): scale 20", gt=0
+    )
     cbb_partition: CBBPartition = setting(
         "mixed",
-        "chosen here: every rank encodes texts of both tasks; per_task: STS has ranks of its own (paper, Figure 3)",
+        "Which process encodes what. mixed: each one texts of both tasks. per_task: STS has processes of its own, as"
+        " in the paper's Figure 3. The loss is the same.",
     )
-    in_batch_positives: bool = setting(False, "chosen here: eq. 3's denominator has no other query's positive")
+    in_batch_positives: bool = setting(
+        False, "Take the positives of a step's other queries as negatives as well; in eq. 3 they are not."
+    )
     query_only_negatives: bool = setting(
-        False, "chosen here: eq. 3's denominator has all queries' negatives; true: its own"
+        False, "Compare a query with its own hard negatives only; in eq. 3 it is compared with those of all queries."
     )
-    matryoshka_dims: list[PositiveInt] = setting(MATRYOSHKA_DIMS, "paper §3.1: MRL widths")
-    hard_negative_mining: HardNegativeMining = setting(HardNegativeMining(), "paper §2.2")
+    matryoshka_dims: list[PositiveInt] = setting(
+        MATRYOSHKA_DIMS,
+        "Widths that vectors can be cut to later (Matryoshka); the loss is the mean over them. `[]` trains the full"
+        " width only.",
+        origin="paper §3.1",
+    )
+    hard_negative_mining: HardNegativeMining = setting(
+        HardNegativeMining(), "Replacement of negatives that have become easy.", origin="paper §2.2"
+    )
 
     @model_validator(mode="after")
     def _ranks_can_mine(self) -> Self:
         if self.hard_negative_mining.refresh != "static" and self.zero_stage == 3:
             raise ValueError(
-                "hard_negative_mining.refresh: rerank and remine want zero_stage 0, 1 or 2; in 3, ranks encode in step"
+                "hard_negative_mining.refresh: rerank and remine need zero_stage 0, 1 or 2, as with zero_stage 3 no"
+                " process can encode on its own"
             )
         return self
 
 
 class BootstrapTraining(PretrainSettings):
-    """Training from random weights wants a larger rate and batch than the paper's, which start from BERT-large."""
+    """Training from random weights, which needs a higher learning rate and a larger batch than the paper's BERT-large.
+
+    `model` has no effect here.
+    """
 
     on: Literal["ingest", "filter", "dedup", "score", "convert"] = setting(
-        "dedup", "chosen here: before anything can be scored"
+        "dedup", "Stage whose pairs are trained on.", origin="chosen here: the last one that needs no model"
     )
-    learning_rate: float = setting(1e-3, "chosen here: for random weights", gt=0)
-    batch_size: int = setting(128, "chosen here: pairs on each process", ge=1)
-    temperature: float = setting(0.05, "chosen here: softer at first", gt=0)
-    max_length: int = setting(64, "chosen here: tokens", ge=2)
+    learning_rate: float = setting(
+        1e-3,
+        "Peak learning rate of AdamW; it rises linearly and then falls linearly to 0.",
+        origin="chosen here: for random weights",
+        gt=0,
+    )
+    batch_size: int = setting(128, "Pairs per process and step.", ge=1)
+    temperature: float = setting(
+        0.05, "Temperature of InfoNCE, which divides the cosines.", origin="chosen here: softer at first", gt=0
+    )
+    max_length: int = setting(64, "Longest text, in tokens; the rest is cut off.", ge=2)
 
 
 class BootstrapSettings(Settings):
-    """A small BERT made from nothing, for machines without a pretrained encoder at hand."""
+    """A small BERT trained from random weights, for when there is no pretrained encoder."""
 
-    vocabulary: str | None = setting(None, "chosen here: a vocab.txt; made of the corpus's characters otherwise")
-    vocabulary_size: int = setting(8000, "chosen here: where no vocabulary is given", ge=100)
-    layers: int = setting(2, "chosen here", ge=1)
-    hidden: int = setting(128, "chosen here", ge=8)
-    heads: int = setting(2, "chosen here", ge=1)
-    intermediate: int = setting(512, "chosen here", ge=8)
-    max_length: int = setting(512, "paper §3.1", ge=8)
-    training: BootstrapTraining = setting(BootstrapTraining(), "chosen here")
+    vocabulary: str | None = setting(
+        None, "A vocab.txt of BERT's format; by default built from the characters of the corpus."
+    )
+    vocabulary_size: int = setting(8000, "Entries of the vocabulary if it is built here.", ge=100)
+    layers: int = setting(2, "Transformer layers.", ge=1)
+    hidden: int = setting(128, "Width of a layer; a multiple of `heads`.", ge=8)
+    heads: int = setting(2, "Attention heads of a layer.", ge=1)
+    intermediate: int = setting(512, "Width of a layer's feed-forward network.", ge=8)
+    max_length: int = setting(512, "Longest text that the model can take, in tokens.", origin="paper §3.1", ge=8)
+    training: BootstrapTraining = setting(BootstrapTraining(), "How it is trained.")
 
 
 class ExportSettings(Settings):
-    """The folder that sentence-transformers loads."""
+    """The folder that SentenceTransformer loads."""
 
-    model: str = setting("finetune", "chosen here: which training stage's model")
-    folder: str = setting("model", "chosen here: inside the corpus unless absolute")
+    model: str = setting("finetune", "Model to export: a training stage, hub name or folder.")
+    folder: str = setting("model", "Folder to write, relative to the corpus.")
     precision: Literal["fp32", "fp16", "bf16"] = setting(
-        "fp32", "chosen here: of the weights; half of it is half the size"
+        "fp32", "Precision of the weights; fp16 and bf16 halve the files."
     )
-    onnx: bool = setting(False, "chosen here: also a file for ONNX Runtime: ids and mask in, raw vectors out")
+    onnx: bool = setting(
+        False,
+        "Also write `onnx/model.onnx` for ONNX Runtime: token ids and mask in, vectors before normalisation out. Needs"
+        " the extra `[onnx]`.",
+    )
 
 
 class EvaluateSettings(Settings):
-    """Which models `conan run` compares on the evaluation sets, and how they are encoded."""
+    """Which models are evaluated, and how texts are encoded."""
 
-    models: list[str] = setting(["finetune"], "chosen here")
-    matryoshka_dims: list[PositiveInt] = setting(
-        [], "chosen here: MRL widths that vectors are cut to, besides their own"
-    )
-    max_length: int = setting(512, "paper §3.1", ge=2)
+    models: list[str] = setting(["finetune"], "Hub names, folders or training stages to compare.")
+    matryoshka_dims: list[PositiveInt] = setting([], "Widths to cut vectors to, besides their full width.")
+    max_length: int = setting(512, "Longest text, in tokens; the rest is cut off.", origin="paper §3.1", ge=2)
     batch_tokens: int | None = setting(None, BATCH_TOKENS, ge=16)

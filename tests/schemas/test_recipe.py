@@ -48,7 +48,7 @@ def test_an_empty_recipe_is_all_defaults(write: Write) -> None:
     [
         ("dedup:\n  treshold: 0.8\n", 2, "unknown key `dedup.treshold`; did you mean `threshold`?"),
         ("scores: {}\n", 1, "unknown key `scores`; did you mean `score`?"),
-        ("score:\n  zzz: 1\n", 2, "unknown key `score.zzz`; there are model, "),
+        ("score:\n  zzz: 1\n", 2, "unknown key `score.zzz`; choose from model, "),
         ("finetune:\n  hard_negative_mining:\n    cieling: 1\n", 3, "did you mean `ceiling`?"),
         ("bootstrap:\n  training:\n    batchsize: 4\n", 3, "did you mean `batch_size`?"),
         ("sources:\n  - name: a\n    files: x\n    read: json\n    fromm: rows\n", 5, "did you mean `from`?"),
@@ -92,8 +92,8 @@ def test_all_mistakes_are_told_at_once(write: Write) -> None:
 
 def test_names_of_sources_differ(write: Write) -> None:
     entry = "  - {name: web, files: x, read: json}\n"
-    assert "sources: the name web stands twice" in message(write("sources:\n" + entry * 2))
-    assert "evaluation: the name web stands twice" in message(write("evaluation:\n" + entry * 2))
+    assert "sources: the name web appears twice" in message(write("sources:\n" + entry * 2))
+    assert "evaluation: the name web appears twice" in message(write("evaluation:\n" + entry * 2))
     assert load(write("sources:\n" + entry + "evaluation:\n" + entry))
 
 
@@ -111,7 +111,7 @@ def test_a_recipe_is_a_mapping(write: Write, text: str) -> None:
 
 def test_a_key_that_stands_twice_is_an_error(write: Write) -> None:
     told = message(write("dedup:\n  threshold: 0.8\nscore: {}\ndedup:\n  recall: 0.9\n"))
-    assert "the key `dedup` stands twice" in told
+    assert "the key `dedup` appears twice" in told
     assert "`${name}` is a variable" in message(write("sources:\n  - name: a\n    files: {{root}}\n"))
     assert "line 4" in told
 

@@ -18,14 +18,16 @@ def test_a_registry_keeps_its_order_and_finds_by_name() -> None:
 def test_a_name_is_registered_once() -> None:
     fruits: Registry[int] = Registry("fruit")
     fruits.register("apple", 1)
-    with pytest.raises(ConanError, match="a fruit is called 'apple' already"):
+    with pytest.raises(ConanError, match="the fruit 'apple' exists already"):
         fruits.register("apple", 2)
     assert fruits["apple"] == 1
 
 
 def test_an_unknown_name_is_said_with_its_place() -> None:
     fruits: Registry[int] = Registry("fruit")
-    with pytest.raises(RecipeError, match=r"^recipe.yaml:1: x: no fruit is called 'aple'; there are none$"):
+    with pytest.raises(
+        RecipeError, match=r"^recipe.yaml:1: x: no fruit is called 'aple'; there is nothing to choose from$"
+    ):
         fruits.find("aple", "recipe.yaml:1: x")
     fruits.register("apple", 1)
     with pytest.raises(RecipeError, match=r"^recipe.yaml:1: x: no fruit is called 'aple'; did you mean 'apple'\?$"):
@@ -35,7 +37,7 @@ def test_an_unknown_name_is_said_with_its_place() -> None:
 def test_names_are_checked_one_by_one() -> None:
     check_names("fruit", ["cherry", "apple"], FRUITS, "x")
     check_names("fruit", [], [], "x")
-    with pytest.raises(RecipeError, match=r"^x: no fruit is called 'zzz'; there are apple, banana, cherry$"):
+    with pytest.raises(RecipeError, match=r"^x: no fruit is called 'zzz'; choose from apple, banana, cherry$"):
         check_names("fruit", ["apple", "zzz"], FRUITS, "x")
 
 
@@ -43,9 +45,9 @@ def test_the_end_of_a_message() -> None:
     assert did_you_mean("bananna", FRUITS) == "; did you mean 'banana'?"
     assert did_you_mean("bananna", FRUITS, "`{}`".format) == "; did you mean `banana`?"
     assert did_you_mean("bananna", FRUITS, list_others=False) == "; did you mean 'banana'?"
-    assert did_you_mean("zzz", iter(FRUITS)) == "; there are apple, banana, cherry"
+    assert did_you_mean("zzz", iter(FRUITS)) == "; choose from apple, banana, cherry"
     assert did_you_mean("zzz", FRUITS, list_others=False) == ""
-    assert did_you_mean("zzz", []) == "; there are none"
+    assert did_you_mean("zzz", []) == "; there is nothing to choose from"
 
 
 def test_a_long_list_is_cut() -> None:

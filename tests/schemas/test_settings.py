@@ -1,4 +1,4 @@
-"""Every default has an origin; limits hold; sources are checked as a whole."""
+"""Every setting has a description and an origin; limits hold; sources are checked as a whole."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,8 +7,9 @@ import pytest
 from conan_embedding.schemas import settings, training_settings
 from conan_embedding.schemas.recipe import Recipe
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-ORIGINS = ("paper", "chosen here", "InternLM2", "NV-Retriever", "CoSENT", "rules.py")
+ORIGINS = ("paper", "chosen here", "InternLM2 (arXiv", "NV-Retriever (arXiv", "CoSENT (kexue", "rules.py")
 MODELS = [
     Recipe,
     *(
@@ -21,17 +22,19 @@ MODELS = [
 SOURCE: dict[str, Any] = {"name": "web", "files": "*.json", "read": "json"}
 
 
-def defaults() -> Iterator[tuple[str, str | None]]:
+def fields() -> Iterator[tuple[str, FieldInfo]]:
     for model in MODELS:
         for name, field in model.model_fields.items():
-            if not field.is_required():
-                yield f"{model.__name__}.{name}", field.description
+            yield f"{model.__name__}.{name}", field
 
 
-@pytest.mark.parametrize(("name", "origin"), list(defaults()))
-def test_a_default_says_where_it_comes_from(name: str, origin: str | None) -> None:
-    assert origin is not None
-    assert origin.startswith(ORIGINS), f"{name}: {origin}"
+@pytest.mark.parametrize(("name", "field"), list(fields()))
+def test_a_setting_says_what_it_does_and_where_its_default_comes_from(name: str, field: FieldInfo) -> None:
+    assert field.description, name
+    assert field.description[-1] in ".…" and not field.description.startswith(ORIGINS), f"{name}: {field.description}"
+    if not field.is_required():
+        assert isinstance(field.json_schema_extra, dict)
+        assert str(field.json_schema_extra["origin"]).startswith(ORIGINS), f"{name}: {field.json_schema_extra}"
 
 
 def test_the_papers_values_are_the_defaults() -> None:

@@ -312,7 +312,7 @@ def test_which_sets_are_kept_out(tmp_path: Path, pair, write_shards) -> None:
     assert find_evaluation_files(tmp_path, True) == [exam, quiz]
     assert find_evaluation_files(tmp_path, ["quiz", str(other)]) == [quiz, other]
     with pytest.raises(
-        RecipeError, match=r"lost is neither .* nor an evaluation set of the corpus; there are exam, quiz$"
+        RecipeError, match=r"lost is neither .* nor an evaluation set of the corpus; choose from exam, quiz$"
     ):
         find_evaluation_files(tmp_path, ["lost"])
     (tmp_path / "evaluation/.incomplete").touch()

@@ -156,7 +156,7 @@ def test_the_fingerprint_is_of_weights_and_labels_never_of_the_name(advert: Path
 
 @pytest.mark.parametrize("label", [3, -1, "0"])
 def test_an_unknown_label_lists_those_there_are(label: str | int, advert: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no label .*; there are clean, advert, spam$"):
+    with pytest.raises(RecipeError, match=r"no label .*; choose from clean, advert, spam$"):
         judged(advert, TEXTS, label)
 
 

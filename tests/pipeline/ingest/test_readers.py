@@ -241,7 +241,7 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     [
         ("sources", "jsnol", "5: sources.1.read: no reader is called 'jsnol'; did you mean 'jsonl'?"),
         ("evaluation", "txet", "5: evaluation.1.read: no reader is called 'txet'; did you mean 'text'?"),
-        ("sources", "", "5: sources.1.read: no reader is called ''; there are json, jsonl, csv, tsv, parquet, text"),
+        ("sources", "", "5: sources.1.read: no reader is called ''; choose from json, jsonl, csv, tsv, parquet, text"),
         ("sources", "csv", "6: sources.1.options: a table with quotes needs a delimiter of one character, found '||'"),
     ],
 )

@@ -52,5 +52,5 @@ def test_a_mixing_that_does_not_fit_is_said() -> None:
     check_mixing(Mixing(sources={"weibo": 2, "stsb": 0.5}), sources, pairs)
     with pytest.raises(RecipeError, match=r"^mixing\.sources: no source of .* 'wiebo'; did you mean 'weibo'\?$"):
         check_mixing(Mixing(sources={"wiebo": 2}), sources, pairs)
-    with pytest.raises(RecipeError, match="there are stsb, weibo, xwlb, zhihu"):
+    with pytest.raises(RecipeError, match="choose from stsb, weibo, xwlb, zhihu"):
         check_mixing(Mixing(sources={"q": 2}), sources, pairs)

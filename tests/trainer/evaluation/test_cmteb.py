@@ -79,7 +79,7 @@ def test_a_hub_that_answers_anything_is_there(monkeypatch: pytest.MonkeyPatch) -
 def test_without_mteb_and_for_other_names_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BenchmarkError, match=r"no task of C-MTEB is called 'STS-B'; did you mean 'STSB'\?"):
         check(["STSB", "STS-B"])
-    with pytest.raises(BenchmarkError, match="'xyz'; there are Amazon"):
+    with pytest.raises(BenchmarkError, match="'xyz'; choose from Amazon"):
         check(["xyz"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'conan-embedding\[eval\]'"):
