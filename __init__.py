@@ -7,8 +7,8 @@
         print(stage, outcome)
     conan.Corpus("corpus").sql("SELECT reason, count(*) FROM rejected GROUP BY ALL")
 
-The losses, CBB and DHNM for loops of your own are in `conan_embedding.losses`, `.cbb` and `.dhnm`. Nothing heavy is
-imported before it is used.
+For your own training loops: `conan_embedding.losses`, `.cbb` (cross-GPU batch balance) and `.dhnm` (dynamic hard
+negative mining). Heavy libraries are imported on first use.
 """
 
 import gc
@@ -26,7 +26,7 @@ _RULES = ("RULES", "Rule")
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for."""
+    """Import a public name on first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = ".pipeline.filter.rules" if name in _RULES else ".api"
@@ -38,9 +38,9 @@ def __dir__() -> list[str]:
 
 
 def collect_garbage_seldom() -> None:
-    """Collect garbage less often, in a process of Conan's own.
+    """Make Python collect garbage less often; called at the start of Conan's own processes.
 
-    Importing torch and its like makes a million objects that all stay. Python looks for garbage after every 700, which
-    is a fifth of the time that such a process takes to start.
+    Importing torch creates a million objects that stay alive. By default Python looks for garbage after every 700 new
+    ones, which takes a fifth of such a process's start-up time.
     """
-    gc.set_threshold(10_000)  # chosen here: more gains no more
+    gc.set_threshold(10_000)  # chosen here: a higher threshold saves no more time

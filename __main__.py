@@ -1,4 +1,4 @@
-"""`python -m conan_embedding` is `conan`."""
+"""`python -m conan_embedding` does the same as `conan`."""
 
 from .cli import main
 

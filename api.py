@@ -1,4 +1,4 @@
-"""The Python API: what the commands do, as functions, and a corpus as tables. Imported lazily by the package."""
+"""The Python API: the commands as functions, and a corpus as tables. The package imports this module on first use."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,10 +30,10 @@ __all__ = ["Corpus", "encode", "load_encoder", "load_recipe", "run", "run_stage"
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and import its plugins. `overrides` are `key.key=value`, as --set takes them.
+    """Read a recipe and import its plugins. `overrides` are `key.key=value`, as for the option --set.
 
     Raises:
-        RecipeError: the recipe can't be used; names file, line and key.
+        RecipeError: the recipe has a mistake; the message names file, line and key.
     """
     recipe = load(Path(path), overrides)
     load_plugins(recipe.plugins)
@@ -43,13 +43,19 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def run(
     recipe: Recipe, corpus: str | Path, *, workers: int = 0, processes: int = 1, address: str | None = None
 ) -> Iterator[tuple[str, Outcome]]:
-    """Run every stage of a recipe, as `conan run`; yields each stage's name and outcome as it ends.
+    """Run every stage of a recipe, as `conan run` does, and yield each stage's name and outcome when it ends.
 
-    `workers` are processes at a time (0: one for each core), `processes` those that train, `address` a Ray cluster.
-    What is done already is skipped.
+    Stages skip what is already done.
+
+    Args:
+        recipe: The recipe, from `load_recipe`.
+        corpus: The corpus folder; created if it does not exist.
+        workers: Processes of the data stages; 0 is one per core.
+        processes: Training processes on this machine, one per device.
+        address: A Ray cluster for the data stages: `HOST:PORT`, or `auto` for the one that this machine is in.
 
     Raises:
-        ConanError: what is wrong, where, and what to do.
+        ConanError: something is wrong; the message says what, where, and what to do about it.
     """
     with _engine(Path(corpus), workers, address) as engine:
         yield from run_stages(Path(corpus), recipe, engine, processes)
@@ -64,11 +70,18 @@ def run_stage(
     processes: int = 1,
     address: str | None = None,
 ) -> Outcome:
-    """Run one stage, as `conan STAGE`: ingest, filter, dedup, score, convert, mine, bootstrap, pretrain, finetune,
-    evaluate or export. Without a recipe, by the one that the corpus keeps.
+    """Run one stage, as `conan STAGE` does.
+
+    Args:
+        stage: ingest, filter, dedup, score, convert, mine, bootstrap, pretrain, finetune, evaluate or export.
+        corpus: The corpus folder.
+        recipe: The recipe; by default the one that ingest saved in the corpus.
+        workers: Processes of a data stage; 0 is one per core.
+        processes: Training processes on this machine, one per device.
+        address: A Ray cluster for a data stage, as for `run`.
 
     Raises:
-        ConanError: what is wrong, where, and what to do.
+        ConanError: something is wrong; the message says what, where, and what to do about it.
     """
     folder = Path(corpus)
     if recipe is None:
@@ -88,34 +101,37 @@ def run_stage(
 
 
 class Corpus:
-    """A corpus folder as tables: the pairs of each stage, what was rejected, the negative pools, and SQL over them."""
+    """A corpus folder as tables: the pairs of each stage, the rejects, the negative pools, and SQL over all of them."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def read(self, stage: str) -> pl.DataFrame:
-        """The rows of a stage: ingest, filter, dedup, score, or pretrain, retrieval, sts of convert.
+        """Return the rows of a stage: ingest, filter, dedup, score, or convert's pretrain, retrieval and sts.
 
         Raises:
-            CorpusError: no corpus there, or a file in it that is not a shard of Conan.
-            QueryError: no such stage.
+            CorpusError: the folder is not a corpus, or a file in it is not a shard.
+            QueryError: there is no such stage.
         """
         return self.sql(f'FROM "{stage}"')
 
     def rejected(self) -> pl.DataFrame:
-        """Every rejected row of all stages, with `stage`, `reason` and `detail`. Raises as `read`."""
+        """Return the rejects of all stages, with `stage`, `reason` and `detail`. Raises the same errors as `read`."""
         return self.sql("FROM rejected")
 
     def pools(self) -> pl.DataFrame:
-        """Every mined query with its pool: `query_id, query, passage_ids, scores`, best first.
+        """Return the pool of each mined query: `query_id, query, passage_ids, scores`, best candidate first.
 
         Raises:
-            CorpusError: nothing has been mined.
+            CorpusError: `conan mine` has not run.
         """
         return read_candidates(self.folder)
 
     def sql(self, query: str) -> pl.DataFrame:
-        """The result of DuckDB SQL over the views of `conan sql`; negative pools are `pools.…`. Raises as `read`."""
+        """Return the result of DuckDB SQL over the views of `conan sql` and the negative pools, `pools.…`.
+
+        Raises the same errors as `read`.
+        """
         frame = pl.from_arrow(catalog.query(self.folder, query))
         assert isinstance(frame, pl.DataFrame)
         return frame
@@ -125,19 +141,19 @@ class Corpus:
 
 
 def load_encoder(model: str | Path, **options: Any) -> Encoder:
-    """Load an embedding model: a hub name or a folder. Options are those of a recipe: `max_length`, `pooling`, ….
+    """Load an embedding model by hub name or folder. `options` are settings of EncoderSettings, such as `max_length`.
 
-    `encode(encoder, texts, prompt)` gives unit vectors, float32 [n, D].
+    `encode(encoder, texts, prompt)` then returns unit vectors, float32 [n, D].
 
     Raises:
-        ModelError: no embedding model can be read there.
+        ModelError: the model can't be found or read.
     """
     return load_with(EncoderSettings(model=str(model), **options))
 
 
 @contextmanager
 def _engine(corpus: Path, workers: int, address: str | None) -> Iterator[Engine]:
-    """The corpus locked, and an engine whose workers end with the block."""
+    """Lock the corpus and give an engine; its workers end with the block."""
     with locked(corpus):
         try:
             yield Engine(workers, address=address)

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for machines, a progress bar while something runs."""
+"""The output of commands: tables for people, JSON for machines, and a progress bar."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from .pipeline.filter.preview import DryRun, Explanation
     from .pipeline.mine.show_pool import ShownPool
 
-# What is printed is often data: "[/img]" in it is no markup.
+# Much of the output is data, in which "[/img]" must not be read as markup.
 out = Console(markup=False, emoji=False, highlight=False)
 errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 @contextmanager
 def progress() -> Iterator["Progress"]:
-    """One bar, while there is something to show: shards, rows and their rate, the time that is left."""
+    """Show a bar with shards, rows, rows per second and the time left, for as long as a stage reports progress."""
     from rich import progress as bars
 
     class Left(bars.ProgressColumn):
-        """Counts down; rich's own looks back half a minute only, which may be less than one shard takes."""
+        """Time left. Rich's own column averages over half a minute, and a shard may take longer than that."""
 
         def render(self, task: bars.Task) -> Text:
             seconds = task.fields["end"] - (task.elapsed or 0.0)
@@ -62,7 +62,7 @@ def progress() -> Iterator["Progress"]:
             clear()
 
     def clear() -> None:
-        """Leave the terminal to what is printed next, and to the processes that train."""
+        """Remove the bar, so that output that follows and training processes have the terminal."""
         bar.stop()
         for task in bar.task_ids:
             bar.remove_task(task)
@@ -74,7 +74,7 @@ def progress() -> Iterator["Progress"]:
 
 
 def echo_json(value: dict[str, Any]) -> None:
-    """One line of JSON; numbers that JSON can't say are null."""
+    """Print one line of JSON, with null for NaN and infinite numbers."""
     from pydantic_core import to_json
 
     typer.echo(to_json(value, inf_nan_mode="null", bytes_mode="base64", fallback=str).decode())
@@ -89,8 +89,8 @@ def _print(value: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]]
 
 @singledispatch
 def show_outcome(outcome: object, as_json: bool) -> None:
-    """What a command has done; what is shown follows from the type."""
-    raise TypeError(f"nothing shows a {type(outcome).__name__}")
+    """Print the outcome of a command; its type decides the layout."""
+    raise TypeError(f"no way to print a {type(outcome).__name__}")
 
 
 @show_outcome.register
@@ -121,7 +121,7 @@ def _(outcome: TrainingPlan, as_json: bool) -> None:
 
 
 def _show_summary(summary: dict[str, Any]) -> None:
-    seconds = f"{summary['seconds']:.1f} s" + (f", {summary['skipped']} shards as before" if summary["skipped"] else "")
+    seconds = f"{summary['seconds']:.1f} s" + (f", {summary['skipped']} shards unchanged" if summary["skipped"] else "")
     out.print(f"{summary['stage']} ({seconds})", style="bold")
     table = Table("", Column("rows", justify="right"))
     table.add_row("in", f"{summary['rows_in']:,}")
@@ -147,7 +147,7 @@ def _show_metrics(evaluated: dict[str, Any]) -> None:
 
 def _show_training(trained: dict[str, Any]) -> None:
     if not trained["trained"]:
-        typer.echo(f"{trained['stage']}: trained before; {trained['model']}")
+        typer.echo(f"{trained['stage']}: already trained; model in {trained['model']}")
     else:
         loss = f"loss {trained['loss']:.4f}, " if "loss" in trained else ""
         typer.echo(f"{trained['stage']}: {trained.get('step', 0):,} steps, {loss}model in {trained['model']}")
@@ -162,7 +162,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
 
 
 def show_rows(found: "pa.Table", as_json: bool) -> None:
-    """What SQL found."""
+    """Print the result of an SQL query."""
     if as_json:
         for record in found.to_pylist():
             echo_json(record)
@@ -174,7 +174,7 @@ def show_rows(found: "pa.Table", as_json: bool) -> None:
 
 
 def show_explanation(explanation: "Explanation", as_json: bool) -> None:
-    """One pair and what each rule says of it."""
+    """Print one pair and each rule's verdict."""
     _print(asdict(explanation), as_json, _show_explanation)
 
 
@@ -206,7 +206,7 @@ def _show_explanation(explanation: dict[str, Any]) -> None:
 
 
 def show_pool(pool: "ShownPool", as_json: bool) -> None:
-    """One query's positives and passages, and which rule dropped what."""
+    """Print a query's positives, its nearest passages, and the reason why each is kept or dropped."""
     _print(asdict(pool), as_json, _show_pool)
 
 
@@ -218,7 +218,7 @@ def _show_pool(pool: dict[str, Any]) -> None:
     for positive in pool["positives"]:
         out.print(f"positive {positive['score']:.4f}: {_excerpt(positive['text'])}", no_wrap=True, overflow="ellipsis")
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("place", "score"))
-    line = Column("passage", no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave of the width
+    line = Column("passage", no_wrap=True, overflow="ellipsis", ratio=1)  # takes the width that the others leave
     table = Table(*numbers, Column("verdict", no_wrap=True), line, expand=True)
     for passage in pool["passages"]:
         rank = "" if passage["rank"] is None else f" (rank {passage['rank']})"
@@ -230,20 +230,20 @@ def _show_pool(pool: dict[str, Any]) -> None:
 
 
 def _excerpt(text: str) -> str:
-    """The beginning of a text, on one line."""
+    """Return the beginning of a text on one line."""
     line = " ".join(text.split())
     return line[:200] + " …" if len(line) > 200 else line
 
 
 def _cell(value: Any) -> str:
-    """A value in a table; of a fraction six digits, as a float32's further ones are noise. JSON has them all."""
+    """Format a value for a table. Fractions have six digits, as more are noise in a float32; JSON has them all."""
     if isinstance(value, float) and abs(value) < 1e6:
         return f"{value:.6g}"
     return "" if value is None else str(value)
 
 
 def show_dry_run(tried: "DryRun", as_json: bool) -> None:
-    """What each rule would drop of a sample, with examples."""
+    """Print how many pairs of a sample each rule would reject, with examples."""
     _print(asdict(tried), as_json, _show_dry_run)
 
 
@@ -252,7 +252,7 @@ def _show_dry_run(tried: dict[str, Any]) -> None:
     out.print(
         f"{rows} of {tried['corpus_rows']:,} pairs: {kept} kept, {rejected} rejected; nothing written", style="bold"
     )
-    table = Table("rule", *(Column(name, justify="right") for name in ("rejects", "share", "fails in all")))
+    table = Table("rule", *(Column(name, justify="right") for name in ("rejected", "share", "failing")))
     for losses in tried["rules"]:
         table.add_row(losses["rule"], f"{losses['first']:,}", f"{losses['share']:.2%}", f"{losses['fails']:,}")
     out.print(table)

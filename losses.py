@@ -1,4 +1,4 @@
-"""Losses for training loops of your own: InfoNCE, CoSENT, matryoshka, gathering with gradient, GradCache."""
+"""Losses for your own training loops: InfoNCE, CoSENT, Matryoshka, all-gather with gradient, GradCache."""
 
 from .trainer.loss.collectives import all_gather_with_grad
 from .trainer.loss.gradcache import cached_backward

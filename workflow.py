@@ -1,7 +1,7 @@
-"""The whole job, from a recipe to an evaluated model: which stage runs on what. Everything else is in the stages.
+"""From a recipe to an evaluated model: which stages run, in which order and on what. The work itself is in the stages.
 
-It stands at the root because it joins pipeline and trainer: the pipeline knows nothing of the trainer, and the trainer
-only those parts of the pipeline that tests/test_imports.py lists.
+This module is at the root because it joins pipeline and trainer: the pipeline does not import the trainer, and the
+trainer imports only the parts of the pipeline that tests/test_imports.py lists.
 """
 
 import json
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 DATA_STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine")
 TRAINING_STAGES = ("bootstrap", "pretrain", "finetune")
 TRAINED = ("untrained", "bootstrap", "pretrain", "finetune")
-"""Names that a recipe may use for models: those that this corpus's own training makes."""
+"""Names of models that the corpus's own training makes; a recipe can use them like hub names."""
 BM25 = "bm25"
-"""The name of BM25 among evaluated models."""
+"""The name under which BM25 appears among evaluated models."""
 
 
 def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") -> "Summary":
-    """Run one data stage and bring the catalog up to date."""
+    """Run one data stage and rebuild the catalog."""
     from .pipeline.corpus import catalog
 
-    # Each stage is imported when it runs: score and mine load torch and FAISS, which takes seconds.
+    # Each stage is imported when it runs: score and mine import torch and FAISS, which takes seconds.
     match name:
         case "ingest":
             from .pipeline.ingest.stage import ingest
@@ -60,13 +60,13 @@ def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") ->
 
             summary = mine(corpus, with_model(recipe.mine, corpus), engine)
         case _:
-            raise ValueError(f"no data stage is called {name!r}; there are {', '.join(DATA_STAGES)}")
+            raise ValueError(f"no data stage is called {name!r}; choose from {', '.join(DATA_STAGES)}")
     catalog.rebuild(corpus)
     return summary
 
 
 def find_trained_model(corpus: Path, name: str) -> str:
-    """Where a model that a recipe names lies: of a training stage its folder, else the name itself.
+    """Return the folder of a training stage's model; any other name is returned as it is.
 
     Raises:
         CorpusError: the stage has not been trained.
@@ -83,36 +83,36 @@ def find_trained_model(corpus: Path, name: str) -> str:
 
 
 def with_model(settings: Any, corpus: Path) -> Any:
-    """Settings whose model is a place to load from."""
+    """Return the settings with the folder of the model in place of a training stage's name."""
     return settings.model_copy(update={"model": find_trained_model(corpus, settings.model)})
 
 
 def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[Host]") -> Trained:
-    """Run one training stage, bootstrap, pretrain or finetune, here or on hosts.
+    """Run a training stage (bootstrap, pretrain or finetune) in processes of this machine, or on several hosts.
 
     Raises:
-        RecipeError: the recipe has no such stage.
-        CorpusError: what it trains on is not there.
-        TrainingError: a process failed.
+        RecipeError: the recipe does not have the stage.
+        CorpusError: the stage's inputs don't exist yet.
+        TrainingError: a training process failed.
     """
     from .pipeline.engine.local import close_workers
     from .trainer.launch.launcher import run_job
 
     job = training_job(stage, corpus, recipe)
-    close_workers()  # training takes the whole machine
+    close_workers()  # training needs the whole machine
     trained = run_job(job, processes)
     return Trained(stage, trained, str(job.model_folder), last_step(corpus, stage))
 
 
 def plan(stage: str, corpus: Path, recipe: Recipe, processes: int) -> TrainingPlan:
-    """What `train` would do: its settings, steps, parameters, memory. Raises as `train` does, but trains nothing."""
+    """Return the size of a training run (see TrainingPlan) without training. Raises what `train` raises."""
     from .trainer.dry_run import plan_training
 
     return plan_training(training_job(stage, corpus, recipe), processes)
 
 
 def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
-    """What a training stage of a recipe trains on what. Raises as `train` does."""
+    """Build the job of a training stage: its model, settings and shards. Raises what `train` raises."""
     from .pipeline.corpus.folder import shards
     from .pipeline.corpus.pools import stored_fingerprint
     from .schemas.errors import CorpusError
@@ -126,9 +126,7 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
     else:
         settings = getattr(recipe, stage)
         if settings is None:
-            raise RecipeError(
-                f"the recipe has no `{stage}:`; name it there, even with nothing below it: `{stage}: {{}}`"
-            )
+            raise RecipeError(f"the recipe has no `{stage}:`; add the section, if only with defaults: `{stage}: {{}}`")
     _check_loss_terms(recipe, stage)
     if stage == "finetune":
         found = {kind: shards(corpus, f"convert/{kind}") for kind in settings.queries}
@@ -142,7 +140,7 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
 
 
 def _sentence_shards(corpus: Path) -> list[Path]:
-    """The shards of convert/sts; none in a corpus without sentence pairs, whose folder has no files."""
+    """List the shards of convert/sts; empty for a corpus without sentence pairs, whose folder has no files."""
     from .pipeline.corpus.folder import shards
 
     folder = corpus / "convert" / "sts"
@@ -152,7 +150,7 @@ def _sentence_shards(corpus: Path) -> list[Path]:
 
 
 def _make_untrained(corpus: Path, recipe: Recipe) -> None:
-    """The start of bootstrapping: a small BERT with random weights, and its linear layer."""
+    """Write the model that bootstrapping starts from: a small BERT with random weights, and its linear layer."""
     from .pipeline.corpus.folder import shards
     from .trainer.model.bootstrap import make_untrained
 
@@ -163,7 +161,7 @@ def _make_untrained(corpus: Path, recipe: Recipe) -> None:
 
 
 def last_step(corpus: Path, stage: str) -> dict[str, Any]:
-    """The last step that a training run logged."""
+    """Return the last step in a training run's log; empty if there is no log."""
     log = corpus / "train" / stage / "log.jsonl"
     lines = log.read_text("utf-8").splitlines() if log.exists() else []
     steps = [entry for line in lines[-20:] if (entry := json.loads(line)).get("loss") is not None]
@@ -178,11 +176,11 @@ def evaluate(
     results: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Evaluated:
-    """Evaluate models on evaluation sets, and BM25 on those of retrieval.
+    """Evaluate models on evaluation sets, and BM25 on the retrieval sets among them.
 
-    `sets` are files, folders and recipes (`overrides` are for these); without any they are the corpus's own, whose
-    metrics are kept in the corpus. Results by query go to the folder `results`; on its own sets, by default into the
-    corpus.
+    `sets` are files, folders and recipes; `overrides` apply to these recipes. If empty, the corpus's own sets are used
+    and their metrics are kept in the corpus. Results per query go to the folder `results`; for the corpus's own sets
+    it defaults to a folder in the corpus.
     """
     from .pipeline.corpus.catalog import RESULTS
     from .pipeline.encoder.encoder import dimension
@@ -214,10 +212,10 @@ def evaluate(
 
 
 def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks: list[str]) -> Evaluated:
-    """Evaluate models on tasks of C-MTEB, all 35 where none is named.
+    """Evaluate models on tasks of C-MTEB; on all 35 if `tasks` is empty.
 
     Raises:
-        BenchmarkError: mteb or the network is missing, or a task is none of C-MTEB's.
+        BenchmarkError: mteb is not installed, the hub can't be reached, or a task is not part of C-MTEB.
     """
     from .pipeline.encoder.encoder import dimension
     from .trainer.evaluation.cmteb import check, cmteb
@@ -234,7 +232,7 @@ def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks
 
 
 def _places(corpus: Path | None, models: list[str]) -> dict[str, str]:
-    """Where models lie, looked up before the first is evaluated; without a corpus no name is a training stage's."""
+    """Find all models before the first is evaluated. Without a corpus, no name is a training stage's."""
     return {name: find_trained_model(corpus, name) if corpus else name for name in models}
 
 
@@ -249,7 +247,7 @@ def _evaluated(place: str, recipe: Recipe) -> "Encoder":
 
 
 def _keep_metrics(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Keep metrics on the corpus's own sets for the report, in place of earlier ones of the same models."""
+    """Save metrics on the corpus's own sets for the report; they replace earlier ones of the same models."""
     from .pipeline.corpus.atomic import write_text
     from .pipeline.corpus.lock import alone_in
 
@@ -263,9 +261,9 @@ def _keep_metrics(file: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def export(corpus: Path, recipe: Recipe) -> Exported:
-    """Put the trained model where it is to be used, with its model card.
+    """Write a model as a SentenceTransformer folder with a model card.
 
-    A model of a stage has no query prompt, as training puts none before queries; any other keeps its own.
+    A model trained here has no query prompt, as training uses none; any other model keeps its own.
     """
     from .pipeline.encoder.model_folder import find_model, read_query_prompt
     from .schemas.settings import EncoderSettings
@@ -274,7 +272,7 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
     from .trainer.model.model_card import model_card, read_stages
 
     settings = recipe.export
-    target = corpus / settings.folder  # an absolute folder stays what it is
+    target = corpus / settings.folder  # an absolute folder is not moved into the corpus
     place = find_trained_model(corpus, settings.model)
     model, tokenizer = load(place)
     prompt = "" if settings.model in TRAINED else read_query_prompt(find_model(place), EncoderSettings(model=place))
@@ -297,7 +295,7 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
 
 
 def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:
-    """A model's metrics on the corpus's own sets, at all widths; none where they are older than the model."""
+    """Read a model's metrics on the corpus's own sets, at all widths; empty if they are older than the model."""
     file, done = corpus / "evaluation" / "metrics.json", corpus / "train" / name / "done"
     if not file.exists() or (done.exists() and file.stat().st_mtime < done.stat().st_mtime):
         return []
@@ -306,7 +304,9 @@ def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Check what the recipe names against the registries: readers, mining methods, loss terms (rules: see filter).
+    """Check the names in a recipe against the registries of readers, mining methods and loss terms.
+
+    The filter checks the names of rules, as classifiers add some.
 
     Raises:
         RecipeError: a name is not registered.
@@ -321,7 +321,7 @@ def check_names(recipe: Recipe) -> None:
 
 
 def _check_loss_terms(recipe: Recipe, stage: str) -> None:
-    """Raise RecipeError where a training stage weighs a loss term that is not registered."""
+    """Raise RecipeError if a training stage names a loss term that is not registered."""
     place: tuple[str, ...] = (stage,)
     settings = getattr(recipe, stage)
     if stage == "bootstrap" and settings is not None:
@@ -333,21 +333,21 @@ def _check_loss_terms(recipe: Recipe, stage: str) -> None:
 
 
 def steps(recipe: Recipe) -> list[str]:
-    """The stages that a recipe asks for, in the order of the work."""
+    """List the stages that a recipe asks for, in the order in which they run."""
     order = ["ingest", "filter", "dedup"]
     order += ["bootstrap"] if recipe.bootstrap else []
     order += ["score", "convert"]
     order += ["pretrain"] if recipe.pretrain else []
     order += ["mine", "finetune"] if recipe.finetune else []
     order += ["evaluate"] if recipe.evaluation else []
-    return order + (["export"] if recipe.finetune else [])  # last, as its card has the metrics
+    return order + (["export"] if recipe.finetune else [])  # last, as the model card has the metrics
 
 
 def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Iterator[tuple[str, Outcome]]:
-    """Run every stage in turn; yields its name and outcome. What is done already is skipped by the stage itself.
+    """Run all stages in order and yield the name and outcome of each. Stages skip what is already done.
 
     Raises:
-        RecipeError: the recipe names something that is not registered; before any work.
+        RecipeError: the recipe names something that is not registered; raised before the first stage.
     """
     check_names(recipe)
     for step in steps(recipe):
@@ -362,13 +362,13 @@ def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Itera
 
 
 def find_corpus(recipe: Recipe, corpus: Path | None, file: Path) -> Path:
-    """The corpus folder to work in: the one given, else the recipe's.
+    """Return the corpus folder: the argument, else the recipe's `corpus:`.
 
     Raises:
-        RecipeError: neither names one.
+        RecipeError: neither is given.
     """
     if corpus is None and recipe.corpus is None:
         raise RecipeError(
-            f"{file}: no `corpus:`; name the folder there or on the command line: conan run {file} FOLDER"
+            f"{file}: no `corpus:`; add it, or give the folder on the command line: conan run {file} FOLDER"
         )
     return corpus or Path(str(recipe.corpus))

@@ -1,4 +1,4 @@
-"""A corpus from Python: a recipe, a rule of your own, the first stages, and what they rejected.
+"""Build a corpus from Python: a recipe, a custom filter rule, the first stages, and their rejects.
 
 Run: python examples/corpus.py
 """
@@ -30,12 +30,12 @@ PAIRS = [
 
 
 def main(folder: Path) -> None:
-    """Write a source, run ingest, filter and dedup on it, and print what stayed and what went."""
+    """Write a source, run ingest, filter and dedup on it, and print what was kept and what was rejected."""
     lines = (json.dumps({"question": query, "answer": answer}, ensure_ascii=False) for query, answer in PAIRS)
     (folder / "pairs.jsonl").write_text("\n".join(lines), "utf-8")
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder), "utf-8")
 
-    # A rule measures a pair by a Polars expression and compares; here: how often a positive says 客服微信.
+    # A rule compares the value of a Polars expression with a threshold; here: at most one 客服微信 per positive.
     mentions = pl.col("positive").str.count_matches("客服微信")
     rule = conan.Rule("advert", "positive", "max", 1, mentions, "chosen here: by reading the rejects")
     conan.RULES.register(rule.name, rule)

@@ -1,8 +1,8 @@
-"""CBB and DHNM in a plain PyTorch loop, on any number of processes: the losses are those of `conan train`.
+"""Train with CBB and DHNM in a plain PyTorch loop, on any number of processes, with the losses of `conan train`.
 
 Run: torchrun --nproc_per_node 2 examples/plain_loop.py CORPUS MODEL [STEPS]
 
-CORPUS has been through `conan mine`; MODEL is a folder of a Hugging Face encoder.
+CORPUS is a corpus after `conan mine`; MODEL is the folder of a Hugging Face encoder.
 """
 
 import sys
@@ -22,12 +22,12 @@ from transformers import AutoModel, AutoTokenizer
 
 NEGATIVES = 4
 Draw = Callable[[int], tuple[list[int], list[int]]]
-"""From a step to the rows of its queries and of its sentence pairs."""
+"""Takes the number of a step; returns the rows of its queries and of its sentence pairs."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The values of the paper where it gives them; the others are those of `conan train`."""
+    """Hyperparameters of the paper; those that it does not give are the defaults of `conan train`."""
 
     steps: int = 100
     learning_rate: float = 1e-5
@@ -43,7 +43,7 @@ class Settings:
 
 
 def train(corpus: Corpus, model: str, draw: Draw, settings: Settings, rank: int, world_size: int) -> list[float]:
-    """Train, and return the loss of every step. All ranks call it with the same arguments but their rank."""
+    """Train, and return the loss of each step. All ranks pass the same arguments except `rank`."""
     queries = corpus.sql(
         "SELECT query, positives, cluster_ids, negatives AS provided, passage_ids AS pool FROM retrieval "
         "JOIN pools.queries ON text = query JOIN pools.candidates USING (query_id) ORDER BY query_id"
@@ -52,7 +52,7 @@ def train(corpus: Corpus, model: str, draw: Draw, settings: Settings, rank: int,
     sentences = corpus.read("sts").select("text_a", "text_b", "label").rows()
 
     tokenizer, encoder = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model)
-    encoder.pooler = None  # nothing reads it
+    encoder.pooler = None  # not used, and would have no gradients
     decayed = [each for each in encoder.parameters() if each.ndim > 1]
     plain = [each for each in encoder.parameters() if each.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -66,8 +66,8 @@ def train(corpus: Corpus, model: str, draw: Draw, settings: Settings, rank: int,
     )
 
     def embed(texts: list[str]) -> Tensor:
-        """Mean-pooled vectors [n, D]."""
-        if not texts:  # a rank without texts still takes part
+        """Return mean-pooled vectors [n, D]."""
+        if not texts:  # a rank without texts still takes part in the gathering
             return encoder.embeddings.word_embeddings.weight[:0]
         inputs = tokenizer(texts, padding=True, truncation=True, max_length=settings.max_length, return_tensors="pt")
         mask = inputs["attention_mask"][..., None]
@@ -80,7 +80,7 @@ def train(corpus: Corpus, model: str, draw: Draw, settings: Settings, rank: int,
     for step in range(1, settings.steps + 1):
         rows, pairs = draw(step)
         asked = [queries[row] for row in rows]
-        places = [visits[row] % len(queries[row]["positives"]) for row in rows]  # each positive in turn
+        places = [visits[row] % len(queries[row]["positives"]) for row in rows]  # cycle through the positives
         visits[rows] += 1
         mined = [query["pool"][windows.lo[row] : windows.hi[row]] for row, query in zip(rows, asked, strict=True)]
         negatives = [
@@ -98,7 +98,7 @@ def train(corpus: Corpus, model: str, draw: Draw, settings: Settings, rank: int,
             labels=[sentences[pair][2] for pair in pairs],
         )
 
-        # Each rank encodes its part of the texts; all compute the same loss from all embeddings.
+        # Each rank encodes its part of the texts; every rank computes the same loss from all embeddings.
         own, restore = partition_texts(rank, world_size, [len(text) for text in batch.texts])
         embeddings = all_gather_with_grad(embed([batch.texts[row] for row in own]))[restore]
         losses = cbb_loss(
@@ -121,7 +121,7 @@ def train(corpus: Corpus, model: str, draw: Draw, settings: Settings, rank: int,
         schedule.step()
         losses_of_steps.append(losses.total.item())
 
-        # DHNM: where the negatives of a query have become easy, it moves to its next window.
+        # DHNM: a query whose negatives have become easy moves to its next window.
         windows = observe(windows, rows, losses.negative_scores.nanmean(dim=1).numpy())
         if step % settings.check_every == 0:
             easy = no_longer_hard(windows, settings.factor, settings.ceiling)
@@ -130,7 +130,7 @@ def train(corpus: Corpus, model: str, draw: Draw, settings: Settings, rank: int,
 
 
 def main(folder: str, model: str, steps: int = 20) -> None:
-    """Train on a corpus, four queries and 32 sentence pairs a step, drawn at random."""
+    """Train on a corpus with 4 queries and 32 sentence pairs per step, drawn at random."""
     dist.init_process_group("gloo")
     corpus = Corpus(folder)
     counts = corpus.sql("SELECT (SELECT count(*) FROM retrieval) AS queries, (SELECT count(*) FROM sts) AS pairs")

@@ -1,8 +1,8 @@
-"""CBB as a loss in sentence-transformers' trainer: queries with negatives and scored sentence pairs in one batch.
+"""Use CBB as a loss in sentence-transformers' trainer: queries with negatives and scored sentence pairs in one batch.
 
 Run: python examples/sentence_transformers_loss.py MODEL FOLDER
 
-MODEL is a hub name or a folder; what is trained goes to FOLDER.
+MODEL is a hub name or folder; the trained model is saved in FOLDER.
 """
 
 import sys
@@ -36,17 +36,17 @@ ROWS = {
 
 
 class CBBLoss(nn.Module):
-    """The loss of `conan train` over the columns query, positive, negative, left, right and a label."""
+    """The loss of `conan train` for batches with the columns query, positive, negative, left, right and a label."""
 
     def __init__(self, model: SentenceTransformer, temperature: float = 0.05) -> None:
         super().__init__()
         self.model, self.temperature = model, temperature
 
     def forward(self, columns: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        """The loss of a batch, from the tokens of each column [n, L] and the labels of left and right [n]."""
+        """Compute the loss of a batch from the tokens of each column [n, L] and the labels of left and right [n]."""
         features = list(columns)
         embeddings = torch.cat([self.model(each)["sentence_embedding"] for each in features])
-        # Texts are told apart by their tokens: equal ones are one text, and no negative of itself.
+        # Texts with the same tokens count as one text, which is then never a negative of itself.
         texts = [_named(each) for each in features]
         query, positive, negative, left, right = texts
         batch = build_batch(
@@ -59,13 +59,13 @@ class CBBLoss(nn.Module):
 
 
 def _named(features: dict[str, Tensor]) -> list[str]:
-    """A name for each text of a column: its tokens without padding."""
+    """Name each text of a column by its tokens, without padding."""
     rows = zip(features["input_ids"].tolist(), features["attention_mask"].tolist(), strict=True)
     return [" ".join(str(token) for token, kept in zip(*row, strict=True) if kept) for row in rows]
 
 
 def main(model: str, folder: str, **options: Any) -> float:
-    """Train an epoch on a handful of rows; returns the mean loss."""
+    """Train for one epoch on a handful of rows, and return the mean loss."""
     encoder = SentenceTransformer(model)
     arguments = SentenceTransformerTrainingArguments(
         folder, num_train_epochs=1, per_device_train_batch_size=4, report_to=[], save_strategy="no", **options

@@ -1,6 +1,6 @@
 # %% [markdown]
 # # A corpus in SQL and Polars
-# Run as a script, `python examples/sql_and_polars.py CORPUS`, or cell by cell in an editor that knows `# %%`.
+# Run as a script (`python examples/sql_and_polars.py CORPUS`) or cell by cell in an editor that supports `# %%`.
 
 # %%
 import sys
@@ -10,7 +10,7 @@ import polars as pl
 
 corpus = conan.Corpus(sys.argv[1] if len(sys.argv) > 1 else "demo/corpus")
 
-# %% The funnel: what each stage left of each category.
+# %% The funnel: pairs per category after each stage.
 print(
     corpus.sql(
         "PIVOT (SELECT stage, category, rows FROM funnel) ON stage IN ('ingest', 'filter', 'dedup', 'score', 'convert')"
@@ -18,7 +18,7 @@ print(
     )
 )
 
-# %% What was rejected, and an example of each reason.
+# %% Rejects by reason, with an example of each.
 rejected = corpus.rejected()
 print(
     rejected.group_by("stage", "reason")
@@ -26,7 +26,7 @@ print(
     .sort("rows", descending=True)
 )
 
-# %% The scores of a source: where would another cutoff fall?
+# %% Score quantiles per source, to choose another cutoff.
 print(
     corpus.read("score")
     .filter(pl.col("score").is_not_null())
@@ -35,7 +35,7 @@ print(
     .sort("source")
 )
 
-# %% The hardest negatives: queries whose best candidate is nearest to their lowest positive.
+# %% The hardest negatives: queries whose best candidate scores closest to their lowest positive.
 print(
     corpus.sql(
         "WITH lowest AS (SELECT query_id, min(score) AS positive_score FROM pools.positives GROUP BY ALL) "
@@ -45,5 +45,5 @@ print(
     )
 )
 
-# %% How deep the pools are.
+# %% Sizes of the pools.
 print(corpus.pools().select(pl.col("passage_ids").list.len().alias("candidates")).describe())
