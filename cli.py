@@ -1,21 +1,24 @@
-"""The command line: parses, calls one function, prints. No logic, and nothing heavy is imported before it is needed."""
+"""The command line. A command parses its options, calls one function and prints the outcome; there is no logic here.
+
+Heavy libraries are imported when a command needs them, so that `conan --help` and shell completion are fast.
+"""
 
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Any, TypeVar
 
 import typer
 
-from . import collect_garbage_seldom, display
+from . import collect_garbage_seldom, display, options
 from .options import (
     BAD_INPUT,
     Address,
     AsJson,
     Corpus,
     Debug,
-    Dimensions,
     EngineName,
     EngineOption,
     Overrides,
@@ -32,16 +35,26 @@ from .options import (
 )
 from .schemas.outcomes import Summary, Trained, TrainingPlan
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Curate text pairs, mine hard negatives, train text-embedding models.",
+    epilog="Start with `conan demo`. `conan COMMAND --help` shows the options and examples of a command.",
 )
+
+WHOLE, DATA, TRAINING, INSPECTION = "Everything at once", "Data stages", "Training", "Inspection"
+
+
+def command(panel: str, *examples: str, name: str | None = None) -> Callable[[Function], Function]:
+    """Register a command in a panel of `conan --help`; its own help ends with the examples."""
+    heading = "Example:" if len(examples) == 1 else "Examples:"
+    return app.command(name, rich_help_panel=panel, epilog="\n".join([heading, *examples]))
 
 
 def main() -> None:
-    """Run a command; an error is one message and an exit code: 2 usage, 3 bad input under --strict, 1 anything else."""
+    """Run a command. An error is one message and an exit code: 2 usage, 3 bad input with --strict, 1 anything else."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     collect_garbage_seldom()
     try:
@@ -51,13 +64,64 @@ def main() -> None:
 
         if os.environ.get("CONAN_DEBUG"):
             traceback.print_exc()
-        foreseen = isinstance(error, ConanError | OSError)  # the system's errors name the file
+        foreseen = isinstance(error, ConanError | OSError)  # errors of the operating system name the file
         message = str(error) if foreseen else f"{type(error).__name__}: {error} (--debug shows where)"
         display.errors.print(f"error: {message}", style="red", soft_wrap=True)
         sys.exit(2 if isinstance(error, RecipeError) else 1)
 
 
-@app.command()
+@command(WHOLE, "conan run recipe.yaml corpora/zh --nproc 8")
+def run(
+    recipe: options.RecipeArgument,
+    corpus: options.OptionalCorpus = None,
+    overrides: Overrides = [],
+    workers: Workers = 0,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
+    processes: Processes = 1,
+    strict: Strict = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run every stage of a recipe. Finished work is skipped, so after an interruption run it again."""
+    from .workflow import find_corpus, run
+
+    resolved = read_recipe(recipe, overrides)
+    folder = find_corpus(resolved, corpus, recipe)
+    bad = False
+    with work(folder, workers, cluster_of(engine, address)) as chosen:
+        for _, outcome in run(folder, resolved, chosen, processes):
+            display.show_outcome(outcome, as_json)
+            bad = bad or (isinstance(outcome, Summary) and outcome.bad_input)
+    if strict and bad:
+        raise typer.Exit(BAD_INPUT)
+
+
+@command(WHOLE, "conan demo demo")
+def demo(
+    folder: options.DemoFolder = Path("demo"),
+    debug: Debug = False,
+) -> None:
+    """Write a small, dirty data set, run every stage on it, and show the results."""
+    from .pipeline.demo.prepare import DEMO_QUESTIONS, prepare_demo
+    from .workflow import run
+
+    corpus = folder / "corpus"
+    resolved, sources = prepare_demo(folder)
+    typer.echo(f"Sample sources in {sources}, corpus in {corpus}\n")
+    outcomes = []
+    with work(corpus, 0) as engine:
+        for step, outcome in run(corpus, resolved, engine, 1):
+            outcomes.append(outcome)
+            display.errors.print(f"{step} done")
+    for outcome in outcomes:
+        display.show_outcome(outcome, as_json=False)
+    for question in DEMO_QUESTIONS:
+        typer.echo(f'\n$ conan sql {corpus} "{question}"')
+        sql(corpus, question)
+
+
+@command(DATA, "conan ingest corpora/zh --recipe recipe.yaml", "conan ingest corpora/zh --workers 8 --strict")
 def ingest(
     corpus: Corpus,
     recipe: RecipeFile = None,
@@ -69,21 +133,23 @@ def ingest(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Read the recipe's sources into pairs; what is no pair is rejected with file, line and reason."""
+    """Read the recipe's sources into pairs. Bad records are rejected with file, line and reason."""
     resolved = resolve(corpus, recipe, overrides)
     run_and_show("ingest", corpus, resolved, as_json, workers, cluster_of(engine, address), strict)
 
 
-@app.command("filter")
+@command(
+    DATA,
+    "conan filter corpora/zh --dry-run",
+    "conan filter corpora/zh --explain 3f1c9a",
+    "conan filter corpora/zh --set filter.rules.han_ratio=0.5",
+    name="filter",
+)
 def filter_(
     corpus: Corpus,
-    explain: Annotated[
-        str | None, typer.Option(metavar="PAIR_ID", help="Print every rule's value for one pair; write nothing.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what each rule would drop of a sample; write nothing.")
-    ] = False,
-    sample: Annotated[int, typer.Option(help="Pairs that --dry-run judges.", min=1)] = 10_000,
+    explain: options.Explain = None,
+    dry_run: options.FilterDryRun = False,
+    sample: options.SampledPairs = 10_000,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     workers: Workers = 0,
@@ -92,7 +158,7 @@ def filter_(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Drop pairs that break a rule; mask personal data."""
+    """Reject pairs that fail a quality rule; mask personal data."""
     resolved = resolve(corpus, recipe, overrides)
     if explain is not None:
         from .pipeline.filter.preview import explain as explained
@@ -106,7 +172,9 @@ def filter_(
         run_and_show("filter", corpus, resolved, as_json, workers, cluster_of(engine, address))
 
 
-@app.command()
+@command(
+    DATA, "conan dedup corpora/zh --set dedup.threshold=0.8", "conan dedup corpora/zh --engine ray --address head:6379"
+)
 def dedup(
     corpus: Corpus,
     recipe: RecipeFile = None,
@@ -117,15 +185,15 @@ def dedup(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Drop exact and near-duplicates, and pairs that evaluation sets contain."""
+    """Reject exact and near-duplicates, and pairs with a text of an evaluation set."""
     run_and_show("dedup", corpus, resolve(corpus, recipe, overrides), as_json, workers, cluster_of(engine, address))
 
 
-@app.command()
+@command(DATA, "conan score corpora/zh --model models/bge-large-zh --cutoff 0.5")
 def score(
     corpus: Corpus,
-    model: Annotated[str | None, typer.Option(help="Hub name, folder, or bootstrap.")] = None,
-    cutoff: Annotated[float | None, typer.Option(help="Pre-training pairs scored below it are rejected.")] = None,
+    model: options.Model = None,
+    cutoff: options.Cutoff = None,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     engine: EngineOption = EngineName.LOCAL,
@@ -133,22 +201,22 @@ def score(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Score query against positive with an embedding model; drop what is below the cutoff.
+    """Score query against positive with an embedding model; reject pairs below the cutoff.
 
-    The corpus keeps --model and --cutoff in its recipe.
+    --model and --cutoff are saved in the corpus's recipe. A new cutoff encodes nothing again.
     """
     from .pipeline.corpus.saved_recipe import keep_settings
     from .workflow import run_data_stage
 
-    options = with_options([], {"score.model": model, "score.cutoff": cutoff})
-    resolved = resolve(corpus, recipe, overrides + options)
+    kept = with_options([], {"score.model": model, "score.cutoff": cutoff})
+    resolved = resolve(corpus, recipe, overrides + kept)
     with work(corpus, cluster=cluster_of(engine, address)) as working:
         summary = run_data_stage("score", corpus, resolved, working)
-        keep_settings(corpus, options)
+        keep_settings(corpus, kept)
     display.show_outcome(summary, as_json)
 
 
-@app.command()
+@command(DATA, "conan convert corpora/zh")
 def convert(
     corpus: Corpus,
     recipe: RecipeFile = None,
@@ -159,21 +227,16 @@ def convert(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Turn pairs into training records: pretrain, retrieval, sts."""
+    """Turn pairs into training records for pre-training, retrieval and sentence similarity."""
     run_and_show("convert", corpus, resolve(corpus, recipe, overrides), as_json, workers, cluster_of(engine, address))
 
 
-@app.command()
+@command(DATA, "conan mine corpora/zh --model pretrain --method topk-percpos", "conan mine corpora/zh --show 1047")
 def mine(
     corpus: Corpus,
-    model: Annotated[str | None, typer.Option(help="Hub name, folder, or bootstrap, pretrain, finetune.")] = None,
-    method: Annotated[
-        str | None, typer.Option(help="topk, topk-shifted, topk-abs, topk-marginpos, topk-percpos.")
-    ] = None,
-    show: Annotated[
-        str | None,
-        typer.Option(metavar="QUERY_ID_OR_TEXT", help="Print one query's pool and what was dropped; write nothing."),
-    ] = None,
+    model: options.Model = None,
+    method: options.Method = None,
+    show: options.ShowQuery = None,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     engine: EngineOption = EngineName.LOCAL,
@@ -181,7 +244,7 @@ def mine(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Find candidates for hard negatives; write pools.duckdb."""
+    """Find hard negatives for each query; write them to pools.duckdb."""
     overrides = with_options(overrides, {"mine.model": model, "mine.method": method})
     resolved = resolve(corpus, recipe, overrides)
     if show is not None:
@@ -193,26 +256,25 @@ def mine(
         run_and_show("mine", corpus, resolved, as_json, cluster=cluster_of(engine, address))
 
 
-@app.command()
+@command(
+    TRAINING,
+    "conan train corpora/zh --stage finetune --nproc 8 --dry-run",
+    "conan train corpora/zh --stage finetune --hostfile hosts",
+)
 def train(
     corpus: Corpus,
-    stage: Annotated[str, typer.Option(help="bootstrap, pretrain or finetune.")] = "finetune",
-    on: Annotated[str | None, typer.Option(help="pretrain: train on this stage's pairs, as dedup.")] = None,
-    model: Annotated[str | None, typer.Option(help="Start from: hub name, folder, or a stage of train.")] = None,
+    stage: options.TrainingStage = "finetune",
+    on: options.TrainOn = None,
+    model: options.StartModel = None,
     processes: Processes = 1,
-    hostfile: Annotated[
-        Path | None,
-        typer.Option(help="Train on several machines instead: lines of `HOST slots=N`.", exists=True, dir_okay=False),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print settings, steps, parameters and memory; train nothing.")
-    ] = False,
+    hostfile: options.Hostfile = None,
+    dry_run: options.TrainDryRun = False,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Train with DeepSpeed; a run that was interrupted goes on from its last checkpoint."""
+    """Train a model with DeepSpeed. An interrupted run continues from its last checkpoint."""
     from .schemas.errors import RecipeError
     from .trainer.launch.hosts import read_hostfile
     from .workflow import TRAINING_STAGES, plan, train
@@ -236,33 +298,29 @@ def train(
     display.show_outcome(outcome, as_json)
 
 
-@app.command()
+@command(
+    TRAINING,
+    "conan evaluate corpora/zh pretrain finetune --matryoshka-dims 256",
+    "conan evaluate BAAI/bge-large-zh-v1.5 --sets own.jsonl",
+)
 def evaluate(
-    corpus: Annotated[Path, typer.Argument(help="The corpus folder; with --sets or --cmteb, a model will do.")],
-    models: Annotated[
-        list[str], typer.Argument(help="Hub names, folders, or stages of train; default: the recipe's.")
-    ] = [],
-    sets: Annotated[
-        list[Path], typer.Option(help="Folders or files of sets, or recipes that name some; default: the corpus's own.")
-    ] = [],
-    matryoshka_dims: Dimensions = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Where results by query go; default: evaluation/results, for own sets.")
-    ] = None,
-    cmteb: Annotated[bool, typer.Option("--cmteb", help="The tasks of C-MTEB instead of sets; needs the network.")] = (
-        False
-    ),
-    tasks: Annotated[str | None, typer.Option(help="--cmteb: only these tasks, as T2Retrieval,STSB.")] = None,
+    corpus: options.CorpusOrModel,
+    models: options.Models = [],
+    sets: options.Sets = [],
+    matryoshka_dims: options.Dimensions = None,
+    results: options.ResultsFolder = None,
+    cmteb: options.Cmteb = False,
+    tasks: options.CmtebTasks = None,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Metrics of models on evaluation sets: retrieval beside BM25, reranking, sentence pairs, classes, clusters."""
+    """Evaluate models: retrieval (next to BM25), reranking, sentence pairs, classification, clustering."""
     from .workflow import evaluate, evaluate_cmteb
 
     if cmteb and sets:
-        raise typer.BadParameter("not with --cmteb, which has its own", param_hint="--sets")
+        raise typer.BadParameter("not with --cmteb, which has its own sets", param_hint="--sets")
     if tasks and not cmteb:
         raise typer.BadParameter("only with --cmteb", param_hint="--tasks")
     given = overrides + ([f"evaluate.matryoshka_dims=[{matryoshka_dims}]"] if matryoshka_dims else [])
@@ -278,11 +336,11 @@ def evaluate(
     display.show_outcome(outcome, as_json)
 
 
-@app.command()
+@command(TRAINING, "conan export corpora/zh --to models/zh --set export.precision=bf16")
 def export(
     corpus: Corpus,
-    model: Annotated[str | None, typer.Option(help="A stage of train.")] = None,
-    to: Annotated[Path | None, typer.Option(help="The folder to write; default: model, inside the corpus.")] = None,
+    model: options.ExportedModel = None,
+    to: options.ExportFolder = None,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     as_json: AsJson = False,
@@ -298,69 +356,28 @@ def export(
     display.show_outcome(outcome, as_json)
 
 
-@app.command()
-def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe (YAML).")],
-    corpus: Annotated[Path | None, typer.Argument(help="The corpus folder; default: the recipe's `corpus:`.")] = None,
-    overrides: Overrides = [],
-    workers: Workers = 0,
-    engine: EngineOption = EngineName.LOCAL,
-    address: Address = None,
-    processes: Processes = 1,
-    strict: Strict = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Run every stage of a recipe. What is done already is skipped; after a kill, run it again."""
-    from .workflow import find_corpus, run
-
-    resolved = read_recipe(recipe, overrides)
-    folder = find_corpus(resolved, corpus, recipe)
-    bad = False
-    with work(folder, workers, cluster_of(engine, address)) as chosen:
-        for _, outcome in run(folder, resolved, chosen, processes):
-            display.show_outcome(outcome, as_json)
-            bad = bad or (isinstance(outcome, Summary) and outcome.bad_input)
-    if strict and bad:
-        raise typer.Exit(BAD_INPUT)
-
-
-@app.command()
+@command(INSPECTION, 'conan sql corpora/zh "SELECT reason, count(*) FROM rejected GROUP BY 1"')
 def sql(
     corpus: Corpus,
-    query: Annotated[str, typer.Argument(help="SQL over the corpus's views; its negative pools are pools.…")],
+    query: options.Query,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Ask the corpus in SQL: views ingest … convert, rejected, funnel, rules, runs; pools.candidates …"""
+    """Query a corpus with SQL, and print the result.
+
+    Views: ingest, filter, dedup, score, convert, pretrain, retrieval, sts, rejected, funnel, rules, runs, results.
+    Negative pools: pools.candidates, pools.queries, pools.passages, pools.positives, pools.windows, pools.replacements,
+    pools.runs, pools.short_pools.
+    """
     from .pipeline.corpus.catalog import query as ask
 
     display.show_rows(ask(corpus, query), as_json)
 
 
-@app.command()
-def sample(
-    corpus: Corpus,
-    out: Annotated[Path, typer.Argument(help="The folder to write; must be new.")],
-    rows: Annotated[int, typer.Option(help="Pairs to take.", min=1)] = 1_000,
-    seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Cut a small corpus out of a big one: every stage, its rejects and the pools, by source and format."""
-    from .pipeline.corpus.lock import locked
-    from .pipeline.sample import cut
-
-    with locked(corpus):
-        summaries = cut(corpus, out, rows, seed)
-    for summary in summaries:
-        display.show_outcome(summary, as_json)
-
-
-@app.command()
+@command(INSPECTION, "conan report corpora/zh --to report.html")
 def report(
     corpus: Corpus,
-    to: Annotated[Path | None, typer.Option(help="The page to write; default: report.html in the corpus.")] = None,
+    to: options.ReportFile = None,
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page: funnel, rejects, training curves, metrics."""
@@ -369,25 +386,20 @@ def report(
     typer.echo(f"report: {write_report(corpus, to or corpus / 'report.html')}")
 
 
-@app.command()
-def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to work; must be new or an earlier demo's.")] = Path("demo"),
+@command(INSPECTION, "conan sample corpora/zh tests/corpus --rows 1000")
+def sample(
+    corpus: Corpus,
+    out: options.NewFolder,
+    rows: options.Rows = 1_000,
+    seed: options.Seed = 0,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Write a small dirty sample, run everything on it, and show what came out."""
-    from .pipeline.demo.prepare import DEMO_QUESTIONS, prepare_demo
-    from .workflow import run
+    """Write a small sample of a corpus: every stage with its rejects and pools, by source and format."""
+    from .pipeline.corpus.lock import locked
+    from .pipeline.sample import cut
 
-    corpus = folder / "corpus"
-    resolved, sources = prepare_demo(folder)
-    typer.echo(f"Sample sources in {sources}, corpus in {corpus}\n")
-    outcomes = []
-    with work(corpus, 0) as engine:
-        for step, outcome in run(corpus, resolved, engine, 1):
-            outcomes.append(outcome)
-            display.errors.print(f"{step} done")
-    for outcome in outcomes:
-        display.show_outcome(outcome, as_json=False)
-    for question in DEMO_QUESTIONS:
-        typer.echo(f'\n$ conan sql {corpus} "{question}"')
-        sql(corpus, question)
+    with locked(corpus):
+        summaries = cut(corpus, out, rows, seed)
+    for summary in summaries:
+        display.show_outcome(summary, as_json)

@@ -1,4 +1,4 @@
-"""What commands share: types of options, and what these become (a recipe, an engine, a stage that is run and shown)."""
+"""Options of commands, and helpers that turn them into a recipe and an engine."""
 
 import json
 import os
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from .schemas.recipe import Recipe
 
 BAD_INPUT = 3
-"""The exit code under --strict where input was bad."""
+"""Exit code with --strict if any input was bad."""
 
 
 class EngineName(StrEnum):
-    """Where data stages run."""
+    """Where data stages run: processes of this machine, or a Ray cluster."""
 
     LOCAL = "local"
     RAY = "ray"
 
 
 def _debug(wanted: bool) -> bool:
-    """Workers read it from the environment, too."""
+    """Set the environment variable that worker processes read."""
     if wanted:
         os.environ["CONAN_DEBUG"] = "1"
     return wanted
@@ -36,29 +36,138 @@ def _debug(wanted: bool) -> bool:
 
 def _numbers(text: str | None) -> str | None:
     if text is not None and not all(part.strip().isdecimal() for part in text.split(",")):
-        raise typer.BadParameter("expected whole numbers, as 256,512")
+        raise typer.BadParameter("expected whole numbers, as in 256,512")
     return text
 
 
-Corpus = Annotated[Path, typer.Argument(help="The corpus folder.")]
-Overrides = Annotated[list[str], typer.Option("--set", help="Override the recipe: key.key=value. May be repeated.")]
-Workers = Annotated[int, typer.Option(help="Processes at a time; 0 is one for each core.", min=0)]
-EngineOption = Annotated[EngineName, typer.Option("--engine", help="Processes of this machine, or a Ray cluster.")]
-Address = Annotated[str | None, typer.Option(help="The Ray cluster: HOST:PORT; default: the one this machine is in.")]
-Processes = Annotated[int, typer.Option("--nproc", help="Training processes on this machine, one a device.", min=1)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
-Strict = Annotated[bool, typer.Option(help="Exit with 3 if any input was bad.")]
-Debug = Annotated[bool, typer.Option(help="Show tracebacks.", callback=_debug)]
-RecipeFile = Annotated[Path | None, typer.Option(help="A recipe (YAML); default: the one kept in the corpus.")]
-Dimensions = Annotated[
-    str | None, typer.Option(help="Widths to cut vectors to besides their own, as 256,512.", callback=_numbers)
+Corpus = Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus folder.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, as in score.cutoff=0.5. May be repeated."),
 ]
+Workers = Annotated[int, typer.Option(metavar="N", help="Worker processes; 0 is one per core.", min=0)]
+EngineOption = Annotated[
+    EngineName, typer.Option("--engine", help="Where the work runs: on this machine, or on a Ray cluster.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help="--engine ray: address of the cluster; default: the one that this machine is in."
+    ),
+]
+Processes = Annotated[
+    int, typer.Option("--nproc", metavar="N", help="Training processes on this machine, one per device.", min=1)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Strict = Annotated[bool, typer.Option("--strict", help=f"Exit with code {BAD_INPUT} if any input was bad.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.", callback=_debug)]
+RecipeFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The recipe (YAML); default: the one saved in the corpus.")
+]
+Dimensions = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIMS", help="Widths to cut vectors to, besides their full width, as in 256,512.", callback=_numbers
+    ),
+]
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe (YAML).")]
+OptionalCorpus = Annotated[
+    Path | None, typer.Argument(metavar="CORPUS", help="The corpus folder; default: the recipe's `corpus:`.")
+]
+DemoFolder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="The folder to work in: new, or of an earlier demo.")
+]
+Explain = Annotated[
+    str | None, typer.Option(metavar="PAIR_ID", help="Print each rule's value for one pair; write nothing.")
+]
+FilterDryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print how many pairs of a sample each rule would reject; write nothing.")
+]
+SampledPairs = Annotated[int, typer.Option(metavar="N", help="--dry-run: pairs in the sample.", min=1)]
+Model = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Hub name, folder or training stage; default: the recipe's.")
+]
+Cutoff = Annotated[
+    float | None,
+    typer.Option(metavar="COSINE", help="Reject pre-training pairs below this; default: the recipe's (0.4)."),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD",
+        help="topk, topk-shifted, topk-abs, topk-marginpos or topk-percpos; default: the recipe's (topk-percpos).",
+    ),
+]
+ShowQuery = Annotated[
+    str | None,
+    typer.Option(metavar="QUERY", help="Print the pool of one query (id or text) and what was dropped, and exit."),
+]
+TrainingStage = Annotated[str, typer.Option(metavar="STAGE", help="bootstrap, pretrain or finetune.")]
+TrainOn = Annotated[
+    str | None,
+    typer.Option(metavar="STAGE", help="Train on this data stage's pairs, such as dedup; not with finetune."),
+]
+StartModel = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Start from a hub name, folder or training stage; default: the recipe's."),
+]
+Hostfile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Train on the machines in this file: lines of HOST slots=N.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+TrainDryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings, steps, parameters and memory, and exit.")]
+CorpusOrModel = Annotated[
+    Path, typer.Argument(metavar="CORPUS", help="The corpus folder; with --sets or --cmteb it may be a model.")
+]
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL", help="Hub names, folders or training stages; default: the recipe's."),
+]
+Sets = Annotated[
+    list[Path],
+    typer.Option(
+        metavar="PATH",
+        help="Evaluation sets: a file, a folder, or a recipe with `evaluation:`; default: the corpus's own. May be "
+        "repeated.",
+    ),
+]
+ResultsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Write results per query to this folder; default for the corpus's own sets: evaluation/results.",
+    ),
+]
+Cmteb = Annotated[bool, typer.Option("--cmteb", help="Evaluate on C-MTEB, which needs the Hugging Face hub.")]
+CmtebTasks = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="--cmteb: only these tasks, as in T2Retrieval,STSB.")
+]
+ExportedModel = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Training stage, hub name or folder; default: the recipe's.")
+]
+ExportFolder = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="The folder to write; default: the recipe's (CORPUS/model).")
+]
+Query = Annotated[str, typer.Argument(metavar="QUERY", help="The DuckDB SQL.")]
+ReportFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The page to write; default: CORPUS/report.html.")
+]
+NewFolder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; must be new.")]
+Rows = Annotated[int, typer.Option(metavar="N", help="Pairs in the sample.", min=1)]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the draw.")]
 
 
 def read_recipe(file: Path, overrides: list[str]) -> "Recipe":
-    """The recipe of a command, its plugins imported.
+    """Read a recipe and import its plugins.
 
-    Raises RecipeError on a mistake in it or in an override, and where a plugin can't be imported.
+    Raises:
+        RecipeError: the recipe or an override has a mistake, or a plugin can't be imported.
     """
     from .pipeline.plugins import load_plugins
     from .schemas.recipe import load
@@ -69,9 +178,10 @@ def read_recipe(file: Path, overrides: list[str]) -> "Recipe":
 
 
 def resolve(corpus: Path, file: Path | None, overrides: list[str]) -> "Recipe":
-    """The recipe of a command on a corpus: the file, or else the one that the corpus keeps.
+    """Read the recipe of a command on a corpus: the given file, else the recipe saved in the corpus.
 
-    Raises RecipeError as `read_recipe` does, and where there is neither file nor corpus.
+    Raises:
+        RecipeError: as for `read_recipe`, or there is no file and no corpus.
     """
     from .pipeline.corpus.saved_recipe import find_recipe
 
@@ -79,12 +189,12 @@ def resolve(corpus: Path, file: Path | None, overrides: list[str]) -> "Recipe":
 
 
 def with_options(overrides: list[str], options: dict[str, Any]) -> list[str]:
-    """Options of a command as overrides of the recipe; quoted, so that no text is taken for another YAML value."""
+    """Add options of a command to the overrides. Values are quoted, so that YAML reads a text as a text."""
     return overrides + [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
 
 
 def cluster_of(engine: EngineName, address: str | None) -> str | None:
-    """The Ray cluster to work on; None is this machine. An address without --engine ray is a usage error."""
+    """Return the address of the Ray cluster, None for this machine. --address without --engine ray is a usage error."""
     if engine == EngineName.RAY:
         return address or "auto"
     if address is not None:
@@ -94,7 +204,7 @@ def cluster_of(engine: EngineName, address: str | None) -> str | None:
 
 @contextmanager
 def work(corpus: Path, workers: int = 1, cluster: str | None = None) -> Iterator["Engine"]:
-    """The corpus held, and an engine that shows its progress."""
+    """Lock the corpus and give an engine that shows its progress."""
     from .pipeline.corpus.lock import locked
     from .pipeline.engine.calls import Engine
     from .pipeline.engine.local import close_workers
@@ -115,7 +225,7 @@ def run_and_show(
     cluster: str | None = None,
     strict: bool = False,
 ) -> None:
-    """Run a data stage and show its summary; exits with BAD_INPUT if `strict` and any input was bad."""
+    """Run a data stage and print its summary. With `strict`, exit with BAD_INPUT if any input was bad."""
     from .workflow import run_data_stage
 
     with work(corpus, workers, cluster) as engine:

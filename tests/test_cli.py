@@ -1,6 +1,9 @@
 """The command line: what it says and with which code it ends, through `main()` as the console script calls it."""
 
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -16,18 +19,20 @@ from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.filter.rules import RULES
 from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.recipe import Recipe
+from typer.main import get_command
 from typer.testing import CliRunner
 
 COMMANDS = [
-    "ingest", "filter", "dedup", "score", "convert", "mine", "train",
-    "evaluate", "export", "run", "sql", "sample", "report", "demo",
+    "run", "demo", "ingest", "filter", "dedup", "score", "convert", "mine",
+    "train", "evaluate", "export", "sql", "report", "sample",
 ]  # fmt: skip
+PANELS = ["Everything at once", "Data stages", "Training", "Inspection"]
 HEAVY = ["torch", "ray", "faiss", "deepspeed", "transformers"]
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What a data stage or a training stage is called with, instead of running it."""
+    """Replace the stages by functions that record their arguments; return these."""
     called: dict[str, Any] = {}
 
     def data_stage(name: str, corpus: Path, recipe: Any, engine: Any) -> Any:
@@ -49,7 +54,51 @@ def test_help(command: str | None) -> None:
     assert result.exit_code == 0
     assert "Usage" in result.output
     if command is None:
-        assert all(name in result.output for name in COMMANDS)
+        assert re.findall(r"^╭─ (.+?) ─", result.output, re.M) == ["Options", *PANELS]
+        assert re.findall(r"^│ ([a-z]+) ", result.output, re.M) == COMMANDS
+    else:
+        assert f"\n conan {command} " in result.output  # an example, on a line of its own
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_are_valid_commands_and_fit_a_terminal(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hosts").write_text("worker-1 slots=8", "utf-8")
+    group = get_command(app)
+    heading, *examples = group.commands[command].epilog.splitlines()
+    assert heading == ("Example:" if len(examples) == 1 else "Examples:") and examples
+    for example in examples:
+        program, name, *arguments = shlex.split(example)
+        assert (program, name) == ("conan", command)
+        group.commands[command].make_context(command, arguments)  # raises UsageError
+        assert len(example) <= 78
+    assert list(tmp_path.iterdir()) == [tmp_path / "hosts"]
+
+
+def test_completion_for_bash_names_the_commands(tmp_path: Path) -> None:
+    home = os.environ | {
+        "HOME": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",  # --install-completion then takes the shell's name
+    }
+    subprocess.run(["conan", "--install-completion", "bash"], env=home, capture_output=True, check=True)
+    assert "/.bash_completions/conan.sh" in (tmp_path / ".bashrc").read_text("utf-8")
+
+    def complete(*words: str) -> list[str]:
+        script = (
+            f"source {tmp_path}/.bash_completions/conan.sh; COMP_WORDS=({shlex.join(words)}); "
+            f'COMP_CWORD={len(words) - 1}; _conan_completion conan; printf "%s\n" "${{COMPREPLY[@]}}"'
+        )
+        shell = subprocess.run(["bash", "--norc", "-c", script], env=home, capture_output=True, text=True, check=True)
+        assert shell.stderr == ""
+        return shell.stdout.splitlines()
+
+    assert complete("conan", "") == COMMANDS
+    assert complete("conan", "ev") == ["evaluate"]
+    assert complete("conan", "train", "--st") == ["--stage"]
+    assert complete("conan", "filter", "corpus", "--engine", "") == ["local", "ray"]
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -54,7 +54,10 @@ def test_an_unknown_key_names_the_nearest_and_its_line(conan: Conan, recipe: Pat
         (
             "dedup",
             "dedup.decontaminate=[lost]",
-            ["dedup.decontaminate: lost is neither ", "an evaluation set of the corpus; there are none"],
+            [
+                "dedup.decontaminate: lost is neither ",
+                "an evaluation set of the corpus; there is nothing to choose from",
+            ],
         ),
         ("dedup", "dedup.recall=1", ["dedup.recall", "less than or equal to 0.9999", "found 1"]),
         ("score", "score.cutoff=7", ["score.cutoff", "less than or equal to 1", "found 7"]),
@@ -140,7 +143,7 @@ def test_strict_ends_with_3_where_input_was_bad(conan: Conan, recipe: Path, tmp_
 def test_run_wants_a_corpus_folder(conan: Conan, recipe: Path) -> None:
     code, _, error = conan("run", recipe)
     assert code == 2
-    assert f"name the folder there or on the command line: conan run {recipe} FOLDER" in error
+    assert f"add it, or give the folder on the command line: conan run {recipe} FOLDER" in error
 
 
 def test_train_wants_a_stage_that_there_is(conan: Conan, filtered_corpus: Path) -> None:
