@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 CUT_STAGES = filter dedup score convert mine
 
-.PHONY: demo cut test fuzz check bench clean
+.PHONY: demo cut test fuzz check phrases bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/conan demo demo
@@ -32,6 +32,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	mkdir -p .mypy && ln -sfn .. .mypy/conan_embedding
 	MYPYPATH=.mypy $(BIN)/mypy -m conan_embedding -m conan_embedding.cli -m conan_embedding.api -m conan_embedding.losses -m conan_embedding.cbb -m conan_embedding.dhnm -p conan_embedding.schemas -p conan_embedding.pipeline -p conan_embedding.trainer
+	$(MAKE) --silent phrases
+
+phrases:
+	@sed '/^#/d; /^$$/d' .ci/phrases | git grep --untracked -nEf - -- '*.py' '*.md'; \
+		test $$? -eq 1 || { echo ".ci/phrases says what to write instead"; exit 1; }
 
 bench: $(INSTALLED)
 	for script in $$(grep -L required=True benchmarks/*.py); do $(BIN)/python $$script || exit 1; done
