@@ -356,11 +356,17 @@ def export(
     display.show_outcome(outcome, as_json)
 
 
-@command(INSPECTION, 'conan sql corpora/zh "SELECT reason, count(*) FROM rejected GROUP BY 1"')
+@command(
+    INSPECTION,
+    'conan sql corpora/zh "SELECT reason, count(*) FROM rejected GROUP BY 1"',
+    'conan sql corpora/zh "FROM rejected" --limit 100 --csv',
+)
 def sql(
     corpus: Corpus,
     query: options.Query,
+    limit: options.Limit = None,
     as_json: AsJson = False,
+    as_csv: options.AsCsv = False,
     debug: Debug = False,
 ) -> None:
     """Query a corpus with SQL, and print the result.
@@ -371,7 +377,9 @@ def sql(
     """
     from .pipeline.corpus.catalog import query as ask
 
-    display.show_rows(ask(corpus, query), as_json)
+    if as_json and as_csv:
+        raise typer.BadParameter("not with --json", param_hint="--csv")
+    display.show_rows(ask(corpus, query, limit), as_json, as_csv)
 
 
 @command(INSPECTION, "conan report corpora/zh --to report.html")

@@ -1,9 +1,8 @@
-"""The output of commands: tables for people, JSON for machines, and a progress bar."""
+"""The output of commands: tables for people, JSON and CSV for machines, and progress on standard error."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
-from datetime import timedelta
 from functools import singledispatch
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -25,20 +24,30 @@ if TYPE_CHECKING:
 
 # Much of the output is data, in which "[/img]" must not be read as markup.
 out = Console(markup=False, emoji=False, highlight=False)
+_ANY_WIDTH = 1_000_000  # of a line in a file, in characters
 errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
+def progress() -> AbstractContextManager["Progress"]:
+    """Show the progress that a stage reports: as a bar, or as a line every half minute if there is no terminal."""
+    from .pipeline.engine.progress_lines import progress_lines
+
+    return _progress_bar() if errors.is_terminal else progress_lines()
+
+
 @contextmanager
-def progress() -> Iterator["Progress"]:
-    """Show a bar with shards, rows, rows per second and the time left, for as long as a stage reports progress."""
+def _progress_bar() -> Iterator["Progress"]:
+    """Show a bar with shards, rows, rows per second and the time left."""
     from rich import progress as bars
+
+    from .pipeline.engine.progress_lines import show_seconds
 
     class Left(bars.ProgressColumn):
         """Time left. Rich's own column averages over half a minute, and a shard may take longer than that."""
 
         def render(self, task: bars.Task) -> Text:
             seconds = task.fields["end"] - (task.elapsed or 0.0)
-            return Text(str(timedelta(seconds=max(0, round(seconds)))) if seconds < inf else "-:--:--")
+            return Text(show_seconds(seconds) if seconds < inf else "-:--:--")
 
     columns = (
         bars.TextColumn("{task.description:20}"),
@@ -47,7 +56,7 @@ def progress() -> Iterator["Progress"]:
         bars.TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,.0f} rows/s"),
         Left(),
     )
-    bar = bars.Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+    bar = bars.Progress(*columns, console=errors, transient=True)
 
     def show(stage: str, done: int, total: int, rows: int) -> None:
         if not bar.tasks or bar.tasks[0].description != stage:
@@ -128,7 +137,7 @@ def _show_summary(summary: dict[str, Any]) -> None:
     for reason, rows in summary["rejected"].items():
         table.add_row(f"  rejected: {reason}", f"{rows:,}")
     table.add_row("out", f"{summary['rows_out']:,}", style="bold")
-    out.print(table)
+    _print_table(table)
     for name, note in {"empty_sources": summary["empty_sources"], **summary["notes"]}.items():
         if note:
             out.print(f"{name.replace('_', ' ')}: {note}")
@@ -142,7 +151,7 @@ def _show_metrics(evaluated: dict[str, Any]) -> None:
     for one, metric in dict.fromkeys((row["set"], row["metric"]) for row in rows):
         values = {row["model"]: row["value"] for row in rows if (row["set"], row["metric"]) == (one, metric)}
         table.add_row(one, metric, *(f"{values[model]:.4f}" if model in values else "" for model in models))
-    out.print(table)
+    _print_table(table)
 
 
 def _show_training(trained: dict[str, Any]) -> None:
@@ -161,15 +170,41 @@ def _show_plan(plan: dict[str, Any]) -> None:
             out.print(f"{name.replace('_', ' ').replace(' mb', ', MB')}: {value:,}")
 
 
-def show_rows(found: "pa.Table", as_json: bool) -> None:
+def show_rows(found: "pa.Table", as_json: bool = False, as_csv: bool = False) -> None:
     """Print the result of an SQL query."""
     if as_json:
         for record in found.to_pylist():
             echo_json(record)
-        return
-    table = Table(*(Column(name, overflow="fold") for name in found.column_names))
-    for record in found.to_pylist():
-        table.add_row(*map(_cell, record.values()))
+    elif as_csv:
+        _echo_csv(found)
+    else:
+        table = Table(*(Column(name, overflow="fold") for name in found.column_names))
+        for record in found.to_pylist():
+            table.add_row(*map(_cell, record.values()))
+        _print_table(table)
+
+
+def _echo_csv(found: "pa.Table") -> None:
+    """Print a header and a line per row. Lists, structs and bytes, which CSV does not have, are written as in JSON."""
+    import polars as pl
+    from pydantic_core import to_json
+
+    def as_text(value: Any) -> str | None:
+        return (
+            None if value is None else to_json(value, inf_nan_mode="null", bytes_mode="base64", fallback=str).decode()
+        )
+
+    frame = pl.DataFrame(pl.from_arrow(found))
+    for name, kind in frame.schema.items():
+        if kind.is_nested() or kind in (pl.Binary, pl.Object):
+            frame = frame.with_columns(pl.Series(name, list(map(as_text, found[name].to_pylist())), pl.String))
+    typer.echo(frame.write_csv(), nl=False)
+
+
+def _print_table(table: Table) -> None:
+    """Print a table: as wide as the terminal, or in a pipe or a file as wide as its cells."""
+    if not out.is_terminal:
+        out.width = _ANY_WIDTH
     out.print(table)
 
 
@@ -199,7 +234,7 @@ def _show_explanation(explanation: dict[str, Any]) -> None:
             "" if threshold is None else f"{finding['bound']} {threshold:g}",
             finding["verdict"],
         )
-    out.print(table)
+    _print_table(table)
     for finding in explanation["findings"]:
         if finding["verdict"] == "fails":
             out.print(f"{finding['rule']}: threshold from {finding['origin']}", soft_wrap=True)
@@ -219,12 +254,12 @@ def _show_pool(pool: dict[str, Any]) -> None:
         out.print(f"positive {positive['score']:.4f}: {_excerpt(positive['text'])}", no_wrap=True, overflow="ellipsis")
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("place", "score"))
     line = Column("passage", no_wrap=True, overflow="ellipsis", ratio=1)  # takes the width that the others leave
-    table = Table(*numbers, Column("verdict", no_wrap=True), line, expand=True)
+    table = Table(*numbers, Column("verdict", no_wrap=True), line, expand=out.is_terminal)
     for passage in pool["passages"]:
         rank = "" if passage["rank"] is None else f" (rank {passage['rank']})"
         verdict, score = passage["verdict"] + rank, f"{passage['score']:.4f}"
         table.add_row(str(passage["place"]), score, verdict, _excerpt(passage["text"]))
-    out.print(table)
+    _print_table(table)
     for rule, passages in pool["dropped"].items():
         out.print(f"dropped: {passages:,} {rule}")
 
@@ -255,7 +290,7 @@ def _show_dry_run(tried: dict[str, Any]) -> None:
     table = Table("rule", *(Column(name, justify="right") for name in ("rejected", "share", "failing")))
     for losses in tried["rules"]:
         table.add_row(losses["rule"], f"{losses['first']:,}", f"{losses['share']:.2%}", f"{losses['fails']:,}")
-    out.print(table)
+    _print_table(table)
     for losses in tried["rules"]:
         for example in losses["examples"]:
             out.print(

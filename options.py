@@ -155,6 +155,8 @@ ExportFolder = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="The folder to write; default: the recipe's (CORPUS/model).")
 ]
 Query = Annotated[str, typer.Argument(metavar="QUERY", help="The DuckDB SQL.")]
+Limit = Annotated[int | None, typer.Option(metavar="ROWS", help="Print at most this many rows; default: all.", min=0)]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table; lists and structs as JSON.")]
 ReportFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The page to write; default: CORPUS/report.html.")
 ]

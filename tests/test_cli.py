@@ -1,11 +1,14 @@
 """The command line: what it says and with which code it ends, through `main()` as the console script calls it."""
 
+import csv
+import io
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -104,6 +107,7 @@ def test_completion_for_bash_names_the_commands(tmp_path: Path) -> None:
 def test_help_imports_nothing_heavy() -> None:
     script = f"""
 import sys
+import time
 sys.argv = ["conan", "--help"]
 from conan_embedding.cli import main
 try:
@@ -118,6 +122,7 @@ except SystemExit:
 def test_data_stages_without_a_model_import_no_torch(recipe: Path, tmp_path: Path) -> None:
     script = f"""
 import sys
+import time
 sys.argv = ["conan", "ingest", {str(tmp_path / "corpus")!r}, "--recipe", {str(recipe)!r}, "--workers", "1", "--json"]
 from conan_embedding.cli import main
 try:
@@ -301,6 +306,50 @@ def test_sql_as_json_is_one_object_a_row(conan: Conan, filtered_corpus: Path) ->
     assert [json.loads(line) for line in output.splitlines()] == [
         {"query": query, "score": None, "list": [1, 2]} for query in sorted(query for query, _ in RECORDS)
     ]
+
+
+def test_sql_as_csv_is_what_csv_readers_read(conan: Conan, filtered_corpus: Path) -> None:
+    values = {"text": """'a "b",\nc'""", "empty": "''", "nothing": "NULL", "list": "[1, 2]", "number": "7",
+              "struct": "{'k': 0.5::DOUBLE}", "bytes": "'x'::BLOB"}  # fmt: skip
+    select = ", ".join(f"{value} AS {name}" for name, value in values.items())
+    code, output, _ = conan("sql", filtered_corpus, f"SELECT {select} FROM filter", "--csv", "--limit", 2)
+    assert code == 0
+    header, *found = csv.reader(io.StringIO(output))
+    assert header == list(values)
+    assert found == [['a "b",\nc', "", "", "[1,2]", "7", '{"k":0.5}', '"eA=="']] * 2
+    assert "not with --json" in conan("sql", filtered_corpus, "FROM filter", "--csv", "--json")[2]
+
+
+def test_sql_in_a_pipe_folds_no_cell(conan: Conan, filtered_corpus: Path) -> None:
+    _, output, _ = conan("sql", filtered_corpus, "SELECT repeat('长', 300) AS long, 1 AS one FROM filter LIMIT 1")
+    assert [cell.strip() for cell in output.splitlines()[3].strip("│").split("│")] == ["长" * 300, "1"]
+
+
+def test_sql_prints_as_many_rows_as_the_limit(conan: Conan, filtered_corpus: Path) -> None:
+    numbers = "SELECT unnest(range(5)) AS n ORDER BY n DESC"
+    for limit, expected in (("3", [4, 3, 2]), ("0", []), ("9", [4, 3, 2, 1, 0])):
+        output = conan("sql", filtered_corpus, numbers, "--limit", limit, "--json")[1]
+        assert [json.loads(line)["n"] for line in output.splitlines()] == expected
+
+
+def test_a_stage_that_takes_long_tells_a_pipe_how_far_it_is(
+    conan: Conan, filtered_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import conan_embedding.pipeline.filter.stage as stage
+
+    judge = stage.filter_shard
+
+    def judge_slowly(*arguments: Any) -> None:
+        judge(*arguments)
+        time.sleep(0.1)
+
+    monkeypatch.setattr("conan_embedding.pipeline.engine.progress_lines.SECONDS", 0.02)
+    monkeypatch.setattr(stage, "filter_shard", judge_slowly)
+    code, output, error = conan(
+        "filter", filtered_corpus, "--workers", 1, "--json", "--set", "filter.rules.han_ratio=0.01"
+    )
+    assert code == 0 and json.loads(output)["rows_in"] == 3
+    assert error.splitlines()[0].startswith("filter: 0 of 1, ") and error.splitlines()[0].endswith(" so far")
 
 
 def test_sql_touches_nothing_in_the_corpus(conan: Conan, filtered_corpus: Path) -> None:

@@ -52,7 +52,7 @@ def _write(file: Path, statements: list[str]) -> Path:
     return file
 
 
-def query(corpus: Path, sql: str) -> pa.Table:
+def query(corpus: Path, sql: str, limit: int | None = None) -> pa.Table:
     """The result of an SQL query over the corpus's views and, as `pools.…`, its negative pools.
 
     A statement that has no result, such as SET, gives a table without columns. The views are made elsewhere, so
@@ -70,8 +70,11 @@ def query(corpus: Path, sql: str) -> pa.Table:
                 connection.execute(f"ATTACH {quote((corpus / POOLS_FILE).resolve())} AS pools (READ_ONLY)")
             try:
                 result = connection.sql(sql)
+                if result is None:
+                    return pa.table({})
                 # `*` tells columns of one name apart: a, a_1.
-                return pa.table({}) if result is None else result.select("*").to_arrow_table()
+                named = result.select("*")
+                return (named if limit is None else named.limit(limit)).to_arrow_table()
             except duckdb.Error as error:
                 raise QueryError(str(error)) from error
 
