@@ -332,7 +332,8 @@ def evaluate(
     if cmteb:
         outcome = evaluate_cmteb(place, resolved, models, tasks.split(",") if tasks else [])
     else:
-        outcome = evaluate(place, resolved, models, sets, results, overrides)
+        with display.progress() as progress:
+            outcome = evaluate(place, resolved, models, sets, results, overrides, progress)
     display.show_outcome(outcome, as_json)
 
 

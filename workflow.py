@@ -17,7 +17,7 @@ from .schemas.recipe import Recipe
 
 if TYPE_CHECKING:
     from .pipeline.encoder.encoder import Encoder
-    from .pipeline.engine.calls import Engine
+    from .pipeline.engine.calls import Engine, Progress
     from .trainer.job import Job
     from .trainer.launch.hosts import Host
 
@@ -175,12 +175,13 @@ def evaluate(
     sets: list[Path],
     results: Path | None = None,
     overrides: Sequence[str] = (),
+    progress: "Progress" = lambda *_: None,
 ) -> Evaluated:
     """Evaluate models on evaluation sets, and BM25 on the retrieval sets among them.
 
     `sets` are files, folders and recipes; `overrides` apply to these recipes. If empty, the corpus's own sets are used
     and their metrics are kept in the corpus. Results per query go to the folder `results`; for the corpus's own sets
-    it defaults to a folder in the corpus.
+    it defaults to a folder in the corpus. `progress` is told how many sets are done, those of all models.
     """
     from .pipeline.corpus.catalog import RESULTS
     from .pipeline.encoder.encoder import dimension
@@ -199,7 +200,10 @@ def evaluate(
         else:
             encoder = _evaluated(places[name], recipe)
             wanted = widths(encoder, recipe.evaluate.matryoshka_dims)
-            full, judged = dimension(encoder), [each for one in found for each in judge(encoder, one, wanted)]
+            full, judged = dimension(encoder), []
+            for place, one in enumerate(found, len(found) * models.index(name)):
+                progress("evaluate: sets", place, len(found) * len(models), 0)
+                judged += judge(encoder, one, wanted)
         for each in judged:
             label = name if each.dimension == full else f"{name}@{each.dimension}"
             where = {"model": label, "dimension": each.dimension, "set": each.set}
@@ -356,7 +360,7 @@ def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Itera
         elif step == "export":
             yield step, export(corpus, recipe)
         elif step == "evaluate":
-            yield step, evaluate(corpus, recipe, list(recipe.evaluate.models), [])
+            yield step, evaluate(corpus, recipe, list(recipe.evaluate.models), [], progress=engine.progress)
         else:
             yield step, train(step, corpus, recipe, processes)
 

@@ -57,9 +57,9 @@ def show_seconds(seconds: float) -> str:
 
 @contextmanager
 def progress_lines() -> Iterator[Progress]:
-    """Yield a function that takes progress; the latest is printed on standard error every SECONDS.
+    """Yield a function that takes progress; the latest is printed on standard error every SECONDS until all is done.
 
-    A thread prints, so that a part that takes minutes does not look dead. A command that is done sooner prints nothing.
+    A thread prints, so a part that takes minutes does not look dead. A command that is done sooner prints nothing.
     """
     latest: list[StageProgress] = []
     is_over = Event()
@@ -68,10 +68,12 @@ def progress_lines() -> Iterator[Progress]:
         if not latest or latest[-1].stage != stage:
             latest[:] = [StageProgress(stage, done, time.monotonic())]
         latest[-1].update(done, total, rows)
+        if done == total:  # what follows may be another process's, which tells its own progress
+            latest.clear()
 
     def print_lines() -> None:
         while not is_over.wait(SECONDS):
-            for each in latest:
+            for each in tuple(latest):
                 print(each, file=sys.stderr, flush=True)
 
     printer = Thread(target=print_lines, daemon=True)

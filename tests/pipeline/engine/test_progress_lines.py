@@ -25,7 +25,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
 
 
 def test_the_latest_is_printed_again_and_again(monkeypatch: pytest.MonkeyPatch, printed: Callable[[str], str]) -> None:
-    """Also while nothing changes, and until the end."""
+    """Also while nothing changes, until all is done."""
     monkeypatch.setattr(progress_lines, "SECONDS", 0.01)
     with progress_lines.progress_lines() as show:
         show("filter", 0, 4, 0)
@@ -35,6 +35,17 @@ def test_the_latest_is_printed_again_and_again(monkeypatch: pytest.MonkeyPatch, 
         show("train finetune", 0, 1_000, 0)
         assert "train finetune: 0 of 1,000, 0:00:00 so far\n" in printed("train finetune: 0 of 1,000, 0:00:00 so far\n")
     assert lines[-1].endswith(" left")
+
+
+def test_nothing_is_printed_once_all_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training follows, whose processes print their own."""
+    monkeypatch.setattr(progress_lines, "SECONDS", 0.01)
+    with progress_lines.progress_lines() as show:
+        show("filter", 4, 4, 5_000)
+        time.sleep(0.05)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_quick_command_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

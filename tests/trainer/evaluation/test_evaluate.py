@@ -299,7 +299,9 @@ def test_the_command_takes_a_corpus_or_with_sets_a_model(
         [str(tiny), "BAAI/bge", "--sets", own, "--results", "there", "--set", "evaluate.max_length=64"],
     ):
         assert CliRunner().invoke(app, ["evaluate", *arguments]).exit_code == 0
-    found = [(place, recipe.evaluate.matryoshka_dims, models, sets, to) for place, recipe, models, sets, to, _ in asked]
+    found = [
+        (place, recipe.evaluate.matryoshka_dims, models, sets, to) for place, recipe, models, sets, to, *_ in asked
+    ]
     assert found == [
         (evaluation_corpus, [4], ["pretrain"], [], None),
         (evaluation_corpus, [8, 16], ["finetune"], [Path(own)], None),
