@@ -1,4 +1,4 @@
-"""What tests of the command line share; the modules in shared/ are imported by name, by tests of any folder."""
+"""Fixtures for tests of the command line. Tests of any folder import the modules in shared/ by name."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Broken input, end to end: each kind is named with file, line and reason, and the rest of the data goes on."""
+"""Broken input, end to end: each kind is reported with file, line and reason, and the rest of the data is read."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ def half_of_gzip(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Damage:
-    """A file beside a good one of the same source, and what is to be said of it."""
+    """A file that is read along with a good one of the same source, and the expected report."""
 
     file: str
     write: Callable[[Path], object]

@@ -9,7 +9,7 @@ temporary file, no orphan and no work folder is overlooked.
   the same command, which may be killed in turn.
 - Death at every kind of fsync, rename and unlink of every stage, before the call and after it: a chain of runs, each of
   which dies at the first point of a kind that none before it has met (points.py says what a kind is). In workers: the
-  worker alone dies, and the run goes on.
+  worker alone dies, and the run continues.
 - Another recipe, killed wherever a name changes, then the recipe of before: nothing of the other must stay.
 - A disk that is full from some open, write, fsync, rename or mkdir on, each kind of point in turn; and a real one: a
   tmpfs that grows from run to run. A full disk is one message and exit code 1, and what is committed stays whole.
@@ -43,7 +43,7 @@ pytestmark = [
 ]
 
 KILLS = {1: 2, 2: 1}
-"""Of each stage, by its workers; `make fuzz` goes on for as long as it has time."""
+"""Number of kills per stage, by its workers; `make fuzz` continues for as long as it has time."""
 STARTING_WORKERS = 3.0
 """Seconds in which two processes start and import what a stage needs: a kill may come then, too."""
 KILLED = [(stage, 1) for stage in STAGES] + [(stage, 2) for stage in WITH_WORKERS]
@@ -136,7 +136,7 @@ def test_death_of_workers(unbroken: Unbroken, crashed_corpus: Path, output: Path
 def test_back_to_the_recipe_of_before(
     unbroken: Unbroken, crashed_corpus: Path, output: Path, points: Path, stage: str
 ) -> None:
-    """No shard of one recipe is taken for whole beside rejects of another."""
+    """No shard of one recipe is taken as complete together with the rejects of another."""
     before, changed = unbroken.command(stage, crashed_corpus), unbroken.command(stage, crashed_corpus, CHANGES[stage])
     unbroken.before(stage, crashed_corpus)
     assert forks.run(before, output) == 0, output.read_text("utf-8")

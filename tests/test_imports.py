@@ -1,4 +1,4 @@
-"""Who imports whom: the arrows between rooms, read from the source, and what a bare `import conan_embedding` loads.
+"""The arrows between rooms, read from the imports in the source, and what a bare `import conan_embedding` loads.
 
 Imports inside functions are loaded later and follow the same arrows; only those of whole modules can form a circle.
 """
@@ -43,7 +43,7 @@ ARROWS = {
     },
     "workflow": {"schemas", "pipeline", "trainer"},
 }
-"""What a room may import beside itself and the package's own __init__. Files at the top that are not named here (the
+"""What a room may import besides itself and the package's own __init__. Files at the top that are not named here (the
 command line, the public API) may import everything, and nothing that is named here imports them."""
 
 

@@ -77,7 +77,7 @@ def log(folder: Path) -> list[dict[str, Any]]:
 
 
 def kill_halfway(arguments: list[str], output: Path, corpus: Path, stage: str) -> None:
-    """Run the command and kill its group in the middle of a stage; where that came too late, the stage is done anew."""
+    """Run the command and kill its group in the middle of a stage; if that came too late, run the stage again."""
     for _ in range(8):
         with forks.started(arguments, output) as process:
             while process.exitcode is None and state(corpus, stage) == "before":

@@ -23,7 +23,7 @@ from .loss.terms import find_terms
 
 @dataclass(frozen=True)
 class Task:
-    """What the training loop needs to know of a stage: the number of steps, the batch of a step, its loss."""
+    """The parts of a stage that the training loop uses: the number of steps, the batch of a step, its loss."""
 
     steps: int
     build_batch: Callable[[int], Batch]

@@ -78,7 +78,7 @@ class Example:
 
 @dataclass(frozen=True)
 class RuleLosses:
-    """What one rule would reject in a sample.
+    """The pairs of a sample that one rule would reject.
 
     `first` counts the pairs that are rejected with this rule as the reason; `share` is their share of the sample.
     `fails` counts all pairs that fail the rule, including those that an earlier rule rejects.

@@ -101,7 +101,7 @@ def tables(file: Path) -> dict[str, list[Any]]:
 
 
 def temporaries(corpus: Path) -> list[str]:
-    """What a command should not have left."""
+    """List temporary files, of which a command should leave none."""
     return [str(place.relative_to(corpus)) for place in corpus.rglob("*") if ".tmp" in place.name]
 
 

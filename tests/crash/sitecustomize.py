@@ -9,7 +9,7 @@ FAULT_POINTS: a file with the points met so far, shared by all processes. A faul
     in it and is put down there, so the same command started over and over meets each point once.
 FAULT_WANTED: where set, the points that count, a line each; where empty, points are put down and nothing happens.
 FAULT_EACH: where set, every point is one of its own; else each kind is met once. A process that dies after fsync leaves
-    what one leaves that dies before the next call: such a point is none then.
+    the same as one that dies before the next call, so such a point is not counted.
 """
 
 import builtins
@@ -35,7 +35,7 @@ def full(points: Path) -> Path:
 
 
 def counts(path: Any) -> bool:
-    """Whether a path (a descriptor is none) is in the folder that faults happen in."""
+    """Whether a path is in the folder where faults happen; a file descriptor is not."""
     folder = os.environ.get("FAULT_FOLDER")
     return folder is not None and not isinstance(path, int) and Path(os.fspath(path)).is_relative_to(folder)
 

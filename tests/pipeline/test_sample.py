@@ -74,7 +74,7 @@ def write(corpus: Path, stage: str, shards: list[list[Row]], thrown: list[list[R
 
 
 def make(corpus: Path, pair: Callable[..., Row], shards: int = 3, backwards: bool = False) -> None:
-    """A finished corpus of six sources, in so many shards, its rows in one order or the other."""
+    """A finished corpus of six sources with the given number of shards, its rows in one order or the other."""
     rows = [pair(f"新闻{i}", f"正文{i}的内容", "news", format="title_content") for i in range(200)]
     rows += rows[:200:9]  # found twice
     rows += [pair(f"提问{i}", f"这是第{i}个回答。", "chat", format="prompt_response") for i in range(60)]
@@ -241,7 +241,7 @@ def test_records_are_of_their_pairs_that_are_there(mined_corpus: Path, tmp_path:
 
 
 def pools(corpus: Path) -> dict[str, tuple[list[tuple[str, int]], list[float], list[tuple[str, float]]]]:
-    """Of each query its candidates (text, cluster), their scores, and its positives with theirs."""
+    """List each query's candidates (text, cluster) with their scores, and its positives with theirs."""
     found = read_candidates(corpus)
     ids = np.arange(3000)
     texts = {row[0]: row[1:] for row in read_passages(corpus, ids).rows()}

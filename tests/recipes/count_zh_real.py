@@ -1,4 +1,4 @@
-"""The rows of the real data counted a second time, in plain Python, beside what `conan ingest` made of them.
+"""Count the rows of the real data a second time, in plain Python, and compare with what `conan ingest` made of them.
 
 Run: `python tests/recipes/count_zh_real.py DATA CORPUS [--sources] [--stages]`. DATA is the folder that
 recipes/zh-real.yaml names as `root`, CORPUS a corpus ingested with that recipe.
@@ -27,7 +27,7 @@ from zh_real_rows import HAN, KEPT, LEFT_OUT, Data, Row, evaluation_sets, source
 
 UNREAD = {
     "sohu_match_bge/examples/data/README.md": "describes the other files",
-    "thucnews_titles/THUCNews/data/class.txt": "the names of the classes, which stand in the recipe",
+    "thucnews_titles/THUCNews/data/class.txt": "the names of the classes, which are in the recipe",
     "vocab_clue_roberta/baselines/models/roberta/resources/vocab.txt": "the tokens of the bootstrap's model, no pairs",
 }
 """Files that no source reads, and why that is right."""
@@ -37,7 +37,7 @@ MARKUP = r"(?s)<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>|</?[a-zA-Z][a-zA-Z
 
 
 class Account(NamedTuple):
-    """A source, the folders of DATA that it reads, and how many of its rows must meet which end beside how many did."""
+    """A source, the folders of DATA that it reads, and the expected and actual number of rows per outcome."""
 
     name: str
     folders: str
@@ -57,7 +57,7 @@ Group = tuple[str, Sequence[Account]]
 
 
 def fold(text: str) -> str:
-    """What of a text no normalisation touches: its Han characters; of a text without any, its letters and digits."""
+    """Reduce a text to what no normalisation changes: its Han characters, or if it has none, its letters and digits."""
     bare = re.sub(MARKUP, "", unicodedata.normalize("NFC", html.unescape(text)))
     return re.sub(f"[^{HAN}]+", "", bare) or "".join(filter(str.isalnum, bare.casefold()))
 

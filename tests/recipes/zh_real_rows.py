@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 csv.field_size_limit(1 << 30)
 
 KEPT, LEFT_OUT = "kept", "where"
-"""What becomes of a row that is a pair, and of one that the source's `where` leaves out, so that it is none of its."""
+"""The outcomes of a row that is a pair, and of a row that the source's `where` excludes."""
 
 
 class Pair(NamedTuple):
@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 Row = Pair | str
-"""A pair, or what becomes of a record that is none: LEFT_OUT, or ingest's reason to reject it."""
+"""A pair, or the outcome of any other record: LEFT_OUT, or ingest's reason to reject it."""
 
 
 class Data:
@@ -271,7 +271,7 @@ def egret_wenda(posts_lines: Iterable[str], threads: Iterable[str]) -> Iterator[
 
 
 def llama_factory_dpo(records: Iterable[Any]) -> Iterator[Row]:
-    """What the user said and the answer that was chosen."""
+    """Return the user's message and the answer that was chosen."""
     for record in records:
         said = [turn["value"] for turn in record["conversations"] if turn["from"] == "human"]
         yield Pair("\n".join(said), record["chosen"]["value"])

@@ -1,4 +1,4 @@
-"""What makes a run a different run, and how its processes start and end."""
+"""The settings that make a run a different run, and how its processes start and end."""
 
 import json
 import multiprocessing

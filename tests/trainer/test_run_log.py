@@ -1,4 +1,4 @@
-"""What the log says of steps, and how the log of a killed run is continued."""
+"""The log's entries for steps, and how the log of a killed run is continued."""
 
 import json
 import time

@@ -274,7 +274,7 @@ def test_near_duplicates_are_the_planted_ones_alone(sample: Sample) -> None:
 
 
 def combinations(text: str) -> Iterator[tuple[str, str]]:
-    """Entities and places, by the wording of queries, that stand in one sentence."""
+    """Entities and places, by the wording of queries, that occur in one sentence."""
     for sentence in re.split("[。！？\n]", text):
         entities = [word.asked for word in world.ENTITIES if any(form in sentence for form in word)]
         places = [word.asked for word in world.PLACES if any(form in sentence for form in word)]
