@@ -49,8 +49,10 @@ class Damage:
 
 
 DAMAGES = {
-    "truncated gzip": Damage("b.jsonl.gz", half_of_gzip, "truncated", "breaks off after", pairs=None),
-    "no gzip at all": Damage("b.jsonl.gz", lambda path: path.write_bytes(b"hello"), "truncated", "packed so at all"),
+    "truncated gzip": Damage("b.jsonl.gz", half_of_gzip, "truncated", "ends early, after", pairs=None),
+    "no gzip at all": Damage(
+        "b.jsonl.gz", lambda path: path.write_bytes(b"hello"), "truncated", "compressed as its name"
+    ),
     "GB18030 declared as UTF-8": Damage(
         "b.jsonl",
         lambda path: path.write_bytes(lines(PAIRS).decode().encode("gb18030")),
@@ -143,7 +145,7 @@ def test_sql_that_does_not_fit_the_files(conan: Conan, tmp_path: Path, broken: d
     rejected = ask(conan, corpus, "SELECT line, reason, detail, record FROM rejected ORDER BY line")
     assert [(row["line"], row["reason"]) for row in rejected] == [(1, "projection"), (2, "projection")]
     assert column in rejected[0]["detail"]
-    assert "Columns there are: query, positive" in rejected[0]["detail"]
+    assert "Available columns: query, positive" in rejected[0]["detail"]
     assert json.loads(rejected[0]["record"])["query"] == PAIRS[0][0]
     assert pairs_by_source(conan, corpus) == {"clean": 3}
 

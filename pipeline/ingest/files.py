@@ -1,4 +1,4 @@
-"""From globs to bytes: list files, look into archives, decompress within limits; and the splits that tasks read."""
+"""Find the files of a source (globs, fsspec URIs, zip archives), and read them decompressed, within size limits."""
 
 import bz2
 import lzma
@@ -17,22 +17,22 @@ import zstandard
 from ...schemas.errors import ConanError
 
 UNPACKED_RATIO = 200
-"""Chosen here: how many times its size a compressed file may unpack to; text seldom compresses 30 times."""
+"""Chosen here: how many times its size a compressed file may decompress to; text rarely compresses 30-fold."""
 UNPACKED_FLOOR = 256 << 20
-"""Chosen here: bytes that any compressed file may unpack to, however small it is."""
+"""Chosen here: bytes that any compressed file may decompress to, however small it is."""
 
 _CHUNK = 1 << 20
-_SLICE = 512  # bytes that a decompressor is given at a time
+_SLICE = 512  # compressed bytes passed to a decompressor at a time
 _BLOCK_OF_BZIP2 = 32  # the same for bzip2, where two dozen bytes can encode 46 MB
-_MEMORY_OF_XZ = 256 << 20  # bytes that decoding a file may take; files of `xz -9` take 65 MB
+_MEMORY_OF_XZ = 256 << 20  # memory limit of the xz decoder in bytes; files made by `xz -9` need 65 MB
 _PACKED = (".gz", ".zst", ".bz2", ".xz")
-# RuntimeError: a password is needed; MemoryError: an impossible size
+# RuntimeError: the archive needs a password; MemoryError: it declares an impossible size
 _UNREADABLE = (OSError, RuntimeError, MemoryError, ValueError, ImportError, zipfile.BadZipFile)
 _CUT = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile)
 
 
 class FileError(ConanError):
-    """A file that can't be read, or not to its end. `reason` becomes the reason of its reject."""
+    """A file that can't be read, or only in part. `reason` becomes the reason of its reject."""
 
     def __init__(self, reason: str, detail: str, line: int | None = None) -> None:
         super().__init__(detail)
@@ -41,7 +41,7 @@ class FileError(ConanError):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source. `version` changes when the file does."""
+    """A file of a source. `version` changes when the file changes."""
 
     path: str
     size: int
@@ -50,28 +50,28 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class FileSplit:
-    """The part of a file that one task reads: bytes of whole lines, or row groups of a Parquet file."""
+    """The part of a file that one task reads: a byte range of whole lines, or a range of row groups in Parquet."""
 
     path: str
     start: int = 0
     end: int | None = None
     first_line: int = 1
-    encoding: str | None = None  # if it was detected when the file was cut
+    encoding: str | None = None  # set if it was detected while the file was split
 
     @property
     def name(self) -> str:
-        """The path as valid text, for rejects: a file's name may be any bytes."""
+        """The path as valid text, for rejects; a file name may contain any bytes."""
         return self.path.encode("utf-8", "backslashreplace").decode()
 
 
 def list_files(globs: Sequence[str], exclude: Sequence[str] = (), folders: bool = False) -> list[SourceFile]:
-    """List what matches any of the globs (paths or fsspec URIs) and none of `exclude`, by path.
+    """List the files that match any of the globs (paths or fsspec URIs) and none of `exclude`, sorted by path.
 
-    A .zip archive is listed as the files in it. What can't be read (a dangling link, a folder named like a file) is
-    listed too: reading it tells why.
+    A .zip archive is listed as its members. Unreadable files (a dangling link, a folder named like a file) are listed
+    too, so that the reader reports them.
 
     Args:
-        folders: list folders as well as files.
+        folders: Whether to list folders as well as files.
     """
     left_out = {path for pattern in exclude for path in _expand(pattern, folders)}
     listed = (item for pattern in globs for item in _expand(pattern, folders).items())
@@ -80,7 +80,7 @@ def list_files(globs: Sequence[str], exclude: Sequence[str] = (), folders: bool 
 
 
 def stat_file(path: str) -> SourceFile:
-    """Look up a file by its path or URI."""
+    """Look up size and version of the file at a path or URI."""
     filesystem, name = fsspec.core.url_to_fs(path)
     return SourceFile(path, filesystem.size(name) or 0, filesystem.ukey(name))
 
@@ -104,7 +104,7 @@ def _expand(pattern: str, folders: bool) -> dict[str, SourceFile]:
 
 
 def _list_members(file: SourceFile) -> list[SourceFile]:
-    """List the files of an archive as chained fsspec URIs: they are read in place, nothing is unpacked to disk."""
+    """List the members of a zip archive as chained fsspec URIs: they are read in place, not extracted to disk."""
     if not file.path.lower().endswith(".zip") or "::" in file.path:
         return [file]
     try:
@@ -119,20 +119,20 @@ def _list_members(file: SourceFile) -> list[SourceFile]:
 
 
 def is_packed(path: str) -> bool:
-    """Whether a file is compressed, so that it can only be read from its start."""
+    """Whether a file is compressed or a member of an archive, so that it can only be read from its start."""
     return "::" in path or PurePosixPath(path).suffix.lower() in (*_PACKED, ".zip")
 
 
 @contextmanager
 def open_file(path: str) -> Iterator[IO[bytes]]:
-    """Open a file's raw bytes. Raises FileError if they can't be read, then or later."""
+    """Open a file's raw bytes. Raises FileError if it can't be opened, or can't be read within the `with` block."""
     with _wrap_errors(), fsspec.open(path, "rb") as file:
         yield file
 
 
 @contextmanager
 def _wrap_errors() -> Iterator[None]:
-    """Raise the errors of file systems and archives as FileError."""
+    """Turn errors of file systems and archives into FileError."""
     try:
         yield
     except FileError:
@@ -142,11 +142,11 @@ def _wrap_errors() -> Iterator[None]:
 
 
 def read_chunks(split: FileSplit) -> Iterator[bytes]:
-    """Read the bytes of a split, decompressed, about a megabyte at a time.
+    """Yield the bytes of a split, decompressed, about 1 MiB at a time.
 
     Raises:
-        FileError: the file can't be read, is not compressed as its name says, breaks off, or unpacks to too much; what
-            came before is yielded first.
+        FileError: the file can't be read, is not compressed as its name says, ends early, or decompresses to too much.
+            The bytes before the fault are yielded first.
     """
     member, _, archive = split.path.rpartition("::")
     if member.startswith("zip://"):
@@ -165,7 +165,7 @@ def read_chunks(split: FileSplit) -> Iterator[bytes]:
 def _read_member(path: str, name: str) -> Iterator[bytes]:
     archive, packed = _open_archive(path, stat_file(path).version)
     if name not in archive.NameToInfo:
-        raise FileError("unreadable", f"{path} holds no {name} any more")
+        raise FileError("unreadable", f"{path} no longer contains {name}")
     before = packed.taken
     with archive.open(name) as inside:
         inside.MIN_READ_SIZE = _SLICE  # type: ignore[attr-defined]
@@ -174,13 +174,17 @@ def _read_member(path: str, name: str) -> Iterator[bytes]:
 
 @lru_cache(maxsize=1)
 def _open_archive(path: str, version: str) -> tuple[zipfile.ZipFile, "_CountingFile"]:
-    """Open an archive and keep it open: reading its directory of thousands of files takes as long as reading a file."""
+    """Open an archive and keep it open: its directory, with thousands of members, takes as long to read as a member."""
     packed = _CountingFile(fsspec.open(path, "rb").open())
     return zipfile.ZipFile(packed), packed
 
 
 def _check_growth(pieces: Iterator[bytes], taken: Callable[[], int]) -> Iterator[bytes]:
-    """Join pieces to chunks. Raises FileError if they outgrow the packed bytes that `taken` counts by too much."""
+    """Join pieces into chunks of about 1 MiB.
+
+    Raises:
+        FileError: the output exceeds the limit for `taken()` bytes of compressed input, or the input ends early.
+    """
     parts: list[bytes] = []
     size = total = 0
     damage = None
@@ -192,9 +196,7 @@ def _check_growth(pieces: Iterator[bytes], taken: Callable[[], int]) -> Iterator
                 continue
             total += size
             if total > max(UNPACKED_FLOOR, UNPACKED_RATIO * taken()):
-                detail = (
-                    f"unpacks to more than {UNPACKED_RATIO} times its size; unpack it yourself if it can be trusted"
-                )
+                detail = f"decompresses to over {UNPACKED_RATIO} times its size; decompress it yourself if you trust it"
                 raise FileError("too_large", detail)
             yield b"".join(parts)
             parts, size = [], 0
@@ -203,8 +205,9 @@ def _check_growth(pieces: Iterator[bytes], taken: Callable[[], int]) -> Iterator
     if size:
         yield b"".join(parts)
     if damage:
-        after = f"after {total + size:,} bytes" if total + size else "before its first byte, if it is packed so at all"
-        raise FileError("truncated", f"breaks off {after}: {damage}") from damage
+        read = total + size
+        fault = f"ends early, after {read:,} bytes" if read else "ends early, or is not compressed as its name says"
+        raise FileError("truncated", f"{fault}: {damage}") from damage
 
 
 def _read_slices(file: IO[bytes], left: int | None) -> Iterator[bytes]:
@@ -214,7 +217,7 @@ def _read_slices(file: IO[bytes], left: int | None) -> Iterator[bytes]:
 
 
 class _CountingFile:
-    """A file that counts the bytes read from it."""
+    """Wraps a file and counts the bytes read from it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.taken = file, 0
@@ -239,15 +242,15 @@ def _unpack(file: Any, path: str) -> Iterator[bytes]:
         case ".xz":
             return _unpack_streams(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _MEMORY_OF_XZ))
         case ".zip":
-            raise FileError("unreadable", "no zip archive that can be read, or an empty one")
+            raise FileError("unreadable", "not a readable zip archive, or an empty one")
         case _:  # a member of an archive, not compressed a second time
             return iter(lambda: file.read1(_SLICE), b"")
 
 
 def _unpack_streams(file: IO[bytes], start: Callable[[], Any], some: int = _SLICE) -> Iterator[bytes]:
-    """Decompress streams that follow each other, with zeros between them. Raises EOFError if one breaks off.
+    """Decompress concatenated streams, which may have zero bytes between them. Raises EOFError if one is incomplete.
 
-    At a break, a decompressor returns nothing for the bytes it was called with, so it is given `some` at a time.
+    A decompressor that meets damage returns nothing for the whole input of that call, so each call gets `some` bytes.
     """
     stream, begun = start(), False
     while packed := file.read(_CHUNK):
@@ -263,4 +266,4 @@ def _unpack_streams(file: IO[bytes], start: Callable[[], Any], some: int = _SLIC
                 at = min(at, len(packed)) - len(stream.unused_data)
                 stream = None
     if begun and stream is not None:
-        raise EOFError("the last stream is not whole")
+        raise EOFError("the last stream is incomplete")

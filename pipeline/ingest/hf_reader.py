@@ -1,4 +1,4 @@
-"""Read folders that Hugging Face `datasets` writes: list their Arrow files in order, and read their rows."""
+"""Read the folders that Hugging Face `datasets` writes: list their Arrow files in order, and read their rows."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,11 @@ _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
 _FILE_MAGIC = b"ARROW1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-"""Arrow's columnar format, section "IPC Streaming Format"."""
+"""From Arrow's columnar format, section "IPC Streaming Format"."""
 
 
 def list_dataset_files(globs: Sequence[str], exclude: Sequence[str]) -> list[SourceFile]:
-    """List the Arrow files that match the globs, and those of the folders that match them."""
+    """List the Arrow files that match the globs, and those in folders that match them."""
     listed = [arrow for file in list_files(globs, exclude, folders=True) for arrow in _arrow_files(file)]
     return list({file.path: file for file in listed}.values())
 
@@ -34,17 +34,17 @@ def _arrow_files(file: SourceFile) -> list[SourceFile]:
     try:
         return [stat_file(path) for path in list_arrow_files(file.path)]
     except FileError:
-        return [file]  # reading it tells why
+        return [file]  # the reader reports the error
 
 
 def list_arrow_files(folder: str) -> list[str]:
-    """List the Arrow files of a folder that `save_to_disk` wrote, in the order of its splits and shards.
+    """List the Arrow files of a folder written by `save_to_disk`, in the order of its splits and shards.
 
     Args:
-        folder: the path or fsspec URI of a Dataset, of a DatasetDict, or of one .arrow file, which lists itself.
+        folder: Path or fsspec URI of a Dataset, of a DatasetDict, or of a single .arrow file, which is returned itself.
 
     Raises:
-        FileError: it is none of these; or rows were selected without being written (an indices mapping).
+        FileError: `folder` is something else, or its rows are selected through an indices mapping.
     """
     filesystem, path = fsspec.core.url_to_fs(folder)
     if filesystem.isfile(path):
@@ -57,7 +57,7 @@ def list_arrow_files(folder: str) -> list[str]:
         expected = f"{_STATE} (of Dataset.save_to_disk) or {_SPLITS} (of DatasetDict.save_to_disk)"
         raise FileError("unreadable", f"expected {expected} in {folder}, or name .arrow files themselves")
     if any(key.startswith("_indices") and value for key, value in state.items()):
-        raise FileError("unreadable", f"{folder} picks its rows by an index: call flatten_indices() and save it again")
+        raise FileError("unreadable", f"{folder} has an indices mapping: call flatten_indices() and save it again")
     shards = _get_list(state, "_data_files", folder)
     named = [shard.get("filename") if isinstance(shard, dict) else shard for shard in shards]
     return [f"{folder}/{_check_inside(folder, name)}" for name in named]
@@ -75,25 +75,26 @@ def read_dataset(split: FileSplit) -> Iterator[Frames]:
 
 
 def read_arrow(stream: IO[bytes], name: str) -> Iterator[pa.Table]:
-    """Read an Arrow file as tables of about 16 MB, with `_file` and `_line`, which counts its rows from 1.
+    """Read an Arrow file as tables of about 16 MB, with `_file`, and with `_line`, which counts the file's rows from 1.
 
-    Columns are as stored. A column that the schema says holds class labels gets another beside it, `<column>_name`,
-    with their names; null for -1, which is no label.
+    Columns keep their stored values. For each column of class labels in the schema there is another column,
+    `<column>_name`, with the names of the classes; null for -1, which means unlabelled.
 
     Args:
-        stream: Arrow's streaming format or its file format; seekable. One record batch at a time is held in memory.
+        stream: Arrow's streaming or file format; seekable. Only one record batch at a time is held in memory.
+        name: The value of `_file`.
 
     Raises:
-        FileError: `truncated`, or `unreadable`; what came before is yielded first.
+        FileError: `truncated` or `unreadable`. Rows before the fault are yielded first.
     """
     line = 1
     try:
         start = len(_FILE_MAGIC) + 2 if stream.read(len(_FILE_MAGIC)) == _FILE_MAGIC else 0
-        stream.seek(start)  # a file holds a stream, between its magic, padded to 8 bytes, and its footer
+        stream.seek(start)  # in the file format the stream is between a magic number, padded to 8 bytes, and a footer
         reader = pa.ipc.open_stream(stream)
         classes = _find_classes(reader.schema)
         for batch in reader:
-            batch.validate(full=True)  # offsets are followed wherever they point
+            batch.validate(full=True)  # Arrow follows offsets without checking where they point
             rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
             for first in range(0, batch.num_rows, rows):
                 table = pa.Table.from_batches([batch.slice(first, rows)])
@@ -107,7 +108,7 @@ def read_arrow(stream: IO[bytes], name: str) -> Iterator[pa.Table]:
         reason = "unreadable" if stream.read(1) else "truncated"
         raise FileError(reason, f"{type(error).__name__}: {error}", line) from error
     if end != _END_OF_STREAM and not end.endswith(_FILE_MAGIC):
-        raise FileError("truncated", "the file ends without its mark of the end", line)
+        raise FileError("truncated", "the file has no end-of-stream marker", line)
 
 
 def _read_json(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
@@ -117,28 +118,28 @@ def _read_json(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, An
     try:
         found = json.loads(filesystem.cat_file(path))
     except ValueError as error:
-        raise FileError("unreadable", f"{path} is no JSON: {error}") from error
+        raise FileError("unreadable", f"{path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
-        raise FileError("unreadable", f"{path} holds no JSON object")
+        raise FileError("unreadable", f"{path} is not a JSON object")
     return found
 
 
 def _get_list(record: dict[str, Any], key: str, folder: str) -> list[Any]:
     found = record.get(key)
     if not isinstance(found, list):
-        raise FileError("unreadable", f"expected a list as {key!r} in the JSON of {folder}")
+        raise FileError("unreadable", f"expected {key!r} to be a list in the JSON of {folder}")
     return found
 
 
 def _check_inside(folder: str, name: object) -> str:
-    """Check that a name is in the folder itself: a downloaded JSON file could name any file of this machine."""
+    """Check that a name is directly in the folder: downloaded JSON could name any file on this machine."""
     if not isinstance(name, str) or name in ("", "..") or PurePosixPath(name).name != name:
-        raise FileError("unreadable", f"{folder} names {name!r}, which is not in it")
+        raise FileError("unreadable", f"the JSON of {folder} names {name!r}; expected a file or folder in it")
     return name
 
 
 def _find_classes(schema: pa.Schema) -> dict[str, list[str]]:
-    """Find the names of class labels by column, in what `datasets` keeps in the schema of each file."""
+    """Find the class names of each label column, in the metadata that `datasets` adds to the schema of each file."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {
@@ -161,7 +162,7 @@ def _name_classes(table: pa.Table, classes: dict[str, list[str]]) -> pa.Table:
 
 
 def _add_place(table: pa.Table, name: str, line: int) -> pa.Table:
-    """Add each row's file and number, beside columns with distinct names."""
+    """Add columns for each row's file and number, and make the other column names distinct."""
     rows = table.num_rows
     table = table.rename_columns(make_distinct(table.column_names))
     table = table.append_column("_file", pa.repeat(pa.scalar(name, pa.string()), rows))

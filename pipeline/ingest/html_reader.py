@@ -1,4 +1,4 @@
-"""Extract titles and texts from web pages: HTML files, and the responses in WARC archives."""
+"""Extract titles and texts from web pages, in HTML files and in the responses of WARC archives."""
 
 import codecs
 import logging
@@ -28,19 +28,19 @@ PAGE = {
 }
 
 LONGEST_PAGE = 16 << 20
-"""Chosen here: bytes."""
+"""Chosen here: bytes of a page; a longer one is rejected."""
 
 MOST_NODES = 100_000
-"""Chosen here: elements and attributes of a page, for which trafilatura needs about five seconds."""
+"""Chosen here: elements and attributes of a page; with this many, trafilatura takes about five seconds."""
 
 MOST_COMPARED = 10_000
 """Chosen here: elements up to which trafilatura also runs readability and justext, quadratic in paragraphs."""
 
 MOST_ATTRIBUTES = 1_000
-"""Chosen here: for one tag. libxml2 compares each with all before it: 100,000 take 23 seconds, 400,000 minutes."""
+"""Chosen here: attributes of a tag. libxml2 compares each with all before it: 100,000 take 23 s, 400,000 minutes."""
 
 SHORTEST_TEXT = 80
-"""Chosen here: characters from which trafilatura accepts its first result. It takes 250 letters; Han are denser."""
+"""Chosen here: characters from which trafilatura accepts its first result. Its default is 250; Han text is denser."""
 
 _BATCH_RECORDS = 2_000
 _BATCH_CHARACTERS = 16 << 20
@@ -59,12 +59,12 @@ _WIDER = {
     "shift_jis": "cp932",
     "euc_kr": "cp949",
 }
-"""Encodings that browsers use for a declared one (WHATWG Encoding Standard, section 4.2)."""
+"""The encodings that browsers use in place of declared ones (WHATWG Encoding Standard, section 4.2)."""
 
-# Python has codecs that are not for text, and some that take hours.
+# Codecs that a page may ask for: some of Python's are not for text, and some take hours.
 _ENCODING = re.compile(r"utf-8|gb18030|hz|big5.*|cp\d+|iso8859-\d+|(?:euc|iso2022|shift)_.*|koi8-.*|tis-620")
 
-# A tag as HTML's tokenizer reads it: quotes only count after `=`. The pattern never backtracks, so it is linear.
+# A tag as HTML's tokenizer reads it: quotes only count after `=`. The pattern never backtracks, so its time is linear.
 _VALUE = r"""=\s*+(?:"[^"]*+"?|'[^']*+'?)"""
 _TAG = re.compile(rf"<[a-zA-Z](?:[^>=]++|{_VALUE}|=)*+>?")
 _QUOTED = re.compile(_VALUE)
@@ -78,9 +78,9 @@ _NO_DATA = ("warcinfo", "request", "metadata", "arc_header")
 
 
 def read_html(chunks: Iterable[bytes], name: str, encoding: str | None = None) -> Iterator[Frames]:
-    """Read a file as a page: one row of PAGE, or one problem.
+    """Read a file as one page: yield a frame with one row of PAGE, or one problem.
 
-    Reasons: `too_long` (LONGEST_PAGE, MOST_NODES), `encoding`, `no_content` if no title or no text can be found.
+    Reasons of problems: `too_long` (over LONGEST_PAGE or MOST_NODES), `encoding`, `no_content` (no title or no text).
 
     Raises:
         FileError: raised by `chunks`.
@@ -98,13 +98,13 @@ def read_html(chunks: Iterable[bytes], name: str, encoding: str | None = None) -
 
 
 def read_warc(chunks: Iterable[bytes], name: str, encoding: str | None = None) -> Iterator[Frames]:
-    """Read the pages of a decompressed WARC archive: rows of PAGE and problems; `_line` counts its records from 1.
+    """Read the pages of a decompressed WARC archive as rows of PAGE and problems; `_line` counts its records from 1.
 
-    A page is a response with status 200 and a content type of HTML. Other records are problems with the reason
-    `not_a_page`, except requests and the crawler's notes. The other reasons are those of `read_html`.
+    A page is a response with status 200 and a content type of HTML. Requests and the crawler's notes are skipped; other
+    records are problems with the reason `not_a_page`. The remaining reasons are those of `read_html`.
 
     Raises:
-        FileError: raised by `chunks`; or `truncated`, `broken_record`. What came before is yielded first.
+        FileError: raised by `chunks`; or `truncated`, `broken_record`. The pages before the fault are yielded first.
         MissingExtraError: warcio or trafilatura is not installed.
     """
     batch = _Batch(name)
@@ -133,7 +133,7 @@ def read_warc(chunks: Iterable[bytes], name: str, encoding: str | None = None) -
 
 
 class _Batch:
-    """Collects rows and problems of a file."""
+    """Collects a file's rows and problems."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -165,7 +165,7 @@ class _Batch:
 def _extract_page(
     data: bytes, url: str | None, content_type: str | None, encoding: str | None
 ) -> tuple[str | None, ...]:
-    """Extract a page's URL, title, text, date and language. Raises FileError if it has no title or text."""
+    """Extract a page's URL, title, text, date and language. Raises FileError if the page is to be rejected."""
     if len(data) > LONGEST_PAGE:
         raise FileError("too_long", f"more than {LONGEST_PAGE:,} bytes")
     html = _TAG.sub(_drop_flood, _decode(data, content_type, encoding))
@@ -181,13 +181,13 @@ def _extract_page(
         found = extract(tree, url=url, fast=elements > MOST_COMPARED)
     except FileError:
         raise
-    except Exception as error:  # any error of a library, on a page that nobody foresaw
+    except Exception as error:  # on unusual pages the libraries may raise anything
         raise FileError("no_content", f"{type(error).__name__}: {error}") from error
     title = _choose_title(found.title or "", tree.findtext(".//head//title") or "") if found else ""
     text = (found.text or "").removeprefix(f"{title}\n") if found else ""
     if "\ufffd" in html and "\ufffd" in title + text:
-        raise FileError("encoding", "bytes in it are no text in its encoding")
-    # If all bytes could be decoded, it was a reference to half a surrogate pair, as in `&#55357;&#56832;`.
+        raise FileError("encoding", "its text contains bytes that are invalid in its encoding")
+    # All its bytes were decoded, so U+FFFD comes from references to half a surrogate pair, as in `&#55357;&#56832;`.
     title, text = (part.replace("\ufffd", "").strip() for part in (title, text))
     if not title or not text:
         raise FileError("no_content", "no title" if text else "no text")
@@ -196,22 +196,22 @@ def _extract_page(
 
 @cache
 def _load_extractor() -> tuple[Callable[[str], Any], Callable[..., Any]]:
-    """Load the functions that parse a page, and that extract its title and text."""
+    """Import the function that parses a page, and the one that extracts its title and text."""
     try:
         import trafilatura
         from trafilatura.settings import use_config
     except ImportError as error:
         raise MissingExtraError("reading web pages", "web") from error
-    for library in ("trafilatura", "htmldate", "courlan"):  # they log each page that is rejected with its reason anyway
+    for library in ("trafilatura", "htmldate", "courlan"):  # silenced: rejects already report these pages
         logging.getLogger(library).addHandler(logging.NullHandler())
     config = use_config()
     config["DEFAULT"]["MIN_EXTRACTED_SIZE"] = str(SHORTEST_TEXT)
     extract = partial(
         trafilatura.bare_extraction,
-        favor_precision=True,  # without it a short page is taken whole, with navigation and footer
+        favor_precision=True,  # else short pages are kept whole, with navigation and footer
         include_comments=False,
         with_metadata=True,
-        # The default is today: the result would depend on the day.
+        # max_date is today by default: the result would depend on the day.
         date_extraction_params={"original_date": True, "extensive_search": False, "max_date": "2099-12-31"},
         config=config,
     )
@@ -221,7 +221,9 @@ def _load_extractor() -> tuple[Callable[[str], Any], Callable[..., Any]]:
 def _choose_title(found: str, declared: str) -> str:
     """Choose a page's title, without the name of its site.
 
-    `found` is often a heading. If `declared`, the element `title`, ends with it, it is the name of the site.
+    Args:
+        found: The title that trafilatura found, often a heading.
+        declared: The text of the element `title`. If it ends with `found`, `found` is the site's name, not a title.
     """
     declared = " ".join(declared.split())
     title = declared if declared.endswith(found) else found
@@ -229,14 +231,14 @@ def _choose_title(found: str, declared: str) -> str:
 
 
 def _drop_flood(tag: re.Match[str]) -> str:
-    """Keep a tag, or drop it if it has more than MOST_ATTRIBUTES."""
+    """Return the tag, or an empty text if it has more than MOST_ATTRIBUTES."""
     if len(tag[0]) <= 2 * MOST_ATTRIBUTES:
         return tag[0]
     return tag[0] if len(_SEPARATOR.split(_QUOTED.sub(" ", tag[0]))) <= MOST_ATTRIBUTES else ""
 
 
 def _flatten_tables(tree: Any) -> None:
-    """Turn table rows that hold blocks, as in layouts of pages and forums, into boxes, and other rows into lines."""
+    """Replace tables by blocks: a row that contains blocks (page layout) becomes a `div`, any other a paragraph."""
     from lxml import etree
 
     holds_blocks = etree.XPath("boolean(.//table or .//p or .//br or .//div or .//li or .//h1 or .//h2 or .//h3)")
@@ -251,10 +253,10 @@ def _flatten_tables(tree: Any) -> None:
 
 
 def _decode(data: bytes, content_type: str | None, encoding: str | None) -> str:
-    """Decode a page in the first encoding that fits all of it, or else in the one that fits most of it.
+    """Decode a page in the first encoding that decodes all of it, or else in the one that decodes most of it.
 
     Raises:
-        FileError: none fits enough of it.
+        FileError: even in that one, more than DAMAGED_SHARE can't be decoded; or `encoding` is unknown.
     """
     damage: dict[str, float] = {}
     for candidate in [encoding] if encoding else _guess_encodings(data, content_type):
@@ -274,20 +276,20 @@ def _decode(data: bytes, content_type: str | None, encoding: str | None) -> str:
 
 
 def _guess_encodings(data: bytes, content_type: str | None) -> Iterator[str]:
-    """Yield encodings to try: of the byte order mark, UTF-8, as the server or the page declares, and as it looks."""
+    """Yield the encodings to try: by byte order mark, UTF-8, declared by the server or the page, detected."""
     yield from (encoding for mark, encoding in _MARKS.items() if data.startswith(mark))
     yield "utf-8"
     served = _CHARSET.search(content_type or "")
     declared = _DECLARATION.search(data, 0, 8_192)
     labels = [served[1] if served else "", declared[1].decode("ascii", "replace") if declared else ""]
     known = [found for label in labels if (found := _find_codec(label))]
-    # Servers declare Latin-1 for anything, and any bytes are valid in it: what the page declares goes first.
+    # Servers declare Latin-1 for anything, and any bytes are valid in it, so it is tried after other declarations.
     yield from sorted(known, key=lambda found: found == "cp1252")
     yield detect(data)
 
 
 def _find_codec(label: str) -> str | None:
-    """Find the codec for a label, as browsers read it; None if it is not for text."""
+    """Find the codec that browsers use for a label; None if it is unknown or not for text."""
     try:
         name = codecs.lookup(label).name
     except (LookupError, ValueError):
@@ -297,14 +299,15 @@ def _find_codec(label: str) -> str | None:
 
 
 def _read_records(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any, bytes]]:
-    """Yield each record's number, the record and its block, which is cut if it is longer than LONGEST_PAGE."""
+    """Yield each record's number, the record, and its block (cut off if it is longer than LONGEST_PAGE)."""
     try:
         from warcio.archiveiterator import ArchiveIterator
         from warcio.limitreader import LimitReader
     except ImportError as error:
         raise MissingExtraError("reading WARC archives", "web") from error
     source = _ChunkFile(chunks)
-    records = ArchiveIterator(source, no_record_parse=True)  # it would take an end within HTTP headers for the file's
+    # Parsing records would take a cut within HTTP headers for the end of the file.
+    records = ArchiveIterator(source, no_record_parse=True)
     records.reader.set_decomp(None)  # it would detect gzip itself, and ignore what it can't unpack
     for number in count(1):
         source.left = _LONGEST_HEADER
@@ -316,12 +319,12 @@ def _read_records(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any, bytes]]:
             raise FileError("broken_record", f"{type(error).__name__}: {error}", number) from error
         source.left = None
         if records.err_count:
-            raise FileError("broken_record", "the record before it is not as long as it says", number)
+            raise FileError("broken_record", "the previous record is not as long as it says", number)
         if record is None:
             return
         stream = record.raw_stream
         if not isinstance(stream, LimitReader):
-            raise FileError("broken_record", "it does not say how long it is", number)
+            raise FileError("broken_record", "the record does not state its length", number)
         try:
             block = stream.read(LONGEST_PAGE + _CHUNK)
             while stream.read(_CHUNK):
@@ -334,7 +337,7 @@ def _read_records(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any, bytes]]:
 
 
 class _ChunkFile:
-    """A file over chunks for warcio. It gives at most `left` bytes: warcio would read a header of any length."""
+    """A file over chunks, for warcio. Raises FileError after `left` bytes, since warcio reads headers of any length."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self.chunks = iter(chunks)
@@ -353,7 +356,7 @@ class _ChunkFile:
 
 
 def _parse_response(block: bytes) -> tuple[str, str, bytes]:
-    """Parse an HTTP response into status, content type and page, which is cut if it is longer than LONGEST_PAGE."""
+    """Parse an HTTP response into status, content type and page (cut off if it is longer than LONGEST_PAGE)."""
     from warcio.bufferedreaders import ChunkedDataReader
     from warcio.statusandheaders import StatusAndHeadersParser
 
@@ -369,7 +372,7 @@ def _parse_response(block: bytes) -> tuple[str, str, bytes]:
     for window in bits.get(headers.get_header("Content-Encoding", "").lower(), ()):
         try:
             page = zlib.decompressobj(window).decompress(page, LONGEST_PAGE + 1)
-        except zlib.error:  # some crawlers store pages unpacked, with the original header
+        except zlib.error:  # some crawlers store the decompressed page with the original header
             continue
         break
     return headers.get_statuscode(), headers.get_header("Content-Type", ""), page

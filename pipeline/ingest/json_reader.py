@@ -1,4 +1,4 @@
-"""Read JSON records from lines, arrays and whole documents, and find the structure that they share."""
+"""Read JSON records from lines, arrays and whole documents, and find the structure they share."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -15,10 +15,10 @@ from .records import LINE, array_elements, lines
 from .text_encodings import LONGEST_DOCUMENT, Block, read_blocks
 
 DEEPEST_RECORD = 100
-"""Chosen here: levels of JSON; beyond 128, DuckDB's json_structure fails and invalidates its database."""
+"""Chosen here: levels of nesting; beyond 128, DuckDB's json_structure fails and invalidates the database."""
 
 MOST_FIELDS = 200
-"""Chosen here: an inner object with more fields has data for keys, such as ids, and stays JSON."""
+"""Chosen here: an inner object with more fields than this is keyed by data, such as ids, and stays JSON."""
 
 _PAIRED = r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _HALF = r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
@@ -27,7 +27,7 @@ _NUMBERS = ("UBIGINT", "BIGINT", "HUGEINT", "DOUBLE")
 
 
 def read_json_lines(split: FileSplit, source: Source, connection: duckdb.DuckDBPyConnection) -> Iterator[Frames]:
-    """Read the lines of a split as objects.
+    """Read each line of a split as an object.
 
     Raises:
         FileError: see text_encodings.read_blocks.
@@ -41,7 +41,7 @@ def read_json(
     """Read the objects of a file: the elements of its array, its lines, or the document itself.
 
     Args:
-        conversations: an array of messages is one object, `{"messages": […]}`.
+        conversations: Whether to read an array of messages as one object, `{"messages": […]}`.
 
     Raises:
         FileError: see text_encodings.read_blocks.
@@ -50,7 +50,7 @@ def read_json(
     try:
         begin = next(block for block in blocks if block.text.strip())
     except StopIteration:
-        yield pl.DataFrame(schema=LINE), problem(split.name, None, None, "broken_json", "nothing in it")
+        yield pl.DataFrame(schema=LINE), problem(split.name, None, None, "broken_json", "the file is empty")
         return
     blocks = chain([begin], blocks)
     is_array = begin.text.lstrip().startswith(b"[")
@@ -68,17 +68,17 @@ def read_json(
 
 
 def read_chats(split: FileSplit, source: Source, connection: duckdb.DuckDBPyConnection) -> Iterator[Frames]:
-    """Read the conversations of a file as `read_json` reads objects; a file may be the messages of a single one."""
+    """Read conversations as `read_json` reads objects; a file may also be the messages of a single conversation."""
     return read_json(split, source, connection, conversations=True)
 
 
 def select_from_records(select: str) -> str:
-    """Give a SELECT over `records(_row, _file, _line, record JSON)` what it reads: the records of `frame` as JSON."""
+    """Prepend to a SELECT the table it reads, `records(_row, _file, _line, record JSON)`, made from `frame`."""
     return f"WITH records AS (SELECT _row, _file, _line, CAST(text AS JSON) AS record FROM frame) {select}"
 
 
 def select_objects(source: Source, connection: duckdb.DuckDBPyConnection, frames: Iterable[pl.DataFrame]) -> str:
-    """Select the keys of all objects in these frames as columns, or each object as JSON in `data` if they are whole."""
+    """Return SQL for a column per key of the objects in these frames, or for one column `data` with option `whole`."""
     columns = ", record AS data"
     if not source.options.whole:
         structure = find_structure(connection, frames)
@@ -88,13 +88,13 @@ def select_objects(source: Source, connection: duckdb.DuckDBPyConnection, frames
 
 
 def find_structure(connection: duckdb.DuckDBPyConnection, records: Iterable[pl.DataFrame]) -> str:
-    """Find the structure, as JSON, that DuckDB's from_json needs to hold every record."""
+    """Find the structure, in JSON, with which DuckDB's from_json can represent every record."""
     structure: dict[str, Any] = {}
     for frame in records:
         connection.register("texts", frame.to_arrow())
         ((found,),) = connection.execute("SELECT json_group_structure(CAST(text AS JSON)) FROM texts").fetchall()
         connection.unregister("texts")
-        if found and found != '"JSON"':  # objects without any key
+        if found and found != '"JSON"':  # the structure of objects without keys
             structure = _keep_nameable(merge_structures(structure, json.loads(found)))
     return json.dumps(structure)
 
@@ -102,7 +102,7 @@ def find_structure(connection: duckdb.DuckDBPyConnection, records: Iterable[pl.D
 def merge_structures(one: Any, other: Any) -> Any:
     """Merge two structures as DuckDB's json_group_structure does.
 
-    An object that is empty throughout one of them has the type JSON there, and so in the result.
+    Objects that never have a key in one of them have the type JSON there, and therefore in the result.
     """
     if one == other or other == "NULL":
         return one
@@ -118,9 +118,9 @@ def merge_structures(one: Any, other: Any) -> Any:
 
 
 def _keep_nameable(structure: dict[str, Any]) -> dict[str, Any]:
-    """Keep the keys of an object that can be columns: not empty ones, and one of those that differ only in case.
+    """Keep the keys that can name columns: not empty, and only the first of several that differ only in case.
 
-    Inner objects with other keys, or more than MOST_FIELDS, stay JSON.
+    An inner object with a key that can't, or with more than MOST_FIELDS keys, stays JSON.
     """
 
     def inner(kind: Any) -> Any:
@@ -149,7 +149,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def _is_conversation(begin: Block) -> bool:
-    """Whether an array is a single conversation: its elements are messages."""
+    """Whether an array is a single conversation, that is, whether its first element is a message."""
     text = begin.text.decode().lstrip()[1:].lstrip()
     try:
         first, _ = json.JSONDecoder().raw_decode(text)
@@ -168,7 +168,7 @@ def _read_lines(connection: duckdb.DuckDBPyConnection, blocks: Iterable[Block], 
 def _read_document(
     connection: duckdb.DuckDBPyConnection, blocks: Iterator[Block], file: str, conversation: bool
 ) -> Iterator[Frames]:
-    """Read a file as one record or, if it is not one, its lines."""
+    """Read a file as one record or, if it is not valid as one, as lines."""
     held: list[Block] = []
     size = 0
     damage: FileError | None = None
@@ -191,7 +191,7 @@ def _read_document(
     found = [no_problems()]
     for good, bad in _read_lines(connection, chain(held, blocks), file):
         whole += good.height
-        if not whole:  # as long as no line is a record, it is the document that is broken
+        if not whole:  # unless some line is a record, one broken document is reported
             found.append(bad)
             continue
         yield good, pl.concat([*found, bad])
@@ -212,12 +212,12 @@ def _find_error(text: str) -> json.JSONDecodeError:
     except json.JSONDecodeError as error:
         return error
     except RecursionError:
-        return json.JSONDecodeError("nested too deep", "", 0)
+        return json.JSONDecodeError("nested too deeply", "", 0)
     return json.JSONDecodeError("not valid JSON", "", 0)
 
 
 def _check_objects(connection: duckdb.DuckDBPyConnection, records: pl.DataFrame) -> Frames:
-    """Split off what is not a JSON object, and objects that DuckDB can't hold."""
+    """Split records into JSON objects and problems: not an object, or an object that DuckDB can't represent."""
     good, half = _split_off_half_characters(records)
     connection.register("objects", good.to_arrow())
     judged = connection.sql("SELECT *, CASE WHEN json_valid(text) THEN json_type(text) END AS kind FROM objects").pl()
@@ -248,12 +248,12 @@ def _split_off_half_characters(records: pl.DataFrame) -> Frames:
     half = text.str.replace_all(_PAIRED, " ").str.extract(f"({_HALF})").alias("half")
     judged = records.with_columns(half)
     bad = judged.filter(pl.col("half").is_not_null())
-    detail = pl.format("half a character is escaped: {}", "half")
+    detail = pl.format("escaped half of a surrogate pair: {}", "half")
     return judged.filter(pl.col("half").is_null()).drop("half"), _make_problems(bad, "encoding", detail)
 
 
 def _split_off_deep(records: pl.DataFrame) -> Frames:
-    """Split off records with more levels than DEEPEST_RECORD."""
+    """Split off records with more levels of nesting than DEEPEST_RECORD."""
     text = pl.col("text")
     records = records.with_row_index("row")
     nested = records.filter(text.str.count_matches(r"[\[{]") > DEEPEST_RECORD)
@@ -263,5 +263,5 @@ def _split_off_deep(records: pl.DataFrame) -> Frames:
     for _ in range(DEEPEST_RECORD):  # each pass removes the innermost level
         brackets = brackets.with_columns(text.str.replace_all(r"\[\]|\{\}", "")).filter(text != "")
     deep = pl.col("row").is_in(brackets["row"].implode())
-    bad = _make_problems(records.filter(deep), "too_deep", pl.lit(f"more than {DEEPEST_RECORD} levels"))
+    bad = _make_problems(records.filter(deep), "too_deep", pl.lit(f"more than {DEEPEST_RECORD} levels of nesting"))
     return records.filter(~deep).drop("row"), bad

@@ -1,4 +1,4 @@
-"""Read Parquet files, and convert Arrow tables to what Polars and DuckDB can take."""
+"""Read Parquet files, and convert Arrow tables to types that Polars and DuckDB support."""
 
 from collections.abc import Iterator
 
@@ -12,10 +12,10 @@ from .problems import Frames, make_distinct, no_problems
 from .text_encodings import decode
 
 _BATCH_BYTES = 4 << 20
-"""Chosen here: bytes of a file's columns, unpacked, that are read at a time."""
+"""Chosen here: uncompressed bytes of column data to read at a time."""
 
 _MOST_ROWS = 65_536
-"""Chosen here: rows that are read at a time, however small."""
+"""Chosen here: the most rows to read at a time, however small they are."""
 
 _UNKNOWN = (
     pa.types.is_decimal256,
@@ -25,7 +25,7 @@ _UNKNOWN = (
     pa.types.is_run_end_encoded,
     pa.types.is_union,
 )
-"""Arrow types that Polars does not read, or panics at."""
+"""Arrow types that Polars can't read, or panics on."""
 
 
 def read_parquet(split: FileSplit) -> Iterator[Frames]:
@@ -53,7 +53,7 @@ def read_parquet(split: FileSplit) -> Iterator[Frames]:
 
 
 def split_row_groups(path: str, _: Source, size: int) -> list[FileSplit]:
-    """Cut a file after the first row group that ends beyond each `size` bytes, counting rows.
+    """Split a file between row groups into parts of at least `size` compressed bytes, counting rows.
 
     Raises:
         FileError: its metadata can't be read.
@@ -76,10 +76,10 @@ def split_row_groups(path: str, _: Source, size: int) -> list[FileSplit]:
 
 
 def _mark_broken(table: pa.Table) -> pa.Table:
-    """Put offsets between BROKEN where texts are not UTF-8: Arrow believes the writer, and so would Polars.
+    """Mark invalid UTF-8 with BROKEN, as `decode` does: neither Arrow nor Polars checks what the writer wrote.
 
     Raises:
-        pa.ArrowInvalid: something else is wrong with the table.
+        pa.ArrowInvalid: the table has another fault.
     """
     try:
         table.validate(full=True)
@@ -94,17 +94,17 @@ def _mark_broken(table: pa.Table) -> pa.Table:
 
 
 def _count_batch_rows(file: pq.ParquetFile) -> int:
-    """Choose how many rows to read at a time, by the sizes in the file's metadata."""
+    """Choose how many rows to read at a time, from the sizes in the file's metadata."""
     metadata = file.metadata
     size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
     return int(max(1, min(_MOST_ROWS, _BATCH_BYTES * metadata.num_rows // max(1, size))))
 
 
 def arrow_to_frame(table: pa.Table) -> pl.DataFrame:
-    """Convert a table to Polars, without the columns whose types Polars does not know.
+    """Convert a table to Polars; columns of types that Polars does not support are dropped.
 
     Raises:
-        FileError: Polars can't read it all the same.
+        FileError: Polars can't convert the remaining columns.
     """
     known = [place for place, field in enumerate(table.schema) if _is_known(field.type)]
     table = table.select(known)
@@ -124,7 +124,7 @@ def _is_known(kind: pa.DataType) -> bool:
 
 
 def _widen_half_floats(kind: pa.DataType) -> pa.DataType:
-    """Replace half precision in a type, which DuckDB does not read from Arrow, by single."""
+    """Replace half precision in a type by single precision: DuckDB can't read half floats from Arrow."""
     if pa.types.is_float16(kind):
         return pa.float32()
     if pa.types.is_struct(kind):

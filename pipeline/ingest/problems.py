@@ -1,4 +1,4 @@
-"""What all readers share: frames of rows and of problems, records that fit, and names that DuckDB tells apart."""
+"""Helpers shared by all readers: frames of problems, the check for unusable records, distinct column names."""
 
 from collections.abc import Sequence
 
@@ -7,27 +7,27 @@ import polars as pl
 from .records import LONGEST_RECORD
 
 PLACE = ("_row", "_file", "_line")
-"""Columns that say where a row comes from; no column of a file has one of these names."""
+"""The columns that say where a row comes from; a file's own columns are renamed if they have these names."""
 
 PROBLEM = {"file": pl.String, "line": pl.Int64, "record": pl.String, "reason": pl.String, "detail": pl.String}
-"""The columns of problems: what a file holds that is no row, and why."""
+"""The columns of a frame of problems: the parts of a file that could not become rows, and why."""
 
 Frames = tuple[pl.DataFrame, pl.DataFrame]
-"""Rows and problems."""
+"""A frame of rows and a frame of problems."""
 
 
 def problem(file: str, line: int | None, record: str | None, reason: str, detail: str) -> pl.DataFrame:
-    """Make a frame of one problem."""
+    """Return a frame with one problem."""
     return pl.DataFrame([[file], [line], [record], [reason], [detail]], PROBLEM)
 
 
 def no_problems() -> pl.DataFrame:
-    """Make a frame of no problem."""
+    """Return an empty frame of problems."""
     return pl.DataFrame(schema=PROBLEM)
 
 
 def fitting(records: pl.DataFrame) -> Frames:
-    """Split records of `LINE` into those to read and problems: over-long ones, NUL bytes. Blank ones are dropped."""
+    """Split records (columns of LINE) into usable ones and problems (too long, NUL bytes); drop blank ones."""
     text = pl.col("text")
     reason = (
         pl.when(text.str.len_chars() > LONGEST_RECORD)
@@ -47,12 +47,12 @@ def fitting(records: pl.DataFrame) -> Frames:
 
 
 def shown(text: pl.Expr) -> pl.Expr:
-    """A record as problems keep it: cut to LONGEST_RECORD, and without NUL, which few tools can read."""
+    """Shorten a record to LONGEST_RECORD and replace NUL, which few tools can read, for the `record` of a problem."""
     return text.str.slice(0, LONGEST_RECORD).str.replace_all("\0", "␀", literal=True)
 
 
 def make_distinct(names: Sequence[str]) -> list[str]:
-    """Make names differ without regard to case, as DuckDB does: the second `a`, or `A`, becomes `a_1`."""
+    """Make column names unique, ignoring case as DuckDB does, and unlike PLACE: `a, A` becomes `a, A_1`."""
     taken = set(PLACE)
     chosen: list[str] = []
     for name in names:

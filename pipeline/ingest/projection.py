@@ -1,4 +1,4 @@
-"""Run the recipe's SQL over the table `rows`: the pair's columns, and a reason for every row without a pair."""
+"""Run the recipe's SQL over the table `rows`: it gives the columns of a pair; rows without a pair get a reason."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from .problems import PLACE
 from .readers import SourceError
 
 _NUMBER = "row_number() OVER () AS _pair"
-"""The number of a row; `_row` is its record's, of which a shape may make several rows."""
+"""Numbers the rows, as `_row` numbers records and one record may give several rows."""
 
 _RECORD = "CAST(to_json(_batch) AS VARCHAR) AS record"
 _MISSING = re.compile(r'Referenced (?:column|table) "(.+?)" not found|does not have a column named "(.+?)"')
@@ -19,18 +19,18 @@ _MISSING = re.compile(r'Referenced (?:column|table) "(.+?)" not found|does not h
 
 @dataclass(frozen=True)
 class Projected:
-    """Pairs and problems of the table `rows`."""
+    """The pairs and problems that the table `rows` gives."""
 
     pairs: pl.DataFrame
     problems: pl.DataFrame
-    missing: list[str]  # columns that the SQL names and none of these rows has
-    left_out: int  # rows that `where` excludes
+    missing: list[str]  # columns that the SQL names but these rows lack
+    left_out: int  # rows excluded by `where`
 
 
 def project(connection: duckdb.DuckDBPyConnection, source: Source) -> Projected:
-    """Project the rows in the table `rows` to pairs and problems.
+    """Turn the rows of the batch into pairs and problems.
 
-    A column that these rows lack is NULL: other rows of the source may have it.
+    A column that these rows lack is taken as NULL, since other rows of the source may have it.
 
     Raises:
         SourceError, duckdb.Error: the SQL does not fit the rows.
@@ -46,7 +46,7 @@ def project(connection: duckdb.DuckDBPyConnection, source: Source) -> Projected:
             is_struct = "Referenced table" in str(error)  # `name.field` or `name.field.field`
             name = (found[1].partition(".")[0] if is_struct else found[1] or found[2]) if found else None
             if name is None or name in missing or re.search(rf"\b{re.escape(name)}\b", source.where or ""):
-                raise  # whether `where` excludes the row is unknown then
+                raise  # without that column it is unknown what `where` excludes
             missing[name] = "NULL::JSON" if is_struct else "NULL"  # JSON has every field
         else:
             pairs, problems = _judge(connection, source, projected, list(missing))
@@ -62,7 +62,7 @@ def _count_left_out(connection: duckdb.DuckDBPyConnection, source: Source) -> in
 
 
 def reject_batch(connection: duckdb.DuckDBPyConnection, source: Source, error: Exception) -> pl.DataFrame:
-    """Make every row of the batch a problem because of this error."""
+    """Return every row of the batch as a problem, with this error as the detail."""
     detail = f"source {source.name}: {str(error).strip()} {_list_columns(connection)}"
     rows: pl.DataFrame = connection.sql(f"SELECT _file AS file, _line AS line, {_RECORD} FROM batch AS _batch").pl()
     return rows.with_columns(reason=pl.lit("projection"), detail=pl.lit(detail))
@@ -70,13 +70,13 @@ def reject_batch(connection: duckdb.DuckDBPyConnection, source: Source, error: E
 
 def _list_columns(connection: duckdb.DuckDBPyConnection) -> str:
     names = [name for name in connection.sql("FROM batch").columns if name not in PLACE]
-    return f"Columns there are: {', '.join(names) or 'none'}"
+    return f"Available columns: {', '.join(names) or 'none'}"
 
 
 def _project(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
-    """Select the pair's columns of every selected row; NULL where the SQL gives NULL.
+    """Compute the columns of a pair for each row that `select` and `where` leave; values may be NULL.
 
-    Rows of which `select` makes none are included, with `no_pair` true.
+    Rows for which `select` gives no row are included, with `no_pair` true.
     """
     select = f"{source.select}\n, rows.*" if source.select and not source.from_ else source.select or "*"
     connection.execute(f"CREATE OR REPLACE VIEW selected AS SELECT {select}\nFROM {source.from_ or 'rows'}")
@@ -104,7 +104,7 @@ def _project(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFr
 
 
 def _guard(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
-    """Make an expression NULL on rows where it fails; unchanged if DuckDB can't do that (a subquery)."""
+    """Wrap an expression so that it is NULL on rows where it fails; unchanged if DuckDB can't do that (a subquery)."""
     guarded = f"TRY({expression}\n)"  # the expression may end in a comment
     try:
         connection.sql(f"SELECT {guarded} FROM selected LIMIT 0")
@@ -114,7 +114,7 @@ def _guard(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
 
 
 def _as_text(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
-    """Convert an expression to text: a JSON string without its quotes, bytes as UTF-8, NULL if they are not UTF-8.
+    """Convert an expression to text: JSON strings lose their quotes, bytes are decoded (NULL if they are not UTF-8).
 
     Raises:
         SourceError: its value is a list, a struct or a map.
@@ -123,7 +123,7 @@ def _as_text(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
     kind = _find_type(connection, guarded)
     if kind.endswith("]") or kind.startswith(("STRUCT", "MAP")):
         raise SourceError(
-            f"{expression.strip()}: expected a text, found {kind}. Unnest it in `select`, or take one with [1]."
+            f"{expression.strip()}: expected text, found {kind}. Unnest it in `select`, or take one element with [1]."
         )
     if kind == "BLOB":
         return _guard(connection, f"decode({expression}\n)")
@@ -135,14 +135,14 @@ def _find_type(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
 
 
 def _own_column(connection: duckdb.DuckDBPyConnection, column: str, otherwise: str) -> str:
-    """Take the column that a shape brings, where the recipe has no SQL for it."""
+    """Return a column for which the recipe has no SQL: the rows' own if there is one, else `otherwise` as JSON."""
     return column if column in connection.sql("FROM selected").columns else f"'{otherwise}'::JSON"
 
 
 def _judge(
     connection: duckdb.DuckDBPyConnection, source: Source, projected: pl.DataFrame, missing: list[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Split projected rows into pairs and rejects."""
+    """Split projected rows into pairs, and problems with a reason."""
     reason = (
         pl.when(pl.col("no_pair"))
         .then(pl.lit("no_pair"))
@@ -159,9 +159,9 @@ def _judge(
     numbered = f"(SELECT {_NUMBER}, _batch FROM batch AS _batch)"
     records = connection.sql(f"SELECT _pair, {_RECORD} FROM {numbered} SEMI JOIN bad USING (_pair)").pl()
     rejects = bad.join(records, on="_pair", how="left", maintain_order="left")
-    row = pl.when(pl.col("_pair").is_first_distinct()).then("record")  # once, if a document has many pairs
+    row = pl.when(pl.col("_pair").is_first_distinct()).then("record")  # only its first reject keeps the whole row
     return judged.filter(pl.col("reason").is_null()), rejects.select(
-        pl.col("_file").cast(pl.String).fill_null("").alias("file"),  # `from:` may leave the row's place out
+        pl.col("_file").cast(pl.String).fill_null("").alias("file"),  # SQL in `from:` may drop the row's place
         pl.col("_line").cast(pl.Int64).alias("line"),
         pl.coalesce(row, pl.struct("query", "positive", "label", "meta").struct.json_encode()).alias("record"),
         *_explain(connection, source, missing),
@@ -169,11 +169,11 @@ def _judge(
 
 
 def _explain(connection: duckdb.DuckDBPyConnection, source: Source, missing: list[str]) -> tuple[pl.Expr, pl.Expr]:
-    """Give reason and detail; if the SQL that gave NULL names a missing column, that is the reason."""
+    """Return expressions for reason and detail; the reason is `projection` if the SQL names a missing column."""
     reason = pl.col("reason")
     detail = (
         pl.when(reason == "no_pair")
-        .then(pl.lit("`select` makes no row of it"))
+        .then(pl.lit("`select` gives no row for it"))
         .otherwise(pl.lit("the recipe's SQL gave NULL here"))
     )
     if not missing:

@@ -1,9 +1,9 @@
-"""The readers that a recipe may name, and what they share: rows in DuckDB a batch at a time, problems beside them.
+"""The table of readers that a recipe may name, and the code that puts their rows into DuckDB, batch by batch.
 
-A reader is a file of its own and an entry in READERS; a plugin registers one with `READERS.register(name, Reader(…))`.
+To add a reader, write its file and an entry in READERS; a plugin calls `READERS.register(name, Reader(…))`.
 
-Files are decoded before DuckDB sees them, so its connection needs no access to any file: the recipe's SQL runs in a
-database that holds the source's own rows and nothing else (external access off, configuration locked).
+Files are decoded before DuckDB sees them, so its connection needs no file access: the recipe's SQL runs in a database
+that contains only the source's own rows (external access off, configuration locked).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ from .text_encodings import BROKEN, read_blocks
 from .text_reader import MARKDOWN, read_document, read_lines, split_lines
 
 BATCH = 4 << 20
-"""Chosen here: bytes of rows that DuckDB works on at a time."""
+"""Chosen here: bytes of rows that DuckDB processes at a time."""
 
 _MARK = f"{BROKEN}(\\d+){BROKEN}"
 
@@ -40,20 +40,20 @@ class SourceError(ConanError):
 
 @dataclass(frozen=True)
 class Reader:
-    """Everything in which one kind of `read:` differs from the others.
+    """Everything that distinguishes one kind of `read:` from the others.
 
     Attributes:
         read: Yields the frames of a split: rows with `_file`, `_line` and their own columns, and problems. Raises
             FileError if the split can't be read any further.
-        select: Needed if the frames hold records (`_file`, `_line`, `text`) instead of rows. Gives the SQL that selects
-            the rows of a batch from its records, `frame(_row, _file, _line, text)`, and keeps `_row, _file, _line`. It
-            may look at the frames of all splits first. A record without any row is rejected.
-        split: Cuts a large file into splits of about that many bytes. Raises FileError if it can't be read. Without
-            it, one process reads the whole file.
-        list_files: Lists the files that match the globs in the first argument and none of the second. By default
-            without folders.
-        check: Says what is wrong with a source's options, None if nothing is. Called before any work.
-        mixes_files: Whether rows of several files may share a batch; not if a column may change its type.
+        select: Needed if `read` yields records (`_file`, `_line`, `text`) instead of rows. Returns the SQL that selects
+            a batch's rows from its records, `frame(_row, _file, _line, text)`, and keeps `_row, _file, _line`. It may
+            look at the frames of all splits first. A record that gives no row is rejected.
+        split: Divides a large file into splits of about the given number of bytes. Raises FileError if the file can't
+            be read. Without it, one task reads the whole file.
+        list_files: Lists the files that match the globs in the first argument and none of those in the second. The
+            default lists no folders.
+        check: Returns what is wrong with a source's options, or None. Called before any work starts.
+        mixes_files: Whether rows of several files may share a batch; false if a column's type may differ between files.
     """
 
     read: Callable[[FileSplit, Source, duckdb.DuckDBPyConnection], Iterator[Frames]]
@@ -65,7 +65,7 @@ class Reader:
 
 
 def _make_table_reader(default: Dialect) -> Reader:
-    """Make a reader of tables in this dialect, or in the one that a source's options give."""
+    """Return a reader of tables in this dialect, unless a source's options set another."""
 
     def read(split: FileSplit, source: Source, _: duckdb.DuckDBPyConnection) -> Iterator[Frames]:
         return read_table(split, source.encoding, source.options, choose_dialect(source.options, default))
@@ -107,10 +107,10 @@ READERS.update(
 
 
 def check_readers(recipe: Recipe) -> None:
-    """Check that every source and evaluation set of a recipe names a reader, and options that it can follow.
+    """Check that every source and evaluation set of a recipe names a known reader, with options that it supports.
 
     Raises:
-        RecipeError: names the place in the recipe, and the nearest reader.
+        RecipeError: names the place in the recipe and suggests the most similar reader.
     """
     for section, sources in (("sources", recipe.sources), ("evaluation", recipe.evaluation)):
         for number, source in enumerate(sources):
@@ -142,9 +142,9 @@ def open_sandbox() -> duckdb.DuckDBPyConnection:
 
 
 def read(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]) -> Iterator[pl.DataFrame]:
-    """Read splits a batch at a time, its rows into the view `rows(_row, _file, _line, …)` of the table `batch`.
+    """Read splits batch by batch; each batch's rows are put in the view `rows(_row, _file, _line, …)` of table `batch`.
 
-    Yields the problems of each batch, with file, line and reason, while its rows are there.
+    Yields the problems of a batch (columns PROBLEM) while its rows are in place.
     """
     reader = find_reader(source)
     select = None
@@ -162,27 +162,27 @@ def read(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence
 
 
 def _explain_broken(problems: pl.DataFrame) -> pl.DataFrame:
-    """Make undecodable bytes the reason of problems that hold some, whatever else is wrong with them."""
+    """Set the reason `encoding` for problems whose record has undecodable bytes, whatever else is wrong with it."""
     broken = pl.col("record").str.contains(_MARK).fill_null(False)
     return problems.with_columns(
         record=pl.col("record").str.replace_all(_MARK, ""),
         reason=pl.when(broken).then(pl.lit("encoding")).otherwise("reason"),
         detail=pl.when(broken)
-        .then(pl.format("no text at offset {}", pl.col("record").str.extract(_MARK)))
+        .then(pl.format("undecodable bytes at offset {}", pl.col("record").str.extract(_MARK)))
         .otherwise("detail"),
     )
 
 
 def _find_barren(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
-    """Make problems of the records in `frame` that have no row in `batch`."""
+    """Return the records in `frame` that gave no row in `batch`, as problems."""
     barren: pl.DataFrame = connection.sql(
         "SELECT _file AS file, _line AS line, text AS record FROM frame ANTI JOIN batch USING (_row) ORDER BY _row"
     ).pl()
-    return barren.with_columns(reason=pl.lit("no_pair"), detail=pl.lit(f"no pair of the shape {source.read} in it"))
+    return barren.with_columns(reason=pl.lit("no_pair"), detail=pl.lit(f"contains no pair in the shape {source.read}"))
 
 
 def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
-    """Make a table of the lines of each file in the source's `join:`. Raises SourceError if one can't be read."""
+    """Create a table of lines for each file in the source's `join:`. Raises SourceError if one can't be read."""
     for name, path in source.join.items():
         try:
             frames = [_split_off_broken(fitting(frame)[0])[0] for frame in lines(read_blocks(FileSplit(path)), path)]
@@ -197,7 +197,7 @@ def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
 def _read_batches(
     connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]
 ) -> Iterator[Frames]:
-    """Gather rows and problems to batches of about BATCH bytes; small files share a batch."""
+    """Gather rows and problems into batches of about BATCH bytes; small files share a batch."""
     reader = find_reader(source)
     frames: list[pl.DataFrame] = []
     problems: list[pl.DataFrame] = []
@@ -215,18 +215,18 @@ def _read_batches(
 
 
 def _read_split(connection: duckdb.DuckDBPyConnection, source: Source, split: FileSplit) -> Iterator[Frames]:
-    """Read the frames of one split; if it can't be read any further, that is the last problem."""
+    """Yield the frames of one split; if it can't be read any further, the last problem says why."""
     reader = find_reader(source)
     try:
         yield from reader.read(split, source, connection)
     except FileError as error:
         nothing = pl.DataFrame(schema=LINE)
-        nothing = nothing if reader.select else nothing.drop("text")  # it would be a column of the other files' rows
+        nothing = nothing if reader.select else nothing.drop("text")  # else other files' rows would get that column
         yield nothing, problem(split.name, error.line, None, error.reason, error.detail)
 
 
 def _split_off_broken(frame: pl.DataFrame) -> Frames:
-    """Split off the rows that hold bytes which can't be decoded."""
+    """Split off the rows that contain undecodable bytes."""
     columns = [name for name, kind in frame.schema.items() if kind == pl.String and name != "_file"]
     if not columns:
         return frame, no_problems()
@@ -240,5 +240,5 @@ def _split_off_broken(frame: pl.DataFrame) -> Frames:
         line="_line",
         record=record.str.slice(0, LONGEST_RECORD),
         reason=pl.lit("encoding"),
-        detail=pl.format("no text at offset {}", record.str.extract(_MARK)),
+        detail=pl.format("undecodable bytes at offset {}", record.str.extract(_MARK)),
     )

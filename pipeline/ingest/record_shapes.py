@@ -1,6 +1,6 @@
-"""Well-known shapes of training data as SQL over their records.
+"""Well-known shapes of training data, as SQL over their records.
 
-Each SELECT reads the table `records(_row, _file, _line, record JSON)` and makes a row for each pair of each record:
+Each SELECT reads the table `records(_row, _file, _line, record JSON)` and returns a row for each pair in each record:
 `_row, _file, _line, query, positive, negatives, meta`.
 """
 
@@ -20,7 +20,7 @@ FROM (SELECT *, from_json(record,
         '{{"query":"VARCHAR","pos":["VARCHAR"],"neg":["VARCHAR"],"pos_scores":["DOUBLE"]}}') AS r FROM records)
 """
 
-# SQuAD's own document, and the flat list that CMRC 2018 is published as.
+# SQuAD's nested document, and the flat list in which CMRC 2018 is published.
 SQUAD = f"""
 SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM (
     SELECT *, CASE
@@ -47,12 +47,12 @@ _MESSAGE = '[{"from":"VARCHAR","value":"VARCHAR","role":"VARCHAR","content":"VAR
 
 
 def select_replies(turns: int, max_prompt_chars: int) -> str:
-    """Select a pair for each reply to a user: the prompt is the last exchanges before it, without the reply itself.
+    """Return a SELECT that makes a pair of each of the assistant's replies and the conversation before it.
 
-    At most `turns` exchanges, of which the last count that have `max_prompt_chars` characters together; the very last
-    is kept however long it is. An exchange begins where the user speaks after somebody else, so a prompt never begins
-    with a reply; tool calls and their results are left out of it. Reads `conversations` or `messages` with from/value
-    or role/content. System prompts go to `meta`.
+    The prompt is the last `turns` exchanges up to the reply, or fewer if they exceed `max_prompt_chars` characters; the
+    very last exchange is kept however long it is. An exchange begins where the user speaks after somebody else, so a
+    prompt never begins with a reply. Tool calls and their results are left out. Reads `conversations` or `messages`,
+    with from/value or role/content. System prompts go to `meta`.
     """
     return f"""
 SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM (
@@ -66,8 +66,8 @@ SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM 
             'meta': to_json({{'conversation': r.id, 'turn': i, 'system': system}})
         }} END), lambda pair: pair IS NOT NULL) AS pairs
     FROM (SELECT *,
-            -- For each turn: where the earlier exchanges begin that its prompt may include, and how many characters
-            -- precede it, with a line break after each turn.
+            -- For each turn: where the earlier exchanges begin that its prompt may include, and the number of
+            -- characters before it, counting a line break after each turn.
             list_transform(range(1, len(turns) + 1), lambda i:
                 list_filter(beginnings, lambda beginning: beginning < i)[-{turns}:]) AS begun,
             list_transform(range(1, len(turns) + 1), lambda i: coalesce(list_sum(lengths[:(i - 1)]), 0)) AS until

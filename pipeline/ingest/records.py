@@ -1,7 +1,7 @@
 """Find records in blocks of text: lines, elements of a JSON array, records of a table with quotes.
 
-Records are frames of `LINE`: a record's file, its first line and its text. Damage costs the record that it is in and
-what can't be read without that, never what came before.
+Frames of records have the columns of LINE: the record's file, its first line and its text. Damage costs the record it
+is in and, where the next one can't be found without it, records after it, but never records before it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,15 +20,15 @@ Integers = npt.NDArray[np.int64]
 
 LINE = {"_file": pl.String, "_line": pl.Int64, "text": pl.String}
 LONGEST_RECORD = 16 << 20
-"""Chosen here: characters; a longer record comes of a broken file, or is too long for any model, and is rejected."""
+"""Chosen here: characters. A longer record comes from a broken file or is too long for any model, and is rejected."""
 
-_LONGEST = 4 * LONGEST_RECORD  # bytes that LONGEST_RECORD characters take at most
-_AT_ONCE = 1 << 16  # records that a kernel finds in one call
-_RESUMED = 100  # elements without an end that are given up for the next line; each costs a pass over the rest
+_LONGEST = 4 * LONGEST_RECORD  # the most bytes that LONGEST_RECORD characters can take
+_AT_ONCE = 1 << 16  # records that a kernel finds per call
+_RESUMED = 100  # unterminated elements that are skipped; each costs a pass over the rest of the data
 
 
 def lines(blocks: Iterable[Block], file: str) -> Iterator[pl.DataFrame]:
-    """Yield lines, blank ones too. One that is much longer than LONGEST_RECORD is cut, but stays longer."""
+    """Yield all lines, blank ones too. A much too long line is cut, but stays longer than LONGEST_RECORD."""
     for block in whole_lines(blocks):
         ends = np.flatnonzero(np.frombuffer(block.text, np.uint8) == 0x0A) + 1
         if not block.text.endswith(b"\n"):
@@ -38,7 +38,7 @@ def lines(blocks: Iterable[Block], file: str) -> Iterator[pl.DataFrame]:
 
 
 def whole_lines(blocks: Iterable[Block]) -> Iterator[Block]:
-    """Yield blocks that end where a line does. The rest of an endless line is left out."""
+    """Join or cut blocks so that each ends where a line does. The rest of an endless line is dropped."""
     held: list[bytes] = []
     size, first_line = 0, 1
     for block, is_last in _mark_last(blocks):
@@ -55,7 +55,7 @@ def whole_lines(blocks: Iterable[Block]) -> Iterator[Block]:
 
 
 def _make_frame(file: str, numbers: Integers, texts: bytes | Bytes, offsets: Integers) -> pl.DataFrame:
-    """Make a frame of records, whose texts are `texts` cut at the offsets."""
+    """Make a frame of records whose texts are the buffer `texts`, cut at the offsets."""
     array = pa.LargeStringArray.from_buffers(len(numbers), pa.py_buffer(offsets), pa.py_buffer(texts))
     return pl.DataFrame({"_line": numbers, "text": pl.from_arrow(array)}).select(
         pl.lit(file).alias("_file"), pl.col("_line").cast(pl.Int64), "text"
@@ -63,7 +63,7 @@ def _make_frame(file: str, numbers: Integers, texts: bytes | Bytes, offsets: Int
 
 
 def _copy_records(file: str, numbers: Integers, data: bytes, starts: Integers, ends: Integers) -> pl.DataFrame:
-    """Make a frame of records that lie apart in `data`."""
+    """Make a frame of records whose texts are spans of `data`, not necessarily adjacent."""
     from .scanners import copy_spans
 
     offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
@@ -73,10 +73,10 @@ def _copy_records(file: str, numbers: Integers, data: bytes, starts: Integers, e
 
 
 def array_elements(blocks: Iterator[Block], file: str) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """Yield the elements of a JSON array, and the pieces between them in which none can be found.
+    """Yield the elements of a JSON array, and the damaged pieces between them.
 
-    Damage ends at the next line that begins like the line of an earlier element, or like the damaged element's own.
-    What follows the array is read as lines, which may be records of their own.
+    Damage extends to the next line that begins like the line of an earlier element, or like the damaged element's own.
+    Text after the array is yielded as lines, which may be records themselves.
     """
     held, number, at, begun, opening = b"", 1, 0, False, b""
     pending = _mark_last(blocks)
@@ -96,7 +96,7 @@ def array_elements(blocks: Iterator[Block], file: str) -> Iterator[tuple[pl.Data
         if ended:
             rest = Block(data[at:], number + int(np.searchsorted(breaks, at)))
             for frame in lines(chain([rest], (block for block, _ in pending)), file):
-                # If damage closed the array, its other elements are here.
+                # If damage closed the array too early, its remaining elements are here.
                 yield frame.with_columns(pl.col("text").str.strip_chars().str.strip_suffix(",")), frame.clear()
             return
         kept = _find_indent(data, at)
@@ -105,7 +105,7 @@ def array_elements(blocks: Iterator[Block], file: str) -> Iterator[tuple[pl.Data
 
 
 def _mark_last(blocks: Iterable[Block]) -> Iterator[tuple[Block, bool]]:
-    """Yield blocks, and whether each is the last that can be read; an error is raised after that one."""
+    """Yield each block and whether it is the last that can be read; an error is raised only after that one."""
     waiting, damage = None, None
     try:
         for block in blocks:
@@ -123,9 +123,14 @@ def _mark_last(blocks: Iterable[Block]) -> Iterator[tuple[Block, bool]]:
 def _scan_array(
     data: bytes, at: int, is_last: bool, opening: bytes
 ) -> tuple[tuple[Integers, Integers], tuple[Integers, Integers], int, bool, bytes]:
-    """Find the spans of whole elements and of damage in data[at:], where to go on, and whether the array is closed.
+    """Find the elements in data[at:].
 
-    `opening` is what an element's line begins with. It is returned as well, as the first elements show it.
+    Args:
+        opening: What the line of an element begins with; empty if that is still unknown.
+
+    Returns:
+        Spans of whole elements, spans of damage, where to continue, whether the array is closed, and `opening`, which
+        is set from the first elements.
     """
     from . import scanners
 
@@ -140,12 +145,12 @@ def _scan_array(
         opening = opening or next(
             filter(None, (_find_opening(data, int(start)) for start in found[0, : min(count, 2)])), b""
         )
-        over = is_last or len(data) - at > _LONGEST  # no later block can end it
+        over = is_last or len(data) - at > _LONGEST  # no later block can complete it
         if status == scanners.DAMAGED or (status == scanners.MORE and over and data[at:].strip()):
             endless += status == scanners.MORE
             resumed = _find_next(data, at, opening) if endless <= _RESUMED else len(data)
             if resumed == len(data) and not over:
-                status = scanners.MORE  # the line to go on from may come with the next block
+                status = scanners.MORE  # the line to resume at may come with the next block
                 break
             bad.append((at, resumed))
             at, status = resumed, scanners.DAMAGED if resumed < len(data) else scanners.MORE
@@ -155,27 +160,27 @@ def _scan_array(
 
 
 def _find_opening(data: bytes, at: int) -> bytes:
-    """Find the line feed, white space and bracket that begin an object or list; empty if it begins within a line."""
+    """Return the line feed, indentation and bracket with which an element begins; empty if it begins within a line."""
     return data[_find_indent(data, at) : at + 1] if data[at] in b"{[" and _find_indent(data, at) < at else b""
 
 
 def _find_next(data: bytes, at: int, opening: bytes) -> int:
-    """Find the next line that begins with `opening`, or like the one at `at`; the end if there is none."""
+    """Find the next element whose line begins with `opening`, or like the one at `at`; len(data) if there is none."""
     opening = opening or b"\n" + data[_find_indent(data, at) : at + 1].lstrip(b"\n")
     found = data.find(opening, at)
     return found + len(opening) - 1 if found >= 0 else len(data)
 
 
 def _find_indent(data: bytes, at: int) -> int:
-    """Find the line feed before `at` and its white space; `at` itself if something else is on its line."""
+    """Find the line feed before `at`, if there is only white space between; else return `at` itself."""
     line_feed = data.rfind(b"\n", 0, at)
     return at if line_feed < 0 or data[line_feed:at].strip() else line_feed
 
 
 def quoted_records(blocks: Iterable[Block], file: str, delimiter: str, quote: str) -> Iterator[pl.DataFrame]:
-    """Yield the records of a table with quoted fields, which may hold line breaks; `_line` is a record's first.
+    """Yield the records of a table with quoted fields, which may contain line breaks; `_line` is a record's first.
 
-    What is no record is read line by line, so that a quote which nothing closes costs only its own line.
+    Text that is not a record is taken line by line, so that an unclosed quote costs only its own line.
     """
     from .scanners import find_quoted
 

@@ -1,4 +1,4 @@
-"""Kernels that find records in bytes. Import them where they are called: loading Numba takes a second and 70 MB."""
+"""Kernels that find records in bytes. Import this module in functions: loading Numba takes a second and 70 MB."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ MORE, ENDED, DAMAGED, FULL = range(4)
 
 @kernel
 def copy_spans(data: Any, starts: Any, offsets: Any, copied: Any) -> None:
+    """Copy the spans of `data` that begin at `starts` to `copied`, one after another, as `offsets` divides it."""
     for record in range(len(starts)):
         size = offsets[record + 1] - offsets[record]
         copied[offsets[record] : offsets[record + 1]] = data[starts[record] : starts[record] + size]
@@ -19,12 +20,12 @@ def copy_spans(data: Any, starts: Any, offsets: Any, copied: Any) -> None:
 
 @kernel
 def find_elements(data: Any, at: int, starts: Any, ends: Any) -> Any:
-    """Find elements in data[at:], which begins within an array and outside its elements.
+    """Find the elements of an array in data[at:], which begins within the array and outside its elements.
 
-    Returns how many there are, where the next begins, and a status: there is MORE to read, the array has ENDED, the
-    next element is DAMAGED, or `starts` is FULL. A line break within a string is damage; commas may be missing.
+    Returns their number, where the next one begins, and a status: it needs MORE data, the array has ENDED, the next
+    element is DAMAGED, or `starts` is FULL. A line break within a string is damage; a missing comma is not.
     """
-    opening = np.empty(1_000, np.uint8)  # deeper brackets are only counted
+    opening = np.empty(1_000, np.uint8)  # brackets deeper than this are only counted
     count, size = 0, len(data)
     while True:
         while at < size and (data[at] in (0x20, 0x09, 0x0A, 0x0D) or data[at] == 0x2C):
@@ -85,9 +86,9 @@ def _matches_at(mark: Any, data: Any, at: int) -> bool:
 
 @kernel
 def find_quoted(data: Any, at: int, delimiter: Any, quote: Any, patience: int, starts: Any, ends: Any) -> Any:
-    """Find the records of data[at:], whole lines of a table; returns how many and where the next one begins.
+    """Find the records in data[at:], whole lines of a table; return their number and where the next one begins.
 
-    The line of a quote that is not closed within `patience` bytes (by the end, if negative) is taken by itself.
+    A line whose quote is not closed within `patience` bytes (by the end of the data, if negative) becomes a record.
     """
     count, size = 0, len(data)
     while at < size and count < len(starts):

@@ -1,4 +1,4 @@
-"""Plan what each task of ingest reads: small files packed together, large ones cut where a record ends."""
+"""Plan what each task of ingest reads: small files together, large ones split between records."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,16 +7,16 @@ from .files import FileError, FileSplit, SourceFile
 from .readers import find_reader
 
 SHARD_BYTES = 64 << 20
-"""Chosen here: bytes of source files (as they lie on disk) that make one shard."""
+"""Chosen here: bytes of source files, as stored, that make one shard."""
 
 
 def list_source_files(source: Source, globs: Sequence[str]) -> list[SourceFile]:
-    """List the files that match the globs, as the source's reader understands them."""
+    """List the files that match the globs, as the source's reader lists them."""
     return find_reader(source).list_files(globs, source.exclude)
 
 
 def plan_splits(source: Source, files: Sequence[SourceFile]) -> Iterator[list[FileSplit]]:
-    """Divide files, in their order, among tasks that read about SHARD_BYTES each."""
+    """Yield the splits of each task: the files in order, about SHARD_BYTES per task."""
     packed: list[FileSplit] = []
     size = 0
     for file in files:
@@ -40,4 +40,4 @@ def _split(source: Source, file: SourceFile) -> list[FileSplit]:
     try:
         return reader.split(file.path, source, SHARD_BYTES) if reader.split else [FileSplit(file.path)]
     except FileError:
-        return [FileSplit(file.path)]  # reading it tells why
+        return [FileSplit(file.path)]  # the reader reports the error

@@ -1,4 +1,4 @@
-"""conan ingest: files of any shape to pairs, with a reason for everything that did not become one."""
+"""conan ingest: turn files of any shape into pairs, and give a reason for everything that did not become one."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,13 +28,13 @@ VERSION = 3
 
 
 def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
-    """Read every source of the recipe into `corpus/ingest`, and its evaluation sets into `corpus/evaluation`.
+    """Read the sources of the recipe into `corpus/ingest`, and its evaluation sets into `corpus/evaluation`.
 
-    The corpus keeps the recipe.
+    The recipe is saved in the corpus.
 
     Raises:
-        RecipeError: a reader is unknown or refuses a source's options; no source has any file.
-        StageError: a shard could not be made.
+        RecipeError: a reader is unknown or refuses a source's options; no source matches any file.
+        StageError: a shard could not be written.
     """
     if not recipe.sources:
         raise RecipeError("the recipe has no `sources:`; nothing to ingest")
@@ -43,7 +43,7 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     empty = [source for source in recipe.sources if not files[source.name]]
     if len(empty) == len(recipe.sources):
         raise RecipeError(
-            f"no source has any file; {empty[0].name} looks for {', '.join(empty[0].files)}. Check the paths and "
+            f"no source matches any file; {empty[0].name} looks for {', '.join(empty[0].files)}. Check the paths and "
             "`variables:`"
         )
     tasks = [
@@ -63,9 +63,9 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
 
 
 def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engine) -> list[str]:
-    """Make a shard of each evaluation set: its own pairs, then pairs of `passages:` with `passage_only` in meta.
+    """Write a shard for each evaluation set: its own pairs, then those of `passages:` with `passage_only` in meta.
 
-    Returns the globs that no file matches, and the sets whose files hold no pair.
+    Returns messages about globs that match no file, and about sets whose files contain no pair.
     """
     tasks, empty = [], []
     for one in sets:
@@ -83,7 +83,7 @@ def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engi
 
 
 def _find_barren(corpus: Path, folder: str, tasks: Sequence[Task]) -> list[str]:
-    """Name the sources whose files hold no pair."""
+    """Return a message for each source whose files contain no pair."""
     place = find_finished(corpus, folder, tasks)
     pairs: Counter[str] = Counter()
     for task in tasks:
@@ -92,7 +92,7 @@ def _find_barren(corpus: Path, folder: str, tasks: Sequence[Task]) -> list[str]:
 
 
 def _find_absent(corpus: Path, tasks: Sequence[Task]) -> list[str]:
-    """Name the columns in the SQL of a source that none of its rows has: NULL everywhere, perhaps misspelt."""
+    """Return a message for each column in a source's SQL that no row has: it is NULL everywhere, perhaps misspelt."""
     place = find_finished(corpus, "ingest", tasks)
     rows: Counter[str] = Counter()
     absent: Counter[tuple[str, str]] = Counter()
@@ -104,7 +104,7 @@ def _find_absent(corpus: Path, tasks: Sequence[Task]) -> list[str]:
 
 
 def _count_left_out(corpus: Path, tasks: Sequence[Task]) -> dict[str, int]:
-    """Count the rows of each source that are excluded by `where`: neither pairs nor rejects."""
+    """Count the rows of each source that `where` excludes; they are neither pairs nor rejects."""
     place = find_finished(corpus, "ingest", tasks)
     rows: Counter[str] = Counter()
     for task in tasks:
@@ -121,7 +121,7 @@ def _fingerprint(source: Source, splits: Sequence[FileSplit], files: Sequence[So
 
 
 def ingest_shard(source: Source, splits: Sequence[FileSplit], fingerprint: str, shard: Path) -> None:
-    """Make one shard: the pairs of some splits of a source, and their rejects."""
+    """Write one shard: the pairs and rejects of some splits of a source."""
     with ShardWriter(
         shard, PAIR, REJECTED_AT_INGEST, stage="ingest", version=VERSION, fingerprint=fingerprint
     ) as writer:
@@ -131,7 +131,7 @@ def ingest_shard(source: Source, splits: Sequence[FileSplit], fingerprint: str, 
 def ingest_evaluation_set(
     source: EvaluationSet, splits: Sequence[FileSplit], passages: Sequence[FileSplit], fingerprint: str, shard: Path
 ) -> None:
-    """Make one shard of an evaluation set: the pairs of its files and of its passages."""
+    """Write the shard of an evaluation set: the pairs of its files and of its passages."""
     with ShardWriter(
         shard, PAIR, REJECTED_AT_INGEST, stage="evaluation", version=VERSION, fingerprint=fingerprint
     ) as writer:
@@ -189,7 +189,7 @@ def _make_pairs(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl
         meta=pl.col("meta").fill_null("{}"),
     )
     connection.register("frame", named.to_arrow())
-    # Normalised text has no unit separator, so different pairs have different keys.
+    # Normalised text contains no unit separator (31), so different pairs hash different strings.
     pairs = connection.sql(
         "SELECT md5(concat_ws(chr(31), source, task, query, positive)) AS pair_id, * FROM frame"
     ).to_arrow_table()
@@ -202,7 +202,7 @@ def _choose_cleaning(source: Source) -> Callable[[pl.Expr], pl.Expr]:
 
 
 def _clean_lists(lists: pl.Series, clean: Callable[[pl.Expr], pl.Expr]) -> pl.Series:
-    """Clean the texts in lists; empty ones and nulls are dropped."""
+    """Clean the texts in lists, and drop empty ones and nulls."""
     frame = pl.DataFrame({"row": pl.arange(len(lists), eager=True), "text": lists.cast(pl.List(pl.String))})
     texts = (
         frame.explode("text")

@@ -1,4 +1,4 @@
-"""Read delimited tables: a row for each record, and a problem for each that does not fit the header."""
+"""Read delimited tables: a row for each record, or a problem if it does not fit the header."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from .text_encodings import read_blocks
 
 
 class Dialect(NamedTuple):
-    """The delimiter between a table's fields, and the quote around some of them; empty if there are no quotes."""
+    """The delimiter between a table's fields, and the quote around some of them; an empty `quote` means no quoting."""
 
     delimiter: str
     quote: str
@@ -23,7 +23,7 @@ CSV, TSV = Dialect(",", '"'), Dialect("\t", "")
 
 
 def choose_dialect(options: ReaderOptions, default: Dialect) -> Dialect:
-    """Take the dialect from a source's options, and what they leave open from `default`."""
+    """Return the dialect set by a source's options, with `default` for whatever they do not set."""
     return Dialect(
         default.delimiter if options.delimiter is None else options.delimiter,
         default.quote if options.quote is None else options.quote,
@@ -31,17 +31,17 @@ def choose_dialect(options: ReaderOptions, default: Dialect) -> Dialect:
 
 
 def check_dialect(dialect: Dialect) -> str | None:
-    """Say what is wrong with a dialect; None where tables in it can be read."""
+    """Return what is wrong with a dialect, or None if tables in it can be read."""
     if dialect.quote and len(dialect.delimiter) > 1:
-        return f"a table with quotes needs a delimiter of one character, found {dialect.delimiter!r}; quote: '' is none"
+        return f"a table with quotes needs a delimiter of one character, not {dialect.delimiter!r}; or set quote: ''"
     return None
 
 
 def read_table(split: FileSplit, encoding: str | None, options: ReaderOptions, dialect: Dialect) -> Iterator[Frames]:
-    """Read the rows of a split of a table; the header is at the start of the file, wherever the split is.
+    """Read the rows in a split of a table. The header is read from the start of the file, wherever the split is.
 
     Raises:
-        FileError: see text_encodings.read_blocks; or the header can't be read.
+        FileError: the header can't be read; or see text_encodings.read_blocks.
     """
     delimiter, quote = dialect
     has_header = options.header if options.header is not None else options.columns is None
@@ -70,10 +70,10 @@ def read_table(split: FileSplit, encoding: str | None, options: ReaderOptions, d
 
 
 def _read_names(records: pl.DataFrame, delimiter: str, quote: str, options: ReaderOptions) -> list[str] | None:
-    """Find the names of the columns in the first record of a file; None if it has none.
+    """Find the column names in the first record of a file; None if these records are all blank or unusable.
 
     Raises:
-        FileError: that record is the header and can't be read.
+        FileError: the first record is the header, and can't be read.
     """
     is_header = options.header if options.header is not None else options.columns is None
     good, bad = fitting(records)
@@ -98,7 +98,7 @@ def _split_rows(records: pl.DataFrame, names: Sequence[str], delimiter: str, quo
         reason=pl.lit("columns"),
         detail=pl.coalesce(
             pl.format("expected {} fields, found {}", pl.lit(len(names)), pl.col("fields").list.len()),
-            pl.lit("a quote is not closed, or text stands after it"),
+            pl.lit("a quote is not closed, or text follows it"),
         ),
     )
     fields = [pl.col("fields").list.get(index).alias(name) for index, name in enumerate(names)]
@@ -106,13 +106,13 @@ def _split_rows(records: pl.DataFrame, names: Sequence[str], delimiter: str, quo
 
 
 def _field_pattern(delimiter: str, quote: str) -> str:
-    """Make the pattern of a field (RFC 4180): in quotes, or without a quote at its start."""
+    """Return the pattern of a field (RFC 4180): in quotes, or not beginning with a quote."""
     d, q = (f"\\x{{{ord(character):x}}}" for character in (delimiter, quote))
     return f"(?:{q}(?:[^{q}]|{q}{q})*{q}|[^{q}{d}\\n][^{d}\\n]*|)"
 
 
 def _split_fields(text: pl.Expr, delimiter: str, quote: str) -> pl.Expr:
-    """Split records into fields, without their quotes; null for records whose quotes don't match."""
+    """Split records into fields and remove their quotes; null for records whose quotes don't match."""
     if not quote:
         return text.str.split(delimiter)
     ended = text + delimiter

@@ -1,4 +1,4 @@
-"""Decode bytes in any encoding to blocks of UTF-8, so that a file of any size takes little memory."""
+"""Decode files in any encoding to blocks of UTF-8, so that a file of any size takes little memory."""
 
 import codecs
 import re
@@ -10,16 +10,16 @@ import charset_normalizer
 from .files import FileError, FileSplit, read_chunks
 
 BROKEN = "\U0010ffff"
-"""Put before and after the byte offset of what can't be decoded: a noncharacter, which text should not contain."""
+"""Put before and after the byte offset of undecodable bytes: a noncharacter, which text should not contain."""
 
 DAMAGED_SHARE = 0.1
-"""Chosen here: if more than this share of the non-ASCII characters can't be decoded, the encoding is another."""
+"""Chosen here: an encoding in which more than this share of the non-ASCII characters is undecodable is wrong."""
 
 BLOCK = 4 << 20
 """Chosen here: bytes of a file that are decoded together."""
 
 LONGEST_DOCUMENT = 128 << 20
-"""Chosen here: bytes of a document, which is held in memory whole."""
+"""Chosen here: the most bytes of a document that is held in memory as a whole."""
 
 _SAMPLE = 4 << 20
 _COMMON = re.compile(
@@ -27,8 +27,8 @@ _COMMON = re.compile(
     "作里用道行所然家種种事成方多經经麼么去法學学如都同現现當当沒没動动面起看定天分還还進进好小部其些主樣样理心本前開开但因從从想實实"
     "，。、？！：]"
 )
-_CLEARLY = 5  # more common characters than in another encoding; all of 300 Chinese texts of 50 characters had
-_CERTAIN = 16  # characters of UTF-8; by chance 56,000 Chinese texts began with at most 7 in GB18030, 2 in Big5
+_CLEARLY = 5  # lead in common characters that decides; each of 300 Chinese texts of 50 characters had it
+_CERTAIN = 16  # characters valid in UTF-8; 56,000 Chinese texts began with at most 7 by chance in GB18030, 2 in Big5
 _MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
@@ -41,16 +41,16 @@ _MARK = "\ufeff".encode()
 
 @dataclass(frozen=True)
 class Block:
-    """Lines of a file as UTF-8 that end in \\n, or a piece of a line that is longer than a block."""
+    """Whole lines of a file as UTF-8, ending in \\n, or a piece of a line that is longer than a block."""
 
     text: bytes
     first_line: int
 
 
 def read_blocks(split: FileSplit, declared: str | None = None) -> Iterator[Block]:
-    """Decode a split; bytes that can't be decoded become their offset between two BROKEN.
+    """Decode a split to blocks; undecodable bytes are replaced by their offset between two BROKEN.
 
-    A byte order mark is dropped at the start of every line: a file that was joined from several has them within.
+    A byte order mark is dropped at the start of every line, since files joined from several have more than one.
 
     Raises:
         FileError: see files.read_chunks; or the text is not in the declared encoding. What came before is yielded
@@ -59,13 +59,13 @@ def read_blocks(split: FileSplit, declared: str | None = None) -> Iterator[Block
     encoding = split.encoding or find_encoding(read_chunks(FileSplit(split.path)), declared)
     encoding = encoding.removesuffix("-sig")
     chunks = read_chunks(split)
-    if encoding.startswith(("utf-16", "utf-32")):  # where a line feed is more than one byte
+    if encoding.startswith(("utf-16", "utf-32")):  # a line feed is more than one byte there
         chunks, encoding = _transcode(chunks, encoding), "utf-8"
     line, before = split.first_line, b"\n"
-    carriage_returns = False if split.start else None  # a file that was cut has line feeds
+    carriage_returns = False if split.start else None  # a file that was split has line feeds
     for offset, data in _cut_pieces(chunks, encoding, split.start):
         text = decode(data, encoding, offset)
-        if carriage_returns is None:  # in a file without any line feed, they end its lines
+        if carriage_returns is None:  # carriage returns end lines only in a file without line feeds
             carriage_returns = b"\r" in text and b"\n" not in text
         if b"\r" in text:
             text = text.replace(b"\r\n", b"\n")
@@ -78,10 +78,10 @@ def read_blocks(split: FileSplit, declared: str | None = None) -> Iterator[Block
 
 
 def read_text(path: str, declared: str | None = None) -> tuple[str, str | None]:
-    """Read the whole text of a file, and what cut it short (None if nothing did).
+    """Return the whole text of a file, and the error that cut it short (None if nothing did).
 
     Raises:
-        FileError: see read_blocks; or longer than LONGEST_DOCUMENT.
+        FileError: the text is longer than LONGEST_DOCUMENT; or see read_blocks.
     """
     parts: list[bytes] = []
     try:
@@ -99,7 +99,7 @@ def read_text(path: str, declared: str | None = None) -> tuple[str, str | None]:
 
 
 def _cut_pieces(chunks: Iterable[bytes], encoding: str, offset: int) -> Iterator[tuple[int, bytes]]:
-    """Yield pieces with their offsets, which end where a line does or, in UTF-8, at least where a character does."""
+    """Yield pieces and their offsets. A piece ends where a line does or, in UTF-8, at least where a character does."""
     parts: list[bytes] = []
     size, enough = 0, BLOCK
     damage: FileError | None = None
@@ -127,7 +127,7 @@ def _cut_pieces(chunks: Iterable[bytes], encoding: str, offset: int) -> Iterator
 
 
 def _find_last_character(data: bytes) -> int:
-    """Find where the last character of UTF-8, which may be incomplete, begins."""
+    """Find where the last UTF-8 character, which may be incomplete, begins."""
     end = len(data) - 1
     while end > len(data) - 4 and data[end] & 0xC0 == 0x80:
         end -= 1
@@ -155,7 +155,7 @@ def _transcode(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def decode(data: bytes, encoding: str, offset: int) -> bytes:
-    """Convert a file's bytes at this offset to UTF-8; what can't be decoded becomes its offset between two BROKEN."""
+    """Convert bytes at `offset` of a file to UTF-8; undecodable ones become their offset between two BROKEN."""
     if encoding == "utf-8":
         try:
             data.decode()
@@ -169,7 +169,7 @@ def decode(data: bytes, encoding: str, offset: int) -> bytes:
 
 
 def _mark_offsets_from(offset: int) -> None:
-    """Make the error handler "conan.mark" put offsets between BROKEN, counted from the data's own `offset`."""
+    """Register "conan.mark", an error handler that writes offsets in the file; `offset` is where the data begins."""
 
     def mark(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeDecodeError)
@@ -179,10 +179,10 @@ def _mark_offsets_from(offset: int) -> None:
 
 
 def find_encoding(chunks: Iterable[bytes], declared: str | None = None) -> str:
-    """Find the encoding of a file by its first megabytes that are not ASCII.
+    """Check the declared encoding of a file, or detect it, from the first megabytes that are not ASCII.
 
     Raises:
-        FileError: too much is not in the declared encoding; names the first offset and a likelier encoding.
+        FileError: the declared encoding is unknown, or another fits better; names the offset where it first fails.
     """
     begin, sample, offset = b"", b"", 0
     try:
@@ -202,7 +202,7 @@ def find_encoding(chunks: Iterable[bytes], declared: str | None = None) -> str:
         marked = (encoding for mark, encoding in _MARKS if begin.startswith(mark))
         return next(marked, None) or detect(sample)
     try:
-        encoding = codecs.lookup(declared).name  # normalised: UTF-16 is utf-16
+        encoding = codecs.lookup(declared).name  # normalised: UTF-16 becomes utf-16
         (sample or b" ").decode(encoding, "replace")  # fails for a codec that does not decode to text
     except (LookupError, ValueError) as error:
         raise FileError("encoding", f"unknown encoding {declared!r}; try utf-8, gb18030 or big5") from error
@@ -211,7 +211,7 @@ def find_encoding(chunks: Iterable[bytes], declared: str | None = None) -> str:
 
 
 def _check_encoding(sample: bytes, encoding: str, offset: int) -> None:
-    """Raise FileError if another encoding fits better than the declared one, by more than a few broken bytes."""
+    """Raise FileError if another encoding fits better than the declared one; a few broken bytes don't matter."""
     if encoding.startswith(("utf-16", "utf-32")):  # the sample may begin or end within a character
         if b"\0" not in sample and _is_text(sample, "utf-8"):
             raise FileError("encoding", f"not {encoding}; it looks like utf-8")
@@ -245,7 +245,7 @@ def detect(data: bytes) -> str:
     few = head[:65_536]
     common = {encoding: len(_COMMON.findall(few.decode(encoding, "replace"))) for encoding in damage}
     likely, next_likely = sorted(common, key=common.__getitem__, reverse=True)[:2]
-    if common[likely] - common[next_likely] >= _CLEARLY:  # what is broken in one may be text in another
+    if common[likely] - common[next_likely] >= _CLEARLY:  # bytes broken in one encoding may be valid in another
         return likely
     if damage["gb18030"] == damage["big5"]:
         best = charset_normalizer.from_bytes(few, cp_isolation=["gb18030", "big5"]).best()
@@ -254,7 +254,7 @@ def detect(data: bytes) -> str:
 
 
 def _begins_as_utf_8(data: bytes) -> bool:
-    """Whether more characters before the first fault are UTF-8 than could be by chance."""
+    """Whether more characters before the first fault are valid UTF-8 than chance explains."""
     try:
         begin = data.decode()
     except UnicodeDecodeError as error:

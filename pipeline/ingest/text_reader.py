@@ -1,4 +1,4 @@
-"""Read texts: a row for each line of a file, or a Markdown document as one row of title and body."""
+"""Read plain text as one row per line, or a Markdown document as one row of title and body."""
 
 from collections.abc import Iterator
 
@@ -27,11 +27,11 @@ FROM (
                    regexp_replace(text, '(?s)^---\n.*?\n---[ \t]*\n', '') AS body
             FROM frame)))
 """
-"""Select from `frame` the front matter's title or else the first heading, and what follows it."""
+"""Selects from `frame` the title (of the front matter, else the first heading) and the text that follows it."""
 
 
 def read_lines(split: FileSplit, encoding: str | None = None) -> Iterator[Frames]:
-    """Read the lines of a split that hold something: `line`, and its number as `line_number`.
+    """Read the lines of a split that are not blank into `line`, with their numbers in `line_number`.
 
     Raises:
         FileError: see text_encodings.read_blocks.
@@ -42,7 +42,7 @@ def read_lines(split: FileSplit, encoding: str | None = None) -> Iterator[Frames
 
 
 def read_document(split: FileSplit, encoding: str | None = None) -> Iterator[Frames]:
-    """Read a file as one record, even an empty one, so that its missing title is reported.
+    """Read a file as one record, even if it is empty, so that its missing title is reported.
 
     Raises:
         FileError: see text_encodings.read_text.
@@ -58,9 +58,10 @@ def read_document(split: FileSplit, encoding: str | None = None) -> Iterator[Fra
 
 
 def split_lines(path: str, source: Source, size: int) -> list[FileSplit]:
-    """Cut a file after the first line that ends beyond each `size` bytes, counting lines; not if it is packed.
+    """Split a file between lines into parts of `size` bytes or slightly more, counting lines.
 
-    In all encodings of Chinese but UTF-16 and UTF-32, the byte of a line feed is part of no other character.
+    Compressed files stay whole, and those in UTF-16 and UTF-32: only there can the byte of a line feed be part of
+    another character, among all encodings of Chinese.
 
     Raises:
         FileError: see files.read_chunks and text_encodings.find_encoding.

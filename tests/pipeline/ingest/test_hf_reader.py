@@ -1,4 +1,4 @@
-"""Folders of `datasets`: written by the library itself, read as it reads them; damaged and hostile ones."""
+"""Folders written by `datasets` give the rows that it reads from them itself; damaged and hostile folders."""
 
 import io
 import json
@@ -85,13 +85,13 @@ def test_a_file_lists_itself(tmp_path: Path) -> None:
     ("files", "said"),
     [
         ({}, "expected state.json"),
-        ({"state.json": "{"}, "no JSON"),
-        ({"state.json": "[]"}, "no JSON object"),
+        ({"state.json": "{"}, "not valid JSON"),
+        ({"state.json": "[]"}, "not a JSON object"),
         ({"state.json": "{}"}, "_data_files"),
-        ({"dataset_dict.json": '{"splits": ["../other"]}'}, "not in it"),
-        ({"state.json": '{"_data_files": [{"filename": "/etc/passwd"}]}'}, "not in it"),
-        ({"state.json": '{"_data_files": [{"filename": ".."}]}'}, "not in it"),
-        ({"state.json": '{"_data_files": [{}]}'}, "not in it"),
+        ({"dataset_dict.json": '{"splits": ["../other"]}'}, "expected a file or folder in it"),
+        ({"state.json": '{"_data_files": [{"filename": "/etc/passwd"}]}'}, "expected a file or folder in it"),
+        ({"state.json": '{"_data_files": [{"filename": ".."}]}'}, "expected a file or folder in it"),
+        ({"state.json": '{"_data_files": [{}]}'}, "expected a file or folder in it"),
         ({"state.json": '{"_data_files": [], "_indices_data_files": [{"filename": "i"}]}'}, "flatten_indices()"),
     ],
 )
@@ -121,7 +121,7 @@ def test_batches_before_a_cut_are_kept(as_file: bool) -> None:
 
 def test_offsets_that_point_elsewhere_are_damage() -> None:
     whole = bytearray(stream_of(1))
-    place = whole.index("第0批".encode()) - 16  # the offsets 0, 7, 14, 21, padded to 64 bytes, stand before the text
+    place = whole.index("第0批".encode()) - 16  # the offsets 0, 7, 14, 21, padded to 64 bytes, precede the text
     offsets = whole.rindex(b"\x07\0\0\0\x0e\0\0\0\x15\0\0\0", 0, place + 16)
     whole[offsets : offsets + 4] = b"\xff\xff\xff\x70"
     with pytest.raises(FileError) as caught:

@@ -1,4 +1,4 @@
-"""Parquet, and types of Arrow that Polars or DuckDB don't take, in Parquet and in Arrow files."""
+"""Parquet, and Arrow types that Polars or DuckDB don't support, in Parquet and in Arrow files."""
 
 import io
 from decimal import Decimal
@@ -31,17 +31,17 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_a_text_in_parquet_that_is_none_costs_its_row(tmp_path: Path) -> None:
-    """Arrow believes its writer, and Polars would read on behind the end of a text."""
+    """Arrow trusts the writer, and Polars would read beyond the end of a text."""
     texts = pa.array(["甲".encode(), b"ab\xff", None, "乙".encode()], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"a": texts, "n": [1, 2, 3, 4]}), tmp_path / "a.parquet")
     found = Read([f"{tmp_path}/a.parquet"], read="parquet")
     assert found.values("a", "n", "_line") == [("甲", 1, 1), (None, 3, 3), ("乙", 4, 4)]
     assert found.problems == [(2, "encoding", "ab")]
-    assert found.details == ["no text at offset 2"]
+    assert found.details == ["undecodable bytes at offset 2"]
 
 
 def write_table(path: Path, table: pa.Table) -> str:
-    """As Parquet or as Arrow's stream."""
+    """Write a table as Parquet or as Arrow's stream, by the ending of the path."""
     if path.suffix == ".parquet":
         pq.write_table(table, path)
     else:

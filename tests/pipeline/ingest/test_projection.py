@@ -19,7 +19,7 @@ from conan_embedding.schemas.settings import Source
 
 
 def project_rows(rows: dict[str, list[Any]], **source: Any) -> Projected:
-    """What the recipe's SQL makes of a batch."""
+    """Run the recipe's SQL over a batch."""
     height = len(next(iter(rows.values())))
     batch = pl.DataFrame({"_row": range(height), "_file": ["a"] * height, "_line": range(1, height + 1), **rows})
     with readers.open_sandbox() as connection:
@@ -38,17 +38,17 @@ def test_columns_that_are_not_there_are_null_and_named() -> None:
     assert found.pairs.is_empty()
     ((reason, detail, record),) = found.problems.select("reason", "detail", "record").rows()
     assert reason == "projection"
-    assert detail == "source web: these rows have no column b. Columns there are: a"
+    assert detail == "source web: these rows have no column b. Available columns: a"
     assert json.loads(record)["a"] == "甲"
 
 
 def test_a_missing_column_beside_the_point_does_not_hide_the_reason() -> None:
-    """That is what the SQL of the empty column names."""
+    """Only a column in the SQL that gave NULL is the reason."""
     found = project_rows({"a": ["甲"], "b": [None]}, query="a", positive="b", meta="{'u': url}")
     ((reason, detail),) = found.problems.select("reason", "detail").rows()
     assert reason == "no_positive"
     assert detail == (
-        "the recipe's SQL gave NULL here; source web: these rows have no column url. Columns there are: a, b"
+        "the recipe's SQL gave NULL here; source web: these rows have no column url. Available columns: a, b"
     )
     found = project_rows({"a": ["甲"], "b": [None]}, query="title", positive="b", meta="{'u': url}")
     assert found.problems["reason"].to_list() == ["projection"]
@@ -83,7 +83,7 @@ def test_bytes_are_utf_8() -> None:
 )
 @pytest.mark.parametrize("side", ["query", "positive"])
 def test_what_holds_several_texts_is_none(side: str, value: Any, kind: str) -> None:
-    expected = rf"^a: expected a text, found {kind}.* Unnest it in `select`, or take one with \[1\]\.$"
+    expected = rf"^a: expected text, found {kind}.* Unnest it in `select`, or take one element with \[1\]\.$"
     parts = {"query": "b", "positive": "b"}
     with pytest.raises(readers.SourceError, match=expected):
         project_rows({"a": [value], "b": ["x"]}, **parts | {side: "a"})
@@ -96,11 +96,11 @@ def test_a_list_may_be_taken_apart_and_stand_elsewhere() -> None:
     ]
 
 
-# Rejects of rows that are several pairs
+# Rejects of rows that give several pairs
 
 
 def reject_rows(folder: Path, text: str, **source: Any) -> list[dict[str, Any]]:
-    """The records that become no pair."""
+    """Return the rejected records."""
     (folder / "a.json").write_text(text)
     one = Source.model_validate({"name": "web", "files": "*", "read": "json", **source})
     with readers.open_sandbox() as connection:
@@ -159,11 +159,11 @@ def test_every_row_is_a_problem_where_nothing_fits() -> None:
         one = Source.model_validate({"name": "web", "files": "*", "read": "json"})
         (row,) = reject_batch(connection, one, ValueError("so it is")).rows(named=True)
     assert (row["line"], row["reason"]) == (7, "projection")
-    assert row["detail"] == "source web: so it is Columns there are: b"
+    assert row["detail"] == "source web: so it is Available columns: b"
 
 
 def summary(folder: Path, *records: dict[str, Any], **source: Any) -> tuple[Summary, list[tuple[str, str]]]:
-    """Ingest each record as a file and a shard of its own."""
+    """Ingest each record from its own file into its own shard."""
     for number, record in enumerate(records):
         (folder / f"{number}.jsonl").write_text(json.dumps(record))
     given = {"name": "web", "files": f"{folder}/*.jsonl", "read": "jsonl", **source}
@@ -174,7 +174,7 @@ def summary(folder: Path, *records: dict[str, Any], **source: Any) -> tuple[Summ
 
 @pytest.mark.parametrize("part", [1, 1 << 20])
 def test_a_column_that_no_file_has_is_told(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that some have is NULL where it is not."""
+    """A column that only some files have is NULL in the others."""
     monkeypatch.setattr(splits, "SHARD_BYTES", part)
     records = [{"a": "甲"}, {"a": "乙", "b": "x"}, {"a": "丙", "c": "y"}]
     found, pairs = summary(tmp_path, *records, query="a", positive="coalesce(b, c, titel, a)")

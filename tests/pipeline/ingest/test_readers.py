@@ -1,4 +1,4 @@
-"""Each kind of `read`, on good files and on damaged ones: every line is a row or a problem with its line."""
+"""Each kind of `read`, on good and damaged files: every line becomes a row or a problem with its line number."""
 
 import gzip
 import json
@@ -87,7 +87,10 @@ def test_a_cut_archive_keeps_the_records_before_the_break(tmp_path: Path) -> Non
     numbers = found.values("a")
     assert numbers == [*range(len(numbers) - 1), 0]
     assert len(numbers) > 500
-    assert {reason for _, reason, _ in found.problems} == {"truncated", "broken_json"}  # the file, and its last line
+    assert {reason for _, reason, _ in found.problems} == {
+        "truncated",
+        "broken_json",
+    }  # one for the file, one for its last line
 
 
 def test_half_characters_in_escapes_cost_their_record(read: Reader) -> None:
@@ -96,7 +99,7 @@ def test_half_characters_in_escapes_cost_their_record(read: Reader) -> None:
         assert found.values("a") == [r"😀 \ud83d"]
         assert [reason for _, reason, _ in found.problems] == ["encoding", "encoding"]
         assert found.problems[0][2] == text[0]
-    assert found.details == [r"half a character is escaped: \ud83d", r"half a character is escaped: \udE00"]
+    assert found.details == [r"escaped half of a surrogate pair: \ud83d", r"escaped half of a surrogate pair: \udE00"]
 
 
 def test_nul_bytes(read: Reader) -> None:
@@ -119,7 +122,7 @@ def nest(levels: int, opening: str = "[", closing: str = "]") -> str:
 
 
 def test_deep_records(read: Reader) -> None:
-    """Deeper ones than DuckDB's 128 levels would end the whole database."""
+    """Records deeper than DuckDB's 128 levels would invalidate the whole database."""
     many = json.dumps({"a": 2, "b": [{"c": []}] * 300})
     quoted = json.dumps({"a": 3, "b": '[{"' * 3000})
     texts = [nest(5000), many, nest(99), nest(100), quoted, '{"a":1,"b":' + '{"b":' * 5000 + "1" + "}" * 5001]
@@ -149,14 +152,14 @@ def test_a_noncharacter_of_its_own_right_is_text(read: Reader) -> None:
 
 
 def test_broken_bytes_in_json_are_told_with_their_place(read: Reader) -> None:
-    """Within a text, and where they leave no JSON."""
+    """Both within a text and where the rest is not valid JSON."""
     text = '{"a": "今天天气很好"}\n'.encode()
     lines = [text, text[:10] + b"\xff" + text[10:], text[:5] + b"\xff" + text[5:], text]
     for data in (b"".join(lines), b"[\n" + b",".join(lines) + b"]"):
         found = read(data, "a.jsonl" if data[:1] == b"{" else "a.json")
         assert found.values("a") == ["今天天气很好"] * 2
         assert [reason for _, reason, _ in found.problems] == ["encoding", "encoding"]
-        places = {f"no text at offset {offset}" for offset in range(len(data)) if data[offset] == 0xFF}
+        places = {f"undecodable bytes at offset {offset}" for offset in range(len(data)) if data[offset] == 0xFF}
         assert set(found.details) == places
 
 
@@ -207,7 +210,7 @@ def test_a_conversation_as_a_bare_list(read: Reader) -> None:
     assert read(text, "a.json", read="messages").values("query", "positive") == [("问", "答")]
 
 
-# Files that are none
+# Files that can't be read
 
 
 @pytest.mark.parametrize("kind", ["json", "csv", "text", "markdown", "parquet", "sharegpt"])
@@ -242,7 +245,7 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
         ("sources", "jsnol", "5: sources.1.read: no reader is called 'jsnol'; did you mean 'jsonl'?"),
         ("evaluation", "txet", "5: evaluation.1.read: no reader is called 'txet'; did you mean 'text'?"),
         ("sources", "", "5: sources.1.read: no reader is called ''; choose from json, jsonl, csv, tsv, parquet, text"),
-        ("sources", "csv", "6: sources.1.options: a table with quotes needs a delimiter of one character, found '||'"),
+        ("sources", "csv", "6: sources.1.options: a table with quotes needs a delimiter of one character, not '||'"),
     ],
 )
 def test_a_source_that_no_reader_can_read_is_told_before_any_work(
@@ -266,7 +269,7 @@ def test_a_table_without_quotes_may_have_a_long_delimiter() -> None:
     ]
     readers.check_readers(Recipe.model_validate({"sources": sources}))
     sources[0]["options"] = {"delimiter": "||", "quote": "'"}
-    with pytest.raises(RecipeError, match=r"recipe: sources\.0\.options: .*quote: '' is none"):
+    with pytest.raises(RecipeError, match=r"recipe: sources\.0\.options: .*or set quote: ''"):
         readers.check_readers(Recipe.model_validate({"sources": sources}))
 
 

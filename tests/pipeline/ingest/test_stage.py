@@ -1,4 +1,4 @@
-"""Sources to pairs: every row that came in is a pair or a reject with a reason."""
+"""From sources to pairs: every row that was read becomes a pair, or a reject with a reason."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ from ingested import ALONE, Ingested, frames
 
 @pytest.fixture
 def ingest(tmp_path: Path) -> Callable[..., Ingested]:
-    """Ingest one source of one file, and whatever sources are beside it."""
+    """Return a function that ingests a source with one file, along with other sources."""
 
     def ingest(data: str, file: str = "a.jsonl", *beside: dict[str, Any], **source: Any) -> Ingested:
         path = tmp_path / file
-        if not path.exists() or path.read_text("utf-8") != data:  # a file that is written anew is read anew
+        if not path.exists() or path.read_text("utf-8") != data:  # rewriting it would make it be read again
             path.write_text(data, "utf-8")
         given = {"name": "web", "files": str(path), "read": file.rpartition(".")[2], **source}
         return Ingested(tmp_path / "corpus", Recipe.model_validate({"sources": [given, *beside]}))
@@ -84,7 +84,7 @@ def test_select_from_and_where(ingest: Ingest, tmp_path: Path) -> None:
     assert ingest(data, **parts).values("query", "positive") == [("甲", "一"), ("乙", "二"), ("丙", "三")]
     chosen = ingest(data, **parts, where="item.q <> '乙' AND id = 1")
     assert chosen.values("query") == ["甲"]
-    assert chosen.summary.rows_in == 1  # the others belong to no source
+    assert chosen.summary.rows_in == 1  # the others are excluded by `where`
     assert chosen.summary.notes["left_out_by_where"] == {"web": 2}
     (tmp_path / "names.txt").write_text("1 壹\n2 贰\n")
     joined = ingest(
@@ -167,8 +167,8 @@ def test_a_row_that_select_makes_nothing_of(ingest: Ingest) -> None:
     found = ingest(data, select="unnest(items) AS item", query="item", positive="item")
     assert found.values("query") == ["甲", "乙", "丙"]
     assert found.rejects.select("line", "reason", "detail").rows() == [
-        (2, "no_pair", "`select` makes no row of it"),
-        (3, "no_pair", "`select` makes no row of it"),
+        (2, "no_pair", "`select` gives no row for it"),
+        (3, "no_pair", "`select` gives no row for it"),
     ]
     assert (found.summary.rows_in, found.summary.rows_out) == (5, 3)
 
@@ -179,7 +179,7 @@ def test_a_row_that_select_makes_nothing_of(ingest: Ingest) -> None:
         ({"query": "titel"}, "titel"),
         ({"select": "unnest(itmes) AS item", "query": "item"}, "itmes"),
         ({"query": "title", "where": "yaer > 2000"}, "yaer"),
-        ({"query": "[title, text]"}, "expected a text, found VARCHAR[]"),
+        ({"query": "[title, text]"}, "expected text, found VARCHAR[]"),
         ({"query": "title ||"}, "syntax error"),
         ({"query": "(SELECT line FROM other)", "join": {"other": "/nowhere.txt"}}, "join other: /nowhere.txt"),
         ({"select": "title::INT AS number", "query": "number"}, "Could not convert"),
@@ -200,7 +200,7 @@ def test_sql_that_does_not_fit_rejects_each_row_and_the_rest_goes_on(
     detail = found.rejects["detail"][0]
     assert detail.startswith("source web: ")
     assert said in detail
-    assert detail.endswith("Columns there are: title, text")
+    assert detail.endswith("Available columns: title, text")
     assert found.values("source", "query") == [("beside", "问")]
     assert found.summary.rejected == {"projection": 2}
 
@@ -239,11 +239,11 @@ def test_a_source_without_files_is_noted(tmp_path: Path) -> None:
         f"other (evaluation): no file matches {tmp_path}/no/*",
     ]
     assert found.values("source") == ["beside"]
-    with pytest.raises(RecipeError, match="no source has any file; nothing looks for"):
+    with pytest.raises(RecipeError, match="no source matches any file; nothing looks for"):
         stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": [nothing]}), ALONE)
     with pytest.raises(RecipeError, match="no `sources:`"):
         stage.ingest(tmp_path / "corpus", Recipe(), ALONE)
-    assert frames(tmp_path / "corpus", "ingest")[0].height == 1  # what was there is still there
+    assert frames(tmp_path / "corpus", "ingest")[0].height == 1  # the earlier result is still there
     assert load_recipe(tmp_path / "corpus") == recipe
 
 
@@ -258,7 +258,7 @@ def test_pair_ids(ingest: Ingest) -> None:
     (known,) = ids(base)
     assert known == hashlib.md5("\x1f".join(["web", "pretrain", "甲", "乙"]).encode()).hexdigest()
     assert ids(base, base) == [known, known]
-    assert ids(base | {"q": " 甲\u200b"}) == [known]  # of the normalised text
+    assert ids(base | {"q": " 甲\u200b"}) == [known]  # computed from the normalised text
     assert ids(base, category="news", negatives="['丙']", meta="{'a': 1}") == [known]
     others = [
         *ids({"q": "甲乙", "p": ""}, {"q": "", "p": "甲乙"}, {"q": "乙", "p": "甲"}, {"q": "甲", "p": "乙乙"}),
@@ -330,4 +330,4 @@ def test_evaluation_sets(tmp_path: Path) -> None:
     assert rejects["reason"].to_list() == ["no_query"]
     assert frames(tmp_path / "corpus", "ingest")[0]["source"].to_list() == ["beside"]
     stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": sources}), ALONE)
-    assert folders.committed(tmp_path / "corpus", "evaluation") == []  # the recipe has none any more
+    assert folders.committed(tmp_path / "corpus", "evaluation") == []  # the recipe no longer has any

@@ -1,4 +1,4 @@
-"""Delimited tables, good and damaged: every record is a row or a problem with its line."""
+"""Delimited tables, good and damaged: every record becomes a row, or a problem with its line number."""
 
 import csv
 import io
@@ -51,7 +51,7 @@ def test_damaged_records_of_a_csv_cost_themselves(read: Reader) -> None:
         (8, "columns", '6,"never closed'),
     ]
     assert found.details[0] == "expected 2 fields, found 3"
-    assert found.details[2] == "a quote is not closed, or text stands after it"
+    assert found.details[2] == "a quote is not closed, or text follows it"
 
 
 def test_a_quote_not_closed_in_the_last_line_is_told(read: Reader) -> None:
@@ -132,4 +132,4 @@ def test_broken_bytes_in_a_table(read: Reader) -> None:
     found = read(b"a,b\n" + b"".join(lines), "a.csv")
     assert found.values("a") == [str(number) for number in range(30) if number != 4]
     assert [(line, reason) for line, reason, _ in found.problems] == [(6, "encoding")]
-    assert found.details == [f"no text at offset {4 + sum(map(len, lines[:4])) + 2}"]
+    assert found.details == [f"undecodable bytes at offset {4 + sum(map(len, lines[:4])) + 2}"]
