@@ -1,7 +1,7 @@
-"""Plugins: modules that a recipe names, which register readers, rules, methods, losses or metrics of their own.
+"""Plugins: modules named in a recipe that register their own readers, rules, methods, losses or metrics.
 
-They are imported in the command, and in every process that works for it: local workers and Ray nodes get their names
-with each call (see engine/calls.py), training processes with their job. A plugin is code and is trusted as such.
+The command imports them, and so does every process that works for it: local workers and Ray nodes get their names with
+each call (see engine/calls.py), training processes with their job. A plugin is code and is trusted as such.
 """
 
 import importlib
@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from ..schemas.errors import RecipeError
 
 _loaded: dict[str, None] = {}
-"""Names of the plugins of this process, in the order in which they were imported."""
+"""Names of the plugins imported in this process, in order of import."""
 
 
 def load_plugins(names: Iterable[str]) -> None:
-    """Import modules by their names; one that is imported already stays as it is.
+    """Import modules by name; those already imported stay as they are.
 
     Raises:
         RecipeError: a module can't be imported.
@@ -22,7 +22,7 @@ def load_plugins(names: Iterable[str]) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever a stranger's module raises
+        except Exception as error:  # a plugin's code may raise anything
             raise RecipeError(
                 f"plugins: {name} can't be imported ({type(error).__name__}: {error}); install it where this runs, or "
                 "add its folder to PYTHONPATH"
@@ -31,5 +31,5 @@ def load_plugins(names: Iterable[str]) -> None:
 
 
 def loaded_plugins() -> tuple[str, ...]:
-    """The names of the plugins that this process has imported."""
+    """Return the names of the plugins imported in this process."""
     return tuple(_loaded)

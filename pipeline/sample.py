@@ -1,4 +1,4 @@
-"""conan sample: a small corpus cut out of a finished one, on which every later stage runs."""
+"""conan sample: cut a small corpus out of a finished one; every later stage runs on it."""
 
 import os
 import shutil
@@ -26,32 +26,33 @@ from .mine.methods import ceiling_sql
 
 VERSION = 1
 _BATCH = 2048
-"""Rows in memory at a time, with their texts."""
+"""Rows, with their texts, that are in memory at a time."""
 
 _REJECT = "md5(concat_ws(chr(31), source, file, line, reason, record))"
-"""What tells the rejects of ingest apart, which have no pair_id."""
+"""Identifies a reject of ingest, which has no pair_id."""
 
 
 def cut(corpus: Path, out: Path, rows: int, seed: int = 0) -> list[Summary]:
-    """Cut about `rows` of the pairs that ingest kept, and what every stage made of them; a summary of each stage.
+    """Copy about `rows` of the pairs that ingest kept, with their results in every stage; return a summary per stage.
 
-    Every source and format has its share of the pairs, and one at least; a pair that ingest found twice is there twice,
-    so there may be a few more. The same share of ingest's rejects comes along, by reason too. Later stages hold what
-    they kept and rejected of these pairs, a training record only those of its pairs that are there, pools.duckdb the
-    queries of these records and the passages that they name; evaluation sets have `rows` rows at most. A duplicate's
-    survivor may be outside: this is a cut of what was decided, not a second run. Trained models are left out.
+    - ingest: every source and format gets its share of the pairs, at least one. A pair that ingest found twice is taken
+      twice, so there may be a few more. The same share of the rejects is taken, by source, format and reason.
+    - Later stages: what they kept and rejected of these pairs. A training record lists only those of its pairs that
+      were taken. A duplicate's survivor may be missing, since results are copied, not computed again.
+    - pools.duckdb: the queries of the training records taken, and the passages that their pools refer to.
+    - Evaluation sets: at most `rows` rows each. Trained models are left out.
 
-    Which pairs are taken follows from their pair_ids and the seed, however the corpus is divided into shards. Memory
-    grows with `rows`, not with the corpus. `out` appears whole or not at all.
+    The choice depends only on pair_ids and the seed, not on how the corpus is divided into shards. Memory grows with
+    `rows`, not with the corpus. `out` appears complete or not at all.
 
     Raises:
-        CorpusError: there is something in `out`, ingest was not run, or a stage was interrupted.
+        CorpusError: `out` is not empty, ingest was not run, or a stage was interrupted.
         ValueError: `rows` is below 1.
     """
     if rows < 1:
         raise ValueError(f"rows must be 1 or more, got {rows}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CorpusError(f"{out}: there is something here already; name a new folder, or remove this one")
+        raise CorpusError(f"{out} already exists; name a new folder, or remove this one")
     inputs = {folder: shards(corpus, folder) for folder in FOLDERS if folder == "ingest" or committed(corpus, folder)}
     sets = shards(corpus, "evaluation") if committed(corpus, "evaluation") else []
     for leftover in out.parent.glob(f".{out.name}.*.tmp"):  # of killed runs
@@ -81,9 +82,9 @@ def cut(corpus: Path, out: Path, rows: int, seed: int = 0) -> list[Summary]:
 
 
 def allotted(sizes: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:
-    """How many rows of each stratum are taken, int64 [strata]: one each, the rest in proportion by largest remainder.
+    """Return how many rows to take of each stratum, int64 [strata].
 
-    All where there are no more than `rows`; one of each where there are more strata than rows.
+    One of each, and the rest in proportion to size, by largest remainder; all if there are no more than `rows`.
     """
     total, strata = int(sizes.sum()), len(sizes)
     if rows >= total:
@@ -97,7 +98,7 @@ def allotted(sizes: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:
 def _pick(
     connection: duckdb.DuckDBPyConnection, files: Sequence[Path], strata: Sequence[str], rows: int, seed: int
 ) -> None:
-    """Make the tables `picked` and `picked_rejects` (`identity`): what to take of what ingest kept and rejected."""
+    """Create tables `picked` and `picked_rejects` (column `identity`): the pairs and rejects of ingest to take."""
     kept = _sizes(connection, files, strata)
     thrown_files, thrown_strata = [rejects(file) for file in files], ["source", "format", "reason"]
     thrown = _sizes(connection, thrown_files, thrown_strata)
@@ -113,7 +114,7 @@ def _pick(
 
 
 def _sizes(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], strata: Sequence[str]) -> pl.DataFrame:
-    """The rows of each stratum: `stratum, size`, by stratum."""
+    """Count the rows of each stratum: `stratum, size`, sorted by stratum."""
     sizes: pl.DataFrame = connection.sql(
         f"SELECT {_stratum(strata)} AS stratum, count(*) AS size FROM {scan_shards(files)} GROUP BY ALL ORDER BY ALL"
     ).pl()
@@ -133,9 +134,9 @@ def _lowest(
     rows: int,
     seed: int,
 ) -> pl.DataFrame:
-    """Of each stratum the rows whose hashes with the seed are the least: `stratum, place, identity, copies`.
+    """Return the rows of each stratum with the lowest hashes of seed and identity: `stratum, place, identity, copies`.
 
-    File after file, so that no more than these and a file's own are held.
+    Works file by file, so that only these rows and one file's are in memory.
     """
     quotas = sizes.select("stratum", quota=pl.Series(allotted(sizes["size"].to_numpy().astype(np.int64), rows)))
     picked: pl.DataFrame | None = None
@@ -172,7 +173,7 @@ SELECT * EXCLUDE (filename, file_row_number, places) REPLACE ({columns})
 FROM {shards} JOIN known USING (filename, file_row_number)
 """
 _OWN_PAIRS = "list_select(pair_ids, places) AS pair_ids"
-# Of retrieval each pair brought a positive; of classes they are other pairs' texts, and as many as were asked for.
+# Retrieval records have one positive per pair. Those from classes have a set number, texts of other pairs: all stay.
 _OWN_POSITIVES = ", ".join(
     f"CASE WHEN len({name}) = len(pair_ids) THEN list_select({name}, places) ELSE {name} END AS {name}"
     for name in ("positives", "cluster_ids")
@@ -182,7 +183,7 @@ _OWN_POSITIVES = ", ".join(
 def _write(
     connection: duckdb.DuckDBPyConnection, folder: str, files: Sequence[Path], out: Path, decisive: tuple[int, int]
 ) -> None:
-    """Write what was picked of a folder's shards and their rejects: a shard for each source, in order of pair_id."""
+    """Write what was picked of a folder's shards and their rejects: one shard per source, sorted by pair_id."""
     if folder.startswith("convert/"):
         columns = f"{_OWN_PAIRS}, {_OWN_POSITIVES}" if folder == "convert/retrieval" else _OWN_PAIRS
         numbered = scan_shards(files, filename=True, file_row_number=True)
@@ -220,9 +221,9 @@ def _batches(connection: duckdb.DuckDBPyConnection, table: str, source: str) -> 
 
 
 def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Sequence[Path], out: Path) -> Summary:
-    """Write the pools of the queries of `records`, with the passages they name, both numbered anew from 0.
+    """Write the pools for the queries in `records`, with the passages that these refer to, both renumbered from 0.
 
-    What a training run wrote into the pools is left out.
+    Results that a training run wrote into the pools are left out.
     """
     connection.execute(f"ATTACH {quote(corpus / POOLS_FILE)} AS pools (READ_ONLY)")
     connection.execute(

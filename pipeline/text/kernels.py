@@ -1,4 +1,4 @@
-"""The settings of all Numba kernels, and UTF-8 decoding for those that read text."""
+"""The settings shared by all Numba kernels, and UTF-8 decoding for those that read text."""
 
 import hashlib
 from collections.abc import Callable
@@ -21,14 +21,14 @@ _SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 def _cached(**settings: bool) -> Callable[[Function], Function]:
-    """Numba's njit, cached on disk until the function's file or this one changes.
+    """Return Numba's njit with a cache on disk that is valid until the function's file or this one changes.
 
-    Numba itself watches only the function's file, but what it caches contains the decoder and depends on the settings.
+    Numba itself watches only the function's file, but the compiled code contains this file's decoder and settings.
     """
 
     def decorate(function: Function) -> Function:
         compiled = njit(cache=True, **settings)(function)
-        if cache := getattr(compiled, "_cache", None):  # none with NUMBA_DISABLE_JIT
+        if cache := getattr(compiled, "_cache", None):  # absent with NUMBA_DISABLE_JIT
             cache._cache_file._source_stamp = (cache._cache_file._source_stamp, _SOURCE)
         return compiled  # type: ignore[no-any-return]
 
@@ -38,15 +38,15 @@ def _cached(**settings: bool) -> Callable[[Function], Function]:
 kernel: Callable[[Function], Function] = _cached(nogil=True)
 """Compile a function that releases the GIL."""
 inner_kernel: Callable[[Function], Function] = _cached()
-"""Compile a function that only kernels call, so that the GIL is not its concern."""
+"""Compile a function that only kernels call, whose caller decides about the GIL."""
 parallel_kernel: Callable[[Function], Function] = _cached(parallel=True)
 """Compile a function whose `prange` loops run on all of Numba's threads."""
 
 
 def utf8_buffers(texts: Texts) -> tuple[Offsets, Bytes]:
-    """(offsets int64[n + 1], data uint8) of a string column, without copying the data of a single chunk.
+    """Return (offsets int64[n + 1], data uint8) of a string column; the data of a single chunk is not copied.
 
-    Text i is data[offsets[i] : offsets[i + 1]]; a null is empty. Raises TypeError for a column of anything else.
+    Text i is data[offsets[i] : offsets[i + 1]]; a null is empty. Raises TypeError if the column is not of strings.
     """
     kind = texts.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
@@ -57,7 +57,7 @@ def utf8_buffers(texts: Texts) -> tuple[Offsets, Bytes]:
         column = column.fill_null("")
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if not len(column):  # which need not have buffers
+    if not len(column):  # an empty column may have no buffers
         return np.frombuffer(bytes(8), dtype=np.int64), np.frombuffer(b"", dtype=np.uint8)
     _, ends, data = column.buffers()
     offsets = np.frombuffer(ends, dtype=np.int64)[column.offset : column.offset + len(column) + 1]
@@ -66,9 +66,9 @@ def utf8_buffers(texts: Texts) -> tuple[Offsets, Bytes]:
 
 @kernel
 def decode(data: Bytes, start: int, end: int, points: NDArray[np.uint32]) -> int:
-    """Write the code points of data[start:end] to `points` and return how many there are.
+    """Write the code points of data[start:end] to `points` and return their number.
 
-    Reads nothing beyond `end`: a character that it cuts off, in damaged text, is U+FFFD.
+    Never reads beyond `end`: a character that is cut off there (in damaged text) becomes U+FFFD.
     """
     count, at = 0, start
     while at < end and (at + 4 <= end or at + _width(data[at]) <= end):
@@ -83,7 +83,7 @@ def decode(data: Bytes, start: int, end: int, points: NDArray[np.uint32]) -> int
 
 @kernel
 def code_point(data: Bytes, at: int) -> tuple[np.uint32, int]:
-    """(code point, width in bytes) of the character at data[at], all of whose bytes are read unchecked."""
+    """Return (code point, width in bytes) of the character at data[at]; its bytes are read without any check."""
     lead = np.uint32(data[np.uint64(at)])
     if lead < 0x80:
         return lead, 1
@@ -98,11 +98,11 @@ def code_point(data: Bytes, at: int) -> tuple[np.uint32, int]:
 
 @kernel
 def _width(lead: int) -> int:
-    """How many bytes `code_point` reads, by the first of them."""
+    """Return how many bytes `code_point` reads for a character with this first byte."""
     return 1 + (lead >= 0x80) + (lead >= 0xE0) + (lead >= 0xF0)
 
 
 @kernel
 def _six_bits(data: Bytes, at: int, further: int) -> np.uint32:
-    """The bits of a continuation byte; its index is unsigned, so that Numba doesn't check whether it is negative."""
+    """Return the bits of a continuation byte; the index is unsigned, so that Numba doesn't check for negative ones."""
     return np.uint32(data[np.uint64(at) + np.uint64(further)] & 0x3F)

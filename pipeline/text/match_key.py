@@ -1,8 +1,8 @@
 """A Numba version of match_key, 20 times as fast.
 
-NFKC and lower case map most characters independently of their neighbours, so these are looked up in a table that is
-filled by Polars itself. A text with any other character (a combining mark, a Hangul jamo, Greek capital sigma, one too
-new for Python's Unicode tables) is left to Polars.
+NFKC and lower case map most characters independently of their neighbours. These are looked up in a table that Polars
+itself fills. A text with any other character (a combining mark, a Hangul jamo, Greek capital sigma, one too new for
+Python's Unicode tables) is left to Polars.
 """
 
 import unicodedata
@@ -18,9 +18,9 @@ from .kernels import Bytes, Offsets, Texts, code_point, kernel, utf8_buffers
 from .normalise import match_key
 
 _TABLED = 0x20000
-"""Code points in the table; the only text beyond them is rare ideographs."""
+"""The number of code points in the table; text beyond them is only rare ideographs."""
 _NO_ENTRY = np.uint32(0xFFFFFFFF)
-"""Marks a character that can't be looked up: its text is left to Polars."""
+"""Marks a character that can't be looked up; its text is left to Polars."""
 
 
 def match_keys(texts: Texts) -> pa.LargeStringArray:
@@ -29,7 +29,7 @@ def match_keys(texts: Texts) -> pa.LargeStringArray:
     ends, written, skipped = _write_keys(offsets, data, _table())
     keys = pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(written))
     if len(skipped):
-        column = texts.cast(pa.large_string())  # views can't be taken from
+        column = texts.cast(pa.large_string())  # `take` does not support string views
         by_polars = pl.DataFrame({"text": column.take(pa.array(skipped))}).select(match_key(pl.col("text"))).to_series()
         mask = np.zeros(len(texts), bool)
         mask[skipped] = True
@@ -39,9 +39,9 @@ def match_keys(texts: Texts) -> pa.LargeStringArray:
 
 @cache
 def _table() -> NDArray[np.uint32]:
-    """Build the table of what each code point maps to: up to three bytes of UTF-8, their number in the highest byte."""
+    """Build the table of each code point's mapping: up to three bytes of UTF-8, their number in the highest byte."""
     assigned = [chr(point) for point in range(_TABLED) if unicodedata.category(chr(point)) not in ("Cn", "Cs")]
-    # The letter in front keeps match_key from taking a mark for a text without letters, which is its own key.
+    # With a letter in front, since match_key returns a text without letters and digits unchanged.
     frame = pl.DataFrame({"text": [f"a{character}" for character in assigned]})
     mapped = [text[1:].encode() for text in frame.select(match_key(pl.col("text"))).to_series()]
     composing = _composing(assigned)
@@ -55,7 +55,7 @@ def _table() -> NDArray[np.uint32]:
 
 
 def _composing(characters: list[str]) -> set[str]:
-    """Find what NFKC may compose with the character before: jamo in a syllable, second halves of canonical pairs."""
+    """Return the characters that NFKC may compose with the one before: jamo, second halves of canonical pairs."""
     pairs = (unicodedata.decomposition(character).split() for character in characters)
     return {chr(point) for point in range(0x1160, 0x1200)} | {
         chr(int(pair[1], 16)) for pair in pairs if len(pair) == 2 and not pair[0].startswith("<")
@@ -64,7 +64,10 @@ def _composing(characters: list[str]) -> set[str]:
 
 @kernel
 def _write_keys(offsets: Offsets, data: Bytes, table: NDArray[np.uint32]) -> tuple[Offsets, Bytes, NDArray[np.int64]]:
-    """Return (offsets, data, skipped rows) of the keys: a text without letters is its own, a skipped one's is empty."""
+    """Return (offsets, data, skipped rows) of the keys.
+
+    A text without letters and digits is its own key. The key of a row left to Polars ("skipped") is empty here.
+    """
     rows = len(offsets) - 1
     ends = np.zeros(rows + 1, np.int64)
     written = np.empty(offsets[rows] - offsets[0] + 4, np.uint8)

@@ -1,4 +1,4 @@
-"""Text as every later stage sees it: `normalise` once at ingest, `key` for comparing."""
+"""Normalise texts, as ingest does once for all later stages, and make the keys by which texts are compared."""
 
 import html
 from collections.abc import Callable
@@ -11,17 +11,17 @@ import polars as pl
 from ...schemas.errors import MissingExtraError
 
 DEEPEST = 16
-"""Passes that `normalise` gives to markup within markup."""
+"""The number of passes in which `normalise` decodes markup within markup."""
 
 _CALL = 1 << 20
-"""Chosen here: bytes of text that `simplify` converts in one call."""
+"""Chosen here: bytes of text that `simplify` converts per call."""
 
 _BETWEEN = "\x1f"
-"""Stands between the texts of a call. `normalise` leaves it in no text, and no phrase of opencc holds it."""
+"""Separates the texts of a call. `normalise` removes it from every text, and opencc has no phrase that contains it."""
 
 _ENTITIES = {f"&{name};": chr(point) for name, point in name2codepoint.items() if name != "amp"}
 _ENTITIES |= {"&apos;": "'"}
-"""HTML 4's named entities. HTML 5's 2,000 more are not in use on pages, but look like C's `&in;` or `&it;`."""
+"""HTML 4's named entities. Pages don't use the 2,000 others of HTML 5, and some look like C code (`&in;`)."""
 
 _NUMERIC_ENTITY = r"&#(?:[0-9]{1,7}|[xX][0-9a-fA-F]{1,6});"
 
@@ -34,8 +34,8 @@ _INLINE_TAGS = (
     "a abbr audio b big button cite code col colgroup del em embed font i img input ins kbd label mark q s "
     "small span strike strong sub sup svg textarea tt u video wbr rb rp ruby"
 )
-_CELL_TAGS = "td th rt"  # side by side: a space keeps two cells, or a word and its gloss, apart
-# An attribute has a value, or is one of the few that need none: `a<b and c>d` is no tag.
+_CELL_TAGS = "td th rt"  # become a space, which keeps two cells, or a word and its gloss, apart
+# An attribute has a value, or is one of the few that need none: so `a<b and c>d` is not a tag.
 _ATTRIBUTES = (
     r"""(?:\s+(?:[a-zA-Z:_-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
     r"""|async|defer|disabled|checked|hidden|nowrap|noshade|controls|selected|allowfullscreen))*\s*/?"""
@@ -43,9 +43,9 @@ _ATTRIBUTES = (
 
 
 def _tags(names: str) -> str:
-    """A pattern for opening and closing tags of these names, in lower or in upper case.
+    """Return the pattern of opening and closing tags with these names, in lower or upper case.
 
-    Never capitalised: `List<Object>` and `<Button>` are code.
+    Capitalised names don't match, since `List<Object>` and `<Button>` are code.
     """
     longest_first = sorted(names.split(), key=len, reverse=True)
     return f"</?(?:{'|'.join(longest_first)}|{'|'.join(longest_first).upper()}){_ATTRIBUTES}>"
@@ -58,7 +58,7 @@ _UNSEEN = r"(?s)<!--.*?-->|<!(?:DOCTYPE|doctype)[^<>]*>" + "".join(
     rf"|<{name}{_ATTRIBUTES}>.*?</{name}\s*>" for name in ("script", "SCRIPT", "style", "STYLE")
 )
 
-# Code of one-letter generics: the tag-like part of `Box<A>` stays, so the match puts itself back.
+# One-letter generics in code look like tags: `Box<A>` is matched as a whole and put back.
 _GENERIC = r"[A-Za-z0-9_]<[abiqsuABIPQSU]>"
 
 _LINE_BREAK = r"\r\n?|[\x0b\x0c\x{85}\x{2028}\x{2029}]"
@@ -75,26 +75,28 @@ _HALF_WIDTH = [chr(ord(character) - 0xFEE0) for character in _FULL_WIDTH]
 
 
 def normalise(column: pl.Expr) -> pl.Expr:
-    """The text in one shape: what ingest applies, once, to every text it reads.
+    """Normalise text, as ingest does once for every text it reads.
 
-    - NFC.
-    - HTML entities decoded: HTML 4's names and numeric ones, always with their semicolon. Tags of a list of
-      names go: block tags become a line break, cells a space, inline tags nothing; scripts, styles and
-      comments go with what they hold. `a < b and c > d`, `List<String>` and `vector<int>` stay.
-    - Line breaks of every kind become `\\n`; control, zero-width, bidi and other invisible characters go.
-    - Full-width letters and digits become ASCII; Chinese punctuation stays as it is.
-    - Runs of other white space become one space, three or more line breaks two; none at the ends of lines.
+    - The text becomes NFC.
+    - HTML entities are decoded: HTML 4's named ones and numeric ones, with their semicolon.
+    - HTML tags (of a list of names) are removed: a block tag becomes a line break, a cell a space, an inline tag
+      nothing. Scripts, styles and comments are removed with their content. `a < b and c > d`, `List<String>` and
+      `vector<int>` stay.
+    - Line breaks of every kind become `\\n`. Control, zero-width, bidi and other invisible characters are removed.
+    - Full-width letters and digits become ASCII. Chinese punctuation is kept.
+    - Runs of other white space become one space, and nothing at the ends of lines. Three or more line breaks become
+      two.
 
-    Repeated until nothing changes, since what one pass decodes may be markup for the next (`&amp;lt;br&amp;gt;`):
-    the result is a fixed point, so normalising twice is normalising once. The price: a tag that was escaped to
-    be shown goes as well. A text nested deeper than DEEPEST, which nobody writes by accident, loses every `&`
-    and `<`. Null stays null.
+    Passes are repeated until nothing changes, since one may decode markup for the next (`&amp;lt;br&amp;gt;`). The
+    result is therefore a fixed point: normalising it again changes nothing. The price is that tags escaped for display
+    are removed as well. A text nested deeper than DEEPEST, which nobody writes by accident, loses every `&` and `<`.
+    Null stays null.
     """
     return column.map_batches(_until_stable, return_dtype=pl.String, is_elementwise=True)
 
 
 def simplify(column: pl.Expr) -> pl.Expr:
-    """Traditional Chinese as Simplified, phrase by phrase (opencc's `t2s`); for normalised text. Null stays null.
+    """Convert normalised text from Traditional to Simplified Chinese by phrases (opencc's `t2s`). Null stays null.
 
     Raises:
         MissingExtraError: opencc is not installed.
@@ -104,7 +106,7 @@ def simplify(column: pl.Expr) -> pl.Expr:
 
 
 def match_key(column: pl.Expr) -> pl.Expr:
-    """What two texts are compared by: NFKC, lower case, letters and digits alone.
+    """Return the key by which texts are compared: NFKC, lower case, only letters and digits.
 
     A text without letters and digits is its own key, so that `。。。` and `！！！` differ.
     """
@@ -113,7 +115,7 @@ def match_key(column: pl.Expr) -> pl.Expr:
 
 
 def _until_stable(texts: pl.Series) -> pl.Series:
-    """Pass over the texts until none changes; each pass reads only those that the one before changed."""
+    """Apply passes until no text changes; each pass handles only the texts that the previous one changed."""
     texts = texts.rename("text")
     rows = pl.int_range(len(texts), eager=True)
     pending = texts
@@ -151,7 +153,7 @@ def _one_pass(texts: pl.Series) -> pl.Series:
 
 
 def _numeric_entities(texts: pl.Series) -> dict[str, str]:
-    """The numeric entities that occur, each with its character (HTML's table: &#150; is an en dash)."""
+    """Map each numeric entity that occurs to its character, by HTML's table (&#150; is an en dash)."""
     found = texts.str.extract_all(_NUMERIC_ENTITY).explode().drop_nulls().unique()
     return {entity: html.unescape(entity) for entity in found.sort()}
 
@@ -167,14 +169,14 @@ def _traditional_to_simplified() -> Callable[[str], str]:
 
 
 def _converted(texts: pl.Series, convert: Callable[[str], str]) -> pl.Series:
-    """Convert the texts that hold a Han character, many in a call: a call each takes five times as long."""
+    """Convert the texts that contain a Han character, many per call: a call for each takes five times as long."""
     rows = texts.str.contains(r"\p{Han}").fill_null(False).arg_true()
     chinese = texts.gather(rows)
     calls = chinese.str.len_bytes().cum_sum() // _CALL
     parts = [pl.Series([], dtype=pl.String)]
     for call in pl.DataFrame({"text": chinese, "call": calls}).partition_by("call", maintain_order=True):
         found = convert(_BETWEEN.join(call["text"])).split(_BETWEEN)
-        if len(found) != call.height:  # a text that was not normalised
+        if len(found) != call.height:  # one contains _BETWEEN, as it was not normalised
             found = [convert(text) for text in call["text"]]
         parts.append(pl.Series(found))
     return texts.clone().scatter(rows, pl.concat(parts))
