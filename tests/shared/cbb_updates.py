@@ -1,4 +1,4 @@
-"""Updates by any number of ranks and in any partition, and the paper's equation 3 written out pair by pair."""
+"""Training updates with any number of ranks and any partition, and the paper's equation 3 written pair by pair."""
 
 import os
 from collections.abc import Callable
@@ -20,7 +20,7 @@ TEMPERATURE, STS_TEMPERATURE, LEARNING_RATE = 0.1, 0.07, 0.5
 
 
 class Encoder(nn.Module):
-    """Mean of character vectors through two layers, in float64."""
+    """The mean of character vectors, passed through two layers, in float64."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
 
 @dataclass
 class Texts:
-    """The arguments of build_batch, and what the reference needs to know beside them."""
+    """The arguments of build_batch, and further facts that the reference needs."""
 
     queries: list[str] = field(default_factory=list)
     positives: list[str] = field(default_factory=list)
@@ -55,14 +55,14 @@ RETRIEVAL = Texts(
     negatives=[
         ["北京今天有雨", "上海人口两千万", "五花肉焯水切块"],  # the last is another query's positive
         ["红烧鱼", "北京今天有雨"],  # one shared with the first query; one short of three
-        ["list.append", "use sorted ( list )", "java sort"],  # the second: same cluster as the positive
+        ["list.append", "use sorted ( list )", "java sort"],  # the second has the cluster of the positive
         [],
     ],
     positive_clusters=[-1, 4, 7, -1],
     negative_clusters=[[-1, -1, 4], [5, -1], [-1, 7, 8], []],
 )
 STS = Texts(
-    left=["今天天气好", "红烧肉", "he runs", "猫", "甲"],  # one text that retrieval has too
+    left=["今天天气好", "红烧肉", "he runs", "猫", "甲"],  # one text is also in the retrieval batch
     right=["今天天气不错", "清蒸鱼", "he is running", "狗", "乙"],
     labels=[0.9, 0.2, 0.9, 0.2, 0.5],
 )
@@ -76,7 +76,7 @@ CHUNK = 16  # characters: one to four texts
 
 @dataclass(frozen=True)
 class Case:
-    """One update: its batch and what is not as by default."""
+    """One update: its batch, and the settings that differ from the defaults."""
 
     batch: str
     matryoshka_dims: tuple[int, ...] = ()
@@ -85,7 +85,7 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keywords of cbb_loss."""
+        """Return the keywords of cbb_loss."""
         return {
             "temperature": TEMPERATURE,
             "sts_temperature": STS_TEMPERATURE,
@@ -104,7 +104,7 @@ DEEPSPEED_CASE = Case("both", (4, 8, 12))
 
 
 def reference_loss(encoder: Encoder, case: Case) -> Tensor:
-    """Eq. 3 text by text: every occurrence encoded by itself, no batching, no masks."""
+    """Compute eq. 3 text by text: every occurrence encoded on its own, without batching or masks."""
     batch = BATCHES[case.batch]
 
     def similarity(one: str, other: str, dim: int) -> Tensor:
@@ -139,7 +139,7 @@ def reference_loss(encoder: Encoder, case: Case) -> Tensor:
 
 
 def parameters_after(encoder: Encoder, world_size: int = 1) -> Tensor:
-    """All parameters after one SGD step on gradients averaged over ranks, as DeepSpeed averages them."""
+    """Return all parameters after one SGD step on gradients averaged over ranks, as DeepSpeed averages them."""
     parameters = list(encoder.parameters())
     gradients = flat([each.grad if each.grad is not None else torch.zeros_like(each) for each in parameters])
     if world_size > 1:
@@ -154,7 +154,7 @@ def flat(parameters: list[Tensor]) -> Tensor:
 def share_of(
     case: Case, partition: CBBPartition, rank: int, world_size: int
 ) -> tuple[list[list[str]], Callable[..., Losses]]:
-    """The texts of a rank, in chunks, and the loss of the whole update from their embeddings."""
+    """Return the texts of a rank in chunks, and a function from their embeddings to the loss of the whole update."""
     batch = build_batch(**vars(BATCHES[case.batch]))
     lengths = [len(text) for text in batch.texts]
     own, restore = partition_texts(rank, world_size, lengths, sts_only_mask(batch, partition))
@@ -167,7 +167,7 @@ def share_of(
 
 
 def one_update(case: Case, partition: CBBPartition, cached: bool, rank: int, world_size: int) -> tuple[Tensor, Tensor]:
-    """Parameters after the update of a case, and its loss, as a training loop would do it without DeepSpeed."""
+    """Return the parameters after an update, and its loss, as in a training loop without DeepSpeed."""
     encoder = Encoder()
     chunks, loss = share_of(case, partition, rank, world_size)
     if cached:
@@ -179,7 +179,7 @@ def one_update(case: Case, partition: CBBPartition, cached: bool, rank: int, wor
 
 
 def run(make_updates: str, world_size: int, folder: Path) -> list[Any]:
-    """What each rank of a process group makes."""
+    """Call the function of that name in each rank of a process group; return their results."""
     ranks = [
         forks.start(save_updates, make_updates, rank, world_size, folder, output=folder / "output")
         for rank in range(world_size)
@@ -203,7 +203,7 @@ def plain_updates(rank: int, world_size: int) -> list[list[tuple[Tensor, Tensor]
 
 
 def deepspeed_updates(rank: int, world_size: int) -> dict[tuple[str, int, bool], Tensor]:
-    """Parameters after two updates by each of DeepSpeed's ways to hold them, with GradCache and without."""
+    """Return the parameters after two updates, for each precision and ZeRO stage, with and without GradCache."""
     return {
         (precision, zero, cached): deepspeed_update(precision, zero, cached, rank, world_size)
         for precision in ("fp32", "bf16", "fp16")

@@ -1,4 +1,4 @@
-"""A recipe of one clean source and three pairs, and the type of the fixture `conan`."""
+"""A recipe with one clean source of three pairs, and the type of the fixture `conan`."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Conan = Callable[..., tuple[int, str, str]]
 
 
 def write_recipe(folder: Path) -> Path:
-    """A recipe of one clean source, and its data."""
+    """Write a recipe with one clean source, and its data."""
     lines = (json.dumps({"question": query, "answer": positive}, ensure_ascii=False) for query, positive in RECORDS)
     (folder / "data").mkdir()
     (folder / "data" / "qa.jsonl").write_text("\n".join(lines), "utf-8")

@@ -41,10 +41,10 @@ def start(
     environment: Mapping[str, str] | None = None,
     group: int = 0,
 ) -> ForkServerProcess:
-    """Call a function of any file in a process of its own, whose exit code it returns.
+    """Start a process that calls a function of any file; the function returns its exit code.
 
-    What it prints is appended to the files `output` and `errors`, or both to `output`. The process is the first of a
-    process group, unless another is given.
+    Its output is appended to the files `output` and `errors`, or all to `output`. The process leads a new process
+    group unless one is given.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preloaded"])
@@ -71,7 +71,7 @@ def exit_codes(processes: list[ForkServerProcess]) -> list[int | None]:
 def call(
     function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Call a function in a process of its own until it ends, as subprocess.run does a program."""
+    """Call a function in a new process and wait for its end, as subprocess.run does with a program."""
     with tempfile.TemporaryDirectory() as folder:
         streams = Path(folder, "stdout"), Path(folder, "stderr")
         process = start(function, *arguments, output=streams[0], errors=streams[1], environment=environment)
@@ -93,13 +93,13 @@ def _call(
     for number, file in enumerate(streams, 1):
         if file is not None:
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    forkserver._forkserver.ensure_running = lambda: None  # this is a fork of it
+    forkserver._forkserver.ensure_running = lambda: None  # this process is a fork of the server
     file, name = called
     sys.exit(getattr(load_file(file), name)(*arguments))
 
 
 def load_file(file: str) -> ModuleType:
-    """The module that a file is, whatever pytest calls it."""
+    """Import a file as a module, whatever name pytest gave it."""
     name = Path(file).stem
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)
@@ -130,7 +130,7 @@ def program(file: Path, *arguments: object) -> None:
 def started(
     arguments: list[str], output: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[ForkServerProcess]:
-    """A command of `conan` that does not outlive the block; `output` has what it alone has printed."""
+    """Run a `conan` command that is killed at the end of the block; only its own output is in `output`."""
     output.unlink(missing_ok=True)
     process = start(conan, *arguments, output=output, environment=environment)
     try:
@@ -140,13 +140,13 @@ def started(
 
 
 def run(arguments: list[str], output: Path, environment: Mapping[str, str] | None = None) -> int | None:
-    """A command of `conan` from start to end; its exit code."""
+    """Run a `conan` command to its end and return its exit code."""
     with started(arguments, output, environment) as process:
         return exit_codes([process])[0]
 
 
 def kill_group(process: ForkServerProcess) -> None:
-    """SIGKILL to a process and all of its group."""
+    """Send SIGKILL to a process and all of its group."""
     assert process.pid is not None
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -156,7 +156,7 @@ def kill_group(process: ForkServerProcess) -> None:
 
 
 def train(file: str) -> None:
-    """Be a rank of the job in a file."""
+    """Run as a rank of the job described in a file."""
     from conan_embedding.trainer.train import run
 
     code = run(Path(file))
@@ -165,7 +165,7 @@ def train(file: str) -> None:
 
 
 class Rank:
-    """What trainer.launch.hosts.start gives for a host that is this one, as a fork."""
+    """Stands in for what trainer.launch.hosts.start returns for the local host, with a fork."""
 
     stdin = None
 

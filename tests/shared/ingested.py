@@ -1,4 +1,4 @@
-"""What ingest makes of a recipe."""
+"""Ingest a recipe and look at the results."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ ALONE = Engine(workers=1)
 
 
 class Ingested:
-    """What came of a recipe."""
+    """The results of ingesting a recipe."""
 
     def __init__(self, corpus: Path, recipe: Recipe, engine: Engine = ALONE) -> None:
         self.summary: Summary = stage.ingest(corpus, recipe, engine)
@@ -31,7 +31,7 @@ class Ingested:
 
 
 def frames(corpus: Path, folder: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Pairs and rejects of a finished stage."""
+    """Read the pairs and rejects of a finished stage."""
     shards = folders.shards(corpus, folder)
     for shard in shards:
         folders.read_footer(shard).check()

@@ -1,4 +1,4 @@
-"""Texts that are nearly the same, and what dedup made of them."""
+"""Nearly identical texts, and the result of dedup on them."""
 
 import unicodedata
 from pathlib import Path
@@ -19,7 +19,7 @@ def text(seed: int, length: int = 80) -> str:
 
 
 def near(original: str, seed: int = 0) -> str:
-    """The text with one character changed: similar to 0.87 and more at 80 characters."""
+    """Return the text with one character changed: at 80 characters, the similarity is 0.87 or more."""
     place = Random(seed).randrange(len(original))
     return original[:place] + "龘" + original[place + 1 :]
 

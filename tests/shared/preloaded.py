@@ -1,4 +1,4 @@
-"""What the fork server imports once, so that commands and training processes start in hundredths of a second."""
+"""Imports of the fork server, made once, so that commands and training processes start in hundredths of a second."""
 
 import gc
 import multiprocessing
@@ -35,16 +35,16 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 imported = [
     *(cli, run, catalog, convert, dedup, encoder, ingest, mine, scanners, score, filter_pairs),
     *(forks, pyarrow.dataset, rich.progress, transformers.BertModel, transformers.BertTokenizerFast),
-    *(evaluate, faiss, pandas, setuptools, torch, train),  # some of these DeepSpeed imports as it goes
+    *(evaluate, faiss, pandas, setuptools, torch, train),  # DeepSpeed imports some of these while it runs
 ]
 njit(lambda number: number + 1)(1)  # Numba loads its own types at the first call
 
 typer.main.get_command = cache(typer.main.get_command)
-typer.main.get_command(cli.app)  # what every command builds out of all commands' signatures
+typer.main.get_command(cli.app)  # every command builds this from all commands' signatures
 
-get_checkpoint_conversion_mapping("bert")  # a thousand regular expressions, made at the first model that is read
+get_checkpoint_conversion_mapping("bert")  # a thousand regular expressions, compiled when the first model is read
 
-# Polars makes these tables, and a server in which it has run has no forks that work: another process does it.
+# Polars makes these tables, and once it has run in a server, forks of that server don't work: use another process.
 key_table = multiprocessing.RawArray("I", match_key._TABLED)
 class_table = multiprocessing.RawArray("B", text_counts._CODE_POINTS)
 

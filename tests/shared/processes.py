@@ -1,4 +1,4 @@
-"""What tests of processes share."""
+"""Helpers for tests of processes."""
 
 import time
 from collections.abc import Callable

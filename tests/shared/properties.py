@@ -1,6 +1,6 @@
-"""How many examples property tests draw: the same for everybody in `make test`, new ones in `make fuzz`.
+"""The examples that property tests draw: always the same in `make test`, new and more of them in `make fuzz`.
 
-Both come from the profile that this module loads; tests that want another number than a hundred are decorated with
+Both come from the profile that this module loads; tests that want a number other than a hundred are decorated with
 `@max_examples(number)` instead of Hypothesis's own `@settings`, so that `make fuzz` can multiply it.
 """
 
@@ -38,11 +38,11 @@ def max_examples(number: int) -> settings:
 
 
 clock = SimpleNamespace(share=math.inf, end=math.inf, has_failed=False)
-"""Seconds for each test under `make fuzz`, when those of the running test end, and whether it has found something."""
+"""Under `make fuzz`: seconds per test, when the running test's time ends, and whether it has found a failure."""
 
 
 def share_time(items: list[pytest.Item], workers: int) -> None:
-    """Give each test a fair part of FUZZ_SECONDS."""
+    """Give each test an equal share of FUZZ_SECONDS."""
     clock.share = FUZZ_SECONDS * workers / max(1, len(items))
     functions = {item.obj for item in items if getattr(getattr(item, "obj", None), "is_hypothesis_test", False)}
     for function in functions:

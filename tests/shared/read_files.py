@@ -1,4 +1,4 @@
-"""What a source's files give when they are read."""
+"""Read a source's files and look at the results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ Problems = list[tuple[int | None, str, str | None]]
 
 
 class Read:
-    """What a source's files gave."""
+    """The rows and problems of a source's files."""
 
     def __init__(self, paths: list[str], **source: Any) -> None:
         one = Source.model_validate({"name": "web", "files": "*", **source})
@@ -30,7 +30,7 @@ class Read:
         self.problems: Problems = self.problems_frame.select("line", "reason", "record").rows()
 
     def values(self, *names: str) -> list[Any]:
-        """Of one column its values, of more their tuples."""
+        """Return the values of one column, or tuples of several columns' values."""
         found = [tuple(row.get(name) for name in names) for row in self.rows]
         return [value for (value,) in found] if len(names) == 1 else found
 
@@ -47,7 +47,7 @@ Reader = Callable[..., Read]
 
 
 def reader(folder: Path) -> Reader:
-    """Write a file in the folder, and read it; what its name ends with says how, unless `read` is given."""
+    """Return a function that writes a file and reads it, by its name's ending unless `read` is given."""
 
     def read(data: str | bytes, name: str, **source: Any) -> Read:
         path = folder / name

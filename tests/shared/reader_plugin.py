@@ -40,7 +40,7 @@ def write_plugin(folder: Path) -> None:
 
 
 def write_plugin_recipe(folder: Path, section: str = "sources") -> Path:
-    """Write a recipe of a source for each of PAIRS, whose file has a line without an answer, too."""
+    """Write a recipe with a source for each of PAIRS; each file also has a line without an answer."""
     lines = ["plugins: [arrow_readers]", f"{section}:"]
     for number, (question, answer) in enumerate(PAIRS):
         (folder / f"{number}.txt").write_text(f"{question}=>{answer}\n\n没有回答\n", "utf-8")
@@ -51,7 +51,7 @@ def write_plugin_recipe(folder: Path, section: str = "sources") -> Path:
 
 
 def read_corpus(corpus: Path) -> tuple[list[tuple[str, str]], list[tuple[int, str]], set[int]]:
-    """The pairs of such a recipe's corpus, the lines that were rejected and why, and the processes that read them."""
+    """Return the pairs in such a recipe's corpus, the rejected lines with reasons, and the reading processes."""
     shards = folders.shards(corpus, "ingest")
     pairs = pl.concat(pl.read_parquet(shard) for shard in shards)
     rejects = pl.concat(pl.read_parquet(folders.rejects(shard)) for shard in shards)
@@ -60,5 +60,5 @@ def read_corpus(corpus: Path) -> tuple[list[tuple[str, str]], list[tuple[int, st
 
 
 def python_path(*folders: Path) -> dict[str, str]:
-    """The environment of a process that imports modules from these folders, too."""
+    """Return the environment for a process that also imports modules from these folders."""
     return os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])}

@@ -1,4 +1,4 @@
-"""Shards of numbered texts, as the tests of the corpus write them."""
+"""Shards of numbered texts for the tests of the corpus."""
 
 import hashlib
 from pathlib import Path

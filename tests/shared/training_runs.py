@@ -1,4 +1,4 @@
-"""Runs of training that several files of tests look at."""
+"""Training runs that several test files use."""
 
 import json
 import os
@@ -25,19 +25,19 @@ from safetensors.torch import load_file
 SHARED = {"learning_rate": 1e-3, "temperature": 0.1, "log_every": 1, "max_length": 32}
 PRETRAIN = {**SHARED, "batch_size": 8, "projection_dim": 24, "matryoshka_dims": [8, 24]}
 FINETUNE = {**SHARED, "retrieval_batch": 8, "sts_batch": 6, "matryoshka_dims": [16, 32], "negatives": 4}
-EASILY = HardNegativeMining(check_every=4, factor=1.0, ceiling=2.0)  # half the queries move at a check
+EASILY = HardNegativeMining(check_every=4, factor=1.0, ceiling=2.0)  # half the queries change windows at a check
 PLAIN = {"steps": 8, "warmup": 0.25, "weight_decay": 0.5, "gradient_clipping": 0.7}
 SHORT = {"steps": 5}
 LONG = {"steps": 28, "checkpoint_every": 7}
 REFRESHED = {**FINETUNE, "steps": 18, "checkpoint_every": 5}
 RERANK = EASILY.model_copy(update={"refresh": "rerank", "factor": 0.95})
 HALFWAY = 9
-"""Steps after which a run is ended: a check of DHNM, at 8, among those that its last checkpoint does not have."""
+"""The step after which a run is stopped; the DHNM check at step 8 is not yet in its last checkpoint."""
 REMINE = EASILY.model_copy(update={"refresh": "remine", "remine_every": 6})
 
 
 def job_of(corpus: Path, tiny: Path, settings: OptimizerSettings) -> Job:
-    """The job that `conan train` would make."""
+    """Return the job that `conan train` would make."""
     shards = {kind: sorted((corpus / "convert" / kind).glob("*.parquet")) for kind in ("pretrain", "retrieval", "sts")}
     if isinstance(settings, PretrainSettings):
         return make_job(corpus, "pretrain", str(tiny), settings, {"pairs": shards["pretrain"]})
@@ -47,7 +47,7 @@ def job_of(corpus: Path, tiny: Path, settings: OptimizerSettings) -> Job:
 
 
 def log_of(job: Job) -> list[dict[str, Any]]:
-    """The steps in a run's log, without what depends on the clock."""
+    """Return the steps in a run's log, without values that depend on the clock."""
     lines = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
     return [{key: line[key] for key in line if key != "tokens_per_second"} for line in lines if "loss" in line]
 
@@ -118,11 +118,11 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
         2,
     ),
 }
-"""Those that are killed, or asked to stop, are started again; those that lose something end with exit code 1."""
+"""Killed or stopped runs are started again; runs that lose something end with exit code 1."""
 
 
 class Runs(dict[str, Job]):
-    """The runs above, each made when a test first asks for it; one that fails fails those tests alone."""
+    """The runs above, each made when a test first needs it; if it fails, only those tests fail."""
 
     def __init__(self, base: Path, corpus: Path, tiny: Path) -> None:
         self.base, self.corpus, self.tiny = base, corpus, tiny
@@ -140,7 +140,7 @@ class Runs(dict[str, Job]):
 
 
 def train(corpus: Path, tiny: Path, name: str) -> Job:
-    """Make a run, in a corpus of its own."""
+    """Make a run in its own corpus."""
     settings, processes = RUNS[name]
     job = job_of(corpus, tiny, settings)
     job.folder.mkdir(parents=True)
@@ -151,13 +151,13 @@ def train(corpus: Path, tiny: Path, name: str) -> Job:
         steps = [int(place.name.removeprefix("step-")) for place in job.checkpoints]
         found = {"codes": codes, "checkpoints": steps, "logged": log_of(job)[-1]["step"]}
         (job.folder / "ended.json").write_text(json.dumps(found))
-        (job.folder / "checkpoints" / ".step-00000099.tmp").mkdir()  # half of one, of a kill while saving
+        (job.folder / "checkpoints" / ".step-00000099.tmp").mkdir()  # incomplete, as after a kill while saving
     assert set(run_ranks(job, processes)) == {1 if ended == "lost" else 0}, (corpus / "output").read_text("utf-8")
     return job
 
 
 def run_ranks(job: Job, processes: int, ended: signal.Signals | None = None) -> list[int | None]:
-    """Exit codes of the ranks of a job, all of them ended by a signal halfway if there is one."""
+    """Run the ranks of a job and return their exit codes; a signal, if given, ends all of them halfway."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}

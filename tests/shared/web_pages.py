@@ -1,4 +1,4 @@
-"""Web pages: an article with what stands around it."""
+"""Web pages: an article and the navigation, footer and so on around it."""
 
 PARAGRAPHS = [
     "据记者三月五日报道，今年要扎实推进乡村振兴，稳住农业基本盘。记者在河北多地采访时看到，春耕备耕正在有序展开。",

@@ -1,4 +1,4 @@
-"""Kinds of files for fuzz_readers: how each is written, and how much of it must be read when it is damaged."""
+"""Kinds of files for fuzz_readers: how to write each, and how much of it must be readable after damage."""
 
 import bz2
 import csv
@@ -23,20 +23,20 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file: how it is written and read, and how much of it must be read when it is damaged somewhere."""
+    """A kind of file: how to write and read it, and how much of it must be readable after damage."""
 
     ending: str
     write: Callable[[list[Pair]], list[bytes]]
-    """What stands before the first record, then each record's bytes, then what stands after the last."""
+    """Returns the bytes before the first record, then those of each record, then those after the last."""
     source: dict[str, Any]
     pack: Callable[[list[bytes]], bytes] = b"".join
     unpacked: Callable[[bytes, int, bytes], int] = lambda file, damage, damaged: damage
-    """How many bytes before the damage of a good file must be read, unpacked; the damaged file is there to see."""
+    """Returns how many decompressed bytes must be read: from the good file, the damage's offset, the damaged file."""
     records: int = 40
 
 
 def pairs(rng: Random, count: int) -> list[Pair]:
-    """Chinese questions and answers; each is there once."""
+    """Return distinct Chinese questions and answers."""
     words = [chr(rng.randrange(0x4E00, 0x9F00)) for _ in range(300)]
     words = [word for word in words if _is_common(word)]
     return [
@@ -64,7 +64,7 @@ def _lines(record: Callable[[Pair], Any], encoding: str = "utf-8") -> Callable[[
 
 
 def _array(separator: str, indent: int | None = None) -> Callable[[list[Pair]], list[bytes]]:
-    """An array's element ends before its comma."""
+    """Return a writer of arrays; an element ends before its comma."""
 
     def write(good: list[Pair]) -> list[bytes]:
         elements = [json.dumps(_record(pair), ensure_ascii=False, indent=indent) for pair in good]
@@ -112,7 +112,7 @@ def _parquet(good: list[Pair]) -> list[bytes]:
 
 
 def _arrow(good: list[Pair]) -> list[bytes]:
-    """Arrow's stream; a record ends where its batch does."""
+    """Write Arrow's stream; a record ends where its batch does."""
     schema = pa.schema({"query": pa.string(), "positive": pa.string()})
     sink = io.BytesIO()
     parts, before = [], 0
@@ -153,7 +153,7 @@ def _chat(pair: Pair) -> dict[str, Any]:
     return {"conversations": [{"from": "human", "value": pair[0]}, {"from": "gpt", "value": pair[1]}]}
 
 
-# Compression: tens of records a stream, so that there are whole ones before the damage
+# Compression: tens of records per stream, so that there are whole streams before the damage
 
 
 def _streams(compress: Callable[[bytes], bytes]) -> Callable[[list[bytes]], bytes]:
@@ -168,7 +168,7 @@ def _zipped(parts: list[bytes]) -> bytes:
 
 
 def _whole_streams(start: Callable[[], Any]) -> Callable[[bytes, int, bytes], int]:
-    """The streams that end before the damage."""
+    """Return a function that measures the streams which end before the damage."""
 
     def unpacked(file: bytes, damage: int, damaged: bytes) -> int:
         size, rest = 0, file[:damage]
@@ -184,17 +184,17 @@ def _whole_streams(start: Callable[[], Any]) -> Callable[[bytes, int, bytes], in
 
 
 def _before_in_gzip(file: bytes, damage: int, damaged: bytes) -> int:
-    """What zlib makes of all but the last half kilobyte, which it may be given together with the damage."""
+    """Measure what zlib decodes before the damage, less half a kilobyte that it may get in one call with it."""
     return len(zlib.decompressobj(31).decompress(file[: max(0, damage - 512)]))
 
 
 def _before_in_zip(file: bytes, damage: int, damaged: bytes) -> int:
-    """The same, where the archive's directory is whole: without it nothing can be found."""
+    """Do the same if the archive's directory is intact; without it no member can be found."""
     try:
         with zipfile.ZipFile(io.BytesIO(damaged)) as archive:
             (member,) = archive.infolist()
             archive.open(member).close()
-    except BaseException as error:  # a panic in Rust is no Exception
+    except BaseException as error:  # a panic in Rust is not an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         return 0

@@ -1,9 +1,9 @@
-"""Files with random damage: none crashes a reader or holds it up, or costs a good record that precedes the damage.
+"""Read files with random damage: no reader crashes, hangs, or loses a good record that precedes the damage.
 
     python tests/pipeline/ingest/fuzz_readers.py --files 10000 --format jsonl --format csv
 
-tries that many files of each format (of all, if none is named) and ends with 1 if one failed. A file follows from its
-format and its number, so `--first NUMBER --files 1` makes the same one again.
+tries that many files of each format named (by default, of all), and exits with 1 if one fails. A file depends only on
+its format and number, so `--first NUMBER --files 1` makes the same one again.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from conan_embedding.schemas.settings import Source
 from fuzz_formats import FORMATS, Format, Pair, pairs
 
 SECONDS = 10.0
-"""Of a processor, that a file may take."""
+"""Processor time that one file may take."""
 
 
 @dataclass
 class Tally:
-    """What came of the files of a format."""
+    """The results of reading the files of a format."""
 
     files: int = 0
     rows: int = 0
@@ -52,7 +52,7 @@ _PIECES = (
 
 
 def damage(rng: Random, data: bytes) -> bytes:
-    """The data with one to three faults."""
+    """Return the data with one to three faults."""
     start = rng.randrange(len(data))
     for _ in range(rng.choice((1, 1, 2, 3))):
         data = _fault(rng, data, rng.randrange(start, max(start + 1, len(data))))
@@ -76,9 +76,9 @@ def _fault(rng: Random, data: bytes, at: int) -> bytes:
         case 5:  # exchange
             other = after[: len(split)]
             return before + other + split + after[len(other) :]
-        case 6:  # overwrite with what cannot be foreseen
+        case 6:  # overwrite with random bytes
             return before + rng.randbytes(rng.randrange(1, 20)) + after
-        case _:  # overwrite with what stands elsewhere
+        case _:  # overwrite with bytes from elsewhere
             begin = rng.randrange(len(data))
             return before + data[begin : begin + len(split)] + after
 
@@ -87,7 +87,7 @@ def _fault(rng: Random, data: bytes, at: int) -> bytes:
 
 
 def try_file(connection: duckdb.DuckDBPyConnection, name: str, number: int, folder: Path, tally: Tally) -> list[str]:
-    """Damage a file and read it; returns what is wrong with that."""
+    """Damage a file and read it; return what went wrong."""
     kind = FORMATS[name]
     rng = Random(f"{name} {number}")
     good = pairs(rng, kind.records)
@@ -101,7 +101,7 @@ def try_file(connection: duckdb.DuckDBPyConnection, name: str, number: int, fold
     began = time.process_time()
     try:
         found, rows, problems = _read(connection, source, path)
-    except BaseException as error:  # a panic in Rust is no Exception
+    except BaseException as error:  # a panic in Rust is not an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         return [traceback.format_exc()]
@@ -128,7 +128,7 @@ def try_file(connection: duckdb.DuckDBPyConnection, name: str, number: int, fold
 
 
 def _read(connection: duckdb.DuckDBPyConnection, source: Source, path: Path) -> tuple[set[Pair], int, int]:
-    """Pairs, and how many rows and problems there were, as ingest has them."""
+    """Return the pairs, and the numbers of rows and problems, as ingest would get them."""
     found: set[Pair] = set()
     rows = rejected = 0
     for problems in readers.read(connection, source, [FileSplit(file.path) for file in list_files([str(path)])]):
@@ -145,13 +145,13 @@ def _read(connection: duckdb.DuckDBPyConnection, source: Source, path: Path) -> 
 
 
 def _common(one: bytes, other: bytes) -> int:
-    """How many bytes two files begin with in common."""
+    """Return the length of the beginning that two files share."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _ends(parts: list[bytes]) -> Iterator[int]:
-    """Where each record ends; none, where a file is read whole or not at all."""
+    """Yield where each record ends; nothing for files that are read whole or not at all."""
     end = len(parts[0])
     for part in parts[1:-1]:
         end += len(part)
@@ -167,7 +167,7 @@ def _read_as(kind: Format, good: list[Pair]) -> list[Pair]:
 
 
 def _is_another_encoding(damaged: bytes, kind: Format) -> bool:
-    """Whether so much of a file can't be decoded that it is taken for one in another encoding."""
+    """Whether so much of a file is undecodable that it is mistaken for another encoding."""
     if kind.pack != b"".join or kind.source["read"] in ("hf", "warc"):
         return False
     text = damaged.decode(kind.source.get("encoding", "utf-8"), "replace")
@@ -181,7 +181,7 @@ _WHITE = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map
 
 
 def _lines_of(damaged: bytes) -> int | None:
-    """Lines of UTF-8 that hold something; none, where it can't be said."""
+    """Count the lines of UTF-8 that are not blank; None if that can't be known."""
     text = damaged.decode("utf-8", "replace")
     if damaged.startswith((b"\xff\xfe", b"\xfe\xff")) or ("\n" not in text and "\r" in text):
         return None
@@ -189,7 +189,7 @@ def _lines_of(damaged: bytes) -> int | None:
 
 
 def fuzz(name: str, numbers: range, report: Callable[[int, str], None]) -> Tally:
-    """Try the files of a format with these numbers; `report` is called with each fault."""
+    """Try the files with these numbers of a format, and call `report` with each fault."""
     tally = Tally()
     with readers.open_sandbox() as connection, tempfile.TemporaryDirectory() as folder:
         for number in numbers:

@@ -1,4 +1,4 @@
-"""From a glob to bytes: listing, archives, decompression within bounds; damage is told, never hidden."""
+"""Listing files, archives, decompression within limits; damage is reported, never hidden."""
 
 import bz2
 import gzip
@@ -33,7 +33,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def unpack(path: str) -> tuple[bytes, FileError | None]:
-    """The bytes of a file, and what ended them."""
+    """Return the bytes of a file, and the error that ended them."""
     found = []
     try:
         for chunk in read_chunks(FileSplit(path)):
@@ -127,7 +127,7 @@ def test_unreadable(name: str, tmp_path: Path) -> None:
     assert raised.value.reason == "unreadable"
 
 
-# What unpacks without end
+# Files that decompress without end
 
 
 MEASURE = """

@@ -1,4 +1,4 @@
-"""Pages: what is content and what is not, encodings, and hostile pages."""
+"""Web pages: what is extracted as content, encodings, hostile pages."""
 
 import random
 from typing import Any
@@ -42,7 +42,7 @@ LAYOUTS = {
 
 
 def outcome(page: bytes | str, **given: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The row of a page, or its problem."""
+    """Return the row of a page, or its problem."""
     data = page.encode() if isinstance(page, str) else page
     ((rows, problems),) = read_html([data[:100], data[100:]], "page.html", **given)
     assert rows.schema == PAGE and problems.schema == PROBLEM and rows.height + problems.height == 1
@@ -144,7 +144,7 @@ def test_text_that_is_not_in_the_encoding_is_a_problem() -> None:
     assert reason(page.encode("gbk"), encoding="utf-8") == "encoding"
     assert reason(page, encoding="no-such") == "encoding"
     assert reason(page.encode().replace("冬小麦".encode(), b"\xe5\x86")) == "encoding"
-    assert outcome(page.encode().replace("关于我们".encode(), b"\xe5\x86"))[0] is not None  # beside the content
+    assert outcome(page.encode().replace("关于我们".encode(), b"\xe5\x86"))[0] is not None  # outside the content
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The whole sample through ingest: every row that was written is a pair or a reject."""
+"""Ingest the whole sample: every row that was written becomes a pair or a reject."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def test_every_row_of_the_sample_is_accounted_for(sample: Sample) -> None:
     assert (summary.rows_out, summary.rejected.total()) == (found.pairs.height, found.rejects.height)
     assert summary.rejected == {
         "truncated": planted["truncated_files"],
-        "broken_json": planted["broken_lines"] + planted["truncated_files"],  # what is left of it is no JSON
+        "broken_json": planted["broken_lines"] + planted["truncated_files"],  # the rest of it is not valid JSON
         "nul_bytes": planted["nul_lines"],
         "no_query": planted["empty_files"],
     }

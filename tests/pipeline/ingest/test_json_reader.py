@@ -1,4 +1,4 @@
-"""JSON of every shape: the structure that all batches share is DuckDB's own, and a damaged document costs itself."""
+"""JSON of every shape: all batches share the structure that DuckDB itself finds; damage costs only its document."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def frame(some: list[Any]) -> pl.DataFrame:
 
 
 def group_structure(connection: duckdb.DuckDBPyConnection, some: list[Any]) -> Any:
-    """What DuckDB finds in all of them at once."""
+    """Return what DuckDB finds in all of them at once."""
     connection.register("all_texts", frame(some).to_arrow())
     ((found,),) = connection.sql("SELECT json_group_structure(CAST(text AS JSON)) FROM all_texts").fetchall()
     connection.unregister("all_texts")
@@ -45,16 +45,14 @@ def test_structures_merge_as_duckdb_does(batches: list[list[dict[str, Any]]]) ->
     with readers.open_sandbox() as connection:
         for batch in batches:
             found = group_structure(connection, batch)
-            one = merge_structures(
-                one, "NULL" if found == "JSON" else found
-            )  # as DuckDB has it where every record is empty
+            one = merge_structures(one, "NULL" if found == "JSON" else found)  # as in DuckDB, if every record is empty
         whole = group_structure(connection, records)
         assert one == ("NULL" if whole == "JSON" else whole)
         assert find_structure(connection, map(frame, batches)) == find_structure(connection, [frame(records)])
 
 
 def table(path: Path, **source: Any) -> tuple[list[dict[str, Any]], list[tuple[Any, ...]], set[tuple[str, ...]]]:
-    """Rows, problems (line, reason), and the columns and types that the batches had."""
+    """Return rows, problems (line, reason), and the columns and types of the batches."""
     one = Source.model_validate({"name": "web", "files": "*", "read": path.suffix[1:], **source})
     rows, problems, shapes = [], [], set()
     with readers.open_sandbox() as connection:
@@ -128,7 +126,7 @@ def test_an_object_that_is_keyed_by_data_stays_json(tmp_path: Path) -> None:
 
 
 def test_objects_in_objects_take_no_time_of_their_own() -> None:
-    """A level that is looked at twice doubles the work of all within it."""
+    """Looking at a level twice would double the work for everything in it."""
     structure: Any = "VARCHAR"
     for _ in range(60):
         structure = {"a": structure}
@@ -151,7 +149,7 @@ def test_a_long_document_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_lines_behind_a_broken_first_one(tmp_path: Path) -> None:
-    """Under a name that promises a document."""
+    """They are still found in a file whose name says that it is one document."""
     lines = ['{"a": 1', '{"a": 2}', "", '{"a": }', '{"a": 3}']
     (tmp_path / "a.json").write_text("\n".join(lines))
     rows, problems, _ = table(tmp_path / "a.json")

@@ -1,4 +1,4 @@
-"""Sources that lie in an object store: a glob of them is ingested as files on a disk are."""
+"""Sources in an object store: a glob of them is ingested like files on a disk."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ PAIRS = [(f"问题{number}", f"回答{number}") for number in range(60)]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """An S3 of our own; its address."""
+    """Run an S3 server and yield its address."""
     pytest.importorskip("s3fs")
     moto = pytest.importorskip("moto.server")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -35,7 +35,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(params=["memory", "s3"])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder of a store, as recipes name it; how to get in is told by the environment, as on a cluster."""
+    """Return a store's folder as recipes name it; the credentials are in the environment, as on a cluster."""
     if request.param == "memory":
         return f"memory:///{uuid.uuid4().hex}"
     for name, value in {
@@ -51,7 +51,7 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def put(store: str, **named: bytes) -> None:
-    """Write files, whose names have _ for the dot."""
+    """Write files; an argument's name with dots for _ is the file's name."""
     for name, data in named.items():
         with fsspec.open(f"{store}/{name.replace('_', '.')}", "wb") as file:
             file.write(data)
@@ -62,7 +62,7 @@ def lines(pairs: list[tuple[str, str]]) -> bytes:
 
 
 def ingest_source(corpus: Path, **source: Any) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Pairs, and file and reason of the rejects."""
+    """Return the pairs, and file and reason of the rejects."""
     recipe = Recipe.model_validate({"sources": [{"name": "web", **source}]})
     ingest(corpus, recipe, Engine(workers=1))
     shards = folders.shards(corpus, "ingest")

@@ -1,4 +1,4 @@
-"""Web archives that are whole, cut or broken: their pages, and what is none."""
+"""Web archives, whole, cut short or broken: their pages and their other records."""
 
 import gzip
 import io
@@ -28,7 +28,7 @@ def page_of(number: int) -> bytes:
 
 
 class Archive:
-    """What an archive is to hold, written by warcio; `ends` are the offsets behind its records."""
+    """Writes an archive with warcio; `ends` are the offsets after its records."""
 
     def __init__(self, packed: bool) -> None:
         from warcio.warcwriter import WARCWriter
@@ -49,7 +49,7 @@ class Archive:
 
 
 def read_pages(data: bytes, size: int = 1 << 16) -> tuple[pl.DataFrame, pl.DataFrame, FileError | None]:
-    """Rows, problems and what ended an archive, handed over in chunks of a size."""
+    """Read an archive in chunks of a size; return rows, problems and the error that ended it."""
     rows, problems = [pl.DataFrame(schema=PAGE)], [pl.DataFrame(schema=PROBLEM)]
     try:
         for good, bad in read_warc((data[at : at + size] for at in range(0, len(data), size)), "a.warc"):
@@ -76,7 +76,7 @@ def test_every_record_is_a_page_a_problem_or_a_note() -> None:
         body=chunk(zlib.compress(page_of(5))),
         headers=(HTML_TYPE, ("Content-Encoding", "deflate"), ("Transfer-Encoding", "chunked")),
     )
-    archive.response(6, headers=(HTML_TYPE, ("Content-Encoding", "gzip")))  # stored unpacked
+    archive.response(6, headers=(HTML_TYPE, ("Content-Encoding", "gzip")))  # stored decompressed
     archive.response(7, status="404 Not Found")
     archive.response(8, status="301 Moved", body=b"", headers=(("Location", "/x"),))
     archive.response(9, body=b"\x89PNG", headers=(("Content-Type", "image/png"),))
@@ -139,7 +139,7 @@ def test_pages_before_a_cut_are_kept(packed: bool, tmp_path: Any) -> None:
                 assert bad.is_empty()
         except FileError as error:
             ended = error
-        blank = 0 if packed else 4  # the empty lines behind a record
+        blank = 0 if packed else 4  # the empty lines after a record
         complete = [number for number, end in enumerate(made.ends, 1) if cut >= end - blank]
         assert rows == complete or (packed and rows == [*complete, len(complete) + 1])
         between = any(end - blank <= cut <= end for end in made.ends)

@@ -1,4 +1,4 @@
-"""Names that DuckDB tells apart, and records that can't be rows."""
+"""Distinct column names, and records that can't become rows."""
 
 import polars as pl
 import pytest

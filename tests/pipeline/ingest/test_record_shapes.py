@@ -1,4 +1,4 @@
-"""The shapes of training data, each against what its own documentation says of it."""
+"""The shapes of training data, each as its own documentation describes it."""
 
 import json
 from typing import Any
@@ -155,7 +155,7 @@ Said = list[tuple[str, str]]
 
 
 def reference(said: Said, turns: int, max_prompt_chars: int) -> list[tuple[str, str]]:
-    """Walk through the conversation as a reader would, deaf to tools; leave out the oldest exchange until it fits."""
+    """Walk through the conversation turn by turn, ignoring tools; drop the oldest exchange until the prompt fits."""
     found: list[tuple[str, str]] = []
     exchanges: list[list[str]] = []
     before = "nobody"

@@ -1,4 +1,4 @@
-"""Records of lines, arrays and quoted tables: the same whatever the blocks, and damage costs itself alone."""
+"""Records of lines, arrays and quoted tables: the same for all block sizes; damage costs only the damaged record."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ Place = tuple[int, str]
 
 
 def blocks(data: bytes, size: int) -> Iterator[Block]:
-    """As read_blocks gives them: whole lines where there are any in `size` bytes, else whole characters."""
+    """Cut data as read_blocks does: whole lines if there are any in `size` bytes, else whole characters."""
     line, at = 1, 0
     while at < len(data):
         end = data.rfind(b"\n", at, at + size) + 1 or at + size
@@ -39,7 +39,7 @@ def places(frames: Iterator[pl.DataFrame]) -> list[Place]:
 
 
 def elements(data: bytes, size: int = 1 << 20) -> tuple[list[Place], list[Place]]:
-    """Elements of an array and what follows it, and what is damage; blank lines left out."""
+    """Return the elements of an array and the lines after it, and the damaged pieces, without blank lines."""
     found, damage = [], []
     for good, bad in array_elements(blocks(data, size), "a.json"):
         found += [place for place in places(iter([good])) if place[1].strip()]
@@ -47,7 +47,7 @@ def elements(data: bytes, size: int = 1 << 20) -> tuple[list[Place], list[Place]
     return found, damage
 
 
-# Values and texts in which everything stands that means something to a reader
+# Values and texts with all characters that have a meaning for a reader
 
 texts = st.text(st.sampled_from("甲乙𠀀 a,[]{}:\"\\\n\r\t'/\u2028"), max_size=12)
 values = st.recursive(
@@ -102,7 +102,7 @@ def test_an_array_cut_anywhere(array: list[Any], style: dict[str, Any], share: f
         at = data.index(text, at) + len(text)
         ends.append(at)
     before = sum(end <= cut for end in ends)
-    # Without indentation what stands within the element that was cut can't be told from elements.
+    # Without indentation, parts of the element that was cut can't be distinguished from elements.
     assert (found[:before] if style == {"indent": 0} else found) == whole[:before]
 
 
@@ -110,12 +110,12 @@ def test_an_array_cut_anywhere(array: list[Any], style: dict[str, Any], share: f
 @given(array=st.lists(st.dictionaries(texts, values, max_size=3), min_size=1, max_size=8), data=st.data())
 @pytest.mark.parametrize("indent", ["", " ", "\t"])
 def test_one_damaged_element_costs_itself(array: list[Any], data: st.DataObject, indent: str) -> None:
-    """Where each stands on a line of its own."""
+    """That is, if each element is on its own line."""
     records = [json.dumps(element, ensure_ascii=False) for element in array]
     place = data.draw(st.integers(0, len(records) - 1))
     at = data.draw(
         st.integers(1, len(records[place]) - 1)
-    )  # within it: a bracket behind it may be closed by the array's
+    )  # within it: a bracket after it may be closed by the array's
     fault = data.draw(st.sampled_from(['"', "{", "[", "}", "]", '{"a":', "x", ":"]))
     size = data.draw(st.integers(1, 200))
     broken = [*records]
@@ -137,7 +137,7 @@ def test_damage_and_what_comes_after_an_array() -> None:
 
 
 def test_an_indented_element_across_blocks_is_left_where_the_next_begins() -> None:
-    """The indentation of a damaged element may stand in a block before it."""
+    """The indentation of a damaged element may be in an earlier block."""
     text = '[\n    {\n        "a": "x\n    },\n    {\n        "a": 2\n    }\n]\n'
     for size in range(1, 60):
         found, damage = elements(text.encode(), size)
@@ -149,7 +149,7 @@ def test_an_indented_element_across_blocks_is_left_where_the_next_begins() -> No
 
 
 def read(path: Path, **source: Any) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """Rows without their numbers, and problems."""
+    """Return rows without their numbers, and problems."""
     one = Source.model_validate({"name": "web", "files": "*", "read": path.suffix[1:], **source})
     rows, problems = [], []
     with readers.open_sandbox() as connection:
@@ -263,7 +263,7 @@ def test_tsv_and_text_in_blocks_of_any_size(
 @max_examples(40)
 @given(data=st.text(st.sampled_from('甲",\n"a'), max_size=40), size=st.integers(1, 40))
 def test_quoted_records_hold_every_line(data: str, size: int) -> None:
-    """Stray quotes or not: records follow one another, and are all there is."""
+    """Even with stray quotes, records follow one another and cover the whole text."""
     found = places(quoted_records(blocks(data.encode(), size), "a", ",", '"'))
     assert "\n".join(text for _, text in found) == data.removesuffix("\n")
     line = 1

@@ -1,4 +1,4 @@
-"""Large files in splits: every row of the whole file is in one of them, with its line."""
+"""Splits of large files: every row of the file is in exactly one, with its line number."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,7 @@ def cut(path: Path, size: int, chunk: int = 1 << 20, **more: Any) -> list[FileSp
 
 
 def read(path: Path, some: list[FileSplit], **more: Any) -> Read:
-    """Rows and problems of each split on its own, as workers read them; problems have no order of their own."""
+    """Read each split separately, as workers do; return rows, and problems in sorted order."""
     rows, problems = [], []
     for one in some:
         with readers.open_sandbox() as connection:

@@ -1,4 +1,4 @@
-"""Bytes to UTF-8: the encoding is found or checked, what does not decode is marked, blocks make no difference."""
+"""Decoding to UTF-8: the encoding is detected or checked, undecodable bytes are marked, block sizes don't matter."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ Text = Callable[..., str]
 
 @pytest.fixture
 def text(tmp_path: Path) -> Text:
-    """The text of a file with these bytes."""
+    """Return a function that writes these bytes to a file and reads its text."""
 
     def read(data: bytes, declared: str | None = None) -> str:
         (tmp_path / "a.txt").write_bytes(data)
@@ -92,7 +92,7 @@ def test_utf_8_declared_as_another(declared: str) -> None:
 
 @pytest.mark.parametrize("chunk", [3, 1001])
 def test_long_utf_16_without_a_mark(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the sample ends, or the ASCII before it, may be within a character."""
+    """The sample, or the ASCII before it, may end within a character."""
     monkeypatch.setattr(text_encodings, "_SAMPLE", 1000)
     monkeypatch.setattr(files, "_CHUNK", chunk)
     content = "abc\n" * 1000 + SIMPLIFIED * 50
@@ -136,19 +136,19 @@ def test_a_broken_byte_among_ascii_costs_its_line(text: Text) -> None:
 
 
 def test_what_comes_later_makes_no_other_encoding_of_utf_8(text: Text) -> None:
-    """Such as the other half of a file whose end was overwritten."""
+    """For example, the second half of the file may have been overwritten."""
     rest = TRADITIONAL.encode("gb18030") * 100
     assert text(SIMPLIFIED.encode() + rest).startswith(SIMPLIFIED)
 
 
 def test_damage_all_over_makes_no_other_encoding_of_utf_8(text: Text) -> None:
-    """GB18030 would take most of it, for other characters."""
+    """Most of it would decode in GB18030, too, but to other characters."""
     found = text("今天{}天气{}很好{}，\n".encode().replace(b"{}", b"\xff") * 3)
     assert found.startswith(f"今天{BROKEN}6{BROKEN}天气")
 
 
 def test_marks_at_the_start_of_lines_go(text: Text) -> None:
-    """Files that were joined have them."""
+    """Files joined from several have such marks."""
     one = "\ufeff甲\r\n".encode()
     assert text(one * 3) == "甲\n" * 3
     assert text("\ufeff甲\n\ufeff\n乙\ufeff丙\n\ufeff".encode()) == "甲\n\n乙\ufeff丙\n"
@@ -186,11 +186,11 @@ def test_blocks_of_any_size_are_one_text(
 ) -> None:
     data = end.join(content).replace("\r\n", "\n").replace("\n", end).encode(encoding)
     for at, fault in faults:
-        at = max(at, 4)  # behind the mark
+        at = max(at, 4)  # after the mark
         data = data[:at] + fault + data[at:]
     path = tmp_path / "a.txt"
     path.write_bytes(data)
-    fits = _fits(path, encoding)  # two bytes without a mark need not tell
+    fits = _fits(path, encoding)  # two bytes without a mark may not be enough to detect it
     whole = [(one.first_line, one.text) for one in read_blocks(FileSplit(str(path)), encoding)] if fits else []
     assert len(whole) <= 1
     if fits and not faults:
@@ -200,7 +200,7 @@ def test_blocks_of_any_size_are_one_text(
         patch.setattr(files, "_CHUNK", chunk)
         found = list(read_blocks(FileSplit(str(path)), encoding)) if whole else []
     if b"\r" in data.replace(b"\r\n", b"") and b"\r\0" not in data and b"\0\r" not in data:
-        return  # what a carriage return means is told by the first block
+        return  # the first block decides what a carriage return means
     assert b"".join(part.text for part in found) == b"".join(part for _, part in whole)
     line = 1
     for part in found:
@@ -219,7 +219,7 @@ def _fits(path: Path, encoding: str) -> bool:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
 def test_a_line_without_end(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In UTF-8 it comes in pieces; where a piece could end within a character it is too long."""
+    """In UTF-8 it is read in pieces; in encodings where a piece could end within a character, it is too long."""
     monkeypatch.setattr(text_encodings, "LONGEST_DOCUMENT", 1000)
     monkeypatch.setattr(text_encodings, "BLOCK", 100)
     monkeypatch.setattr(files, "_CHUNK", 10)

@@ -1,4 +1,4 @@
-"""Lines of text, and Markdown documents as a title and what follows it."""
+"""Lines of text, and Markdown documents as a title and the text after it."""
 
 from pathlib import Path
 

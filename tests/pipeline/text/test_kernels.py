@@ -1,4 +1,4 @@
-"""Decoding against Python's own decoder, columns of every layout, and the caches of what is compiled."""
+"""Decoding compared with Python's own decoder, columns of every layout, and the caches of compiled kernels."""
 
 import importlib
 import shutil
@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 EDGES = "\0\x7f\x80\u07ff\u0800\ud7ff\ue000\uffff\U00010000\U0001ffff\U00020000\U0010ffff"
-"""The first and last characters of each width, and of planes."""
+"""The first and last characters of each width and of planes."""
 PLANES = [
     st.characters(min_codepoint=plane << 16, max_codepoint=plane << 16 | 0xFFFF, exclude_categories=["Cs"])
     for plane in range(17)
@@ -104,7 +104,7 @@ def count(data):
 def test_kernels_are_cached_until_their_file_or_this_one_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each import is what another process would do; `count` has the decoder compiled into it."""
+    """Each import acts as another process would; the decoder is compiled into `count`."""
     copied, caller = tmp_path / "copied_kernels.py", tmp_path / "calling.py"
     shutil.copy(str(kernels.__file__), copied)
     caller.write_text(CALLER, "utf-8")
@@ -118,7 +118,7 @@ def test_kernels_are_cached_until_their_file_or_this_one_changes(
         return importlib.import_module(caller.stem)
 
     def count() -> tuple[int, int]:
-        """The result for three characters, and how often a cache was of use."""
+        """Return the result for three characters, and the number of cache hits."""
         function = imported().count
         return function(np.frombuffer("aé中".encode(), np.uint8)), sum(function.stats.cache_hits.values())
 

@@ -1,4 +1,4 @@
-"""`keys` against match_key: every character, every mark beside every character, random texts of all scripts."""
+"""match_keys compared with match_key: every character, marks next to characters, random texts of all scripts."""
 
 import unicodedata
 
@@ -33,7 +33,7 @@ def assert_keys(texts: pl.Series) -> None:
 def test_every_character_alone_and_between_letters() -> None:
     characters = pl.Series(EVERY)
     assert_keys(characters)
-    common = characters.head(0x20800)  # and the first that are not in the table
+    common = characters.head(0x20800)  # including the first that are not in the table
     assert_keys("a" + common + "Σb")
     assert_keys("각" + common + "か")
 
@@ -46,10 +46,10 @@ def test_every_character_in_the_parts_that_nfkc_joins_again(form: str) -> None:
 
 
 def test_marks_and_jamo_after_and_before_other_characters() -> None:
-    """A text for each mark: mark, character, mark, character …; each mark with every twentieth character, in turn.
+    """One text per mark: mark, character, mark, character …, with every twentieth character, in rotation.
 
-    The pairs that NFKC joins are all in the test above. Of ideographs, syllables and the like, whose marks are one like
-    the other, there are fewer.
+    All pairs that NFKC composes are in the test above. Ideographs, syllables and the like, which all behave alike, are
+    represented by a few.
     """
     alike = ("CJK UNIFIED", "CJK COMPAT", "HANGUL SYLLABLE", "YI SYLLABLE", "TANGUT", "CUNEIFORM", "EGYPTIAN", "BAMUM")
     names = ((character, unicodedata.name(character, "")) for character in EVERY[:0x20000])

@@ -1,4 +1,4 @@
-"""Normalisation: what each step does, and that doing it twice is doing it once."""
+"""Normalisation: what each step does, and that a second time changes nothing."""
 
 import html
 import re
