@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from decimal import Decimal
 from functools import singledispatch
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -84,9 +85,22 @@ def _progress_bar() -> Iterator["Progress"]:
 
 def echo_json(value: dict[str, Any]) -> None:
     """Print one line of JSON, with null for NaN and infinite numbers."""
+    typer.echo(_as_json(value))
+
+
+def _as_json(value: Any) -> str:
     from pydantic_core import to_json
 
-    typer.echo(to_json(value, inf_nan_mode="null", bytes_mode="base64", fallback=str).decode())
+    return to_json(_plain(value), inf_nan_mode="null", bytes_mode="base64", fallback=str).decode()
+
+
+def _plain(value: Any) -> Any:
+    """Turn decimals into numbers, at any depth. DuckDB's sum() of integers is a decimal, and JSON would say "280"."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
 def _print(value: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
@@ -140,7 +154,16 @@ def _show_summary(summary: dict[str, Any]) -> None:
     _print_table(table)
     for name, note in {"empty_sources": summary["empty_sources"], **summary["notes"]}.items():
         if note:
-            out.print(f"{name.replace('_', ' ')}: {note}")
+            out.print(f"{name.replace('_', ' ')}: {_in_words(note)}", soft_wrap=True)
+
+
+def _in_words(note: Any) -> str:
+    """Write a note of a stage: a text, a number, or lists and counts by name."""
+    if isinstance(note, dict):
+        return ", ".join(f"{name} {_in_words(value)}" for name, value in note.items())
+    if isinstance(note, list | tuple):
+        return ", ".join(map(_in_words, note))
+    return f"{note:,}" if isinstance(note, int) else str(note)
 
 
 def _show_metrics(evaluated: dict[str, Any]) -> None:
@@ -197,7 +220,8 @@ def _echo_csv(found: "pa.Table") -> None:
     frame = pl.DataFrame(pl.from_arrow(found))
     for name, kind in frame.schema.items():
         if kind.is_nested() or kind in (pl.Binary, pl.Object):
-            frame = frame.with_columns(pl.Series(name, list(map(as_text, found[name].to_pylist())), pl.String))
+            values = [None if value is None else _as_json(value) for value in found[name].to_pylist()]
+            frame = frame.with_columns(pl.Series(name, values, pl.String))
     typer.echo(frame.write_csv(), nl=False)
 
 

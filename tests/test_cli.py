@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from command_line import RECORDS, Conan
 from conan_embedding.cli import app
+from conan_embedding.display import show_outcome
 from conan_embedding.pipeline.corpus.lock import locked
 from conan_embedding.pipeline.corpus.saved_recipe import load_recipe
 from conan_embedding.pipeline.engine.calls import Engine
@@ -299,12 +300,14 @@ def test_sql_as_json_is_one_object_a_row(conan: Conan, filtered_corpus: Path) ->
     code, output, _ = conan(
         "sql",
         filtered_corpus,
-        "SELECT query, CAST('nan' AS FLOAT) AS score, [1, 2] AS list FROM filter ORDER BY 1",
+        "SELECT query, CAST('nan' AS FLOAT) AS score, [1, 2] AS list, sum(2) AS total, [0.5] AS shares "
+        "FROM filter GROUP BY query ORDER BY 1",
         "--json",
     )
     assert code == 0
     assert [json.loads(line) for line in output.splitlines()] == [
-        {"query": query, "score": None, "list": [1, 2]} for query in sorted(query for query, _ in RECORDS)
+        {"query": query, "score": None, "list": [1, 2], "total": 2, "shares": [0.5]}
+        for query in sorted(query for query, _ in RECORDS)
     ]
 
 
@@ -350,6 +353,17 @@ def test_a_stage_that_takes_long_tells_a_pipe_how_far_it_is(
     )
     assert code == 0 and json.loads(output)["rows_in"] == 3
     assert error.splitlines()[0].startswith("filter: 0 of 1, ") and error.splitlines()[0].endswith(" so far")
+
+
+def test_notes_of_a_summary_are_read_by_people(capsys: pytest.CaptureFixture[str]) -> None:
+    notes = {"left_out_by_where": {"forum": 1_234, "news": 2}, "absent_columns": ["news: no file has x"], "queries": 7}
+    show_outcome(Summary("ingest", empty_sources=["a", "b"], notes=notes), as_json=False)
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "empty sources: a, b",
+        "left out by where: forum 1,234, news 2",
+        "absent columns: news: no file has x",
+        "queries: 7",
+    ]
 
 
 def test_sql_touches_nothing_in_the_corpus(conan: Conan, filtered_corpus: Path) -> None:
