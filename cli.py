@@ -3,6 +3,7 @@
 Heavy libraries are imported when a command needs them, so that `conan --help` and shell completion are fast.
 """
 
+import logging
 import os
 import sys
 import traceback
@@ -56,6 +57,8 @@ def command(panel: str, *examples: str, name: str | None = None) -> Callable[[Fu
 def main() -> None:
     """Run a command. An error is one message and an exit code: 2 usage, 3 bad input with --strict, 1 anything else."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Saving a model imports DeepSpeed, which would report on standard output, among our JSON, that it found no GPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     collect_garbage_seldom()
     try:
         app()

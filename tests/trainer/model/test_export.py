@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +200,11 @@ def test_a_failed_export_leaves_the_earlier_one(plain: Path, tmp_path: Path, mon
         export(*load(plain), folder)
     assert (folder / "modules.json").read_text() == before
     assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_command_prints_its_json_alone(plain: Path, tmp_path: Path) -> None:
+    """Saving a model imports DeepSpeed, which has words for standard output where there is no GPU."""
+    (tmp_path / "recipe.yaml").write_text(f"export: {{model: {plain}}}", "utf-8")
+    program = [sys.executable, "-c", "from conan_embedding.cli import main; main()", "export", str(tmp_path), "--json"]
+    printed = subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert json.loads(printed)["stage"] == "export"
