@@ -100,7 +100,9 @@ def test_a_model_that_does_not_exist(conan: Conan, filtered_corpus: Path, monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     code, _, error = conan("score", filtered_corpus, "--model", "nobody/no-such-model")
     assert code == 1
-    assert error.startswith("error: nobody/no-such-model is no folder here and can't be had from the Hugging Face hub")
+    assert error.startswith(
+        "error: nobody/no-such-model is not a folder and can't be downloaded from the Hugging Face hub"
+    )
     assert error.count("\n") == 1
 
 

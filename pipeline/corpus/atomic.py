@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, fsynced, renamed."""
+"""Atomic file replacement: write under a temporary name, fsync, rename."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def commit(temporary: Path, path: Path) -> None:
-    """Give a whole, fsynced file or folder its name: after this it is there, before it is not."""
+    """Rename a complete, fsynced file or folder to its final name, and fsync the parent folder."""
     temporary.replace(path)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
@@ -18,16 +18,16 @@ def commit(temporary: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which gets its own when the block ends well; nothing stays when it raises.
+    """Yield a temporary name to write to; rename it to `path` if the block succeeds, delete it if the block raises.
 
-    What killed runs left goes, too: one process at a time may replace a file.
+    Temporary files that killed runs left for `path` are deleted too, so only one process at a time may replace a file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def clear_temporaries(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left of a file; where DuckDB had no memory left, that is a folder, too."""
+    """Delete the temporary files that killed processes left for a file, including folders that DuckDB spills to."""
     for leftover in folder.glob(f".{name}.*.tmp*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)

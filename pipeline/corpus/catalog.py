@@ -1,4 +1,4 @@
-"""catalog.duckdb: views over the shards, rebuilt by every command; `conan sql`."""
+"""catalog.duckdb: SQL views over the shards of a corpus, rebuilt by every command; and the query of `conan sql`."""
 
 import tempfile
 from pathlib import Path
@@ -17,7 +17,7 @@ from .sql import quote, scan_shards
 
 FILE = "catalog.duckdb"
 RESULTS = "evaluation/results"
-"""Where `conan evaluate` keeps what is behind its figures: a file for each model."""
+"""Where `conan evaluate` saves its results per query: one file per model."""
 
 _OUT = {"ingest": PAIR, "filter": PAIR, "dedup": CLUSTERED, "score": SCORED} | {
     f"convert/{kind}": schema for kind, schema in TRAINING.items()
@@ -26,14 +26,16 @@ _REJECTED = {"ingest": REJECTED_AT_INGEST, "filter": rejected(PAIR), "dedup": re
 
 
 class QueryError(ConanError):
-    """A query over a corpus that DuckDB refuses."""
+    """DuckDB rejected a query over a corpus."""
 
 
 def rebuild(corpus: Path) -> Path:
-    """Make the catalog anew: views only, so it may be deleted at any time. The corpus must be locked (see lock.py).
+    """Rebuild the catalog and return its path. The caller must hold the corpus lock (see lock.py).
+
+    The catalog holds only views, so it may be deleted at any time.
 
     Raises:
-        CorpusError: no corpus there, or a shard that is none of ours.
+        CorpusError: `corpus` is not a folder, or it holds a shard that Conan did not write.
     """
     statements = _statements(corpus)
     with replacing(corpus / FILE) as temporary:
@@ -44,23 +46,23 @@ def rebuild(corpus: Path) -> Path:
 def _write(file: Path, statements: list[str]) -> Path:
     with duckdb.connect(str(file)) as connection:
         connection.execute("SET enable_progress_bar = false")
-        connection.execute("BEGIN")  # one commit, not one a view
+        connection.execute("BEGIN")  # one commit instead of one per view
         for statement in statements:
             connection.execute(statement)
         connection.execute("COMMIT")
-        connection.execute("CHECKPOINT")  # closing does it, too, but says nothing of a full disk
+        connection.execute("CHECKPOINT")  # closing does this too, but without an error if the disk is full
     return file
 
 
 def query(corpus: Path, sql: str, limit: int | None = None) -> pa.Table:
-    """The result of an SQL query over the corpus's views and, as `pools.…`, its negative pools.
+    """Run an SQL query over the views of a corpus and, as `pools.…`, over its negative pools.
 
-    A statement that has no result, such as SET, gives a table without columns. The views are made elsewhere, so
-    that asking needs no right to write in the corpus and is in no stage's way.
+    A statement without a result, such as SET, returns a table without columns. At most `limit` rows are returned. The views are created in a temporary
+    folder, so a query needs no write access to the corpus and never blocks a stage.
 
     Raises:
-        QueryError: DuckDB's words on what is wrong with the SQL.
-        CorpusError: no corpus there, or a shard that is none of ours.
+        QueryError: DuckDB rejected the SQL; the message is DuckDB's.
+        CorpusError: `corpus` is not a folder, or it holds a shard that Conan did not write.
     """
     with tempfile.TemporaryDirectory() as folder:
         catalog = _write(Path(folder) / FILE, _statements(corpus))
@@ -72,7 +74,7 @@ def query(corpus: Path, sql: str, limit: int | None = None) -> pa.Table:
                 result = connection.sql(sql)
                 if result is None:
                     return pa.table({})
-                # `*` tells columns of one name apart: a, a_1.
+                # `*` renames duplicate columns: a, a_1.
                 named = result.select("*")
                 return (named if limit is None else named.limit(limit)).to_arrow_table()
             except duckdb.Error as error:
@@ -109,7 +111,7 @@ def _statements(corpus: Path) -> list[str]:
 
 
 def _scan(files: list[Path], schema: pa.Schema) -> str:
-    """SQL over shards, or an empty table of their columns where there are none."""
+    """Build a SELECT over shards or, if there are none, over an empty table with the columns of `schema`."""
     if files:
         return f"SELECT * FROM {scan_shards(file.resolve() for file in files)}"
     columns = ", ".join(f'CAST(NULL AS {_type(field.type)}) AS "{field.name}"' for field in schema)
@@ -125,7 +127,10 @@ def _type(kind: pa.DataType) -> str:
 
 
 def _funnel() -> str:
-    """Rows and bytes of text by stage, source and category; a training record counts the pairs it is made of."""
+    """Build the SQL for rows and bytes of text by stage, source and category.
+
+    A training record counts as the number of pairs that it was made from.
+    """
     parts = [
         f"SELECT {place} AS place, '{stage}' AS stage, source, category, count(*) AS rows, "
         f"sum(strlen(query) + strlen(positive)) AS bytes FROM {stage} GROUP BY ALL"
@@ -149,7 +154,7 @@ def _funnel() -> str:
 
 
 def _runs(corpus: Path) -> str:
-    """What each shard's footer says."""
+    """Build the SQL that lists the footer of every shard."""
     rows = [
         (folder, str(shard), read_footer(shard).model_dump_json())
         for folder in FOLDERS

@@ -1,4 +1,4 @@
-"""The corpus folder: where the shards of each stage lie, what they say of themselves, and when a stage is whole."""
+"""The corpus folder: where each stage keeps its shards, what their footers say, and whether a stage is complete."""
 
 import hashlib
 import json
@@ -16,17 +16,17 @@ from .atomic import clear_temporaries
 
 STAGES = ("ingest", "filter", "dedup", "score", "convert")
 FOLDERS = ("ingest", "filter", "dedup", "score", "convert/pretrain", "convert/retrieval", "convert/sts")
-"""Where shards lie, in the order of the work."""
+"""The folders that hold shards, in pipeline order."""
 
 _INCOMPLETE = ".incomplete"
 _PART = re.compile(r"part-\d+\.parquet")
 
 
 def shards(corpus: Path, folder: str) -> list[Path]:
-    """The shards of a finished stage, in order.
+    """Return the shards of a completed stage, in order.
 
     Raises:
-        CorpusError: the stage was not run, or was interrupted.
+        CorpusError: the stage has not been run, or it was interrupted.
     """
     check_place(corpus)
     stage = "ingest" if folder == "evaluation" else folder.partition("/")[0]
@@ -35,8 +35,8 @@ def shards(corpus: Path, folder: str) -> list[Path]:
     found = committed(corpus, folder)
     if not found and folder.startswith("convert/") and (corpus / folder).is_dir():
         raise CorpusError(
-            f"{corpus / folder}: no pair became such a record, as the tasks of the sources say; train or mine on "
-            "others, as with `mine: {queries: [pretrain], passages: [pretrain]}`"
+            f"{corpus / folder}: no records of this kind, which the `task` of each source decides; train on or mine "
+            "other kinds, for example `mine: {queries: [pretrain], passages: [pretrain]}`"
         )
     if not found:
         raise CorpusError(f"{corpus / folder}: no shards; run `conan {stage} {corpus}` first")
@@ -44,55 +44,57 @@ def shards(corpus: Path, folder: str) -> list[Path]:
 
 
 def committed(corpus: Path, folder: str) -> list[Path]:
-    """The shards that are there, whether or not their stage is finished."""
+    """Return the shards that exist, whether or not their stage is complete."""
     return _parts(corpus / folder)
 
 
 def _parts(folder: Path) -> list[Path]:
-    """Shards or rejects; not what a synchronising program has made of one, `part-00000 (conflicted copy).parquet`."""
+    """List shards or rejects, but not the copies of sync tools, such as `part-00000 (conflicted copy).parquet`."""
     return sorted(file for file in folder.glob("part-*.parquet") if _PART.fullmatch(file.name))
 
 
 def check_place(corpus: Path) -> None:
-    """Raise CorpusError where a corpus lies in a folder whose name DuckDB and Polars take for a pattern."""
+    """Raise CorpusError if the path of a corpus has characters that DuckDB and Polars read as a glob pattern."""
     if found := sorted(set("*?[") & set(str(corpus.resolve()))):
-        raise CorpusError(f"{corpus.resolve()}: a corpus can't lie below a folder with {found[0]} in its name; move it")
+        raise CorpusError(
+            f"{corpus.resolve()}: the path of a corpus must not contain {found[0]}; move or rename the folder"
+        )
 
 
 def is_begun(corpus: Path, folder: str) -> bool:
-    """Whether a stage has left shards there, or the mark of one that was interrupted."""
+    """Whether a stage has written shards, or was interrupted before the first."""
     return bool(committed(corpus, folder)) or (corpus / folder / _INCOMPLETE).exists()
 
 
 def rejects(shard: Path) -> Path:
-    """Where the rejects of a shard lie."""
+    """Return the path of the rejects that belong to a shard."""
     return shard.parent / "rejected" / shard.name
 
 
 def read_footer(shard: Path) -> Footer:
-    """A shard's own manifest. Raises CorpusError where the file is none of ours."""
+    """Read the footer of a shard, which is its manifest. Raises CorpusError if Conan did not write the file."""
     try:
         metadata = pq.read_metadata(shard).metadata or {}
         return Footer.model_validate_json(metadata[FOOTER_KEY])
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise CorpusError(f"{shard}: not a shard of Conan ({error}); remove it and run the stage again") from error
+        raise CorpusError(f"{shard}: not a Conan shard ({error}); delete it and run the stage again") from error
 
 
 def fingerprint(*parts: Any) -> str:
-    """A 128-bit hash (hex) of anything JSON can say, the same on every machine."""
+    """Return a 128-bit hash (hex) of any JSON-serialisable values, the same on every machine."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def read_batches(shard: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The row groups of a shard, one at a time."""
+    """Yield the row groups of a shard, one at a time."""
     with pq.ParquetFile(shard) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=columns)
 
 
 def begin(corpus: Path, folder: str) -> None:
-    """Mark a stage's folder as being written and clear what a killed run left half-written."""
+    """Mark the folder of a stage as incomplete, and delete the temporary files of a killed run."""
     check_place(corpus)
     place = corpus / folder
     place.mkdir(parents=True, exist_ok=True)
@@ -102,7 +104,11 @@ def begin(corpus: Path, folder: str) -> None:
 
 
 def finish(corpus: Path, folder: str, keep: set[str]) -> None:
-    """Remove shards of an earlier shape and what killed workers left, then the mark: the folder is whole now."""
+    """Mark the folder of a stage as complete.
+
+    Before that, delete shards whose name is not in `keep` (from an earlier sharding) and the temporary files of killed
+    workers.
+    """
     clear_temporaries(corpus / folder)
     clear_temporaries(corpus / folder / "rejected")
     for shard in [*committed(corpus, folder), *_parts(corpus / folder / "rejected")]:

@@ -1,4 +1,4 @@
-"""Locks: one command works on a corpus at a time, and is told what to do where its disk is full."""
+"""Locks, so that one command at a time works on a corpus; and what to tell the user if its disk is full."""
 
 import errno
 import fcntl
@@ -16,12 +16,13 @@ from ...schemas.errors import CorpusError
 
 @contextmanager
 def locked(corpus: Path) -> Iterator[None]:
-    """Hold the corpus: one command works on it at a time.
+    """Hold the lock of a corpus: only one command at a time works on it.
 
-    The operating system frees the lock of an owner that dies, so there is nothing to clear by hand.
+    The operating system releases the lock if its owner dies, so nobody has to delete a stale lock.
 
     Raises:
-        CorpusError: another command holds it; names its process, machine and start. Or its disk is full.
+        CorpusError: another command holds the lock (the message names its process, machine and start time), or the
+            disk is full.
     """
     with _full_disk_explained(corpus):
         corpus.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def locked(corpus: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait for whoever is alone in this folder, then be it: for a file that is read, changed and written anew."""
+    """Block until this process holds the folder's lock, so that it can read, change and rewrite a file there."""
     with (folder / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -52,13 +53,13 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _full_disk_explained(corpus: Path) -> Iterator[None]:
-    """Say what to do about a full disk, whoever met it: this process, a worker, DuckDB or Polars."""
+    """Explain what to do about a full disk, whether this process, a worker, DuckDB or Polars reports it."""
     try:
         yield
     except Exception as error:
         if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
             raise
         raise CorpusError(
-            f"{error}\nThere is no space left for {corpus}. What is committed there is whole: make room, then run the "
-            "same command again, and it goes on where it stopped"
+            f"{error}\nThere is no space left for {corpus}. Everything committed so far is intact: free some space, "
+            "then run the same command again, and it continues where it stopped"
         ) from error

@@ -1,4 +1,4 @@
-"""pools.duckdb: negative pools, written whole by mine, read by the trainer, appended to by rank 0 alone."""
+"""pools.duckdb, the negative pools: `conan mine` writes them, the trainer reads them, only its rank 0 updates them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ TABLES = ("runs", "passages", "queries", "positives", "candidates")
 
 
 class PoolsInUseError(CorpusError):
-    """pools.duckdb is open in another process: DuckDB allows one that writes, or several that read."""
+    """Another process has pools.duckdb open; DuckDB allows either one writer or several readers."""
 
 
 def stored_fingerprint(corpus: Path) -> str | None:
-    """What decided the pools that are there; None where there are none, or only tables of an earlier shape."""
+    """Return the fingerprint of the stored pools, or None if there are no pools or their schema is outdated."""
     if not (corpus / FILE).exists():
         return None
     try:
@@ -34,11 +34,11 @@ def stored_fingerprint(corpus: Path) -> str | None:
 
 
 def open_pools(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
-    """The database of the pools.
+    """Open the database of the pools.
 
     Raises:
-        CorpusError: there is none yet.
-        PoolsInUseError: another process has it open.
+        CorpusError: there are no pools yet.
+        PoolsInUseError: another process has the database open.
     """
     if not (corpus / FILE).exists():
         raise CorpusError(f"{corpus}: no {FILE}; run `conan mine {corpus}` first")
@@ -51,9 +51,9 @@ def open_pools(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnectio
 
 
 def write_pools(corpus: Path, tables: dict[str, pa.Table], ceiling_sql: str) -> None:
-    """Replace the pools: whole or not at all. `tables` holds an Arrow table for each of TABLES.
+    """Replace the pools atomically. `tables` holds an Arrow table for each name in TABLES.
 
-    `ceiling_sql` is what the view `short_pools` shows as ceiling (see mine/methods.py).
+    `ceiling_sql` is the SQL expression for the column `ceiling` of the view `short_pools` (see mine/methods.py).
     """
     with replacing(corpus / FILE) as temporary:
         with duckdb.connect(str(temporary)) as connection:
@@ -65,15 +65,15 @@ def write_pools(corpus: Path, tables: dict[str, pa.Table], ceiling_sql: str) -> 
                 connection.execute(f"INSERT INTO {name} BY NAME FROM incoming")
                 connection.unregister("incoming")
             connection.execute("CHECKPOINT")
-        # What a killed trainer left unmerged belongs to the old pools and must not be replayed on the new ones.
+        # The write-ahead log of a killed trainer belongs to the old pools; DuckDB must not replay it on the new ones.
         (corpus / f"{FILE}.wal").unlink(missing_ok=True)
 
 
 def read_candidates(corpus: Path) -> pl.DataFrame:
-    """Every query with its pool: `query_id, query, passage_ids, scores`, by query_id.
+    """Return every query with its pool: columns `query_id, query, passage_ids, scores`, ordered by query_id.
 
     Raises:
-        CorpusError: no pools yet.
+        CorpusError: there are no pools yet.
     """
     with open_pools(corpus) as connection:
         pools: pl.DataFrame = connection.sql(
@@ -84,10 +84,10 @@ def read_candidates(corpus: Path) -> pl.DataFrame:
 
 
 def read_passages(corpus: Path, passage_ids: npt.NDArray[np.int64]) -> pl.DataFrame:
-    """Texts of passages: `passage_id, text, cluster_id`, by passage_id, in one query.
+    """Return the texts of passages: columns `passage_id, text, cluster_id`, ordered by passage_id.
 
     Raises:
-        CorpusError: no pools yet.
+        CorpusError: there are no pools yet.
     """
     with open_pools(corpus) as connection:
         connection.register("wanted", pa.table({"passage_id": np.unique(passage_ids)}))
@@ -104,13 +104,13 @@ def write_windows(
     step: int,
     changed: npt.NDArray[np.int64] | None = None,
 ) -> None:
-    """Record DHNM's present state and append to its log; nothing of a later step (of a killed run) stays.
+    """Save DHNM's current state and append to its log; log entries of later steps, from a killed run, are deleted.
 
-    `windows` takes the place of all that are there or, where `changed` has query ids, of those of these queries alone:
-    to write all of a million takes longer. Writing the same replacements twice leaves them there once.
+    `windows` replaces all stored windows or, if `changed` lists query ids, only those of these queries, which is faster
+    if there are a million. Replacements that are written twice are stored once.
 
     Raises:
-        CorpusError: no pools yet.
+        CorpusError: there are no pools yet.
     """
     with open_pools(corpus, read_only=False) as connection:
         connection.register("new_windows", windows.to_arrow())
@@ -130,6 +130,6 @@ def write_windows(
 
 
 def as_lists(values: npt.NDArray[np.generic], counts: Sequence[int] | npt.NDArray[np.int64]) -> pa.Array:
-    """A list column of flat values: `counts[i]` of them belong to row i."""
+    """Build a list column from flat values: row i takes the next `counts[i]` of them."""
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))

@@ -1,4 +1,4 @@
-"""The recipe that a corpus keeps, defaults filled in: later stages run by it."""
+"""The recipe saved in a corpus, with defaults filled in: later stages take their settings from it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ from .atomic import write_text
 
 
 def save_recipe(corpus: Path, recipe: Recipe) -> None:
-    """Keep the recipe in the corpus, defaults filled in."""
+    """Save the recipe in the corpus, with defaults filled in."""
     corpus.mkdir(parents=True, exist_ok=True)
     write_text(corpus / "recipe.yaml", dump(recipe))
 
 
 def find_recipe(corpus: Path) -> Path:
-    """The file of the recipe that a corpus keeps. Raises RecipeError where it keeps none."""
+    """Return the path of the recipe saved in a corpus. Raises RecipeError if there is none."""
     path = corpus / "recipe.yaml"
     if not path.exists():
         raise RecipeError(f"{corpus}: no recipe.yaml here; run `conan ingest {corpus} --recipe FILE` first")
@@ -23,11 +23,11 @@ def find_recipe(corpus: Path) -> Path:
 
 
 def load_recipe(corpus: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe kept in a corpus."""
+    """Load the recipe saved in a corpus, with `overrides` applied."""
     return load(find_recipe(corpus), overrides)
 
 
 def keep_settings(corpus: Path, overrides: Sequence[str]) -> None:
-    """Make overrides part of the recipe that a corpus keeps, if it keeps one."""
+    """Save overrides in the recipe of a corpus, if it has one."""
     if overrides and (corpus / "recipe.yaml").exists():
         save_recipe(corpus, load_recipe(corpus, overrides))

@@ -1,4 +1,4 @@
-"""Writes shards: Parquet in row groups of bounded size, with their rejects, committed whole or not at all."""
+"""Write shards with their rejects: Parquet files with row groups of bounded size, committed atomically."""
 
 import hashlib
 import os
@@ -20,17 +20,16 @@ from .atomic import commit
 from .folder import rejects
 
 ROW_GROUP = 65_536
-"""Chosen here: rows of a row group at most, as stages hold one in memory."""
+"""Chosen here: the most rows in a row group, since stages hold a whole group in memory."""
 GROUP_BYTES = 32 << 20
-"""Chosen here: bytes of text with which a row group is full, however few its rows: stages hold a group in memory."""
+"""Chosen here: the bytes of text at which a row group is full, however few its rows, for the same reason."""
 
 
 class ShardWriter:
-    """Writes a shard and its rejects (none, where their schema is None); both appear when the block ends well, neither
-    when it raises.
+    """Writes a shard and its rejects; both appear if the `with` block succeeds, neither if it raises.
 
-    The rejects are committed first: the shard is the sign that both are there. Raises ValueError (and commits
-    nothing) unless rows in = rows out + rejected.
+    There are no rejects if their schema is None. Rejects are committed first, so a shard that exists is complete.
+    Raises ValueError and commits nothing unless rows in = rows out + rejected.
     """
 
     def __init__(
@@ -53,21 +52,21 @@ class ShardWriter:
         self._out = _ParquetFile(path, schema, compression)
         try:
             self._rejected = None if rejected is None else _ParquetFile(rejects(path), rejected)
-        except OSError:  # no room for one more file
+        except OSError:  # the disk is full
             self._out.discard()
             raise
 
     def received(self, rows: int) -> None:
-        """Count rows that came in."""
+        """Count input rows."""
         self.rows_in += rows
 
     def keep(self, table: pa.Table, rows: int | None = None) -> None:
-        """Write rows out; `rows` is how many that came in they stand for, where it is another number."""
+        """Write output rows; `rows` is the number of input rows that they were made from, if it differs."""
         self._out.write(table)
         self.rows_out += table.num_rows if rows is None else rows
 
     def reject(self, table: pa.Table) -> None:
-        """Write rows with `reason` and `detail`."""
+        """Write rejected rows, which have the columns `reason` and `detail`."""
         assert self._rejected is not None, f"{self.stage} has no rejects"
         self._rejected.write(table)
         counts = table.column("reason").value_counts().to_pylist()
@@ -96,7 +95,7 @@ class ShardWriter:
                 if self._rejected:
                     self._rejected.close(None)
                 self._out.close(footer)
-                # So that at no moment a shard of before stands beside the rejects of this one.
+                # So that an old shard never lies next to the rejects of the new one.
                 self._out.path.unlink(missing_ok=True)
                 if self._rejected:
                     self._rejected.commit()
@@ -108,7 +107,7 @@ class ShardWriter:
 
 
 class _HashingFile:
-    """A file that hashes what is written, so that a shard's content is known when it is whole."""
+    """A file that hashes what is written to it, which gives the content id of the shard."""
 
     def __init__(self, path: Path) -> None:
         self.file: BinaryIO = path.open("wb")
@@ -129,11 +128,11 @@ class _HashingFile:
         return self.file.closed
 
     def close(self) -> None:
-        """Parquet closes its sink; the writer below still has to fsync it."""
+        """Do nothing: the Parquet writer closes its sink, but _ParquetFile still has to fsync it."""
 
 
 class _ParquetFile:
-    """One Parquet file under a temporary name, in full row groups; `commit` gives it its own."""
+    """A Parquet file of full row groups under a temporary name; `commit` renames it to its final name."""
 
     def __init__(self, path: Path, schema: pa.Schema, compression: str = "zstd") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,19 +151,19 @@ class _ParquetFile:
             self._write_group(rows)
 
     def _full_group(self) -> int:
-        """How many pending rows make a full group; 0 where they make none."""
+        """Return how many pending rows make a full row group, or 0 if there are not enough."""
         rows = min(ROW_GROUP, int(np.searchsorted(np.cumsum(self.sizes), GROUP_BYTES)) + 1)
         return rows if rows <= len(self.sizes) else 0
 
     def _write_group(self, rows: int) -> None:
         whole = pa.concat_tables(self.pending)
-        # One chunk and one dictionary for each group, so that equal rows are equal bytes however they arrived.
+        # One chunk and one dictionary per group, so that equal rows give equal bytes, however they were batched.
         group = _with_fresh_dictionaries(whole.slice(0, rows).combine_chunks())
         self.writer.write_table(group, row_group_size=ROW_GROUP)
         self.pending, self.sizes = [whole.slice(rows)], self.sizes[rows:]
 
     def close(self, footer: Footer | None) -> None:
-        """Write what is pending, the footer (its content hash filled in), and make the file durable."""
+        """Write pending rows and the footer (with its content hash filled in), and fsync the file."""
         if len(self.sizes):
             self._write_group(len(self.sizes))
         if footer is not None:
@@ -179,9 +178,9 @@ class _ParquetFile:
         commit(self.temporary, self.path)
 
     def discard(self) -> None:
-        """Leave nothing behind, on a full disk too; after `commit` there is nothing to leave."""
+        """Delete the temporary file, even if the disk is full; does nothing after `commit`."""
         self.temporary.unlink(missing_ok=True)
-        # Closed in any case: a disk has its room back when nobody holds the file.
+        # Always close the file: a deleted file occupies the disk for as long as it is open.
         with suppress(OSError):
             if self.writer.is_open:
                 self.writer.close()
@@ -190,7 +189,7 @@ class _ParquetFile:
 
 
 def _row_bytes(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Bytes of text in each row, int64 [rows]."""
+    """Count the bytes of text in each row: int64 [rows]."""
     sizes = np.zeros(table.num_rows, np.int64)
     for column in table.itercolumns():
         if pa.types.is_string(column.type):

@@ -1,6 +1,6 @@
 """Parts of SQL statements for DuckDB: literals, and scans of shards.
 
-Where a statement takes parameters, values go in as those; views and ATTACH take none.
+Statements that accept parameters should use those instead; views and ATTACH don't accept any.
 """
 
 from collections.abc import Iterable
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def quote(value: str | Path) -> str:
-    """Write a text or a path as a string literal."""
+    """Quote a text or a path as an SQL string literal."""
     return "'" + str(value).replace("'", "''") + "'"
 
 
 def scan_shards(files: Iterable[Path], **options: bool) -> str:
-    """Write a scan of Parquet files, with more options of `read_parquet` if given.
+    """Build a `read_parquet` call over files; `options` are further options of `read_parquet`.
 
     A folder called `year=2024` above the corpus must not become a column, so Hive partitioning is off.
     """

@@ -1,7 +1,7 @@
-"""Writes a small, dirty folder of Chinese sources, as `conan demo` and the tests read it.
+"""Write a small, dirty folder of Chinese sources, for `conan demo` and the tests.
 
-It is a miniature of what crawls and exports look like: many file shapes, two encodings, broken files and
-lines, and texts that a filter should reject, each counted. The texts themselves come from `sample_world`.
+It imitates crawls and exports in miniature: many file formats, two encodings, broken files and lines, and texts that a
+filter should reject, with a count of each kind. The texts come from world.py.
 """
 
 import csv
@@ -21,7 +21,7 @@ import zstandard
 from .words import ADVERTS, EDITORS, ENGLISH, PRODUCTS, REFUSALS, REVIEW_FORMS, REVIEWS, VERDICTS
 from .world import Fact, asked, draw, facts, fill, neighbour, passage, query, statement_pair
 
-# Fewer rows leave a source without enough texts for every kind of damage; more exhaust the world.
+# With fewer rows, a source has too few texts for every kind of damage; with more, the world runs out of facts.
 MIN_ROWS, MAX_ROWS = 300, 4000
 QUESTIONS, PASSAGES, STS_TESTS = 120, 320, 150
 BOILERPLATE = "更多内容请关注本台客户端。"
@@ -31,16 +31,16 @@ Damage = Callable[[Random, Pair], Pair]
 Planted = dict[str, int]
 
 
-# Damage: each takes a pair and gives what a crawler or a careless export would have made of it.
+# Damage: each function returns a pair as a crawler or a careless export would have damaged it.
 
 
 def mobile_number(rng: Random) -> str:
-    """A number of the right form from one made-up block."""
+    """Return a well-formed mobile number, always from the same made-up block."""
     return f"1990000{rng.randrange(10_000):04d}"
 
 
 def id_card(rng: Random) -> str:
-    """An ID-card number with a valid check digit (GB 11643-1999, ISO 7064 MOD 11-2), born in 1900."""
+    """Return an ID-card number of someone born in 1900, with a valid check digit (GB 11643-1999, ISO 7064 MOD 11-2)."""
     birth = date(1900, 1, 1) + timedelta(days=rng.randrange(365))
     body = f"110101{birth:%Y%m%d}{rng.randrange(1000):03d}"
     remainder = sum(int(digit) * 2 ** (17 - place) for place, digit in enumerate(body)) % 11
@@ -48,19 +48,19 @@ def id_card(rng: Random) -> str:
 
 
 def mojibake(rng: Random, pair: Pair) -> Pair:
-    """UTF-8 read as GBK or as Latin-1."""
+    """Decode the UTF-8 text as GBK or Latin-1."""
     title, text = pair
     return title, text.encode().decode(rng.choice(["gbk", "latin-1"]), errors="replace")
 
 
 def advert(rng: Random, pair: Pair) -> Pair:
-    """An advert with a telephone number where the text was."""
+    """Replace the text with an advert that has a telephone number."""
     text = fill(rng.choice(ADVERTS).replace("{mobile}", mobile_number(rng)), draw(rng), asked)
     return pair[0], text
 
 
 def too_long(rng: Random, pair: Pair) -> Pair:
-    """A hundred passages in one text, about 10,000 characters."""
+    """Replace the text with a hundred passages, about 10,000 characters."""
     return pair[0], "\n".join(passage(rng, draw(rng), "web") for _ in range(100))
 
 
@@ -89,7 +89,7 @@ RESPONSE_DAMAGES: dict[str, Damage] = {
 
 
 def edit(rng: Random, pair: Pair) -> Pair:
-    """A near-duplicate: a signature after the text, or one word more inside it."""
+    """Make a near-duplicate: add a signature after the text, or a word inside it."""
     title, text = pair
     if rng.random() < 0.5:
         return title, f"{text}（责任编辑：{rng.choice(EDITORS)}）"
@@ -98,7 +98,7 @@ def edit(rng: Random, pair: Pair) -> Pair:
 
 
 def spoil(rng: Random, pairs: list[Pair], damages: dict[str, Damage], planted: Planted) -> list[Pair]:
-    """Damages 1.2 % of the pairs in each way, adds 3.6 % exact and as many near-duplicates, shuffles."""
+    """Damage 1.2 % of the pairs in each way, add 3.6 % exact duplicates and 3.6 % near-duplicates, and shuffle."""
     number = max(1, round(0.012 * len(pairs)))
     clean, spoiled = pairs[number * len(damages) :], []
     for position, (kind, damage) in enumerate(damages.items()):
@@ -113,16 +113,16 @@ def spoil(rng: Random, pairs: list[Pair], damages: dict[str, Damage], planted: P
     return records
 
 
-# Files: one function a shape.
+# Files: one function per format.
 
 
 def to_json(record: Any) -> str:
-    """One line, Chinese as it is."""
+    """Dump to one line of JSON, with Chinese unescaped."""
     return json.dumps(record, ensure_ascii=False)
 
 
 def write(path: Path, data: str | bytes, encoding: str = "utf-8") -> None:
-    """Writes text or bytes, compressed as the file's ending says."""
+    """Write text or bytes, compressed if the extension is .gz or .zst."""
     content = data.encode(encoding) if isinstance(data, str) else data
     if path.suffix == ".gz":
         content = gzip.compress(content, mtime=0)
@@ -133,24 +133,24 @@ def write(path: Path, data: str | bytes, encoding: str = "utf-8") -> None:
 
 
 def write_lines(path: Path, records: list[Any]) -> None:
-    """JSON lines."""
+    """Write JSON lines."""
     write(path, "".join(to_json(record) + "\n" for record in records))
 
 
 def write_table(path: Path, rows: list[tuple[Any, ...]], encoding: str = "utf-8") -> None:
-    """CSV with quotes where they are needed and CRLF, as spreadsheets export it."""
+    """Write CSV as spreadsheets export it: CRLF, and quotes where needed."""
     buffer = io.StringIO()
     csv.writer(buffer).writerows(rows)
     write(path, buffer.getvalue(), encoding)
 
 
 def paragraphs(text: str, line_end: str) -> str:
-    """HTML with a paragraph a sentence."""
+    """Wrap each sentence in an HTML paragraph."""
     return line_end.join(f"<p>&nbsp;&nbsp;{sentence}</p>" for sentence in re.findall("[^。]+。?", text))
 
 
 def write_news(folder: Path, records: list[Pair], lost: list[Pair], planted: Planted) -> None:
-    """Broadcasts in JSON, one file a month; the oldest as compressed JSON lines; one cut short."""
+    """Write broadcasts: a JSON file per month, four months as compressed JSON lines, and a truncated file."""
 
     def broadcast(month: int, items: list[Pair]) -> dict[str, Any]:
         videos = [
@@ -176,7 +176,7 @@ def write_news(folder: Path, records: list[Pair], lost: list[Pair], planted: Pla
 
 
 def write_chats(path: Path, rng: Random, opening_facts: list[Fact], planted: Planted) -> None:
-    """ShareGPT conversations of two turns; in the middle a line cut short and one that ends in NUL bytes."""
+    """Write ShareGPT conversations of two turns; in the middle, a truncated line and one that ends in NUL bytes."""
 
     def conversation(fact: Fact) -> bytes:
         second = neighbour(rng, fact, "place")
@@ -196,7 +196,7 @@ def write_chats(path: Path, rng: Random, opening_facts: list[Fact], planted: Pla
 
 
 def write_wiki(folder: Path, records: list[Pair], planted: Planted) -> None:
-    """A Markdown file an article, and an empty one."""
+    """Write a Markdown file per article, and an empty one."""
     for number, (title, text) in enumerate(records):
         lead, rest = text.split("。", 1)
         write(folder / f"{number:03d}.md", f"# {title}\n\n**{lead}。**\n\n## 详情\n\n- {rest}\n")
@@ -205,7 +205,7 @@ def write_wiki(folder: Path, records: list[Pair], planted: Planted) -> None:
 
 
 def write_reviews(path: Path, rng: Random, rows: int, planted: Planted) -> None:
-    """Reviews with their class; some have a double quote that is never closed."""
+    """Write reviews with their class; some have an unclosed double quote."""
     combinations = [
         (label, phrase, product)
         for label, phrases in REVIEWS.items()
@@ -221,7 +221,7 @@ def write_reviews(path: Path, rng: Random, rows: int, planted: Planted) -> None:
 
 
 def write_exports(folder: Path, records: dict[str, list[Pair]]) -> None:
-    """The sources of one file each: CSV in GB18030, TSV without a header, JSON lines and arrays."""
+    """Write the sources that are one file: CSV in GB18030, TSV without a header, JSON lines and arrays."""
     answers = [(title, text.replace("。", "。\n", 1)) for title, text in records["community_qa"]]
     write_table(folder / "qa.csv", [("title", "answer"), *answers], "gb18030")
     posts = [
@@ -244,7 +244,7 @@ def write_exports(folder: Path, records: dict[str, list[Pair]]) -> None:
 
 
 def write_triples(path: Path, rng: Random, told: list[Fact]) -> None:
-    """Questions with one or two answers, and two wrong ones: the same place, the same entity."""
+    """Write questions, each with one or two answers and two wrong ones: about the same place, about the same entity."""
     triples = [
         {
             "query": query(rng, fact, "question"),
@@ -257,13 +257,13 @@ def write_triples(path: Path, rng: Random, told: list[Fact]) -> None:
 
 
 def write_sts(path: Path, rng: Random, rows: int, held_out: bool, encoding: str) -> None:
-    """Sentence pairs scored 0 to 5."""
+    """Write sentence pairs with scores from 0 to 5."""
     scored = [statement_pair(rng, held_out) for _ in range(rows)]
     write_table(path, [("sentence1", "sentence2", "score"), *scored], encoding)
 
 
 def write_evaluation(folder: Path, seed: int) -> None:
-    """Questions, further passages to search among, scored sentence pairs: held-out combinations all."""
+    """Write evaluation sets: questions, distractor passages, scored sentence pairs; all from held-out combinations."""
     rng = Random(f"evaluation {seed}")
     kinds = [("question", "answer")] * QUESTIONS + [("title", "news"), ("title", "web")] * PASSAGES
     records = [
@@ -276,13 +276,12 @@ def write_evaluation(folder: Path, seed: int) -> None:
 
 
 def write_sample(folder: Path, rows: int = 1200, seed: int = 0) -> Planted:
-    """Writes the sources and the evaluation sets that recipes/demo.yaml reads; the same seed, the same bytes.
+    """Write the sources and the evaluation sets that recipes/demo.yaml reads; equal seeds give equal bytes.
 
-    `rows` counts the records before duplicates are added; the evaluation is of one size whatever `rows` is.
-    Files that are in the folder already stay there unless they have the name of a new one.
-    Returns what was planted: counts by kind of damage, and `records/SOURCE` for the records (rows, lines,
-    news items, Markdown files) that a faultless reader finds in a source, bad texts and duplicates included.
-    Raises ValueError if `rows` is outside 300 to 4000.
+    `rows` is the number of records before duplicates are added; the size of the evaluation sets does not depend on it.
+    Other files in the folder are left alone. Returns counts of what was planted: by kind of damage, and, as
+    `records/SOURCE`, the records (rows, lines, news items, Markdown files) that a correct reader finds in a source,
+    including bad texts and duplicates. Raises ValueError if `rows` is outside 300 to 4000.
     """
     if not MIN_ROWS <= rows <= MAX_ROWS:
         raise ValueError(f"rows must be between {MIN_ROWS} and {MAX_ROWS}, got {rows}")

@@ -1,4 +1,4 @@
-"""`conan demo`: the sample's folder, its recipe, and what the demo asks its corpus in the end."""
+"""`conan demo`: write the sample, load its recipe; and the SQL that the demo runs at the end."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ DEMO_QUESTIONS = (
     "FROM pools.candidates JOIN pools.queries q USING (query_id) "
     "JOIN pools.passages p ON p.passage_id = passage_ids[1] ORDER BY scores[1] DESC LIMIT 3",
 )
-"""What the demo asks its corpus: the funnel, a reject of each of three kinds, the hardest negatives."""
+"""SQL over the demo's corpus: the funnel, one reject of each of three kinds, and the hardest negatives."""
 
 
 def prepare_demo(folder: Path) -> tuple[Recipe, Path]:
-    """Write the sample into `folder/sources`; its recipe, and where the sources are.
+    """Write the sample to `folder/sources`; return its recipe and that path.
 
     Raises:
-        RecipeError: the folder holds something else.
+        RecipeError: the folder holds something that is not a demo.
     """
     sources = folder / "sources"
     if folder.exists() and {place.name for place in folder.iterdir()} - {"sources", "corpus"}:

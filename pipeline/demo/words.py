@@ -1,21 +1,21 @@
-"""The small world that the sample is written from: topics, places, times and sentence templates.
+"""The vocabulary of the sample: topics, places, times and sentence templates.
 
-Nearly every word has two wordings, `asked=told`: queries use the first, passages mostly the second, so that
-query and passage share a meaning more often than a word. All of it was written for this project.
+Nearly every word has two wordings, `asked=told`: queries use the first, passages mostly the second, so a query and its
+passage often share a meaning without sharing words. All of it was written for this project.
 """
 
 from typing import NamedTuple
 
 
 class Word(NamedTuple):
-    """One meaning in two wordings."""
+    """One meaning in two wordings: that of queries, and that of passages."""
 
     asked: str
     told: str
 
 
 class Topic(NamedTuple):
-    """What can happen to the entities of one field, why, and what its office does about it."""
+    """A field: its entities, what can happen to them and why, and what the field's office does about it."""
 
     name: str
     office: str
@@ -25,7 +25,7 @@ class Topic(NamedTuple):
     remedies: list[str]
 
 
-# A topic is a paragraph: name and office, then five entities, five changes, five causes and four remedies.
+# One topic per paragraph: name and office, then five entities, five changes, five causes and four remedies.
 TOPIC_TEXT = """
 气象 气象台
 暴雨=强降水 寒潮=强冷空气 台风=热带气旋 浓雾=低能见度天气 沙尘=漫天黄土
@@ -231,12 +231,12 @@ TIME_TEXT = """
 
 
 def words(text: str) -> list[Word]:
-    """Reads `asked=told asked=told …`."""
+    """Parse `asked=told asked=told …`."""
     return [Word(*pair.split("=")) for pair in text.split()]
 
 
 def topic(paragraph: str) -> Topic:
-    """Reads one paragraph of `TOPIC_TEXT`."""
+    """Parse a paragraph of `TOPIC_TEXT`."""
     name, office, *tokens = paragraph.split()
     pairs = words(" ".join(tokens[:15]))
     return Topic(name, office, pairs[:5], pairs[5:10], pairs[10:], remedies=tokens[15:])
@@ -271,7 +271,7 @@ QUERIES = {
     ],
 }
 
-# The first sentence of a passage, by the kind of text; each names place, time, entity and change.
+# First sentences of passages, by style; each names place, time, entity and change.
 OPENINGS = {
     "news": [
         "记者从{place}{office}了解到，{time}当地{entity}{change}。",
@@ -326,8 +326,8 @@ DETAILS = [
     "网上相关的讨论一夜之间多出{number}页。",
 ]
 
-# A review is about one class; the phrases of a class rarely share a word with its name.
-# Lists of plain words are written as one text and split where they are used.
+# The phrases of reviews, by class; they rarely share a word with the name of the class.
+# Here and below, lists of words are written as one string, which is split where it is used.
 REVIEWS = {
     "质量": "用了两天就裂开 做工扎实没有毛边 线头很多还掉色 材料厚实摸着放心 一碰就坏 结实耐用三年没换",
     "物流": "下单第二天就送到 等了半个月才收到 快递员直接扔门口 派送很快还打了招呼 一直卡在中转站 路上走得特别慢",

@@ -1,8 +1,8 @@
-"""Facts of the sample's small world, and the sentences that tell them.
+"""Facts of the sample's small world, and the sentences that state them.
 
-A fact is a topic's entity that changes, somewhere, at some time, for a cause. Queries and passages word it
-differently, so a model that is trained on the sample learns something that can be measured on combinations of
-entity and place that it has never seen.
+A fact says that an entity of a topic changed, at some place and time, for some cause. Queries and passages use
+different words for it, so a model that is trained on the sample can be evaluated on combinations of entity and place
+that it has never seen.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from .words import CAUSES, DETAILS, OPENINGS, PLACES, QUERIES, REMEDIES, STATEMENTS, TIMES, TOPICS, Topic, Word
 
-# A passage words a meaning differently from its query about two times in three.
+# The probability that a word of a passage has another wording than in queries.
 TOLD_SHARE = 0.65
-# One in six combinations of entity and place is never in a training file, only in the evaluation.
+# One in six combinations of entity and place appears only in the evaluation sets.
 HELD_OUT_EVERY = 6
 
 
 class Fact(NamedTuple):
-    """One thing that happened, with a word for each of the slots entity, change, cause, place and time."""
+    """An event, with a word for each of the slots entity, change, cause, place and time."""
 
     topic: Topic
     words: dict[str, Word]
@@ -29,7 +29,7 @@ ENTITIES = [entity for topic in TOPICS for entity in topic.entities]
 
 
 def choices(topic: Topic) -> dict[str, list[Word]]:
-    """The words that can stand in each slot of a topic's facts."""
+    """Return the words that can fill each slot in facts of a topic."""
     return {
         "entity": topic.entities,
         "change": topic.changes,
@@ -40,13 +40,13 @@ def choices(topic: Topic) -> dict[str, list[Word]]:
 
 
 def is_held_out(fact: Fact) -> bool:
-    """Whether a combination of entity and place is kept for the evaluation; neither word alone ever is."""
+    """Whether the combination of entity and place is held out for evaluation; every single word is in training."""
     numbers = ENTITIES.index(fact.words["entity"]), PLACES.index(fact.words["place"])
     return sum(numbers) % HELD_OUT_EVERY == 0
 
 
 def draw(rng: Random, held_out: bool = False) -> Fact:
-    """Draws a fact from the world's training part, or from its held-out part."""
+    """Draw a fact, either one for training or a held-out one."""
     while True:
         topic = rng.choice(TOPICS)
         words = {slot: rng.choice(options) for slot, options in choices(topic).items()}
@@ -56,7 +56,7 @@ def draw(rng: Random, held_out: bool = False) -> Fact:
 
 
 def facts(rng: Random, held_out: bool = False) -> Iterator[Fact]:
-    """Draws facts of which no two have the same query or nearly the same passage."""
+    """Draw facts, no two with the same query or nearly the same passage."""
     seen: set[tuple[object, ...]] = set()
     while True:
         fact = draw(rng, held_out)
@@ -68,7 +68,7 @@ def facts(rng: Random, held_out: bool = False) -> Iterator[Fact]:
 
 
 def neighbour(rng: Random, fact: Fact, slot: str) -> Fact:
-    """Draws another training fact with the same place, or with the same entity."""
+    """Draw another training fact that has the same word in `slot` (place or entity) but not in the other."""
     while True:
         other = draw(rng)
         if [name for name in ("entity", "place") if other.words[name] == fact.words[name]] == [slot]:
@@ -76,7 +76,7 @@ def neighbour(rng: Random, fact: Fact, slot: str) -> Fact:
 
 
 def variation(rng: Random, fact: Fact, shared: int) -> Fact:
-    """Replaces all but `shared` of the five slots, within the topic and the fact's part of the world."""
+    """Replace the words in all but `shared` of the five slots; the topic, and whether the fact is held out, stay."""
     options = choices(fact.topic)
     while True:
         replaced = rng.sample(list(options), len(options) - shared)
@@ -87,35 +87,35 @@ def variation(rng: Random, fact: Fact, shared: int) -> Fact:
 
 
 def fill(template: str, fact: Fact, wording: Callable[[Word], str], number: int = 0) -> str:
-    """Fills a template's slots with one wording of the fact's words."""
+    """Fill the slots of a template with the fact's words; `wording` chooses the wording of each."""
     words = {slot: wording(word) for slot, word in fact.words.items()}
     return template.format(**words, office=fact.topic.office, remedy=fact.remedy, number=number)
 
 
 def asked(word: Word) -> str:
-    """The wording of queries."""
+    """Choose the wording of queries."""
     return word.asked
 
 
 def mixed(rng: Random) -> Callable[[Word], str]:
-    """The wording of passages: mostly `told`."""
+    """Return a function that chooses the wording of passages: mostly `told`."""
     return lambda word: word.told if rng.random() < TOLD_SHARE else word.asked
 
 
 def query(rng: Random, fact: Fact, style: str) -> str:
-    """A title, question, instruction or topic of 8 to 30 characters."""
+    """Write a title, question, instruction or topic about a fact, 8 to 30 characters long."""
     return fill(rng.choice(QUERIES[style]), fact, asked)
 
 
 def passage(rng: Random, fact: Fact, style: str) -> str:
-    """A text of 60 to 250 characters: what happened, then why, what is done and a detail in any order."""
+    """Write 60 to 250 characters about a fact: what happened, then the cause, the remedy and a detail in any order."""
     rest = [rng.choice(CAUSES), rng.choice(REMEDIES), rng.choice(DETAILS)]
     rng.shuffle(rest)
     return fill("".join([rng.choice(OPENINGS[style]), *rest]), fact, mixed(rng), rng.randint(2, 99))
 
 
 def statement_pair(rng: Random, held_out: bool) -> tuple[str, str, int]:
-    """Two sentences and their score: how many of five slots they share."""
+    """Write two sentences and their score: the number of slots, 0 to 5, that they share."""
     score = rng.randint(0, 5)
     fact = draw(rng, held_out)
     other = variation(rng, fact, score)

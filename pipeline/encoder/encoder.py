@@ -1,4 +1,4 @@
-"""Batched inference with any Hugging Face or SentenceTransformer model: used by filter, score, mine and evaluate."""
+"""Batched inference with any Hugging Face or SentenceTransformer model, for filter, score, mine and evaluate."""
 # ruff: noqa: N803, N806 (capital letters are shapes: hidden_NLH is [n, L, H])
 
 from collections.abc import Callable, Sequence
@@ -23,21 +23,21 @@ Vectors = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 WINDOW = 16_384
-"""Chosen here: texts that are tokenised and sorted by length together."""
+"""Chosen here: texts in a window, which is tokenised and sorted by length as a whole."""
 TOKENISED = 1_024
-"""Chosen here: texts in the tokenizer at a time, whose own form takes a hundred bytes a token."""
+"""Chosen here: texts per call of the tokenizer, whose own results take a hundred bytes per token."""
 BATCH_TOKENS = {"cpu": 2_048}
-"""Chosen here, by kind of device: a CPU is fastest while a layer's activations stay in its cache."""
+"""Chosen here, per type of device: a CPU is fastest while the activations of a layer fit its cache."""
 GPU_BATCH_TOKENS = 16_384
-"""Chosen here: products of so many rows fill a large GPU. Larger batches are padded more: 12 % at 65,536, 3 % here."""
+"""Chosen here: matrices with this many rows fill a large GPU. Padding is 3 % of a batch, 12 % at 65,536 tokens."""
 
 
 @dataclass
 class Encoder:
-    """A model ready to encode.
+    """A model that is ready to encode.
 
-    `fingerprint` is a hash of its weights and layout, never of its name; `query_prompt` is what its queries begin
-    with; `truncated` counts the distinct texts so far that were longer than `max_length`.
+    `fingerprint` is a hash of its weights and layout, never of its name; `query_prompt` goes before each query;
+    `truncated` counts the distinct texts so far that were longer than `max_length` tokens.
     """
 
     model: PreTrainedModel
@@ -53,17 +53,18 @@ class Encoder:
 
 
 def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel, device: str | None = None) -> Encoder:
-    """Load a model for inference, by default on the GPU where there is one (bf16 there where it can), else on the CPU.
+    """Load a model for inference.
 
-    A folder that names no pooling is taken as CLS, as bge's models are meant. `kind` is as in load_transformer.
+    `device` defaults to the GPU, or to the CPU if there is no GPU; the precision is that of `best_precision`. A folder
+    that names no pooling gets CLS, as bge's models need. `kind` is as in `load_transformer`.
 
     Raises:
-        ModelError: the model can't be had or read.
+        ModelError: the model can't be found or read.
     """
     folder = find_model(settings.model, settings.trust_remote_code)
     layout = read_layout(folder)
     place = torch.device(device or best_device())
-    # Not `model.to(dtype)`, which rounds the angles of rotary positions, too.
+    # Not `model.to(dtype)`, which would also round the angles of rotary position embeddings.
     model, tokenizer = load_transformer(
         layout, settings.max_length, kind, settings.trust_remote_code, dtype=best_precision(place)
     )
@@ -90,16 +91,17 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel, device:
 
 
 def best_device() -> str:
-    """The GPU where there is one that can be used, else the CPU."""
+    """Return the name of the GPU, or `cpu` if there is no usable GPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return str(accelerator or "cpu")
 
 
 def loaded(settings: EncoderSettings, weights: str, device: str | None = None) -> Encoder:
-    """The model of these or wider settings, kept between calls of one process. Raises ModelError.
+    """Load a model once per process: later calls return the same one. Raises ModelError.
 
-    `weights` is its fingerprint, so that another model of the same name is read anew. Who only wants to know that it
-    can be read asks for the CPU and leaves the GPU to the workers.
+    `settings` may be a subclass, such as the settings of a stage. `weights` is the model's fingerprint, so a model that
+    has changed under the same name is loaded again. Pass device="cpu" to check that a model loads without occupying a
+    GPU.
     """
     own = EncoderSettings(**settings.model_dump(include=set(EncoderSettings.model_fields)))
     return _load(own, weights, device or best_device())
@@ -111,7 +113,7 @@ def _load(settings: EncoderSettings, weights: str, device: str) -> Encoder:
 
 
 def best_precision(device: torch.device) -> torch.dtype:
-    """bf16 where the device itself has it, fp16 on a GPU that lacks it, float32 on a CPU."""
+    """Return the precision for inference: bf16 on a GPU that supports it, fp16 on other GPUs, float32 on a CPU."""
     if device.type == "cpu":
         return torch.float32
     lacking = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
@@ -119,17 +121,17 @@ def best_precision(device: torch.device) -> torch.dtype:
 
 
 def encode(encoder: Encoder, texts: pa.Array | pa.ChunkedArray | Sequence[str], prompt: str = "") -> Vectors:
-    """Unit vectors of texts, float32 [n, D], each with `prompt` before it. Each distinct text is encoded once."""
+    """Encode texts, each with `prompt` before it, to unit vectors: float32 [n, D]. Duplicates are encoded once."""
     return in_batches(encoder, texts, dimension(encoder), _unit_vectors, prompt)
 
 
 def dimension(encoder: Encoder) -> int:
-    """The width of the vectors."""
+    """Return the dimension of the vectors."""
     return len(encoder.layout.dense[-1].weight) if encoder.layout.dense else int(encoder.model.config.hidden_size)
 
 
 Inference = Callable[[Encoder, Tensor, Tensor | None], Tensor]
-"""From token ids [n, L] and their mask (None where nothing is padded) to rows [n, width], all on the device."""
+"""Maps token ids [n, L] and their mask (None if nothing is padded) to rows [n, width], all on the device."""
 
 
 def in_batches(
@@ -139,10 +141,10 @@ def in_batches(
     infer: Inference,
     prompt: str = "",
 ) -> Vectors:
-    """What `infer` makes of the texts, each with `prompt` before it: float32 [n, width].
+    """Run `infer` on texts, each with `prompt` before it, and return its rows: float32 [n, width].
 
-    Each distinct text is inferred once. A batch holds as many texts of a length-sorted window as fit `batch_tokens`;
-    the next window is tokenised while the model works.
+    Duplicate texts are run once. A batch takes as many texts from a length-sorted window as fit `batch_tokens`; the
+    next window is tokenised while the model works.
     """
     column = texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.string())
     if isinstance(column, pa.ChunkedArray):
@@ -161,7 +163,7 @@ def in_batches(
 
 
 class _Window(NamedTuple):
-    """Tokenised texts: the ids of all, one after another, where each begins, its length, and how many were cut."""
+    """Tokenised texts: all ids in one array, the start and length of each text, and how many texts were truncated."""
 
     ids: Integers
     starts: Integers
@@ -191,7 +193,7 @@ def _tokenised(encoder: Encoder, texts: pa.Array, prompt: str) -> _Window:
 
 @torch.inference_mode()
 def _infer_window(encoder: Encoder, window: _Window, infer: Inference) -> Vectors:
-    """Batches of the window, long texts first; on a GPU, results are fetched once."""
+    """Run a window in batches, longest texts first; on a GPU, fetch the results once at the end."""
     order = np.argsort(-window.lengths, kind="stable")
     found = []
     start = 0
@@ -206,7 +208,7 @@ def _infer_window(encoder: Encoder, window: _Window, infer: Inference) -> Vector
 
 
 def _padded(encoder: Encoder, window: _Window, rows: Integers) -> tuple[Tensor, Tensor | None]:
-    """A batch on the device: its ids [n, L] and its mask, int64."""
+    """Move some rows of a window to the device: padded ids [n, L] and their mask (None if nothing is padded), int64."""
     lengths = window.lengths[rows, None]
     places = np.arange(max(1, int(lengths.max())))[None]
     there = places < lengths
@@ -223,7 +225,7 @@ def _on_device(encoder: Encoder, values: Integers) -> Tensor:
 
 
 def pool(hidden_NLH: Tensor, attention_mask_NL: Tensor | None, pooling: Pooling) -> Tensor:
-    """One vector [n, H] a text: of its first token, or the mean over its tokens (all of them without a mask)."""
+    """Pool to one vector per text, [n, H]: its first token's, or the mean over its tokens (all if there is no mask)."""
     if pooling == "cls":
         return hidden_NLH[:, 0]
     if attention_mask_NL is None:
@@ -233,7 +235,7 @@ def pool(hidden_NLH: Tensor, attention_mask_NL: Tensor | None, pooling: Pooling)
 
 
 def embed(encoder: Encoder, ids_NL: Tensor, mask_NL: Tensor | None) -> Tensor:
-    """Raw vectors of a batch, float32 [n, D]: pooled and through the dense layers, not normalised."""
+    """Compute the raw vectors of a batch, float32 [n, D]: pooled, through the dense layers, not normalised."""
     hidden_NLH = encoder.model(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
     vectors_ND = pool(hidden_NLH, mask_NL, encoder.pooling).float()
     for dense in encoder.layout.dense:

@@ -1,4 +1,4 @@
-"""Folders of models: where they are, what their weights hash to, what stands before a query. Reads no weights."""
+"""Find the folder of a model, hash its weights, and read its query prompt; nothing here loads the weights."""
 
 import hashlib
 import json
@@ -15,18 +15,20 @@ BGE_QUERY_PROMPTS = {
     "zh": "为这个句子生成表示以用于检索相关文章：",
     "en": "Represent this sentence for searching relevant passages: ",
 }
-"""FlagEmbedding's README: of bge's small, base and large models, for queries that search passages."""
+"""From the README of FlagEmbedding: the prompts of bge's small, base and large models for retrieval queries."""
 
 
 class ModelError(ConanError):
-    """A folder or a hub name that no embedding model can be read from."""
+    """A folder or hub name from which no embedding model can be loaded."""
 
 
 def find_model(name: str, trust_remote_code: bool = False) -> Path:
-    """The folder of a model: the folder itself, or a hub model downloaded (safetensors, and code only if trusted).
+    """Return the folder of a model: `name` itself if it is a folder, else the model of this name from the hub.
+
+    The download takes weights only as safetensors, and the model's code only if it is trusted.
 
     Raises:
-        ModelError: neither a folder nor to be had from the hub.
+        ModelError: there is no such folder, and the hub has no such model or can't be reached.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -40,13 +42,13 @@ def find_model(name: str, trust_remote_code: bool = False) -> Path:
         )
     except Exception as error:
         raise ModelError(
-            f"{name} is no folder here and can't be had from the Hugging Face hub ({type(error).__name__}); give the "
-            "path of a model folder, or run where the hub can be reached"
+            f"{name} is not a folder and can't be downloaded from the Hugging Face hub ({type(error).__name__}); pass "
+            "the path of a model folder, or run this where the hub can be reached"
         ) from error
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file, or an empty object where there is none. Raises ModelError for one that can't be read."""
+    """Read a JSON file, or return {} if there is none. Raises ModelError if it can't be parsed."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:
@@ -54,7 +56,7 @@ def read_json(path: Path) -> Any:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """A 128-bit hash (hex) of a folder's weights, vocabulary and layout."""
+    """Return a 128-bit hash (hex) of the weights, tokenizer, configuration and code in a model's folder."""
     digest = hashlib.blake2b(digest_size=16)
     names = (
         "*.safetensors",
@@ -75,7 +77,7 @@ def weights_fingerprint(folder: Path) -> str:
 
 
 def read_query_prompt(folder: Path, settings: EncoderSettings) -> str:
-    """What stands before each query: what the settings say, else the folder, else bge's by its name, else nothing."""
+    """Return the prompt of queries: from the settings, else from the folder, else bge's (by its name), else none."""
     if settings.query_prompt is not None:
         return settings.query_prompt
     prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}

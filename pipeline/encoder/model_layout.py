@@ -1,4 +1,4 @@
-"""What a Hugging Face or SentenceTransformer folder holds: encoder, pooling, linear layers."""
+"""Read what a Hugging Face or SentenceTransformer folder holds: encoder, pooling, dense layers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer and its activation, as SentenceTransformer folders hold them."""
+    """A linear layer and its activation: the Dense module of a SentenceTransformer folder."""
 
     weight: Tensor
     bias: Tensor | None
@@ -34,7 +34,10 @@ class Dense:
 
 @dataclass
 class Layout:
-    """What a folder says of a model: where the encoder lies and what follows it. A Normalize at the end is implied."""
+    """The parts of a model: the folder of the encoder, and what follows it.
+
+    Vectors are always normalised at the end, whether or not the folder has a Normalize module.
+    """
 
     encoder: Path
     pooling: Pooling | None = None
@@ -43,10 +46,10 @@ class Layout:
 
 
 def read_layout(folder: Path) -> Layout:
-    """Read modules.json of a SentenceTransformer folder; a plain encoder has none.
+    """Read the layout of a folder from its modules.json, or as a plain encoder if it has none.
 
     Raises:
-        ModelError: a module that is not Transformer, Pooling, Dense or Normalize, or one that can't be honoured.
+        ModelError: a module is not Transformer, Pooling, Dense or Normalize, or has settings that Conan can't follow.
     """
     layout = Layout(encoder=folder)
     modules = read_json(folder / "modules.json") or []
@@ -63,7 +66,7 @@ def read_layout(folder: Path) -> Layout:
                 pass
             case _:
                 raise ModelError(
-                    f"{folder}/modules.json: expected Transformer, Pooling, Dense and Normalize, the last at the end; "
+                    f"{folder}/modules.json: expected Transformer, Pooling, Dense, and Normalize only at the end; "
                     f"module {place} is {kind}"
                 )
     layout.max_length = read_json(layout.encoder / "sentence_bert_config.json").get("max_seq_length")
@@ -71,7 +74,7 @@ def read_layout(folder: Path) -> Layout:
 
 
 def _read_pooling(folder: Path) -> Pooling:
-    """Both forms of 1_Pooling/config.json: one flag a mode (before sentence-transformers 5.3), or its name."""
+    """Read 1_Pooling/config.json: one flag per mode (before sentence-transformers 5.3), or the name of the mode."""
     config = read_json(folder / "config.json")
     flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
     on = [flags.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
@@ -92,7 +95,7 @@ def _read_dense(folder: Path) -> Dense:
         weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
         return Dense(weights["linear.weight"], weights.get("linear.bias"), activation)
     except (OSError, SafetensorError, KeyError) as error:
-        raise ModelError(f"{folder}: model.safetensors with linear.weight can't be read: {error}") from error
+        raise ModelError(f"{folder}: can't read linear.weight from model.safetensors: {error}") from error
 
 
 def load_transformer(
@@ -102,13 +105,14 @@ def load_transformer(
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The encoder and its tokenizer: safetensors only; code of the model is run only if trusted.
+    """Load the encoder and its tokenizer, from safetensors only; code in the folder runs only if it is trusted.
 
-    `tokenizer.model_max_length` becomes the length asked for, else the folder's; never more than the encoder's
-    positions. `kind` is the auto class of transformers; another than AutoModel must find all its weights.
+    `tokenizer.model_max_length` is set to `max_length`, else to the folder's own, and never exceeds the number of the
+    encoder's positions. `kind` is the auto class of transformers to load the model with; for any but AutoModel, every
+    weight of the model must be in the folder.
 
     Raises:
-        ModelError: no model that transformers can read.
+        ModelError: transformers can't read the model, or the folder lacks weights that it needs.
     """
     try:
         model, loading = kind.from_pretrained(
@@ -121,9 +125,9 @@ def load_transformer(
         tokenizer = AutoTokenizer.from_pretrained(layout.encoder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
-            f"{layout.encoder}: no Hugging Face model with safetensors can be read here: {error}"
+            f"{layout.encoder}: no Hugging Face model with safetensors can be loaded from here: {error}"
         ) from error
-    if kind is not AutoModel and loading["missing_keys"]:  # transformers makes them of random numbers
+    if kind is not AutoModel and loading["missing_keys"]:  # which transformers has filled with random numbers
         missing = ", ".join(sorted(loading["missing_keys"]))
         raise ModelError(f"{layout.encoder}: the weights lack {missing}")
     positions = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)

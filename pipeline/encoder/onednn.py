@@ -1,6 +1,6 @@
-"""Products of float32 matrices on a CPU by oneDNN, with one side laid out for it beforehand.
+"""Fast float32 matrix products on a CPU: oneDNN, with one side repacked for it beforehand.
 
-PyTorch's own go to MKL and NumPy's to OpenBLAS, which on recent CPUs of other makers than Intel reach half of it.
+PyTorch uses MKL and NumPy uses OpenBLAS, which are half as fast on recent CPUs that are not Intel's.
 """
 # ruff: noqa: N803 (capital letters are shapes: rows_MD is [M, D])
 
@@ -16,11 +16,11 @@ Model = TypeVar("Model", bound=nn.Module)
 Floats = npt.NDArray[np.float32]
 
 ROWS = 2_048
-"""Rows that the layout of the weights is chosen for: the tokens of a batch. Any other number works."""
+"""The number of rows (tokens in a batch) that the weights are repacked for. Other numbers work as well."""
 
 
 class PackedLinear(nn.Module):
-    """A linear layer, and where asked the exact GELU after it, in one call: [..., inputs] to [..., outputs]."""
+    """A linear layer, optionally fused with the exact GELU (`activation="gelu"`): [..., inputs] to [..., outputs]."""
 
     def __init__(self, layer: nn.Linear, activation: str = "none") -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class PackedLinear(nn.Module):
         self.activation = activation
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Float32 in, float32 out; no gradient."""
+        """Map float32 to float32, without gradients."""
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(
             inputs, self.weight, self.bias, self.activation, [], "none"
         )
@@ -37,16 +37,16 @@ class PackedLinear(nn.Module):
 
 
 def pack_linear_layers(model: Model) -> Model:
-    """Replace the linear layers of a float32 model in place; it can infer after this, and nothing else.
+    """Replace the linear layers of a float32 model in place; after this, the model is for inference only.
 
-    A model stays as it is where PyTorch has no oneDNN.
+    Does nothing if PyTorch was built without oneDNN.
     """
-    from transformers.activations import GELUActivation  # the search, which has no model, does without
+    from transformers.activations import GELUActivation  # here, as the search uses this module without it
 
     if not has_onednn():
         return model
     for module in list(model.modules()):
-        # Of BERT and its kin: the widening half of a layer is followed by its activation.
+        # In BERT and similar models, the first linear layer of the feed-forward block is followed by its activation.
         widening = getattr(module, "dense", None)
         if isinstance(widening, nn.Linear) and isinstance(getattr(module, "intermediate_act_fn", None), GELUActivation):
             module.dense, module.intermediate_act_fn = PackedLinear(widening, "gelu"), nn.Identity()
@@ -57,7 +57,7 @@ def pack_linear_layers(model: Model) -> Model:
 
 
 def inner_products(rows_MD: Floats) -> Callable[[Floats], Floats]:
-    """What gives the inner products [n, M] of any [n, D] with these rows."""
+    """Return a function from vectors [n, D] to their inner products [n, M] with these rows."""
     if not has_onednn():
         return lambda vectors_ND: np.asarray(vectors_ND @ rows_MD.T)
     packed = torch.ops.mkldnn._reorder_linear_weight(torch.from_numpy(rows_MD), ROWS)
@@ -71,5 +71,5 @@ def inner_products(rows_MD: Floats) -> Callable[[Floats], Floats]:
 
 
 def has_onednn() -> bool:
-    """Whether PyTorch has oneDNN and the call that these products go through."""
+    """Whether PyTorch has oneDNN and the operator that this module calls."""
     return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")

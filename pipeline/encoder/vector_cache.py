@@ -1,8 +1,8 @@
-"""The cache of vectors: CORPUS/vectors/SPACE holds what a model has made of texts, so that none is encoded twice.
+"""The cache of vectors, CORPUS/vectors/SPACE, so that a model encodes no text twice.
 
-A space is a model with all that decides its vectors. It is made of parts: `vectors-N.npy`, float32 [n, D], and beside
-it `texts-N.parquet`, the texts' 128-bit hashes. The vectors are written last: they are the sign that a part is there.
-Vectors are never in memory as a whole; parts are mapped when rows of them are asked for.
+A space belongs to a model and all settings that its vectors depend on. It consists of parts: `vectors-N.npy`, float32
+[n, D], and `texts-N.parquet`, the 128-bit hashes of the n texts. The vectors are written last, so a part whose vectors
+exist is complete. Vectors are never all in memory: a part is memory-mapped when rows of it are read.
 """
 
 import io
@@ -25,7 +25,7 @@ from ..engine.stage import StageError, run_calls
 
 FOLDER = "vectors"
 PART = 32_768
-"""Chosen here: texts of a part, two windows of the encoder: what a run that is killed loses at most."""
+"""Chosen here: texts per part, which is the most that a killed run loses. Two windows of the encoder."""
 
 Integers = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
@@ -36,7 +36,7 @@ _TRUNCATED = "truncated"
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """Vectors of n texts, in their order: text i is row `rows[i]` of part `parts[i]` of a space."""
+    """The vectors of n texts: that of text i is row `rows[i]` of part `parts[i]` of the space in `folder`."""
 
     folder: Path
     parts: Integers
@@ -46,7 +46,7 @@ class StoredVectors:
         return len(self.rows)
 
     def take(self, places: Integers) -> Vectors:
-        """The vectors of some of the texts, in the order asked for: float32 [len(places), D], of no text [0, 0]."""
+        """Read the vectors of the texts at `places`, in that order: float32 [len(places), D]; [0, 0] for no places."""
         parts, rows = self.parts[places], self.rows[places]
         found = np.empty((0, 0), np.float32)
         for part in np.unique(parts):
@@ -59,20 +59,20 @@ class StoredVectors:
 
 
 def space(weights: str, settings: EncoderSettings, prompt: str) -> str:
-    """The name of a space: a hash of the weights' fingerprint, the settings that decide vectors, and the prompt."""
+    """Name a space: a hash of the model's fingerprint, the settings that affect vectors, and the prompt."""
     return fingerprint("vectors", weights, settings.max_length, settings.pooling, prompt)
 
 
 def store(
     corpus: Path, weights: str, settings: EncoderSettings, prompt: str, texts: pa.Array, engine: Engine
 ) -> StoredVectors:
-    """The vectors of distinct texts under a model; those that are not there yet are encoded, a part at a time.
+    """Return the vectors of distinct texts under a model; encode and store those that are missing, part by part.
 
-    The model is loaded only where something is missing. A run that is killed keeps the parts it has written.
+    The model is loaded only if vectors are missing. A run that is killed keeps the parts that it has written.
 
     Raises:
-        ModelError: the model can't be read.
-        StageError: a part could not be made.
+        ModelError: the model can't be loaded.
+        StageError: a part could not be written.
     """
     name = space(weights, settings, prompt)
     folder = corpus / FOLDER / name
@@ -81,9 +81,9 @@ def store(
     known = _known(folder)
     missing = hashes.with_row_index("place").join(known, on=_HASH, how="anti", maintain_order="left")["place"]
     if len(missing):
-        from .encoder import loaded  # transformers: seconds, and memory, that kept vectors don't need
+        from .encoder import loaded  # imports transformers: seconds and memory that cached vectors don't need
 
-        loaded(settings, weights, "cpu")  # a model that can't be read is said once, not by every part
+        loaded(settings, weights, "cpu")  # fail once if the model can't be loaded, instead of in every part
         calls: list[Call] = []
         for part, start in enumerate(range(0, len(missing), PART), start=max(_parts(folder), default=-1) + 1):
             chosen = texts.take(missing[start : start + PART].to_numpy())
@@ -92,14 +92,14 @@ def store(
         outcomes = run_calls(write_part, calls, replace(engine, one_a_device=True))
         for done, (file, error) in enumerate(outcomes, start=1):
             if error or not Path(file).exists():
-                raise StageError(f"{file}: {error or 'made on a node that does not share this folder'}")
+                raise StageError(f"{file}: {error or 'written on a node that does not share this folder'}")
             engine.progress("mine: vectors", done, len(calls), min(done * PART, len(missing)))
         known = _known(folder)
     return _stored(folder, hashes, known)
 
 
 def write_part(folder: Path, part: int, texts: pa.Array, weights: str, settings: EncoderSettings, prompt: str) -> None:
-    """Encode texts and write them as a part of a space."""
+    """Encode texts and write their vectors as a part of a space."""
     from .encoder import encode, loaded
 
     encoder = loaded(settings, weights)
@@ -114,38 +114,38 @@ def write_part(folder: Path, part: int, texts: pa.Array, weights: str, settings:
 
 
 def find(corpus: Path, name: str, texts: pa.Array) -> StoredVectors | None:
-    """The vectors of texts as they are stored; None where any is missing. Writes nothing."""
+    """Return the stored vectors of texts, or None if any is missing. Writes nothing."""
     folder, hashes = corpus / FOLDER / name, _hashes(texts)
     known = _known(folder)
     return None if hashes.join(known, on=_HASH, how="anti").height else _stored(folder, hashes, known)
 
 
 def truncated(corpus: Path, names: Collection[str]) -> int:
-    """How many of all the texts in some spaces were longer than the model reads."""
+    """Count the texts in some spaces that were truncated to the model's maximum length."""
     folders = [corpus / FOLDER / name for name in names]
     files = (_texts_file(folder, part) for folder in folders for part in _parts(folder))
     return sum(int(pl.read_parquet_metadata(file)[_TRUNCATED]) for file in files)
 
 
 def keep_only(corpus: Path, names: Collection[str]) -> None:
-    """Remove the vectors of other spaces: those of the model that was mined last stay, an earlier model's go.
+    """Delete all spaces but these, so that only the vectors of the model that mined last remain.
 
-    A text that the corpus has lost stays; it may come back.
+    Vectors of texts that are no longer in the corpus stay, since the texts may come back.
     """
     for folder in (corpus / FOLDER).iterdir():
-        if not folder.is_dir():  # none of ours
+        if not folder.is_dir():  # not a space
             continue
         if folder.name not in names:
             shutil.rmtree(folder)
             continue
         whole = {file(folder, part) for part in _parts(folder) for file in (_texts_file, _vectors_file)}
-        for leftover in set(folder.iterdir()) - whole:  # of a run that was killed
+        for leftover in set(folder.iterdir()) - whole:  # left by a killed run
             if leftover.is_file():
                 leftover.unlink()
 
 
 def _hashes(texts: pa.Array) -> pl.DataFrame:
-    """MD5 of each text in two halves, `upper` and `lower`, in their order."""
+    """Hash each text with MD5: columns `upper` and `lower`, the two halves, in the order of the texts."""
     with duckdb.connect(":memory:") as connection:
         connection.register("texts", pa.table({"text": texts}))
         hashes: pl.DataFrame = connection.sql(
@@ -155,7 +155,7 @@ def _hashes(texts: pa.Array) -> pl.DataFrame:
 
 
 def _known(folder: Path) -> pl.DataFrame:
-    """The texts that are there, and where: `upper, lower, part, row`."""
+    """List the stored texts and their places: columns `upper, lower, part, row`."""
     schema = {"upper": pl.UInt64, "lower": pl.UInt64, "part": pl.Int64, "row": pl.Int64}
     frames = [pl.DataFrame(schema=schema)]
     for part in _parts(folder):
@@ -170,7 +170,7 @@ def _stored(folder: Path, hashes: pl.DataFrame, known: pl.DataFrame) -> StoredVe
 
 
 def _parts(folder: Path) -> list[int]:
-    """The numbers of the parts that are whole."""
+    """Return the numbers of the complete parts."""
     return sorted(int(file.stem.partition("-")[2]) for file in folder.glob("vectors-*.npy"))
 
 

@@ -1,4 +1,4 @@
-"""Calls that any engine runs: the function of a stage with the arguments of one shard, and what came of it."""
+"""What every engine runs: calls of a stage's function, each with the arguments of one shard; and their outcomes."""
 
 import os
 import pickle
@@ -10,32 +10,35 @@ from typing import Any
 from ..plugins import load_plugins, loaded_plugins
 
 ATTEMPTS = 3
-"""How often a shard is tried whose worker dies (out of memory, a crash in native code)."""
+"""How often a call is tried if its worker dies (out of memory, a crash in native code)."""
 
 
 THREAD_VARIABLES = ("POLARS_MAX_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
-"""What libraries read when they are loaded, to know how many threads to use."""
+"""Environment variables that set how many threads libraries use; they are read when a library is loaded."""
 
 
 Call = tuple[str, tuple[Any, ...]]
+"""A name (the path of the shard) and the arguments of the function."""
 Outcome = tuple[str, str | None]
+"""The name of a call and, if it failed, the error."""
 
 
 Progress = Callable[[str, int, int, int], None]
-"""Called with the stage's name, shards done, shards in all, rows done."""
+"""Called with the name of the stage, the shards done, the total of shards, and the rows done."""
 
 
 def quiet(stage: str, done: int, total: int, rows: int) -> None:
-    """No progress shown."""
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where tasks are run, how many at a time, and who is told.
+    """Where calls run, how many at a time, and how progress is reported.
 
-    `workers`: tasks at a time; 0 is one for each core. `address`: a Ray cluster's, as `auto`, `host:port` or `ray://…`;
-    None is this machine. `one_a_device`: a task runs a model, which takes a whole device, so that there is one at a
-    time on each GPU, in a process of its own; on each machine where there is none.
+    - `workers`: calls at a time; 0 means one per core
+    - `address`: of a Ray cluster: `auto`, `host:port` or `ray://…`; None means this machine
+    - `one_a_device`: each call runs a model, which takes a whole device: one call at a time per GPU, in a process of
+      its own, or per machine if there are no GPUs
     """
 
     workers: int = 0
@@ -45,18 +48,18 @@ class Engine:
 
     @property
     def processes(self) -> int:
-        """Processes in use on this machine; with one, and none of a GPU, this process does the work."""
+        """How many processes run calls on this machine; if it is one, and there is no GPU, that is this process."""
         return max(1, len(devices())) if self.one_a_device else self.workers or cores()
 
 
 def cores() -> int:
-    """The cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def devices() -> list[str]:
-    """The GPUs this process may use, by the names that CUDA_VISIBLE_DEVICES gives them."""
-    import torch  # which filter and dedup do without
+    """List the GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES."""
+    import torch  # here, as filter and dedup do not need it
 
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -64,23 +67,24 @@ def devices() -> list[str]:
 
 
 def attempt(function: Callable[..., None], *arguments: Any) -> str | None:
+    """Run a call; return its error, or None if it succeeded."""
     try:
         function(*arguments)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic in Rust, of Polars say, is no Exception
+    except BaseException as error:  # a panic in Rust, for example in Polars, is not an Exception
         traced = traceback.format_exc() if os.environ.get("CONAN_DEBUG") else ""
         return f"{type(error).__name__}: {error}\n{traced}".rstrip()
     return None
 
 
 def pack_call(function: Callable[..., None], arguments: tuple[Any, ...]) -> bytes:
-    """A call for another process, with the plugins that it needs: they come first, as arguments may be of theirs."""
+    """Pickle a call for another process. The plugins come first, as the arguments may be objects of theirs."""
     return pickle.dumps((loaded_plugins(), pickle.dumps((function, arguments))))
 
 
 def attempt_packed(call: bytes) -> str | None:
-    """In a worker: run a packed call; what went wrong, if only that the function or a plugin is not there."""
+    """In a worker, run a packed call; return its error, also if the function or a plugin can't be imported."""
     return attempt(_run_packed, call)
 
 

@@ -1,4 +1,4 @@
-"""Runs the calls of a stage in processes of this machine, and survives the death of any of them."""
+"""Run the calls of a stage in worker processes on this machine; any worker may die without ending the run."""
 
 import multiprocessing
 import os
@@ -26,12 +26,12 @@ from .calls import (
 
 
 def run_on_this_machine(function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> Iterator[Outcome]:
-    """As stage.run_calls, in this process or in as many as the engine has."""
+    """Do what stage.run_calls does, in this process or in worker processes, as the engine asks."""
     each = devices() if engine.one_a_device else []
     if engine.processes == 1 and not each:
         for name, arguments in calls:
             yield name, attempt(function, *arguments)
-    else:  # a single GPU's model, too, is a worker's: it goes with it
+    else:  # with a single GPU too: its memory is freed when the worker ends
         yield from _run_in_processes(function, calls, (each or [""] * engine.processes)[: len(calls)])
 
 
@@ -44,13 +44,13 @@ class _Worker:
 
 
 _idle: list[_Worker] = []
-"""Workers that wait for calls: one takes a second to import its libraries, and a stage may run calls several times."""
+"""Workers that wait for calls. Starting one takes a second of imports, and a stage may run calls several times."""
 
 
 def close_workers(but: Container[tuple[int, str]] = ()) -> None:
-    """End the workers that wait for calls, except those of these (threads, device).
+    """End the workers that wait for calls, except those with one of these (threads, device).
 
-    At the end of a command, before training takes the machine, and before calls that want others.
+    Called at the end of a command, before training takes the machine, and before calls that need other workers.
     """
     for worker in [each for each in _idle if (each.threads, each.device) not in but]:
         _idle.remove(worker)
@@ -58,9 +58,9 @@ def close_workers(but: Container[tuple[int, str]] = ()) -> None:
 
 
 def _serve(pipe: Connection) -> None:
-    """A worker: runs calls until the driver closes the pipe; dies at once when the driver does.
+    """Be a worker: run calls until the driver closes the pipe; exit at once if the driver dies.
 
-    A worker that lived on could commit a shard after the next run has taken the lock.
+    A worker that outlived its driver could commit a shard after the next run has taken the lock.
     """
     collect_garbage_seldom()
     Thread(target=_die_with_driver, daemon=True).start()
@@ -68,7 +68,7 @@ def _serve(pipe: Connection) -> None:
         while True:
             pipe.send(attempt_packed(pipe.recv_bytes()))
     except (EOFError, ConnectionError, KeyboardInterrupt):
-        # All is committed. Taking the interpreter down in order only lets native libraries complain of leaks.
+        # Everything is committed, and in an orderly exit native libraries would complain about leaks.
         os._exit(0)
 
 
@@ -81,7 +81,7 @@ def _die_with_driver() -> None:
 
 @contextmanager
 def _share(threads: int, device: str) -> Iterator[None]:
-    """Processes started in this block have so many threads, where the user has not said otherwise, and one GPU."""
+    """Give processes started in this block `threads` threads (unless the user has set them) and one GPU, `device`."""
     of_device = ["CUDA_VISIBLE_DEVICES"] if device else []
     before = {name: os.environ.get(name) for name in (*THREAD_VARIABLES, *of_device)}
     os.environ.update({name: os.environ.get(name) or str(threads) for name in THREAD_VARIABLES})
@@ -97,7 +97,7 @@ def _share(threads: int, device: str) -> Iterator[None]:
 
 
 def _worker(threads: int, device: str) -> _Worker:
-    """A worker that waits, with as many threads and this device; else a new one."""
+    """Return an idle worker with these threads and this device, or start one."""
     for worker in [each for each in _idle if (each.threads, each.device) == (threads, device)]:
         _idle.remove(worker)
         if worker.process.is_alive():
@@ -112,7 +112,7 @@ def _worker(threads: int, device: str) -> _Worker:
 
 
 def _run_in_processes(function: Callable[..., None], calls: Sequence[Call], each: Sequence[str]) -> Iterator[Outcome]:
-    """A process for each of these devices, or for each empty string one without."""
+    """Run calls in one process per entry of `each`: the name of a GPU, or an empty string for none."""
     threads = max(1, cores() // len(each))
     close_workers(but={(threads, device) for device in each})
     free = deque(each)
@@ -123,7 +123,7 @@ def _run_in_processes(function: Callable[..., None], calls: Sequence[Call], each
     def start() -> None:
         while waiting and free:
             worker, call = _worker(threads, free.popleft()), waiting.popleft()
-            with suppress(ConnectionError):  # it died already: its end of the pipe will tell
+            with suppress(ConnectionError):  # it has died already, which recv() below will report
                 worker.pipe.send_bytes(pack_call(function, call[1]))
             busy[worker.pipe] = worker, call
 

@@ -1,7 +1,7 @@
-"""Runs the calls of a stage on a Ray cluster. Imported when that is asked for; nothing else imports Ray.
+"""Run the calls of a stage on a Ray cluster. Imported only for that; no other module imports Ray.
 
-Workers find this package in their own Python, and the corpus on a file system that they share with the driver. Calls
-are tasks of one CPU; those that run a model go to actors, one on each device, which keep it loaded.
+Every node needs this package in its own Python environment, and the corpus on a file system shared with the driver.
+Calls are tasks of one CPU; calls that run a model go to actors, one per device, which keep the model loaded.
 """
 
 import logging
@@ -30,28 +30,28 @@ except ImportError as missing:
 
 
 class ClusterError(ConanError):
-    """A Ray cluster that can't be used: says why and what to do."""
+    """A Ray cluster can't be used; the message says why and what to do."""
 
 
 REACHED_WITHIN = 5.0
-"""Chosen here: seconds for a cluster to answer. Ray itself tries for two minutes and then ends the process."""
+"""Chosen here: seconds to wait for a cluster to answer. Ray itself tries for two minutes, then ends the process."""
 LOOK_AGAIN = 10.0
-"""Chosen here: seconds without an outcome after which to see whether anything is left that could give one."""
+"""Chosen here: after this many seconds without an outcome, check that there are still nodes to run calls on."""
 QUEUED = 2
-"""Chosen here: tasks in flight for each CPU, so that none waits for the driver between two of them."""
+"""Chosen here: tasks in flight per CPU, so that no CPU waits for the driver between two tasks."""
 
 
 def _attempt(version: str, folder: str, call: bytes) -> str | None:
-    """On a node: calls.attempt_packed, in the driver's folder: paths may be relative to it."""
+    """On a node, run calls.attempt_packed in the driver's working directory, as paths may be relative to it."""
     if version != __version__:
         return f"{socket.gethostname()} has conan-embedding {__version__}, the driver {version}; install one version"
-    with suppress(OSError):  # not there: paths are absolute, then
+    with suppress(OSError):  # the node has no such folder; absolute paths still work
         os.chdir(folder)
     return attempt_packed(call)
 
 
 class _Device:
-    """An actor: its process keeps the model that a call has loaded for the next one."""
+    """An actor for one device; its process keeps the model loaded between calls."""
 
     def attempt(self, version: str, folder: str, call: bytes) -> str | None:
         return _attempt(version, folder, call)
@@ -59,7 +59,7 @@ class _Device:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one call at a time runs: a device of a node, or (node None) one CPU, of which Ray chooses."""
+    """Room for one call at a time: a device of a node, or (if node is None) a CPU that Ray chooses."""
 
     number: int
     cpus: int = 1
@@ -71,12 +71,12 @@ _TASK, _DEVICE = ray.remote(_attempt), ray.remote(_Device)
 
 
 def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> Iterator[Outcome]:
-    """As stage.run_calls, on the cluster at `engine.address`. `engine.workers`, if given, bounds the tasks in flight.
+    """Do what stage.run_calls does, on the cluster at `engine.address`; `engine.workers` bounds the tasks in flight.
 
-    What dies is tried again from here, not by Ray: it would try a call that no node has the memory for again for ever.
+    Calls whose worker died are retried here, not by Ray, which would retry a call that needs too much memory forever.
 
     Raises:
-        ClusterError: the cluster can't be reached, or has no node that could run anything.
+        ClusterError: the cluster can't be reached, or has no node that can run calls.
     """
     assert engine.address is not None
     connect(engine.address)
@@ -103,7 +103,7 @@ def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine:
                 name = call[0]
                 try:
                     error = ray.get(reference)
-                except RayTaskError as raised:  # what a call raises is its outcome: here it did not even begin
+                except RayTaskError as raised:  # the call never started; an error that it raises itself is its outcome
                     error = f"a node can't use conan-embedding: {_said(raised)}"
                 except RayError as died:
                     if place in devices:
@@ -124,17 +124,17 @@ def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine:
 
 
 def connect(address: str) -> None:
-    """Join a cluster, unless this process is in one already.
+    """Connect to a cluster, unless this process is connected already.
 
     Raises:
-        ClusterError: it can't be reached.
+        ClusterError: the cluster can't be reached.
     """
     if ray.is_initialized():
         return
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", address)
     debug = bool(os.environ.get("CONAN_DEBUG"))
-    # Of every death Ray prints a page to standard output, whatever it was told about logs; ours has JSON.
+    # Ray prints a page to standard output about every dead worker, whatever its log settings; we print JSON there.
     ray._private.worker.print_to_stdstream = _print_to_standard_error if debug else _print_nothing
     try:
         if address != "auto":
@@ -148,21 +148,21 @@ def connect(address: str) -> None:
 
 
 def _print_to_standard_error(data: dict[str, Any], ignore_prefix: bool) -> None:
-    """What Ray tells a driver."""
+    """Print what Ray tells a driver to standard error."""
     ray._private.worker.print_worker_logs(data, sys.stderr, ignore_prefix)
 
 
 def _print_nothing(data: dict[str, Any], ignore_prefix: bool) -> None:
-    """What Ray tells a driver that isn't to be debugged."""
+    """Drop what Ray tells a driver, unless CONAN_DEBUG is set."""
 
 
 def _said(error: BaseException) -> str:
-    """The last line of an error's message, where Ray says the cause, without colours."""
+    """Return the last line of an error's message, where Ray names the cause, without colour codes."""
     return shorten(re.sub(r"\x1b\[\d+m", "", str(error)).rpartition("\n")[2], 200) or type(error).__name__
 
 
 def _places(engine: Engine) -> list[_Place]:
-    """The places that there are now, on the nodes that live."""
+    """List the places for calls on the nodes that are alive now."""
     found = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
     nodes = [(name, int(has.get("CPU", 0)), int(has.get("GPU", 0))) for name, has in found]
     if engine.one_a_device:
@@ -173,7 +173,7 @@ def _places(engine: Engine) -> list[_Place]:
 
 
 def _submit(place: _Place, devices: dict[_Place, Any], call: bytes) -> Any:
-    """Start a call at a free place; gives Ray's reference to its outcome."""
+    """Start a call at a free place; return Ray's reference to its outcome."""
     arguments = __version__, str(Path.cwd()), call
     threads = {name: os.environ.get(name) or str(max(1, place.cpus)) for name in THREAD_VARIABLES}
     debug = {name: value for name, value in os.environ.items() if name == "CONAN_DEBUG"}

@@ -1,7 +1,7 @@
-"""Maps a stage over its shards, in local processes or on a Ray cluster, and survives the death of any worker.
+"""Map a stage over its shards, in local processes or on a Ray cluster; any worker may die without ending the run.
 
-A stage is a pure function from shards to a shard. Each task carries the fingerprint of all that decides its rows, so a
-task whose shard is there already is skipped, and a killed run goes on where it stopped.
+A stage is a pure function from shards to a shard. Each task has a fingerprint of everything that its rows depend on, so
+a task whose shard exists already is skipped, and a killed run continues where it stopped.
 """
 
 import time
@@ -17,12 +17,12 @@ from .calls import Call, Engine, Outcome
 
 
 class StageError(ConanError):
-    """Some shards of a stage could not be made; the others are committed."""
+    """Some shards of a stage could not be written; the others are committed."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One shard to make: what the stage's function is called with, and the fingerprint of all that decides it."""
+    """A shard to write: the arguments of the stage's function, and a fingerprint of all that its rows depend on."""
 
     arguments: tuple[Any, ...]
     fingerprint: str
@@ -31,13 +31,13 @@ class Task:
 def run_stage(
     corpus: Path, folder: str, function: Callable[..., None], tasks: Sequence[Task], engine: Engine
 ) -> Summary:
-    """Make the shards of `folder`: `function(*arguments, fingerprint, path)` for each task without its shard.
+    """Write the shards of `folder`: call `function(*arguments, fingerprint, path)` for each task without a shard.
 
-    A shard that is there keeps its place; new ones take the free places in order, so a resumed run ends as an
-    unbroken one does. Shards that no task claims are removed at the end.
+    Shards that exist keep their names; new ones take the free names in order, so a resumed run ends with the same
+    files as an uninterrupted one. Shards that belong to no task are deleted at the end.
 
     Raises:
-        StageError: tasks failed; names each shard and why. What could be made is committed.
+        StageError: tasks failed; the message names each shard and its error. All other shards are committed.
     """
     started = time.monotonic()
     folders.begin(corpus, folder)
@@ -57,7 +57,7 @@ def run_stage(
         if error:
             failures.append(f"{name}: {error}")
         elif not Path(name).exists():
-            failures.append(f"{name}: made on a node that does not share this folder")
+            failures.append(f"{name}: written on a node that does not share this folder")
         else:
             rows += folders.read_footer(Path(name)).rows_in
         engine.progress(folder, done, len(tasks), rows)
@@ -70,21 +70,21 @@ def run_stage(
 
 
 def find_finished(corpus: Path, folder: str, tasks: Sequence[Task]) -> dict[str, Path]:
-    """The shards that are there already, by fingerprint of their tasks."""
+    """Return the shards that exist already, by the fingerprints of their tasks."""
     wanted = {task.fingerprint for task in tasks}
     place: dict[str, Path] = {}
     for shard in folders.committed(corpus, folder):
         try:
             found = folders.read_footer(shard).fingerprint
         except CorpusError:
-            continue  # not whole or not ours: it is made anew
+            continue  # incomplete or not a shard: it is written again
         if found in wanted:
             place.setdefault(found, shard)
     return place
 
 
 def summarise(corpus: Path, folder: str) -> Summary:
-    """What a stage's shards say of themselves, added up."""
+    """Add up the footers of a stage's shards."""
     summary = Summary(folder)
     for shard in folders.committed(corpus, folder):
         footer = folders.read_footer(shard)
@@ -97,9 +97,9 @@ def summarise(corpus: Path, folder: str) -> Summary:
 
 
 def run_calls(function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> Iterator[Outcome]:
-    """Run `function(*arguments)` for each named call; yields (name, None or what went wrong) as they end.
+    """Run `function(*arguments)` for each call; yield (name, error or None) as the calls end.
 
-    The function is one that a worker can import by its name. A call whose worker dies is tried again.
+    Workers must be able to import the function by its name. A call whose worker dies is tried again.
 
     Raises:
         ClusterError: the engine's Ray cluster can't be used.

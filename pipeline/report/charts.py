@@ -1,6 +1,6 @@
-"""Parts of a page: values, tables with thin bars, charts as inline SVG, and the style sheet.
+"""The building blocks of a page: facts, tables with thin bars, charts as inline SVG, and the style sheet.
 
-Charts take their colours from the style sheet by class: s0, s1 and s2 are the first, second and third series.
+The style sheet colours charts by class: s0, s1 and s2 are the first, second and third series.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,15 +12,15 @@ import numpy.typing as npt
 
 _WIDTH, _HEIGHT = 480, 216
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 468, 12, 188
-"""The plot area inside the drawing, in the drawing's units."""
+"""The plot area inside the drawing, in SVG units."""
 
 _POINTS = 240
-"""Points of a drawn line at most: more than the eye can tell apart."""
+"""The most points of a line: more than the eye can distinguish."""
 
 
 _VISIBLE = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
 _VISIBLE |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
-"""Control characters become their pictures; characters that HTML does not allow become U+FFFD."""
+"""Control characters are shown as Unicode control pictures, characters that HTML forbids as U+FFFD."""
 
 
 def escape_text(text: str) -> str:
@@ -29,7 +29,7 @@ def escape_text(text: str) -> str:
 
 
 def format_percent(part: int, whole: int) -> str:
-    """Format a share with one decimal; one just above 0 or below 100% is not rounded to it."""
+    """Format a share as a percentage with one decimal; only exact 0 and 100% are shown as such."""
     share = part / whole if whole else 0.0
     if 0 < share < 0.0005:
         return "&lt;0.1%"
@@ -50,13 +50,13 @@ def render_bar(part: int, whole: int) -> str:
 
 
 def render_facts(values: Mapping[str, str]) -> str:
-    """Render a row of values (HTML), each under its name."""
+    """Render a row of facts: names, each with its value (HTML) below it."""
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in values.items())
     return f'<dl class="facts">{cells}</dl>'
 
 
 def render_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Render a table of numbers. Cells are HTML; the first cell of a row is its name."""
+    """Render a table of numbers. Cells are HTML; the first cell of a row is its header."""
     heads = "".join(f'<th scope="col">{name}</th>' for name in head)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
@@ -88,9 +88,10 @@ def render_histogram(
     edge: Callable[[int], str],
     mark: tuple[float, str] | None = None,
 ) -> str:
-    """Render counts (of `unit`) by bin, as steps; series are drawn over each other.
+    """Render a histogram of each series, a mapping from bin to count (of `unit`); series are drawn over each other.
 
-    Bin i lies between the edges i and i + 1, which `edge` names; `mark` is a place on that scale and its name.
+    Bin i lies between the edges i and i + 1; `edge(i)` is the label of edge i. `mark` is a position on that scale and
+    its label.
     """
     bins = [place for counts in series.values() for place in counts] + ([floor(mark[0])] if mark else [])
     low, high = min(bins), max(bins) + 1
@@ -144,7 +145,7 @@ def render_lines(
 
 
 def _thin(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Average over equal parts, so that a long run is drawn with as many points as a short one."""
+    """Average over equal parts, so that a long series has at most _POINTS points."""
     size = ceil(len(values) / _POINTS)
     return np.add.reduceat(values, np.arange(0, len(values), size)) / np.diff(
         np.append(np.arange(0, len(values), size), len(values))
@@ -156,7 +157,7 @@ def _scale_y(value: float, heights: list[float]) -> float:
 
 
 def _render_frame(heights: list[float], places: list[tuple[float, str]]) -> str:
-    """Render grid lines at the heights and the tick labels of both axes."""
+    """Render horizontal grid lines at `heights`, and the tick labels of both axes."""
     grid = "".join(f"M{_LEFT} {_scale_y(height, heights):.1f}H{_RIGHT}" for height in heights)
     left = "".join(
         f'<text class="end" x="{_LEFT - 7}" y="{_scale_y(height, heights) + 4:.1f}">{format_short(height)}</text>'

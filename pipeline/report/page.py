@@ -1,4 +1,4 @@
-"""conan report: write one self-contained HTML page about a corpus; sections without data are left out."""
+"""`conan report`: write one self-contained HTML page about a corpus. Sections without data are left out."""
 
 import json
 from collections import defaultdict
@@ -37,13 +37,14 @@ _RUNS = {"bootstrap": 0, "pretrain": 1, "finetune": 2}
 """The order of training stages; runs with other names come after them."""
 
 _SHOWN = 80
-"""Characters of a text in an example."""
+"""The most characters shown of a text in an example."""
 
 _EXAMPLES = 3
+"""The most examples of a rule."""
 
 
 def write_report(corpus: Path, to: Path) -> Path:
-    """Write the page: inline CSS and SVG, no scripts. SQL does the aggregation, so memory doesn't grow with the corpus.
+    """Write the page to `to` and return that: inline CSS and SVG, no scripts. Memory doesn't grow with the corpus.
 
     Raises:
         CorpusError: the folder holds no shards.
@@ -79,7 +80,7 @@ def _render_funnel(corpus: Path, stages: list[str]) -> str:
     texts = {cell["stage"]: format_size(cell["bytes"]) for cell in cells if cell["category"] is cell["source"] is None}
     flow = {run["stage"]: run for run in runs}
     all_rows, kept = flow[stages[0]]["rows_in"], flow[stages[-1]]["rows_out"]
-    head = ["stage", "rows in", "rejected", "rows out", "of all", "text", "shards"]
+    head = ["stage", "rows in", "rejected", "rows out", "of input", "text", "shards"]
     by_stage = []
     for stage in stages:
         came, went = flow[stage]["rows_in"], flow[stage]["rows_out"]
@@ -98,22 +99,22 @@ def _render_funnel(corpus: Path, stages: list[str]) -> str:
         f"{warnings}{render_facts(summary)}<section><h2>Funnel</h2>{render_table(head, by_stage)}"
         f"<h3>By category</h3>{_render_breakdown(cells, 'category', stages)}"
         f"<h3>By source</h3>{_render_breakdown(cells, 'source', stages)}"
-        f'<p class="note">Rows after each stage. Bars are shares of what {stages[0]} kept.</p></section>'
+        f'<p class="note">Rows after each stage; a bar shows their share of the rows after {stages[0]}.</p></section>'
     )
 
 
 def _find_interrupted(corpus: Path) -> Iterator[str]:
-    """Find interrupted stages, which make the numbers partial."""
+    """Yield a warning for each interrupted stage."""
     for folder in FOLDERS:
         if committed(corpus, folder):
             try:
                 shards(corpus, folder)
             except CorpusError as error:
-                yield f"The numbers are partial. {error}"
+                yield f"The numbers on this page are incomplete. {error}"
 
 
 def _render_breakdown(cells: list[dict[str, Any]], key: str, stages: list[str]) -> str:
-    """Render a table of rows by `key` and stage, largest first."""
+    """Render a table of rows per `key` (category or source) and stage, largest first."""
     found = {(cell[key], cell["stage"]): cell for cell in cells if cell[key] is not None}
     nothing = {"rows": 0, "bytes": 0}
     rows = []
@@ -131,9 +132,9 @@ def _render_breakdown(cells: list[dict[str, Any]], key: str, stages: list[str]) 
 
 
 def _render_rejects(corpus: Path) -> str:
-    """Render what each stage rejected, by rule, with examples."""
+    """Render the rejects of each stage, by rule, with examples."""
     texts = ", ".join(f"{name}: left({name}, {_SHOWN + 1})" for name in ("query", "positive", "record", "detail"))
-    # Twice as many examples as are shown, since rows that look the same are shown once.
+    # Twice as many examples as are shown, since identical ones are shown once.
     rules = query(
         corpus,
         f"""
@@ -153,10 +154,10 @@ def _render_rejects(corpus: Path) -> str:
         if found:
             total = sum(rule["rows"] for rule in found)
             share = format_percent(total, found[0]["rows_in"])
-            parts.append(f'<h3>{stage} <span class="aside">{total:,} rows, {share} of what came in</span></h3>')
+            parts.append(f'<h3>{stage} <span class="aside">{total:,} rows, {share} of its input</span></h3>')
             parts += [_render_rule(rule, total) for rule in found]
     note = (
-        '<p class="note">Shares are of the rows that came into the stage, bars of what the stage rejected. '
+        '<p class="note">Percentages are shares of the stage\'s input, bars are shares of its rejects. '
         "Open a rule to see examples.</p>"
     )
     return f"<section><h2>Rejects</h2>{''.join(parts)}{note}</section>" if parts else ""
@@ -172,7 +173,7 @@ def _render_rule(rule: dict[str, Any], total: int) -> str:
 
 
 def _render_example(example: dict[str, Any]) -> str:
-    """Render a rejected record as a list of its fields; its texts are untrusted, so they are escaped and cut."""
+    """Render a rejected record as a list of its fields; the texts are untrusted, so they are escaped, and shortened."""
     fields = {name: example[name] for name in ("query", "positive")}
     if None in fields.values():
         fields = {"record": example["record"] or ""}
@@ -185,7 +186,7 @@ def _render_example(example: dict[str, Any]) -> str:
 
 
 def _render_scores_and_lengths(corpus: Path, stages: list[str]) -> str:
-    """Render scores, if there are any, and the lengths of the pairs that the last stage before convert kept."""
+    """Render the scores, if there are any, and the lengths of the pairs after the last stage before convert."""
     scores = query(
         corpus,
         f"SELECT name, {_BIN} AS bin, count(*) AS rows FROM "
@@ -218,7 +219,7 @@ def _render_scores_and_lengths(corpus: Path, stages: list[str]) -> str:
 
 
 def _find_cutoff(corpus: Path) -> float | None:
-    """Find the cutoff that rejected pairs; the recipe's if none was rejected."""
+    """Find the cutoff that pairs were rejected by or, if none were, the cutoff in the recipe."""
     cutoffs = "SELECT max(split_part(detail, ' < ', 2)::DOUBLE) AS cutoff FROM score_rejected WHERE reason = 'score'"
     held = query(corpus, cutoffs).column(0)[0].as_py()
     if held is None and (corpus / "recipe.yaml").exists():
@@ -239,13 +240,13 @@ def _format_score(edge: int) -> str:
 
 
 def _find_quantile(counts: list[tuple[int, int]], share: float) -> int:
-    """Find the smallest value that `share` of the rows don't exceed; `counts` are ascending values and their rows."""
+    """Find the smallest value that a `share` of the rows doesn't exceed. `counts`: (value, rows), values ascending."""
     upto = np.cumsum([rows for _, rows in counts])
     return counts[int(np.searchsorted(upto, share * upto[-1]))][0]
 
 
 def _render_pools(corpus: Path) -> str:
-    """Render how mined negatives compare with positives."""
+    """Render the sizes of the negative pools, and how their scores compare with those of positives."""
     if not (corpus / POOLS_FILE).exists():
         return ""
     best = (
@@ -272,7 +273,7 @@ def _render_pools(corpus: Path) -> str:
     values["method"] = escape_text(f"{found[0]['method']}, {found[0]['margin']:g}, top {found[0]['top_k']}")
     if found[0]["gap"] is not None:
         values["mean gap to top negative"] = f"{found[0]['gap']:.3f}"
-    chart = render_histogram("Scores at mining", "queries", _count_series(scores), _format_score) if scores else ""
+    chart = render_histogram("Scores when mined", "queries", _count_series(scores), _format_score) if scores else ""
     return f'<section><h2>Negative pools</h2>{render_facts(values)}<div class="charts">{chart}</div></section>'
 
 
@@ -302,7 +303,7 @@ def _render_run(name: str, entries: list[dict[str, Any]]) -> str:
     }
     start = next((entry for entry in entries if entry.get("event") == "start"), {})
     values = {"step": f"{steps[-1]['step']:,}"}
-    for key, shown in (("steps", "of steps"), ("parameters", "parameters"), ("world_size", "processes")):
+    for key, shown in (("steps", "total steps"), ("parameters", "parameters"), ("world_size", "processes")):
         if key in start:
             values[shown] = f"{start[key]:,}"
     values["loss"] = f"{curves['loss'][-1]:.3f}"
@@ -311,7 +312,7 @@ def _render_run(name: str, entries: list[dict[str, Any]]) -> str:
     mining = [entry["mining"] for entry in steps if entry.get("mining")]
     if mining:
         values["negatives replaced"] = f"{sum(each['replaced'] for each in mining):,}"
-        values["pools used up"] = f"{mining[-1]['exhausted']:,}"
+        values["exhausted pools"] = f"{mining[-1]['exhausted']:,}"
     losses = ["loss", "retrieval", "sts"] if np.any(curves["sts"] > 0) else ["loss"]
     scores = [key for key in ("positive score", "negative score") if np.isfinite(curves[key]).any()]
     charts = render_lines("Loss", "by step", x, {key: curves[key] for key in losses})
@@ -321,7 +322,7 @@ def _render_run(name: str, entries: list[dict[str, Any]]) -> str:
 
 
 def _render_evaluation(corpus: Path) -> str:
-    """Render metrics by set and model, the best of a row in bold; for all metrics, higher is better."""
+    """Render a table of metrics, a column per model, the best in bold; higher is better for all metrics."""
     file = corpus / "evaluation" / "metrics.json"
     if not file.exists():
         return ""

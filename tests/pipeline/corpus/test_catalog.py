@@ -29,7 +29,7 @@ def rows(corpus: Path, sql: str) -> list[tuple]:
 
 
 def check(corpus: Path) -> None:
-    """Every view answers, and the sums are those of the footers."""
+    """Check that every view can be read, and that counts agree with the footers."""
     with duckdb.connect(str(catalog.rebuild(corpus)), read_only=True) as connection:
         found = {view: connection.sql(f"FROM {view}").pl() for view in VIEWS}
     footers = [(folder, read_footer(shard)) for folder in FOLDERS for shard in committed(corpus, folder)]
@@ -59,7 +59,7 @@ def test_an_empty_corpus(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ingested_corpus(tmp_path: Path, pair, write_shards) -> Path:
-    """Pairs of all tasks with something for every stage to reject; the folder's name has a quote."""
+    """Pairs of all tasks, some of which each stage rejects; the folder's name has a quote."""
     corpus = tmp_path / "it's a corpus"
     unlike = ["海边的城市冬天温暖", "山里的茶叶春天采收", "草原上的马群秋天迁徙", "河流在夏季常常泛滥"]
     pairs = [pair(f"{text}，这是为什么呢？", f"{text}，{ANSWER}") for text in unlike]
@@ -132,7 +132,7 @@ def test_the_catalog_is_made_anew(tmp_path: Path, pair, write_shards) -> None:
 
 
 def test_folders_that_look_like_columns_are_none(tmp_path: Path, pair, write_shards) -> None:
-    """As Hive writes them."""
+    """Folders named as Hive partitions are."""
     write_shards(tmp_path / "source=abc" / "lang=zh", "filter", [pair("甲", "乙")])
     with duckdb.connect(str(catalog.rebuild(tmp_path / "source=abc" / "lang=zh")), read_only=True) as connection:
         found = connection.execute("FROM filter")
@@ -164,5 +164,5 @@ def test_statements_without_a_result(tmp_path: Path) -> None:
 def test_a_broken_shard_is_named(tmp_path: Path, pair, write_shards) -> None:
     write_shards(tmp_path, "filter", [pair("甲", "乙")])
     (tmp_path / "filter" / "part-00001.parquet").write_bytes(b"PAR1")
-    with pytest.raises(CorpusError, match=r"part-00001\.parquet: not a shard of Conan"):
+    with pytest.raises(CorpusError, match=r"part-00001\.parquet: not a Conan shard"):
         catalog.query(tmp_path, "FROM filter")

@@ -1,4 +1,4 @@
-"""The corpus folder: what is a shard in it, and when a stage is whole."""
+"""The corpus folder: which files are shards, and when a stage is complete."""
 
 import os
 import shutil
@@ -15,15 +15,15 @@ from small_shards import files, rows, writer
 def test_garbage_is_no_shard(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "part-00000.parquet"
     path.write_bytes(data)
-    with pytest.raises(CorpusError, match=r"part-00000\.parquet: not a shard"):
+    with pytest.raises(CorpusError, match=r"part-00000\.parquet: not a Conan shard"):
         folders.read_footer(path)
 
 
 def test_parquet_of_others_is_no_shard(tmp_path: Path) -> None:
     pq.write_table(rows(0, 3), tmp_path / "a.parquet")
-    with pytest.raises(CorpusError, match="not a shard"):
+    with pytest.raises(CorpusError, match="not a Conan shard"):
         folders.read_footer(tmp_path / "a.parquet")
-    with pytest.raises(CorpusError, match="not a shard"):
+    with pytest.raises(CorpusError, match="not a Conan shard"):
         folders.read_footer(tmp_path / "nowhere.parquet")
 
 
@@ -56,15 +56,15 @@ def test_copies_of_shards_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["c[12]", "why?", "a*b"])
 def test_a_path_that_is_a_pattern_is_refused(name: str, tmp_path: Path) -> None:
     for use in (folders.begin, folders.shards):
-        with pytest.raises(CorpusError, match="a corpus can't lie below a folder with"):
+        with pytest.raises(CorpusError, match="the path of a corpus must not contain"):
             use(tmp_path / name / "corpus", "filter")
     assert not (tmp_path / name).exists()
 
 
 def test_no_records_of_a_kind(tmp_path: Path) -> None:
-    """convert was run, and running it again is no help."""
+    """convert has been run, so the message must not ask to run it again."""
     (tmp_path / "convert/retrieval").mkdir(parents=True)
-    with pytest.raises(CorpusError, match="no pair became such a record"):
+    with pytest.raises(CorpusError, match="no records of this kind"):
         folders.shards(tmp_path, "convert/retrieval")
 
 

@@ -1,4 +1,4 @@
-"""One command at a time, whatever becomes of it."""
+"""One command at a time holds the lock, however it ends."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""pools.duckdb: replaced whole, appended to by the trainer, read by all."""
+"""pools.duckdb: replaced atomically by mine, updated by the trainer, read by both."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def windows(step: int, query_ids: list[int]) -> pl.DataFrame:
         last_score=pl.lit(0.5, pl.Float32),
         step=pl.lit(step, pl.Int64),
     )
-    return numbers.select("step", pl.exclude("step"))  # by name, not by place
+    return numbers.select("step", pl.exclude("step"))  # inserted by name, not by position
 
 
 def log(*entries: tuple[int, int]) -> pl.DataFrame:
@@ -103,7 +103,7 @@ def test_pools_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_an_unmerged_log_of_the_old_pools_is_not_replayed(tmp_path: Path) -> None:
-    """A trainer that is killed leaves its write-ahead log beside the pools."""
+    """A killed trainer leaves its write-ahead log next to the pools."""
     write_pools(tmp_path, tables(), ceiling_sql())
     held = tmp_path / "held"
     held.mkdir()

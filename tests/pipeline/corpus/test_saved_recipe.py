@@ -1,4 +1,4 @@
-"""A corpus keeps its recipe."""
+"""The recipe that is saved in a corpus."""
 
 from pathlib import Path
 

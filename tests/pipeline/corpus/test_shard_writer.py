@@ -1,4 +1,4 @@
-"""A shard is whole or not there, and says what it is."""
+"""A shard is written atomically, and its footer describes it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_rows_out_may_stand_for_another_number(tmp_path: Path) -> None:
 
 
 def test_the_rejects_are_committed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So a process that dies between the two leaves no shard without its rejects."""
+    """A process that dies between the two commits must not leave a shard without its rejects."""
     commit = shard_writer.commit
     order: list[Path] = []
 

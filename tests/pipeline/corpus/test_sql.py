@@ -1,4 +1,4 @@
-"""SQL that holds paths and texts: DuckDB reads back what was written, whatever characters are in it."""
+"""Paths and texts in SQL: DuckDB reads back what was written, whatever characters it has."""
 
 from pathlib import Path
 

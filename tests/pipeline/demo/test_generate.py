@@ -1,4 +1,4 @@
-"""The sample, read back with the standard library alone."""
+"""The sample, read back with nothing but the standard library."""
 
 import csv
 import gzip
@@ -31,7 +31,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
 
 
 def lines(data: bytes) -> list[str]:
-    # Not splitlines: mojibake holds U+0085, which ends a line of Unicode but not of JSON lines.
+    # Not splitlines(): mojibake contains U+0085, which ends a line for Python but not in JSON lines.
     return data.decode().removesuffix("\n").split("\n")
 
 
@@ -44,7 +44,7 @@ def table(path: Path, encoding: str) -> list[list[str]]:
 
 
 def read_pairs(folder: Path) -> dict[str, list[Pair]]:
-    """Query and text of the sources that can be damaged or duplicated, by source."""
+    """Return the pairs of the sources that have damage and duplicates, by source."""
     archive = zstandard.decompress((folder / "news/archive.jsonl.zst").read_bytes())
     broadcasts = {
         "news": [json.loads(path.read_bytes()) for path in sorted((folder / "news").glob("*.json"))],
@@ -89,7 +89,7 @@ def whole_conversations(folder: Path) -> list[list[str]]:
 
 
 def evaluation(folder: Path) -> tuple[list[str], list[str]]:
-    """Questions, and passages of which the first answer the questions in order."""
+    """Return the questions, and the passages: first those that answer the questions, in order, then the others."""
     questions, others = (
         [json.loads(line) for line in lines((folder / "evaluation" / name).read_bytes())]
         for name in ("questions.jsonl", "passages.jsonl")
@@ -257,7 +257,7 @@ def test_exact_duplicates(sample: Sample) -> None:
 
 
 def test_near_duplicates_are_the_planted_ones_alone(sample: Sample) -> None:
-    """Jaccard of the sets of character 5-grams, every pair of texts against every other."""
+    """Compute the Jaccard similarity of character 5-grams for all pairs of texts."""
     folder, planted = sample
     texts = sorted({f"{query}\n{text}" for query, text in all_pairs(folder)})
     grams = [{text[i : i + 5] for i in range(len(text) - 4)} for text in texts]
@@ -274,7 +274,7 @@ def test_near_duplicates_are_the_planted_ones_alone(sample: Sample) -> None:
 
 
 def combinations(text: str) -> Iterator[tuple[str, str]]:
-    """Entities and places, by the wording of queries, that occur in one sentence."""
+    """Yield the combinations of entity and place that share a sentence, in the wording of queries."""
     for sentence in re.split("[。！？\n]", text):
         entities = [word.asked for word in world.ENTITIES if any(form in sentence for form in word)]
         places = [word.asked for word in world.PLACES if any(form in sentence for form in word)]
@@ -295,7 +295,7 @@ def test_evaluation_combinations_are_in_no_training_text(sample: Sample) -> None
     trained = {pair for text in training for pair in combinations(text)}
     assert len(tested) > 200
     assert not tested & trained
-    # Every word alone is known from training.
+    # Every single word occurs in training.
     for position in (0, 1):
         assert {pair[position] for pair in tested} <= {pair[position] for pair in trained}
 
@@ -324,7 +324,7 @@ def test_no_two_facts_ask_the_same(held_out: bool) -> None:
 
 
 def shared_slots(first: str, second: str) -> int:
-    """How many of entity, change, cause, place and time two sentences share, by the words in them."""
+    """Count how many of entity, change, cause, place and time two sentences share, by their words."""
 
     def slots(sentence: str) -> list[world.Word]:
         def stands(words: list[world.Word]) -> world.Word:
@@ -350,7 +350,7 @@ def test_sts_score_is_the_number_of_shared_slots(path: str, encoding: str, sampl
 
 
 def test_a_small_model_learns_what_the_evaluation_asks(sample: Sample) -> None:
-    """Bags of character bigrams, trained with in-batch negatives: nDCG@10 on unseen combinations rises."""
+    """Train a bag of character bigrams with in-batch negatives: nDCG@10 on unseen combinations rises."""
     folder, _ = sample
     pairs = [(query, text) for query, text in all_pairs(folder) if 60 <= len(text) <= 250]
     questions, passages = evaluation(folder)

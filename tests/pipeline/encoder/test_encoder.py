@@ -1,4 +1,4 @@
-"""The encoder against sentence-transformers itself, on folders in the layouts that the hub has."""
+"""The encoder against sentence-transformers, on folders with the layouts found on the hub."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ def load(folder: Path, **settings) -> module.Encoder:
 
 
 def add_dense(folder: Path, activation: str, bias: bool = True, dtype: torch.dtype = torch.float32) -> None:
-    """Put a Dense between pooling and what follows."""
+    """Insert a Dense module after the pooling."""
     (folder / "3_Dense").mkdir()
     config = {"in_features": 32, "out_features": 24, "bias": bias}
     config["activation_function"] = f"torch.nn.modules.{activation}"
@@ -119,7 +119,7 @@ def test_no_texts(bge: Path) -> None:
 
 
 def test_long_texts_are_cut(bge: Path) -> None:
-    """At the length asked for, special tokens included, and never beyond the encoder's positions."""
+    """At max_length, special tokens included, and never beyond the encoder's positions."""
     short = load(bge, max_length=10)
     assert np.allclose(encode(short, ["一" * 8]), encode(short, ["一" * 50]), rtol=0, atol=1e-6)
     assert not np.allclose(encode(short, ["一" * 7]), encode(short, ["一" * 50]), rtol=0, atol=1e-6)
@@ -134,7 +134,7 @@ def test_half_precision_weights_are_read(bge: Path) -> None:
 
 
 def test_a_gpu_that_can_not_be_used_is_none(bge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where PyTorch has CUDA and the machine has not."""
+    """As if PyTorch had CUDA but the machine had no GPU."""
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     assert load(bge).device.type == "cpu"
@@ -160,7 +160,7 @@ def test_angles_of_rotary_positions_are_not_rounded(bge: Path, tmp_path: Path, m
             lambda folder: (folder / "modules.json").write_text(
                 (folder / "modules.json").read_text().replace("models.Normalize", "models.LSTM")
             ),
-            "expected Transformer, Pooling, Dense and Normalize, the last at the end; module 3 is LSTM",
+            "expected Transformer, Pooling, Dense, and Normalize only at the end; module 3 is LSTM",
         ),
         (
             lambda folder: (folder / "modules.json").write_text(
@@ -178,7 +178,7 @@ def test_angles_of_rotary_positions_are_not_rounded(bge: Path, tmp_path: Path, m
         (lambda folder: add_dense(folder, "activation.SELU"), "the activation must be one of .*, not .*SELU"),
         (
             lambda folder: (add_dense(folder, "linear.Identity"), (folder / "3_Dense" / "model.safetensors").unlink()),
-            r"3_Dense: model.safetensors with linear.weight can't be read",
+            r"3_Dense: can't read linear.weight from model.safetensors",
         ),
         (lambda folder: (folder / "model.safetensors").unlink(), "no Hugging Face model with safetensors"),
         (
@@ -198,7 +198,7 @@ def test_a_folder_that_can_not_be_read_says_why(change: Callable[[Path], object]
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "/no/such/folder", "models/../x y"])
 def test_a_model_that_is_nowhere(name: str) -> None:
-    with pytest.raises(ModelError, match=r"is no folder here and can't be had from the Hugging Face hub"):
+    with pytest.raises(ModelError, match=r"is not a folder and can't be downloaded from the Hugging Face hub"):
         find_model(name)
 
 
@@ -223,7 +223,7 @@ def test_a_prompt_stands_before_each_text(bge: Path) -> None:
 
 
 def test_the_prompt_of_queries(bge: Path, tmp_path: Path) -> None:
-    """The settings', else the folder's, else bge's by its name, else none."""
+    """From the settings, else from the folder, else bge's (by its name), else none."""
     assert load(bge).query_prompt == ""
     named = shutil.copytree(bge, tmp_path / "bge-large-zh-v1.5")
     assert load(named).query_prompt == "为这个句子生成表示以用于检索相关文章："
@@ -257,7 +257,7 @@ def test_a_cpu_infers_with_packed_layers_that_give_the_same(bge: Path, monkeypat
 
 
 def test_a_compiled_model_gives_the_same(bge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced and run without a C++ compiler, which takes its time."""
+    """Traced, but run without a C++ compiler, which would take long."""
     backend = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
     monkeypatch.setattr(torch.nn.Module, "compile", backend)
     compiled = load(bge, compile=True)

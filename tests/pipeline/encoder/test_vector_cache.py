@@ -1,4 +1,4 @@
-"""The cache of vectors: no text is encoded twice, a killed run loses one part, nothing is left lying about."""
+"""The cache of vectors: no text is encoded twice, a killed run loses at most one part, no stray files remain."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def vector(text: str) -> np.ndarray:
 
 
 class Model:
-    """What stands for an encoder: known vectors, and a record of what it was asked for."""
+    """A fake encoder: known vectors, and a record of the texts that it was called with."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.truncated = 0
@@ -96,7 +96,7 @@ def test_a_killed_run_keeps_its_parts(tmp_path: Path, model: Model, monkeypatch:
     model.dies_at = TEXTS[22]
     with pytest.raises(KeyboardInterrupt):
         stored(tmp_path, model, TEXTS)
-    # Killed again, between the texts' hashes and their vectors.
+    # Killed again, after writing the hashes of a part but before its vectors.
     model.dies_at = None
     monkeypatch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -150,7 +150,7 @@ def test_what_decides_vectors_names_their_space() -> None:
 
 
 def test_a_part_that_another_process_did_not_end_is_made_again(tmp_path: Path, model: Model) -> None:
-    """Of parts that are made at the same time, any may be missing after a kill."""
+    """Parts are written in parallel, so any of them may be missing after a kill."""
     stored(tmp_path, model, TEXTS)
     (tmp_path / FOLDER / "one" / "vectors-00000.npy").unlink()
     np.testing.assert_array_equal(stored(tmp_path, model, TEXTS), expected(TEXTS))
@@ -163,5 +163,5 @@ def test_a_part_that_another_process_did_not_end_is_made_again(tmp_path: Path, m
 
 def test_a_part_that_is_not_here_is_reported(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "write_part", lambda *_: None)
-    with pytest.raises(StageError, match=r"vectors-00000\.npy: made on a node that does not share this folder"):
+    with pytest.raises(StageError, match=r"vectors-00000\.npy: written on a node that does not share this folder"):
         stored(tmp_path, model, TEXTS)

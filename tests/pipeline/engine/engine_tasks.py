@@ -1,4 +1,4 @@
-"""Stages for test_engine: a worker process imports them by name, as it does real ones."""
+"""Stages for the tests of the engines: worker processes import them by name, like real ones."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ REJECTED = pa.schema([*SCHEMA, pa.field("reason", pa.string()), pa.field("detail
 
 
 def numbers(first: int, last: int, fingerprint: str, shard: Path) -> None:
-    """Write the numbers first … last − 1; odd ones are rejected."""
+    """Write the numbers from `first` to `last` - 1; reject the odd ones."""
     found = list(range(first, last))
     with ShardWriter(shard, SCHEMA, REJECTED, stage="filter", version=1, fingerprint=fingerprint) as out:
         out.received(len(found))
@@ -26,7 +26,7 @@ def numbers(first: int, last: int, fingerprint: str, shard: Path) -> None:
 
 
 def die_first(first: int, last: int, attempts: Path, fingerprint: str, shard: Path) -> None:
-    """As `numbers`, but the worker is killed at its first attempt, in the middle of the shard."""
+    """Like `numbers`, but for every other task the worker is killed while it writes the shard for the first time."""
     attempt = attempts / f"{first}-{len(list(attempts.iterdir()))}"
     attempt.touch()
     if len(list(attempts.glob(f"{first}-*"))) == 1 and first % 20 == 0:
@@ -36,7 +36,7 @@ def die_first(first: int, last: int, attempts: Path, fingerprint: str, shard: Pa
 
 
 def die_always(first: int, last: int, attempts: Path, fingerprint: str, shard: Path) -> None:
-    """As `numbers`, but one task kills its worker whenever it is tried."""
+    """Like `numbers`, but one task kills its worker at every attempt."""
     if first == 10:
         (attempts / str(os.getpid())).touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -44,20 +44,20 @@ def die_always(first: int, last: int, attempts: Path, fingerprint: str, shard: P
 
 
 def fail(first: int, last: int, fingerprint: str, shard: Path) -> None:
-    """As `numbers`, but one task raises."""
+    """Like `numbers`, but one task raises an exception."""
     if first == 10:
         raise ValueError("ten is too many")
     numbers(first, last, fingerprint, shard)
 
 
 def wait_for_ever(started: Path, fingerprint: str, shard: Path) -> None:
-    """Say which process this is, and stay."""
+    """Record this process's id, then never return."""
     (started / str(os.getpid())).touch()
     signal.pause()
 
 
 def wait_for_go(first: int, last: int, started: Path, fingerprint: str, shard: Path) -> None:
-    """As `numbers`, but say first which process this is and whose, and in the middle of the shard wait for `go`."""
+    """Like `numbers`, but record the ids of this process and its parent, then wait for the file `go` while writing."""
     (started / f"{first}-{os.getppid()}-{os.getpid()}").touch()
     with ShardWriter(shard, SCHEMA, REJECTED, stage="filter", version=1, fingerprint=fingerprint):
         while not (started / "go").exists():
@@ -66,29 +66,29 @@ def wait_for_go(first: int, last: int, started: Path, fingerprint: str, shard: P
 
 
 def look_around(first: int, last: int, seen: Path, fingerprint: str, shard: Path) -> None:
-    """As `numbers`, but say what this process sees: its parent, its GPUs, its threads."""
+    """Like `numbers`, but record this process's parent, id, GPUs and number of threads."""
     parts = (os.getppid(), os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("POLARS_MAX_THREADS"))
     (seen / "-".join(str(part) for part in (first, *parts))).touch()
     numbers(first, last, fingerprint, shard)
 
 
 def named(name: str, *arguments: Any) -> None:
-    """As another of these functions."""
+    """Run another of these functions, given its name."""
     globals()[name](*arguments)
 
 
 def forget(first: int, last: int, fingerprint: str, shard: Path) -> None:
-    """Make no shard: on a machine that does not share the folder it would be invisible here, too."""
+    """Write no shard, which looks like a shard written on a machine that does not share the folder."""
 
 
 def note_process(folder: Path, number: int) -> None:
-    """A call that makes no shard: say which process it is."""
+    """A call that writes no shard: record this process's id."""
     (folder / f"{number}-{os.getpid()}").touch()
-    time.sleep(0.2)  # so that the other worker gets one, too
+    time.sleep(0.2)  # so that the other worker gets calls too
 
 
 def on_a_device(folder: Path, number: int) -> None:
-    """Say which process this is and which GPU it sees, and wait for the others."""
+    """Record this process's id and GPU, then wait until another process has done the same."""
     (folder / f"{number}-{os.getpid()}-{os.environ.get('CUDA_VISIBLE_DEVICES')}").touch()
     while len(list(folder.iterdir())) < 2:
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The engine: shards are made once, in their places, whatever dies on the way."""
+"""The local engine: every shard is written once, under its name, whichever process dies."""
 
 import importlib
 import os
@@ -40,7 +40,7 @@ def run(corpus: Path, function: Callable[..., None], todo: Sequence[Task], worke
 
 
 def found(corpus: Path) -> dict[str, list[int]]:
-    """Shards by name: their numbers."""
+    """Return the numbers in each shard, by its name."""
     return {
         shard.name[5:10]: pq.read_table(shard)["number"].to_pylist() for shard in folders.committed(corpus, "filter")
     }
@@ -107,18 +107,20 @@ def test_an_exception_is_reported_and_the_rest_is_made(workers: int, tmp_path: P
     with pytest.raises(StageError, match=r"part-00001\.parquet: ValueError: ten is too many"):
         run(tmp_path, stages.fail, tasks(0, 10, 20), workers)
     assert found(tmp_path).keys() == {"00000", "00002"}
-    summary = run(tmp_path, stages.numbers, tasks(0, 10, 20), workers)  # the bug is fixed: only that one is made
+    summary = run(
+        tmp_path, stages.numbers, tasks(0, 10, 20), workers
+    )  # the bug is fixed: only the missing shard is written
     assert summary.skipped == 2
     assert found(tmp_path)["00001"] == [10, 12, 14, 16, 18]
 
 
 def test_a_shard_that_is_not_here_is_reported(tmp_path: Path, stages: ModuleType) -> None:
-    with pytest.raises(StageError, match=r"part-00000\.parquet: made on a node that does not share this folder"):
+    with pytest.raises(StageError, match=r"part-00000\.parquet: written on a node that does not share this folder"):
         run(tmp_path, stages.forget, tasks(0), 1)
 
 
 def noted(folder: Path, stages: ModuleType, workers: int = 2) -> set[int]:
-    """The processes that run six calls, none of which fails."""
+    """Run six calls, check that none fails, and return the ids of the processes that ran them."""
     folder.mkdir()
     calls = [(str(number), (folder, number)) for number in range(6)]
     outcomes = list(run_calls(stages.note_process, calls, Engine(workers)))
@@ -131,7 +133,7 @@ def test_workers_stay_for_the_next_calls(tmp_path: Path, stages: ModuleType) -> 
     first = noted(tmp_path / "1", stages)
     assert len(first) == 2
     assert noted(tmp_path / "2", stages) == first
-    run(tmp_path, stages.numbers, tasks(0, 10, 20), 2)  # of another function, too
+    run(tmp_path, stages.numbers, tasks(0, 10, 20), 2)  # calls of another function too
     assert processes(tmp_path) <= first
     close_workers()
     assert until(lambda: not any(alive(worker) for worker in first))
@@ -153,7 +155,7 @@ def test_workers_whose_outcome_nobody_waits_for_do_not_stay(tmp_path: Path, stag
     calls = [("ends", (started, 0)), *((str(number), (started, number)) for number in range(1, 4))]
     outcomes = run_calls(stages.note_process, calls, Engine(2))
     next(outcomes)
-    outcomes.close()  # as when the driver raises
+    outcomes.close()  # as if the driver had raised
     busy = {int(path.name.partition("-")[2]) for path in started.iterdir()}
     assert until(lambda: not any(alive(worker) for worker in busy))
     assert len(noted(tmp_path / "next", stages)) == 2
@@ -162,7 +164,7 @@ def test_workers_whose_outcome_nobody_waits_for_do_not_stay(tmp_path: Path, stag
 def test_a_function_that_a_worker_can_not_import_is_reported(
     tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noted(tmp_path / "1", stages)  # these workers know where they looked for modules then
+    noted(tmp_path / "1", stages)  # starts workers, whose search path does not have the module below
     (tmp_path / "later.py").write_text("def run() -> None: ...")
     monkeypatch.syspath_prepend(tmp_path)
     later = importlib.import_module("later")
@@ -171,7 +173,7 @@ def test_a_function_that_a_worker_can_not_import_is_reported(
 
 
 def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "conan_embedding.pipeline.engine.ray", raising=False)
     with pytest.raises(MissingExtraError, match=r"engine ray needs .*: pip install 'conan-embedding\[ray\]'"):
         list(run_calls(print, [("one", ())], Engine(address="auto")))
@@ -197,12 +199,12 @@ def test_what_is_there_is_skipped_and_keeps_its_place(tmp_path: Path, stages: Mo
     assert run(tmp_path, stages.numbers, tasks(0, 10, 20), 1).skipped == 3
     assert written(tmp_path) == first
 
-    # One in front: it takes the first free place, the others stay.
+    # A task is added in front: it takes the first free name, the others keep theirs.
     assert run(tmp_path, stages.numbers, tasks(90, 0, 10, 20), 1).skipped == 3
     assert found(tmp_path)["00003"] == [90, 92, 94, 96, 98]
     assert {name: time for name, time in written(tmp_path).items() if name != "00003"} == first
 
-    # One less: its shard goes, rejects and all.
+    # A task is removed: its shard and rejects are deleted.
     assert run(tmp_path, stages.numbers, tasks(90, 0, 20), 1).skipped == 3
     assert found(tmp_path).keys() == {"00000", "00002", "00003"}
     assert sorted(path.name for path in (tmp_path / "filter/rejected").iterdir()) == [
@@ -259,7 +261,7 @@ def until(happened: Callable[[], bool]) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_workers_die_with_their_driver(tmp_path: Path) -> None:
-    """One that lived on could commit over the shards of the run that takes the lock next."""
+    """A worker that outlived its driver could overwrite shards of the next run that takes the lock."""
     started = tmp_path / "started"
     started.mkdir()
     script = tmp_path / "driver.py"
@@ -289,7 +291,7 @@ def test_a_process_on_each_gpu(tmp_path: Path, stages: ModuleType, monkeypatch: 
         assert [error for _, error in run_calls(stages.on_a_device, calls, Engine(one_a_device=True))] == [None] * 6
         seen.append({file.name.partition("-")[2] for file in (tmp_path / turn).iterdir()})
     close_workers()
-    assert seen[0] == seen[1]  # what a process has loaded is there for the next calls
+    assert seen[0] == seen[1]  # the same processes, so a loaded model is kept between calls
     assert sorted(name.partition("-")[2] for name in seen[0]) == ["3", "5"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
@@ -299,7 +301,7 @@ def test_a_process_on_each_gpu(tmp_path: Path, stages: ModuleType, monkeypatch: 
 def test_a_single_gpu_is_not_this_process_s(
     tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which would keep its model there while something else trains."""
+    """This process would keep its model on the GPU while something else trains."""
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
     calls = [(str(number), (tmp_path, number)) for number in range(2)]

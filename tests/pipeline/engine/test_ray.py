@@ -1,4 +1,4 @@
-"""The engine on a Ray cluster of two nodes: the same rows as on one machine, whatever dies on the way."""
+"""The engine on a Ray cluster of two nodes: the same rows as on one machine, whichever process or node dies."""
 
 import importlib
 import os
@@ -38,7 +38,7 @@ STAGES = ("ingest", "filter", "dedup")
 
 @dataclass
 class Nodes:
-    """A cluster that tests may add nodes to and take them from. Its nodes import modules from `plugins`."""
+    """A cluster whose nodes tests can add and remove. Nodes can import modules from `plugins`."""
 
     cluster: Any
     address: str
@@ -59,7 +59,7 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """Two nodes of one CPU; their workers import the tasks of this folder by name."""
+    """Two nodes with one CPU each; their workers can import the tasks in this folder."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as environment:
@@ -67,7 +67,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         plugins = tmp_path_factory.mktemp("plugins")
         environment.setenv("PYTHONPATH", python_path(HERE, plugins)["PYTHONPATH"])
-        # Ray asks a node five times whether it lives before it believes that it does not.
+        # Ray declares a node dead after five failed health checks.
         head = {"num_cpus": 1, "include_dashboard": False, "_system_config": {"health_check_period_ms": 500}}
         cluster = Cluster(initialize_head=True, head_node_args={**SMALL, **head})
         try:
@@ -94,14 +94,14 @@ def run(corpus: Path, function: Callable[..., None], todo: Sequence[Task], engin
 
 
 def found(corpus: Path) -> dict[str, list[int]]:
-    """Shards by name: their numbers."""
+    """Return the numbers in each shard, by its name."""
     return {
         shard.name[5:10]: pq.read_table(shard)["number"].to_pylist() for shard in folders.committed(corpus, "filter")
     }
 
 
 def rows(corpus: Path) -> dict[str, list[dict[str, Any]]]:
-    """All rows and columns of every shard and of its rejects."""
+    """Return all rows and columns of every shard and its rejects."""
     return {str(file.relative_to(corpus)): pq.read_table(file).to_pylist() for file in corpus.rglob("*.parquet")}
 
 
@@ -165,22 +165,22 @@ def test_a_node_that_is_killed_midway_loses_nothing(nodes: Nodes, tmp_path: Path
     node = nodes.add(num_cpus=1)
     started = tmp_path / "started"
     started.mkdir()
-    run(tmp_path / "warm", stages.numbers, tasks(0), Engine(address=nodes.address))  # join from this thread
+    run(tmp_path / "warm", stages.numbers, tasks(0), Engine(address=nodes.address))  # connect in this thread
     todo = tasks(*range(0, 60, 10), more=[started])
     with ThreadPoolExecutor() as threads:
         broken = threads.submit(run, tmp_path, stages.wait_for_go, todo, Engine(address=nodes.address))
         try:
-            assert until(lambda: len(list(started.iterdir())) == 3)  # one on each node
+            assert until(lambda: len(list(started.iterdir())) == 3)  # one task on each node
             raylets = dict(path.name.split("-")[1:] for path in started.iterdir())
             (raylet,) = node.all_processes["raylet"]
             nodes.kill(node)
-            with suppress(ProcessLookupError):  # a machine takes its workers along
+            with suppress(ProcessLookupError):  # the workers die with their machine
                 os.kill(int(raylets[str(raylet.process.pid)]), signal.SIGKILL)
         finally:
             (started / "go").touch()
         assert broken.result().rows_in == 60
     assert len(raylets) == 3
-    assert len(list(started.glob("*-*"))) == 7  # one was begun twice
+    assert len(list(started.glob("*-*"))) == 7  # one task was started twice
     run(tmp_path / "unbroken", stages.numbers, tasks(*range(0, 60, 10)), Engine(workers=1))
     assert found(tmp_path) == found(tmp_path / "unbroken")
 
@@ -217,7 +217,7 @@ def test_what_dies_is_tried_again_and_what_raises_is_reported(
         "part-00003.parquet: ValueError: ten is too many",
     ]
     assert ("Traceback" in str(raised.value)) == one_a_device
-    assert capfd.readouterr().out == ""  # Ray would say much, where JSON is to be
+    assert capfd.readouterr().out == ""  # Ray would print a lot, where JSON is expected
 
 
 def test_one_process_a_node_runs_a_model(nodes: Nodes, tmp_path: Path, stages: ModuleType) -> None:
@@ -234,12 +234,12 @@ def test_one_process_a_gpu_runs_a_model(
         seen = places(tmp_path, stages, Engine(address=nodes.address, one_a_device=True))
     finally:
         nodes.remove(node)
-    assert len({raylet for raylet, *_ in seen}) == 1  # the node that has GPUs
+    assert len({raylet for raylet, *_ in seen}) == 1  # all on the node with GPUs
     assert sorted((gpu, threads) for _, _, gpu, threads in seen) == [("0", "3"), ("1", "3")]
 
 
 def places(folder: Path, stages: ModuleType, engine: Engine) -> set[tuple[str, ...]]:
-    """Parent, process, GPUs and threads of all that ran six calls."""
+    """Run six tasks; return the parent, id, GPUs and threads of the processes that ran them."""
     seen = folder / "seen"
     seen.mkdir()
     run(folder, stages.look_around, tasks(*range(0, 60, 10), more=[seen]), engine)
@@ -252,7 +252,7 @@ def test_no_more_at_a_time_than_workers(nodes: Nodes, tmp_path: Path, stages: Mo
     calls = [(str(k), (started, k)) for k in range(3)]
     outcomes = run_calls(stages.note_process, calls, Engine(workers=1, address=nodes.address))
     assert next(outcomes) == ("0", None)
-    assert len(list(started.iterdir())) <= 2  # the second begins when the first has ended
+    assert len(list(started.iterdir())) <= 2  # the second starts only after the first has ended
     assert list(outcomes) == [("1", None), ("2", None)]
 
 

@@ -259,7 +259,7 @@ def test_bad_classifiers_are_said_before_any_shard(advert: Path, tmp_path: Path,
     write_shards(tmp_path, "ingest", [pair(QUESTION, ANSWER)])
     for name, settings, error, message in (
         ("advert", settings_of(advert, "cleen"), RecipeError, r"filter.classifiers.advert: .*did you mean 'clean'"),
-        ("advert", settings_of(tmp_path / "nowhere"), ModelError, "is no folder here"),
+        ("advert", settings_of(tmp_path / "nowhere"), ModelError, "is not a folder"),
         ("han_ratio", settings_of(advert), RecipeError, "a classifier can't be called 'han_ratio'"),
     ):
         with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""The report page, parsed by the standard library and compared with the rows it is about."""
+"""The report page, parsed by the standard library and compared with the rows that it reports on."""
 
 import json
 import re
@@ -33,7 +33,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Page(HTMLParser):
-    """A page's elements and texts; an element that is not closed in order is an error."""
+    """The elements and texts of a page. Fails if elements are not closed in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
 
 def rows_of(html: str, heading: str) -> list[list[str]]:
-    """The cells of the first table after a heading."""
+    """Return the cells of the first table after a heading."""
     table = re.search(rf"{heading}</h[23]>.*?<tbody>(.*?)</tbody>", html, re.DOTALL)
     assert table
     rows = re.findall(r"<tr>(.*?)</tr>", table[1], re.DOTALL)
@@ -77,12 +77,12 @@ def facts_of(html: str) -> dict[str, str]:
 
 
 def steps_of(path: str) -> list[float]:
-    """How far above the base line each step of a histogram's area is, in the drawing's units."""
+    """Return the height of each step of a histogram above its base line, in SVG units."""
     return [188 - float(height) for height in re.findall(r"V([\d.]+)H", path)]
 
 
 def write_ingest(corpus: Path, *shards: list[dict[str, Any]], rejects: list[dict[str, Any]] = ()) -> None:
-    """Shards of ingest, whose rejects keep the place and the record."""
+    """Write shards of ingest, whose rejects have their own columns: the file, line and record."""
     for number, rows in enumerate(shards):
         thrown = rejects if number == 0 else ()
         with ShardWriter(
@@ -142,12 +142,12 @@ def test_hostile_texts_are_text(scored_corpus: Path, tmp_path: Path) -> None:
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     visible = HOSTILE.replace("\x00", "␀").replace("\x1b", "␛")
     shown = page.all("bdi")
-    # Three of the five that are hostile are shown: query, positive and detail, each cut.
+    # Three of the five hostile rejects are shown, each with query, positive and detail shortened.
     assert sum(shown.count(f"{number}{visible}"[:80] + "…") for number in range(5)) == 3
     assert shown.count(visible[:80] + "…") == 6
     assert "news & <b>" in page.all("th")
     assert "\x00" not in html
-    # Six rows that look the same are one example.
+    # Six identical rows are one example.
     assert [tag for tag, _ in page.elements].count("details") == 5
     assert shown.count("问") == 1
     assert {'{"q": <b>', "<i>/posts.jsonl:7", "posts.gz"} <= set(shown)
@@ -204,7 +204,7 @@ def test_what_is_not_there_is_left_out(scored_corpus: Path, tmp_path: Path, pair
     write_ingest(tmp_path / "plain", [pair("问题", "答案")])
     page = Page(write_report(tmp_path / "plain", tmp_path / "page.html").read_text("utf-8"))
     assert page.all("h2") == ["Funnel", "Lengths"]
-    assert not page.all("p")[-1].startswith("The numbers are partial")
+    assert not page.all("p")[-1].startswith("The numbers on this page are incomplete")
 
     with pytest.raises(CorpusError, match="no shards here"):
         write_report(tmp_path / "nothing", tmp_path / "other.html")
@@ -222,13 +222,13 @@ def test_the_cutoff_is_what_rejects_were_held_to_or_else_the_recipe_s(tmp_path: 
     write_shards(tmp_path, "score", [], rejects=[bad | {"reason": "score", "detail": "0.1 < 0.55"}])
     html = write_report(tmp_path, tmp_path / "page.html").read_text("utf-8")
     assert "cutoff 0.55" in html
-    assert Page(html).all("h2") == ["Funnel", "Rejects", "Scores and lengths"]  # although nothing was kept
+    assert Page(html).all("h2") == ["Funnel", "Rejects", "Scores and lengths"]  # although score kept no pair
 
 
 def test_an_interrupted_stage_is_said(scored_corpus: Path, tmp_path: Path) -> None:
     (scored_corpus / "score" / ".incomplete").touch()
     page = Page(write_report(scored_corpus, tmp_path / "page.html").read_text("utf-8"))
-    assert any("The numbers are partial" in text and "conan score" in text for text in page.all("p"))
+    assert any("The numbers on this page are incomplete" in text and "conan score" in text for text in page.all("p"))
 
 
 def test_pools(scored_corpus: Path, tmp_path: Path) -> None:
@@ -281,8 +281,8 @@ def test_training_and_evaluation(scored_corpus: Path, tmp_path: Path) -> None:
     assert page.all("h2")[-2:] == ["Training", "Evaluation"]
     assert page.all("h3")[-2:] == ["bootstrap", "finetune"]
     facts = facts_of(html)
-    assert [facts[name] for name in ("step", "of steps", "parameters", "processes")] == ["30", "40", "683,520", "2"]
-    assert (facts["negatives replaced"], facts["pools used up"], facts["median tokens/s"]) == ("7", "2", "1,200")
+    assert [facts[name] for name in ("step", "total steps", "parameters", "processes")] == ["30", "40", "683,520", "2"]
+    assert (facts["negatives replaced"], facts["exhausted pools"], facts["median tokens/s"]) == ("7", "2", "1,200")
     assert rows_of(html, "Evaluation") == [["qa ndcg@10", "0.700", "0.812"], ["sts spearman", "–", "–"]]
     assert "<td><b>0.812</b></td>" in html
     assert "bge <large>" in page.all("th")

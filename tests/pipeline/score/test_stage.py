@@ -394,5 +394,5 @@ def test_a_model_that_can_not_be_read_is_said_once(tmp_path: Path, bge: Path, ro
     with pytest.raises(ModelError, match="no Hugging Face model with safetensors"):
         score(tmp_path, settings(bge, 0.4), ONE)
     shutil.rmtree(bge)
-    with pytest.raises(ModelError, match="is no folder here"):
+    with pytest.raises(ModelError, match="is not a folder"):
         score(tmp_path, settings(bge, 0.4), ONE)
