@@ -202,7 +202,9 @@ def test_one_failure_ends_all_and_is_named(
 ) -> None:
     processes(f'if [ "$RANK" = 1 ]; then {how}; fi; echo $$ > {tmp_path}/other; exec sleep 60')
     started = time.monotonic()
-    with pytest.raises(TrainingError, match=rf"of 2 training processes.*, 1 .*{message.split(' ', 1)[1]}") as error:
+    with pytest.raises(
+        TrainingError, match=rf"training failed \(2 processes.*: process 1 .*{message.split(' ', 1)[1]}"
+    ) as error:
         run_job(pretraining(), 2)
     assert time.monotonic() - started < 30
     assert " 0 was killed" not in str(error.value)  # by us

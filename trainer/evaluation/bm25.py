@@ -1,4 +1,4 @@
-"""BM25, what retrieval metrics are to be compared with: no model, only words in common."""
+"""BM25, the baseline for retrieval metrics: it needs no model and only counts common words."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ _RUNS = re.compile(rf"([{_HAN}]+)|[^\W_{_HAN}]+")
 
 
 def tokens(text: str) -> Iterator[str]:
-    """Overlapping pairs of Han characters, which need no dictionary of words; other words in lower case."""
+    """Yield overlapping bigrams of Han characters, which need no word segmentation, and other words in lower case."""
     for run in _RUNS.finditer(text.lower()):
         found = run[0]
         if run[1]:
@@ -21,14 +21,14 @@ def tokens(text: str) -> Iterator[str]:
 
 
 def bm25(passages: Sequence[str], queries: Sequence[str]) -> Callable[[int, int], Any]:
-    """A function that scores the passages for queries start to stop: float32 [stop - start, passages].
+    """Return a function that scores all passages for queries start to stop: float32 [stop - start, passages].
 
-    Lucene's form with k1 = 1.5, b = 0.75: the defaults of bm25s (arXiv 2407.03618).
+    It is Lucene's variant with k1 = 1.5 and b = 0.75, the defaults of bm25s (arXiv 2407.03618).
     """
     import bm25s
 
     index = bm25s.BM25()
-    # bm25s takes no empty list: "" stands in a passage without words, " ", which is in none, in such a query.
+    # bm25s accepts no empty list. A passage without words gets "", a query without words gets " ", which never matches.
     index.index([list(tokens(passage)) or [""] for passage in passages], show_progress=False)
     asked = [list(tokens(query)) or [" "] for query in queries]
     return lambda start, stop: np.stack([index.get_scores(words) for words in asked[start:stop]])

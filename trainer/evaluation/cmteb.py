@@ -1,4 +1,4 @@
-"""C-MTEB by name, through mteb: the 35 tasks of the paper (arXiv 2408.15710)."""
+"""Evaluation on C-MTEB with mteb: the 35 tasks of the Conan-embedding paper (arXiv 2408.15710)."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ...schemas.registry import did_you_mean
 from .evaluate import cut
 
 BENCHMARK = "MTEB(cmn, v1)"
-"""mteb's own C-MTEB, which has 31 of the tasks."""
+"""mteb's own C-MTEB, which has 31 of the 35 tasks."""
 
 CHINESE_PART = {
     "AmazonReviewsClassification": "zh",
@@ -25,7 +25,7 @@ CHINESE_PART = {
     "MassiveScenarioClassification": "zh-CN",
     "STS22": "zh",
 }
-"""The other four, of many languages each: their part in Chinese, of which the test split counts."""
+"""The other four tasks, which are multilingual, with their Chinese subset; its test split counts."""
 
 TASKS = {
     "Classification": (
@@ -41,26 +41,28 @@ TASKS = {
     ),
     "STS": ("AFQMC", "ATEC", "BQ", "LCQMC", "PAWSX", "QBQTC", "STS22", "STSB"),
 }  # fmt: skip
-"""Names of tasks by kind, as mteb calls them."""
+"""Tasks by type, both by their names in mteb."""
 
 _PATIENCE = 10
-"""Chosen here: seconds that the hub has to answer."""
+"""Chosen here: seconds to wait for the hub."""
 
 
 class BenchmarkError(ConanError):
-    """C-MTEB can't be run here: says why and what to do."""
+    """C-MTEB can't run; the message says why and what to do."""
 
 
 def check(names: Sequence[str]) -> list[str]:
-    """The tasks to run: those named, else all 35. Takes seconds, so that what is missing is said before a model loads.
+    """Return the tasks to run: `names`, or all 35 if it is empty.
+
+    Takes seconds, so that errors are reported before a model is loaded.
 
     Raises:
-        BenchmarkError: a name is not a task's, or the hub doesn't answer.
+        BenchmarkError: a name is not a task's, or the hub can't be reached.
         MissingExtraError: mteb is not installed.
     """
     every = [name for kind in TASKS.values() for name in kind]
     if unknown := [name for name in names if name not in every]:
-        raise BenchmarkError(f"no task of C-MTEB is called {unknown[0]!r}{did_you_mean(unknown[0], every)}")
+        raise BenchmarkError(f"C-MTEB has no task {unknown[0]!r}{did_you_mean(unknown[0], every)}")
     if importlib.util.find_spec("mteb") is None:
         raise MissingExtraError("C-MTEB", "eval")
     from huggingface_hub import constants
@@ -76,15 +78,16 @@ def check(names: Sequence[str]) -> list[str]:
             reason = str(error)
     raise BenchmarkError(
         f"C-MTEB's data sets come from {constants.ENDPOINT}, which can't be reached ({reason}); "
-        "HF_ENDPOINT names a mirror, --sets evaluates on files of your own"
+        "set HF_ENDPOINT to a mirror, or use --sets to evaluate on your own files"
     )
 
 
 def cmteb(encoder: Encoder, names: Sequence[str], width: int) -> list[dict[str, Any]]:
-    """A model's main scores on tasks of C-MTEB, with vectors cut to `width`: rows of set, metric, value.
+    """Evaluate a model on tasks of C-MTEB, with vectors truncated to `width`; return rows of set, metric, value.
 
-    Where every task of a kind is run, its mean is a row, and where all 35 are, their mean. mteb keeps scores by a hash
-    of the weights and settings, so that a broken run goes on with the next task.
+    A row is a task's main score. There is also a row with the mean of each type of which all tasks were run, and with
+    the mean of all 35. mteb caches scores by a hash of the weights and settings, so an interrupted run continues with
+    the next task.
     """
     import mteb
 
@@ -110,7 +113,7 @@ def cmteb(encoder: Encoder, names: Sequence[str], width: int) -> list[dict[str, 
 
 
 def score(encoder: Encoder, tasks: Sequence[Any], width: int) -> dict[str, float]:
-    """A model's main score on each of mteb's tasks, the mean over its splits and subsets."""
+    """Return a model's main score on each of these mteb tasks: the mean over its splits and subsets."""
     import mteb
 
     found = mteb.evaluate(ForMteb(encoder, width), tasks, cache=mteb.ResultCache())
@@ -118,7 +121,7 @@ def score(encoder: Encoder, tasks: Sequence[Any], width: int) -> dict[str, float
 
 
 class ForMteb:
-    """Our encoder as mteb calls one: `mteb.models.EncoderProtocol`."""
+    """An Encoder with the interface that mteb needs: `mteb.models.EncoderProtocol`."""
 
     def __init__(self, encoder: Encoder, width: int) -> None:
         from mteb.models import ModelMeta
@@ -129,15 +132,15 @@ class ForMteb:
         self.mteb_model_meta = ModelMeta.create_empty(named)
 
     def encode(self, inputs: Any, *, prompt_type: Any = None, **_: Any) -> Vectors:
-        """Unit vectors of the texts in mteb's batches; a query has the model's prompt before it."""
+        """Encode the texts in mteb's batches to unit vectors; queries get the model's prompt."""
         texts = [text for batch in inputs for text in batch["text"]]
         prompt = self.encoder.query_prompt if getattr(prompt_type, "value", None) == "query" else ""
         return cut(encode(self.encoder, texts, prompt), self.width)
 
     def similarity(self, left: Any, right: Any) -> Tensor:
-        """Cosines of each with each, [n, m]."""
+        """Return the cosine of every pair, [n, m]."""
         return torch.as_tensor(left) @ torch.as_tensor(right).T
 
     def similarity_pairwise(self, left: Any, right: Any) -> Tensor:
-        """Cosines of one with one, [n]."""
+        """Return the cosine of row i and row i, [n]."""
         return (torch.as_tensor(left) * torch.as_tensor(right)).sum(dim=1)

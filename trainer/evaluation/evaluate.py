@@ -1,4 +1,4 @@
-"""conan evaluate: what a model's vectors are worth on sets of questions, sentence pairs and labelled texts."""
+"""`conan evaluate`: evaluate models on retrieval sets, sentence pairs and labelled texts."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -21,22 +21,23 @@ from .bm25 import bm25
 from .evaluation_sets import EvaluationSet, Haystack, Integers, haystack
 
 CUT = 10
-"""Passages of each query that results list: as far as C-MTEB's nDCG looks (mteb)."""
+"""How many passages the results list per query: the cutoff of C-MTEB's nDCG (mteb)."""
 DEPTH = 100
-"""Ranks of each query that metrics see: as far as recall looks."""
+"""How many ranks per query the metrics see: the largest cutoff, that of recall@100."""
 _SCORES_AT_ONCE = 1 << 24
+"""The most scores (queries x passages) in memory at a time."""
 _PASSAGES = 64 << 20
-"""Bytes of passages that a file of results lists once, however many queries find them."""
+"""The size limit of a Parquet dictionary in bytes: up to it, a results file stores a passage once, not per query."""
 
 Scores = Callable[[int, int], npt.NDArray[np.float32]]
-"""From queries start to stop to the scores of all passages, [stop - start, passages]."""
+"""Maps start and stop to the scores of all passages for these queries, [stop - start, passages]."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The metrics of a set with vectors of a width, and what is behind them: a row of RESULT's columns for each query.
+    """The metrics on a set for one dimension of the vectors, and one row of results per query, text or pair.
 
-    A method without vectors has no width.
+    `results` has columns of RESULT. `dimension` is None for BM25, which has no vectors.
     """
 
     set: str
@@ -46,35 +47,35 @@ class Judgement:
 
 
 Found = tuple[dict[str, float], pl.DataFrame]
-"""The metrics and the results of a judgement."""
+"""Metrics and results, as in Judgement."""
 
 
 def evaluate(encoder: Encoder, one: EvaluationSet) -> dict[str, float]:
-    """A model's metrics on a set, with vectors of full width; `judge` says which."""
+    """Return a model's metrics on a set, with vectors at full width; `judge` lists them."""
     return judge(encoder, one, [dimension(encoder)])[0].metrics
 
 
 def widths(encoder: Encoder, dimensions: Sequence[int]) -> list[int]:
-    """A model's vectors' own width, then those of `dimensions` that they are to be cut to.
+    """Return the widths to evaluate: the full width of the model's vectors, then the smaller ones in `dimensions`.
 
     Raises:
-        CorpusError: a width that the model's vectors don't have.
+        CorpusError: a width is below 1 or above the full width.
     """
     full = dimension(encoder)
     if beyond := [width for width in dimensions if not 1 <= width <= full]:
-        raise CorpusError(f"the model's vectors are {full} wide; they can't be cut to {beyond[0]}")
+        raise CorpusError(f"the model's vectors have {full} dimensions and can't be truncated to {beyond[0]}")
     return list(dict.fromkeys([full, *dimensions]))
 
 
 def judge(encoder: Encoder, one: EvaluationSet, dimensions: Sequence[int]) -> list[Judgement]:
-    """What a model is worth on a set, for each width that its vectors are cut to.
+    """Evaluate a model on a set, once for each width in `dimensions` that its vectors are truncated to.
 
-    - retrieval: `ndcg@10, mrr@10, recall@10, recall@100`, and where queries have negatives, `map`: the mean average
+    - retrieval: `ndcg@10, mrr@10, recall@10, recall@100`; if queries have negatives, also `map`: the mean average
       precision among a query's own positives and negatives, as in reranking
-    - sts: `spearman`, 0 where all scores or all labels are equal; and where labels are 0 and 1, `ap` and
+    - sts: `spearman` (0 if all scores or all labels are equal); if the labels are 0 and 1, also `ap` and
       `best_accuracy` of the cosine, as in pair classification
     - classification: `accuracy` and `v_measure`
-    - what plugins register (see metrics.py)
+    - the metrics that plugins register (see metrics.py)
     """
     if one.task == "sts":
         left, right = (encode(encoder, one.frame[side].to_arrow()) for side in ("text_a", "text_b"))
@@ -92,14 +93,14 @@ def judge(encoder: Encoder, one: EvaluationSet, dimensions: Sequence[int]) -> li
 
 
 def judge_bm25(one: EvaluationSet) -> Judgement:
-    """What BM25 is worth on a retrieval set."""
+    """Evaluate BM25 on a retrieval set."""
     among = haystack(one)
     score = bm25(among.passages.to_list(), one.frame["query"].to_list())
     return Judgement(one.name, None, *_retrieval(one.frame, among, score))
 
 
 def cut(vectors: Vectors, width: int) -> Vectors:
-    """The first `width` numbers of each vector, at unit length again (Matryoshka, arXiv 2205.13147)."""
+    """Truncate vectors to their first `width` numbers and normalise again (Matryoshka, arXiv 2205.13147)."""
     if width == vectors.shape[1]:
         return vectors
     first = vectors[:, :width]
@@ -144,7 +145,11 @@ def _retrieval(frame: pl.DataFrame, among: Haystack, score: Scores) -> Found:
 
 
 def _search(among: Haystack, queries: int, score: Scores) -> tuple[Integers, npt.NDArray[np.float32]]:
-    """The places of the best DEPTH passages of each query, [queries, DEPTH], and the scores of those it names."""
+    """Search the passages for each query.
+
+    Returns the indices of its best DEPTH passages, [queries, DEPTH], and the scores of the passages that it names (its
+    positives and negatives), in the order of the haystack.
+    """
     passages = len(among.passages)
     ranked = np.empty((queries, min(DEPTH, passages)), np.int64)
     own = np.empty(len(among.owner), np.float32)
@@ -158,7 +163,7 @@ def _search(among: Haystack, queries: int, score: Scores) -> tuple[Integers, npt
 
 
 def write_results(folder: Path, model: str, judgements: Sequence[Judgement]) -> Path:
-    """What is behind a model's metrics, as `folder/MODEL.parquet` with RESULT's columns."""
+    """Write the results per query behind a model's metrics to `folder/MODEL.parquet`, with the columns of RESULT."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / (re.sub(r"[^\w.-]+", "_", model) + ".parquet")
     settings = {"compression": "zstd", "dictionary_pagesize_limit": _PASSAGES}

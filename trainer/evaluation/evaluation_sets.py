@@ -1,4 +1,4 @@
-"""Evaluation sets: from Parquet and JSONL files, as `conan ingest` or as people write them."""
+"""Read evaluation sets from Parquet and JSONL files, written by `conan ingest` or by hand, and from recipes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -28,18 +28,19 @@ _OPTIONAL: dict[str, pl.DataType] = {
     "label": pl.Float32(),
     "meta": pl.String(),
 }
-"""Columns of pairs that a file may do without."""
+"""Columns of pairs that a file may lack."""
 _FEWEST = 10
-"""Chosen here: texts that a set needs to be learnt from and asked about."""
+"""Chosen here: the fewest texts of a classification set."""
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What a model is asked, by `task`; every frame has a column `query_id`.
+    """An evaluation set. The columns of `frame` depend on `task`; all have `query_id`.
 
-    - retrieval: `query, positives, negatives` (lists); `passages` are what is searched besides
+    - retrieval: `query, positives, negatives` (lists); `passages` are further passages to search
     - sts: `text_a, text_b, label`
-    - classification: `text, class, learnt`; where some texts are `learnt`, the others are asked about
+    - classification: `text, class, learnt`; if any texts are `learnt`, they train the classifier, which predicts the
+      class of the others
     """
 
     name: str
@@ -49,17 +50,17 @@ class EvaluationSet:
 
 
 def read_sets(places: Sequence[Path], overrides: Sequence[str] = ()) -> list[EvaluationSet]:
-    """Evaluation sets of Parquet and JSONL files, of all such files in folders, of recipes (which take `overrides`).
+    """Read evaluation sets from `places`: Parquet and JSONL files, folders of them, and recipes.
 
-    A file of pairs (`source, task, query, positive`, as ingest writes them) is one set for each source in it: of task
-    sts or classification (a text and its class), all others ask for their positives. A file of records is one set:
-    `query, positives` and perhaps `negatives`, or `text_a, text_b, label`, or `text, label` and perhaps `split`, where
-    `train` is learnt from. A `query_id` is kept. A query without an answer is left out.
+    `overrides` apply to recipes, whose section `evaluation` is ingested. A file with the columns of pairs (`source,
+    task, query, positive`, as ingest writes them) gives one set per source; pairs of any task but sts and
+    classification become a retrieval set. Any other file gives one set, by its columns: `query, positives` and
+    optionally `negatives`; `text_a, text_b, label`; or `text, label` and optionally `split`, where texts with the split
+    `train` train the classifier. A column `query_id` is kept. Queries without an answer are left out.
 
     Raises:
-        CorpusError: no such file, one that can't be read or has other columns, two sets of one name, or a set that
-            asks nothing.
-        RecipeError: a recipe that can't be used, or whose evaluation sets have no pair.
+        CorpusError: a file is missing, unreadable or has other columns, two sets have the same name, or a set is empty.
+        RecipeError: a recipe can't be used, or one of its evaluation sets has no pairs.
     """
     with TemporaryDirectory() as folder:
         whole = [
@@ -76,9 +77,9 @@ def read_sets(places: Sequence[Path], overrides: Sequence[str] = ()) -> list[Eva
             raise CorpusError(f"no evaluation sets in {', '.join(missing)}; expected Parquet or JSONL files")
         found = [one for file in files for one in _read_file(file)]
     if empty := [one.name for one in found if one.frame.is_empty()]:
-        raise CorpusError(f"evaluation sets with nothing to ask: {', '.join(empty)}")
+        raise CorpusError(f"empty evaluation sets: {', '.join(empty)}")
     if twice := [name for name, times in Counter(one.name for one in found).items() if times > 1]:
-        raise CorpusError(f"two evaluation sets are called {twice[0]}; rename a file or a source")
+        raise CorpusError(f"two evaluation sets have the name {twice[0]}; rename a file or a source")
     for one in found:
         if one.task == "classification":
             _check_classes(one)
@@ -86,11 +87,11 @@ def read_sets(places: Sequence[Path], overrides: Sequence[str] = ()) -> list[Eva
 
 
 def _ingested(file: Path, overrides: Sequence[str], folder: Path) -> Path:
-    """The folder, with a recipe's evaluation sets in it, each a shard."""
+    """Ingest the evaluation sets of a recipe to `folder`, one shard each; return the folder."""
     recipe = load(file, overrides)
     load_plugins(recipe.plugins)
     if not recipe.evaluation:
-        raise RecipeError(f"{file}: no `evaluation:`; nothing to evaluate on")
+        raise RecipeError(f"{file}: the recipe has no `evaluation:` section")
     check_readers(recipe)
     for number, one in enumerate(recipe.evaluation):
         shard = folder / f"part-{number:05}.parquet"
@@ -99,7 +100,7 @@ def _ingested(file: Path, overrides: Sequence[str], folder: Path) -> Path:
         )
         ingest_evaluation_set(one, files, passages, "", shard)
         if not read_footer(shard).rows_out:
-            raise RecipeError(f"{file}: the evaluation set {one.name} has no pair in {', '.join(one.files)}")
+            raise RecipeError(f"{file}: the evaluation set {one.name} has no pairs in {', '.join(one.files)}")
     return folder
 
 
@@ -108,9 +109,9 @@ def _check_classes(one: EvaluationSet) -> None:
     known = one.frame if learnt.is_empty() else learnt
     if known["class"].n_unique() < 2 or one.frame.height < _FEWEST or learnt.height == one.frame.height:
         raise CorpusError(
-            f"the evaluation set {one.name} can't be classified: expected two classes or more to learn from and "
-            f"{_FEWEST} texts, found {known['class'].n_unique()} and {one.frame.height}, "
-            f"{one.frame.height - learnt.height} of them to ask about"
+            f"the evaluation set {one.name} can't be used for classification: it needs two or more classes to train "
+            f"on, {_FEWEST} or more texts, and some texts to test on; it has {known['class'].n_unique()} classes and "
+            f"{one.frame.height} texts, {one.frame.height - learnt.height} of them to test on"
         )
 
 
@@ -173,7 +174,7 @@ def _of_pairs(name: str, frame: pl.DataFrame) -> EvaluationSet:
 
 
 def part(one: EvaluationSet, frame: pl.DataFrame) -> EvaluationSet:
-    """Some of the rows of a set; a retrieval set's questions are asked among all of its passages still."""
+    """Return a set with only the rows in `frame`; a retrieval set keeps all of its passages to search."""
     passages = one.passages
     if one.task == "retrieval":
         named = [one.frame[side].explode().cast(pl.String) for side in ("positives", "negatives")]
@@ -182,9 +183,10 @@ def part(one: EvaluationSet, frame: pl.DataFrame) -> EvaluationSet:
 
 
 class Haystack(NamedTuple):
-    """A retrieval set as arrays: the distinct passages, and those that its queries name.
+    """A retrieval set as arrays: its distinct passages, and which of them each query names.
 
-    Query `owner[i]` names passage `place[i]`, as an answer where `wanted[i]`; sorted by owner, each pair once.
+    Query `owner[i]` names passage `place[i]`, as a positive if `wanted[i]`, else as a negative. Sorted by owner; each
+    pair is listed once.
     """
 
     passages: pl.Series
@@ -194,7 +196,7 @@ class Haystack(NamedTuple):
 
 
 def haystack(one: EvaluationSet) -> Haystack:
-    """What the queries of a retrieval set search in. A text that is a positive and a negative of a query answers it."""
+    """Build the haystack of a retrieval set. A text that is a positive and a negative of a query counts as positive."""
     queries = one.frame.with_columns(owner=pl.int_range(pl.len()))
     named = pl.concat(
         queries.select("owner", wanted=pl.lit(answers), text=side).explode("text")

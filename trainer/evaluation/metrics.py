@@ -1,7 +1,7 @@
-"""Metrics of evaluation: pure functions of arrays, each with mteb's value on the same arrays, and the table of them.
+"""Evaluation metrics: pure functions of arrays, with the same values as in mteb, and the table METRICS.
 
-In the shapes n is queries, texts or pairs and k the ranks that were kept. A metric in the table METRICS is computed on
-every set of its task. Register yours in a plugin:
+In shapes, n is the number of queries, texts or pairs, and k the number of ranks. Every metric in METRICS is computed on
+every set of its task. Register your own in a plugin:
 
     METRICS.register("mrr@3", Metric("retrieval", lambda ranking: reciprocal_rank(ranking.gains, 3)))
 """
@@ -23,19 +23,19 @@ Integers = npt.NDArray[np.int64]
 SEED = 42
 EXPERIMENTS = 10
 SAMPLES = 32
-"""Texts of each class that a classifier learns from, as in C-MTEB's tasks (arXiv 2309.07597)."""
+"""The most texts per class to train a classifier on, as in C-MTEB (arXiv 2309.07597)."""
 FOLDS = 5
 CLUSTERING_BATCH = 500
-"""With SEED, EXPERIMENTS and FOLDS: mteb's defaults."""
+"""This, SEED, EXPERIMENTS and FOLDS are mteb's defaults."""
 
 
 def best(scores: Floats, depth: int) -> Integers:
-    """The places of the `depth` highest scores of each row, best first; of equal scores the first is better.
+    """Return the indices of the `depth` highest scores in each row, best first: float32 [n, m] -> int64 [n, depth].
 
-    scores float32 [n, m] -> int64 [n, depth]. NaN ranks last.
+    Equal scores rank by index, NaN ranks last.
     """
     bits = (np.where(np.isnan(scores), -np.inf, scores) + np.float32(0)).astype(np.float32).view(np.uint32)
-    # As integers, bits of positive floats ascend with them and those of negative ones descend (IEEE 754).
+    # Read as integers, positive floats ascend with their value and negative floats descend (IEEE 754).
     descending = np.where(bits >> 31, bits, bits ^ 0x7FFFFFFF).astype(np.uint64)
     keys = descending << 32 | np.arange(scores.shape[1], dtype=np.uint64)
     first = np.sort(np.partition(keys, depth - 1, axis=1)[:, :depth], axis=1)
@@ -43,9 +43,9 @@ def best(scores: Floats, depth: int) -> Integers:
 
 
 def ndcg(gains: Bools, answers: Integers, cut: int) -> Floats:
-    """nDCG of each query at rank `cut`: gain 1, discount log2(rank + 1).
+    """Compute nDCG@`cut` of each query, [n], with gain 1 and discount log2(rank + 1).
 
-    gains [n, k] says which ranks hold an answer, answers [n] how many passages answer: one or more.
+    `gains` [n, k] says which ranks hold a positive; `answers` [n] is the number of positives, at least 1.
     """
     discounts = 1 / np.log2(np.arange(2, cut + 2))
     ideal = np.cumsum(discounts)[np.minimum(answers, cut) - 1]
@@ -54,22 +54,23 @@ def ndcg(gains: Bools, answers: Integers, cut: int) -> Floats:
 
 
 def reciprocal_rank(gains: Bools, cut: int) -> Floats:
-    """1 / rank of each query's first answer, 0 where it is beyond `cut`. gains as in `ndcg`."""
+    """Compute 1 / rank of each query's first positive, or 0 if it ranks below `cut`. `gains` is as in `ndcg`."""
     head = gains[:, :cut]
     return np.where(head.any(axis=1), 1 / (head.argmax(axis=1) + 1), 0.0)
 
 
 def recall(gains: Bools, answers: Integers, cut: int) -> Floats:
-    """The share of each query's answers that stand at rank `cut` or before. gains, answers as in `ndcg`."""
+    """Compute the share of each query's positives in its first `cut` ranks. `gains`, `answers` are as in `ndcg`."""
     found: Floats = gains[:, :cut].sum(axis=1) / answers
     return found
 
 
 def average_precision(owner: Integers, scores: Floats, wanted: Bools) -> Floats:
-    """Average precision of each query among its own candidates; their mean is MAP.
+    """Compute the average precision of each query among its own candidates; the mean of these is MAP.
 
-    Candidate i is one of query owner[i]; owner is sorted and every query from 0 to owner[-1] has a wanted candidate.
-    Of equal scores the wanted one is worse, so that a model that says nothing gains nothing.
+    Candidate i belongs to query `owner[i]` and is a positive if `wanted[i]`. `owner` is sorted, and every query from 0
+    to owner[-1] has a positive. In ties, positives rank below negatives, so a model that gives all candidates the same
+    score gains nothing.
     """
     order = np.lexsort((wanted, -scores, owner))
     right = wanted[order].astype(np.float64)  # owner[order] is owner
@@ -81,9 +82,9 @@ def average_precision(owner: Integers, scores: Floats, wanted: Bools) -> Floats:
 
 
 def best_accuracy(scores: Floats, labels: Bools) -> float:
-    """The share of pairs that the best threshold between two scores tells rightly: label 1 above it, 0 below.
+    """Return the accuracy of the best threshold on the scores: label 1 above it, 0 below. scores [n], labels [n].
 
-    0 where all scores are equal. scores [n], labels [n].
+    Thresholds lie between two different scores, so the accuracy is 0 if all scores are equal.
     """
     order = np.argsort(-scores)
     labels = labels[order].astype(bool)
@@ -93,11 +94,12 @@ def best_accuracy(scores: Floats, labels: Bools) -> float:
 
 
 def classification(vectors: Floats, classes: npt.NDArray[Any], learnt: Bools) -> tuple[float, Floats]:
-    """Accuracy of logistic regression on frozen vectors: [n, D], of classes [n].
+    """Compute the accuracy of logistic regression on frozen vectors [n, D] with classes [n].
 
-    It learns from at most SAMPLES texts of a class, EXPERIMENTS times over, among the texts marked `learnt` [n], and is
-    asked about all others; the accuracy is the mean. With none marked it is FOLDS-fold cross-validation. Returns the
-    accuracy and the share of experiments that told each text's class, NaN where it was never asked.
+    EXPERIMENTS times, it trains on at most SAMPLES texts per class, drawn from the texts marked in `learnt` [n], and
+    predicts all others. If none are marked, it runs a FOLDS-fold cross-validation, again with at most SAMPLES texts per
+    class. Returns the mean accuracy and, for each text, the share of experiments that predicted its class, [n] (NaN if
+    it was never tested).
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import KFold
@@ -109,7 +111,7 @@ def classification(vectors: Floats, classes: npt.NDArray[Any], learnt: Bools) ->
     order = np.arange(len(experiments[0][0]))
     accuracies, right = [], np.zeros((len(experiments), len(vectors))) + np.nan
     for experiment, (known, asked) in enumerate(experiments):
-        # mteb shuffles the same list again and again, from the same state.
+        # As in mteb, each experiment shuffles the list of the one before, from the same random state.
         np.random.RandomState(SEED).shuffle(order)
         rows = known[order]
         rows = rows[_first_of_each(classes[rows])]
@@ -122,13 +124,13 @@ def classification(vectors: Floats, classes: npt.NDArray[Any], learnt: Bools) ->
 
 
 def _first_of_each(classes: npt.NDArray[Any]) -> Bools:
-    """Marks the first SAMPLES of each class."""
+    """Mark the first SAMPLES texts of each class."""
     nth = pl.DataFrame({"class": classes}).select(pl.int_range(pl.len()).over("class"))
     return (nth.to_series() < SAMPLES).to_numpy()
 
 
 def v_measure(vectors: Floats, classes: npt.NDArray[Any]) -> float:
-    """How well k-means in mini-batches, with as many clusters as there are classes, finds the classes of vectors."""
+    """Compute how well the clusters of mini-batch k-means, one per class, match the classes."""
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.metrics import v_measure_score
 
@@ -139,10 +141,10 @@ def v_measure(vectors: Floats, classes: npt.NDArray[Any]) -> float:
 
 
 class Ranking(NamedTuple):
-    """What a model made of a retrieval set: the best ranks of each query, and the candidates that queries name.
+    """A model's output on a retrieval set: the first k ranks of each query, and the scores of its own candidates.
 
-    `gains` bool [n, k] says which ranks hold an answer, `answers` int64 [n] how many passages answer. Candidate i is a
-    passage that query `owner[i]` names, with its score, an answer where `wanted[i]`; sorted by owner.
+    `gains` bool [n, k] says which ranks hold a positive, `answers` int64 [n] how many positives there are. Candidate i
+    is a positive (if `wanted[i]`) or negative of query `owner[i]`, and has the score `scores[i]`; sorted by owner.
     """
 
     gains: Bools
@@ -154,12 +156,16 @@ class Ranking(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of one kind of evaluation set.
+    """A metric for evaluation sets of one task.
 
-    `compute` takes the Ranking of a retrieval set; the cosines and labels of sentence pairs, both [n]; or the vectors
-    [n, D], classes [n] and marks of what may be learnt from [n] of labelled texts. It returns one value for each query,
-    text or pair, NaN where it does not apply, of which the mean counts; or one number; or the number and such values;
-    or None where it does not apply at all.
+    `compute` takes, by task:
+
+    - retrieval: a Ranking
+    - sts: the cosines and the labels of the pairs, both [n]
+    - classification: vectors [n, D], classes [n], and marks [n] of the texts to train on
+
+    It returns one value per query, pair or text (the metric is their mean; NaN values are left out), or a single
+    number, or a number and such values, or None if the metric does not apply to the set.
     """
 
     task: Literal["retrieval", "sts", "classification"]
@@ -170,7 +176,7 @@ METRICS: Registry[Metric] = Registry("metric")
 
 
 def compute_metrics(task: str, *inputs: Any) -> tuple[dict[str, float], dict[str, Floats]]:
-    """The value of every metric of a task that applies, and by name the values of each query, text or pair."""
+    """Compute all metrics of a task that apply: their values and, by metric, the values per query, pair or text."""
     metrics: dict[str, float] = {}
     each: dict[str, Floats] = {}
     for name, metric in METRICS.items():
@@ -186,7 +192,7 @@ def compute_metrics(task: str, *inputs: Any) -> tuple[dict[str, float], dict[str
 
 
 def _reranking_precision(ranking: Ranking) -> Floats:
-    """Average precision of the queries that name negatives, as in reranking: NaN for the others."""
+    """Compute the average precision of the queries that have negatives, as in reranking; NaN for the others."""
     queries = len(ranking.answers)
     reranked = np.bincount(ranking.owner, ~ranking.wanted, minlength=queries) > 0
     if not reranked.any():
@@ -195,7 +201,7 @@ def _reranking_precision(ranking: Ranking) -> Floats:
 
 
 def _spearman(scores: Floats, labels: Floats) -> float:
-    """Rank correlation, 0 where all scores or all labels are equal."""
+    """Compute the rank correlation, or 0 if all scores or all labels are equal."""
     from scipy.stats import spearmanr
 
     alike = scores.min() == scores.max() or labels.min() == labels.max()

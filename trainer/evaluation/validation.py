@@ -1,4 +1,4 @@
-"""Evaluation while training, and the best model so far."""
+"""Validation during training: evaluate, log, and keep the best model so far."""
 
 import json
 from pathlib import Path
@@ -22,20 +22,20 @@ from .evaluate import evaluate
 from .evaluation_sets import EvaluationSet, part, read_sets
 
 HEADLINE = {"retrieval": "ndcg@10", "sts": "spearman", "classification": "accuracy"}
-"""Of the metrics of a set, the one that counts: those of C-MTEB (arXiv 2309.07597, §3)."""
+"""The headline metric of each task, as in C-MTEB (arXiv 2309.07597, §3)."""
 
 BEST = "best.json"
-"""In the folder of the best model: its step, its mean headline, and what of which sets that is of."""
+"""A file in the folder of the best model: its step, its mean headline metric, and the sets that this is the mean of."""
 
 Metrics = dict[str, dict[str, float]]
-"""By set and metric."""
+"""Values by set and metric."""
 
 
 def validation_sets(job: Job) -> list[EvaluationSet]:
-    """What the job validates on: of each set so many queries, the same every time, among all of its passages.
+    """Return the sets that a job validates on: a fixed sample of the queries of each, with all of its passages.
 
     Raises:
-        CorpusError: a set that is neither an evaluation set of the corpus nor a file, or one that can't be read.
+        CorpusError: a set is neither an evaluation set of the corpus nor a file, or it can't be read.
     """
     wanted, folder = job.settings.validation, job.corpus / "evaluation"
     if not wanted.every:
@@ -59,7 +59,7 @@ def _fewer(one: EvaluationSet, queries: int) -> EvaluationSet:
 def validate(
     model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, sets: list[EvaluationSet]
 ) -> tuple[Metrics, float]:
-    """The metrics of a model that is being trained, and the mean of each set's headline."""
+    """Evaluate a model that is being trained; return its metrics, and the mean of the sets' headline metrics."""
     encoder = encoder_of(model, tokenizer)
     model.eval()
     with torch.no_grad():
@@ -69,7 +69,7 @@ def validate(
 
 
 def best_so_far(job: Job, step: int) -> float:
-    """The mean headline of the best model before a step, on the sets as they are now; minus infinity without one."""
+    """Return the mean headline metric of the best model before a step; -inf if none was saved for the current sets."""
     file = job.best_folder / BEST
     best = json.loads(file.read_text("utf-8")) if file.exists() else None
     return float(best["mean"]) if best and best["step"] < step and best["sets"] == _named(job) else -np.inf
@@ -80,7 +80,7 @@ def _named(job: Job) -> dict[str, Any]:
 
 
 def keep_best(job: Job, step: int, mean: float, model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Keep a model with float32 weights as the best of the run, in place of the one before."""
+    """Save a model with float32 weights as the best of the run, replacing the previous one."""
     export(model, tokenizer, job.best_folder)
     write_text(job.best_folder / BEST, json.dumps({"step": step, "mean": mean, "sets": _named(job)}))
 
@@ -93,7 +93,7 @@ def validate_and_keep_best(
     sets: list[EvaluationSet],
     log: Log,
 ) -> None:
-    """Log the model's metrics on the sets; if it beats every model before, keep it. All ranks do the same."""
+    """Log the model's metrics on the sets, and save it if it is the best so far. Every rank must call this."""
     with deepspeed.zero.GatheredParameters([] if model.head is None else list(model.head.parameters())):  # ZeRO 3
         metrics, mean = validate(model, tokenizer, sets)
     best = broadcast_from_rank0(mean > best_so_far(job, step))

@@ -1,7 +1,8 @@
-"""Which machines train: the hostfile, and how a training process is started, told and ended on each of them.
+"""The machines of a training run: read the hostfile; start, signal and kill training processes on them.
 
-Processes of this machine are children; those of others are children of ssh, under a shell there that hears of our end
-by the end of its input. All machines must see the corpus, the models and the Python environment under the same paths.
+Processes on this machine are children of this one. On another machine, they are children of a shell under ssh, which
+kills them when its input ends, as it does when this process ends. All machines must have the corpus, the models and the
+Python environment under the same paths.
 """
 
 import os
@@ -19,16 +20,17 @@ from pathlib import Path
 from ...schemas.errors import ConanError
 
 PARENT = "CONAN_PARENT"
-"""The environment variable that tells a training process whose end is its own."""
+"""The environment variable with the process id of the parent; a training process ends when its parent does."""
 
 STOPPED = 128 + signal.SIGTERM
-"""The exit code of a training process that was asked to stop, has saved its step and did."""
+"""The exit code of a training process that was asked to stop, and did so after saving its step."""
 
 PASSED_ON = (
     *("PATH", "LD_LIBRARY_PATH", "PYTHON", "CONAN_", "OMP_", "MKL_", "TORCH", "TRITON_", "DS_", "HF_HOME", "HF_HUB_"),
     *("CUDA_", "NCCL_", "ASCEND_", "HCCL_", "GLOO_", "UCX_"),
 )
-"""Chosen here: how variables begin that other machines get, too. Not all, as anybody there may read a command line."""
+"""Chosen here: prefixes of the environment variables that other machines get. Not all variables, as they are passed on
+a command line, which other users of a machine can read."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -38,22 +40,22 @@ _FREE_PORT = "import socket; probe = socket.create_server(('', 0)); print(probe.
 
 
 class HostError(ConanError):
-    """A hostfile that can't be read, or a machine that can't be reached: says which line or host and what to do."""
+    """A hostfile can't be read or a machine can't be reached; the message names the line or host and what to do."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """A machine and how many training processes it gets."""
+    """A machine, and how many training processes to run on it."""
 
     name: str
     slots: int
 
 
 def read_hostfile(file: Path) -> list[Host]:
-    """The hosts of a file in DeepSpeed's format: a line `HOST slots=N` for each, comments after #.
+    """Read a hostfile in DeepSpeed's format: one line `HOST slots=N` per host, comments after #.
 
     Raises:
-        HostError: a line that is none, a host that stands twice, or no host at all.
+        HostError: a line is malformed, a host is listed twice, or there are no hosts.
     """
     hosts: dict[str, Host] = {}
     for number, line in enumerate(file.read_text("utf-8", errors="replace").splitlines(), start=1):
@@ -62,19 +64,21 @@ def read_hostfile(file: Path) -> list[Host]:
         if not (found := _LINE.fullmatch(text)):
             raise HostError(f"{file}:{number}: expected `HOST slots=N`, with N at least 1; found {text!r}")
         if found[1] in hosts:
-            raise HostError(f"{file}:{number}: the host {found[1]} stands twice; give it one line with all its slots")
+            raise HostError(
+                f"{file}:{number}: the host {found[1]} is listed twice; give it one line with all its slots"
+            )
         hosts[found[1]] = Host(found[1], int(found[2]))
     if not hosts:
-        raise HostError(f"{file}: no hosts; expected a line `HOST slots=N` for each")
+        raise HostError(f"{file}: no hosts; expected one line `HOST slots=N` per host")
     return list(hosts.values())
 
 
 def is_here(name: str) -> bool:
-    """Whether a host is this machine: whether one of its addresses is an interface's here, 127.0.0.2 for one."""
+    """Whether a host is this machine: whether one of its addresses (127.0.0.2 included) can be bound here."""
     try:
         addresses = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:
-        return name == socket.gethostname()  # else one that ssh alone knows
+        return name == socket.gethostname()  # if not, an alias that only ssh knows
     for family, kind, _, _, address in addresses:
         with suppress(OSError), socket.socket(family, kind) as probe:
             probe.bind(address)
@@ -83,14 +87,16 @@ def is_here(name: str) -> bool:
 
 
 def rendezvous(hosts: Sequence[Host]) -> tuple[str, int]:
-    """Where the processes find each other: the first host, and a port of it that nothing listens on.
+    """Return where the training processes meet: the first host, and a free port on it.
 
     Raises:
-        HostError: Python can't be run there, or other hosts can't know it under that name.
+        HostError: Python can't be run on the first host, or its name means another machine to the other hosts.
     """
     name = hosts[0].name
     if name in LOOPBACK and not all(is_here(host.name) for host in hosts):
-        raise HostError(f"the first host is {name}, which is another machine to each; give it the name others know")
+        raise HostError(
+            f"the first host is {name}, which every machine calls itself; use a name that the other hosts know"
+        )
     if is_here(name):
         with socket.create_server(("", 0)) as probe:
             return name, int(probe.getsockname()[1])
@@ -98,25 +104,26 @@ def rendezvous(hosts: Sequence[Host]) -> tuple[str, int]:
     ran = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     if ran.returncode:
         raise HostError(
-            f"{name}: `ssh -o BatchMode=yes {name} {sys.executable} …` fails with exit code {ran.returncode}, and what "
-            "it printed stands above; ssh must ask for no password, and the environment have the same path there"
+            f"{name}: `ssh -o BatchMode=yes {name} {sys.executable} …` failed with exit code {ran.returncode}; see its "
+            "output above. ssh must work without a password, and the Python environment must have the same path there"
         )
     return name, int(ran.stdout)
 
 
 def start(name: str, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a training process on a host, in this working directory.
+    """Start a training process on a host, in the current working directory.
 
-    What it prints goes to standard error: our own output is for answers, and DeepSpeed logs to its. `environment` is
-    added to this process's own, or on another machine to what is passed on. The process ends when this one does,
-    however that is.
+    Its output goes to standard error, since DeepSpeed logs to standard output, where ours is for results. `environment`
+    is added to this process's own environment or, on another machine, to the part of it in PASSED_ON. The started
+    process ends when this one does, even if this one is killed.
     """
     if is_here(name):
         own = {**os.environ, **environment, PARENT: str(os.getpid())}
         return subprocess.Popen(command, env=own, stdout=2)
     passed = {key: value for key, value in os.environ.items() if key.startswith(PASSED_ON)} | dict(environment)
     variables = shlex.join(f"{key}={value}" for key, value in passed.items() if key != PARENT)
-    # Of two children, one is the process and one reads signals for it; at the end of its input it kills the process.
+    # The shell has two children: the process, and a loop that passes signals on to it, whose names it reads from the
+    # input, and kills it when the input ends.
     script = (
         f"cd {shlex.quote(str(Path.cwd()))} || exit; exec 3<&0; "
         f"env {variables} {PARENT}=$$ {shlex.join(command)} 3<&- & process=$!; "
@@ -127,7 +134,7 @@ def start(name: str, command: Sequence[str], environment: Mapping[str, str]) -> 
 
 
 def send(process: subprocess.Popen[bytes], number: int) -> None:
-    """Send a started process a signal; one that has ended hears nothing."""
+    """Send a signal to a started process; does nothing if it has ended."""
     if process.stdin is None:
         process.send_signal(number)
         return

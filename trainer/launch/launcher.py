@@ -1,4 +1,4 @@
-"""Starts the processes of a training run, here or on several machines, and ends them together."""
+"""Start the processes of a training run, here or on several machines, and end them together."""
 
 import os
 import shutil
@@ -20,28 +20,28 @@ from .hosts import STOPPED, Host
 
 
 def run_job(job: Job, processes: int | Sequence[Host]) -> bool:
-    """Train in so many processes of this machine, or of several; a killed run goes on from its last checkpoint.
+    """Train with this many processes on this machine, or on hosts; a killed run continues from its last checkpoint.
 
-    Returns False where the very same run had ended already. Another run of this name is set aside as NAME.before, if it
-    has saved anything, in place of one that was there. The run's job.json is there from the beginning: another
-    launcher, as torchrun, may take it over.
+    Returns False if the same run is complete already. A different run of this name is renamed to NAME.before (replacing
+    an older one) if it has saved anything, else deleted. The run's job.json is written first, so another launcher, such
+    as torchrun, can continue the run.
 
-    SIGTERM lets the processes end the step they are in and save it.
+    On SIGTERM, the processes finish their current step and save a checkpoint.
 
     Raises:
-        TrainingError: a process failed (what it printed stands above), the run was asked to stop, or the number of
-            processes has changed meanwhile.
+        TrainingError: a process failed (it has printed why), the run was asked to stop, or the number of processes has
+            changed since the run was started.
         HostError: a host can't be reached.
     """
     places = [Host(hosts.LOOPBACK[0], processes)] if isinstance(processes, int) else processes
     if job.model_folder.is_dir() and job.done.exists() and job.done.read_text("utf-8") == job.fingerprint:
-        shutil.rmtree(job.data, ignore_errors=True)  # where it was killed just before that
+        shutil.rmtree(job.data, ignore_errors=True)  # left if a run was killed just before this
         return False
     if job.folder.exists() and _fingerprint(job.file) != job.fingerprint:
         if job.checkpoints or job.model_folder.is_dir():
             shutil.rmtree(job.before, ignore_errors=True)
             job.folder.rename(job.before)
-        else:  # nothing to come back to, as of a run that failed at its start
+        else:  # nothing worth keeping: the run failed at its start
             shutil.rmtree(job.folder)
     check_processes(job, sum(host.slots for host in places))
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -51,23 +51,23 @@ def run_job(job: Job, processes: int | Sequence[Host]) -> bool:
 
 
 def _run_processes(job: Job, places: Sequence[Host]) -> None:
-    """Run the ranks, host after host, until all have ended well, or one has not: then the others are ended too."""
+    """Run all ranks, numbered host by host, until all have succeeded or one has failed; then kill the others."""
     located = [(host, place) for host in places for place in range(host.slots)]
     here = sum(host.slots for host in places if hosts.is_here(host.name))
     busiest = max(here, *(host.slots for host in places))
     master, port = hosts.rendezvous(places)
     common = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // busiest)),
-        # Huge pages for large tensors: without them, page faults cost a CPU a tenth of each step.
+        # Huge pages for large tensors: without them, page faults take a tenth of each step on a CPU.
         "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE", "1"),
-        # A torch.py in the folder that the command was started in is not imported.
+        # Keeps a torch.py in the working directory from being imported.
         "PYTHONSAFEPATH": "1",
         "WORLD_SIZE": str(len(located)),
         "MASTER_ADDR": master,
         "MASTER_PORT": str(port),
     }
     if here and not torch.accelerator.is_available():
-        common["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns of it
+        common["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR", "cpu")  # avoids a warning from DeepSpeed
     command = [sys.executable, "-m", "conan_embedding.trainer.train", str(job.file)]
     ranks: list[subprocess.Popen[bytes]] = []
 
@@ -87,24 +87,24 @@ def _run_processes(job: Job, places: Sequence[Host]) -> None:
     finally:
         for each in ranks:
             if each.poll() is None:
-                hosts.end(each)  # SIGTERM would let it wait for the others at the end of its step
+                hosts.end(each)  # not SIGTERM, on which it would wait for the others at the end of its step
         codes = [each.wait() for each in ranks]
         signal.signal(signal.SIGTERM, before)
-        Console(stderr=True).show_cursor()  # a process that was ended in the middle of its progress bar left it hidden
+        Console(stderr=True).show_cursor()  # a process killed while it showed a progress bar has left it hidden
     if STOPPED in codes and job.checkpoints:
         raise TrainingError(
-            f"training was asked to stop; its step is saved in {job.checkpoints[-1]}, where the same command goes on"
+            f"training was asked to stop and saved its step in {job.checkpoints[-1]}; run the same command to continue"
         )
     names = [f"{number} on {host.name}" if len(places) > 1 else str(number) for number, (host, _) in enumerate(located)]
     ends = ", ".join(
-        f"{names[number]} was killed by signal {-codes[number]}"
+        f"process {names[number]} was killed by signal {-codes[number]}"
         if codes[number] < 0
-        else f"{names[number]} ended with exit code {codes[number]}"
+        else f"process {names[number]} ended with exit code {codes[number]}"
         for number in failed
     )
     raise TrainingError(
-        f"of {len(ranks)} training processes (counted from 0), {ends}; what went wrong stands above. The same command "
-        f"goes on from the last checkpoint in {job.folder / 'checkpoints'}"
+        f"training failed ({len(ranks)} processes, numbered from 0): {ends}; see the errors above. Run the same "
+        f"command to continue from the last checkpoint in {job.folder / 'checkpoints'}"
     )
 
 

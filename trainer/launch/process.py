@@ -1,4 +1,4 @@
-"""A training process: joins the others, listens for signals, ends with its parent, and says what went wrong."""
+"""A training process: join the process group, handle signals, end with the parent, and report errors."""
 
 import os
 import signal
@@ -16,13 +16,15 @@ from deepspeed.accelerator import get_accelerator
 from .hosts import PARENT, STOPPED
 
 asked_to_stop = threading.Event()
-"""Set by SIGTERM."""
+"""Set on SIGTERM."""
 
 
 def join_process_group() -> tuple[int, int]:
-    """Join the process group; returns rank and world size."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's to heed
-    # Compiling DeepSpeed's shared-memory op takes 40 s and a compiler; gloo does without it.
+    """Join the process group; return rank and world size."""
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module="torch.distributed"
+    )  # meant for DeepSpeed, not for users
+    # DeepSpeed's shared-memory op takes a compiler and 40 s to build; gloo works without it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
@@ -32,13 +34,13 @@ def join_process_group() -> tuple[int, int]:
 
 
 def run_process(train: Callable[[], bool]) -> int:
-    """Run `train`; an error is one line, and its traceback too where CONAN_DEBUG is set.
+    """Run `train`; print an error as one line, with its traceback if CONAN_DEBUG is set.
 
-    Returns the exit code: 0, 1 for an error, STOPPED where `train` returned False.
+    Returns the exit code: 0, or 1 for an error, or STOPPED if `train` returned False.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if parent := os.environ.get(PARENT):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends its processes
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent ends its processes
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
     try:
@@ -51,7 +53,7 @@ def run_process(train: Callable[[], bool]) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """End this process as soon as the one that started it is gone, however that ended."""
+    """End this process as soon as its parent is gone, however that ended."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

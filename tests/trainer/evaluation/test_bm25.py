@@ -1,4 +1,4 @@
-"""BM25 against its formula in plain loops; what a token is."""
+"""BM25 against its formula in plain loops; and its tokens."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""C-MTEB's names are mteb's, what is missing is said, and a model's metrics on local tasks are mteb's: no network."""
+"""C-MTEB without a network: names of tasks, errors, and metrics on local tasks that agree with mteb's."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def by_characters(_: Any, texts: Any, prompt: str = "") -> Any:
-    """Unit vectors, 32 wide: the sum of random ones of the characters, and a little of the text's own."""
+    """Encode a text to a unit vector [32]: a sum of random vectors, one per character and one for the whole text."""
     texts = texts if isinstance(texts, list) else texts.to_pylist()
     found = np.array([_random(prompt + text) + sum(map(_random, prompt + text)) for text in texts], np.float32)
     return found / np.linalg.norm(found, axis=1, keepdims=True)
@@ -38,7 +38,7 @@ def _random(text: str) -> Any:
 
 @pytest.fixture
 def encoder(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Encoder:
-    """One whose vectors differ more than an untrained model's: rounding must not decide what is nearer."""
+    """An encoder whose vectors differ more than an untrained model's, so that rounding never decides a ranking."""
     monkeypatch.setattr("conan_embedding.trainer.evaluation.evaluate.encode", by_characters)
     monkeypatch.setattr(module, "encode", by_characters)
     return load_encoder(EncoderSettings(model=str(tiny), query_prompt="一丁"))
@@ -67,7 +67,7 @@ def test_a_hub_that_answers_anything_is_there(monkeypatch: pytest.MonkeyPatch) -
     from http.server import BaseHTTPRequestHandler, HTTPServer
     from threading import Thread
 
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # says 501 to HEAD
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers HEAD with 501
         Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -77,7 +77,7 @@ def test_a_hub_that_answers_anything_is_there(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_mteb_and_for_other_names_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BenchmarkError, match=r"no task of C-MTEB is called 'STS-B'; did you mean 'STSB'\?"):
+    with pytest.raises(BenchmarkError, match=r"C-MTEB has no task 'STS-B'; did you mean 'STSB'\?"):
         check(["STSB", "STS-B"])
     with pytest.raises(BenchmarkError, match="'xyz'; choose from Amazon"):
         check(["xyz"])
@@ -107,13 +107,13 @@ def test_means_are_of_whole_kinds(monkeypatch: pytest.MonkeyPatch, encoder: Enco
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    """Different texts that repeat some characters, so that an untrained encoder sees likeness."""
+    """Make distinct texts with common characters, so that some are more similar than others."""
     random = np.random.default_rng(seed)
     return [f"{''.join(random.choice(list('一丁七万丈三上下不与'), 12))}{number}" for number in range(count)]
 
 
 def task_of(kind: str, main_score: str, data: Any, **settings: Any) -> Any:
-    """A task of mteb on local data: a mock of its own, with other data in it."""
+    """Make an mteb task with local data: one of mteb's mock tasks with its data replaced."""
     from importlib import import_module
 
     name = {"PairClassification": "pair_classification"}.get(kind, kind.lower())
@@ -156,7 +156,7 @@ def test_retrieval_and_reranking_are_mtebs(tmp_path: Path, encoder: Encoder, wid
 
     assert dimension(encoder) == 32
     passages, queries = sentences(50), sentences(15, 1)
-    given = [[3 * query + i for i in range(8)] for query in range(15)]  # two answers, six others
+    given = [[3 * query + i for i in range(8)] for query in range(15)]  # two positives, six negatives
     data = {
         "queries": Dataset.from_list([{"id": f"q{i}", "text": text} for i, text in enumerate(queries)]),
         "corpus": Dataset.from_list([{"id": f"d{i}", "text": text, "title": ""} for i, text in enumerate(passages)]),

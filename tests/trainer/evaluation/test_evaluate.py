@@ -1,4 +1,4 @@
-"""Figures against scikit-learn, SciPy and plain loops; what stays of them, from the functions and the command."""
+"""Metrics against scikit-learn, SciPy and plain loops; and what `conan evaluate` saves of them."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def retrieval(queries: dict[str, list[str]], negatives: list[list[str]] | None =
 
 
 def by_hand(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, Any], prompt: str = "") -> Encoder:
-    """An encoder that looks its vectors up."""
+    """Make a fake encoder that looks up its vectors."""
 
     def encode(_: Any, texts: Any, prompt: str = "") -> Any:
         found = np.array([vectors[prompt + text] for text in texts.to_pylist()], np.float32)
@@ -78,7 +78,7 @@ def test_retrieval_metrics_are_scikit_learns(
             values.append(len(set(order[:depth]) & set(wanted.tolist())) / len(wanted))
         first = min(order.index(place) for place in wanted) + 1
         reciprocal.append(1 / first if first <= 10 else 0)
-    if passages > 1:  # scikit-learn has no nDCG of one
+    if passages > 1:  # scikit-learn has no nDCG of a single passage
         assert found["ndcg@10"] == pytest.approx(ndcg_score(relevance, scores, k=10))
     assert found["recall@10"] == pytest.approx(np.mean(recalls[10]))
     assert found["recall@100"] == pytest.approx(np.mean(recalls[100]))
@@ -87,7 +87,7 @@ def test_retrieval_metrics_are_scikit_learns(
 
 
 def test_metrics_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One answer at rank 1, one at rank 3, one beyond rank 10."""
+    """One positive at rank 1, one at rank 3, one beyond rank 10."""
     vectors = {f"p{place}": np.eye(16)[place] for place in range(12)} | {"q": np.r_[np.arange(12, 0, -1), np.zeros(4)]}
     asked = retrieval({"q": ["p0", "p2", "p11"]}, None, *vectors.keys() - {"q"})
     (judged,) = judge(by_hand(monkeypatch, vectors), asked, [16])
@@ -111,7 +111,7 @@ def test_reranking_is_among_a_querys_own_candidates(monkeypatch: pytest.MonkeyPa
     vectors = {"q": [1.0, 0], "r": [0, 1.0], "s": [1, 1.0], "a": [1, 0.5], "n": [1, 0.1], "m": [0, 1.0], "near": [1, 0]}
     asked = retrieval({"q": ["a"], "r": ["m"], "s": ["a"]}, [["n", "m"], [], ["n", "m", "a"]], "near")
     (judged,) = judge(by_hand(monkeypatch, vectors), asked, [2])
-    # n is nearer to q than a is; r has no negatives; a is both to s, so it is an answer, and the nearest.
+    # n is nearer to q than a is. r has no negatives. a, in both lists of s, counts as a positive, and is the nearest.
     assert judged.results["map"].to_list() == [0.5, pytest.approx(np.nan, nan_ok=True), 1]
     assert judged.metrics["map"] == 0.75
 
@@ -189,7 +189,7 @@ def test_vectors_are_cut_and_unit_again(monkeypatch: pytest.MonkeyPatch) -> None
     assert both == pytest.approx(np.array([[0.6, 0.8], [0, 0]]))
     assert widths(encoder, []) == [3]
     assert widths(encoder, [1, 3, 2, 1]) == [3, 1, 2]
-    with pytest.raises(CorpusError, match="3 wide; they can't be cut to 4"):
+    with pytest.raises(CorpusError, match="3 dimensions and can't be truncated to 4"):
         widths(encoder, [2, 4])
 
 
@@ -223,7 +223,7 @@ def test_results_of_all_tasks_are_one_table(monkeypatch: pytest.MonkeyPatch, tmp
 
 @pytest.fixture
 def evaluation_corpus(tmp_path: Path, tiny: Path) -> Path:
-    """One with evaluation sets alone, and a model under train/pretrain."""
+    """A corpus with evaluation sets only, and a model in train/pretrain."""
     folder = tmp_path / "corpus"
     (folder / "evaluation").mkdir(parents=True)
     (folder / "train" / "pretrain").mkdir(parents=True)
@@ -248,7 +248,11 @@ def test_metrics_stay_in_the_corpus(evaluation_corpus: Path) -> None:
     file.write_text(json.dumps([{"model": "other", "set": "own", "metric": "ndcg@10", "value": 0.5}, *rows]))
     workflow.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [])
     kept = [row["model"] for row in json.loads(file.read_text())]
-    assert list(dict.fromkeys(kept)) == ["other", "pretrain", "bm25"]  # what was cut before is gone
+    assert list(dict.fromkeys(kept)) == [
+        "other",
+        "pretrain",
+        "bm25",
+    ]  # the rows of truncated vectors, from the first run, are gone
     models = catalog.query(evaluation_corpus, "SELECT DISTINCT model FROM results ORDER BY 1")
     assert models["model"].to_pylist() == ["bm25", "pretrain"]
 
@@ -279,10 +283,10 @@ def test_a_model_needs_no_corpus_and_a_recipe_is_a_place_of_sets(tiny: Path, tmp
     rows = workflow.evaluate(None, Recipe(), [str(tiny)], [recipe], overrides=root).metrics
     assert {(row["model"], row["set"]) for row in rows} == {(str(tiny), "questions"), ("bm25", "questions")}
     recipe.write_text(recipe.read_text().replace("questions.jsonl", "lost.jsonl"))
-    with pytest.raises(RecipeError, match=r"the evaluation set questions has no pair in .*lost\.jsonl"):
+    with pytest.raises(RecipeError, match=r"the evaluation set questions has no pairs in .*lost\.jsonl"):
         workflow.evaluate(None, Recipe(), [str(tiny)], [recipe], overrides=root)
     recipe.write_text("sources: []\n")
-    with pytest.raises(RecipeError, match="no `evaluation:`"):
+    with pytest.raises(RecipeError, match="no `evaluation:` section"):
         workflow.evaluate(None, Recipe(), [str(tiny)], [recipe])
 
 

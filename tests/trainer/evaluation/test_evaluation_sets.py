@@ -1,4 +1,4 @@
-"""Evaluation sets as people write them, and as ingest does; what is none is said."""
+"""Evaluation sets written by hand and by ingest; and the errors about files that are not evaluation sets."""
 
 from pathlib import Path
 from typing import Any
@@ -103,12 +103,12 @@ def test_records_are_sets_too(tmp_path: Path) -> None:
         ("a.jsonl", "{broken", "can't be read"),
         ("a.jsonl", "", "can't be read"),
         ("a.parquet", "no Parquet", "can't be read"),
-        ("a.jsonl", '{"query": "问", "positives": []}', "nothing to ask: a"),
-        ("a.jsonl", '{"query": "", "positive": "p", "source": "s", "task": "retrieval"}', "nothing to ask: s"),
-        ("a.jsonl", '{"text": "文", "label": 1}\n' * 20, "a can't be classified: .* found 1 and 20, 20 of them"),
-        ("a.jsonl", '{"text": "文", "label": 1}\n{"text": "文", "label": 2}', "can't be classified: .* found 2 and 2"),
+        ("a.jsonl", '{"query": "问", "positives": []}', "empty evaluation sets: a"),
+        ("a.jsonl", '{"query": "", "positive": "p", "source": "s", "task": "retrieval"}', "empty evaluation sets: s"),
+        ("a.jsonl", '{"text": "文", "label": 1}\n' * 20, "a can't be used for .* 1 classes and 20 texts, 20 of them"),
+        ("a.jsonl", '{"text": "文", "label": 1}\n{"text": "文", "label": 2}', "can't be used .* 2 classes and 2 texts"),
         ("a.jsonl", '{"text": "文", "label": 1, "split": "train"}\n{"text": "文", "label": 2, "split": "train"}\n' * 9,
-         "can't be classified: .* 0 of them to ask about"),
+         "can't be used for .* 0 of them to test on"),
     ],
 )  # fmt: skip
 def test_what_is_no_set_is_said(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -136,7 +136,7 @@ def test_two_sets_of_one_name_are_said(tmp_path: Path) -> None:
     for folder in ("one", "other"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "same.jsonl").write_text('{"query": "问", "positives": ["答"]}')
-    with pytest.raises(CorpusError, match="two evaluation sets are called same"):
+    with pytest.raises(CorpusError, match="two evaluation sets have the name same"):
         read_sets([tmp_path / "one", tmp_path / "other"])
 
 

@@ -1,4 +1,4 @@
-"""Figures against mteb's own functions on the same random arrays, ties included; scikit-learn's and plain loops."""
+"""Metrics against mteb's own functions, scikit-learn's and plain loops, on random arrays with and without ties."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from conan_embedding.trainer.evaluation import metrics
 
 
 def tied(random: np.random.Generator, rows: int, columns: int) -> Any:
-    """Scores of which many are equal."""
+    """Draw scores with many ties."""
     return (random.integers(-3, 4, (rows, columns)) / np.float32(3)).astype(np.float32)
 
 
@@ -33,7 +33,7 @@ def test_retrieval_metrics_are_mtebs(passages: int, most: int, ties: bool) -> No
     queries = 40
     scores = tied(random, queries, passages) if ties else random.normal(size=(queries, passages)).astype(np.float32)
     answers = [random.choice(passages, random.integers(1, most + 1), replace=False) for _ in range(queries)]
-    # Of equal scores trec_eval takes the greatest name first.
+    # In ties, trec_eval ranks the greatest name first.
     names = [f"{9999 - place}" for place in range(passages)]
     found = theirs.calculate_retrieval_scores(
         {str(i): dict(zip(names, map(float, row), strict=True)) for i, row in enumerate(scores)},
@@ -44,7 +44,7 @@ def test_retrieval_metrics_are_mtebs(passages: int, most: int, ties: bool) -> No
     ranked = metrics.best(scores, min(100, passages))
     gains = np.array([np.isin(row, wanted) for row, wanted in zip(ranked, answers, strict=True)])
     counts = np.array([len(wanted) for wanted in answers])
-    assert metrics.ndcg(gains, counts, 10).mean() == pytest.approx(found.ndcg["NDCG@10"], abs=1e-5)  # rounded there
+    assert metrics.ndcg(gains, counts, 10).mean() == pytest.approx(found.ndcg["NDCG@10"], abs=1e-5)  # mteb rounds it
     assert metrics.reciprocal_rank(gains, 10).mean() == pytest.approx(found.mrr["MRR@10"])
     assert metrics.recall(gains, counts, 10).mean() == pytest.approx(found.recall["Recall@10"], abs=1e-5)
     assert metrics.recall(gains, counts, 100).mean() == pytest.approx(found.recall["Recall@100"], abs=1e-5)
@@ -59,7 +59,7 @@ def test_average_precision_is_mtebs(ties: bool) -> None:
     scores = tied(random, 1, len(owner))[0] if ties else random.normal(size=len(owner)).astype(np.float32)
     wanted = random.random(len(owner)) < 0.3
     wanted[np.cumsum(counts) - 1] = True
-    # mteb names the positives of reranking so that of equal scores they come last.
+    # mteb names the positives of reranking such that they come last in ties.
     names = [f"{'apositive' if right else 'negative'}_{place}" for place, right in enumerate(wanted)]
     results: dict[str, dict[str, float]] = {str(query): {} for query in range(50)}
     relevant: dict[str, dict[str, int]] = {str(query): {} for query in range(50)}
@@ -94,7 +94,7 @@ def test_best_accuracy_by_hand() -> None:
 
 
 def clouds(random: np.random.Generator, texts: int) -> tuple[Any, Any]:
-    """Vectors around three centres, and their classes, of which one is rare."""
+    """Draw vectors around three centres, and their classes, one of which is rare."""
     classes = np.array(["甲", "乙", "丙"])[np.minimum(random.integers(0, 20, texts) // 9, 2)]
     centres = {name: random.normal(size=8) for name in ("甲", "乙", "丙")}
     vectors = np.array([centres[name] for name in classes]) + random.normal(size=(texts, 8)) * 1.5
@@ -105,7 +105,7 @@ def test_a_class_is_told_by_its_neighbours() -> None:
     vectors, classes = clouds(np.random.default_rng(0), 303)
     accuracy, right = metrics.classification(vectors, classes, np.zeros(303, bool))
     assert accuracy == pytest.approx(right.mean(), abs=0.01)
-    assert set(right.tolist()) == {0.0, 1.0}  # every text is asked about once
+    assert set(right.tolist()) == {0.0, 1.0}  # every text is tested once
     assert 0.6 < accuracy < 1
     learnt = np.arange(303) < 200
     accuracy, right = metrics.classification(vectors, classes, learnt)

@@ -1,4 +1,4 @@
-"""Which model is the best so far. What validation computes, test_train_options.py looks at."""
+"""Which model is the best so far. test_train_options.py tests what validation computes."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_the_best_is_of_earlier_steps_and_the_same_sets(training_corpus: Path, t
         "sets": {"sets": [], "queries": 20},
     }
     assert best_so_far(job, 12) == 0.75
-    assert best_so_far(job, 8) == -np.inf  # a killed run that does this step again
+    assert best_so_far(job, 8) == -np.inf  # as in a killed run that repeats this step
     assert best_so_far(job_of(training_corpus, tiny, every=2, queries=20), 12) == 0.75
     assert best_so_far(job_of(training_corpus, tiny, every=4, queries=30), 12) == -np.inf
     assert best_so_far(job_of(training_corpus, tiny, every=4, queries=20, sets=["asked"]), 12) == -np.inf

@@ -1,4 +1,4 @@
-"""Training on several machines: the hostfile, and processes under a fake ssh; test_train_stops.py trains on two."""
+"""Training on several machines: the hostfile, and processes under a fake ssh. test_train_stops.py trains on two."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ host=$1; shift
 [ "$host" = closed ] && exit 255
 cd / && exec env -i PATH=/usr/bin:/bin FAKE_HOST="$host" sh -c "$*"
 """
-"""Runs the command here, as ssh runs it elsewhere: in another folder, with nothing of the environment."""
+"""Runs the command on this machine as ssh would on another: in another folder, without this environment."""
 
 
 def program(file: Path, text: str) -> Path:
@@ -45,7 +45,7 @@ def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def scripted(
     training_corpus: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], Job]:
-    """A job whose training processes are a shell script; as Python it tells a port."""
+    """Make a job whose training processes are a shell script; it also prints a port when rendezvous asks for one."""
 
     def write(script: str) -> Job:
         text = f'#!/bin/sh\nif [ "$1" = -c ]; then echo 4711; exit; fi\n{script}\n'
@@ -68,8 +68,8 @@ def test_a_hostfile_is_deepspeeds(tmp_path: Path) -> None:
         ("a slots=0", r"hosts:1: expected .* found 'a slots=0'"),
         ("a b slots=2", r"hosts:1: expected"),
         ("-oProxyCommand=x slots=2", r"hosts:1: expected"),
-        ("a slots=1\na slots=2", r"hosts:2: the host a stands twice"),
-        ("# nothing\n", r"hosts: no hosts; expected a line `HOST slots=N`"),
+        ("a slots=1\na slots=2", r"hosts:2: the host a is listed twice"),
+        ("# nothing\n", r"hosts: no hosts; expected one line `HOST slots=N`"),
     ],
 )
 def test_a_line_that_is_none_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -81,7 +81,7 @@ def test_a_line_that_is_none_is_named(tmp_path: Path, text: str, message: str) -
 def test_this_machine_has_many_names() -> None:
     for name in ("127.0.0.1", "127.0.0.2", "localhost", socket.gethostname()):
         assert is_here(name), name
-    for name in ("192.0.2.1", "no-such-host.invalid"):  # RFC 5737 and 2606: nobody's
+    for name in ("192.0.2.1", "no-such-host.invalid"):  # reserved by RFC 5737 and RFC 2606
         assert not is_here(name), name
 
 
@@ -94,7 +94,7 @@ def test_the_first_host_is_where_all_meet(fake_ssh: None, scripted: Callable[[st
     assert rendezvous([Host("far", 1), Host("127.0.0.2", 1)]) == ("far", 4711)
     with pytest.raises(HostError, match=r"closed: `ssh -o BatchMode=yes closed .*exit code 255"):
         rendezvous([Host("closed", 1)])
-    with pytest.raises(HostError, match="localhost, which is another machine to each"):
+    with pytest.raises(HostError, match="localhost, which every machine calls itself"):
         rendezvous([Host("localhost", 1), Host("far", 1)])
 
 
@@ -145,7 +145,7 @@ def test_a_process_elsewhere_ends_with_the_one_that_started_it(fake_ssh: None, t
 def test_ranks_are_counted_through_the_hosts(
     fake_ssh: None, scripted: Callable[[str], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "9")  # of a cluster's scheduler, say
+    monkeypatch.setenv("RANK", "9")  # as a cluster's scheduler might
     names = ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FAKE_HOST"]
     job = scripted(f'echo {" ".join(f"${name}" for name in names)} "$@" > {tmp_path}/told-$RANK')
     assert run_job(job, [Host("127.0.0.2", 1), Host("far", 2)]) is True
@@ -165,7 +165,9 @@ def test_a_failure_elsewhere_ends_all_and_is_named(
 ) -> None:
     job = scripted(f'[ "$RANK" = 1 ] && exit 3; echo $$ > {tmp_path}/process-$RANK; exec sleep 60')
     began = time.monotonic()
-    with pytest.raises(TrainingError, match=r"of 3 training processes .*, 1 on far ended with exit code 3"):
+    with pytest.raises(
+        TrainingError, match=r"training failed \(3 processes.*: process 1 on far ended with exit code 3"
+    ):
         run_job(job, [Host("127.0.0.2", 1), Host("far", 2)])
     assert time.monotonic() - began < 20
     for file in tmp_path.glob("process-*"):
@@ -176,7 +178,7 @@ def test_a_failure_elsewhere_ends_all_and_is_named(
 def test_a_run_that_is_asked_to_stop_saves_its_step(
     fake_ssh: None, scripted: Callable[[str], Job], tmp_path: Path, places: int | list[Host]
 ) -> None:
-    """The signal is passed on; where all hosts are other machines, it has to travel."""
+    """The signal reaches the processes, on this machine and on another."""
     checkpoint = '"$(dirname "$3")/checkpoints/step-00000007"'
     job = scripted(f'trap "mkdir -p {checkpoint}; exit 143" TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done')
     asked = multiprocessing.get_context("fork").Process(target=run_quietly, args=(job, places, tmp_path))
@@ -185,7 +187,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_step(
     assert asked.pid is not None
     os.kill(asked.pid, signal.SIGTERM)
     asked.join(20)
-    assert "asked to stop; its step is saved in" in (tmp_path / "message").read_text()
+    assert "asked to stop and saved its step in" in (tmp_path / "message").read_text()
 
 
 def run_quietly(job: Job, places: int | list[Host], folder: Path) -> None:
