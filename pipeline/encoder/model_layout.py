@@ -1,5 +1,7 @@
 """Read what a Hugging Face or SentenceTransformer folder holds: encoder, pooling, dense layers."""
 
+import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from .model_folder import ModelError, read_json
 
@@ -21,6 +24,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "torch.nn.modules.activation.ReLU": torch.relu,
     "torch.nn.modules.activation.GELU": nn.functional.gelu,
 }
+
+UNUSED = {"missing_keys": re.compile(r"pooler\."), "unexpected_keys": re.compile(r"(cls|lm_head)\.")}
+"""Weights that no vector depends on: BERT's pooler, and the heads of masked-language pre-training."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,37 @@ def _read_dense(folder: Path) -> Dense:
         raise ModelError(f"{folder}: can't read linear.weight from model.safetensors: {error}") from error
 
 
+def _load_quietly(kind: type[Any], folder: Path, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Call `kind.from_pretrained` without its progress bar; return the model and transformers' loading info.
+
+    The load report, which transformers logs if weights are missing or unexpected, is shown unless UNUSED covers all of
+    them, or if loading fails.
+    """
+    reports: list[logging.LogRecord] = []
+
+    def hold_back(record: logging.LogRecord) -> bool:
+        is_report = "LOAD REPORT" in record.getMessage()
+        if is_report:
+            reports.append(record)
+        return not is_report
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    had_progress_bar = is_progress_bar_enabled()
+    logger.addFilter(hold_back)
+    disable_progress_bar()
+    try:
+        model, loading = kind.from_pretrained(folder, output_loading_info=True, **options)
+        if all(pattern.match(weight) for found, pattern in UNUSED.items() for weight in loading[found]):
+            reports.clear()
+        return model, loading
+    finally:
+        logger.removeFilter(hold_back)
+        if had_progress_bar:
+            enable_progress_bar()
+        for report in reports:
+            logger.handle(report)
+
+
 def load_transformer(
     layout: Layout,
     max_length: int | None,
@@ -115,12 +152,8 @@ def load_transformer(
         ModelError: transformers can't read the model, or the folder lacks weights that it needs.
     """
     try:
-        model, loading = kind.from_pretrained(
-            layout.encoder,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
+        model, loading = _load_quietly(
+            kind, layout.encoder, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(layout.encoder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

@@ -2,7 +2,10 @@
 
 import functools
 import json
+import logging
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from conan_embedding.pipeline.encoder.model_folder import ModelError, find_model
 from conan_embedding.pipeline.encoder.model_layout import read_layout
 from conan_embedding.pipeline.encoder.onednn import PackedLinear
 from conan_embedding.schemas.settings import EncoderSettings
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3Model
 
 TEXTS = ["一丁七万", "world 2024", "丈三上下不与", "一", "与丏丐丑专且丕世" * 30, "", "没有见过的龘"]
@@ -194,6 +197,59 @@ def test_a_folder_that_can_not_be_read_says_why(change: Callable[[Path], object]
     change(bge)
     with pytest.raises(ModelError, match=message):
         load(bge)
+
+
+Weights = dict[str, torch.Tensor]
+BIAS = "encoder.layer.0.output.dense.bias"
+
+
+def without_pooler(weights: Weights) -> Weights:
+    return {name: value for name, value in weights.items() if not name.startswith("pooler.")}
+
+
+def pretrained(weights: Weights) -> Weights:
+    """Name the weights as a pre-training checkpoint does, which has a head but here no pooler."""
+    heads = {"cls.predictions.bias": torch.ones(4), "cls.seq_relationship.bias": torch.ones(2)}
+    return {f"bert.{name}": value for name, value in without_pooler(weights).items()} | heads
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Return what transformers and others have printed; its log handler was created with an earlier sys.stderr."""
+    for handler in logging.getLogger("transformers").handlers:
+        if type(handler) is logging.StreamHandler:  # not one of pytest's own
+            monkeypatch.setattr(handler, "stream", sys.stderr)
+    return lambda: "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("change", [dict, without_pooler, pretrained])
+def test_loading_prints_nothing(change: Callable[[Weights], Weights], bge: Path, printed: Callable[[], str]) -> None:
+    weights = change(load_file(bge / "model.safetensors"))
+    save_file(weights, bge / "model.safetensors", {"format": "pt"})
+    load(bge)
+    assert printed() == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "reported"),
+    [
+        (lambda weights: {name: value for name, value in weights.items() if name != BIAS}, "MISSING"),
+        (lambda weights: weights | {BIAS.replace("0", "7"): torch.ones(32)}, "UNEXPECTED"),
+        (lambda weights: weights | {BIAS: torch.ones(3)}, "MISMATCH"),
+    ],
+)
+def test_weights_that_matter_are_reported(
+    change: Callable[[Weights], Weights], reported: str, bge: Path, printed: Callable[[], str]
+) -> None:
+    weights = change(without_pooler(load_file(bge / "model.safetensors")))
+    save_file(weights, bge / "model.safetensors", {"format": "pt"})
+    if reported == "MISMATCH":
+        with pytest.raises(ModelError, match="no Hugging Face model with safetensors"):
+            load(bge)
+    else:
+        load(bge)
+    assert "LOAD REPORT" in (report := printed())
+    assert re.search(rf"encoder\.layer\.\d\.output\.dense\.bias +\| {reported}", report)
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "/no/such/folder", "models/../x y"])
