@@ -57,8 +57,8 @@ def _write(file: Path, statements: list[str]) -> Path:
 def query(corpus: Path, sql: str, limit: int | None = None) -> pa.Table:
     """Run an SQL query over the views of a corpus and, as `pools.…`, over its negative pools.
 
-    A statement without a result, such as SET, returns a table without columns. At most `limit` rows are returned. The views are created in a temporary
-    folder, so a query needs no write access to the corpus and never blocks a stage.
+    At most `limit` rows are returned. A statement without a result, such as SET, returns a table without columns. The
+    views are created in a temporary folder, so a query needs no write access to the corpus and never blocks a stage.
 
     Raises:
         QueryError: DuckDB rejected the SQL; the message is DuckDB's.
