@@ -43,8 +43,8 @@ ARROWS = {
     },
     "workflow": {"schemas", "pipeline", "trainer"},
 }
-"""What a room may import besides itself and the package's own __init__. Files at the top that are not named here (the
-command line, the public API) may import everything, and nothing that is named here imports them."""
+"""The imports that a room may have besides itself and the package's own __init__. Files at the top that are not named
+here (the command line, the public API) may import everything, and nothing that is named here imports them."""
 
 
 def module_of(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""What every engine runs: calls of a stage's function, each with the arguments of one shard; and their outcomes."""
+"""The calls that every engine runs (a stage's function with the arguments of one shard), and their outcomes."""
 
 import os
 import pickle
