@@ -72,13 +72,14 @@ def query(corpus: Path, sql: str, limit: int | None = None) -> pa.Table:
                 connection.execute(f"ATTACH {quote((corpus / POOLS_FILE).resolve())} AS pools (READ_ONLY)")
             try:
                 result = connection.sql(sql)
-                if result is None:
-                    return pa.table({})
                 # `*` renames duplicate columns: a, a_1.
-                named = result.select("*")
-                return (named if limit is None else named.limit(limit)).to_arrow_table()
+                return pa.table({}) if result is None else _limited(result.select("*"), limit).to_arrow_table()
             except duckdb.Error as error:
                 raise QueryError(str(error)) from error
+
+
+def _limited(relation: duckdb.DuckDBPyRelation, limit: int | None) -> duckdb.DuckDBPyRelation:
+    return relation if limit is None else relation.limit(limit)
 
 
 def _statements(corpus: Path) -> list[str]:
