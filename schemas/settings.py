@@ -49,7 +49,7 @@ RESERVED_TABLES = ("rows", "batch", "records", "texts", "selected", "bad", "fram
 
 
 class ReaderOptions(Settings):
-    """Options of a source's reader. Each applies to the readers that it names and is ignored by the others."""
+    """Options of a source's reader. Each applies only to the readers named in its description."""
 
     header: bool | None = setting(
         None, "csv, tsv: whether files begin with a header line. By default they do unless `columns` is set."

@@ -36,7 +36,7 @@ HEAVY = ["torch", "ray", "faiss", "deepspeed", "transformers"]
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Replace the stages by functions that record their arguments; return these."""
+    """Replace the stages with functions that record their arguments; return these."""
     called: dict[str, Any] = {}
 
     def data_stage(name: str, corpus: Path, recipe: Any, engine: Any) -> Any:

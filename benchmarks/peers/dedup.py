@@ -184,7 +184,7 @@ def daft(texts: Path, out: Path, ngram: int) -> Clusters:
 def datatrove(texts: Path, out: Path, ngram: int) -> Clusters:
     """The four steps of its example minhash_deduplication.py, each with its own executor.
 
-    Words are characters. Numbers are kept, as the default of replacing each by the same word changes the similarity.
+    Words are characters. Numbers are kept, as the default of replacing each with the same word changes the similarity.
     """
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.dedup import MinhashDedupSignature

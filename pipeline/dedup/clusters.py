@@ -87,8 +87,8 @@ class Block(NamedTuple):
 class Clusters:
     """The clusters of one side, as NumPy files, and the shingles of the texts that were compared.
 
-    ids: int64[n], the row's cluster, named by the smallest text hash in it (63 bits). equals: int64[n], the first row
-    with the same text.
+    `ids` is a file with int64[n]: each row's cluster, identified by the smallest 63-bit text hash in it. `equals` is a
+    file with int64[n]: the first row with the same text.
     """
 
     ids: Path

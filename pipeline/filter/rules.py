@@ -306,7 +306,7 @@ def build_domain_rule(domains: Iterable[str]) -> Rule:
 
 
 def build_classifier_rule(name: str, settings: ClassifierSettings) -> Rule:
-    """Build a classifier's rule. Its value, the label's probability, is a column that classifiers.py computes."""
+    """Build a classifier's rule. Its value, the probability of the configured label, is a column of classifiers.py."""
     origin = f"the recipe's classifier: probability of {settings.label}"
     return Rule(name, settings.side, "min", settings.min, pl.col(name), origin, tasks=tuple(settings.tasks))
 

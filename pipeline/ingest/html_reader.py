@@ -238,7 +238,7 @@ def _drop_flood(tag: re.Match[str]) -> str:
 
 
 def _flatten_tables(tree: Any) -> None:
-    """Replace tables by blocks: a row that contains blocks (page layout) becomes a `div`, any other a paragraph."""
+    """Replace tables with blocks: a row that contains blocks (page layout) becomes a `div`, any other a paragraph."""
     from lxml import etree
 
     holds_blocks = etree.XPath("boolean(.//table or .//p or .//br or .//div or .//li or .//h1 or .//h2 or .//h3)")
@@ -299,7 +299,7 @@ def _find_codec(label: str) -> str | None:
 
 
 def _read_records(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any, bytes]]:
-    """Yield each record's number, the record, and its block (cut off if it is longer than LONGEST_PAGE)."""
+    """Yield each WARC record's number (from 1), the record, and its content, truncated to LONGEST_PAGE."""
     try:
         from warcio.archiveiterator import ArchiveIterator
         from warcio.limitreader import LimitReader

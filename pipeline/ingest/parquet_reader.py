@@ -124,7 +124,7 @@ def _is_known(kind: pa.DataType) -> bool:
 
 
 def _widen_half_floats(kind: pa.DataType) -> pa.DataType:
-    """Replace half precision in a type by single precision: DuckDB can't read half floats from Arrow."""
+    """Replace half precision in a type with single precision: DuckDB can't read half floats from Arrow."""
     if pa.types.is_float16(kind):
         return pa.float32()
     if pa.types.is_struct(kind):

@@ -169,7 +169,11 @@ def _judge(
 
 
 def _explain(connection: duckdb.DuckDBPyConnection, source: Source, missing: list[str]) -> tuple[pl.Expr, pl.Expr]:
-    """Return expressions for reason and detail; the reason is `projection` if the SQL names a missing column."""
+    """Return the expressions for `reason` and `detail` of a row that is rejected because the recipe's SQL made no pair.
+
+    `missing` lists the columns that the SQL names and these rows don't have. If one of them is used by the expression
+    that gave NULL, the reason becomes `projection`, and the detail lists the columns that there are.
+    """
     reason = pl.col("reason")
     detail = (
         pl.when(reason == "no_pair")

@@ -142,9 +142,9 @@ def open_sandbox() -> duckdb.DuckDBPyConnection:
 
 
 def read(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]) -> Iterator[pl.DataFrame]:
-    """Read splits batch by batch; each batch's rows are put in the view `rows(_row, _file, _line, …)` of table `batch`.
+    """Read splits batch by batch; the view `rows(_row, _file, _line, …)` shows the current batch.
 
-    Yields the problems of a batch (columns PROBLEM) while its rows are in place.
+    Yields a batch's problems, with the columns of PROBLEM; use the view before taking the next batch.
     """
     reader = find_reader(source)
     select = None

@@ -99,7 +99,7 @@ def pair_cosines(queries: Rows, owner: Integers, passages: Rows, passage: Intege
 
 
 def default_index(passages: int) -> str:
-    """Return the index for this many passages: Flat (all are compared), or IVF with 4√n lists for a shard of n."""
+    """Return FAISS's factory string: Flat (exhaustive) up to FLAT_LIMIT passages, else IVF with 4√n lists per shard."""
     lists = int(4 * (passages / _shards(passages)) ** 0.5)
     return "Flat" if passages <= FLAT_LIMIT else f"IVF{lists},Flat"
 

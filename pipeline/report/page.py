@@ -114,7 +114,7 @@ def _find_interrupted(corpus: Path) -> Iterator[str]:
 
 
 def _render_breakdown(cells: list[dict[str, Any]], key: str, stages: list[str]) -> str:
-    """Render a table of rows per `key` (category or source) and stage, largest first."""
+    """Render a table of row counts per `key` (category or source) and stage, largest first."""
     found = {(cell[key], cell["stage"]): cell for cell in cells if cell[key] is not None}
     nothing = {"rows": 0, "bytes": 0}
     rows = []

@@ -43,7 +43,7 @@ _ATTRIBUTES = (
 
 
 def _tags(names: str) -> str:
-    """Return the pattern of opening and closing tags with these names, in lower or upper case.
+    """Return the pattern of opening and closing tags with these names (separated by spaces), in lower or upper case.
 
     Capitalised names don't match, since `List<Object>` and `<Button>` are code.
     """

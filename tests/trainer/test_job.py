@@ -31,7 +31,7 @@ def pretraining(training_corpus: Path, tiny: Path, shards: Shards) -> Callable[.
 
 @pytest.fixture
 def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Replace the training processes by a shell script."""
+    """Replace the training processes with a shell script."""
 
     def write(script: str) -> None:
         program = tmp_path / "python"

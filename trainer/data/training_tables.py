@@ -79,7 +79,7 @@ class PairData:
 
 
 def read_pairs(folder: Path) -> PairData:
-    """Open what `write_pairs` wrote."""
+    """Map the pairs that `write_pairs` wrote."""
     return PairData(MappedTable(folder / "pairs.arrow", _SOURCE), read_sources(folder / "pairs.arrow"))
 
 
@@ -87,11 +87,11 @@ def write_finetune(folder: Path, corpus: Path, retrieval: Mapping[str, Sequence[
     """Write the data for fine-tuning: queries with their pools, passages, and sentence pairs.
 
     `retrieval` holds the shards of convert/retrieval, and of convert/pretrain if its pairs are used as retrieval too.
-    Queries and passages are ordered by id. Records with the same query are merged into one: it has the positives and
-    provided negatives of all of them, without the negatives that are a positive of any of them.
+    Queries and passages are ordered by id. Records with the same query are merged into one: it has the positives of
+    all of them, and their provided negatives except those that are a positive of one of them.
 
     Raises:
-        CorpusError: there are no queries, queries have no pool, or passages are not numbered from 0.
+        CorpusError: there are no queries, some have no pool, or passages are not numbered from 0.
     """
     count_queries(corpus, retrieval)
     with _database(folder) as connection:
@@ -163,7 +163,7 @@ def read_finetune(folder: Path) -> FinetuneData:
 
 
 def pools_file(folder: Path, step: int) -> Path:
-    """Return the file, in a run's data folder, of the pools that were rebuilt after a step."""
+    """Return the path of the pools that were rebuilt after a step, in a run's data folder."""
     return folder / f"pools-{step:08d}.arrow"
 
 

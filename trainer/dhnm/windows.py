@@ -91,7 +91,7 @@ def advance(state: Windows, flagged: Flags, pool_sizes: npt.ArrayLike, n: int, o
     """Move flagged queries to their next window and reset their scores.
 
     The i-th replacement takes ranks [(i - 1) · n + offset, i · n + offset), half open (paper §2.2: offset 10). A window
-    must fit completely into the pool: otherwise the query keeps its window and scores and is marked `exhausted`.
+    must fit into the pool entirely: otherwise the query keeps its window and scores and is marked `exhausted`.
     """
     hi = (state.round + 1) * n + offset
     return move(state, flagged, hi <= np.asarray(pool_sizes), hi - n, hi)

@@ -196,7 +196,7 @@ class Haystack(NamedTuple):
 
 
 def haystack(one: EvaluationSet) -> Haystack:
-    """Build the haystack of a retrieval set. A text that is a positive and a negative of a query counts as positive."""
+    """Collect the passages of a retrieval set. A text that is both positive and negative for a query is positive."""
     queries = one.frame.with_columns(owner=pl.int_range(pl.len()))
     named = pl.concat(
         queries.select("owner", wanted=pl.lit(answers), text=side).explode("text")

@@ -162,10 +162,10 @@ class Metric:
 
     - retrieval: a Ranking
     - sts: the cosines and the labels of the pairs, both [n]
-    - classification: vectors [n, D], classes [n], and marks [n] of the texts to train on
+    - classification: vectors [n, D], classes [n], and a mask [n] of the texts to train on
 
     It returns one value per query, pair or text (the metric is their mean; NaN values are left out), or a single
-    number, or a number and such values, or None if the metric does not apply to the set.
+    number, or a number together with values per query, pair or text, or None if the metric does not apply to the set.
     """
 
     task: Literal["retrieval", "sts", "classification"]

@@ -177,13 +177,14 @@ def cbb_loss(
 ) -> Losses:
     """InfoNCE over the negatives of the whole batch + β · CoSENT (paper eq. 3) + further weighted terms.
 
-    The denominator of a query contains its own positive and the negatives of all queries in the batch, repeated ones
-    included. `in_batch_positives` adds the positives of the other queries; `query_only_negatives` keeps only the
-    query's own negatives. Texts of the query's own group are always left out. Either task may be empty; its loss is
-    then 0. Every term is the mean over `matryoshka_dims` (default: the full width only). A learnt `temperature` is a
-    scalar tensor. `terms` maps names to weights and functions (see terms.py).
+    The denominator of a query contains its own positive and the negatives of all queries in the batch; one that was
+    drawn twice counts twice. `in_batch_positives` adds the positives of the other queries; `query_only_negatives` keeps
+    only the query's own negatives. Apart from the positive, texts of the query's own group (see `Batch`) are always
+    left out. Retrieval or STS may be empty; its loss is then 0. Every term is the mean over `matryoshka_dims` (default:
+    the full width only). A learnt `temperature` is a scalar tensor. `terms` maps names to weights and functions (see
+    terms.py).
 
-    Nothing here waits for the device: everything that decides shapes is computed on the CPU, where the batch is.
+    Nothing here synchronises with the device: whatever determines shapes is computed on the CPU, where the batch is.
     """
     device = embeddings_TD.device
     dims = list(matryoshka_dims) or [embeddings_TD.shape[1]]

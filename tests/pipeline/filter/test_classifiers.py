@@ -93,7 +93,7 @@ def test_one_output_and_classes_that_do_not_exclude_take_a_sigmoid(tiny_model: P
 
 
 def add_dense(folder: Path, outputs: int) -> None:
-    """Replace Normalize by a Dense module with one output per class."""
+    """Replace Normalize with a Dense module with one output per class."""
     (folder / "2_Dense").mkdir()
     config = {
         "in_features": 32,

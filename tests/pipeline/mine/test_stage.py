@@ -52,7 +52,7 @@ def records() -> list[dict]:
 
 
 def vectors(monkeypatch: pytest.MonkeyPatch, width: int = 16) -> dict[str, np.ndarray]:
-    """Replace the encoder by one with random vectors, always the same for the same text."""
+    """Replace the encoder with one with random vectors, always the same for the same text."""
 
     def of(text: str) -> np.ndarray:
         drawn = np.random.default_rng(list(text.encode())).standard_normal(width) + 0.4

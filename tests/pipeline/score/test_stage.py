@@ -83,7 +83,7 @@ def everything(corpus: Path) -> dict[str, Any]:
 
 
 def change_weights(folder: Path, factor: float) -> None:
-    """Replace the model in a folder by another one."""
+    """Replace the model in a folder with another one."""
     weights = load_file(folder / "model.safetensors")
     weights = {name: (value * factor).flip(0).contiguous() for name, value in weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
