@@ -170,7 +170,9 @@ def _show_metrics(evaluated: dict[str, Any]) -> None:
     rows = evaluated["metrics"]
     models = list(dict.fromkeys(row["model"] for row in rows))
     out.print("evaluate", style="bold")
-    table = Table("set", "metric", *(Column(model, justify="right", overflow="fold") for model in models))
+    table = Table(
+        "set", Column("metric", no_wrap=True), *(Column(model, justify="right", overflow="fold") for model in models)
+    )
     for one, metric in dict.fromkeys((row["set"], row["metric"]) for row in rows):
         values = {row["model"]: row["value"] for row in rows if (row["set"], row["metric"]) == (one, metric)}
         table.add_row(one, metric, *(f"{values[model]:.4f}" if model in values else "" for model in models))
