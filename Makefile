@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 CUT_STAGES = filter dedup score convert mine
 
-.PHONY: demo cut test fuzz check phrases bench clean
+.PHONY: demo cut test fuzz check phrases docs bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/conan demo demo
@@ -33,18 +33,24 @@ check: $(INSTALLED)
 	mkdir -p .mypy && ln -sfn .. .mypy/conan_embedding
 	MYPYPATH=.mypy $(BIN)/mypy -m conan_embedding -m conan_embedding.cli -m conan_embedding.api -m conan_embedding.losses -m conan_embedding.cbb -m conan_embedding.dhnm -p conan_embedding.schemas -p conan_embedding.pipeline -p conan_embedding.trainer
 	$(MAKE) --silent phrases
+	$(BIN)/zensical build --clean --strict
 
 phrases:
 	@sed '/^#/d; /^$$/d' .ci/phrases | git grep --untracked -nEf - -- '*.py' '*.md'; \
 		test $$? -eq 1 || { echo ".ci/phrases says what to write instead"; exit 1; }
 
+# The site, in build/site; its pages on settings and the API are written from the code.
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --clean --strict
+
 bench: $(INSTALLED)
 	for script in $$(grep -L required=True benchmarks/*.py); do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf demo .mypy .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf demo .cache .mypy .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs,test]"
 	touch $@

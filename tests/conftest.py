@@ -39,6 +39,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         share_time(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many blocks of the documentation ran, and which did not, with their reasons."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    found = [each for report in reports if report.when == "call" for each in report.user_properties]
+    if ran := [value for name, value in found if name == "blocks run"]:
+        marked = [value for name, value in found if name == "block not run"]
+        terminalreporter.section(f"documentation: {sum(ran)} blocks ran, {len(marked)} are marked as not run")
+        for line in marked:
+            terminalreporter.line(line)
+
+
 def pytest_runtest_setup() -> None:
     start_clock()
 
