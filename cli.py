@@ -206,7 +206,8 @@ def score(
 ) -> None:
     """Score query against positive with an embedding model; reject pairs below the cutoff.
 
-    --model and --cutoff are saved in the corpus's recipe. A new cutoff encodes nothing again.
+    --model and --cutoff are saved in the corpus's recipe, which `conan run FILE` replaces. A new cutoff encodes nothing
+    again.
     """
     from .pipeline.corpus.saved_recipe import keep_settings
     from .workflow import run_data_stage

@@ -248,7 +248,8 @@ class FinetuneSettings(OptimizerSettings):
     )
     homogeneous_batches: bool = setting(
         True,
-        "Draw all sentence pairs of a step from one source, as labels of 0 and 1 don't compare with labels of 0 to 5.",
+        "Draw all sentence pairs of a step from one source: CoSENT compares their labels, and the same label can mean "
+        "different similarities in two sources.",
     )
     alternate_tasks: bool = setting(
         False,
