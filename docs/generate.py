@@ -56,7 +56,7 @@ def pages() -> dict[str, str]:
 # ── settings ────────────────────────────────────────────────────────────────────────────────────────────
 
 SHARED = {EncoderSettings: "Encoder keys", OptimizerSettings: "Training keys"}
-"""Models that are no section of the recipe, but whose keys several sections have."""
+"""Models whose keys several sections have; they are not sections themselves."""
 
 WORDS = {str: "text", int: "integer", float: "number", bool: "boolean"}
 ALIASES = {Category: "category", Format: "format", Task: "task"}

@@ -49,7 +49,7 @@ def test_a_command_continues_after_a_backslash_and_in_lines_of_its_own() -> None
 @pytest.mark.parametrize(
     ("markdown", "problem"),
     [
-        ("```bash\ntrue\n```\n", "page.md:1: bash is none of sh, "),
+        ("```bash\ntrue\n```\n", "page.md:1: bash is not one of sh, "),
         ("\n```\n$ conan\n```\n", "page.md:2: commands with their output are a `console` block"),
         ("```sh\ntrue\n", "page.md:1: the block has no end"),
     ],

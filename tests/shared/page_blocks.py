@@ -39,7 +39,7 @@ def read_blocks(markdown: str, page: str) -> list[Block]:
     """Find the fenced blocks of a page, in order.
 
     Raises:
-        ValueError: a fence has no end or an unknown language, or looks like a console block but is none.
+        ValueError: a fence has no end or an unknown language, or looks like a console block without being marked as one.
     """
     blocks, lines = [], iter(enumerate(markdown.splitlines(), 1))
     reason, vary = None, False
@@ -56,7 +56,7 @@ def read_blocks(markdown: str, page: str) -> list[Block]:
             else:
                 raise ValueError(f"{page}:{number}: the block has no end")
             if language not in RUN + SHOWN:
-                raise ValueError(f"{page}:{number}: {language} is none of {', '.join(filter(None, RUN + SHOWN))}")
+                raise ValueError(f"{page}:{number}: {language} is not one of {', '.join(filter(None, RUN + SHOWN))}")
             text = "\n".join(body) + "\n"
             if language not in RUN and re.search(r"^\$ ", text, re.MULTILINE):
                 raise ValueError(f"{page}:{number}: commands with their output are a `console` block")
