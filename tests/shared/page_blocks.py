@@ -39,7 +39,7 @@ def read_blocks(markdown: str, page: str) -> list[Block]:
     """Find the fenced blocks of a page, in order.
 
     Raises:
-        ValueError: a fence has no end or an unknown language, or looks like a console block without being marked as one.
+        ValueError: a fence has no end or an unknown language, or looks like a console block but has another one.
     """
     blocks, lines = [], iter(enumerate(markdown.splitlines(), 1))
     reason, vary = None, False
