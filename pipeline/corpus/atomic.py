@@ -1,6 +1,7 @@
 """Atomic file replacement: write under a temporary name, fsync, rename."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,10 @@ from pathlib import Path
 
 
 def commit(temporary: Path, path: Path) -> None:
-    """Rename a complete, fsynced file or folder to its final name, and fsync the parent folder."""
+    """Rename a complete file or folder to its final name, and fsync the parent folder.
+
+    The caller must have fsynced `temporary`.
+    """
     temporary.replace(path)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
@@ -25,10 +29,12 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name to write to; rename it to `path` if the block succeeds, delete it if the block raises.
+    """Yield a temporary path next to `path`, where the block must create a file.
 
-    Temporary files that killed runs left for `path` are deleted too, so only one process at a time may replace a file.
+    If the block succeeds, the file is fsynced and renamed to `path`; if it raises, the file is deleted. The caller must
+    be the only process that replaces `path`, because temporary files that killed processes left for it are deleted.
     """
+    # With the process ID, a second writer that breaks this rule at least does not write to the same file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         clear_temporaries(path.parent, path.name)
@@ -37,15 +43,22 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         commit(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)
+        error.filename = error.filename or str(path)  # a failed fsync names no file; the user should see which one
         raise
     finally:
         clear_temporaries(path.parent, path.name)
 
 
-def clear_temporaries(folder: Path, name: str = "*") -> None:
-    """Delete the temporary files that killed processes left for a file, including folders that DuckDB spills to."""
-    for leftover in folder.glob(f".{name}.*.tmp*"):
+def clear_temporaries(folder: Path, name: str | None = None) -> None:
+    """Delete the temporary files that killed processes left for the file `name`, or by default for any file.
+
+    The caller must be the only writer of that file or, without `name`, the only writer in the folder. Names that
+    continue after `.tmp` are deleted as well: DuckDB adds `.wal` for its log and `.tmp` for the folder it spills to.
+    """
+    pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.[0-9]+\.tmp.*", re.DOTALL)
+    for leftover in folder.glob(".*.tmp*"):
+        if not pattern.fullmatch(leftover.name):
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:
