@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 DATA_STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine")
 TRAINING_STAGES = ("bootstrap", "pretrain", "finetune")
-TRAINED = ("untrained", "bootstrap", "pretrain", "finetune")
-"""Names of models that the corpus's own training makes; a recipe can use them like hub names."""
+STAGE_MODELS = ("untrained", *TRAINING_STAGES)
+"""Names of models that training stages write into the corpus; a recipe can use them like hub names. `untrained` is the
+model with random weights that bootstrap starts from."""
 BM25 = "bm25"
 """The name under which BM25 appears among evaluated models."""
 
@@ -71,7 +72,7 @@ def find_trained_model(corpus: Path, name: str) -> str:
     Raises:
         CorpusError: the stage has not been trained.
     """
-    if name not in TRAINED:
+    if name not in STAGE_MODELS:
         return name
     folder = corpus / "train" / name / "model"
     if not folder.is_dir():
@@ -105,14 +106,21 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[H
 
 
 def plan(stage: str, corpus: Path, recipe: Recipe, processes: int) -> TrainingPlan:
-    """Return the size of a training run (see TrainingPlan) without training. Raises what `train` raises."""
+    """Return the size of a training run (see TrainingPlan) without training. Raises what `train` raises.
+
+    For bootstrap this also writes the untrained model, as `training_job` does.
+    """
     from .trainer.dry_run import plan_training
 
     return plan_training(training_job(stage, corpus, recipe), processes)
 
 
 def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
-    """Build the job of a training stage: its model, settings and shards. Raises what `train` raises."""
+    """Build the job of a training stage: its model, settings and shards.
+
+    For bootstrap this also writes the untrained model into the corpus. Raises RecipeError and CorpusError as `train`
+    does.
+    """
     from .pipeline.corpus.folder import shards
     from .pipeline.corpus.pools import stored_fingerprint
     from .schemas.errors import CorpusError
@@ -122,21 +130,21 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
         if recipe.bootstrap is None:
             raise RecipeError("the recipe has no `bootstrap:`")
         settings: Any = recipe.bootstrap.training.model_copy(update={"model": "untrained"})
-        _make_untrained(corpus, recipe)
+        _write_untrained(corpus, recipe)
     else:
         settings = getattr(recipe, stage)
         if settings is None:
             raise RecipeError(f"the recipe has no `{stage}:`; add the section, if only with defaults: `{stage}: {{}}`")
     _check_loss_terms(recipe, stage)
     if stage == "finetune":
-        found = {kind: shards(corpus, f"convert/{kind}") for kind in settings.queries}
-        found["sts"] = _sentence_shards(corpus)
+        inputs = {kind: shards(corpus, f"convert/{kind}") for kind in settings.queries}
+        inputs["sts"] = _sentence_shards(corpus)
         if (pools := stored_fingerprint(corpus)) is None:
             raise CorpusError(f"{corpus}: no negative pools; run `conan mine {corpus}` first")
     else:
         folder = "convert/pretrain" if settings.on == "convert" else settings.on
-        found, pools = {"pairs": shards(corpus, folder)}, None
-    return make_job(corpus, stage, find_trained_model(corpus, settings.model), settings, found, pools)
+        inputs, pools = {"pairs": shards(corpus, folder)}, None
+    return make_job(corpus, stage, find_trained_model(corpus, settings.model), settings, inputs, pools)
 
 
 def _sentence_shards(corpus: Path) -> list[Path]:
@@ -149,7 +157,7 @@ def _sentence_shards(corpus: Path) -> list[Path]:
     return shards(corpus, "convert/sts")
 
 
-def _make_untrained(corpus: Path, recipe: Recipe) -> None:
+def _write_untrained(corpus: Path, recipe: Recipe) -> None:
     """Write the model that bootstrapping starts from: a small BERT with random weights, and its linear layer."""
     from .pipeline.corpus.folder import shards
     from .trainer.model.bootstrap import make_untrained
@@ -161,7 +169,11 @@ def _make_untrained(corpus: Path, recipe: Recipe) -> None:
 
 
 def last_step(corpus: Path, stage: str) -> dict[str, Any]:
-    """Return the last step in a training run's log; empty if there is no log."""
+    """Return the log entry of the last step: the last entry with a loss among the log's final 20 lines.
+
+    Entries of other events (validation, end) have no loss; only a few of them follow the last step. The result is empty
+    if there is no log or no such entry.
+    """
     log = corpus / "train" / stage / "log.jsonl"
     lines = log.read_text("utf-8").splitlines() if log.exists() else []
     steps = [entry for line in lines[-20:] if (entry := json.loads(line)).get("loss") is not None]
@@ -179,39 +191,45 @@ def evaluate(
 ) -> Evaluated:
     """Evaluate models on evaluation sets, and BM25 on the retrieval sets among them.
 
-    `sets` are files, folders and recipes; `overrides` apply to these recipes. If empty, the corpus's own sets are used
-    and their metrics are kept in the corpus. Results per query go to the folder `results`; for the corpus's own sets
-    it defaults to a folder in the corpus. `progress` is told how many sets are done, those of all models.
+    `sets` are files, folders and recipes; `overrides` apply to these recipes. If `sets` is empty, the corpus's own sets
+    are used and their metrics are kept in the corpus. Results per query go to the folder `results`; for the corpus's
+    own sets it defaults to a folder in the corpus. `progress` is called with the number of sets done, counted over all
+    models except BM25.
     """
     from .pipeline.corpus.catalog import RESULTS
     from .pipeline.encoder.encoder import dimension
     from .trainer.evaluation.evaluate import judge, judge_bm25, widths, write_results
     from .trainer.evaluation.evaluation_sets import read_sets
 
-    own = corpus if not sets else None
-    found = read_sets(sets or [Path(corpus or ".") / "evaluation"], overrides)
-    asked = [one for one in found if one.task == "retrieval"]
-    folder = results or (own / RESULTS if own else None)
-    places = _places(corpus, models)
+    corpus_of_sets = corpus if not sets else None  # the corpus whose own sets are used
+    evaluation_sets = read_sets(sets or [Path(corpus or ".") / "evaluation"], overrides)
+    retrieval_sets = [one for one in evaluation_sets if one.task == "retrieval"]
+    results_folder = results or (corpus_of_sets / RESULTS if corpus_of_sets else None)
+    model_folders = _find_models(corpus, models)
+    sets_done, all_sets = 0, len(evaluation_sets) * len(set(models) - {BM25})
     rows = []
-    for name in dict.fromkeys([*models, *([BM25] if asked else [])]):
+    for name in dict.fromkeys([*models, *([BM25] if retrieval_sets else [])]):
         if name == BM25:
-            full, judged = None, [judge_bm25(one) for one in asked]
+            full_width, judgements = None, [judge_bm25(one) for one in retrieval_sets]
         else:
-            encoder = _evaluated(places[name], recipe)
+            encoder = _load_encoder(model_folders[name], recipe)
             wanted = widths(encoder, recipe.evaluate.matryoshka_dims)
-            full, judged = dimension(encoder), []
-            for place, one in enumerate(found, len(found) * models.index(name)):
-                progress("evaluate: sets", place, len(found) * len(models), 0)
-                judged += judge(encoder, one, wanted)
-        for each in judged:
-            label = name if each.dimension == full else f"{name}@{each.dimension}"
-            where = {"model": label, "dimension": each.dimension, "set": each.set}
-            rows += [{**where, "metric": metric, "value": value} for metric, value in each.metrics.items()]
-        if folder:
-            write_results(folder, name, judged)
-    if own:
-        _keep_metrics(own / "evaluation" / "metrics.json", rows)
+            full_width, judgements = dimension(encoder), []
+            for one in evaluation_sets:
+                progress("evaluate: sets", sets_done, all_sets, 0)
+                judgements += judge(encoder, one, wanted)
+                sets_done += 1
+            progress(
+                "evaluate: sets", sets_done, all_sets, 0
+            )  # the last call reaches the total, which ends the display
+        for judgement in judgements:
+            label = name if judgement.dimension == full_width else f"{name}@{judgement.dimension}"
+            columns = {"model": label, "dimension": judgement.dimension, "set": judgement.set}
+            rows += [{**columns, "metric": metric, "value": value} for metric, value in judgement.metrics.items()]
+        if results_folder:
+            write_results(results_folder, name, judgements)
+    if corpus_of_sets:
+        _keep_metrics(corpus_of_sets / "evaluation" / "metrics.json", rows)
     return Evaluated(rows)
 
 
@@ -227,26 +245,29 @@ def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks
 
     tasks = check(tasks)
     rows = []
-    for name, place in _places(corpus, models).items():
-        encoder = _evaluated(place, recipe)
+    for name, model_folder in _find_models(corpus, models).items():
+        encoder = _load_encoder(model_folder, recipe)
         for width in widths(encoder, recipe.evaluate.matryoshka_dims):
             label = name if width == dimension(encoder) else f"{name}@{width}"
             rows += [{"model": label, "dimension": width, **row} for row in cmteb(encoder, tasks, width)]
     return Evaluated(rows)
 
 
-def _places(corpus: Path | None, models: list[str]) -> dict[str, str]:
-    """Find all models before the first is evaluated. Without a corpus, no name is a training stage's."""
+def _find_models(corpus: Path | None, models: list[str]) -> dict[str, str]:
+    """Return the folder or hub name of each model; a missing one is an error before the first is evaluated.
+
+    Without a corpus, every name is taken as a hub name or folder.
+    """
     return {name: find_trained_model(corpus, name) if corpus else name for name in models}
 
 
-def _evaluated(place: str, recipe: Recipe) -> "Encoder":
+def _load_encoder(model: str, recipe: Recipe) -> "Encoder":
     from .pipeline.encoder.encoder import load_encoder
     from .schemas.settings import EncoderSettings
 
     settings = recipe.evaluate
     return load_encoder(
-        EncoderSettings(model=place, max_length=settings.max_length, batch_tokens=settings.batch_tokens)
+        EncoderSettings(model=model, max_length=settings.max_length, batch_tokens=settings.batch_tokens)
     )
 
 
@@ -258,10 +279,10 @@ def _keep_metrics(file: Path, rows: list[dict[str, Any]]) -> None:
     def model(row: dict[str, Any]) -> str:
         return str(row["model"]).removesuffix(f"@{row.get('dimension')}")
 
-    judged = set(map(model, rows))
+    evaluated = set(map(model, rows))
     with alone_in(file.parent):
         before = json.loads(file.read_text("utf-8")) if file.exists() else []
-        write_text(file, json.dumps([*(row for row in before if model(row) not in judged), *rows], indent=1))
+        write_text(file, json.dumps([*(row for row in before if model(row) not in evaluated), *rows], indent=1))
 
 
 def export(corpus: Path, recipe: Recipe) -> Exported:
@@ -277,10 +298,14 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
 
     settings = recipe.export
     target = corpus / settings.folder  # an absolute folder is not moved into the corpus
-    place = find_trained_model(corpus, settings.model)
-    model, tokenizer = load(place)
-    prompt = "" if settings.model in TRAINED else read_query_prompt(find_model(place), EncoderSettings(model=place))
-    stages, base = read_stages(corpus, settings.model) if settings.model in TRAINED else ([], place)
+    source = find_trained_model(corpus, settings.model)  # a folder or a hub name
+    model, tokenizer = load(source)
+    if settings.model in STAGE_MODELS:
+        prompt = ""
+        stages, base = read_stages(corpus, settings.model)
+    else:
+        prompt = read_query_prompt(find_model(source), EncoderSettings(model=source))
+        stages, base = [], source
     card = model_card(
         target.name,
         base=base,
@@ -310,7 +335,7 @@ def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:
 def check_names(recipe: Recipe) -> None:
     """Check the names in a recipe against the registries of readers, mining methods and loss terms.
 
-    The filter checks the names of rules, as classifiers add some.
+    Filter rule names are checked later, by the filter stage, because classifiers add rules of their own.
 
     Raises:
         RecipeError: a name is not registered.
@@ -326,14 +351,14 @@ def check_names(recipe: Recipe) -> None:
 
 def _check_loss_terms(recipe: Recipe, stage: str) -> None:
     """Raise RecipeError if a training stage names a loss term that is not registered."""
-    place: tuple[str, ...] = (stage,)
+    recipe_path: tuple[str, ...] = (stage,)
     settings = getattr(recipe, stage)
     if stage == "bootstrap" and settings is not None:
-        place, settings = (stage, "training"), settings.training
+        recipe_path, settings = (stage, "training"), settings.training
     if settings is not None and settings.loss_terms:
         from .trainer.loss.terms import find_terms  # imports torch
 
-        find_terms(settings.loss_terms, recipe.locate(*place, "loss_terms"))
+        find_terms(settings.loss_terms, recipe.locate(*recipe_path, "loss_terms"))
 
 
 def steps(recipe: Recipe) -> list[str]:

@@ -271,6 +271,21 @@ def test_other_sets_leave_the_corpus_as_it_is(evaluation_corpus: Path, tmp_path:
     assert pl.read_parquet(tmp_path / "results" / "pretrain.parquet")["positive"].to_list() == ["七万", "三"]
 
 
+def test_progress_counts_the_sets_of_all_models_and_reaches_their_number(
+    evaluation_corpus: Path, tmp_path: Path
+) -> None:
+    other, calls = tmp_path / "other.jsonl", []
+    other.write_text('{"text_a": "一丁", "text_b": "七万", "label": 1}\n{"text_a": "丈", "text_b": "三", "label": 0.5}')
+    workflow.evaluate(
+        evaluation_corpus,
+        Recipe(),
+        ["pretrain", "pretrain"],
+        [other],
+        progress=lambda *values: calls.append(values),
+    )
+    assert calls == [("evaluate: sets", 0, 1, 0), ("evaluate: sets", 1, 1, 0)]
+
+
 def test_a_model_needs_no_corpus_and_a_recipe_is_a_place_of_sets(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_text('{"q": "一丁七", "a": "一丁七万"}\n{"q": "丈三", "a": "丈三上"}\n')
     (tmp_path / "more.jsonl").write_text('{"a": "下不与"}\n')
