@@ -108,7 +108,7 @@ class Log:
             "step": step,
             "loss": _number(total),
             **{name: _number(value) for name, value in terms.items()},
-            "negatives": round(losses.negatives, 1),
+            "negatives": round(losses.mean_negatives, 1),
             "positive_score": _mean(losses.positive_scores),
             "negative_score": _mean(losses.negative_scores),
             "learning_rate": learning_rate,
@@ -120,7 +120,7 @@ class Log:
         self.write(**entry, **counted, **({"mining": replaced} if replaced else {}))
         shown = (
             f"loss {total:.3f} ({', '.join(f'{name} {value:.3f}' for name, value in terms.items())}), "
-            f"{losses.negatives:,.0f} negatives per query, {tokens_per_second:,.0f} tokens/s"
+            f"{losses.mean_negatives:,.0f} negatives per query, {tokens_per_second:,.0f} tokens/s"
         )
         self.progress.update(self.bar, completed=step, progress=shown)
 

@@ -86,7 +86,7 @@ def main(job: Job) -> bool:
             chunks,
             partial(_loss, task, batch, model.temperature),
             cached=settings.gradcache_tokens is not None,
-            of_loss=[model.log_temperature] if model.log_temperature is not None else [],
+            loss_parameters=[model.log_temperature] if model.log_temperature is not None else [],
         )
         learning_rate = engine.get_lr()[0]
         engine.step()  # skips the update if a gradient is NaN or infinite

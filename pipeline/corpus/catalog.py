@@ -1,4 +1,7 @@
-"""catalog.duckdb: SQL views over the shards of a corpus, rebuilt by every command; and the query of `conan sql`."""
+"""SQL views over the shards of a corpus: catalog.duckdb, which every data stage rebuilds, and queries of `conan sql`.
+
+A query does not read catalog.duckdb; it creates the same views in a temporary file.
+"""
 
 import tempfile
 from pathlib import Path
@@ -19,10 +22,15 @@ FILE = "catalog.duckdb"
 RESULTS = "evaluation/results"
 """Where `conan evaluate` saves its results per query: one file per model."""
 
-_OUT = {"ingest": PAIR, "filter": PAIR, "dedup": CLUSTERED, "score": SCORED} | {
+_SCHEMAS = {"ingest": PAIR, "filter": PAIR, "dedup": CLUSTERED, "score": SCORED} | {
     f"convert/{kind}": schema for kind, schema in TRAINING.items()
 }
-_REJECTED = {"ingest": REJECTED_AT_INGEST, "filter": rejected(PAIR), "dedup": rejected(PAIR), "score": rejected(SCORED)}
+_REJECTED_SCHEMAS = {
+    "ingest": REJECTED_AT_INGEST,
+    "filter": rejected(PAIR),
+    "dedup": rejected(PAIR),
+    "score": rejected(SCORED),
+} | {f"convert/{kind}": rejected(SCORED) for kind in TRAINING}  # convert rejects scored pairs
 
 
 class QueryError(ConanError):
@@ -72,7 +80,7 @@ def query(corpus: Path, sql: str, limit: int | None = None) -> pa.Table:
                 connection.execute(f"ATTACH {quote((corpus / POOLS_FILE).resolve())} AS pools (READ_ONLY)")
             try:
                 result = connection.sql(sql)
-                # `*` renames duplicate columns: a, a_1.
+                # `select("*")` renames duplicate columns (a, a_1), because an Arrow table needs distinct names.
                 return pa.table({}) if result is None else _limited(result.select("*"), limit).to_arrow_table()
             except duckdb.Error as error:
                 raise QueryError(str(error)) from error
@@ -83,31 +91,37 @@ def _limited(relation: duckdb.DuckDBPyRelation, limit: int | None) -> duckdb.Duc
 
 
 def _statements(corpus: Path) -> list[str]:
+    """Build the CREATE VIEW statements.
+
+    Each folder of shards has two views, such as `filter` and `filter_rejected`. The others are `convert` (all training
+    records), `rejected` (all rejects), `funnel`, `rules` (rejects by stage, reason and source), `runs` (the footers of
+    all shards) and `results`. Raises CorpusError if `corpus` is not a folder or holds a shard that Conan did not write.
+    """
     if not corpus.is_dir():
         raise CorpusError(f"{corpus}: no such folder; name the corpus that `conan ingest` wrote")
     statements = []
     for folder in FOLDERS:
         name = folder.rpartition("/")[2]
-        found = committed(corpus, folder)
-        statements.append(f"CREATE VIEW {name} AS {_scan(found, _OUT[folder])}")
-        thrown = [rejects(shard) for shard in found if rejects(shard).exists()]
-        schema = _REJECTED.get(folder, rejected(SCORED))
+        shards = committed(corpus, folder)
+        statements.append(f"CREATE VIEW {name} AS {_scan(shards, _SCHEMAS[folder])}")
+        reject_files = [rejects(shard) for shard in shards if rejects(shard).exists()]
+        scan_rejects = _scan(reject_files, _REJECTED_SCHEMAS[folder])
         stage = folder.partition("/")[0]
-        statements.append(f"CREATE VIEW {name}_rejected AS SELECT '{stage}' AS stage, * FROM ({_scan(thrown, schema)})")
+        statements.append(f"CREATE VIEW {name}_rejected AS SELECT '{stage}' AS stage, * FROM ({scan_rejects})")
     union = " UNION ALL BY NAME "
-    kinds = [folder.rpartition("/")[2] for folder in FOLDERS]
+    names = [folder.rpartition("/")[2] for folder in FOLDERS]
     statements.append(
         "CREATE VIEW convert AS " + union.join(f"SELECT '{kind}' AS task, * FROM {kind}" for kind in TRAINING)
     )
-    statements.append("CREATE VIEW rejected AS " + union.join(f"FROM {kind}_rejected" for kind in kinds))
+    statements.append("CREATE VIEW rejected AS " + union.join(f"FROM {name}_rejected" for name in names))
     statements.append(f"CREATE VIEW funnel AS {_funnel()}")
     statements.append(
         "CREATE VIEW rules AS SELECT stage, reason, source, count(*) AS rows FROM rejected "
         "GROUP BY ALL ORDER BY stage, rows DESC"
     )
     statements.append(f"CREATE VIEW runs AS {_runs(corpus)}")
-    judged = sorted((corpus / RESULTS).glob("*.parquet"))
-    statements.append(f"CREATE VIEW results AS {_scan(judged, RESULT)}")
+    result_files = sorted((corpus / RESULTS).glob("*.parquet"))
+    statements.append(f"CREATE VIEW results AS {_scan(result_files, RESULT)}")
     return statements
 
 
@@ -119,38 +133,38 @@ def _scan(files: list[Path], schema: pa.Schema) -> str:
     return f"SELECT {columns} WHERE false"
 
 
-def _type(kind: pa.DataType) -> str:
-    if pa.types.is_dictionary(kind) or pa.types.is_string(kind):
+def _type(arrow_type: pa.DataType) -> str:
+    if pa.types.is_dictionary(arrow_type) or pa.types.is_string(arrow_type):
         return "VARCHAR"
-    if pa.types.is_list(kind):
-        return f"{_type(kind.value_type)}[]"
-    return {"int64": "BIGINT", "float": "FLOAT"}[str(kind)]
+    if pa.types.is_list(arrow_type):
+        return f"{_type(arrow_type.value_type)}[]"
+    return {"int64": "BIGINT", "float": "FLOAT"}[str(arrow_type)]
 
 
 def _funnel() -> str:
     """Build the SQL for rows and bytes of text by stage, source and category.
 
-    A training record counts as the number of pairs that it was made from.
+    Each training record adds as many rows as the pairs it was made from, so that stages can be compared.
     """
     parts = [
-        f"SELECT {place} AS place, '{stage}' AS stage, source, category, count(*) AS rows, "
+        f"SELECT {number} AS stage_number, '{stage}' AS stage, source, category, count(*) AS rows, "
         f"sum(strlen(query) + strlen(positive)) AS bytes FROM {stage} GROUP BY ALL"
-        for place, stage in enumerate(STAGES[:-1])
+        for number, stage in enumerate(STAGES[:-1])
     ]
-    texts = {
+    bytes_by_kind = {
         "pretrain": "strlen(query) + strlen(positive)",
         "retrieval": "strlen(query) + list_sum(list_transform(positives, lambda text: strlen(text)))",
         "sts": "strlen(text_a) + strlen(text_b)",
     }
     parts += [
-        f"SELECT {len(STAGES) - 1} AS place, 'convert' AS stage, source, category, sum(len(pair_ids)) AS rows, "
-        f"sum({text}) AS bytes FROM {kind} GROUP BY ALL"
-        for kind, text in texts.items()
+        f"SELECT {len(STAGES) - 1} AS stage_number, 'convert' AS stage, source, category, "
+        f"sum(len(pair_ids)) AS rows, sum({text_bytes}) AS bytes FROM {kind} GROUP BY ALL"
+        for kind, text_bytes in bytes_by_kind.items()
     ]
     return (
         "SELECT stage, source, category, CAST(sum(rows) AS BIGINT) AS rows, CAST(sum(bytes) AS BIGINT) AS bytes FROM ("
         + " UNION ALL ".join(parts)
-        + ") GROUP BY place, stage, source, category ORDER BY place, category, source"
+        + ") GROUP BY stage_number, stage, source, category ORDER BY stage_number, category, source"
     )
 
 
@@ -162,7 +176,7 @@ def _runs(corpus: Path) -> str:
         for shard in committed(corpus, folder)
     ]
     if not rows:
-        rows = [("", "", "{}")]
+        rows = [("", "", "{}")]  # VALUES needs at least one row; the WHERE below drops this one
     values = ", ".join(f"({', '.join(map(quote, row))})" for row in rows)
     return (
         "SELECT folder, shard, footer ->> '$.fingerprint' AS fingerprint, "

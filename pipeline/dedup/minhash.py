@@ -1,8 +1,9 @@
-"""MinHash signatures of a text column, bit for bit those of datasketch, and exact Jaccard similarity.
+"""MinHash signatures of a text column, identical, bit for bit, to datasketch's, and exact Jaccard similarity.
 
 A text is the set of its character n-grams (shingles). A shingle is hashed by MurmurHash3 over its Unicode code points.
 A signature is what `datasketch.MinHash(num_perm=128, scheme="affine32", hashfunc=shingle_hash)` computes for that set.
-The kernels read Arrow's UTF-8 buffers directly, so no text or shingle becomes a Python object.
+Jaccard similarity is exact over the sets of 32-bit hashes: two different shingles with the same hash count as one. The
+kernels read Arrow's UTF-8 buffers directly, so no text or shingle becomes a Python object.
 
 Texts are compared as they are given; the caller normalises them.
 """
@@ -50,9 +51,9 @@ class ShingleSets(NamedTuple):
 def shingle_hash(shingle: bytes) -> int:
     """Return MurmurHash3_x86_32, seed 0, of a shingle's UTF-32-LE bytes; use it as the `hashfunc` of datasketch.
 
-    This is the plain form of the kernel's hash. In UTF-32-LE each code point is one 4-byte block of MurmurHash3 and
-    there is never a tail, so the kernel hashes code points as they are decoded. Source of the constants:
-    MurmurHash3.cpp, https://github.com/aappleby/smhasher.
+    A readable reference implementation; `_hash_shingles` computes the same. In UTF-32-LE each code point is one 4-byte
+    block of MurmurHash3 and there is never a tail, so `_hash_shingles` hashes code points as they are decoded. Source
+    of the constants: MurmurHash3.cpp, https://github.com/aappleby/smhasher.
     """
     mask = 0xFFFFFFFF
     value = 0
@@ -68,14 +69,14 @@ def shingle_hash(shingle: bytes) -> int:
 
 
 def signatures(texts: Texts, shingling: Shingling = SHINGLING) -> NDArray[np.uint32]:
-    """Compute the MinHash signatures of a string column, uint32[n, 128], equal to those of datasketch with seed 1.
+    """Compute the MinHash signatures of a string column, uint32[n, 128], identical to datasketch's with seed 1.
 
     A null counts as an empty text, and the signature of an empty text is all 2**32 - 1, as in datasketch. Raises
     TypeError if the column does not hold strings.
     """
     multipliers, increments = MinHash(num_perm=PERMUTATIONS, scheme="affine32").permutations
     result = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
-    _sign(*utf8_buffers(texts), shingling, multipliers, increments, result)
+    _write_signatures(*utf8_buffers(texts), shingling, multipliers, increments, result)
     return result
 
 
@@ -102,9 +103,10 @@ def jaccard(
     right: NDArray[np.int64],
     threshold: float = 0.0,
 ) -> NDArray[np.float64]:
-    """Compute the exact Jaccard similarity of pairs of sets, float64[pairs]; 0 if both sets are empty.
+    """Compute the Jaccard similarity of pairs of sets, float64[pairs]; 0 if both sets are empty.
 
-    A similarity below the threshold is returned as 0: the comparison stops once the threshold is out of reach.
+    Pair i is the set `left[i]` of `left_sets` and the set `right[i]` of `right_sets`. A similarity below the threshold
+    is returned as 0: the comparison stops once the threshold is out of reach.
     """
     return _compare(left_sets, left, right_sets, right, threshold)
 
@@ -112,7 +114,8 @@ def jaccard(
 def text_hashes(texts: Texts) -> NDArray[np.int64]:
     """Hash each text's UTF-8 bytes to 63 bits of MurmurHash64A (seed 0): int64[n], never negative.
 
-    A null counts as an empty text. Source: MurmurHash2.cpp, https://github.com/aappleby/smhasher.
+    Dedup compares these hashes to find texts that are equal after normalisation. A null counts as an empty text.
+    Source: MurmurHash2.cpp, https://github.com/aappleby/smhasher.
     """
     result = np.empty(len(texts), dtype=np.int64)
     _hash_texts(*utf8_buffers(texts), result)
@@ -134,7 +137,8 @@ def _hash_shingles(
 ) -> int:
     """Write the `shingle_hash` of each shingle of the text to `hashes`, repeats included; return their number.
 
-    Each step runs over all positions before the next step starts, so that LLVM vectorizes its loop.
+    `points` is scratch space and is overwritten. Both buffers must have at least as many elements as the text has
+    bytes. Each loop does one step for all positions, so that LLVM can vectorize it.
     """
     length = decode(data, start, end, points)
     if length == 0:
@@ -166,7 +170,7 @@ def _fmix32(value: np.uint32) -> np.uint32:
 
 
 @kernel
-def _sign(
+def _write_signatures(
     offsets: Offsets,
     data: NDArray[np.uint8],
     shingling: Shingling,
@@ -175,9 +179,9 @@ def _sign(
     result: Hashes,
 ) -> None:
     """Write each text's signature to `result`: per permutation the minimum of `a * h + b mod 2**32` over its hashes."""
-    room = _longest(offsets, np.arange(len(result))) + _BATCH
-    points = np.empty(room, dtype=np.uint32)
-    hashes = np.empty(room, dtype=np.uint32)
+    size = _longest(offsets, np.arange(len(result))) + _BATCH  # room to fill up the last batch
+    points = np.empty(size, dtype=np.uint32)
+    hashes = np.empty(size, dtype=np.uint32)
     for row in range(len(result)):
         signature = result[row]
         signature[:] = np.uint32(0xFFFFFFFF)
@@ -209,37 +213,44 @@ def _collect(
     total = 0
     for row in rows:
         total += offsets[row + 1] - offsets[row]
-    room = _longest(offsets, rows)
-    points = np.empty(room, dtype=np.uint32)
-    hashes, ordered = np.empty(room, dtype=np.uint32), np.empty(room, dtype=np.uint32)
-    places = np.empty(room + 1, dtype=np.int64)
-    ends = np.zeros(len(rows) + 1, dtype=np.int64)
-    kept = np.empty(total, dtype=np.uint32)
+    longest = _longest(offsets, rows)
+    points = np.empty(longest, dtype=np.uint32)
+    hashes, ordered = np.empty(longest, dtype=np.uint32), np.empty(longest, dtype=np.uint32)
+    bucket_starts = np.empty(longest + 1, dtype=np.int64)
+    set_offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    set_hashes = np.empty(total, dtype=np.uint32)
     size = 0
     for i in range(len(rows)):
         count = _hash_shingles(data, offsets[rows[i]], offsets[rows[i] + 1], shingling, points, hashes)
-        _bucket_sort(hashes[:count], places, ordered)
+        _bucket_sort(hashes[:count], bucket_starts, ordered)
         for j in range(count):
             if j == 0 or ordered[j] != ordered[j - 1]:
-                kept[size] = ordered[j]
+                set_hashes[size] = ordered[j]
                 size += 1
-        ends[i + 1] = size
-    return ends, kept[:size]
+        set_offsets[i + 1] = size
+    return set_offsets, set_hashes[:size]
 
 
 @kernel
-def _bucket_sort(hashes: Hashes, places: NDArray[np.int64], ordered: Hashes) -> None:
-    """Write n hashes to `ordered`, ascending, in linear time: the rank of a uniform hash h is about h * n / 2**32."""
+def _bucket_sort(hashes: Hashes, bucket_starts: NDArray[np.int64], ordered: Hashes) -> None:
+    """Write n hashes to `ordered`, ascending, in expected linear time: a uniform hash h has about rank h * n / 2**32.
+
+    `bucket_starts` is scratch space of at least n + 1 elements; `ordered` must have at least n.
+    """
     n = np.uint64(len(hashes))
-    places[: n + 1] = 0
+    # Count the hashes per bucket.
+    bucket_starts[: n + 1] = 0
     for value in hashes:
-        places[(value * n >> np.uint64(32)) + 1] += 1
+        bucket_starts[(value * n >> np.uint64(32)) + 1] += 1
+    # Prefix sums turn the counts into starts.
     for i in range(n):
-        places[i + 1] += places[i]
+        bucket_starts[i + 1] += bucket_starts[i]
+    # Scatter the hashes; each moves the start of its bucket on by one.
     for value in hashes:
         bucket = value * n >> np.uint64(32)
-        ordered[places[bucket]] = value
-        places[bucket] += 1
+        ordered[bucket_starts[bucket]] = value
+        bucket_starts[bucket] += 1
+    # An insertion sort orders the few hashes of each bucket.
     for i in range(1, len(hashes)):
         value, j = ordered[i], i
         while j > 0 and ordered[j - 1] > value:
@@ -250,6 +261,7 @@ def _bucket_sort(hashes: Hashes, places: NDArray[np.int64], ordered: Hashes) -> 
 
 @kernel
 def _hash_texts(offsets: Offsets, data: NDArray[np.uint8], result: NDArray[np.int64]) -> None:
+    """Write the upper 63 bits of each text's MurmurHash64A to `result`."""
     factor = np.uint64(0xC6A4A7935BD1E995)
     for row in range(len(result)):
         start, end = offsets[row], offsets[row + 1]
@@ -271,7 +283,10 @@ def _hash_texts(offsets: Offsets, data: NDArray[np.uint8], result: NDArray[np.in
 
 @kernel
 def _intersection_size(left: Hashes, right: Hashes, needed: int) -> int:
-    """Return the size of the intersection of two ascending sets, or any number below `needed` if it is below that."""
+    """Return the size of the intersection of two ascending sets.
+
+    If the size is less than `needed`, the result may be smaller than the size, because the merge stops early.
+    """
     spare_left, spare_right = len(left) - needed, len(right) - needed
     i = j = common = 0
     while i < len(left) and j < len(right) and i - common <= spare_left and j - common <= spare_right:
@@ -286,11 +301,12 @@ def _intersection_size(left: Hashes, right: Hashes, needed: int) -> int:
 def _compare(
     left_sets: ShingleSets, left: NDArray[np.int64], right_sets: ShingleSets, right: NDArray[np.int64], threshold: float
 ) -> NDArray[np.float64]:
+    """Compute what `jaccard` returns."""
     result = np.zeros(len(left), np.float64)
     for k in range(len(left)):
         a = left_sets.hashes[left_sets.offsets[left[k]] : left_sets.offsets[left[k] + 1]]
         b = right_sets.hashes[right_sets.offsets[right[k]] : right_sets.offsets[right[k] + 1]]
-        # J >= t means |a & b| >= t / (1 + t) * (|a| + |b|); one less, so that rounding can't stop it too early.
+        # J >= t means |a & b| >= t / (1 + t) * (|a| + |b|). Subtract one, so that rounding can't stop the merge early.
         common = _intersection_size(a, b, int(threshold / (1 + threshold) * (len(a) + len(b))) - 1)
         if common:
             similarity = common / (len(a) + len(b) - common)

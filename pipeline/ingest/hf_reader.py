@@ -23,7 +23,7 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def list_dataset_files(globs: Sequence[str], exclude: Sequence[str]) -> list[SourceFile]:
-    """List the Arrow files that match the globs, and those in folders that match them."""
+    """List the Arrow files that match the globs, and the Arrow files of dataset folders that match."""
     listed = [arrow for file in list_files(globs, exclude, folders=True) for arrow in _arrow_files(file)]
     return list({file.path: file for file in listed}.values())
 
@@ -75,10 +75,12 @@ def read_dataset(split: FileSplit) -> Iterator[Frames]:
 
 
 def read_arrow(stream: IO[bytes], name: str) -> Iterator[pa.Table]:
-    """Read an Arrow file as tables of about 16 MB, with `_file`, and with `_line`, which counts the file's rows from 1.
+    """Read an Arrow file as tables of at most 2,000 rows and about 16 MB.
 
-    Columns keep their stored values. For each column of class labels in the schema there is another column,
-    `<column>_name`, with the names of the classes; null for -1, which means unlabelled.
+    Each table has two more columns: `_file` (`name`) and `_line` (row number, from 1). Columns keep their stored
+    values. Each column of class labels gets another column, `<column>_name`, with the names of the classes, provided
+    that its type is an integer and its name occurs once. The name is null for a label outside the list of names, such
+    as -1, which means unlabelled.
 
     Args:
         stream: Arrow's streaming or file format; seekable. Only one record batch at a time is held in memory.
@@ -90,22 +92,20 @@ def read_arrow(stream: IO[bytes], name: str) -> Iterator[pa.Table]:
     line = 1
     try:
         start = len(_FILE_MAGIC) + 2 if stream.read(len(_FILE_MAGIC)) == _FILE_MAGIC else 0
-        stream.seek(start)  # in the file format the stream is between a magic number, padded to 8 bytes, and a footer
+        stream.seek(start)  # the file format wraps a stream: a magic number padded to 8 bytes, the stream, a footer
         reader = pa.ipc.open_stream(stream)
         classes = _find_classes(reader.schema)
         for batch in reader:
             batch.validate(full=True)  # Arrow follows offsets without checking where they point
-            rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
-            for first in range(0, batch.num_rows, rows):
-                table = pa.Table.from_batches([batch.slice(first, rows)])
-                yield _add_place(_name_classes(table, classes), name, line)
+            table_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
+            for start_row in range(0, batch.num_rows, table_rows):
+                table = pa.Table.from_batches([batch.slice(start_row, table_rows)])
+                yield _add_file_and_line(_name_classes(table, classes), name, line)
                 line += table.num_rows
         stream.seek(-len(_END_OF_STREAM), 2)
         end = stream.read(len(_END_OF_STREAM))
     except (OSError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
-        if isinstance(error, FileError):
-            raise
-        reason = "unreadable" if stream.read(1) else "truncated"
+        reason = "unreadable" if stream.read(1) else "truncated"  # a parser that stopped at the end ran out of data
         raise FileError(reason, f"{type(error).__name__}: {error}", line) from error
     if end != _END_OF_STREAM and not end.endswith(_FILE_MAGIC):
         raise FileError("truncated", "the file has no end-of-stream marker", line)
@@ -152,6 +152,7 @@ def _find_classes(schema: pa.Schema) -> dict[str, list[str]]:
 
 
 def _name_classes(table: pa.Table, classes: dict[str, list[str]]) -> pa.Table:
+    """Add `<column>_name` for each label column, as described in `read_arrow`."""
     for column, names in classes.items():
         if table.column_names.count(column) == 1 and pa.types.is_integer(table[column].type):
             labels = table[column]
@@ -161,8 +162,8 @@ def _name_classes(table: pa.Table, classes: dict[str, list[str]]) -> pa.Table:
     return table
 
 
-def _add_place(table: pa.Table, name: str, line: int) -> pa.Table:
-    """Add columns for each row's file and number, and make the other column names distinct."""
+def _add_file_and_line(table: pa.Table, name: str, line: int) -> pa.Table:
+    """Add the columns `_file` (`name`) and `_line` (from `line`), and make the other column names distinct."""
     rows = table.num_rows
     table = table.rename_columns(make_distinct(table.column_names))
     table = table.append_column("_file", pa.repeat(pa.scalar(name, pa.string()), rows))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...schemas.training_settings import CBBPartition
 from ..loss.cbb import Batch, partition_rows, sts_only_mask
-from ..loss.gradcache import LEAST_TOKENS, chunks_of
+from ..loss.gradcache import MIXED_TOKENS, chunks_of
 from ..transfer import to_device
 
 
@@ -86,7 +86,7 @@ def pad_chunks(
     """
     return [
         _padded(tokenizer, ids[chunk], device) if ids[chunk] else empty_chunk(device)
-        for chunk in chunks_of([len(each) for each in ids], gradcache_tokens, LEAST_TOKENS)
+        for chunk in chunks_of([len(each) for each in ids], gradcache_tokens, MIXED_TOKENS)
     ]
 
 

@@ -7,12 +7,13 @@ embeddings are exchanged:
     embeddings_TD = all_gather_with_grad(encode([batch.texts[row] for row in own]))[restore]
     losses = cbb_loss(embeddings_TD, batch, temperature=0.02, beta=0.8)
 
-No text is encoded twice, any number of ranks works, and the parameter update is that of a single process, whichever
-rank encodes which text. The setting `cbb_partition` therefore changes only how the texts are divided.
+No text is encoded twice, any number of ranks works, and the parameter update equals that of a single process, however
+the texts are divided. The setting `cbb_partition` therefore changes only how the texts are divided.
 
-Shapes: T distinct texts, n queries, k negatives per query, p sentence pairs, D the width of an embedding.
+Shapes: T distinct texts, N queries, K negatives per query, M passages (the N positives, then all negatives without
+padding), P sentence pairs, D the width of an embedding, d the width after truncation to a matryoshka dim.
 """
-# ruff: noqa: N803, N806 (capital letters are shapes: queries_ND is [n, D])
+# ruff: noqa: N803, N806 (the letters after _ are shapes: queries_ND is [N, D])
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from .losses import cosent, cosine_matrix, cosine_pairs, info_nce, matryoshka
 from .terms import LossTerm
 
 Rows = npt.NDArray[np.int64]
-Marks = npt.NDArray[np.bool_]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -42,25 +43,25 @@ class Batch:
     Texts of the same group are never negatives of each other. A query is in the group of its positive.
     """
 
-    texts: list[str]  # T, distinct
+    texts: list[str]  # T distinct texts
     groups: Tensor  # [T] int64
-    query_rows: Tensor  # [n] int64
-    positive_rows: Tensor  # [n] int64
-    negative_rows: Tensor  # [n, k] int64, padded with -1 if a query has fewer than k
-    left_rows: Tensor  # [p] int64
-    right_rows: Tensor  # [p] int64
-    labels: Tensor  # [p] float32
+    query_rows: Tensor  # [N] int64
+    positive_rows: Tensor  # [N] int64
+    negative_rows: Tensor  # [N, K] int64, padded with -1 if a query has fewer than K
+    left_rows: Tensor  # [P] int64
+    right_rows: Tensor  # [P] int64
+    labels: Tensor  # [P] float32
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of a batch: `total`, to differentiate, the terms that it sums, and cosines at full width, detached."""
+    """The loss of a batch: `total`, to differentiate, its unweighted terms, and cosines at full width, detached."""
 
     total: Tensor
-    terms: dict[str, Tensor]  # unweighted, by name: retrieval, sts, and the recipe's further terms
-    positive_scores: Tensor  # [n]
-    negative_scores: Tensor  # [n, k], padded with NaN if a query has fewer than k
-    negatives: float = 0.0  # mean number of negatives in a query's denominator
+    terms: dict[str, Tensor]  # by name: retrieval, sts, and the recipe's extra terms
+    positive_scores: Tensor  # [N]
+    negative_scores: Tensor  # [N, K], padded with NaN if a query has fewer than K
+    mean_negatives: float = 0.0  # mean number of negatives in a query's denominator
     single_label: bool = False  # all sentence pairs have the same label, so CoSENT has nothing to compare
 
 
@@ -75,7 +76,7 @@ def build_batch(
     right: Sequence[str] = (),
     labels: Sequence[float] = (),
 ) -> Batch:
-    """Build a batch of n queries, each with a positive and up to k negatives, and p labelled sentence pairs.
+    """Build a batch of N queries, each with a positive and up to K negatives, and P labelled sentence pairs.
 
     `negatives` may be omitted (pre-training). `positive_clusters` and `negative_clusters` give the cluster of each text
     (-1 for none). Texts are grouped by following two kinds of links: from a query to its positive, and between texts of
@@ -119,48 +120,48 @@ def build_batch(
     )
 
 
-def sts_only_mask(batch: Batch, partition: CBBPartition) -> Marks | None:
-    """Mark the texts that are encoded on separate ranks, [T]: with `per_task` those that only STS uses.
+def sts_only_mask(batch: Batch, partition: CBBPartition) -> Mask | None:
+    """With `per_task`, return a mask [T] of the texts that only STS uses, which get ranks of their own.
 
-    Returns None with `mixed`, which has no separate ranks.
+    With `mixed`, return None.
     """
     if partition == "mixed":
         return None
-    marks = np.ones(len(batch.texts), np.bool_)
+    mask_T = np.ones(len(batch.texts), np.bool_)
     for rows in (batch.query_rows, batch.positive_rows, batch.negative_rows[batch.negative_rows >= 0]):
-        marks[rows.numpy()] = False
-    return marks
+        mask_T[rows.numpy()] = False
+    return mask_T
 
 
 def partition_texts(
-    rank: int, world_size: int, lengths: npt.ArrayLike, sts_only: Marks | None = None
+    rank: int, world_size: int, lengths: npt.ArrayLike, sts_only: Mask | None = None
 ) -> tuple[Rows, Rows]:
     """Divide the texts of a batch among the ranks. All ranks compute the same division.
 
     Returns `own`, the rows that this rank encodes, longest first, and `restore` [T], which puts the gathered embeddings
-    back in the order of the texts: `gathered[restore]`. Texts are assigned in snake order, longest first, so between
-    two ranks the number of texts differs by at most one and the summed length by at most the longest text. `lengths`
-    [T] may be in any unit.
+    back in the order of the texts: `gathered[restore]`. Texts are assigned in snake order, longest first. Without
+    `sts_only`, the number of texts therefore differs by at most one between two ranks, and the summed length by at most
+    the longest text. `lengths` [T] may be in any unit.
 
-    With `sts_only` [T], the marked texts go to the last ranks and the others to the first. The number of last ranks is
-    proportional to the marked texts' share of the summed length, rounded, at least one and not all: the paper's 4 + 1
-    of five GPUs if that share is 10 to 30 %. With a single rank, or if all texts or none are marked, the marks are
-    ignored.
+    With the mask `sts_only` [T], the texts in the mask go to the last ranks and the others to the first ranks, in snake
+    order within each of the two. The number of last ranks is proportional to the masked texts' share of the summed
+    length, rounded, at least one and not all: with five GPUs and any share below 30 %, the paper's 4 + 1. With a single
+    rank, or if all texts or no texts are in the mask, the mask is ignored.
     """
     parts = partition_rows(world_size, lengths, sts_only)
     return parts[rank], np.argsort(np.concatenate(parts))
 
 
-def partition_rows(world_size: int, lengths: npt.ArrayLike, sts_only: Marks | None = None) -> list[Rows]:
+def partition_rows(world_size: int, lengths: npt.ArrayLike, sts_only: Mask | None = None) -> list[Rows]:
     """Return the rows that each rank encodes, divided as described in `partition_texts`."""
     lengths = np.asarray(lengths, np.int64)
     rows = np.arange(len(lengths))
     if sts_only is None or world_size == 1 or sts_only.all() or not sts_only.any():
         return _in_snake_order(rows, lengths, world_size)
-    share = lengths[sts_only].sum() / max(lengths.sum(), 1)
-    last = min(max(round(world_size * share), 1), world_size - 1)
-    first = _in_snake_order(rows[~sts_only], lengths, world_size - last)
-    return first + _in_snake_order(rows[sts_only], lengths, last)
+    sts_share = lengths[sts_only].sum() / max(lengths.sum(), 1)
+    sts_ranks = min(max(round(world_size * sts_share), 1), world_size - 1)
+    retrieval_parts = _in_snake_order(rows[~sts_only], lengths, world_size - sts_ranks)
+    return retrieval_parts + _in_snake_order(rows[sts_only], lengths, sts_ranks)
 
 
 def cbb_loss(
@@ -175,14 +176,14 @@ def cbb_loss(
     query_only_negatives: bool = False,
     terms: Mapping[str, tuple[float, LossTerm]] = {},
 ) -> Losses:
-    """InfoNCE over the negatives of the whole batch + β · CoSENT (paper eq. 3) + further weighted terms.
+    """InfoNCE over the negatives of the whole batch + β · CoSENT (paper eq. 3) + extra weighted terms.
 
-    The denominator of a query contains its own positive and the negatives of all queries in the batch; one that was
-    drawn twice counts twice. `in_batch_positives` adds the positives of the other queries; `query_only_negatives` keeps
-    only the query's own negatives. Apart from the positive, texts of the query's own group (see `Batch`) are always
-    left out. Retrieval or STS may be empty; its loss is then 0. Every term is the mean over `matryoshka_dims` (default:
-    the full width only). A learnt `temperature` is a scalar tensor. `terms` maps names to weights and functions (see
-    terms.py).
+    The denominator of a query contains its own positive and the negatives of all queries in the batch; a negative that
+    was drawn twice counts twice. `in_batch_positives` adds the positives of the other queries; `query_only_negatives`
+    keeps only the query's own negatives. Apart from the positive, texts of the query's own group (see `Batch`) are
+    always left out. Retrieval or STS may be empty; its loss is then 0. Every term is the mean over `matryoshka_dims`
+    (default: the full width only). A learnt `temperature` is a scalar tensor. `terms` maps names to weights and
+    functions (see terms.py).
 
     Nothing here synchronises with the device: whatever determines shapes is computed on the CPU, where the batch is.
     """
@@ -190,23 +191,24 @@ def cbb_loss(
     dims = list(matryoshka_dims) or [embeddings_TD.shape[1]]
     present_NK = batch.negative_rows >= 0
     columns_M = torch.cat([batch.positive_rows, batch.negative_rows[present_NK]])
-    own_N = torch.arange(len(batch.query_rows))
-    drawn_for, drawn_place = present_NK.nonzero(as_tuple=True)  # each negative's query, and its place among the k
-    mask_NM = batch.groups[columns_M] == batch.groups[batch.positive_rows][:, None]
+    query_N = torch.arange(len(batch.query_rows))  # also the column of each query's own positive
+    negative_query, negative_slot = present_NK.nonzero(as_tuple=True)  # [M - N] each: which query, which of its K
+    # True = left out. info_nce always keeps the query's own positive, whatever the mask says.
+    excluded_NM = batch.groups[columns_M] == batch.groups[batch.positive_rows][:, None]
     if not in_batch_positives:
-        mask_NM[:, : len(own_N)] = True
+        excluded_NM[:, : len(query_N)] = True
     if query_only_negatives:
-        mask_NM[:, len(own_N) :] |= drawn_for != own_N[:, None]
+        excluded_NM[:, len(query_N) :] |= negative_query != query_N[:, None]
 
-    kept = (~mask_NM).numpy().sum(axis=1, dtype=np.float32)
-    index_N, device_mask_NM = to_device(own_N, device), to_device(mask_NM, device)
+    negative_counts = (~excluded_NM).numpy().sum(axis=1, dtype=np.float32)
+    positive_index_N, device_excluded_NM = to_device(query_N, device), to_device(excluded_NM, device)
     queries_ND, passages_MD, left_PD, right_PD = (
         embeddings_TD[to_device(rows, device)]
         for rows in (batch.query_rows, columns_M, batch.left_rows, batch.right_rows)
     )
 
     def retrieval_loss(queries_Nd: Tensor, passages_Md: Tensor) -> Tensor:
-        return info_nce(queries_Nd, passages_Md, index_N, temperature, device_mask_NM)
+        return info_nce(queries_Nd, passages_Md, positive_index_N, temperature, device_excluded_NM)
 
     def sts_loss(left_Pd: Tensor, right_Pd: Tensor) -> Tensor:
         return cosent(cosine_pairs(left_Pd, right_Pd), batch.labels, sts_temperature)
@@ -220,15 +222,16 @@ def cbb_loss(
     with torch.no_grad():
         scores_NM = cosine_matrix(queries_ND, passages_MD)
         negative_scores = scores_NM.new_full(present_NK.shape, float("nan"))
-        rows, columns = to_device(drawn_for, device), len(own_N) + torch.arange(len(drawn_for), device=device)
-        negative_scores[rows, to_device(drawn_place, device)] = scores_NM[rows, columns]
+        rows = to_device(negative_query, device)
+        columns = len(query_N) + torch.arange(len(negative_query), device=device)
+        negative_scores[rows, to_device(negative_slot, device)] = scores_NM[rows, columns]
     labels = batch.labels.numpy()
     return Losses(
         total=total,
         terms=values,
-        positive_scores=scores_NM[index_N, index_N],
+        positive_scores=scores_NM[positive_index_N, positive_index_N],
         negative_scores=negative_scores,
-        negatives=float(kept.mean()) if len(kept) else 0.0,
+        mean_negatives=float(negative_counts.mean()) if len(negative_counts) else 0.0,
         single_label=len(labels) > 0 and bool((labels == labels[0]).all()),
     )
 
@@ -244,9 +247,9 @@ def pretrain_loss(
 ) -> Losses:
     """InfoNCE with in-batch negatives (paper eq. 1): the negatives of a query are the other pairs' positives.
 
-    `batch` holds the pairs of all ranks with their clusters; pairs of one cluster, or with a text in common, are not
-    negatives of each other. With `symmetric`, the loss is the mean of both directions: query to positive, and positive
-    to query among all queries.
+    `batch` must hold the pairs of all ranks, with their clusters, and no sentence pairs; the STS loss is then 0. Pairs
+    of one cluster, or with a text in common, are not negatives of each other. With `symmetric`, the loss is the mean of
+    both directions: query to positive among all positives, and positive to query among all queries.
     """
     losses = cbb_loss(
         embeddings_TD, batch, temperature=temperature, matryoshka_dims=matryoshka_dims, in_batch_positives=True
@@ -271,7 +274,10 @@ def add_terms(
     batch: Batch,
     dims: Sequence[int],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add weighted `terms` to `total`; return it, and `values` with the terms' own: unweighted, means over `dims`."""
+    """Add extra `terms` to a loss: return the new total, and `values` with an entry for each term.
+
+    The total gets the weighted terms, the entries are unweighted. Each term is the mean over `dims`.
+    """
     for name, (weight, term) in terms.items():
         value = matryoshka(lambda embeddings_Td, term=term: term(embeddings_Td, batch), dims)(embeddings_TD)
         total, values = total + weight * value, values | {name: value}
@@ -281,9 +287,9 @@ def add_terms(
 def _in_snake_order(rows: Rows, lengths: Rows, parts: int) -> list[Rows]:
     """Divide `rows` into `parts` parts in snake order (first to last part, last to first, …), longest first."""
     order = rows[np.argsort(-lengths[rows], kind="stable")]
-    place = np.arange(len(order)) % (2 * parts)
-    part = np.minimum(place, 2 * parts - 1 - place)
-    return [order[part == each] for each in range(parts)]
+    position = np.arange(len(order)) % (2 * parts)
+    part = np.minimum(position, 2 * parts - 1 - position)
+    return [order[part == number] for number in range(parts)]
 
 
 def _groups(texts: int, positive_of: tuple[Rows, Rows], clustered_rows: Rows, clusters: Rows) -> Rows:

@@ -1,12 +1,17 @@
-"""Further terms of the loss, registered by name. A recipe gives their weights under `loss_terms:`.
+"""Extra loss terms, added to retrieval and STS. A recipe weights them by name under `loss_terms:`.
 
-A term is a function of the embeddings of all texts of a batch, [T, d], truncated to one of the matryoshka dims and not
-normalised, and of the batch, which gives the role of each text (see cbb.py). It returns a scalar on the embeddings'
-device, the same on every rank. Register your own in a plugin:
+A term is a function of two arguments:
+
+- the embeddings of all texts of a batch, [T, d], not normalised. The term is called once per matryoshka dim with the
+  embeddings cut to that width d, and the values are averaged.
+- the batch, which gives the role of each text (see cbb.py).
+
+It must return a scalar, on the embeddings' device and the same on every rank. Register your own in a plugin, where
+`conan_embedding.losses` is the public name of this registry's module:
 
     from conan_embedding.losses import LOSS_TERMS
 
-    LOSS_TERMS.register("spread_out", lambda embeddings, batch: ...)
+    LOSS_TERMS.register("small", lambda embeddings, batch: embeddings.square().mean())
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +30,9 @@ LOSS_TERMS: Registry[LossTerm] = Registry("loss term")
 
 
 def find_terms(weights: Mapping[str, float], place: str) -> dict[str, tuple[float, LossTerm]]:
-    """Return weight and function of each term in `weights`; `place` is their place in the recipe, for the error.
+    """Return the weight and the function of each term in `weights`.
+
+    `place` says where the recipe names them, for error messages, such as `recipe.yaml:12: finetune.loss_terms`.
 
     Raises:
         RecipeError: a name is not registered.

@@ -73,7 +73,7 @@ def test_what_the_loss_itself_uses_gets_its_gradient_too() -> None:
         return contrast(embeddings * scale.exp())
 
     loss(torch.cat([plain(*chunk) for chunk in inputs]), scales[0]).total.backward()
-    cached_backward(cached, inputs, lambda own: loss(own, scales[1]), Tensor.backward, of_loss=[scales[1]])
+    cached_backward(cached, inputs, lambda own: loss(own, scales[1]), Tensor.backward, loss_parameters=[scales[1]])
     assert float(scales[1].grad) == pytest.approx(float(scales[0].grad), rel=1e-12)
     for one, other in zip(gradients(plain), gradients(cached), strict=True):
         assert torch.norm(one - other) <= 1e-12 * torch.norm(one)
@@ -122,8 +122,8 @@ def test_chunks_are_neighbours_of_like_length_within_the_tokens(
             assert full or own[0] > LENGTH_RATIO * following[0]
 
 
-def test_texts_of_unlike_length_fill_the_least_tokens() -> None:
+def test_a_chunk_below_mixed_tokens_takes_texts_of_any_length() -> None:
     lengths = [100, 60, 60, 10, 10, 3, 1]
-    assert chunks_of(lengths, least_tokens=300) == [slice(0, 3), slice(3, 7)]
-    assert chunks_of(lengths, gradcache_tokens=200, least_tokens=300) == [slice(0, 2), slice(2, 5), slice(5, 7)]
-    assert chunks_of(lengths, least_tokens=1000) == [slice(0, 7)]
+    assert chunks_of(lengths, mixed_tokens=300) == [slice(0, 3), slice(3, 7)]
+    assert chunks_of(lengths, gradcache_tokens=200, mixed_tokens=300) == [slice(0, 2), slice(2, 5), slice(5, 7)]
+    assert chunks_of(lengths, mixed_tokens=1000) == [slice(0, 7)]
