@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ..schemas.errors import CorpusError
 from ..schemas.outcomes import Summary
-from .corpus.atomic import commit
+from .corpus.atomic import clear_temporaries, commit
 from .corpus.folder import FOLDERS, committed, fingerprint, read_footer, rejects, shards
 from .corpus.pools import FILE as POOLS_FILE
 from .corpus.pools import TABLES, write_pools
@@ -55,8 +55,7 @@ def cut(corpus: Path, out: Path, rows: int, seed: int = 0) -> list[Summary]:
         raise CorpusError(f"{out} already exists; name a new folder, or remove this one")
     inputs = {folder: shards(corpus, folder) for folder in FOLDERS if folder == "ingest" or committed(corpus, folder)}
     sets = shards(corpus, "evaluation") if committed(corpus, "evaluation") else []
-    for leftover in out.parent.glob(f".{out.name}.*.tmp"):  # of killed runs
-        shutil.rmtree(leftover, ignore_errors=True)
+    clear_temporaries(out.parent, out.name)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         spill = temporary / ".spill"
