@@ -111,7 +111,7 @@ def check_full_disk(code: int, message: str, corpus: Path) -> None:
     assert sum(line.startswith("error: ") for line in message.splitlines()) == 1
     assert "No space left on device" in message
     assert f"There is no space left for {corpus}" in message
-    assert "make room, then run the same command again" in message
+    assert "free some space, then run the same command again" in message
     assert temporaries(corpus) == []
     for shard in corpus.rglob("part-*.parquet"):
         if shard.parent.name != "rejected":
