@@ -106,9 +106,9 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[H
 
 
 def plan(stage: str, corpus: Path, recipe: Recipe, processes: int) -> TrainingPlan:
-    """Return the size of a training run (see TrainingPlan) without training. Raises what `train` raises.
+    """Return the size of a training run (see TrainingPlan) without training.
 
-    For bootstrap this also writes the untrained model, as `training_job` does.
+    Raises RecipeError and CorpusError as `train` does. For bootstrap this also writes the untrained model, as `training_job` does.
     """
     from .trainer.dry_run import plan_training
 
@@ -148,7 +148,7 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
 
 
 def _sentence_shards(corpus: Path) -> list[Path]:
-    """List the shards of convert/sts; empty for a corpus without sentence pairs, whose folder has no files."""
+    """List the shards of convert/sts, none if the folder is empty because there are no sentence pairs."""
     from .pipeline.corpus.folder import shards
 
     folder = corpus / "convert" / "sts"
@@ -158,7 +158,7 @@ def _sentence_shards(corpus: Path) -> list[Path]:
 
 
 def _write_untrained(corpus: Path, recipe: Recipe) -> None:
-    """Write the model that bootstrapping starts from: a small BERT with random weights, and its linear layer."""
+    """Write the model that bootstrapping starts from: a small BERT with random weights, and a linear layer on top."""
     from .pipeline.corpus.folder import shards
     from .trainer.model.bootstrap import make_untrained
 
@@ -254,7 +254,7 @@ def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks
 
 
 def _find_models(corpus: Path | None, models: list[str]) -> dict[str, str]:
-    """Return the folder or hub name of each model; a missing one is an error before the first is evaluated.
+    """Return the folder or hub name of each model; a training stage without a model is an error.
 
     Without a corpus, every name is taken as a hub name or folder.
     """
@@ -369,7 +369,7 @@ def steps(recipe: Recipe) -> list[str]:
     order += ["pretrain"] if recipe.pretrain else []
     order += ["mine", "finetune"] if recipe.finetune else []
     order += ["evaluate"] if recipe.evaluation else []
-    return order + (["export"] if recipe.finetune else [])  # last, as the model card has the metrics
+    return order + (["export"] if recipe.finetune else [])  # last, because the model card shows the metrics
 
 
 def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Iterator[tuple[str, Outcome]]:

@@ -12,10 +12,11 @@ from ..text.normalise import match_key
 def judge_classes(frame: pl.DataFrame) -> pl.DataFrame:
     """Add `reason` (why this text gets no record, null if it gets one), `detail`, and the text's `key` and `class`.
 
-    A text in two classes would be its own negative, a class with one text has no positive, and a single class has no
-    negatives. Texts with the same match key are the same text, as in dedup, so `好！` is never a negative of `好`.
-    Class names that share a cluster are one class: `class` is the smallest `cluster_id` among the rows of a class name,
-    so that it is the same for all of them, whatever their order.
+    A text in two classes would be its own negative (`ambiguous_class`), a class with one text has no positive
+    (`lonely_class`), and a single class has no negatives (`one_class`). `detail` lists the class names of the text.
+    Texts with the same match key are the same text, as in dedup, so `好！` is never a negative of `好`. The rows of a
+    class name can be in several clusters: `class` is the smallest `cluster_id` among them, so the order of rows does
+    not matter, and class names with the same smallest cluster are one class.
     """
     class_names = pl.col("positive").unique().sort().str.join(", ")
     frame = frame.with_columns(key=match_key(pl.col("query")), **{"class": pl.col("cluster_id").min().over("positive")})
@@ -38,7 +39,7 @@ def build_class_records(frame: pl.DataFrame, settings: ConvertSettings) -> pl.Da
     """Build one record per distinct query: positives from its own class, negatives from the others (paper §3.2).
 
     `frame` must have the rows to which `judge_classes` gave no reason: at least two classes, each with at least two
-    texts. Queries with the same match key get the same positives and negatives.
+    texts, or no rows. Queries with the same match key get the same positives and negatives.
 
     Each class is shuffled into a ring, and a text's positives are the texts that follow it, so every text is a positive
     equally often. For the negatives, the texts of the other classes are divided into `class_negatives` equal parts and

@@ -11,7 +11,7 @@ from pathlib import Path
 def commit(temporary: Path, path: Path) -> None:
     """Rename a complete file or folder to its final name, and fsync the parent folder.
 
-    The caller must have fsynced `temporary`.
+    The caller must have fsynced `temporary`. A folder can only be renamed to a name that is free or an empty folder.
     """
     temporary.replace(path)
     descriptor = os.open(path.parent, os.O_RDONLY)
@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
     If the block succeeds, the file is fsynced and renamed to `path`; if it raises, the file is deleted. The caller must
     be the only process that replaces `path`, because temporary files that killed processes left for it are deleted.
     """
-    # With the process ID, a second writer that breaks this rule at least does not write to the same file.
+    # The process ID keeps a second writer, which should not exist, from writing into the same file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         clear_temporaries(path.parent, path.name)

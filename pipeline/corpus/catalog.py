@@ -1,6 +1,6 @@
-"""SQL views over the shards of a corpus: catalog.duckdb, which every data stage rebuilds, and queries of `conan sql`.
+"""SQL views over the shards of a corpus.
 
-A query does not read catalog.duckdb; it creates the same views in a temporary file.
+Every data stage rebuilds them in catalog.duckdb; `conan sql` creates the same views in a temporary file.
 """
 
 import tempfile
@@ -93,9 +93,11 @@ def _limited(relation: duckdb.DuckDBPyRelation, limit: int | None) -> duckdb.Duc
 def _statements(corpus: Path) -> list[str]:
     """Build the CREATE VIEW statements.
 
-    Each folder of shards has two views, such as `filter` and `filter_rejected`. The others are `convert` (all training
-    records), `rejected` (all rejects), `funnel`, `rules` (rejects by stage, reason and source), `runs` (the footers of
-    all shards) and `results`. Raises CorpusError if `corpus` is not a folder or holds a shard that Conan did not write.
+    Each folder of shards has two views, named after the last part of the folder: `convert/sts` has `sts` and
+    `sts_rejected`. The others are `convert` (all training records), `rejected` (all rejects), `funnel` (rows and bytes
+    by stage, source and category), `rules` (number of rejects by stage, reason and source), `runs` (the footers of all
+    shards) and `results` (metrics per query). Raises CorpusError if `corpus` is not a folder or holds a shard that
+    Conan did not write.
     """
     if not corpus.is_dir():
         raise CorpusError(f"{corpus}: no such folder; name the corpus that `conan ingest` wrote")
@@ -144,7 +146,8 @@ def _type(arrow_type: pa.DataType) -> str:
 def _funnel() -> str:
     """Build the SQL for rows and bytes of text by stage, source and category.
 
-    Each training record adds as many rows as the pairs it was made from, so that stages can be compared.
+    A training record counts as the number of pairs that it was made from, so rows can be compared across stages; its
+    bytes are counted once.
     """
     parts = [
         f"SELECT {number} AS stage_number, '{stage}' AS stage, source, category, count(*) AS rows, "

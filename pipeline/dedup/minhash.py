@@ -1,4 +1,4 @@
-"""MinHash signatures of a text column, identical, bit for bit, to datasketch's, and exact Jaccard similarity.
+"""MinHash signatures of a text column (bit-identical to datasketch's), and exact Jaccard similarity.
 
 A text is the set of its character n-grams (shingles). A shingle is hashed by MurmurHash3 over its Unicode code points.
 A signature is what `datasketch.MinHash(num_perm=128, scheme="affine32", hashfunc=shingle_hash)` computes for that set.
@@ -52,8 +52,8 @@ def shingle_hash(shingle: bytes) -> int:
     """Return MurmurHash3_x86_32, seed 0, of a shingle's UTF-32-LE bytes; use it as the `hashfunc` of datasketch.
 
     A readable reference implementation; `_hash_shingles` computes the same. In UTF-32-LE each code point is one 4-byte
-    block of MurmurHash3 and there is never a tail, so `_hash_shingles` hashes code points as they are decoded. Source
-    of the constants: MurmurHash3.cpp, https://github.com/aappleby/smhasher.
+    block of MurmurHash3 and there is never a tail, so `_hash_shingles` works on code points and builds no
+    bytes. Source of the constants: MurmurHash3.cpp, https://github.com/aappleby/smhasher.
     """
     mask = 0xFFFFFFFF
     value = 0
@@ -178,7 +178,10 @@ def _write_signatures(
     increments: Hashes,
     result: Hashes,
 ) -> None:
-    """Write each text's signature to `result`: per permutation the minimum of `a * h + b mod 2**32` over its hashes."""
+    """Write each text's signature to `result`: per permutation the minimum of `a * h + b mod 2**32` over its shingles.
+
+    h is the shingle's hash after another `_fmix32`, as in datasketch's scheme affine32.
+    """
     size = _longest(offsets, np.arange(len(result))) + _BATCH  # room to fill up the last batch
     points = np.empty(size, dtype=np.uint32)
     hashes = np.empty(size, dtype=np.uint32)

@@ -19,7 +19,7 @@ _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
 _FILE_MAGIC = b"ARROW1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-"""From Arrow's columnar format, section "IPC Streaming Format"."""
+"""Ends a complete stream (Arrow's columnar format, section "IPC Streaming Format"); a file ends with _FILE_MAGIC."""
 
 
 def list_dataset_files(globs: Sequence[str], exclude: Sequence[str]) -> list[SourceFile]:
@@ -41,7 +41,7 @@ def list_arrow_files(folder: str) -> list[str]:
     """List the Arrow files of a folder written by `save_to_disk`, in the order of its splits and shards.
 
     Args:
-        folder: Path or fsspec URI of a Dataset, of a DatasetDict, or of a single .arrow file, which is returned itself.
+        folder: Path or fsspec URI of a Dataset, of a DatasetDict, or a single file, which is returned as it is.
 
     Raises:
         FileError: `folder` is something else, or its rows are selected through an indices mapping.
@@ -78,9 +78,8 @@ def read_arrow(stream: IO[bytes], name: str) -> Iterator[pa.Table]:
     """Read an Arrow file as tables of at most 2,000 rows and about 16 MB.
 
     Each table has two more columns: `_file` (`name`) and `_line` (row number, from 1). Columns keep their stored
-    values. Each column of class labels gets another column, `<column>_name`, with the names of the classes, provided
-    that its type is an integer and its name occurs once. The name is null for a label outside the list of names, such
-    as -1, which means unlabelled.
+    values. For each integer column of class labels whose name is unique, a column `<column>_name` is added with the
+    names of the classes. The name is null for a label outside the list of names, such as -1, which means unlabelled.
 
     Args:
         stream: Arrow's streaming or file format; seekable. Only one record batch at a time is held in memory.

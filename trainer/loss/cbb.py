@@ -8,7 +8,7 @@ embeddings are exchanged:
     losses = cbb_loss(embeddings_TD, batch, temperature=0.02, beta=0.8)
 
 No text is encoded twice, any number of ranks works, and the parameter update equals that of a single process, however
-the texts are divided. The setting `cbb_partition` therefore changes only how the texts are divided.
+the texts are divided. `cbb_partition` therefore affects the speed, not the result (apart from rounding and dropout).
 
 Shapes: T distinct texts, N queries, K negatives per query, M passages (the N positives, then all negatives without
 padding), P sentence pairs, D the width of an embedding, d the width after truncation to a matryoshka dim.
@@ -55,7 +55,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of a batch: `total`, to differentiate, its unweighted terms, and cosines at full width, detached."""
+    """The loss of a batch: `total`, to call backward on, its unweighted terms, and cosines at full width, detached."""
 
     total: Tensor
     terms: dict[str, Tensor]  # by name: retrieval, sts, and the recipe's extra terms
@@ -139,13 +139,13 @@ def partition_texts(
     """Divide the texts of a batch among the ranks. All ranks compute the same division.
 
     Returns `own`, the rows that this rank encodes, longest first, and `restore` [T], which puts the gathered embeddings
-    back in the order of the texts: `gathered[restore]`. Texts are assigned in snake order, longest first. Without
-    `sts_only`, the number of texts therefore differs by at most one between two ranks, and the summed length by at most
-    the longest text. `lengths` [T] may be in any unit.
+    back in the order of the texts: `gathered[restore]`. Texts are assigned in snake order (first rank to last, then
+    back), longest first. Without `sts_only`, the number of texts therefore differs by at most one between two ranks,
+    and the summed length by at most the longest text. `lengths` [T] may be in any unit.
 
     With the mask `sts_only` [T], the texts in the mask go to the last ranks and the others to the first ranks, in snake
     order within each of the two. The number of last ranks is proportional to the masked texts' share of the summed
-    length, rounded, at least one and not all: with five GPUs and any share below 30 %, the paper's 4 + 1. With a single
+    length, rounded, at least one and not all: with five GPUs and any share below 30%, the paper's 4 + 1. With a single
     rank, or if all texts or no texts are in the mask, the mask is ignored.
     """
     parts = partition_rows(world_size, lengths, sts_only)
@@ -180,7 +180,7 @@ def cbb_loss(
 
     The denominator of a query contains its own positive and the negatives of all queries in the batch; a negative that
     was drawn twice counts twice. `in_batch_positives` adds the positives of the other queries; `query_only_negatives`
-    keeps only the query's own negatives. Apart from the positive, texts of the query's own group (see `Batch`) are
+    leaves out the negatives of other queries. Apart from the positive, texts of the query's own group (see `Batch`) are
     always left out. Retrieval or STS may be empty; its loss is then 0. Every term is the mean over `matryoshka_dims`
     (default: the full width only). A learnt `temperature` is a scalar tensor. `terms` maps names to weights and
     functions (see terms.py).

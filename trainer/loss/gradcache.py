@@ -1,4 +1,4 @@
-"""The backward pass of a step: all texts at once, or with GradCache, with activation memory bounded by one chunk.
+"""The backward pass of a step: one over all chunks, or GradCache, whose activation memory is that of one chunk.
 
 GradCache (Gao et al. 2021, arXiv 2101.06983) encodes all chunks without gradients, computes the gradient of the loss
 with respect to the embeddings, then encodes each chunk again and backpropagates its part of that gradient into the
@@ -19,7 +19,8 @@ LENGTH_RATIO = 1.5
 exceptions."""
 
 MIXED_TOKENS = 4_096
-"""Chosen here: a chunk that has fewer tokens than this takes the next text whatever its length. A CPU packs such a
+"""Chosen here: a chunk that has fewer tokens than this takes the next text whatever its length, within
+`gradcache_tokens`. A CPU packs such a
 chunk without padding (see model/packing.py). On a GPU, an additional pass would cost about as much in kernel launches
 as the padding costs in computation; that is an estimate and was not measured."""
 
@@ -30,7 +31,8 @@ def chunks_of(lengths: Sequence[int], gradcache_tokens: int | None = None, mixed
     """Cut `lengths`, which must be sorted longest first, into consecutive slices, each of texts of similar length.
 
     With `gradcache_tokens`, a chunk has at most that many tokens, padding included, unless it is a single text. A chunk
-    ends before a text that is shorter than its longest text by more than LENGTH_RATIO, unless the chunk still has fewer
+    ends before a text that is shorter than its longest text by more than a factor of LENGTH_RATIO,
+    unless the chunk still has fewer
     than `mixed_tokens` tokens, padding included. Without texts, there is one empty chunk, because a rank without texts
     still takes part in the forward pass.
     """
@@ -54,8 +56,8 @@ def backward(
 
     `loss` takes the embeddings of this rank's texts, [texts, D], and must gather those of the other ranks itself.
     `loss_parameters` are the parameters that it uses directly (a learnt temperature). `cached` turns on GradCache.
-    Gradients are then reduced once, after all chunks, so that ranks may have different numbers of chunks; under ZeRO 0
-    `engine.step()` reduces.
+    With GradCache, gradients are reduced once, after all chunks, so that ranks may have different numbers of chunks;
+    under ZeRO 0, `engine.step()` reduces them.
     """
     if cached:
         with engine.coalesce_grad_reduction() if engine.zero_optimization() else nullcontext():
@@ -76,8 +78,8 @@ def cached_backward(
     """GradCache: compute `loss` over all chunks, then encode each chunk again and call `backward` once per chunk.
 
     Each chunk is encoded again under the random state of its first pass, so that the dropout masks are the same.
-    Embeddings and their gradients are kept in float32 or wider, so that the loss scale, which `backward` applies, comes
-    before any rounding to fp16. Gradients of half-precision `parameters` are summed over chunks in float32; the
+    Embeddings and their gradients are kept in float32 or wider, so that gradients are scaled by `backward` before they
+    are rounded to fp16. Gradients of half-precision `parameters` are summed over chunks in float32; the
     parameters must have no gradients when this is called. `loss_parameters` are those that `loss` uses directly.
     """
     states, encoded = [], []
@@ -102,8 +104,8 @@ def cached_backward(
     half = [parameter for parameter in parameters if parameter.requires_grad and parameter.dtype.itemsize < 4]
     sums: dict[nn.Parameter, Tensor] = {}
     # Half-precision gradients are summed over chunks in float32. After each chunk the half-precision gradient is
-    # dropped, so that the next chunk does not add to it. The last chunk's tensor is kept and overwritten with the sum,
-    # because under ZeRO 3, which has released the weight by then, only an existing .grad can be written to.
+    # dropped, so that the next chunk does not add to it. The last chunk's tensor is kept and overwritten with the sum:
+    # under ZeRO 3 the weight is empty by then, and a new .grad would have to have its shape.
     for number, (chunk, state, gradient_part) in enumerate(zip(chunks, states, gradient_parts, strict=True)):
         _restore_random_state(state)
         terms = [(encode(*chunk) * gradient_part).sum(), *(loss_parameter_terms if number == 0 else [])]

@@ -1,13 +1,13 @@
-"""Extra loss terms, added to retrieval and STS. A recipe weights them by name under `loss_terms:`.
+"""Extra loss terms, added to the loss of pre-training or fine-tuning. A recipe weights them by name under `loss_terms:`.
 
 A term is a function of two arguments:
 
 - the embeddings of all texts of a batch, [T, d], not normalised. The term is called once per matryoshka dim with the
   embeddings cut to that width d, and the values are averaged.
-- the batch, which gives the role of each text (see cbb.py).
+- the batch, which gives the role of each text (see cbb.py). Its tensors are on the CPU.
 
-It must return a scalar, on the embeddings' device and the same on every rank. Register your own in a plugin, where
-`conan_embedding.losses` is the public name of this registry's module:
+It must return a scalar tensor on the embeddings' device, with the same value on every rank. Plugins import the registry
+from `conan_embedding.losses`:
 
     from conan_embedding.losses import LOSS_TERMS
 
