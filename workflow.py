@@ -108,7 +108,8 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[H
 def plan(stage: str, corpus: Path, recipe: Recipe, processes: int) -> TrainingPlan:
     """Return the size of a training run (see TrainingPlan) without training.
 
-    Raises RecipeError and CorpusError as `train` does. For bootstrap this also writes the untrained model, as `training_job` does.
+    Raises RecipeError and CorpusError as `train` does. For bootstrap, this writes the untrained model, as
+    `training_job` does.
     """
     from .trainer.dry_run import plan_training
 

@@ -1,4 +1,4 @@
-"""Extra loss terms, added to the loss of pre-training or fine-tuning. A recipe weights them by name under `loss_terms:`.
+"""Extra terms of the loss of pre-training and fine-tuning. A recipe weights them by name under `loss_terms:`.
 
 A term is a function of two arguments:
 
