@@ -129,7 +129,7 @@ def _cut_pieces(chunks: Iterable[bytes], encoding: str, offset: int) -> Iterator
 def _find_last_character(data: bytes) -> int:
     """Find where the last UTF-8 character, which may be incomplete, begins."""
     end = len(data) - 1
-    while end > len(data) - 4 and data[end] & 0xC0 == 0x80:
+    while end > max(len(data) - 4, 0) and data[end] & 0xC0 == 0x80:
         end -= 1
     return end
 

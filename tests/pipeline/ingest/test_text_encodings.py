@@ -7,7 +7,7 @@ import pytest
 from conan_embedding.pipeline.ingest import files, text_encodings
 from conan_embedding.pipeline.ingest.files import FileError, FileSplit
 from conan_embedding.pipeline.ingest.text_encodings import BROKEN, detect, find_encoding, read_blocks, read_text
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import max_examples
 
@@ -167,6 +167,7 @@ broken_lines = st.lists(st.text(characters, max_size=30), max_size=20)
 
 
 @max_examples(60)
+@example(content=[], encoding="utf-8", end="\n", block=1, chunk=1, faults=[(0, b"\x80")])  # a piece of one damaged byte
 @given(
     content=broken_lines,
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "gb18030", "big5", "utf-16", "utf-16-be", "utf-32"]),
