@@ -172,11 +172,17 @@ def _serve(server: socket.socket) -> None:
 
 def call_in_folder(name: str, folder: str, arguments: list[str]) -> None:
     """Run `conan` or a Python file in a folder."""
-    os.chdir(folder)
+    _enter(folder)
     if name == "conan":
         forks.conan(*arguments)
     else:
         forks.program(Path(arguments[0]), *arguments[1:])
+
+
+def _enter(folder: str) -> None:
+    """Go to a folder, on what looks like a single core: further workers would take seconds to start."""
+    os.chdir(folder)
+    os.sched_getaffinity = lambda _: {0}
 
 
 class _Python:
@@ -210,7 +216,7 @@ def _open_python(folder: Path) -> Iterator[_Python]:
 
 def interpret(folder: str, connection: Connection) -> None:
     """Run code that comes over a connection, always with the same variables; answer with a traceback, or nothing."""
-    os.chdir(folder)
+    _enter(folder)
     sys.path.insert(0, folder)
     variables = {"__name__": "__main__"}
     while True:
