@@ -41,20 +41,20 @@ def _progress_bar() -> Iterator["Progress"]:
     """Show a bar with shards, rows, rows per second and the time left."""
     from rich import progress as bars
 
-    from .pipeline.engine.progress_lines import show_seconds
+    from .pipeline.engine.progress_lines import StageProgress, show_seconds
 
     class Left(bars.ProgressColumn):
         """Time left. Rich's own column averages over half a minute, and a shard may take longer than that."""
 
         def render(self, task: bars.Task) -> Text:
-            seconds = task.fields["end"] - (task.elapsed or 0.0)
+            seconds = task.fields["progress"].seconds_left
             return Text(show_seconds(seconds) if seconds < inf else "-:--:--")
 
     columns = (
         bars.TextColumn("{task.description:20}"),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,.0f} rows/s"),
+        bars.TextColumn("{task.fields[progress].rows:,} rows, {task.fields[progress].rows_per_second:,.0f} rows/s"),
         Left(),
     )
     bar = bars.Progress(*columns, console=errors, transient=True)
@@ -62,12 +62,11 @@ def _progress_bar() -> Iterator["Progress"]:
     def show(stage: str, done: int, total: int, rows: int) -> None:
         if not bar.tasks or bar.tasks[0].description != stage:
             clear()
-            bar.add_task(stage, rows=0, rate=0.0, end=inf, skipped=done)
+            bar.add_task(stage, total=total, completed=done, progress=StageProgress(stage, skipped=done))
             bar.start()
         task = bar.tasks[0]
-        elapsed, made = max(task.elapsed or 0.0, 0.1), done - task.fields["skipped"]
-        end = elapsed + elapsed / made * (total - done) if made else inf
-        bar.update(task.id, completed=done, total=total, rows=rows, rate=rows / elapsed, end=end)
+        task.fields["progress"].update(done, total, rows)
+        bar.update(task.id, completed=done, total=total)
         if done == total:
             clear()
 

@@ -208,6 +208,7 @@ def evaluate(
     results_folder = results or (corpus_of_sets / RESULTS if corpus_of_sets else None)
     model_folders = _find_models(corpus, models)
     sets_done, all_sets = 0, len(evaluation_sets) * len(set(models) - {BM25})
+    progress("evaluate: sets", sets_done, all_sets, 0)
     rows = []
     for name in dict.fromkeys([*models, *([BM25] if retrieval_sets else [])]):
         if name == BM25:
@@ -217,12 +218,9 @@ def evaluate(
             wanted = widths(encoder, recipe.evaluate.matryoshka_dims)
             full_width, judgements = dimension(encoder), []
             for one in evaluation_sets:
-                progress("evaluate: sets", sets_done, all_sets, 0)
                 judgements += judge(encoder, one, wanted)
                 sets_done += 1
-            progress(
-                "evaluate: sets", sets_done, all_sets, 0
-            )  # the last call reaches the total, which ends the display
+                progress("evaluate: sets", sets_done, all_sets, 0)
         for judgement in judgements:
             label = name if judgement.dimension == full_width else f"{name}@{judgement.dimension}"
             columns = {"model": label, "dimension": judgement.dimension, "set": judgement.set}

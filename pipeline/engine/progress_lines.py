@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from math import inf
 from threading import Event, Thread
@@ -17,37 +17,44 @@ SECONDS = 30.0
 
 @dataclass
 class StageProgress:
-    """How far a stage is: parts done of all, and the rows read so far. Parts done by an earlier run have no rate."""
+    """How far a stage is: parts done of all, and the rows read so far. Parts done by an earlier run have no rate.
+
+    Rates are those at the last update, so they don't fall, and the time left counts down, while a part takes long.
+    """
 
     stage: str
     skipped: int
-    began: float
+    began: float = field(default_factory=time.monotonic)
+    updated: float = 0.0
     done: int = 0
     total: int = 0
     rows: int = 0
 
+    def update(self, done: int, total: int, rows: int) -> None:
+        self.done, self.total, self.rows, self.updated = done, total, rows, time.monotonic()
+
     @property
-    def elapsed(self) -> float:
-        return max(time.monotonic() - self.began, 0.1)
+    def worked(self) -> float:
+        """Seconds from the beginning to the last update."""
+        return max(self.updated - self.began, 0.1)
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows / self.worked
 
     @property
     def seconds_left(self) -> float:
         """Estimate by the mean time of a part; infinite before the first is done."""
         made = self.done - self.skipped
-        return self.elapsed / made * (self.total - self.done) if made else inf
-
-    def update(self, done: int, total: int, rows: int) -> None:
-        self.done, self.total, self.rows = done, total, rows
+        return self.worked / made * (self.total - self.done) - (time.monotonic() - self.updated) if made > 0 else inf
 
     def __str__(self) -> str:
-        parts = f"{self.stage}: {self.done:,} of {self.total:,}"
-        rate = f"{self.rows:,} rows, {self.rows / self.elapsed:,.0f} rows/s" if self.rows else ""
+        rate = f"{self.rows:,} rows, {self.rows_per_second:,.0f} rows/s" if self.rows else ""
         if not rate and self.done > self.skipped:
-            rate = f"{(self.done - self.skipped) / self.elapsed:,.3g}/s"
-        return ", ".join(filter(None, [parts, rate, f"{show_seconds(self.elapsed)} so far", self._left()]))
-
-    def _left(self) -> str:
-        return f"about {show_seconds(self.seconds_left)} left" if self.seconds_left < inf else ""
+            rate = f"{(self.done - self.skipped) / self.worked:,.3g}/s"
+        so_far = f"{show_seconds(time.monotonic() - self.began)} so far"
+        left = f"about {show_seconds(self.seconds_left)} left" if self.seconds_left < inf else ""
+        return ", ".join(filter(None, [f"{self.stage}: {self.done:,} of {self.total:,}", rate, so_far, left]))
 
 
 def show_seconds(seconds: float) -> str:
@@ -66,7 +73,7 @@ def progress_lines() -> Iterator[Progress]:
 
     def show(stage: str, done: int, total: int, rows: int) -> None:
         if not latest or latest[-1].stage != stage:
-            latest[:] = [StageProgress(stage, done, time.monotonic())]
+            latest[:] = [StageProgress(stage, done)]
         latest[-1].update(done, total, rows)
         if done == total:  # what follows may be another process's, which tells its own progress
             latest.clear()
