@@ -23,7 +23,7 @@ def broken_rules(*pairs: tuple[str, str], settings: ConvertSettings = SETTINGS) 
         ("tool_call", "<｜tool▁calls▁begin｜>查找番茄", "<b>番茄</b>是蔬菜。"),
         ("tool_call", "Action: 查找\nAction Input: 番茄", "Action: 是动作的意思。"),
         ("refusal", "作为一个AI语言模型，我没有做过菜。", "作为一名厨师，我没有失手过。"),
-        ("refusal", "很抱歉，我无法品尝。" + "汤" * 240, "很抱歉，我无法品尝。" + "汤" * 241),
+        ("refusal", "很抱歉，我无法品尝。" + "汤" * 25, "很抱歉，我无法品尝。" + "汤" * 26),
         ("pleasantry", "不谢！祝您用餐愉快。", "不客气！" + "下次做菜时可以先放糖。" * 10),
         ("pleasantry", "再见，祝您好胃口。", "我们再见面时一起做菜。"),
         ("refusal", "作为人工智能，我不会做饭。", "机器学习作为人工智能的一个分支，正在兴起。"),
@@ -65,7 +65,7 @@ def test_responses(reason: str, bad: str | tuple[str, str], good: str | tuple[st
 def test_the_first_rule_that_is_broken_counts() -> None:
     order = list(build_response_rules(SETTINGS))
     for first, second, pair in (
-        ("tool_call", "number_only", (PROMPT, '{"arguments": 1}')),
+        ("tool_call", "code_only", (PROMPT, '{"name": "1", "arguments": 1}')),
         ("refusal", "template_slot", (PROMPT, "作为人工智能，我不会做饭。{{name}}")),
         ("prompt_length", "echo", ("问" * 2001, "问" * 2001)),
         ("number_only", "response_length", (PROMPT, "3")),
