@@ -124,9 +124,15 @@ def demo(
         sql(corpus, question)
 
 
-@command(DATA, "conan ingest corpora/zh --recipe recipe.yaml", "conan ingest corpora/zh --workers 8 --strict")
+@command(
+    DATA,
+    "conan ingest corpora/zh --recipe recipe.yaml --dry-run",
+    "conan ingest corpora/zh --recipe recipe.yaml",
+    "conan ingest corpora/zh --workers 8 --strict",
+)
 def ingest(
     corpus: Corpus,
+    dry_run: options.IngestDryRun = False,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     workers: Workers = 0,
@@ -138,7 +144,12 @@ def ingest(
 ) -> None:
     """Read the recipe's sources into pairs. Bad records are rejected with file, line and reason."""
     resolved = resolve(corpus, recipe, overrides)
-    run_and_show("ingest", corpus, resolved, as_json, workers, cluster_of(engine, address), strict)
+    if dry_run:
+        from .pipeline.ingest.preview import preview
+
+        display.show_sources(preview(resolved), as_json)
+    else:
+        run_and_show("ingest", corpus, resolved, as_json, workers, cluster_of(engine, address), strict)
 
 
 @command(

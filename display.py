@@ -1,6 +1,6 @@
 """The output of commands: tables for people, JSON and CSV for machines, and progress on standard error."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from decimal import Decimal
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .pipeline.engine.calls import Progress
     from .pipeline.filter.preview import DryRun, Explanation
+    from .pipeline.ingest.preview import SourcePreview
     from .pipeline.mine.show_pool import ShownPool
 
 # Much of the output is data, in which "[/img]" must not be read as markup.
@@ -82,7 +83,7 @@ def _progress_bar() -> Iterator["Progress"]:
         clear()
 
 
-def echo_json(value: dict[str, Any]) -> None:
+def echo_json(value: dict[str, Any] | list[dict[str, Any]]) -> None:
     """Print one line of JSON, with null for NaN and infinite numbers."""
     typer.echo(_as_json(value))
 
@@ -300,6 +301,34 @@ def _cell(value: Any) -> str:
     if isinstance(value, float) and abs(value) < 1e6:
         return f"{value:.6g}"
     return "" if value is None else str(value)
+
+
+def show_sources(sources: Iterable["SourcePreview"], as_json: bool) -> None:
+    """Print the columns of sources, and the pairs and rejects of their samples, one after the other."""
+    if as_json:
+        echo_json([asdict(source) for source in sources])
+        return
+    for source in sources:
+        _show_source(asdict(source))
+
+
+def _show_source(source: dict[str, Any]) -> None:
+    out.print(f"{source['name']}: {source['files']:,} files", style="bold")
+    if source["columns"]:
+        table = Table("column", "type")
+        for name, kind in source["columns"].items():
+            table.add_row(name, kind)
+        _print_table(table)
+    if source["error"]:
+        out.print(source["error"], soft_wrap=True)
+        return
+    left_out = f", {source['left_out']:,} left out by where" if source["left_out"] else ""
+    out.print(f"{source['rows']:,} rows tried: {source['kept']:,} pairs{left_out}; nothing written")
+    for query, positive in source["pairs"]:
+        out.print(f"  query: {_excerpt(query)}", soft_wrap=True)
+        out.print(f"  positive: {_excerpt(positive)}", soft_wrap=True)
+    for reason, (number, example) in source["rejected"].items():
+        out.print(f"  rejected: {reason} {number:,}, first {_excerpt(example)}", soft_wrap=True)
 
 
 def show_dry_run(tried: "DryRun", as_json: bool) -> None:

@@ -81,6 +81,10 @@ DemoFolder = Annotated[
 Explain = Annotated[
     str | None, typer.Option(metavar="PAIR_ID", help="Print each rule's value for one pair; write nothing.")
 ]
+IngestDryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print each source's columns, and pairs and rejects of a sample; write nothing."),
+]
 FilterDryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print how many pairs of a sample each rule would reject; write nothing.")
 ]

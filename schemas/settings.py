@@ -44,7 +44,21 @@ def _as_list(value: Any) -> Any:
 
 Globs = list[str]
 
-RESERVED_TABLES = ("rows", "batch", "records", "texts", "selected", "bad", "frame", "joined", "objects")
+RESERVED_TABLES = (
+    "rows",
+    "batch",
+    "records",
+    "texts",
+    "selected",
+    "bad",
+    "frame",
+    "joined",
+    "objects",
+    "misfits",
+    "suspects",
+    "structures",
+    "further",
+)
 """Names that ingest's own tables have and a table of `join:` can't have."""
 
 
@@ -125,6 +139,11 @@ class Source(Settings):
     )
     simplify: bool = setting(False, "Convert Traditional Chinese to Simplified with OpenCC. Needs the extra `[zh]`.")
     options: ReaderOptions = setting(ReaderOptions(), "Options of the reader.")
+    columns: dict[str, str] = setting(
+        {},
+        'json, jsonl, csv, tsv, parquet, hf: DuckDB types of columns, as in `{answers: "VARCHAR[]"}`. By default they'
+        " are decided from a sample of all files. Rows with a value of another type are rejected.",
+    )
     join: dict[str, str] = setting(
         {},
         "Further files for the SQL, as `name: file`. Each becomes a table with the columns `line` and `line_number`.",

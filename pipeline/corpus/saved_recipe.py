@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...schemas.errors import RecipeError
 from ...schemas.recipe import Recipe, dump, load
+from ...schemas.settings import Source
 from .atomic import write_text
 
 
@@ -25,6 +26,14 @@ def find_recipe(corpus: Path) -> Path:
 def load_recipe(corpus: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Load the recipe saved in a corpus, with `overrides` applied."""
     return load(find_recipe(corpus), overrides)
+
+
+def find_saved_sources(corpus: Path) -> dict[str, Source]:
+    """Return the sources of the recipe saved in a corpus, by name; none if there is no recipe that can be read."""
+    try:
+        return {source.name: source for source in load_recipe(corpus).sources}
+    except RecipeError:
+        return {}
 
 
 def keep_settings(corpus: Path, overrides: Sequence[str]) -> None:

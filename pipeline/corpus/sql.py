@@ -20,3 +20,8 @@ def scan_shards(files: Iterable[Path], **options: bool) -> str:
     listed = ", ".join(quote(file) for file in files)
     settings = {"hive_partitioning": False} | options
     return f"read_parquet([{listed}], {', '.join(f'{name} = {value}' for name, value in settings.items())})"
+
+
+def quote_name(name: str) -> str:
+    """Quote a name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'

@@ -1,14 +1,14 @@
-"""Read JSON records from lines, arrays and whole documents, and find the structure they share."""
+"""Read JSON records from lines, arrays and whole documents, and select columns from them."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
 
 import duckdb
 import polars as pl
 
 from ...schemas.settings import Source
+from ..corpus.sql import quote, quote_name
 from .files import FileError, FileSplit
 from .problems import Frames, fitting, no_problems, problem, shown
 from .records import LINE, array_elements, lines
@@ -17,13 +17,9 @@ from .text_encodings import LONGEST_DOCUMENT, Block, read_blocks
 DEEPEST_RECORD = 100
 """Chosen here: levels of nesting; beyond 128, DuckDB's json_structure fails and invalidates the database."""
 
-MOST_FIELDS = 200
-"""Chosen here: an inner object with more fields than this is keyed by data, such as ids, and stays JSON."""
-
 _PAIRED = r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _HALF = r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 _MESSAGES = '{"messages":%s}'
-_NUMBERS = ("UBIGINT", "BIGINT", "HUGEINT", "DOUBLE")
 
 
 def read_json_lines(split: FileSplit, source: Source, connection: duckdb.DuckDBPyConnection) -> Iterator[Frames]:
@@ -73,71 +69,46 @@ def read_chats(split: FileSplit, source: Source, connection: duckdb.DuckDBPyConn
 
 
 def select_from_records(select: str) -> str:
-    """Prepend to a SELECT the table it reads, `records(_row, _file, _line, record JSON)`, made from `frame`."""
-    return f"WITH records AS (SELECT _row, _file, _line, CAST(text AS JSON) AS record FROM frame) {select}"
+    """Prepend to a SELECT the table it reads, `records(_row, _file, _line, record JSON)`, made from `frame`.
 
-
-def select_objects(source: Source, connection: duckdb.DuckDBPyConnection, frames: Iterable[pl.DataFrame]) -> str:
-    """Return SQL for a column per key of the objects in these frames, or for one column `data` with option `whole`."""
-    columns = ", record AS data"
-    if not source.options.whole:
-        structure = find_structure(connection, frames)
-        quoted = structure.replace("'", "''")
-        columns = f", unnest(from_json(record, '{quoted}'))" if structure != "{}" else ""
-    return select_from_records(f"SELECT _row, _file, _line{columns} FROM records")
-
-
-def find_structure(connection: duckdb.DuckDBPyConnection, records: Iterable[pl.DataFrame]) -> str:
-    """Find the structure, in JSON, with which DuckDB's from_json can represent every record."""
-    structure: dict[str, Any] = {}
-    for frame in records:
-        connection.register("texts", frame.to_arrow())
-        ((found,),) = connection.execute("SELECT json_group_structure(CAST(text AS JSON)) FROM texts").fetchall()
-        connection.unregister("texts")
-        if found and found != '"JSON"':  # the structure of objects without keys
-            structure = _keep_nameable(merge_structures(structure, json.loads(found)))
-    return json.dumps(structure)
-
-
-def merge_structures(one: Any, other: Any) -> Any:
-    """Merge two structures as DuckDB's json_group_structure does.
-
-    Objects that never have a key in one of them have the type JSON there, and therefore in the result.
+    Numbers that DuckDB would round are texts in `record`; see scanners.quote_numbers.
     """
-    if one == other or other == "NULL":
-        return one
-    if one == "NULL":
-        return other
-    if isinstance(one, dict) and isinstance(other, dict):
-        return {key: merge_structures(one.get(key, "NULL"), other.get(key, "NULL")) for key in one | other}
-    if isinstance(one, list) and isinstance(other, list):
-        return [merge_structures(one[0], other[0])]
-    if one in _NUMBERS and other in _NUMBERS:
-        return "DOUBLE" if "DOUBLE" in (one, other) else "HUGEINT"
-    return "JSON"
+    return f"WITH records AS (SELECT _row, _file, _line, CAST(quoted AS JSON) AS record FROM frame) {select}"
 
 
-def _keep_nameable(structure: dict[str, Any]) -> dict[str, Any]:
-    """Keep the keys that can name columns: not empty, and only the first of several that differ only in case.
+def select_objects(source: Source) -> str:
+    """Return SQL for the columns in `source.columns`, or for one column `data` with option `whole`.
 
-    An inner object with a key that can't, or with more than MOST_FIELDS keys, stays JSON.
+    Decimals are texts in columns of type DOUBLE. Keys that differ only in case give one column; where a record has
+    several of them, the first one in `source.columns` counts.
     """
+    if source.options.whole:
+        return "SELECT _row, _file, _line, CAST(text AS JSON) AS data FROM frame"
+    spelled: dict[str, list[str]] = {}
+    for key in source.columns:
+        spelled.setdefault(key.lower(), []).append(key)
+    firsts = {
+        keys[0]: "VARCHAR" if source.columns[keys[0]] == "DOUBLE" else source.columns[keys[0]]
+        for keys in spelled.values()
+    }
+    structs = "".join(
+        f", from_json({record}, {quote(json.dumps(structure))}) AS {name}"
+        for name, record, structure in (
+            ("typed", "record", {key: kind for key, kind in firsts.items() if kind != "JSON"}),
+            ("untyped", "document", {key: kind for key, kind in firsts.items() if kind == "JSON"}),
+        )
+        if structure
+    )
+    columns = "".join(f", {_select_key(keys, firsts[keys[0]])} AS {quote_name(keys[0])}" for keys in spelled.values())
+    return f"""SELECT _row, _file, _line{columns} FROM (SELECT *{structs} FROM (
+        SELECT _row, _file, _line, CAST(quoted AS JSON) AS record, CAST(text AS JSON) AS document FROM frame))"""
 
-    def inner(kind: Any) -> Any:
-        if isinstance(kind, list):
-            return [inner(kind[0])]
-        if isinstance(kind, dict):
-            columns = _keep_nameable(kind) if len(kind) <= MOST_FIELDS else {}
-            return columns if len(columns) == len(kind) else "JSON"
-        return kind
 
-    columns: dict[str, Any] = {}
-    taken = {""}
-    for key, kind in structure.items():
-        if key.lower() not in taken:
-            columns[key] = inner(kind)
-            taken.add(key.lower())
-    return columns
+def _select_key(keys: Sequence[str], kind: str) -> str:
+    """Return SQL for the value of the first of these keys that a record has."""
+    struct, record = ("untyped", "document") if kind == "JSON" else ("typed", "record")
+    others = (f"from_json({record}, {quote(json.dumps({key: kind}))}).{quote_name(key)}" for key in keys[1:])
+    return f"coalesce({', '.join([f'{struct}.{quote_name(keys[0])}', *others])})"
 
 
 def _is_json(text: bytes) -> bool:

@@ -6,7 +6,10 @@ import polars as pl
 
 from .records import LONGEST_RECORD
 
-PLACE = ("_row", "_file", "_line")
+RECORD = "_record"
+"""The column in which a reader keeps the text that a row was read from, for rejects; the SQL does not see it."""
+
+PLACE = ("_row", "_file", "_line", RECORD)
 """The columns that say where a row comes from; a file's own columns are renamed if they have these names."""
 
 PROBLEM = {"file": pl.String, "line": pl.Int64, "record": pl.String, "reason": pl.String, "detail": pl.String}

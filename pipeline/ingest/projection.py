@@ -1,20 +1,35 @@
 """Run the recipe's SQL over the table `rows`: it gives the columns of a pair; rows without a pair get a reason."""
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import duckdb
 import polars as pl
 
 from ...schemas.settings import Source
-from .problems import PLACE
-from .readers import SourceError
+from .expressions import (
+    Decimals,
+    as_json,
+    as_numbers,
+    as_text,
+    as_texts,
+    choose_binding,
+    find_decimals,
+    find_missing,
+    guard,
+    unmark_numbers,
+)
+from .problems import PLACE, no_problems
+from .readers import find_reader
+from .shown_records import show_records, show_rows
 
 _NUMBER = "row_number() OVER () AS _pair"
 """Numbers the rows, as `_row` numbers records and one record may give several rows."""
 
-_RECORD = "CAST(to_json(_batch) AS VARCHAR) AS record"
-_MISSING = re.compile(r'Referenced (?:column|table) "(.+?)" not found|does not have a column named "(.+?)"')
+_LISTED = 50  # columns in a message
+_LOOKED_AT = 1_000  # records whose keys are listed in a message
 
 
 @dataclass(frozen=True)
@@ -27,111 +42,96 @@ class Projected:
     left_out: int  # rows excluded by `where`
 
 
-def project(connection: duckdb.DuckDBPyConnection, source: Source) -> Projected:
-    """Turn the rows of the batch into pairs and problems.
+def project(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> Projected:
+    """Turn the rows of the batch, which was loaded from `frame`, into pairs and problems.
 
     A column that these rows lack is taken as NULL, since other rows of the source may have it.
 
     Raises:
         SourceError, duckdb.Error: the SQL does not fit the rows.
     """
+    decimals = find_decimals(connection, source)
     missing: dict[str, str] = {}
     while True:
         nulls = "".join(f', {null} AS "{name}"' for name, null in missing.items())
         connection.execute(f"CREATE OR REPLACE VIEW rows AS SELECT {_NUMBER}, *{nulls} FROM batch")
         try:
-            projected = _project(connection, source)
+            projected, left_out = _project(connection, source, decimals)
         except duckdb.BinderException as error:
-            found = _MISSING.search(str(error))
-            is_struct = "Referenced table" in str(error)  # `name.field` or `name.field.field`
-            name = (found[1].partition(".")[0] if is_struct else found[1] or found[2]) if found else None
-            if name is None or name in missing or re.search(rf"\b{re.escape(name)}\b", source.where or ""):
+            name, is_struct = find_missing(error) or ("", False)
+            if not name or name in missing or re.search(rf"\b{re.escape(name)}\b", source.where or ""):
                 raise  # without that column it is unknown what `where` excludes
             missing[name] = "NULL::JSON" if is_struct else "NULL"  # JSON has every field
         else:
-            pairs, problems = _judge(connection, source, projected, list(missing))
-            return Projected(pairs, problems, list(missing), _count_left_out(connection, source))
+            pairs, problems = _judge(connection, source, frame, projected, list(missing))
+            return Projected(pairs, problems, list(missing), left_out)
 
 
-def _count_left_out(connection: duckdb.DuckDBPyConnection, source: Source) -> int:
-    if not source.where:
-        return 0
-    query = f"SELECT count(*) FROM selected WHERE NOT coalesce(({source.where}\n)::BOOLEAN, false)"
-    ((rows,),) = connection.execute(query).fetchall()
-    return int(rows)
-
-
-def reject_batch(connection: duckdb.DuckDBPyConnection, source: Source, error: Exception) -> pl.DataFrame:
+def reject_batch(
+    connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame, error: Exception
+) -> pl.DataFrame:
     """Return every row of the batch as a problem, with this error as the detail."""
-    detail = f"source {source.name}: {str(error).strip()} {_list_columns(connection)}"
-    rows: pl.DataFrame = connection.sql(f"SELECT _file AS file, _line AS line, {_RECORD} FROM batch AS _batch").pl()
-    return rows.with_columns(reason=pl.lit("projection"), detail=pl.lit(detail))
+    detail = f"source {source.name}: {str(error).strip()} {_list_columns(connection, source, frame)}"
+    rows: pl.DataFrame = connection.sql("SELECT _row FROM batch").pl()
+    return show_records(frame, rows.with_columns(reason=pl.lit("projection"), detail=pl.lit(detail)))
 
 
-def _list_columns(connection: duckdb.DuckDBPyConnection) -> str:
+def _list_columns(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> str:
     names = [name for name in connection.sql("FROM batch").columns if name not in PLACE]
-    return f"Available columns: {', '.join(names) or 'none'}"
+    if find_reader(source).has_keys and not source.options.whole:  # only the keys that the SQL names became columns
+        names = list(dict.fromkeys(key for text in frame["text"].head(_LOOKED_AT) for key in json.loads(text)))
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"Available columns: {', '.join(names[:_LISTED]) or 'none'}{more}"
 
 
-def _project(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
+def _project(connection: duckdb.DuckDBPyConnection, source: Source, decimals: Decimals) -> tuple[pl.DataFrame, int]:
     """Compute the columns of a pair for each row that `select` and `where` leave; values may be NULL.
 
-    Rows for which `select` gives no row are included, with `no_pair` true.
+    Rows for which `select` gives no row are included, with `no_pair` true. Also counts the rows that `where` excludes.
     """
-    select = f"{source.select}\n, rows.*" if source.select and not source.from_ else source.select or "*"
-    connection.execute(f"CREATE OR REPLACE VIEW selected AS SELECT {select}\nFROM {source.from_ or 'rows'}")
+    _create_selected(connection, source, decimals)
     there = connection.sql("FROM selected").columns
     place = ", ".join(name if name in there else f"NULL AS {name}" for name in ("_pair", "_file", "_line"))
-    negatives = f"({source.negatives or _own_column(connection, 'negatives', '[]')}\n)"
-    kind = _find_type(connection, negatives)
-    if not kind.endswith("]") and kind not in ("JSON", '"NULL"', "NULL"):
-        raise SourceError(f"negatives: expected a list of strings, found {kind}.")
-    meta = f"to_json({source.meta or _own_column(connection, 'meta', '{}')}\n)"
+    query, query_found = as_text(connection, source.query, decimals)
+    positive, positive_found = as_text(connection, source.positive, decimals)
+    given = source.negatives or _own_column(connection, "negatives", "[]")
+    negatives, negatives_found = as_texts(connection, given, decimals)
+    label = guard(connection, as_numbers(source.label or "NULL", decimals))
     columns = {
-        "query": _as_text(connection, source.query),
-        "positive": _as_text(connection, source.positive),
-        "negatives": f"TRY_CAST({_guard(connection, negatives)} AS VARCHAR[])",
-        "label": f"TRY_CAST({_guard(connection, source.label or 'NULL')} AS FLOAT)",
-        "meta": f"CAST({_guard(connection, meta)} AS VARCHAR)",
+        "query": query,
+        "query_found": query_found,
+        "positive": positive,
+        "positive_found": positive_found,
+        "negatives": negatives,
+        "negatives_found": negatives_found,
+        "label": f"TRY_CAST({label} AS FLOAT)",
+        "meta": as_json(connection, source.meta or _own_column(connection, "meta", "{}"), decimals),
     }
     values = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
-    where = f"WHERE {source.where}" if source.where else ""
-    projected: pl.DataFrame = connection.sql(f"SELECT {place}, {values}, false AS no_pair FROM selected {where}").pl()
+    where = source.where and choose_binding(connection, "selected", as_numbers(source.where, decimals), source.where)
+    chosen = f"WHERE {where}" if where else ""
+    projected: pl.DataFrame = connection.sql(f"SELECT {place}, {values}, false AS no_pair FROM selected {chosen}").pl()
     if "_pair" in there:
         unused = connection.sql("SELECT _pair, _file, _line FROM rows ANTI JOIN selected USING (_pair)").pl()
-        projected = pl.concat([projected, unused.with_columns(no_pair=pl.lit(True))], how="diagonal")
-    return projected
+        projected = pl.concat([projected, unused.with_columns(no_pair=pl.lit(True))], how="diagonal_relaxed")
+    return projected.with_columns(meta=_keep_valid(unmark_numbers(pl.col("meta")))), _count_left_out(connection, where)
 
 
-def _guard(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
-    """Wrap an expression so that it is NULL on rows where it fails; unchanged if DuckDB can't do that (a subquery)."""
-    guarded = f"TRY({expression}\n)"  # the expression may end in a comment
-    try:
-        connection.sql(f"SELECT {guarded} FROM selected LIMIT 0")
-    except duckdb.BinderException:
-        return f"({expression}\n)"
-    return guarded
+def _create_selected(connection: duckdb.DuckDBPyConnection, source: Source, decimals: Decimals) -> None:
+    """Create the view `selected`: the rows with the columns that `select` adds."""
+    given = source.select or "*"
+    table = source.from_ or "rows"
+    all_columns = "\n, rows.*" if source.select and not source.from_ else ""
+    select = choose_binding(connection, table, given, as_numbers(given, decimals)) if source.select else given
+    connection.execute(f"CREATE OR REPLACE VIEW selected AS SELECT {select}{all_columns}\nFROM {table}")
 
 
-def _as_text(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
-    """Convert an expression to text: JSON strings lose their quotes, bytes are decoded (NULL if they are not UTF-8).
-
-    Raises:
-        SourceError: its value is a list, a struct or a map.
-    """
-    guarded = _guard(connection, expression)
-    kind = _find_type(connection, guarded)
-    if kind.endswith("]") or kind.startswith(("STRUCT", "MAP")):
-        raise SourceError(
-            f"{expression.strip()}: expected text, found {kind}. Unnest it in `select`, or take one element with [1]."
-        )
-    if kind == "BLOB":
-        return _guard(connection, f"decode({expression}\n)")
-    return f"{guarded} ->> '$'" if kind == "JSON" else f"CAST({guarded} AS VARCHAR)"
-
-
-def _find_type(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
-    return str(connection.sql(f"SELECT {expression} AS value FROM selected LIMIT 0").types[0])
+def _count_left_out(connection: duckdb.DuckDBPyConnection, where: str | None) -> int:
+    if not where:
+        return 0
+    query = f"SELECT count(*) FROM selected WHERE NOT coalesce(({where}\n)::BOOLEAN, false)"
+    ((rows,),) = connection.execute(query).fetchall()
+    return int(rows)
 
 
 def _own_column(connection: duckdb.DuckDBPyConnection, column: str, otherwise: str) -> str:
@@ -140,7 +140,11 @@ def _own_column(connection: duckdb.DuckDBPyConnection, column: str, otherwise: s
 
 
 def _judge(
-    connection: duckdb.DuckDBPyConnection, source: Source, projected: pl.DataFrame, missing: list[str]
+    connection: duckdb.DuckDBPyConnection,
+    source: Source,
+    frame: pl.DataFrame,
+    projected: pl.DataFrame,
+    missing: Sequence[str],
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Split projected rows into pairs, and problems with a reason."""
     reason = (
@@ -150,34 +154,57 @@ def _judge(
         .then(pl.lit("no_query"))
         .when(pl.col("positive").is_null())
         .then(pl.lit("no_positive"))
+        .when(pl.col("negatives_found").is_not_null())
+        .then(pl.lit("column_type"))
         .when(pl.lit(source.task == "sts") & ~pl.col("label").is_finite().fill_null(False))
         .then(pl.lit("no_label"))
     )
     judged = projected.with_columns(reason=reason)
     bad = judged.filter(pl.col("reason").is_not_null()).with_columns(pl.col("_pair").cast(pl.Int64))
+    explained = bad.with_columns(_explain(connection, source, frame, missing)) if bad.height else bad
+    return judged.filter(pl.col("reason").is_null()), _show_rejects(connection, frame, explained)
+
+
+def _show_rejects(connection: duckdb.DuckDBPyConnection, frame: pl.DataFrame, bad: pl.DataFrame) -> pl.DataFrame:
+    """Return rejected rows as problems. The first row of a record has the record, the others have their values."""
+    if bad.is_empty():
+        return no_problems()
     connection.register("bad", bad.select("_pair").to_arrow())
-    numbered = f"(SELECT {_NUMBER}, _batch FROM batch AS _batch)"
-    records = connection.sql(f"SELECT _pair, {_RECORD} FROM {numbered} SEMI JOIN bad USING (_pair)").pl()
-    rejects = bad.join(records, on="_pair", how="left", maintain_order="left")
-    row = pl.when(pl.col("_pair").is_first_distinct()).then("record")  # only its first reject keeps the whole row
-    return judged.filter(pl.col("reason").is_null()), rejects.select(
+    rows: pl.DataFrame = connection.sql("SELECT _pair, _row FROM rows SEMI JOIN bad USING (_pair)").pl()
+    connection.unregister("bad")
+    rejects = bad.join(rows, on="_pair", how="left", maintain_order="left")
+    first = pl.col("_row").is_first_distinct()
+    values = pl.struct("query", "positive", "label", "meta").struct.json_encode()
+    return rejects.with_columns(whole=show_rows(frame, rejects["_row"])).select(
         pl.col("_file").cast(pl.String).fill_null("").alias("file"),  # SQL in `from:` may drop the row's place
         pl.col("_line").cast(pl.Int64).alias("line"),
-        pl.coalesce(row, pl.struct("query", "positive", "label", "meta").struct.json_encode()).alias("record"),
-        *_explain(connection, source, missing),
+        pl.coalesce(pl.when(first).then("whole"), values).alias("record"),
+        "reason",
+        "detail",
     )
 
 
-def _explain(connection: duckdb.DuckDBPyConnection, source: Source, missing: list[str]) -> tuple[pl.Expr, pl.Expr]:
+def _explain(
+    connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame, missing: Sequence[str]
+) -> tuple[pl.Expr, pl.Expr]:
     """Return the expressions for `reason` and `detail` of a row that is rejected because the recipe's SQL made no pair.
 
     `missing` lists the columns that the SQL names and these rows don't have. If one of them is used by the expression
     that gave NULL, the reason becomes `projection`, and the detail lists the columns that there are.
     """
     reason = pl.col("reason")
+    found = pl.coalesce(
+        pl.when(reason == "no_query").then("query_found"),
+        pl.when(reason == "no_positive").then("positive_found"),
+        pl.when(reason == "column_type").then("negatives_found"),
+    )
     detail = (
         pl.when(reason == "no_pair")
         .then(pl.lit("`select` gives no row for it"))
+        .when(found.is_not_null())
+        .then(
+            pl.format("expected text, found {}: unnest it in `select`, or take what it holds by `->> '$.key'`", found)
+        )
         .otherwise(pl.lit("the recipe's SQL gave NULL here"))
     )
     if not missing:
@@ -191,9 +218,20 @@ def _explain(connection: duckdb.DuckDBPyConnection, source: Source, missing: lis
     names = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, missing))})(?!\w)")
     to_blame = reason.is_in([name for name, expression in sql.items() if names.search(expression)])
     lacking = pl.lit(
-        f"source {source.name}: these rows have no column {', '.join(missing)}. {_list_columns(connection)}"
+        f"source {source.name}: these rows have no column {', '.join(missing)}. "
+        f"{_list_columns(connection, source, frame)}"
     )
     return (
         pl.when(to_blame).then(pl.lit("projection")).otherwise(reason).alias("reason"),
         pl.when(to_blame).then(lacking).otherwise(pl.format("{}; {}", detail, lacking)).alias("detail"),
     )
+
+
+def _keep_valid(meta: pl.Expr) -> pl.Expr:
+    """Turn NaN and Infinity, which DuckDB writes for numbers but JSON does not have, into strings."""
+    suspicious = meta.str.contains(r"[:\[,]-?(?:NaN|Infinity)")
+
+    def rewrite(text: str) -> str:
+        return json.dumps(json.loads(text, parse_constant=str), ensure_ascii=False, separators=(",", ":"))
+
+    return pl.when(suspicious).then(pl.when(suspicious).then(meta).map_elements(rewrite, pl.String)).otherwise(meta)

@@ -6,7 +6,7 @@ Files are decoded before DuckDB sees them, so its connection needs no file acces
 that contains only the source's own rows (external access off, configuration locked).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -20,10 +20,13 @@ from .files import FileError, FileSplit, SourceFile, list_files, read_chunks
 from .hf_reader import list_dataset_files, read_dataset
 from .html_reader import read_html, read_warc
 from .json_reader import read_chats, read_json, read_json_lines, select_from_records, select_objects
+from .misfits import cast_columns, find_misfits
 from .parquet_reader import read_parquet, split_row_groups
-from .problems import Frames, fitting, no_problems, problem
+from .problems import RECORD, Frames, fitting, no_problems, problem
+from .quoted_numbers import quote_numbers
 from .record_shapes import ALPACA, SQUAD, TRIPLES, select_replies
 from .records import LINE, LONGEST_RECORD, lines
+from .shown_records import show_records
 from .table_reader import CSV, TSV, Dialect, check_dialect, choose_dialect, read_table
 from .text_encodings import BROKEN, read_blocks
 from .text_reader import MARKDOWN, read_document, read_lines, split_lines
@@ -46,22 +49,27 @@ class Reader:
         read: Yields the frames of a split: rows with `_file`, `_line` and their own columns, and problems. Raises
             FileError if the split can't be read any further.
         select: Needed if `read` yields records (`_file`, `_line`, `text`) instead of rows. Returns the SQL that selects
-            a batch's rows from its records, `frame(_row, _file, _line, text)`, and keeps `_row, _file, _line`. It may
-            look at the frames of all splits first. A record that gives no row is rejected.
+            a batch's rows from its records, `frame(_row, _file, _line, text)`, and keeps `_row, _file, _line`. A record
+            that gives no row is rejected. For a reader of JSON, `frame` has a column `quoted`, too: the record with
+            decimals and long integers as strings, so that they keep their digits.
         split: Divides a large file into splits of about the given number of bytes. Raises FileError if the file can't
             be read. Without it, one task reads the whole file.
         list_files: Lists the files that match the globs in the first argument and none of those in the second. The
             default lists no folders.
         check: Returns what is wrong with a source's options, or None. Called before any work starts.
         mixes_files: Whether rows of several files may share a batch; false if a column's type may differ between files.
+        is_json: Whether the records are JSON.
+        has_keys: Whether the keys of the records become columns, whose types are decided once for all files.
     """
 
     read: Callable[[FileSplit, Source, duckdb.DuckDBPyConnection], Iterator[Frames]]
-    select: Callable[[Source, duckdb.DuckDBPyConnection, Iterable[pl.DataFrame]], str] | None = None
+    select: Callable[[Source], str] | None = None
     split: Callable[[str, Source, int], list[FileSplit]] | None = None
     list_files: Callable[[Sequence[str], Sequence[str]], list[SourceFile]] = list_files
     check: Callable[[Source], str | None] | None = None
     mixes_files: bool = True
+    is_json: bool = False
+    has_keys: bool = False
 
 
 def _make_table_reader(default: Dialect) -> Reader:
@@ -80,25 +88,25 @@ def _make_table_reader(default: Dialect) -> Reader:
     return Reader(read, split=split, check=check)
 
 
-def _select_replies(source: Source, *_: object) -> str:
+def _select_replies(source: Source) -> str:
     return select_from_records(select_replies(source.options.turns, source.options.max_prompt_chars))
 
 
 READERS: Registry[Reader] = Registry("reader")
 READERS.update(
     {
-        "json": Reader(read_json, select_objects),
-        "jsonl": Reader(read_json_lines, select_objects, split_lines),
+        "json": Reader(read_json, select_objects, is_json=True, has_keys=True),
+        "jsonl": Reader(read_json_lines, select_objects, split_lines, is_json=True, has_keys=True),
         "csv": _make_table_reader(CSV),
         "tsv": _make_table_reader(TSV),
         "parquet": Reader(lambda split, *_: read_parquet(split), split=split_row_groups, mixes_files=False),
         "text": Reader(lambda split, source, _: read_lines(split, source.encoding), split=split_lines),
-        "markdown": Reader(lambda split, source, _: read_document(split, source.encoding), lambda *_: MARKDOWN),
-        "alpaca": Reader(read_json, lambda *_: select_from_records(ALPACA)),
-        "sharegpt": Reader(read_chats, _select_replies),
-        "messages": Reader(read_chats, _select_replies),
-        "squad": Reader(read_json, lambda *_: select_from_records(SQUAD)),
-        "triples": Reader(read_json, lambda *_: select_from_records(TRIPLES)),
+        "markdown": Reader(lambda split, source, _: read_document(split, source.encoding), lambda _: MARKDOWN),
+        "alpaca": Reader(read_json, lambda _: select_from_records(ALPACA), is_json=True),
+        "sharegpt": Reader(read_chats, _select_replies, is_json=True),
+        "messages": Reader(read_chats, _select_replies, is_json=True),
+        "squad": Reader(read_json, lambda _: select_from_records(SQUAD), is_json=True),
+        "triples": Reader(read_json, lambda _: select_from_records(TRIPLES), is_json=True),
         "hf": Reader(lambda split, *_: read_dataset(split), list_files=list_dataset_files, mixes_files=False),
         "html": Reader(lambda split, source, _: read_html(read_chunks(split), split.name, source.encoding)),
         "warc": Reader(lambda split, source, _: read_warc(read_chunks(split), split.name, source.encoding)),
@@ -146,19 +154,33 @@ def read(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence
 
     Yields a batch's problems, with the columns of PROBLEM; use the view before taking the next batch.
     """
+    for frame, problems in read_batches(connection, source, splits):
+        yield pl.concat([problems, load_batch(connection, source, frame)])
+
+
+def load_batch(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> pl.DataFrame:
+    """Put the rows of a frame into the table `batch`, which the view `rows` shows. Returns those that can't be rows.
+
+    Raises:
+        duckdb.Error: the rows can't be represented.
+    """
     reader = find_reader(source)
-    select = None
-    if reader.select:
-        select = reader.select(source, connection, (frame for frame, _ in _read_batches(connection, source, splits)))
-    number = 0
-    for frame, problems in _read_batches(connection, source, splits):
-        connection.register("frame", frame.with_row_index("_row", number).to_arrow())
-        number += frame.height
-        connection.execute(f"CREATE OR REPLACE TABLE batch AS {select or 'FROM frame'}")
-        barren = _find_barren(connection, source) if select else no_problems()
-        connection.execute("CREATE OR REPLACE VIEW rows AS FROM batch")
-        connection.unregister("frame")
-        yield _explain_broken(pl.concat([problems, barren]))
+    select = reader.select(source) if reader.select else "FROM frame"
+    if reader.is_json:
+        frame = frame.with_columns(quoted=quote_numbers(frame["text"]))
+    connection.register("frame", frame.drop(RECORD, strict=False).to_arrow())
+    connection.execute(f"CREATE OR REPLACE TABLE batch AS {select}")
+    problems = _find_barren(connection, source, frame) if reader.select else no_problems()
+    if source.columns:
+        misfits = find_misfits(connection, source) if reader.has_keys else cast_columns(connection, source)
+        if misfits.height:
+            connection.register("misfits", misfits.to_arrow())
+            connection.execute("CREATE OR REPLACE TABLE batch AS FROM batch ANTI JOIN misfits USING (_row)")
+            connection.unregister("misfits")
+            problems = pl.concat([problems, show_records(frame, misfits.with_columns(reason=pl.lit("column_type")))])
+    connection.execute("CREATE OR REPLACE VIEW rows AS FROM batch")
+    connection.unregister("frame")
+    return problems
 
 
 def _explain_broken(problems: pl.DataFrame) -> pl.DataFrame:
@@ -173,12 +195,11 @@ def _explain_broken(problems: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _find_barren(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
+def _find_barren(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> pl.DataFrame:
     """Return the records in `frame` that gave no row in `batch`, as problems."""
-    barren: pl.DataFrame = connection.sql(
-        "SELECT _file AS file, _line AS line, text AS record FROM frame ANTI JOIN batch USING (_row) ORDER BY _row"
-    ).pl()
-    return barren.with_columns(reason=pl.lit("no_pair"), detail=pl.lit(f"contains no pair in the shape {source.read}"))
+    barren: pl.DataFrame = connection.sql("SELECT _row FROM frame ANTI JOIN batch USING (_row) ORDER BY _row").pl()
+    said = pl.lit(f"contains no pair in the shape {source.read}")
+    return show_records(frame, barren.with_columns(reason=pl.lit("no_pair"), detail=said))
 
 
 def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
@@ -194,27 +215,33 @@ def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
         connection.unregister("joined")
 
 
-def _read_batches(
+def read_batches(
     connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]
 ) -> Iterator[Frames]:
-    """Gather rows and problems into batches of about BATCH bytes; small files share a batch."""
+    """Gather rows and problems into batches of about BATCH bytes; small files share a batch. Rows have a `_row`."""
     reader = find_reader(source)
     frames: list[pl.DataFrame] = []
     problems: list[pl.DataFrame] = []
-    size = 0.0
-    for frame, bad in (both for split in splits for both in _read_split(connection, source, split)):
+    size, number = 0.0, 0
+    for frame, bad in (both for split in splits for both in read_split(connection, source, split)):
         frame, broken = _split_off_broken(frame)
         frames.append(frame)
         problems += [bad, broken]
         size += frame.estimated_size() + bad.estimated_size()
         if size >= BATCH or not reader.mixes_files:
-            yield pl.concat(frames, how="diagonal"), pl.concat(problems)
-            frames, problems, size = [], [], 0.0
+            rows = _number_rows(reader, frames, number)
+            yield rows, _explain_broken(pl.concat(problems))
+            frames, problems, size, number = [], [], 0.0, number + rows.height
     if frames:
-        yield pl.concat(frames, how="diagonal"), pl.concat(problems)
+        yield _number_rows(reader, frames, number), _explain_broken(pl.concat(problems))
 
 
-def _read_split(connection: duckdb.DuckDBPyConnection, source: Source, split: FileSplit) -> Iterator[Frames]:
+def _number_rows(reader: Reader, frames: list[pl.DataFrame], number: int) -> pl.DataFrame:
+    rows = pl.concat(frames, how="diagonal").with_row_index("_row", number)
+    return rows.with_columns(pl.col("text").alias(RECORD)) if reader.select else rows
+
+
+def read_split(connection: duckdb.DuckDBPyConnection, source: Source, split: FileSplit) -> Iterator[Frames]:
     """Yield the frames of one split; if it can't be read any further, the last problem says why."""
     reader = find_reader(source)
     try:
@@ -228,6 +255,7 @@ def _read_split(connection: duckdb.DuckDBPyConnection, source: Source, split: Fi
 def _split_off_broken(frame: pl.DataFrame) -> Frames:
     """Split off the rows that contain undecodable bytes."""
     columns = [name for name, kind in frame.schema.items() if kind == pl.String and name != "_file"]
+    columns = [RECORD] if RECORD in columns else columns
     if not columns:
         return frame, no_problems()
     damaged = pl.any_horizontal(pl.col(columns).str.contains(_MARK).fill_null(False))

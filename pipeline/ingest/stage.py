@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import duckdb
@@ -14,17 +15,18 @@ from ...schemas.pairs import PAIR, REJECTED_AT_INGEST
 from ...schemas.recipe import Recipe
 from ...schemas.settings import EvaluationSet, Source
 from ..corpus.folder import fingerprint, read_footer
-from ..corpus.saved_recipe import save_recipe
+from ..corpus.saved_recipe import find_saved_sources, save_recipe
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from ..text.normalise import normalise, simplify
-from . import readers
+from .columns import decide_columns, find_kept
 from .files import FileSplit, SourceFile, list_files
-from .projection import project, reject_batch
+from .projector import Projector
+from .readers import check_readers, open_sandbox, read_batches
 from .splits import list_source_files, plan_splits
 
-VERSION = 3
+VERSION = 4
 
 
 def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
@@ -38,7 +40,7 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     """
     if not recipe.sources:
         raise RecipeError("the recipe has no `sources:`; nothing to ingest")
-    readers.check_readers(recipe)
+    check_readers(recipe)
     files = {source.name: list_source_files(source, source.files) for source in recipe.sources}
     empty = [source for source in recipe.sources if not files[source.name]]
     if len(empty) == len(recipe.sources):
@@ -46,16 +48,24 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
             f"no source matches any file; {empty[0].name} looks for {', '.join(empty[0].files)}. Check the paths and "
             "`variables:`"
         )
+    plans = {source.name: list(plan_splits(source, files[source.name])) for source in recipe.sources}
+    saved = find_saved_sources(corpus)
+    decided = [
+        decide_columns(source, list(chain.from_iterable(plans[source.name])), find_kept(source, saved.get(source.name)))
+        for source in recipe.sources
+    ]
+    recipe = recipe.model_copy(update={"sources": [each.source for each in decided]})
     tasks = [
         Task((source, splits), _fingerprint(source, splits, files[source.name]))
         for source in recipe.sources
-        for splits in plan_splits(source, files[source.name])
+        for splits in plans[source.name]
     ]
     save_recipe(corpus, recipe)  # before the shards: an interrupted run is resumed with it
     summary = run_stage(corpus, "ingest", ingest_shard, tasks, engine)
     summary.empty_sources = [f"{source.name}: no file matches {', '.join(source.files)}" for source in empty]
     summary.empty_sources += _find_barren(corpus, "ingest", tasks)
     summary.empty_sources += _ingest_evaluation(corpus, recipe.evaluation, engine)
+    summary.notes["kept_types"] = [change for each in decided for change in each.changes]
     summary.notes["absent_columns"] = _find_absent(corpus, tasks)
     summary.notes["left_out_by_where"] = _count_left_out(corpus, tasks)
     summary.bad_input = bool(summary.rejected or summary.empty_sources)
@@ -75,8 +85,9 @@ def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engi
                 empty.append(f"{one.name} (evaluation): no file matches {', '.join(globs)}")
         if files:
             whole = [FileSplit(file.path) for file in files], [FileSplit(file.path) for file in passages]
-            decided_by = _fingerprint(one, [*whole[0], *whole[1]], [*files, *passages])
-            tasks.append(Task((one, *whole), decided_by))
+            decided = decide_columns(one, [*whole[0], *whole[1]]).source
+            decided_by = _fingerprint(decided, [*whole[0], *whole[1]], [*files, *passages])
+            tasks.append(Task((decided, *whole), decided_by))
     if tasks or (corpus / "evaluation").exists():
         run_stage(corpus, "evaluation", ingest_evaluation_set, tasks, engine)
     return empty + _find_barren(corpus, "evaluation", tasks)
@@ -143,36 +154,20 @@ def ingest_evaluation_set(
 def _ingest_splits(source: Source, splits: Sequence[FileSplit], writer: ShardWriter) -> None:
     absent: Counter[str] = Counter(writer.notes.get("absent_columns", {}))
     left_out = writer.notes.get("left_out", 0)
-    with readers.open_sandbox() as connection:
-        unjoined = _read_joined(connection, source)
-        for problems in readers.read(connection, source, splits):
-            pairs = None
-            try:
-                if unjoined:
-                    raise unjoined
-                found = project(connection, source)
-            except (duckdb.Error, readers.SourceError, UnicodeDecodeError) as error:
-                problems = pl.concat([problems, reject_batch(connection, source, error)])
-            else:
-                pairs, problems = found.pairs, pl.concat([problems, found.problems])
-                absent.update(dict.fromkeys(found.missing, pairs.height + problems.height))
-                left_out += found.left_out
-            if pairs is not None and not pairs.is_empty():
-                writer.received(pairs.height)
-                writer.keep(_make_pairs(connection, source, pairs))
+    with open_sandbox() as connection, Projector(source) as projector:
+        for frame, unread in read_batches(connection, source, splits):
+            found = projector.project(frame)
+            problems = pl.concat([unread, found.problems])
+            absent.update(dict.fromkeys(found.missing, found.pairs.height + found.problems.height))
+            left_out += found.left_out
+            if not found.pairs.is_empty():
+                writer.received(found.pairs.height)
+                writer.keep(_make_pairs(connection, source, found.pairs))
             if not problems.is_empty():
                 writer.received(problems.height)
                 writer.reject(_make_rejects(source, problems))
     writer.notes |= {"absent_columns": dict(absent)} if absent else {}
     writer.notes |= {"left_out": left_out} if left_out else {}
-
-
-def _read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> readers.SourceError | None:
-    try:
-        readers.read_joined(connection, source)
-    except readers.SourceError as error:
-        return error
-    return None
 
 
 def _make_pairs(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> pa.Table:

@@ -7,7 +7,7 @@ import polars as pl
 
 from ...schemas.settings import ReaderOptions
 from .files import FileError, FileSplit
-from .problems import Frames, fitting, make_distinct
+from .problems import RECORD, Frames, fitting, make_distinct
 from .records import LINE, lines, quoted_records
 from .text_encodings import read_blocks
 
@@ -102,7 +102,7 @@ def _split_rows(records: pl.DataFrame, names: Sequence[str], delimiter: str, quo
         ),
     )
     fields = [pl.col("fields").list.get(index).alias(name) for index, name in enumerate(names)]
-    return split.filter(fits).select("_file", "_line", *fields), misfits
+    return split.filter(fits).select("_file", "_line", pl.col("text").alias(RECORD), *fields), misfits
 
 
 def _field_pattern(delimiter: str, quote: str) -> str:

@@ -6,7 +6,7 @@ import polars as pl
 
 from ...schemas.settings import Source
 from .files import FileSplit, is_packed, read_chunks
-from .problems import Frames, fitting, no_problems, problem
+from .problems import RECORD, Frames, fitting, no_problems, problem
 from .records import LINE, lines
 from .text_encodings import find_encoding, read_blocks, read_text
 
@@ -38,7 +38,7 @@ def read_lines(split: FileSplit, encoding: str | None = None) -> Iterator[Frames
     """
     for frame in lines(read_blocks(split, encoding), split.name):
         good, bad = fitting(frame)
-        yield good.rename({"text": "line"}).with_columns(line_number="_line"), bad
+        yield good.rename({"text": "line"}).with_columns(pl.col("line").alias(RECORD), line_number="_line"), bad
 
 
 def read_document(split: FileSplit, encoding: str | None = None) -> Iterator[Frames]:

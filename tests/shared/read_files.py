@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 from conan_embedding.pipeline.ingest import readers
+from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.pipeline.ingest.problems import no_problems
 from conan_embedding.schemas.settings import Source
@@ -19,11 +20,15 @@ class Read:
     """The rows and problems of a source's files."""
 
     def __init__(self, paths: list[str], **source: Any) -> None:
-        one = Source.model_validate({"name": "web", "files": "*", **source})
+        splits = [FileSplit(path) for path in paths]
+        # With `rows` in the SQL, all keys of JSON become columns.
+        one = decide_columns(
+            Source.model_validate({"name": "web", "files": "*", "meta": "rows", **source}), splits
+        ).source
         self.rows: Rows = []
         problems = [no_problems()]
         with readers.open_sandbox() as connection:
-            for batch in readers.read(connection, one, [FileSplit(path) for path in paths]):
+            for batch in readers.read(connection, one, splits):
                 problems.append(batch)
                 self.rows += connection.sql("FROM rows ORDER BY _row").pl().to_dicts()
         self.problems_frame = pl.concat(problems)

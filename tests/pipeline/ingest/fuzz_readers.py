@@ -20,8 +20,9 @@ from random import Random
 import duckdb
 import polars as pl
 from conan_embedding.pipeline.ingest import readers
+from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit, list_files
-from conan_embedding.pipeline.ingest.projection import project, reject_batch
+from conan_embedding.pipeline.ingest.projector import Projector
 from conan_embedding.schemas.settings import Source
 from fuzz_formats import FORMATS, Format, Pair, pairs
 
@@ -131,16 +132,17 @@ def _read(connection: duckdb.DuckDBPyConnection, source: Source, path: Path) -> 
     """Return the pairs, and the numbers of rows and problems, as ingest would get them."""
     found: set[Pair] = set()
     rows = rejected = 0
-    for problems in readers.read(connection, source, [FileSplit(file.path) for file in list_files([str(path)])]):
-        try:
-            projected = project(connection, source)
-            kept, bad = projected.pairs, projected.problems
-        except (duckdb.Error, readers.SourceError, UnicodeDecodeError) as error:
-            kept, bad = pl.DataFrame({"query": [], "positive": []}), reject_batch(connection, source, error)
-        found.update(kept.select("query", "positive").iter_rows())
-        rows += kept.height
-        rejected += problems.height + bad.height
-        assert problems["reason"].null_count() == problems["file"].null_count() == 0
+    splits = [FileSplit(file.path) for file in list_files([str(path)])]
+    source = decide_columns(source, splits).source
+    with Projector(source) as projector:
+        for frame, unread in readers.read_batches(connection, source, splits):
+            projected = projector.project(frame)
+            if projected.pairs.height:
+                found.update(projected.pairs.select("query", "positive").iter_rows())
+            rows += projected.pairs.height
+            problems = pl.concat([unread, projected.problems])
+            rejected += problems.height
+            assert problems["reason"].null_count() == problems["file"].null_count() == 0
     return found, rows, rejected
 
 

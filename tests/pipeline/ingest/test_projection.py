@@ -9,10 +9,12 @@ import polars as pl
 import pytest
 from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.engine.calls import Engine
-from conan_embedding.pipeline.ingest import splits
+from conan_embedding.pipeline.ingest import readers, splits
+from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.pipeline.ingest.projection import Projected, project, reject_batch
-from conan_embedding.pipeline.ingest.stage import ingest, readers
+from conan_embedding.pipeline.ingest.projector import Projector
+from conan_embedding.pipeline.ingest.stage import ingest
 from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import Source
@@ -21,12 +23,18 @@ from conan_embedding.schemas.settings import Source
 def project_rows(rows: dict[str, list[Any]], **source: Any) -> Projected:
     """Run the recipe's SQL over a batch."""
     height = len(next(iter(rows.values())))
-    batch = pl.DataFrame({"_row": range(height), "_file": ["a"] * height, "_line": range(1, height + 1), **rows})
+    batch = pl.DataFrame(
+        {
+            "_row": pl.arange(height, dtype=pl.UInt32, eager=True),
+            "_file": ["a"] * height,
+            "_line": range(1, height + 1),
+            **rows,
+        }
+    )
     with readers.open_sandbox() as connection:
-        connection.register("given", batch.to_arrow())
-        connection.execute("CREATE TABLE batch AS FROM given")
-        connection.execute("CREATE VIEW rows AS FROM batch")
-        return project(connection, Source.model_validate({"name": "web", "files": "*", "read": "json", **source}))
+        one = Source.model_validate({"name": "web", "files": "*", "read": "hf", **source})
+        readers.load_batch(connection, one, batch)
+        return project(connection, one, batch)
 
 
 def test_columns_that_are_not_there_are_null_and_named() -> None:
@@ -103,8 +111,10 @@ def reject_rows(folder: Path, text: str, **source: Any) -> list[dict[str, Any]]:
     """Return the rejected records."""
     (folder / "a.json").write_text(text)
     one = Source.model_validate({"name": "web", "files": "*", "read": "json", **source})
-    with readers.open_sandbox() as connection:
-        found = [project(connection, one) for _ in readers.read(connection, one, [FileSplit(f"{folder}/a.json")])]
+    splits = [FileSplit(f"{folder}/a.json")]
+    one = decide_columns(one, splits).source
+    with readers.open_sandbox() as connection, Projector(one) as projector:
+        found = [projector.project(frame) for frame, _ in readers.read_batches(connection, one, splits)]
     problems = pl.concat([each.problems for each in found])
     assert problems["line"].to_list() == [1] * problems.height
     assert set(problems["file"]) == {f"{folder}/a.json"}
@@ -113,13 +123,13 @@ def reject_rows(folder: Path, text: str, **source: Any) -> list[dict[str, Any]]:
 
 def test_a_pair_of_a_shape_costs_itself(tmp_path: Path) -> None:
     text = json.dumps({"query": "x", "pos": ["p1", "p2", None]})
-    ((found),) = reject_rows(tmp_path, text, read="triples")
-    assert (found["query"], found["positive"]) == ("x", None)
+    assert reject_rows(tmp_path, text, read="triples") == [json.loads(text)]
     asked = [{"id": str(number), "question": None if number % 5 == 0 else f"问{number}"} for number in range(20)]
     text = json.dumps({"data": [{"title": "题", "paragraphs": [{"context": "文", "qas": asked}]}]})
     records = reject_rows(tmp_path, text, read="squad")
-    assert [(record["query"], record["meta"]["id"]) for record in records] == [
-        (None, str(number)) for number in (0, 5, 10, 15)
+    assert records[0] == json.loads(text)  # the record as it was read; the others are known by their values
+    assert [(record["query"], json.loads(record["meta"])["id"]) for record in records[1:]] == [
+        (None, str(number)) for number in (5, 10, 15)
     ]
 
 
@@ -155,9 +165,12 @@ def test_rows_that_where_leaves_out_are_counted() -> None:
 
 def test_every_row_is_a_problem_where_nothing_fits() -> None:
     with readers.open_sandbox() as connection:
-        connection.execute("CREATE TABLE batch AS SELECT 0 AS _row, 'a' AS _file, 7 AS _line, '甲' AS b")
-        one = Source.model_validate({"name": "web", "files": "*", "read": "json"})
-        (row,) = reject_batch(connection, one, ValueError("so it is")).rows(named=True)
+        frame = pl.DataFrame(
+            {"_row": [0], "_file": ["a"], "_line": [7], "b": ["甲"]}, schema_overrides={"_row": pl.UInt32}
+        )
+        one = Source.model_validate({"name": "web", "files": "*", "read": "hf"})
+        readers.load_batch(connection, one, frame)
+        (row,) = reject_batch(connection, one, frame, ValueError("so it is")).rows(named=True)
     assert (row["line"], row["reason"]) == (7, "projection")
     assert row["detail"] == "source web: so it is Available columns: b"
 

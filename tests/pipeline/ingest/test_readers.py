@@ -126,7 +126,9 @@ def test_deep_records(read: Reader) -> None:
     many = json.dumps({"a": 2, "b": [{"c": []}] * 300})
     quoted = json.dumps({"a": 3, "b": '[{"' * 3000})
     texts = [nest(5000), many, nest(99), nest(100), quoted, '{"a":1,"b":' + '{"b":' * 5000 + "1" + "}" * 5001]
-    for found in (read("\n".join(texts), "a.jsonl"), read(f"[{','.join(texts)}]", "a.json")):
+    columns = {"a": "BIGINT", "b": "JSON"}
+    lines, array = "\n".join(texts), f"[{','.join(texts)}]"
+    for found in (read(lines, "a.jsonl", columns=columns), read(array, "a.json", columns=columns)):
         assert found.values("a") == [2, 1, 3]
         assert [reason for _, reason, _ in found.problems] == ["too_deep"] * 3
     assert read(nest(5000), "c.json", options={"whole": True}).problems[0][1] == "too_deep"
@@ -134,7 +136,8 @@ def test_deep_records(read: Reader) -> None:
 
 def test_values_of_other_types_in_some_records(read: Reader) -> None:
     found = read('{"a": 1}\n{"a": "x"}\n{"a": {"b": 1}}\n{"a": null}\n{}\n', "a.jsonl")
-    assert found.values("a") == ["1", '"x"', '{"b":1}', None, None]
+    assert found.values("a") == ["1", "x", None, None]
+    assert found.problems == [(3, "column_type", '{"a": {"b": 1}}')]
 
 
 def test_names_that_duckdb_can_not_tell_apart(read: Reader) -> None:

@@ -19,10 +19,10 @@ def read(shape: str, *records: Any, **options: int) -> Found:
     select = READERS[shape].select
     assert select
     with duckdb.connect() as connection:
-        connection.execute("CREATE TABLE frame (_row INT, _file VARCHAR, _line INT, text VARCHAR)")
+        connection.execute("CREATE TABLE frame (_row INT, _file VARCHAR, _line INT, quoted VARCHAR)")
         rows = [[number, number + 1, json.dumps(record)] for number, record in enumerate(records)]
         connection.executemany("INSERT INTO frame VALUES (?, 'f', ?, ?)", rows)
-        pairs = select(source, connection, [])
+        pairs = select(source)
         found = connection.sql(
             f"SELECT _row, query, positive, negatives, to_json(meta)::VARCHAR AS meta FROM ({pairs})"
         ).fetchall()

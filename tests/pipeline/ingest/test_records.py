@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 from conan_embedding.pipeline.ingest import files, readers, text_encodings
+from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.pipeline.ingest.records import array_elements, lines, quoted_records
 from conan_embedding.pipeline.ingest.text_encodings import Block
@@ -148,12 +149,16 @@ def test_an_indented_element_across_blocks_is_left_where_the_next_begins() -> No
 # Whole readers, with blocks, batches and chunks of any size
 
 
-def read(path: Path, **source: Any) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+def decide(path: Path, **source: Any) -> Source:
+    one = Source.model_validate({"name": "web", "files": "*", "read": path.suffix[1:], "meta": "rows", **source})
+    return decide_columns(one, [FileSplit(str(path))]).source
+
+
+def read(path: Path, source: Source) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     """Return rows without their numbers, and problems."""
-    one = Source.model_validate({"name": "web", "files": "*", "read": path.suffix[1:], **source})
     rows, problems = [], []
     with readers.open_sandbox() as connection:
-        for batch in readers.read(connection, one, [FileSplit(str(path))]):
+        for batch in readers.read(connection, source, [FileSplit(str(path))]):
             frame = connection.sql("FROM rows ORDER BY _row").pl()
             names = sorted(set(frame.columns) - {"_row", "_file", "_line"})
             assert frame["_row"].to_list() == list(range(len(rows), len(rows) + frame.height))
@@ -162,12 +167,12 @@ def read(path: Path, **source: Any) -> tuple[list[tuple[Any, ...]], list[tuple[A
     return rows, problems
 
 
-def read_in_pieces(path: Path, size: int, **source: Any) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+def read_in_pieces(path: Path, size: int, source: Source) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_encodings, "BLOCK", size)
         patch.setattr(files, "_CHUNK", max(7, size // 2))
         patch.setattr(readers, "BATCH", size)
-        return read(path, **source)
+        return read(path, source)
 
 
 encoded = st.sampled_from(["utf-8", "utf-8-sig", "gb18030", "big5", "utf-16"])
@@ -191,12 +196,12 @@ def test_json_in_blocks_of_any_size(
         text = json.dumps(records, ensure_ascii=False, indent=1 if style == "pretty" else None)
     path = tmp_path / ("a.jsonl" if style == "lines" else "a.json")
     path.write_bytes(text.replace("\n", end).encode(encoding))
-    rows, problems = read(path, encoding=encoding)
+    rows, problems = read(path, decide(path, encoding=encoding))
     assert problems == []
     assert [row[1] for row in rows] == [record["a"] for record in records]
     if style == "lines":
         assert [row[0] for row in rows] == list(range(1, len(records) + 1))
-    assert read_in_pieces(path, size, encoding=encoding) == (rows, problems)
+    assert read_in_pieces(path, size, decide(path, encoding=encoding)) == (rows, problems)
 
 
 @max_examples(12)
@@ -219,14 +224,14 @@ def test_csv_in_blocks_of_any_size(
     path = tmp_path / "a.csv"
     path.write_bytes(buffer.getvalue().replace("\n", end).encode(encoding))
     expected = list(csv.reader(io.StringIO(buffer.getvalue())))[1:]
-    rows, problems = read(path, encoding=encoding)
+    rows, problems = read(path, decide(path, encoding=encoding))
     assert problems == []
     assert [list(row[1:]) for row in rows] == expected
     line = 2
     for row in rows:
         assert row[0] == line
         line += 1 + sum(field.count("\n") for field in row[1:])
-    assert read_in_pieces(path, size, encoding=encoding) == (rows, problems)
+    assert read_in_pieces(path, size, decide(path, encoding=encoding)) == (rows, problems)
 
 
 @max_examples(12)
@@ -243,7 +248,7 @@ def test_tsv_and_text_in_blocks_of_any_size(
     records = ["\t".join(fields) for fields in [["a", "b"], *table]]
     path = tmp_path / f"a.{read_as}"
     path.write_bytes(end.join(records).encode(encoding))
-    rows, problems = read(path, encoding=encoding)
+    rows, problems = read(path, decide(path, encoding=encoding))
     shown = [(line, record) for line, record in enumerate(records, 1) if record.strip()]
     if read_as == "text":
         assert [(row[0], row[1]) for row in rows] == shown
@@ -254,7 +259,7 @@ def test_tsv_and_text_in_blocks_of_any_size(
         assert [(line, record) for _, line, record, _, _ in problems] == [
             (line, record) for line, record in shown[1:] if record.count("\t") != 1
         ]
-    assert read_in_pieces(path, size, encoding=encoding) == (rows, problems)
+    assert read_in_pieces(path, size, decide(path, encoding=encoding)) == (rows, problems)
 
 
 # Quotes

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 from conan_embedding.pipeline.ingest import files, readers, splits
+from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit, SourceFile, list_files
 from conan_embedding.pipeline.ingest.splits import plan_splits
 from conan_embedding.schemas.settings import Source
@@ -31,9 +32,10 @@ def cut(path: Path, size: int, chunk: int = 1 << 20, **more: Any) -> list[FileSp
 def read(path: Path, some: list[FileSplit], **more: Any) -> Read:
     """Read each split separately, as workers do; return rows, and problems in sorted order."""
     rows, problems = [], []
+    decided = decide_columns(source(path, **{"meta": "rows"} | more), some).source
     for one in some:
         with readers.open_sandbox() as connection:
-            for batch in readers.read(connection, source(path, **more), [one]):
+            for batch in readers.read(connection, decided, [one]):
                 rows += connection.sql("FROM rows ORDER BY _row").pl().select(pl.exclude("_row")).rows()
                 problems += batch.rows()
     return rows, sorted(problems, key=str)

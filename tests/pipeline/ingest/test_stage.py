@@ -111,8 +111,11 @@ def test_select_may_name_a_column_that_is_there(ingest: Ingest) -> None:
 def test_json_values_come_without_their_quotes(ingest: Ingest) -> None:
     data = lines({"a": "甲", "b": 1}, {"a": 2, "b": "x"}, {"a": ["列"], "b": None}, {"a": True, "b": {"c": 1}})
     found = ingest(data, query="a", positive="b")
-    assert found.values("query", "positive") == [("甲", "1"), ("2", "x"), ("true", '{"c":1}')]
-    assert found.reasons() == ["no_positive"]
+    assert found.values("query", "positive") == [("甲", "1"), ("2", "x")]
+    assert found.rejects.select("line", "detail").rows() == [
+        (3, 'a: expected VARCHAR, found ["列"]'),
+        (4, 'b: expected VARCHAR, found {"c":1}'),
+    ]
 
 
 def test_an_expression_that_fails_on_a_row_is_null_there(ingest: Ingest) -> None:
@@ -127,8 +130,12 @@ def test_labels(ingest: Ingest) -> None:
     data = lines(*({"a": "甲", "b": "乙", "l": label} for label in labels))
     found = ingest(data, task="sts", query="a", positive="b", label="l", label_range=[0, 5])
     assert found.values("label") == [3.5, 4.0]
-    assert found.rejects["line"].to_list() == [3, 4, 5, 6]
-    assert set(found.reasons()) == {"no_label"}
+    assert sorted(found.rejects.select("line", "reason").rows()) == [
+        (3, "no_label"),
+        (4, "no_label"),
+        (5, "column_type"),
+        (6, "no_label"),
+    ]
 
 
 def test_negatives(ingest: Ingest) -> None:
@@ -244,7 +251,9 @@ def test_a_source_without_files_is_noted(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no `sources:`"):
         stage.ingest(tmp_path / "corpus", Recipe(), ALONE)
     assert frames(tmp_path / "corpus", "ingest")[0].height == 1  # the earlier result is still there
-    assert load_recipe(tmp_path / "corpus") == recipe
+    saved = load_recipe(tmp_path / "corpus")
+    assert [source.name for source in saved.sources] == ["nothing", "beside"]
+    assert saved.sources[1].columns == {"query": "VARCHAR", "positive": "VARCHAR"}
 
 
 # Identity, parts, resume

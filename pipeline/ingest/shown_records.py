@@ -1,0 +1,64 @@
+"""Show what was read as the `record` of rejects: its text, or the columns of a row as JSON."""
+
+import base64
+import json
+from typing import Any
+
+import polars as pl
+
+from .problems import PLACE, RECORD
+
+_YEARS = (-62_135_596_800, 253_402_300_799)  # seconds from 1970 to the first and the last second that datetime can show
+_UNITS = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+
+
+def show_records(frame: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return rows of a frame as problems: `rows` has the columns `_row`, `reason` and `detail`."""
+    places = rows.select("_row", "reason", "detail").join(
+        frame.select("_row", "_file", "_line"), on="_row", how="left", maintain_order="left"
+    )
+    return places.select(
+        file="_file", line="_line", record=show_rows(frame, rows["_row"]), reason="reason", detail="detail"
+    )
+
+
+def show_rows(frame: pl.DataFrame, numbers: pl.Series) -> pl.Series:
+    """Return what was read for the rows with these numbers (`_row`): a text for each number, null for a null.
+
+    It is the text in the frame's column RECORD, or without that column, the row's other columns as JSON.
+    """
+    wanted = numbers.cast(pl.UInt32).alias("_row").to_frame()
+    chosen = wanted.unique().join(frame, on="_row", how="inner")
+    columns = [name for name in frame.columns if name not in PLACE]
+    record = chosen[RECORD] if RECORD in frame.columns else _show_columns(chosen.select(columns))
+    shown = chosen.select("_row").with_columns(record=record)
+    return wanted.join(shown, on="_row", how="left", maintain_order="left")["record"]
+
+
+def _show_columns(rows: pl.DataFrame) -> pl.Series:
+    readable = rows.with_columns(_show_time(column) for column in rows if isinstance(column.dtype, pl.Datetime))
+    if readable.is_empty() or not any(_holds_bytes(kind) for kind in readable.dtypes):
+        return readable.select(pl.struct(pl.all()).struct.json_encode()).to_series()
+    shown = [json.dumps(row, ensure_ascii=False, default=_show_value) for row in readable.iter_rows(named=True)]
+    return pl.Series(shown, dtype=pl.String)
+
+
+def _show_time(times: pl.Series) -> pl.Series:
+    """Return times as they are, or as the stored integers if Polars can't show one of them."""
+    stored = times.to_physical()
+    assert isinstance(times.dtype, pl.Datetime)
+    first, last = (bound * _UNITS[times.dtype.time_unit] for bound in _YEARS)
+    return times if stored.is_between(first, last).all() else stored.alias(times.name)
+
+
+def _holds_bytes(kind: pl.DataType) -> bool:
+    """Whether a type has bytes in it, for which Polars can't write JSON."""
+    if isinstance(kind, pl.Struct):
+        return any(_holds_bytes(field.dtype) for field in kind.fields)  # type: ignore[arg-type]
+    if isinstance(kind, pl.List | pl.Array):
+        return _holds_bytes(kind.inner)  # type: ignore[arg-type]
+    return kind == pl.Binary
+
+
+def _show_value(value: Any) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
