@@ -1,6 +1,5 @@
 """Extract titles and texts from web pages, in HTML files and in the responses of WARC archives."""
 
-import codecs
 import logging
 import re
 import zlib
@@ -13,9 +12,9 @@ from typing import Any
 import polars as pl
 
 from ...schemas.errors import MissingExtraError
+from .charsets import DAMAGED_SHARE, decode, detect, find_codec, measure_damage
 from .files import FileError
 from .problems import PROBLEM, Frames
-from .text_encodings import DAMAGED_SHARE, detect
 
 PAGE = {
     "_file": pl.String,
@@ -50,17 +49,6 @@ _CHUNK = 1 << 20
 _MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([\w.:-]+)", re.ASCII | re.IGNORECASE)
 _DECLARATION = re.compile(rb"<(?:meta|\?xml)\b[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
-_WIDER = {
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "big5": "big5hkscs",
-    "iso8859-1": "cp1252",
-    "ascii": "cp1252",
-    "shift_jis": "cp932",
-    "euc_kr": "cp949",
-}
-"""The encodings that browsers use in place of declared ones (WHATWG Encoding Standard, section 4.2)."""
-
 # Codecs that a page may ask for: some of Python's are not for text, and some take hours.
 _ENCODING = re.compile(r"utf-8|gb18030|hz|big5.*|cp\d+|iso8859-\d+|(?:euc|iso2022|shift)_.*|koi8-.*|tis-620")
 
@@ -146,7 +134,7 @@ class _Batch:
             page = _extract_page(data, url, content_type, encoding)
         except FileError as error:
             begin = data[:1_000]
-            self.reject(line, url or begin.decode(detect(begin), "replace")[:200], error.reason, error.detail)
+            self.reject(line, url or decode(begin, detect(begin))[:200], error.reason, error.detail)
         else:
             self.rows.append((self.file, line, *page))
             self.characters += sum(len(field or "") for field in page)
@@ -259,20 +247,20 @@ def _decode(data: bytes, content_type: str | None, encoding: str | None) -> str:
         FileError: even in that one, more than DAMAGED_SHARE can't be decoded; or `encoding` is unknown.
     """
     damage: dict[str, float] = {}
-    for candidate in [encoding] if encoding else _guess_encodings(data, content_type):
+    for candidate in [find_codec(encoding) or encoding] if encoding else _guess_encodings(data, content_type):
         if candidate in damage:
             continue
         try:
-            text = data.decode(candidate, "replace").removeprefix("\ufeff")
+            text = decode(data, candidate).removeprefix("\ufeff")
         except LookupError as error:
             raise FileError("encoding", f"unknown encoding {candidate!r}; try utf-8, gb18030 or big5") from error
         if "\ufffd" not in text:
             return text
-        damage[candidate] = text.count("\ufffd") / (len(text) - len(text.encode("ascii", "ignore")))
+        damage[candidate] = measure_damage(text)
     best = min(damage, key=damage.__getitem__)
     if damage[best] > DAMAGED_SHARE:
         raise FileError("encoding", f"not {' or '.join(damage)}")
-    return data.decode(best, "replace").removeprefix("\ufeff")
+    return decode(data, best).removeprefix("\ufeff")
 
 
 def _guess_encodings(data: bytes, content_type: str | None) -> Iterator[str]:
@@ -282,20 +270,13 @@ def _guess_encodings(data: bytes, content_type: str | None) -> Iterator[str]:
     served = _CHARSET.search(content_type or "")
     declared = _DECLARATION.search(data, 0, 8_192)
     labels = [served[1] if served else "", declared[1].decode("ascii", "replace") if declared else ""]
-    known = [found for label in labels if (found := _find_codec(label))]
-    # Servers declare Latin-1 for anything, and any bytes are valid in it, so it is tried after other declarations.
-    yield from sorted(known, key=lambda found: found == "cp1252")
-    yield detect(data)
-
-
-def _find_codec(label: str) -> str | None:
-    """Find the codec that browsers use for a label; None if it is unknown or not for text."""
-    try:
-        name = codecs.lookup(label).name
-    except (LookupError, ValueError):
-        return None
-    name = _WIDER.get(name, name)
-    return name if _ENCODING.fullmatch(name) else None
+    known = [found for label in labels if (found := find_codec(label)) and _ENCODING.fullmatch(found)]
+    yield from (found for found in known if found != "cp1252")
+    detected = detect(data)
+    yield detected
+    # Servers declare Latin-1 for anything, and any bytes are valid in it.
+    if "cp1252" in known and detected == "utf-8" and measure_damage(decode(data, "utf-8")) > DAMAGED_SHARE:
+        yield "cp1252"
 
 
 def _read_records(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any, bytes]]:

@@ -2,18 +2,31 @@
 
 import codecs
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePosixPath
 
-import charset_normalizer
+import fsspec
 
-from .files import FileError, FileSplit, read_chunks
+from . import charsets
+from .charsets import (
+    CHINESE,
+    DAMAGED_SHARE,
+    SAMPLE,
+    find_codec,
+    find_fault,
+    find_utf_16,
+    is_surely_utf_8,
+    judge,
+    measure_damage,
+    rescue,
+)
+from .files import FileError, FileSplit, read_chunks, stat_file
 
 BROKEN = "\U0010ffff"
 """Put before and after the byte offset of undecodable bytes: a noncharacter, which text should not contain."""
-
-DAMAGED_SHARE = 0.1
-"""Chosen here: an encoding in which more than this share of the non-ASCII characters is undecodable is wrong."""
 
 BLOCK = 4 << 20
 """Chosen here: bytes of a file that are decoded together."""
@@ -21,14 +34,9 @@ BLOCK = 4 << 20
 LONGEST_DOCUMENT = 128 << 20
 """Chosen here: the most bytes of a document that is held in memory as a whole."""
 
-_SAMPLE = 4 << 20
-_COMMON = re.compile(
-    "[的一是不了在有人我他這这個个們们中來来上大為为和國国地到以說说時时要就出會会可也你對对生能而子那得於于着下自之年過过發发後后"
-    "作里用道行所然家種种事成方多經经麼么去法學学如都同現现當当沒没動动面起看定天分還还進进好小部其些主樣样理心本前開开但因從从想實实"
-    "，。、？！：]"
-)
-_CLEARLY = 5  # lead in common characters that decides; each of 300 Chinese texts of 50 characters had it
-_CERTAIN = 16  # characters valid in UTF-8; 56,000 Chinese texts began with at most 7 by chance in GB18030, 2 in Big5
+_NEIGHBOURS = 50  # files by which a short one is decided; more would not change a majority
+_MOST_OF_A_NEIGHBOUR = 1 << 16  # bytes
+_DETECTED = ("utf-8", "gb18030", "big5", "utf-16-le", "utf-16-be")
 _MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
@@ -37,6 +45,9 @@ _MARKS = (
     (b"\xfe\xff", "utf-16"),
 )
 _MARK = "\ufeff".encode()
+_MARKS_AT_STARTS = re.compile(b"(?m)^(?:%b)+" % _MARK)
+_RETURNS = re.compile(rb"\r+\n")
+_END_OF_DOS = re.compile(rb"\x1a+[\r\n]*\Z")  # Ctrl-Z
 
 
 @dataclass(frozen=True)
@@ -47,16 +58,20 @@ class Block:
     first_line: int
 
 
-def read_blocks(split: FileSplit, declared: str | None = None) -> Iterator[Block]:
+def read_blocks(split: FileSplit, declared: str | None = None, quote: str = "") -> Iterator[Block]:
     """Decode a split to blocks; undecodable bytes are replaced by their offset between two BROKEN.
 
-    A byte order mark is dropped at the start of every line, since files joined from several have more than one.
+    Lines end in LF, CR LF or CR CR LF, or in CR if no line ends otherwise. Byte order marks are dropped at the start of
+    every line, since files joined from several have more than one, and so is the Ctrl-Z with which DOS ends a file.
+
+    Args:
+        quote: What stands around fields that may contain line breaks; these don't tell how lines end.
 
     Raises:
         FileError: see files.read_chunks; or the text is not in the declared encoding. What came before is yielded
             first.
     """
-    encoding = split.encoding or find_encoding(read_chunks(FileSplit(split.path)), declared)
+    encoding = split.encoding or find_encoding(read_chunks(FileSplit(split.path)), declared, split.path)
     encoding = encoding.removesuffix("-sig")
     chunks = read_chunks(split)
     if encoding.startswith(("utf-16", "utf-32")):  # a line feed is more than one byte there
@@ -66,15 +81,22 @@ def read_blocks(split: FileSplit, declared: str | None = None) -> Iterator[Block
     for offset, data in _cut_pieces(chunks, encoding, split.start):
         text = decode(data, encoding, offset)
         if carriage_returns is None:  # carriage returns end lines only in a file without line feeds
-            carriage_returns = b"\r" in text and b"\n" not in text
+            carriage_returns = b"\r" in text and _ends_lines_in_carriage_returns(text, quote.encode())
         if b"\r" in text:
             text = text.replace(b"\r\n", b"\n")
+            text = _RETURNS.sub(b"\n", text) if b"\r\n" in text else text
             text = text.replace(b"\r", b"\n") if carriage_returns else text
         if _MARK in text:
-            text = (before + text).replace(b"\n" + _MARK, b"\n")[1:]
+            text = _MARKS_AT_STARTS.sub(b"", before + text)[1:]
         yield Block(text, line)
         line += text.count(b"\n")
         before = text[-1:] or before
+
+
+def _ends_lines_in_carriage_returns(text: bytes, quote: bytes) -> bool:
+    """Whether lines end in CR alone: there is no line feed outside of quotes, except at the end."""
+    outside = b"".join(text.split(quote)[::2]) if quote else text
+    return b"\n" not in outside.rstrip(b"\n")
 
 
 def read_text(path: str, declared: str | None = None) -> tuple[str, str | None]:
@@ -120,8 +142,8 @@ def _cut_pieces(chunks: Iterable[bytes], encoding: str, offset: int) -> Iterator
             enough = max(BLOCK, 2 * size)
     except FileError as error:
         damage = error
-    if size:
-        yield offset, b"".join(parts)
+    if rest := _END_OF_DOS.sub(b"", b"".join(parts)):
+        yield offset, rest
     if damage:
         raise damage
 
@@ -165,7 +187,7 @@ def decode(data: bytes, encoding: str, offset: int) -> bytes:
             return data
 
     _mark_offsets_from(offset)
-    return data.decode(encoding, "conan.mark").encode()
+    return charsets.decode(data, encoding, "conan.mark").encode()
 
 
 def _mark_offsets_from(offset: int) -> None:
@@ -173,39 +195,89 @@ def _mark_offsets_from(offset: int) -> None:
 
     def mark(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeDecodeError)
-        return f"{BROKEN}{offset + error.start}{BROKEN}", error.end
+        return rescue(error) or (f"{BROKEN}{offset + error.start}{BROKEN}", error.end)
 
     codecs.register_error("conan.mark", mark)
 
 
-def find_encoding(chunks: Iterable[bytes], declared: str | None = None) -> str:
+def find_encoding(chunks: Iterable[bytes], declared: str | None = None, path: str | None = None) -> str:
     """Check the declared encoding of a file, or detect it, from the first megabytes that are not ASCII.
 
+    Args:
+        path: Where the file is. If it is too short to be sure, the files next to it decide.
+
     Raises:
-        FileError: the declared encoding is unknown, or another fits better; names the offset where it first fails.
+        FileError: the declared encoding is unknown, or another fits better; names the offset where it first fails. Or
+            none is declared, and the text is in one of another language.
     """
     begin, sample, offset = b"", b"", 0
     try:
         for chunk in chunks:
             begin = (begin + chunk)[:4]
-            if not sample and chunk.isascii():
+            if not sample and chunk.isascii() and b"\0" not in chunk:
                 offset += len(chunk)
                 continue
             sample += chunk
-            if len(sample) >= _SAMPLE:
+            if len(sample) >= SAMPLE:
                 sample = sample[: sample.rfind(b"\n") + 1 or _find_last_character(sample)]
                 break
     except FileError:
         if not begin:
             raise
-    if declared is None:
-        marked = (encoding for mark, encoding in _MARKS if begin.startswith(mark))
-        return next(marked, None) or detect(sample)
+    marked = next((encoding for mark, encoding in _MARKS if begin.startswith(mark)), None)
+    if declared is not None:
+        return _check_declared(sample, declared, offset, marked)
+    return marked or _choose_encoding(sample, path)
+
+
+def _choose_encoding(sample: bytes, path: str | None) -> str:
+    encoding, is_clear = judge(sample)
+    if path and not is_clear:
+        votes = _ask_neighbours(path).most_common()
+        encoding = next((vote for vote, _ in votes if find_fault(sample, vote) is None), encoding)
+    if encoding not in _DETECTED:
+        detail = f"neither UTF-8, GB18030 nor Big5; it looks like {encoding}: declare it with `encoding: {encoding}`"
+        raise FileError("encoding", detail)
+    return encoding
+
+
+def _ask_neighbours(path: str) -> Counter[str]:
+    """Count the encodings of the files in a file's folder, or archive, whose names end like its own."""
+    member, colons, archive = path.partition("::")
+    folder, slash, name = member.rpartition("/")
     try:
-        encoding = codecs.lookup(declared).name  # normalised: UTF-16 becomes utf-16
-        (sample or b" ").decode(encoding, "replace")  # fails for a codec that does not decode to text
+        version = stat_file(archive or folder or ".").version
+        return _count_encodings(folder + slash, PurePosixPath(name).suffix, colons + archive, version)
+    except OSError:
+        return Counter()
+
+
+@lru_cache(maxsize=64)
+def _count_encodings(folder: str, suffix: str, archive: str, version: str) -> Counter[str]:
+    """Count the encodings of a folder's files that are long enough to be sure; `version` changes with the folder."""
+    filesystem, inner = fsspec.core.url_to_fs(f"{folder}x{archive}")
+    names = sorted(name.rpartition("/")[2] for name in filesystem.ls(inner.rpartition("/")[0], detail=False))
+    votes: Counter[str] = Counter()
+    for name in [name for name in names if name.endswith(suffix)][:_NEIGHBOURS]:
+        try:
+            sample = next(read_chunks(FileSplit(f"{folder}{name}{archive}")), b"")[:_MOST_OF_A_NEIGHBOUR]
+        except FileError:
+            continue
+        encoding, is_clear = judge(sample)
+        if is_clear and not sample.isascii():
+            votes[encoding] += 1
+    return votes
+
+
+def _check_declared(sample: bytes, declared: str, offset: int, marked: str | None) -> str:
+    encoding = find_codec(declared)
+    try:
+        (sample or b" ").decode(encoding or "", "replace")  # fails for a codec that does not decode to text
     except (LookupError, ValueError) as error:
         raise FileError("encoding", f"unknown encoding {declared!r}; try utf-8, gb18030 or big5") from error
+    assert encoding
+    if encoding == "utf-16" and not marked and (found := find_utf_16(sample)):
+        return found
     _check_encoding(sample, encoding, offset)
     return encoding
 
@@ -213,56 +285,19 @@ def find_encoding(chunks: Iterable[bytes], declared: str | None = None) -> str:
 def _check_encoding(sample: bytes, encoding: str, offset: int) -> None:
     """Raise FileError if another encoding fits better than the declared one; a few broken bytes don't matter."""
     if encoding.startswith(("utf-16", "utf-32")):  # the sample may begin or end within a character
-        if b"\0" not in sample and _is_text(sample, "utf-8"):
+        if b"\0" not in sample and find_fault(sample, "utf-8") is None:
             raise FileError("encoding", f"not {encoding}; it looks like utf-8")
         return
-    try:
-        sample.decode(encoding)
-    except UnicodeDecodeError as error:
-        first = offset + error.start
-    else:
+    if not encoding.startswith("utf-8") and is_surely_utf_8(sample):
+        raise FileError("encoding", f"not {encoding}; it looks like utf-8")
+    fault = find_fault(sample, encoding)
+    if fault is None and encoding not in CHINESE:
         return
-    likely = detect(sample)
-    damage, other = (_measure_damage(sample.decode(one, "replace")) for one in (encoding, likely))
+    likely, is_clear = judge(sample)
+    if fault is None:
+        if is_clear and likely in CHINESE and likely != encoding:  # many bytes are valid in both
+            raise FileError("encoding", f"not {encoding}; it looks like {likely}")
+        return
+    damage, other = (measure_damage(sample.decode(one, "replace")) for one in (encoding, likely))
     if other < damage and (damage > DAMAGED_SHARE or likely == "utf-8"):
-        raise FileError("encoding", f"not {encoding} at byte {first:,}; it looks like {likely}")
-
-
-def _is_text(data: bytes, encoding: str) -> bool:
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def detect(data: bytes) -> str:
-    """Detect the encoding of Chinese text: UTF-8 if it fits, else the likelier of GB18030 and Big5."""
-    head = data[:_SAMPLE]
-    damage = {encoding: _measure_damage(head.decode(encoding, "replace")) for encoding in ("utf-8", "gb18030", "big5")}
-    if damage["utf-8"] <= max(DAMAGED_SHARE, min(damage.values())) or _begins_as_utf_8(head):
-        return "utf-8"
-    few = head[:65_536]
-    common = {encoding: len(_COMMON.findall(few.decode(encoding, "replace"))) for encoding in damage}
-    likely, next_likely = sorted(common, key=common.__getitem__, reverse=True)[:2]
-    if common[likely] - common[next_likely] >= _CLEARLY:  # bytes broken in one encoding may be valid in another
-        return likely
-    if damage["gb18030"] == damage["big5"]:
-        best = charset_normalizer.from_bytes(few, cp_isolation=["gb18030", "big5"]).best()
-        return best.encoding if best else "gb18030"
-    return "gb18030" if damage["gb18030"] < damage["big5"] else "big5"
-
-
-def _begins_as_utf_8(data: bytes) -> bool:
-    """Whether more characters before the first fault are valid UTF-8 than chance explains."""
-    try:
-        begin = data.decode()
-    except UnicodeDecodeError as error:
-        begin = data[: error.start].decode()
-    return len(begin) - len(begin.encode("ascii", "ignore")) >= _CERTAIN
-
-
-def _measure_damage(text: str) -> float:
-    """Compute the share of replacement characters among a text's non-ASCII characters."""
-    foreign = len(text) - len(text.encode("ascii", "ignore"))
-    return text.count("\ufffd") / foreign if foreign else 0.0
+        raise FileError("encoding", f"not {encoding} at byte {offset + fault:,}; it looks like {likely}")

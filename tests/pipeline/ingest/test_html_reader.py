@@ -125,11 +125,23 @@ def test_simplified_pages_in_any_encoding(encoding: str, declaration: str, given
 
 @pytest.mark.parametrize("declaration", [BIG5, "", UTF8])
 def test_traditional_pages_in_big5(declaration: str) -> None:
-    lines = ["記者在臺灣各地採訪時看到，農民們正在準備春耕，今年的天氣比往年要暖和許多。" for _ in range(3)]
+    lines = ["恒記者在臺灣各地採訪時看到，農民們正在準備春耕，這裏今年的天氣比往年要暖和許多。" for _ in range(3)]
     lines = [f"{place}：{line}" for place, line in zip(("臺北", "臺中", "高雄"), lines, strict=True)]
     page = document("".join(f"<p>{line}</p>" for line in lines), declaration + "<title>農民準備春耕</title>")
-    row, _ = outcome(page.encode("big5", "ignore"))
+    row, _ = outcome(page.encode("cp950", "ignore"))
     assert row is not None and (row["title"], row["text"]) == ("農民準備春耕", "\n".join(lines))
+
+
+def test_latin_1_is_believed_last() -> None:
+    """Servers declare it for anything."""
+    declared = f"<meta charset=iso-8859-1><title>{TITLE}</title>"
+    for encoding in ("gbk", "utf-8"):
+        row, _ = outcome(document(BODY, declared).encode(encoding))
+        assert row is not None and row["title"] == TITLE
+    french = "<p>Aujourd’hui, il fait très beau et nous sommes allés nous promener à la forêt.</p>" * 3
+    head = "<head><meta charset=iso-8859-1><title>Une belle journée</title></head>"
+    row, _ = outcome(f"<html>{head}<body>{french}</body></html>".encode("cp1252"))
+    assert row is not None and row["title"] == "Une belle journée" and "très beau" in row["text"]
 
 
 def test_half_characters_go() -> None:

@@ -1,12 +1,14 @@
 """Decoding to UTF-8: the encoding is detected or checked, undecodable bytes are marked, block sizes don't matter."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conan_embedding.pipeline.ingest import files, text_encodings
+from conan_embedding.pipeline.ingest.charsets import detect
 from conan_embedding.pipeline.ingest.files import FileError, FileSplit
-from conan_embedding.pipeline.ingest.text_encodings import BROKEN, detect, find_encoding, read_blocks, read_text
+from conan_embedding.pipeline.ingest.text_encodings import BROKEN, find_encoding, read_blocks, read_text
 from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import max_examples
@@ -70,6 +72,22 @@ def test_names_of_encodings(name: str, text: Text) -> None:
     assert text(content.encode(name), name) == content
 
 
+@pytest.mark.parametrize(
+    ("names", "data", "content"),
+    [
+        ("gb2312 gbk cp936 936 ms936 gb18030 GB18030-2000 euc-cn", b"\xd6\xec\xe9\x46\xbb\xf9\x80", "朱镕基€"),
+        ("big5 big5-tw cp950 950 ms950 big5-hkscs big5hkscs", b"\xf9\xda\xa5\xcd\xf9\xd8\xc8\x7e\xa3\xe1", "恒生裏䒑€"),
+        ("cp950 big5 big5hkscs", b"\xa1\x45\xa1\x4e\xa1\xe3\xa2\x44\xc6\xa1\xc6\xe7", "‧﹑～￥①ぁ"),  # as browsers
+        ("latin-1 iso-8859-1 cp1252 windows-1252", b"don\x92t caf\xe9", "don’t café"),
+        ("shift_jis sjis cp932 ms932", b"\x87\x40\x93\xfa", "①日"),
+        ("euc-kr cp949 uhc ks_c-5601-1987", b"\xb0\xa1\x8c\x63", "가똠"),
+    ],
+)
+def test_declared_encodings_are_read_as_their_supersets(names: str, data: bytes, content: str, text: Text) -> None:
+    for name in names.split():
+        assert text(data, name) == content
+
+
 @pytest.mark.parametrize("name", ["gbk-8", "zlib", "rot13", "undefined", ""])
 @pytest.mark.parametrize("data", [b"x", "甲".encode(), b""])
 def test_an_unknown_encoding(name: str, data: bytes) -> None:
@@ -93,11 +111,89 @@ def test_utf_8_declared_as_another(declared: str) -> None:
 @pytest.mark.parametrize("chunk", [3, 1001])
 def test_long_utf_16_without_a_mark(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample, or the ASCII before it, may end within a character."""
-    monkeypatch.setattr(text_encodings, "_SAMPLE", 1000)
+    monkeypatch.setattr(text_encodings, "SAMPLE", 1000)
     monkeypatch.setattr(files, "_CHUNK", chunk)
     content = "abc\n" * 1000 + SIMPLIFIED * 50
     (tmp_path / "a.txt").write_bytes(content.encode("utf-16-le"))
     assert read_text(f"{tmp_path}/a.txt", "utf-16-le") == (content, None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("content", [SIMPLIFIED, TRADITIONAL, "query,positive\r\n一,二\r\n", "plain text\n", "中\n"])
+def test_utf_16_without_a_mark(content: str, encoding: str, text: Text) -> None:
+    assert text(content.encode(encoding)) == text(content.encode(encoding), "utf-16") == content.replace("\r", "")
+
+
+@pytest.mark.parametrize("data", [b"a\0,b\n1,2\n", b"hello\0 world\n", b"abc" * 10 + b"\0" * 100, "中\0文\n".encode()])
+def test_zero_bytes_make_no_utf_16(data: bytes, text: Text) -> None:
+    assert text(data) == data.decode()
+
+
+JAPANESE = "日本語の文章を保存すると、読み込み器は文字化けを起こすことがあります。今日は公園を散歩しました。\n"
+KOREAN = "한국어 문장을 저장하면 중국어 판독기가 글자를 잘못 읽을 수 있습니다. 오늘은 공원을 산책했습니다.\n"
+RUSSIAN = "Сегодня очень хорошая погода, и мы пошли гулять в парк, где живёт много птиц и белок.\n"
+FRENCH = "Aujourd’hui, il fait très beau et nous sommes allés à la forêt. La ville compte déjà près d’un million.\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        (JAPANESE, "cp932"),
+        (JAPANESE, "euc_jp"),
+        (KOREAN, "cp949"),
+        (RUSSIAN, "cp1251"),
+        (RUSSIAN, "koi8_r"),
+        (FRENCH, "cp1252"),
+    ],
+)
+def test_other_languages_are_told_and_not_misread(content: str, encoding: str, text: Text) -> None:
+    for times in (1, 50):
+        data = (content * times).encode(encoding)
+        with pytest.raises(
+            FileError, match=rf"nor Big5; it looks like {encoding}: declare it with `encoding: {encoding}`"
+        ):
+            find_encoding([data])
+        assert text(data, encoding) == content * times
+    assert find_encoding([content.encode()]) == "utf-8"
+
+
+def test_a_little_of_another_language_costs_its_lines(text: Text) -> None:
+    assert text(b"one\ndon\x92t\ntwo\n") == f"one\ndon{BROKEN}7{BROKEN}t\ntwo\n"
+
+
+def test_one_chinese_encoding_declared_as_the_other() -> None:
+    """Such bytes may be valid in both."""
+    with pytest.raises(FileError, match="not gb18030; it looks like big5"):
+        find_encoding([TRADITIONAL.encode("big5")], "gbk")
+    with pytest.raises(FileError, match="not big5 at byte 18; it looks like gb18030"):
+        find_encoding([SIMPLIFIED.encode("gbk")], "big5")
+    assert find_encoding(["你好".encode("big5")], "gbk") == "gb18030"  # too short to know better
+
+
+def test_utf_8_declared_as_an_encoding_in_which_any_bytes_are_text() -> None:
+    for declared in ("latin-1", "cp1252", "koi8-r", "gb18030"):
+        with pytest.raises(FileError, match="it looks like utf-8"):
+            find_encoding([(SIMPLIFIED * 20).encode()], declared)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_short_files_are_decided_by_their_folder(packed: bool, tmp_path: Path) -> None:
+    """These bytes are 一 in GB18030, һ in UTF-8 and 珨 in Big5."""
+    short = "一".encode("gbk")
+    files = {"a/short.txt": short, "a/long.txt": (SIMPLIFIED * 9).encode("gbk"), "a/plain.txt": b"plain"}
+    files |= {"a/other.csv": (TRADITIONAL * 9).encode("big5"), "b/short.txt": short, "c/short.txt": short}
+    files |= {"c/1.txt": (TRADITIONAL * 9).encode("big5"), "c/2.txt": (TRADITIONAL * 9).encode("big5")}
+    files |= {"c/3.txt": SIMPLIFIED.encode()}
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    form = f"{tmp_path}/{{}}"
+    if packed:
+        with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        form = f"zip://{{}}::{tmp_path}/all.zip"
+    assert [read_text(form.format(f"{folder}/short.txt"))[0] for folder in "abc"] == ["一", "һ", "珨"]
 
 
 # What does not decode
@@ -153,11 +249,30 @@ def test_marks_at_the_start_of_lines_go(text: Text) -> None:
     assert text(one * 3) == "甲\n" * 3
     assert text("\ufeff甲\n\ufeff\n乙\ufeff丙\n\ufeff".encode()) == "甲\n\n乙\ufeff丙\n"
 
+    assert text("\ufeff\ufeff甲\r\n\ufeff\ufeff\ufeff乙\n".encode()) == "甲\n乙\n"
 
-def test_lines_end_in_one_way(text: Text) -> None:
-    for data in (b"a\nb\n", b"a\r\nb\r\n", b"a\rb\r"):
-        assert text(data) == "a\nb\n"
-    assert text(b"a\rb\nc\n") == "a\rb\nc\n"
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        ("甲\n乙\n", "甲\n乙\n"),
+        ("甲\r\n乙\r\n", "甲\n乙\n"),
+        ("甲\r\r\n乙\r\r\n", "甲\n乙\n"),
+        ("甲\r\r\n乙\r\n丙\n", "甲\n乙\n丙\n"),
+        ("甲\r乙\r", "甲\n乙\n"),
+        ("甲\r乙\r\n", "甲\n乙\n"),
+        ("甲\r乙\r丙\n", "甲\n乙\n丙\n"),  # the line feed of an editor
+        ("甲\r乙\n丙\n", "甲\r乙\n丙\n"),
+        ("甲\x85乙\u2028丙\u2029丁\v戊\f己\n", "甲\x85乙\u2028丙\u2029丁\v戊\f己\n"),
+        ("甲\r\n\x1a", "甲\n"),
+        ("甲\n\x1a\x1a\x1a", "甲\n"),
+        ("甲\x1a乙\n\x1a\r\n", "甲\x1a乙\n"),
+        ("\x1a", ""),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "utf-16-le"])
+def test_line_ends(data: str, lines: str, encoding: str, text: Text) -> None:
+    assert text(data.encode(encoding), encoding) == lines
 
 
 # Blocks
