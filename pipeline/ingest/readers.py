@@ -76,7 +76,7 @@ def _make_table_reader(default: Dialect) -> Reader:
     """Return a reader of tables in this dialect, unless a source's options set another."""
 
     def read(split: FileSplit, source: Source, _: duckdb.DuckDBPyConnection) -> Iterator[Frames]:
-        return read_table(split, source.encoding, source.options, choose_dialect(source.options, default))
+        return read_table(split, source, default)
 
     def split(path: str, source: Source, size: int) -> list[FileSplit]:
         has_quotes = choose_dialect(source.options, default).quote  # which may hold line breaks

@@ -1,15 +1,18 @@
 """Read delimited tables: a row for each record, or a problem if it does not fit the header."""
 
+import json
+import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import polars as pl
 
-from ...schemas.settings import ReaderOptions
+from ...schemas.settings import ReaderOptions, Source
 from .files import FileError, FileSplit
-from .problems import RECORD, Frames, fitting, make_distinct
+from .problems import RECORD, Frames, fitting, make_distinct, no_problems
 from .records import LINE, lines, quoted_records
-from .text_encodings import read_blocks
+from .text_encodings import Block, read_blocks
 
 
 class Dialect(NamedTuple):
@@ -20,6 +23,11 @@ class Dialect(NamedTuple):
 
 
 CSV, TSV = Dialect(",", '"'), Dialect("\t", "")
+
+_DELIMITERS = (",", ";", "\t", "|")  # other than the table's, for a hint
+_COMPARED = 10  # records whose numbers of fields are compared for it
+_BLANK = " \t\n\u00a0\u3000\u200b\ufeff"  # around column names
+_SEPARATOR = re.compile(rb'"?sep=([^\r\n])"?[ \t,;]*(?:\n|\Z)', re.IGNORECASE)
 
 
 def choose_dialect(options: ReaderOptions, default: Dialect) -> Dialect:
@@ -37,72 +45,141 @@ def check_dialect(dialect: Dialect) -> str | None:
     return None
 
 
-def read_table(split: FileSplit, encoding: str | None, options: ReaderOptions, dialect: Dialect) -> Iterator[Frames]:
+def read_table(split: FileSplit, source: Source, default: Dialect) -> Iterator[Frames]:
     """Read the rows in a split of a table. The header is read from the start of the file, wherever the split is.
 
     Raises:
-        FileError: the header can't be read; or see text_encodings.read_blocks.
+        FileError: the header can't be read, or has another delimiter; or see text_encodings.read_blocks.
     """
-    delimiter, quote = dialect
+    options = source.options
     has_header = options.header if options.header is not None else options.columns is None
-
-    def read_records(piece: FileSplit) -> Iterator[pl.DataFrame]:
-        blocks = read_blocks(piece, encoding)
-        return quoted_records(blocks, piece.name, delimiter, quote) if quote else lines(blocks, piece.name)
-
-    names = options.columns
-    if split.start and has_header:
-        head = FileSplit(split.path, end=split.start, encoding=split.encoding)
-        names = next(
-            (found for frame in read_records(head) if (found := _read_names(frame, delimiter, quote, options))), None
-        )
-        has_header = False
-    for frame in read_records(split):
+    names, header = options.columns, None
+    start = FileSplit(split.path, end=split.start, encoding=split.encoding) if split.start else split
+    records, dialect = _open_records(start, source, default)
+    if split.start:  # which is only done to tables without quotes
+        if has_header:
+            named = (_read_names(frame, dialect, options) for frame in records)
+            names, header = next((found for found in named if found), (None, None))
+        records = lines(read_blocks(split, source.encoding), split.name)
+    for frame in records:
         good, bad = fitting(frame)
-        if names is None or has_header:
-            names = _read_names(frame, delimiter, quote, options)
-            if names is None:
+        if names is None or (has_header and header is None):
+            found = _read_names(frame, dialect, options)
+            if found is None:
                 yield pl.DataFrame(schema=LINE).drop("text"), bad
                 continue
-            good, has_header = good.slice(int(has_header)), False
-        rows, misfits = _split_rows(good, names, delimiter, quote)
-        yield rows, pl.concat([bad, misfits])
+            names = found[0]
+            if has_header:
+                header = found[1]
+                bad = pl.concat([bad, _doubt_header(good.head(1), names, dialect, source)])
+                good = good.slice(1)
+        repeated = pl.col("text") == (header or "")
+        rows, misfits = _split_rows(good.filter(~repeated), names, dialect)
+        yield rows, pl.concat([bad, misfits, _reject(good.filter(repeated), pl.lit("the header again: files joined"))])
 
 
-def _read_names(records: pl.DataFrame, delimiter: str, quote: str, options: ReaderOptions) -> list[str] | None:
-    """Find the column names in the first record of a file; None if these records are all blank or unusable.
+def _open_records(split: FileSplit, source: Source, default: Dialect) -> tuple[Iterator[pl.DataFrame], Dialect]:
+    """Open the records from the start of a file, and find its dialect: Excel may name the delimiter in a first line."""
+    dialect = choose_dialect(source.options, default)
+    blocks = read_blocks(split, source.encoding, dialect.quote)
+    first = next(blocks, Block(b"", 1))
+    if named := _SEPARATOR.match(first.text):
+        first = Block(first.text[named.end() :], 2)
+        dialect = choose_dialect(source.options, default._replace(delimiter=named[1].decode()))
+    blocks = chain([first], blocks)
+    if dialect.quote:
+        return quoted_records(blocks, split.name, dialect.delimiter, dialect.quote), dialect
+    return lines(blocks, split.name), dialect
+
+
+def _read_names(records: pl.DataFrame, dialect: Dialect, options: ReaderOptions) -> tuple[list[str], str] | None:
+    """Find the column names in the first record of a file, and that record; None if all are blank or unusable.
 
     Raises:
-        FileError: the first record is the header, and can't be read.
+        FileError: the first record is the header, and can't be read, or has another delimiter.
     """
     is_header = options.header if options.header is not None else options.columns is None
     good, bad = fitting(records)
     if is_header and bad.height and (good.is_empty() or bad["line"][0] < good["_line"][0]):
         raise FileError("columns", f"the header can't be read: {bad['reason'][0]}", bad["line"][0])
-    first = good.head(1)
-    if first.is_empty():
+    if good.is_empty():
         return None
-    fields = first.select(_split_fields(pl.col("text"), delimiter, quote)).to_series()[0]
-    header = first["text"][0].split(delimiter) if fields is None else fields.to_list()
-    names = options.columns or (header if is_header else [""] * len(header))
-    return make_distinct([name.strip() or f"column{index}" for index, name in enumerate(names)])
+    record = good["text"][0]
+    fields = good.head(1).select(_split_fields(pl.col("text"), dialect)).to_series()[0]
+    found = record.split(dialect.delimiter) if fields is None else fields.to_list()
+    if len(found) == 1 and options.columns is None and options.delimiter is None:
+        _check_delimiter(good.head(_COMPARED), dialect)
+    names = options.columns or (found if is_header else [""] * len(found))
+    clean = (name.strip(_BLANK).removeprefix(dialect.quote).removesuffix(dialect.quote).strip(_BLANK) for name in names)
+    return make_distinct([name or f"column{index}" for index, name in enumerate(clean)]), record
 
 
-def _split_rows(records: pl.DataFrame, names: Sequence[str], delimiter: str, quote: str) -> Frames:
-    split = records.with_columns(fields=_split_fields(pl.col("text"), delimiter, quote))
-    fits = (pl.col("fields").list.len() == len(names)).fill_null(False)
-    misfits = split.filter(~fits).select(
-        file="_file",
-        line="_line",
-        record="text",
-        reason=pl.lit("columns"),
-        detail=pl.coalesce(
-            pl.format("expected {} fields, found {}", pl.lit(len(names)), pl.col("fields").list.len()),
-            pl.lit("a quote is not closed, or text follows it"),
-        ),
+def _check_delimiter(records: pl.DataFrame, dialect: Dialect) -> None:
+    """Raise FileError if records without the delimiter have equally many fields by another one."""
+    for delimiter in _DELIMITERS:
+        counts = records.select(_split_fields(pl.col("text"), Dialect(delimiter, dialect.quote)).list.len()).to_series()
+        if counts.n_unique() == 1 and (counts[0] or 0) > 1:
+            detail = (
+                f"the header has no {dialect.delimiter!r}, and records have {counts[0]} fields between {delimiter!r}: "
+                f"set `options: {{delimiter: {json.dumps(delimiter)}}}`"
+            )
+            raise FileError("columns", detail, records["_line"][0])
+
+
+def _doubt_header(header: pl.DataFrame, names: Sequence[str], dialect: Dialect, source: Source) -> pl.DataFrame:
+    """Return the header as a problem if it may be data: the recipe knows none of its names, or a quote swallowed lines.
+
+    With `header: true`, the recipe has said what it is.
+    """
+    if source.options.header:
+        return no_problems()
+    if any("\n" in name and dialect.delimiter in name for name in names):
+        return _reject(header, pl.lit("it was read as the header: a quote in it is closed only in a later line"))
+    if _may_name(source, names):
+        return no_problems()
+    cure = "if it is data, set `options: {columns: [...]}`; if not, name its columns in the SQL, or set `header: true`"
+    return _reject(header, pl.lit(f"it was read as the header, but the recipe's SQL names none of its columns; {cure}"))
+
+
+def _may_name(source: Source, names: Sequence[str]) -> bool:
+    """Whether a source's SQL contains one of these names that is not a number, or may take whole rows."""
+    parts = (source.select, source.from_, source.where, source.query, source.positive, source.negatives, source.label)
+    sql = " ".join(filter(None, (*parts, source.meta)))
+    words = set(re.findall(r"\w+", sql.lower()))
+    return (
+        "*" in sql
+        or not words.isdisjoint({"rows", "columns"})
+        or any(
+            name.lower() in (words if name.isidentifier() else sql.lower()) for name in names if not name.isdecimal()
+        )
     )
+
+
+def _split_rows(records: pl.DataFrame, names: Sequence[str], dialect: Dialect) -> Frames:
+    split = records.with_columns(fields=_split_fields(pl.col("text"), dialect))
+    fits = (pl.col("fields").list.len() == len(names)).fill_null(False)
+    rows, misfits = split.filter(fits), split.filter(~fits)
+    parts = _part_at_carriage_returns(misfits, dialect).filter(fits.all().over("_line"))
+    if parts.height:
+        rows = pl.concat([rows, parts]).sort("_line", maintain_order=True)
+        misfits = misfits.join(parts, on="_line", how="anti", maintain_order="left")
+    found = pl.format("expected {} fields, found {}", pl.lit(len(names)), pl.col("fields").list.len())
+    detail = pl.coalesce(found, pl.lit("a quote is not closed, or text follows it"))
     fields = [pl.col("fields").list.get(index).alias(name) for index, name in enumerate(names)]
-    return split.filter(fits).select("_file", "_line", pl.col("text").alias(RECORD), *fields), misfits
+    return rows.select("_file", "_line", pl.col("text").alias(RECORD), *fields), _reject(misfits, detail)
+
+
+def _part_at_carriage_returns(misfits: pl.DataFrame, dialect: Dialect) -> pl.DataFrame:
+    """Part records at carriage returns: files joined from several may end some of their lines so."""
+    text = pl.col("text")
+    parts = misfits.filter(text.str.contains("\r", literal=True)).with_columns(text.str.split("\r")).explode("text")
+    return parts.filter(text != "").with_columns(fields=_split_fields(text, dialect))
+
+
+def _reject(records: pl.DataFrame, detail: pl.Expr) -> pl.DataFrame:
+    return records.select(
+        file="_file", line="_line", record="text", reason=pl.lit("columns"), detail=detail.cast(pl.String)
+    )
 
 
 def _field_pattern(delimiter: str, quote: str) -> str:
@@ -111,8 +188,9 @@ def _field_pattern(delimiter: str, quote: str) -> str:
     return f"(?:{q}(?:[^{q}]|{q}{q})*{q}|[^{q}{d}\\n][^{d}\\n]*|)"
 
 
-def _split_fields(text: pl.Expr, delimiter: str, quote: str) -> pl.Expr:
+def _split_fields(text: pl.Expr, dialect: Dialect) -> pl.Expr:
     """Split records into fields and remove their quotes; null for records whose quotes don't match."""
+    delimiter, quote = dialect
     if not quote:
         return text.str.split(delimiter)
     ended = text + delimiter

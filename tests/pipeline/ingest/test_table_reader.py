@@ -4,6 +4,7 @@ import csv
 import io
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from read_files import Reader, reader
@@ -61,10 +62,108 @@ def test_a_quote_not_closed_in_the_last_line_is_told(read: Reader) -> None:
         assert found.problems == [(2, "columns", '1,"x')]
 
 
-def test_line_ends_of_two_kinds(read: Reader) -> None:
-    found = read('a,b\r\n1,"x\ny"\n2,z\r\n', "a.csv")
-    assert found.values("a", "b", "_line") == [("1", "x\ny", 2), ("2", "z", 4)]
-    assert read("a,b\r1,2\r3,4\r", "b.csv").values("b") == ["2", "4"]
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('a,b\n1,"x\ny"\n2,z\n', [("1", "x\ny", 2), ("2", "z", 4)]),
+        ('a,b\r\n1,"x\ny"\n2,z\r\n', [("1", "x\ny", 2), ("2", "z", 4)]),
+        ('a,b\r\n1,"x\ry"\r\n2,z\r\n', [("1", "x\ry", 2), ("2", "z", 3)]),
+        ('a,b\r\n1,"x\r\ny"\r\n2,z\r\n', [("1", "x\ny", 2), ("2", "z", 4)]),
+        ('a,b\r\r\n1,"x,\r\r\ny"\r\r\n2,z\r\r\n', [("1", "x,\ny", 2), ("2", "z", 4)]),
+        ('a,b\r1,"x\ry"\r2,z\r', [("1", "x\ny", 2), ("2", "z", 4)]),
+        ('a,b\r1,"x\ny"\r2,z\r', [("1", "x\ny", 2), ("2", "z", 4)]),  # Excel on the Mac
+        ('a,b\r1,"x""\ny"\r2,z\n', [("1", 'x"\ny', 2), ("2", "z", 4)]),
+        ("a,b\n1,x\r2,y\n3,z\r\n", [("1", "x", 2), ("2", "y", 2), ("3", "z", 3)]),
+        ("a,b\n1,x\ry\n2,z\n", [("1", "x\ry", 2), ("2", "z", 3)]),
+        ('a,b\n1,x\x1a\n2,"z"\n\x1a', [("1", "x\x1a", 2), ("2", "z", 3)]),
+    ],
+)
+def test_line_ends_of_all_kinds(read: Reader, text: str, rows: list[tuple[str, str, int]]) -> None:
+    found = read(text, "a.csv")
+    assert found.values("a", "b", "_line") == rows
+    assert found.problems == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffquery,positive\n1,2\n",
+        '\ufeff\ufeff"query" , positive \n1,2\n',
+        "\u200bquery\u00a0,\u3000positive\n1,2\n",
+        'sep=,\n"query","positive"\n1,2\n',
+        '\ufeff"sep=;"\r\nquery;positive\r\n1;2\r\n',
+        "SEP=|,,\nquery|positive\n1|2\n",
+        "sep=\t\nquery\tpositive\n1\t2\n",
+    ],
+)
+def test_headers_as_excel_writes_them(read: Reader, text: str) -> None:
+    found = read(text, "a.csv")
+    assert found.values("query", "positive") == [("1", "2")]
+    assert found.lines == [3 if "sep=" in text.lower() else 2]
+
+
+def test_the_recipe_sets_the_delimiter_whatever_the_file_says(read: Reader) -> None:
+    found = read("sep=;\na|b\n1|2\n", "a.csv", options={"delimiter": "|"})
+    assert found.values("a", "b", "_line") == [("1", "2", 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "delimiter"),
+    [
+        ("a.csv", "query;positive\n1;2\n", ";"),
+        ("a.csv", 'query;positive\n"1;x";"2,y"\n', ";"),
+        ("a.csv", "query\tpositive\n1\t2\n", r"\t"),
+        ("a.tsv", "query,positive\n1,2\n", ","),
+    ],
+)
+def test_another_delimiter_is_told(read: Reader, name: str, text: str, delimiter: str) -> None:
+    found = read(text, name)
+    assert found.rows == []
+    assert found.problems == [(1, "columns", None)]
+    assert f"have 2 fields between '{delimiter}': set `options: {{delimiter: \"{delimiter}\"}}`" in found.details[0]
+
+
+def test_one_column_is_a_table_too(read: Reader) -> None:
+    for text in ("text\n1;2\n3\n", "text\n甲\n"):
+        assert read(text, "a.csv").problems == []
+    assert read("a;b\n1;2\n", "a.csv", options={"delimiter": ","}).values("a;b") == ["1;2"]
+
+
+@pytest.mark.parametrize(
+    ("header", "sql", "is_doubted"),
+    [
+        ("怎样开锅,小火烧到冒烟", {}, True),
+        ("1,好评", {"positive": "list_extract(['差', '好'], label::INT + 1)"}, True),
+        ("query,positive", {}, False),
+        ("QUERY,Answer", {}, False),
+        ("id,text", {"query": "text", "positive": "answer"}, False),
+        ("a b,c", {"query": '"a b"'}, False),
+        ("问题,答案", {"query": "问题", "positive": "答案"}, False),
+        ("甲,乙", {"select": "*"}, False),
+        ("甲,乙", {"meta": "rows"}, False),
+        ("甲,乙", {"options": {"header": True}}, False),
+    ],
+)
+def test_a_header_that_may_be_data_is_told(read: Reader, header: str, sql: dict[str, Any], is_doubted: bool) -> None:
+    found = read(f"{header}\n1,2\n", "a.csv", **{"meta": None, **sql})
+    assert found.lines == [2]
+    assert found.problems == ([(1, "columns", header)] if is_doubted else [])
+    assert all("the recipe's SQL names none of its columns" in detail for detail in found.details)
+
+
+def test_a_header_with_a_quote_that_swallows_lines_is_told(read: Reader) -> None:
+    found = read('query,"positive\n甲,乙\n丙,"\n1,2\n', "a.csv")
+    assert found.problems == [(1, "columns", 'query,"positive\n甲,乙\n丙,"')]
+    assert read('query,"positive\n(long)"\n1,2\n', "b.csv").problems == []
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_the_header_of_a_joined_file_is_no_row(read: Reader, name: str) -> None:
+    delimiter = "," if name == "a.csv" else "\t"
+    found = read("a,b\n1,2\na,b\n3,4\n".replace(",", delimiter), name)
+    assert (found.values("a"), found.lines) == (["1", "3"], [2, 4])
+    assert found.problems == [(3, "columns", f"a{delimiter}b")]
+    assert read("a,b\na,b\n", "b.csv", options={"columns": ["x", "y"]}).values("x") == ["a", "a"]
 
 
 def test_stray_quotes_in_a_tsv_lose_no_line(read: Reader) -> None:
