@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from ...schemas.errors import MissingExtraError
+from ..text.references import join_halves
 from .charsets import DAMAGED_SHARE, decode, detect, find_codec, measure_damage
 from .files import FileError
 from .problems import PROBLEM, Frames
@@ -156,7 +157,7 @@ def _extract_page(
     """Extract a page's URL, title, text, date and language. Raises FileError if the page is to be rejected."""
     if len(data) > LONGEST_PAGE:
         raise FileError("too_long", f"more than {LONGEST_PAGE:,} bytes")
-    html = _TAG.sub(_drop_flood, _decode(data, content_type, encoding))
+    html = _TAG.sub(_drop_flood, join_halves(_decode(data, content_type, encoding)))
     load, extract = _load_extractor()
     try:
         tree = load(html)

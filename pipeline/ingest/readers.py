@@ -20,6 +20,7 @@ from .files import FileError, FileSplit, SourceFile, list_files, read_chunks
 from .hf_reader import list_dataset_files, read_dataset
 from .html_reader import read_html, read_warc
 from .json_reader import read_chats, read_json, read_json_lines, select_from_records, select_objects
+from .markdown_reader import read_markdown
 from .misfits import cast_columns, find_misfits
 from .parquet_reader import read_parquet, split_row_groups
 from .problems import RECORD, Frames, fitting, no_problems, problem
@@ -29,7 +30,7 @@ from .records import LINE, LONGEST_RECORD, lines
 from .shown_records import show_records
 from .table_reader import CSV, TSV, Dialect, check_dialect, choose_dialect, read_table
 from .text_encodings import BROKEN, read_blocks
-from .text_reader import MARKDOWN, read_document, read_lines, split_lines
+from .text_reader import read_lines, split_lines
 
 BATCH = 4 << 20
 """Chosen here: bytes of rows that DuckDB processes at a time."""
@@ -101,7 +102,7 @@ READERS.update(
         "tsv": _make_table_reader(TSV),
         "parquet": Reader(lambda split, *_: read_parquet(split), split=split_row_groups, mixes_files=False),
         "text": Reader(lambda split, source, _: read_lines(split, source.encoding), split=split_lines),
-        "markdown": Reader(lambda split, source, _: read_document(split, source.encoding), lambda _: MARKDOWN),
+        "markdown": Reader(lambda split, source, _: read_markdown(split, source.encoding)),
         "alpaca": Reader(read_json, lambda _: select_from_records(ALPACA), is_json=True),
         "sharegpt": Reader(read_chats, _select_replies, is_json=True),
         "messages": Reader(read_chats, _select_replies, is_json=True),
