@@ -73,6 +73,20 @@ _FULL_WIDTH = [chr(0xFEE0 + ord(character)) for character in "0123456789"] + [
 ]
 _HALF_WIDTH = [chr(ord(character) - 0xFEE0) for character in _FULL_WIDTH]
 
+_ORDINARY = (
+    r"\n\x20-\x7e\x{a1}-\x{ac}\x{ae}-\x{2ff}"  # Latin
+    r"\x{400}-\x{482}\x{48a}-\x{52f}"  # Cyrillic
+    r"\x{2010}-\x{2027}\x{2030}-\x{205e}\x{2190}-\x{2328}\x{2460}-\x{27bf}"  # punctuation, symbols
+    r"\x{3001}-\x{3029}\x{3041}-\x{3096}\x{309b}-\x{30ff}\x{3400}-\x{4dbf}\x{4e00}-\x{9fff}\x{ac00}-\x{d7a3}"
+    r"\x{ff01}-\x{ff0f}\x{ff1a}-\x{ff20}\x{ff3b}-\x{ff40}\x{ff5b}-\x{ff65}\x{fe0f}\x{1f300}-\x{1faff}"
+)
+"""Most characters of Chinese texts; no step changes them, and NFC composes none with the one before it."""
+_UNUSUAL = f"[^{_ORDINARY}]"
+_LOOSE = r"[^\S\n ]|  | \n|\n |\n{3}|\A[ \n]|[ \n]\z"
+"""White space that isn't tidy: blanks other than a space, runs, spaces at a line break, any at either end."""
+_CHANGEABLE = f"[&<]|{_UNUSUAL}|{_LOOSE}"
+"""Is found in every text that `normalise` changes: 3 % of 300,000 Chinese texts, which hold 30 % of their bytes."""
+
 
 def normalise(column: pl.Expr) -> pl.Expr:
     """Normalise text, as ingest does once for every text it reads.
@@ -117,39 +131,55 @@ def match_key(column: pl.Expr) -> pl.Expr:
 def _until_stable(texts: pl.Series) -> pl.Series:
     """Apply passes until no text changes; each pass handles only the texts that the previous one changed."""
     texts = texts.rename("text")
-    rows = pl.int_range(len(texts), eager=True)
-    pending = texts
+    found = texts.str.contains(_CHANGEABLE)
+    rows, pending = found.arg_true(), texts.filter(found)
     for depth in count():
         if not len(pending):
             break
         passed = _one_pass(pending if depth < DEEPEST else pending.str.replace_all("[&<]", ""))
-        changed = passed.ne_missing(pending)
+        texts = texts.scatter(rows, passed)
+        changed = (passed != pending) & passed.str.contains(_CHANGEABLE)
         rows, pending = rows.filter(changed), passed.filter(changed)
-        texts = texts.scatter(rows, pending) if len(rows) else texts
     return texts
 
 
 def _one_pass(texts: pl.Series) -> pl.Series:
     entities = _ENTITIES | _numeric_entities(texts)
-    text = (
-        pl.col("text")
-        .str.normalize("NFC")
-        .str.replace_all("&(?:amp;)+", "&")
-        .str.replace_many(list(entities), list(entities.values()))
-        .str.replace_all(_UNSEEN, "")
+    text = pl.col("text").str
+    texts = _change(texts, _UNUSUAL, text.normalize("NFC"))
+    decoded = text.replace_all("&(?:amp;)+", "&").str.replace_many(list(entities), list(entities.values()))
+    texts = _change(texts, "&", decoded)
+    texts = _change(
+        texts,
+        "<",
+        text.replace_all(_UNSEEN, "")
         .str.replace_all(_BLOCK, "\n")
         .str.replace_all(_CELL, " ")
         .str.replace_all(r"<(?:sup|SUP)>([0-9])", "^$1")  # 10<sup>6</sup> is not 106
-        .str.replace_all(f"({_GENERIC})|{_INLINE}", "$1")
-        .str.replace_all(_LINE_BREAK, "\n")
-        .str.replace_all(_INVISIBLE, "")
-        .str.replace_many(_FULL_WIDTH, _HALF_WIDTH)
-        .str.replace_all(r"[^\S\n]+", " ")
-        .str.replace_all(r" ?\n ?", "\n")
-        .str.replace_all(r"\n{3,}", "\n\n")
-        .str.strip_chars()
+        .str.replace_all(f"({_GENERIC})|{_INLINE}", "$1"),
     )
-    return texts.to_frame().select(text).to_series()
+    texts = _change(
+        texts,
+        _UNUSUAL,
+        text.replace_all(_LINE_BREAK, "\n").str.replace_all(_INVISIBLE, "").str.replace_many(_FULL_WIDTH, _HALF_WIDTH),
+    )
+    return _change(
+        texts,
+        _LOOSE,
+        text.replace_all(r"[^\S\n]{2,}|[^\S\n ]", " ")
+        .str.replace_all(r" \n ?|\n ", "\n")
+        .str.replace_all(r"\n{3,}", "\n\n")
+        .str.strip_chars(),
+    )
+
+
+def _change(texts: pl.Series, pattern: str, step: pl.Expr) -> pl.Series:
+    """Apply a step to the texts that contain the pattern, which are all that it can change: few, and it is slow."""
+    found = texts.str.contains(pattern)
+    if not found.any():
+        return texts
+    changed = texts.filter(found).to_frame().select(step).to_series()
+    return texts.clone().scatter(found.arg_true(), changed)
 
 
 def _numeric_entities(texts: pl.Series) -> dict[str, str]:

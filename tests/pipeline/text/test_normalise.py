@@ -5,6 +5,8 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable
+from typing import Literal
+from unittest.mock import patch
 
 import polars as pl
 import pytest
@@ -88,7 +90,21 @@ def test_normalise_ends_on_deep_nesting() -> None:
 
 
 PIECES = re.findall(r"\S+", "& amp; lt; # 97; x26; < > b br / !-- --> sup script = 1 e 中 Ａ ｐ ；")
-SPACES_AND_MARKS = [" ", "\n", "\r", "\t", "\u3000", "\u200b", "\u0301", "\u0338", "\ufeff", "\u037e"]
+SPACES_AND_MARKS = [
+    " ",
+    "\n",
+    "\r",
+    "\t",
+    "\u3000",
+    "\u200b",
+    "\u0301",
+    "\u0338",
+    "\ufeff",
+    "\u037e",
+    "⽂",
+    "\uf020",
+    "\uf06c",
+]
 MARKUP = st.lists(st.sampled_from(PIECES + SPACES_AND_MARKS)).map("".join)
 
 
@@ -108,6 +124,36 @@ def test_normalise_is_idempotent(texts: list[str]) -> None:
 def test_normalise_judges_each_row_alone(texts: list[str]) -> None:
     assert normalised(*texts) == [normalised(text)[0] for text in texts]
     assert normalised(*reversed(texts)) == normalised(*texts)[::-1]
+
+
+def normalised_without_search(*texts: str) -> list[str | None]:
+    """Run every step on every text, whether or not its pattern is found there."""
+
+    def change(texts: pl.Series, pattern: str, step: pl.Expr) -> pl.Series:
+        return texts.to_frame().select(step).to_series()
+
+    with patch.multiple("conan_embedding.pipeline.text.normalise", _change=change, _CHANGEABLE=""):
+        return normalised(*texts)
+
+
+def assert_patterns_find_all_that_changes(*texts: str) -> None:
+    expected = normalised_without_search(*texts)
+    assert [three for three in zip(texts, normalised(*texts), expected, strict=True) if three[1] != three[2]] == []
+
+
+@max_examples(60)
+@given(st.lists(st.one_of(MARKUP, st.text(), st.text(st.characters(max_codepoint=0x300))), min_size=1, max_size=30))
+def test_patterns_find_all_that_changes(texts: list[str]) -> None:
+    assert_patterns_find_all_that_changes(*texts)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_patterns_find_every_character_that_changes(form: Literal["NFC", "NFD"]) -> None:
+    """Each character between letters, alone, at a line break; its parts after other characters that NFC joins."""
+    points = [*range(0xD800), *range(0xE000, 0x32000), *range(0xE0000, 0xE0200)]
+    parts = [unicodedata.normalize(form, chr(point)) for point in points]
+    shapes = ["a{}b", "{}", "가{0}\n{0}か{0}"] if form == "NFD" else ["中{}"]
+    assert_patterns_find_all_that_changes(*(shape.format(part) for shape in shapes for part in parts))
 
 
 @given(st.integers(0x20, 0x2FFFF).filter(lambda point: not 0xD800 <= point < 0xE000))
