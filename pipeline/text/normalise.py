@@ -9,6 +9,7 @@ from itertools import count
 import polars as pl
 
 from ...schemas.errors import MissingExtraError
+from .glyphs import ANY_GLYPH, GLYPHS, LIST_MARK
 
 DEEPEST = 16
 """The number of passes in which `normalise` decodes markup within markup."""
@@ -98,6 +99,8 @@ def normalise(column: pl.Expr) -> pl.Expr:
       `vector<int>` stay.
     - Line breaks of every kind become `\\n`. Control, zero-width, bidi and other invisible characters are removed.
     - Full-width letters and digits become ASCII. Chinese punctuation is kept.
+    - Radicals become the ideographs that they look like (⽂ → 文), private-use characters what `glyphs` knows of them.
+      A glyph of a symbol font that begins a line becomes `•`. Other private-use characters stay.
     - Runs of other white space become one space, and nothing at the ends of lines. Three or more line breaks become
       two.
 
@@ -163,6 +166,8 @@ def _one_pass(texts: pl.Series) -> pl.Series:
         _UNUSUAL,
         text.replace_all(_LINE_BREAK, "\n").str.replace_all(_INVISIBLE, "").str.replace_many(_FULL_WIDTH, _HALF_WIDTH),
     )
+    known = text.replace_many(list(GLYPHS), list(GLYPHS.values())).str.replace_all(LIST_MARK, "${1}•")
+    texts = _change(texts, ANY_GLYPH, known)
     return _change(
         texts,
         _LOOSE,

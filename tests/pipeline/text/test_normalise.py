@@ -37,6 +37,13 @@ def keys(*texts: str) -> list[str]:
         ("cafe\u0301", "caf\u00e9"),
         ("ＡＢＣｘｙｚ０９，。！（）", "ABCxyz09，。！（）"),
         ("\ufeff零\u200b宽\u00ad字\u202e符\x00\x07", "零宽字符"),
+        # Glyphs.
+        ("⽂⽋⼀⾼⽅⾏ ⻓⻔⻛⺟⻩⻝⻰", "文欠一高方行 长门风母黄食龙"),
+        ("李\ufa0e", "李\ufa0e"),  # the first is compatible, the second an ideograph among those that are
+        (bytes.fromhex("fe59a6d9a8bcfe51").decode("gb18030"), "龴︐ḿ𠂇"),
+        ("\uf0b7 甲\r\n\u3000\uf06c\uf020乙\uf0b7丙<br>\uf0fc丁", "• 甲\n• 乙•丙\n•丁"),
+        ("\uf8eb½\uf8f6\uf8ea", "⎛½⎞™"),
+        ("⺀ 笑\ue412 第\uf075节 \U000f0001\U00100000", "⺀ 笑\ue412 第\uf075节 \U000f0001\U00100000"),
         # White space.
         ("甲\r\n乙\r丙\u2028丁\x0b戊", "甲\n乙\n丙\n丁\n戊"),
         ("一\u3000\u3000二\u00a0三\t 四", "一 二 三 四"),
