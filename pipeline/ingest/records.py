@@ -45,10 +45,11 @@ def whole_lines(blocks: Iterable[Block]) -> Iterator[Block]:
         cut = len(block.text) if is_last else block.text.rfind(b"\n") + 1
         if not held:
             first_line = block.first_line
+        rest = block.text[cut:]
         if cut:
             yield Block(b"".join([*held, block.text[:cut]]), first_line)
-            held, size, first_line = [], 0, block.first_line + block.text.count(b"\n")
-        rest = block.text[cut:]
+            held, size = [], 0
+            first_line = block.first_line + block.text.count(b"\n") if rest else first_line
         if rest and size <= _LONGEST + 4:
             held.append(rest)
             size += len(rest)

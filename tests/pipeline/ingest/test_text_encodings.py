@@ -8,7 +8,7 @@ import pytest
 from conan_embedding.pipeline.ingest import files, text_encodings
 from conan_embedding.pipeline.ingest.charsets import detect
 from conan_embedding.pipeline.ingest.files import FileError, FileSplit
-from conan_embedding.pipeline.ingest.text_encodings import BROKEN, find_encoding, read_blocks, read_text
+from conan_embedding.pipeline.ingest.text_encodings import BROKEN, find_encoding, is_utf_8, read_blocks, read_text
 from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import max_examples
@@ -273,6 +273,26 @@ def test_marks_at_the_start_of_lines_go(text: Text) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "utf-16-le"])
 def test_line_ends(data: str, lines: str, encoding: str, text: Text) -> None:
     assert text(data.encode(encoding), encoding) == lines
+
+
+def test_lines_that_begin_almost_like_a_mark_stay(text: Text) -> None:
+    content = "（甲）\n（乙）\n\n\ufeff（丙）\n\n"
+    assert text(content.encode()) == content.replace("\ufeff", "")
+
+
+ODD_BYTES = st.sampled_from(
+    [b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xf4\x8f\xbf\xbf", b"\0", "中".encode()]
+)
+
+
+@given(st.lists(st.one_of(st.binary(max_size=4), st.text().map(str.encode), ODD_BYTES), max_size=5).map(b"".join))
+def test_is_utf_8_is_what_python_decodes(data: bytes) -> None:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        assert not is_utf_8(data)
+    else:
+        assert is_utf_8(data)
 
 
 # Blocks
