@@ -232,6 +232,8 @@ def _split_off_deep(records: pl.DataFrame) -> Frames:
         return records.drop("row"), no_problems()
     brackets = nested.select("row", text.str.replace_all(r'"(?:[^"\\]|\\.)*"|[^\[\]{}]', ""))
     for _ in range(DEEPEST_RECORD):  # each pass removes the innermost level
+        if brackets.is_empty():
+            break
         brackets = brackets.with_columns(text.str.replace_all(r"\[\]|\{\}", "")).filter(text != "")
     deep = pl.col("row").is_in(brackets["row"].implode())
     bad = _make_problems(records.filter(deep), "too_deep", pl.lit(f"more than {DEEPEST_RECORD} levels of nesting"))
