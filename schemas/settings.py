@@ -125,8 +125,8 @@ class Source(Settings):
         origin="paper §2.1.1: most data is for pre-training",
     )
     files: Globs = Field(
-        description="Globs of the files, local or at an fsspec URI (`s3://…`). Compressed files (.gz .zst .xz .bz2"
-        " .zip) are read as they are."
+        description="Globs of the files, local or at an fsspec URI (`s3://…`). Compressed files (.gz .zst .xz .bz2)"
+        " and archives (.zip .tar) are read as they are."
     )
     exclude: Globs = setting([], "Globs of files to leave out.")
     read: str = Field(

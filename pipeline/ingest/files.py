@@ -1,20 +1,25 @@
-"""Find the files of a source (globs, fsspec URIs, zip archives), and read them decompressed, within size limits."""
+"""Read files, at paths or fsspec URIs or in archives: decompressed, within size limits, damage reported."""
 
 import bz2
 import lzma
+import stat
+import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 import zstandard
+from fsspec.implementations.local import LocalFileSystem
 
 from ...schemas.errors import ConanError
+from .archives import ARCHIVES, OFFICE, Archive, find_members, open_archive, open_member
+from .file_kinds import HEAD, POINTER_SIZE, find_packing, find_pointer
 
 UNPACKED_RATIO = 200
 """Chosen here: how many times its size a compressed file may decompress to; text rarely compresses 30-fold."""
@@ -25,10 +30,10 @@ _CHUNK = 1 << 20
 _SLICE = 512  # compressed bytes passed to a decompressor at a time
 _BLOCK_OF_BZIP2 = 32  # the same for bzip2, where two dozen bytes can encode 46 MB
 _MEMORY_OF_XZ = 256 << 20  # memory limit of the xz decoder in bytes; files made by `xz -9` need 65 MB
-_PACKED = (".gz", ".zst", ".bz2", ".xz")
+_WINDOW_OF_ZSTD = 1 << 31  # bytes, the most there is: `zstd --long=31`; memory is taken only for text that is there
 # RuntimeError: the archive needs a password; MemoryError: it declares an impossible size
-_UNREADABLE = (OSError, RuntimeError, MemoryError, ValueError, ImportError, zipfile.BadZipFile)
-_CUT = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile)
+_UNREADABLE = (OSError, RuntimeError, MemoryError, ValueError, ImportError, zipfile.BadZipFile, tarfile.TarError)
+_CUT = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile, tarfile.TarError)
 
 
 class FileError(ConanError):
@@ -64,70 +69,49 @@ class FileSplit:
         return self.path.encode("utf-8", "backslashreplace").decode()
 
 
-def list_files(globs: Sequence[str], exclude: Sequence[str] = (), folders: bool = False) -> list[SourceFile]:
-    """List the files that match any of the globs (paths or fsspec URIs) and none of `exclude`, sorted by path.
-
-    A .zip archive is listed as its members. Unreadable files (a dangling link, a folder named like a file) are listed
-    too, so that the reader reports them.
-
-    Args:
-        folders: Whether to list folders as well as files.
-    """
-    left_out = {path for pattern in exclude for path in _expand(pattern, folders)}
-    listed = (item for pattern in globs for item in _expand(pattern, folders).items())
-    found = {path: file for path, file in listed if path not in left_out}
-    return [member for path in sorted(found) for member in _list_members(found[path])]
-
-
 def stat_file(path: str) -> SourceFile:
-    """Look up size and version of the file at a path or URI."""
+    """Look up size and version of the file at a path or URI, of a link's target. Raises OSError if there is none."""
+    if "://" not in path:
+        found = Path(path).stat()
+        return SourceFile(path, found.st_size, f"{found.st_mtime_ns} {found.st_size} {found.st_ino}")
     filesystem, name = fsspec.core.url_to_fs(path)
     return SourceFile(path, filesystem.size(name) or 0, filesystem.ukey(name))
 
 
-def _expand(pattern: str, folders: bool) -> dict[str, SourceFile]:
-    filesystem, path = fsspec.core.url_to_fs(pattern)
-    names = filesystem.glob(path) if any(mark in path for mark in "*?[") else []
-    if not names and filesystem.lexists(path):
-        names = [path]
-    folders_too = folders or "." in path.rpartition("/")[2]
-    files = {}
-    for name in names:
-        try:
-            info, version = filesystem.info(name), filesystem.ukey(name)
-        except OSError:
-            info, version = {"type": "link", "size": 0}, "unreadable"
-        if info["type"] != "directory" or folders_too:
-            uri = pattern if "::" in pattern else filesystem.unstrip_protocol(name).removeprefix("file://")
-            files[name] = SourceFile(uri, info["size"] or 0, version)
-    return files
-
-
-def _list_members(file: SourceFile) -> list[SourceFile]:
-    """List the members of a zip archive as chained fsspec URIs: they are read in place, not extracted to disk."""
-    if not file.path.lower().endswith(".zip") or "::" in file.path:
-        return [file]
-    try:
-        with fsspec.open(file.path, "rb") as opened, zipfile.ZipFile(opened) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-    except _UNREADABLE:
-        return [file]
-    return [
-        SourceFile(f"zip://{member.filename}::{file.path}", member.compress_size, f"{file.version} {member.CRC}")
-        for member in members
-    ] or [file]
-
-
 def is_packed(path: str) -> bool:
-    """Whether a file is compressed or a member of an archive, so that it can only be read from its start."""
-    return "::" in path or PurePosixPath(path).suffix.lower() in (*_PACKED, ".zip")
+    """Whether a file is compressed or a member of an archive, so that it can only be read from its start.
+
+    Raises:
+        FileError: the file can't be read.
+    """
+    if "::" in path:
+        return True
+    with open_file(path) as file:
+        return bool(find_packing(file.read(HEAD), path))
 
 
 @contextmanager
 def open_file(path: str) -> Iterator[IO[bytes]]:
-    """Open a file's raw bytes. Raises FileError if it can't be opened, or can't be read within the `with` block."""
-    with _wrap_errors(), fsspec.open(path, "rb") as file:
-        yield file
+    """Open a file's raw bytes.
+
+    Raises:
+        FileError: it can't be opened, or not be read within the `with` block; it is a pipe, a device or a socket, or
+            the pointer that a version control system left in its place.
+    """
+    with _wrap_errors():
+        opened = fsspec.open(path, "rb")
+        if isinstance(opened.fs, LocalFileSystem):
+            _check_file(Path(opened.path))
+        with opened as file:
+            yield file
+
+
+def _check_file(path: Path) -> None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # opening a folder gives the right error
+        raise FileError("unreadable", "a named pipe, a device or a socket; write the data to a file first")
+    if 0 < status.st_size < POINTER_SIZE and (advice := find_pointer(path.read_bytes())):
+        raise FileError("unreadable", advice)
 
 
 @contextmanager
@@ -149,34 +133,62 @@ def read_chunks(split: FileSplit) -> Iterator[bytes]:
             The bytes before the fault are yielded first.
     """
     member, _, archive = split.path.rpartition("::")
-    if member.startswith("zip://"):
+    protocol, _, name = member.partition("://")
+    if protocol in ARCHIVES.values():
         with _wrap_errors():
-            yield from _read_member(archive, member.removeprefix("zip://"))
+            yield from _read_member(archive, protocol, name)
         return
     with open_file(split.path) as file:
-        if not is_packed(split.path):
+        if split.start or split.end is not None:  # only files that are not packed are split
             file.seek(split.start)
             yield from _read_slices(file, None if split.end is None else split.end - split.start)
             return
         packed = _CountingFile(file)
-        yield from _check_growth(_unpack(packed, split.path.partition("::")[0]), lambda: packed.taken)
+        packing = find_packing(packed.peek(HEAD), split.path)
+        if packing in ARCHIVES:
+            yield from _read_only_member(split.path, ARCHIVES[packing])
+        elif packing:
+            yield from _check_growth(_unpack(packed, packing), lambda: packed.taken)
+        else:
+            yield from _read_slices(packed, None)
 
 
-def _read_member(path: str, name: str) -> Iterator[bytes]:
-    archive, packed = _open_archive(path, stat_file(path).version)
-    if name not in archive.NameToInfo:
-        raise FileError("unreadable", f"{path} no longer contains {name}")
+def _read_only_member(path: str, protocol: str) -> Iterator[bytes]:
+    """Read an archive that is not named as one, or can't be listed."""
+    archive, _ = _open_archive(path, stat_file(path).version, protocol)
+    names = [name for name, *_ in find_members(archive)]
+    if OFFICE in names:
+        raise FileError("unreadable", "an Office file (Excel, Word …): save it as CSV or text")
+    if len(names) != 1:
+        raise FileError(
+            "unreadable", f"a {protocol} archive of {len(names):,} files, whose name must end in .{protocol}"
+        )
+    yield from _read_member(path, protocol, names[0])
+
+
+def _read_member(path: str, protocol: str, name: str) -> Iterator[bytes]:
+    archive, packed = _open_archive(path, stat_file(path).version, protocol)
     before = packed.taken
-    with archive.open(name) as inside:
-        inside.MIN_READ_SIZE = _SLICE  # type: ignore[attr-defined]
-        yield from _check_growth(_unpack(inside, name), lambda: packed.taken - before)
+    try:
+        member = open_member(archive, name, _SLICE)
+    except KeyError as error:
+        raise FileError("unreadable", f"{path} no longer contains {name}") from error
+    with member:
+        yield from _check_growth(_unpack_member(_CountingFile(member), name), lambda: packed.taken - before)
+
+
+def _unpack_member(inside: "_CountingFile", name: str) -> Iterator[bytes]:
+    packing = find_packing(inside.peek(HEAD), name)
+    if packing in ARCHIVES:
+        raise FileError("unreadable", "an archive within an archive: unpack the outer one")
+    yield from _unpack(inside, packing)
 
 
 @lru_cache(maxsize=1)
-def _open_archive(path: str, version: str) -> tuple[zipfile.ZipFile, "_CountingFile"]:
+def _open_archive(path: str, version: str, protocol: str) -> tuple[Archive, "_CountingFile"]:
     """Open an archive and keep it open: its directory, with thousands of members, takes as long to read as a member."""
     packed = _CountingFile(fsspec.open(path, "rb").open())
-    return zipfile.ZipFile(packed), packed
+    return open_archive(packed, protocol), packed
 
 
 def _check_growth(pieces: Iterator[bytes], taken: Callable[[], int]) -> Iterator[bytes]:
@@ -210,20 +222,25 @@ def _check_growth(pieces: Iterator[bytes], taken: Callable[[], int]) -> Iterator
         raise FileError("truncated", f"{fault}: {damage}") from damage
 
 
-def _read_slices(file: IO[bytes], left: int | None) -> Iterator[bytes]:
+def _read_slices(file: Any, left: int | None) -> Iterator[bytes]:
     while chunk := file.read(_CHUNK if left is None else min(_CHUNK, left)):
         yield chunk
         left = None if left is None else left - len(chunk)
 
 
 class _CountingFile:
-    """Wraps a file and counts the bytes read from it."""
+    """Wraps a file, counts the bytes read from it, and can look ahead before the first is read."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.taken = file, 0
+    def __init__(self, file: Any) -> None:
+        self.file, self.taken, self.ahead = file, 0, b""
+
+    def peek(self, size: int) -> bytes:
+        """Return the first bytes, fewer than `size` only if the file has no more; `read` will return them again."""
+        self.ahead = self.file.read(size)
+        return self.ahead
 
     def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
+        data, self.ahead = (self.ahead[:size], self.ahead[size:]) if self.ahead else (self.file.read(size), b"")
         self.taken += len(data)
         return data
 
@@ -231,20 +248,19 @@ class _CountingFile:
         return getattr(self.file, name)
 
 
-def _unpack(file: Any, path: str) -> Iterator[bytes]:
-    match PurePosixPath(path).suffix.lower():
+def _unpack(file: Any, packing: str) -> Iterator[bytes]:
+    match packing:
         case ".gz":
             return _unpack_streams(file, lambda: zlib.decompressobj(zlib.MAX_WBITS | 16))
         case ".zst":
-            return _unpack_streams(file, lambda: zstandard.ZstdDecompressor().decompressobj())
+            decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_OF_ZSTD)
+            return _unpack_streams(file, decompressor.decompressobj)
         case ".bz2":
             return _unpack_streams(file, bz2.BZ2Decompressor, _BLOCK_OF_BZIP2)
         case ".xz":
             return _unpack_streams(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _MEMORY_OF_XZ))
-        case ".zip":
-            raise FileError("unreadable", "not a readable zip archive, or an empty one")
         case _:  # a member of an archive, not compressed a second time
-            return iter(lambda: file.read1(_SLICE), b"")
+            return iter(lambda: file.read(_SLICE), b"")
 
 
 def _unpack_streams(file: IO[bytes], start: Callable[[], Any], some: int = _SLICE) -> Iterator[bytes]:

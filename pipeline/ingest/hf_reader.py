@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -9,7 +10,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .files import FileError, FileSplit, SourceFile, list_files, open_file, stat_file
+from .files import FileError, FileSplit, SourceFile, open_file, stat_file
+from .listing import Listing, list_files
 from .parquet_reader import arrow_to_frame
 from .problems import Frames, make_distinct, no_problems
 
@@ -22,10 +24,11 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 """Ends a complete stream (Arrow's columnar format, section "IPC Streaming Format"); a file ends with _FILE_MAGIC."""
 
 
-def list_dataset_files(globs: Sequence[str], exclude: Sequence[str]) -> list[SourceFile]:
+def list_dataset_files(globs: Sequence[str], exclude: Sequence[str]) -> Listing:
     """List the Arrow files that match the globs, and the Arrow files of dataset folders that match."""
-    listed = [arrow for file in list_files(globs, exclude, folders=True) for arrow in _arrow_files(file)]
-    return list({file.path: file for file in listed}.values())
+    listing = list_files(globs, exclude, folders=True)
+    arrows = {arrow.path: arrow for file in listing.files for arrow in _arrow_files(file)}
+    return replace(listing, files=list(arrows.values()))
 
 
 def _arrow_files(file: SourceFile) -> list[SourceFile]:

@@ -53,7 +53,7 @@ def preview(recipe: Recipe) -> Iterator[SourcePreview]:
     """
     readers.check_readers(recipe)
     for source in (*recipe.sources, *recipe.evaluation):
-        files = list_source_files(source, source.files)
+        files = list_source_files(source, source.files).files
         splits = [split for splits in plan_splits(source, files) for split in splits]
         if splits:
             yield _preview_source(source, len(files), splits)

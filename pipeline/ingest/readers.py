@@ -16,10 +16,11 @@ from ...schemas.errors import ConanError, RecipeError
 from ...schemas.recipe import Recipe
 from ...schemas.registry import Registry
 from ...schemas.settings import Source
-from .files import FileError, FileSplit, SourceFile, list_files, read_chunks
+from .files import FileError, FileSplit, read_chunks
 from .hf_reader import list_dataset_files, read_dataset
 from .html_reader import read_html, read_warc
 from .json_reader import read_chats, read_json, read_json_lines, select_from_records, select_objects
+from .listing import Listing, list_files
 from .markdown_reader import read_markdown
 from .misfits import cast_columns, find_misfits
 from .parquet_reader import read_parquet, split_row_groups
@@ -66,7 +67,7 @@ class Reader:
     read: Callable[[FileSplit, Source, duckdb.DuckDBPyConnection], Iterator[Frames]]
     select: Callable[[Source], str] | None = None
     split: Callable[[str, Source, int], list[FileSplit]] | None = None
-    list_files: Callable[[Sequence[str], Sequence[str]], list[SourceFile]] = list_files
+    list_files: Callable[[Sequence[str], Sequence[str]], Listing] = list_files
     check: Callable[[Source], str | None] | None = None
     mixes_files: bool = True
     is_json: bool = False

@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 
 from ...schemas.settings import Source
 from .files import FileError, FileSplit, SourceFile
+from .listing import Listing
 from .readers import find_reader
 
 SHARD_BYTES = 64 << 20
 """Chosen here: bytes of source files, as stored, that make one shard."""
 
 
-def list_source_files(source: Source, globs: Sequence[str]) -> list[SourceFile]:
+def list_source_files(source: Source, globs: Sequence[str]) -> Listing:
     """List the files that match the globs, as the source's reader lists them."""
     return find_reader(source).list_files(globs, source.exclude)
 

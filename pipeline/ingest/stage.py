@@ -1,7 +1,7 @@
 """conan ingest: turn files of any shape into pairs, and give a reason for everything that did not become one."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from ..text.normalise import normalise, simplify
 from .columns import decide_columns, find_kept
-from .files import FileSplit, SourceFile, list_files
+from .files import FileSplit, SourceFile
+from .listing import Listing, list_files
 from .projector import Projector
 from .readers import check_readers, open_sandbox, read_batches
 from .splits import list_source_files, plan_splits
@@ -41,7 +42,8 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     if not recipe.sources:
         raise RecipeError("the recipe has no `sources:`; nothing to ingest")
     check_readers(recipe)
-    files = {source.name: list_source_files(source, source.files) for source in recipe.sources}
+    listings = {source.name: list_source_files(source, source.files) for source in recipe.sources}
+    files = {name: listing.files for name, listing in listings.items()}
     empty = [source for source in recipe.sources if not files[source.name]]
     if len(empty) == len(recipe.sources):
         raise RecipeError(
@@ -66,10 +68,25 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     summary.empty_sources += _find_barren(corpus, "ingest", tasks)
     summary.empty_sources += _ingest_evaluation(corpus, recipe.evaluation, engine)
     summary.notes["kept_types"] = [change for each in decided for change in each.changes]
+    for one in recipe.evaluation:
+        listings[f"{one.name} (evaluation)"] = list_source_files(one, [*one.files, *one.passages])
+    summary.notes |= _describe_left_out(listings)
     summary.notes["absent_columns"] = _find_absent(corpus, tasks)
     summary.notes["left_out_by_where"] = _count_left_out(corpus, tasks)
     summary.bad_input = bool(summary.rejected or summary.empty_sources)
     return summary
+
+
+def _describe_left_out(listings: Mapping[str, Listing]) -> dict[str, list[str]]:
+    """Return the globs that match nothing, if others of their source match something, and counts of skipped files."""
+    unmatched = [f"{name}: {glob}" for name, one in listings.items() if one.files for glob in one.unmatched]
+    skipped = [
+        f"{name}: {len(paths):,} {why}, such as {paths[0]}"
+        for name, one in listings.items()
+        for why in sorted(set(one.skipped.values()))
+        if (paths := [path for path, reason in one.skipped.items() if reason == why])
+    ]
+    return {"globs_without_files": unmatched, "skipped_files": skipped}
 
 
 def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engine) -> list[str]:
@@ -79,7 +96,7 @@ def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engi
     """
     tasks, empty = [], []
     for one in sets:
-        files, passages = list_source_files(one, one.files), list_source_files(one, one.passages)
+        files, passages = (list_source_files(one, globs).files for globs in (one.files, one.passages))
         for globs, found in ((one.files, files), (one.passages, passages)):
             if globs and not found:
                 empty.append(f"{one.name} (evaluation): no file matches {', '.join(globs)}")
@@ -126,7 +143,7 @@ def _count_left_out(corpus: Path, tasks: Sequence[Task]) -> dict[str, int]:
 def _fingerprint(source: Source, splits: Sequence[FileSplit], files: Sequence[SourceFile]) -> str:
     versions = {file.path: file.version for file in files}
     settings = source.model_dump(mode="json", exclude={"priority", "licence", "label_range"})
-    joined = [(file.path, file.version) for file in list_files(list(source.join.values()))]
+    joined = [(file.path, file.version) for file in list_files(list(source.join.values())).files]
     read = [(split.path, split.start, split.end, versions[split.path]) for split in splits]
     return fingerprint("ingest", VERSION, settings, read, joined)
 

@@ -26,6 +26,7 @@ from .charsets import (
     measure_damage,
     rescue,
 )
+from .file_kinds import find_format
 from .files import FileError, FileSplit, read_chunks, stat_file
 
 BROKEN = "\U0010ffff"
@@ -220,12 +221,14 @@ def find_encoding(chunks: Iterable[bytes], declared: str | None = None, path: st
         path: Where the file is. If it is too short to be sure, the files next to it decide.
 
     Raises:
-        FileError: the declared encoding is unknown, or another fits better; names the offset where it first fails. Or
-            none is declared, and the text is in one of another language.
+        FileError: the file is not text; the declared encoding is unknown, or another fits better (names the offset
+            where it first fails); or none is declared, and the text is in one of another language.
     """
     begin, sample, offset = b"", b"", 0
     try:
         for chunk in chunks:
+            if not begin and (advice := find_format(chunk)):
+                raise FileError("unreadable", advice)
             begin = (begin + chunk)[:4]
             if not sample and chunk.isascii() and b"\0" not in chunk:
                 offset += len(chunk)

@@ -96,7 +96,7 @@ def _ingested(file: Path, overrides: Sequence[str], folder: Path) -> Path:
     for number, one in enumerate(recipe.evaluation):
         shard = folder / f"part-{number:05}.parquet"
         files, passages = (
-            [FileSplit(found.path) for found in list_source_files(one, g)] for g in (one.files, one.passages)
+            [FileSplit(found.path) for found in list_source_files(one, g).files] for g in (one.files, one.passages)
         )
         ingest_evaluation_set(one, files, passages, "", shard)
         if not read_footer(shard).rows_out:

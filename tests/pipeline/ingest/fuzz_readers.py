@@ -21,7 +21,8 @@ import duckdb
 import polars as pl
 from conan_embedding.pipeline.ingest import readers
 from conan_embedding.pipeline.ingest.columns import decide_columns
-from conan_embedding.pipeline.ingest.files import FileSplit, list_files
+from conan_embedding.pipeline.ingest.files import FileSplit
+from conan_embedding.pipeline.ingest.listing import list_files
 from conan_embedding.pipeline.ingest.projector import Projector
 from conan_embedding.schemas.settings import Source
 from fuzz_formats import FORMATS, Format, Pair, pairs
@@ -132,7 +133,7 @@ def _read(connection: duckdb.DuckDBPyConnection, source: Source, path: Path) -> 
     """Return the pairs, and the numbers of rows and problems, as ingest would get them."""
     found: set[Pair] = set()
     rows = rejected = 0
-    splits = [FileSplit(file.path) for file in list_files([str(path)])]
+    splits = [FileSplit(file.path) for file in list_files([str(path)]).files]
     source = decide_columns(source, splits).source
     with Projector(source) as projector:
         for frame, unread in readers.read_batches(connection, source, splits):

@@ -7,6 +7,7 @@ import lzma
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,8 @@ import fsspec
 import pytest
 import zstandard
 from conan_embedding.pipeline.ingest import files
-from conan_embedding.pipeline.ingest.files import FileError, FileSplit, list_files, read_chunks
+from conan_embedding.pipeline.ingest.files import FileError, FileSplit, read_chunks
+from conan_embedding.pipeline.ingest.listing import list_files
 from conan_embedding.pipeline.ingest.text_encodings import read_text
 
 TEXT = "今天天气很好，我们去公园散步。人民政府发布了新的政策，经济增长稳定。\n"
@@ -103,12 +105,27 @@ def test_what_follows_a_whole_stream_is_told(ending: str, rest: bytes, tmp_path:
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst", ".xz", ".bz2", ".zip"])
-@pytest.mark.parametrize("data", [b"plain text, and more of it", b"\0" * 5000])
-def test_not_the_compression_that_the_name_says(ending: str, data: bytes, tmp_path: Path) -> None:
+def test_not_the_compression_that_the_name_says(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{ending}"
-    path.write_bytes(data)
+    path.write_bytes(b"\0" * 5000)
     with pytest.raises(FileError):
         read_text(str(path))
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2", ".xz", ".zip", ".tar", ".jsonl", ".txt"])
+@pytest.mark.parametrize("packing", [*PACKERS, ".zip", ".tar"])
+def test_a_file_is_read_by_what_it_is_whatever_its_name(packing: str, ending: str, tmp_path: Path) -> None:
+    path, data = tmp_path / f"a{ending}", TEXT.encode() * 1000
+    match packing:
+        case ".zip":
+            write_zip(path, {"a.txt": data})
+        case ".tar":
+            write_tar(path, {"a.txt": data})
+        case _:
+            path.write_bytes(PACKERS[packing](data))
+    (file,) = list_files([str(path)]).files
+    assert unpack(file.path) == (data, None)
+    assert files.is_packed(file.path) == (packing != "")
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst", ".xz", ".bz2"])
@@ -157,7 +174,7 @@ def test_a_bomb_is_refused_in_little_memory(ending: str, tmp_path: Path) -> None
     else:
         path.write_bytes(PACKERS[ending](b'{"a":1}\n' + bytes(200 << 20)) * 2)
     assert path.stat().st_size < 1 << 20
-    (listed,) = list_files([str(path)])
+    (listed,) = list_files([str(path)]).files
     ran = subprocess.run([sys.executable, "-c", MEASURE, listed.path], capture_output=True, text=True, check=True)
     reason, megabytes, peak, seconds, first = ran.stdout.split()
     assert reason == "too_large"
@@ -179,36 +196,48 @@ def test_what_is_packed_well_is_no_bomb(tmp_path: Path, monkeypatch: pytest.Monk
 # Archives
 
 
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
 def write_zip(path: Path, members: dict[str, bytes]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
+        archive.mkdir("nothing in it")
 
 
-def test_the_files_of_an_archive(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("protocol", "write"), [("zip", write_zip), ("tar", write_tar)])
+def test_the_files_of_an_archive(
+    protocol: str, write: Callable[[Path, dict[str, bytes]], None], tmp_path: Path
+) -> None:
     members = {
         "a.txt": TEXT.encode(),
         "folder/乙 [1]*?.txt": b"two",
         "c.txt.gz": gzip.compress(b"three"),
         "a::b.txt": b"four",
-        "empty.txt": b"",
     }
-    write_zip(tmp_path / "a.zip", members)
-    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
-        archive.mkdir("nothing")
-    listed = list_files([f"{tmp_path}/*.zip"])
-    assert [file.path for file in listed] == [f"zip://{name}::{tmp_path}/a.zip" for name in members]
+    archive = tmp_path / f"a.{protocol}"
+    write(archive, {**members, "empty.txt": b"", "__MACOSX/._a.txt": b"x", "folder/.DS_Store": b"x"})
+    listing = list_files([f"{tmp_path}/*.{protocol}"])
+    assert [file.path for file in listing.files] == [f"{protocol}://{name}::{archive}" for name in members]
     expected = [*members.values()]
     expected[2] = b"three"
-    assert [unpack(file.path) for file in listed] == [(data, None) for data in expected]
-    assert sum(file.size for file in listed) < (tmp_path / "a.zip").stat().st_size
+    assert [unpack(file.path) for file in listing.files] == [(data, None) for data in expected]
+    assert sum(file.size for file in listing.files) < archive.stat().st_size
+    skipped = {"empty.txt": "empty", "__MACOSX/._a.txt": "hidden", "folder/.DS_Store": "hidden"}
+    assert listing.skipped == {f"{protocol}://{name}::{archive}": why for name, why in skipped.items()}
 
 
 def test_a_member_that_changed_has_another_version(tmp_path: Path) -> None:
     versions = []
     for text in (b"1", b"2"):
         write_zip(tmp_path / "a.zip", {"a": text})
-        versions += [file.version for file in list_files([f"{tmp_path}/a.zip"])]
+        versions += [file.version for file in list_files([f"{tmp_path}/a.zip"]).files]
     assert versions[0] != versions[1]
 
 
@@ -223,7 +252,7 @@ def test_an_archive_writes_nothing_anywhere(tmp_path: Path, monkeypatch: pytest.
     with zipfile.ZipFile(place / "a.zip", "a") as archive:
         archive.writestr(link, "/etc/passwd")
     before = sorted(tmp_path.rglob("*"))
-    listed = list_files(["*.zip"])
+    listed = list_files(["*.zip"]).files
     assert [unpack(file.path)[0] for file in listed] == [b'{"a":1}\n'] * 4 + [b"/etc/passwd"]
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -238,7 +267,7 @@ def test_an_archive_that_can_not_be_read(tmp_path: Path) -> None:
         locked[locked.index(header) + flags] |= 1  # encrypted
     (tmp_path / "locked.zip").write_bytes(locked)
     for name in ("empty", "outer", "cut", "locked"):
-        (file,) = list_files([f"{tmp_path}/{name}.zip"])
+        (file,) = list_files([f"{tmp_path}/{name}.zip"]).files
         found, error = unpack(file.path)
         assert (name, found, error and error.reason) == (name, b"", "unreadable")
 
@@ -248,7 +277,7 @@ def test_a_damaged_member_costs_itself(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "a.zip").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "a.zip").write_bytes(data)
-    found = [unpack(file.path) for file in list_files([f"{tmp_path}/a.zip"])]
+    found = [unpack(file.path) for file in list_files([f"{tmp_path}/a.zip"]).files]
     assert [error and error.reason for _, error in found] == [None, "truncated", None]
     assert found[1][0].startswith(b"b")
 
@@ -256,7 +285,7 @@ def test_a_damaged_member_costs_itself(tmp_path: Path) -> None:
 def test_an_archive_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
     for text in (b"1", b"22"):
         write_zip(tmp_path / "a.zip", {"a": text, "b": text})
-        assert [unpack(file.path) for file in list_files([f"{tmp_path}/a.zip"])] == [(text, None)] * 2
+        assert [unpack(file.path) for file in list_files([f"{tmp_path}/a.zip"]).files] == [(text, None)] * 2
     write_zip(tmp_path / "a.zip", {"c": b"333"})
     found, error = unpack(f"zip://a::{tmp_path}/a.zip")
     assert (found, error and error.reason) == (b"", "unreadable")
@@ -264,7 +293,7 @@ def test_an_archive_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
 
 def test_the_directory_of_an_archive_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_zip(tmp_path / "a.zip", {str(number): b"x" for number in range(50)})
-    listed = list_files([f"{tmp_path}/a.zip"])
+    listed = list_files([f"{tmp_path}/a.zip"]).files
     opened = []
     original = zipfile.ZipFile.__init__
     monkeypatch.setattr(zipfile.ZipFile, "__init__", lambda *given: (opened.append(1), original(*given))[1])
@@ -276,7 +305,7 @@ def test_the_directory_of_an_archive_is_read_once(tmp_path: Path, monkeypatch: p
 
 
 def names(*globs: str, exclude: tuple[str, ...] = ()) -> list[str]:
-    return [os.path.basename(file.path) for file in list_files(globs, exclude)]  # noqa: PTH119
+    return [os.path.basename(file.path) for file in list_files(globs, exclude).files]  # noqa: PTH119
 
 
 def test_listing(tmp_path: Path) -> None:
@@ -296,7 +325,7 @@ def test_what_can_not_be_read_is_listed(tmp_path: Path) -> None:
     (tmp_path / "dangling.json").symlink_to("/nowhere/at/all")
     (tmp_path / "whole.json").write_text("{}")
     (tmp_path / "link.json").symlink_to(tmp_path / "whole.json")
-    assert names(f"{tmp_path}/*.json") == ["dangling.json", "link.json", "whole.json", "x.json"]
+    assert names(f"{tmp_path}/*.json") == ["dangling.json", "whole.json", "x.json"]
     assert names(f"{tmp_path}/dangling.json") == ["dangling.json"]
 
 
@@ -304,17 +333,17 @@ def test_a_version_changes_with_its_file(tmp_path: Path) -> None:
     path, link = tmp_path / "a.json", tmp_path / "link.json"
     path.write_text("1")
     link.symlink_to(path)
-    before = list_files([f"{tmp_path}/*.json"])
-    assert before == list_files([f"{tmp_path}/*.json"])
+    before = list_files([f"{tmp_path}/*.json"]).files
+    assert before == list_files([f"{tmp_path}/*.json"]).files
     path.write_text("22")
-    after = list_files([f"{tmp_path}/*.json"])
+    after = list_files([f"{tmp_path}/*.json"]).files
     assert all(old.version != new.version for old, new in zip(before, after, strict=True))
     assert after[0].size == 2
 
 
 def test_uris() -> None:
     fsspec.filesystem("memory").pipe("/conan_files/a.txt.gz", gzip.compress(TEXT.encode()))
-    (file,) = list_files(["memory://conan_files/*.gz"])
+    (file,) = list_files(["memory://conan_files/*.gz"]).files
     assert file.path.startswith("memory://")
     assert read_text(file.path)[0] == TEXT
     with pytest.raises(FileError) as raised:
@@ -327,5 +356,5 @@ def test_an_archive_at_a_uri() -> None:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("a.txt", TEXT)
     fsspec.filesystem("memory").pipe("/conan_files/b.zip", buffer.getvalue())
-    (file,) = list_files(["memory://conan_files/*.zip"])
+    (file,) = list_files(["memory://conan_files/*.zip"]).files
     assert unpack(file.path) == (TEXT.encode(), None)

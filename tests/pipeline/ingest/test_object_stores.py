@@ -15,7 +15,8 @@ import pytest
 from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.ingest import splits
-from conan_embedding.pipeline.ingest.files import list_files, stat_file
+from conan_embedding.pipeline.ingest.files import stat_file
+from conan_embedding.pipeline.ingest.listing import list_files
 from conan_embedding.pipeline.ingest.stage import ingest
 from conan_embedding.schemas.recipe import Recipe
 
@@ -104,10 +105,10 @@ def test_large_files_are_cut(store: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_what_is_not_there(store: str, tmp_path: Path) -> None:
     put(store, a_jsonl=lines(PAIRS))
-    assert list_files([f"{store}/nothing*", f"{store}/nowhere.jsonl"]) == []
-    (file,) = list_files([f"{store}/a.jsonl"])
+    assert list_files([f"{store}/nothing*", f"{store}/nowhere.jsonl"]).files == []
+    (file,) = list_files([f"{store}/a.jsonl"]).files
     assert (file.path, file.size) == (f"{store}/a.jsonl", len(lines(PAIRS)))
     assert stat_file(f"{store}/a.jsonl") == file
     put(store, a_jsonl=lines(PAIRS[:30]))
     fsspec.core.url_to_fs(store)[0].invalidate_cache()
-    assert list_files([f"{store}/*"])[0].version != file.version
+    assert list_files([f"{store}/*"]).files[0].version != file.version

@@ -256,6 +256,30 @@ def test_a_source_without_files_is_noted(tmp_path: Path) -> None:
     assert saved.sources[1].columns == {"query": "VARCHAR", "positive": "VARCHAR"}
 
 
+def test_globs_without_files_and_skipped_files_are_noted(tmp_path: Path) -> None:
+    one = beside(tmp_path, "one")
+    for name in ("empty.jsonl", "none.jsonl"):
+        (tmp_path / name).touch()
+    (tmp_path / ".DS_Store").write_text("x")
+    globs = [f"{tmp_path}/*", f"{tmp_path}/nowhere/*"]
+    test = {**beside(tmp_path, "test"), "passages": f"{tmp_path}/misspelt*"}
+    found = Ingested(
+        tmp_path / "corpus",
+        Recipe.model_validate(
+            {"sources": [{**one, "files": globs, "exclude": f"{tmp_path}/test.jsonl"}], "evaluation": [test]}
+        ),
+    )
+    assert found.summary.notes["globs_without_files"] == [
+        f"one: {tmp_path}/nowhere/*",
+        f"test (evaluation): {tmp_path}/misspelt*",
+    ]
+    assert found.summary.notes["skipped_files"] == [
+        f"one: 2 empty, such as {tmp_path}/empty.jsonl",
+        f"one: 1 hidden, such as {tmp_path}/.DS_Store",
+    ]
+    assert found.reasons("one") == []
+
+
 # Identity, parts, resume
 
 
