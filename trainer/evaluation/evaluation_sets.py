@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ...pipeline.corpus.folder import read_footer
+from ...pipeline.ingest.columns import decide_columns
 from ...pipeline.ingest.files import FileSplit
 from ...pipeline.ingest.readers import check_readers
 from ...pipeline.ingest.splits import list_source_files
@@ -98,7 +99,8 @@ def _ingested(file: Path, overrides: Sequence[str], folder: Path) -> Path:
         files, passages = (
             [FileSplit(found.path) for found in list_source_files(one, g).files] for g in (one.files, one.passages)
         )
-        ingest_evaluation_set(one, files, passages, "", shard)
+        decided = decide_columns(one, [*files, *passages]).source
+        ingest_evaluation_set(decided, files, passages, "", shard)
         if not read_footer(shard).rows_out:
             raise RecipeError(f"{file}: the evaluation set {one.name} has no pairs in {', '.join(one.files)}")
     return folder
