@@ -1,8 +1,7 @@
 """The filter's rules. Each is a named Polars expression with a threshold and the source of that threshold.
 
 `measure` computes every rule's value for every pair; `judge` finds the first rule that a pair fails. Two defects are
-repaired before judging, not rejected: `strip_title` cuts leaked titles, personal_data.mask_personal_data masks personal
-data.
+repaired before judging, not rejected: `strip_title` cuts leaked titles, text.personal_data masks personal data.
 
 A plugin registers a rule of its own. Once the recipe lists its module under `plugins:`, the rule is applied, the recipe
 may set its threshold under `rules:`, and `conan filter --explain` and `--dry-run` show it:
@@ -30,7 +29,7 @@ from ...schemas.errors import RecipeError
 from ...schemas.registry import Registry, check_names
 from ...schemas.settings import ClassifierSettings
 from ..text.normalise import match_key
-from .personal_data import MASKS
+from ..text.personal_data import MASKS
 from .text_counts import PROFILE, profile
 
 Side = Literal["query", "positive", "pair"]

@@ -18,7 +18,7 @@ from ..corpus.saved_recipe import load_recipe
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
-from .personal_data import mask_personal_data
+from ..text.personal_data import mask_personal_data
 from .rules import Rule, find_first_failing, judge, select_rules, strip_title
 
 VERSION = 5

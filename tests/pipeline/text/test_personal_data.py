@@ -5,7 +5,7 @@ from datetime import date
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.filter.personal_data import MASKS, mask_personal_data
+from conan_embedding.pipeline.text.personal_data import MASKS, mask_personal_data
 from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import max_examples

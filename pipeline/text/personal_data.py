@@ -60,9 +60,8 @@ def mask_personal_data(
 
     Returns the masked frame and the number of masked values of each kind in MASKS.
     """
-    counts = dict.fromkeys(MASKS, 0)
     parts = [_list_texts(frame, column) for column in columns]
-    masked = _mask_texts(pl.concat([part["text"] for part in parts]), counts)
+    masked, counts = mask_texts(pl.concat([part["text"] for part in parts]))
     if not any(counts.values()):
         return frame, counts
     start = 0
@@ -85,7 +84,13 @@ def _list_texts(frame: pl.DataFrame, column: str) -> pl.DataFrame:
     return texts.filter(pl.col("text").list.len() > 0).explode("text").drop_nulls("text")
 
 
-def _mask_texts(texts: pl.Series, counts: dict[str, int]) -> pl.Series:
+def mask_texts(texts: pl.Series) -> tuple[pl.Series, dict[str, int]]:
+    """Mask personal data in a series of texts, as `mask_personal_data` does in a frame; null stays null."""
+    counts = dict.fromkeys(MASKS, 0)
+    return _mask(texts, counts), counts
+
+
+def _mask(texts: pl.Series, counts: dict[str, int]) -> pl.Series:
     """Mask a series of texts and add to `counts`; only texts that may hold personal data are split into tokens."""
     addresses, numbers, accounts = (texts.str.contains(pattern).fill_null(False) for pattern in _WORTH_READING)
     rows = (addresses | numbers | accounts).arg_true()
@@ -104,7 +109,7 @@ def _mask_texts(texts: pl.Series, counts: dict[str, int]) -> pl.Series:
     changed = parts.filter(pl.col("kind").is_not_null().any().over("row"))
     joined = changed.group_by("row", maintain_order=True).agg(masked.str.join("").alias("text"))
     # Repeat, as a mask can reveal further data right after it: QQ12345 after a mobile number.
-    return texts.scatter(joined["row"], _mask_texts(joined["text"], counts))
+    return texts.scatter(joined["row"], _mask(joined["text"], counts))
 
 
 def _find_kinds(tokens: pl.Series) -> pl.DataFrame:
