@@ -1,10 +1,11 @@
 """Find personal data in texts, check that it is valid, and replace it with a mask that names its kind."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
+
+from .personal_numbers import MAYBE_NUMBERS, MOBILE, NUMBERS, mask_numbers
 
 MASKS = {
     "mobile": "[手机号]",
@@ -16,36 +17,41 @@ MASKS = {
 }
 """The mask for each kind of personal data."""
 
-# A candidate is matched to its full length: a number with all its digits and decimals, an address with the path in
-# `scp host:path`. So no match is part of something longer, and the match alone decides whether it is personal data.
-_ADDRESS = r"[A-Za-z0-9._%+-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}"
+# A candidate is matched to its full length: a number with its decimals, an address with the path in `scp host:path`. So
+# no match is part of something longer, and the match alone decides whether it is personal data.
+_LOCAL = "[A-Za-z0-9._%+-]+[@＠﹫]"
+_ADDRESS = (
+    rf"(?:{_LOCAL}(?:[A-Za-z0-9-]+[.．])+(?:xn--[A-Za-z0-9-]+|[A-Za-z]{{2,}})"
+    rf"|{_LOCAL}(?:[\p{{Han}}A-Za-z0-9-]+[.．])+(?:中国|中國|公司|网络|網絡|com|net|cn))"
+)
 _PATH = ":[A-Za-z~/_.]"
-_GROUPED_CARD = r"[0-9]{4}(?:[ -][0-9]{4}){3}(?:[ -][0-9]{1,3}(?-u:\b))?"
-_GROUPED_MOBILE = "1[3-9][0-9][ -][0-9]{4}[ -][0-9]{4}"
-_NUMBER = rf"(?:{_GROUPED_CARD}|{_GROUPED_MOBILE}|[0-9]{{17}}[Xx]|[0-9])[0-9]*(?:\.[0-9]+)*"
-_VALUE = rf"{_ADDRESS}(?:{_PATH})?|{_NUMBER}"
+_CREDENTIALS = r"://[^\s/@＠]*@"  # ssh://git@host
+_VALUE = rf"(?:{_ADDRESS}(?:{_PATH})?|[0-9]+(?:\.[0-9]+)*)"
 
 # Words that announce an account; they are kept. An ASCII word must start at a word boundary: 加qq, not aqq.
 _QQ = r"(?:(?-u:\b)(?i:qq)|扣扣|企鹅)[ :：号码群是为加吧（(\[]{0,6}"
 _WECHAT = r"(?:微信|(?-u:\b)(?i:wx|vx))(?:[ :：号码账帐是为]|(?i:id)){1,6}|加我?[vV][:：] ?"
+_IDENTITY = "身份证[件号码 :：是为（(]{0,6}"
 _ACCOUNT = "[a-zA-Z][-_a-zA-Z0-9]{5,}"
 _UNIT = "[a-zA-Z_%万亿元块人个只位名年月]?"  # QQ 10000人 is not an account
 
-_TOKEN = rf"(?:{_QQ}|{_WECHAT})(?:(?:{_VALUE}){_UNIT}|{_ACCOUNT})|{_VALUE}"
+_ACCOUNTS = (
+    rf"(?:{_QQ}|{_WECHAT})(?:{_VALUE}{_UNIT}|{_ACCOUNT})|{_IDENTITY}{_VALUE}|{_CREDENTIALS}|{_ADDRESS}(?:{_PATH})?"
+)
 # Fast prefilters, searched for in every text: a text with personal data matches at least one of them.
 _WORTH_READING = (
-    _ADDRESS,
-    "[0-9]{11}|[0-9]{3}[ -][0-9]{4}[ -][0-9]{4}",
-    r"(?:微信|扣扣|企鹅|(?i:qq|wx|vx)|[vV][:：])[ :：号码账帐群是为加吧（(\[idID]{0,12}[a-zA-Z0-9][-_a-zA-Z0-9]{4}",
+    r"@[\p{Han}A-Za-z0-9-]+[.．]",
+    r"(?:微信|扣扣|企鹅|(?i:qq|wx|vx)|[vV][:：])[ :：号码账帐群是为加吧（(\[idID]{0,12}[a-zA-Z0-9][-_a-zA-Z0-9]{4}"
+    "|身份证[件号码 :：是为（(]{0,6}[0-9]{15}",
+    MAYBE_NUMBERS,
+    "[０-９]|＠|﹫",
 )
 
-_MOBILE = "^(?:86)?1[3-9][0-9]{9}$"
-_IDENTITY = "^[1-9][0-9]{5}(?:18|19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])[0-9]{3}[0-9Xx]$"
-# UnionPay, Visa, Mastercard, American Express, JCB (ISO/IEC 7812 issuer numbers).
-_CARD = "^(?:62[0-9]{14,17}|4[0-9]{15}|5[1-5][0-9]{14}|3[47][0-9]{13}|35[0-9]{14})$"
-_ALGORITHM = r"@(?:openssh\.com|libssh\.org)$"  # curve25519-sha256@libssh.org (RFC 4251 §6)
+# Names of SSH algorithms (RFC 4251 §6), units of systemd, images of a resolution: icon@2x.png.
+_NO_ADDRESS = r"[@＠﹫](?:openssh\.com|libssh\.org|.*\.(?:service|socket|timer|png|jpe?g|gif|svg|webp))$"
 _QQ_NUMBER = "^[1-9][0-9]{4,10}$"
 _WECHAT_ID = "^[a-zA-Z][-_a-zA-Z0-9]{5,19}$"  # Weixin's own rule
+_OLD_IDENTITY = "^[1-8][0-9]{7}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])[0-9]{3}$"  # of 15 digits, until 1999
 
 
 def mask_personal_data(
@@ -53,10 +59,10 @@ def mask_personal_data(
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """Mask mobile numbers, identity cards, e-mail addresses, bank cards, QQ numbers and WeChat ids.
 
-    A mobile number needs a valid prefix; an identity card a date and the check digit of GB 11643; a bank card an
-    issuer's prefix and the Luhn check digit (ISO/IEC 7812). None of these may be part of a longer number. A QQ number
-    or WeChat id must follow a word that announces it; that word is kept. The columns hold texts or lists of texts.
-    Masking a masked frame changes nothing.
+    A mobile number needs a valid prefix; an identity card a date of birth and the check digit of GB 11643; a bank card
+    an issuer's prefix and the Luhn check digit (ISO/IEC 7812). None of these may be part of a longer number. A QQ
+    number, a WeChat id or an identity card of 15 digits must follow a word that announces it; that word is kept. The
+    columns hold texts or lists of texts. Masking a masked frame changes nothing.
 
     Returns the masked frame and the number of masked values of each kind in MASKS.
     """
@@ -86,79 +92,69 @@ def _list_texts(frame: pl.DataFrame, column: str) -> pl.DataFrame:
 
 def mask_texts(texts: pl.Series) -> tuple[pl.Series, dict[str, int]]:
     """Mask personal data in a series of texts, as `mask_personal_data` does in a frame; null stays null."""
-    counts = dict.fromkeys(MASKS, 0)
-    return _mask(texts, counts), counts
+    masked, rows = _mask(texts)
+    before, after = (
+        side.gather(rows)
+        .to_frame("text")
+        .select(pl.col("text").str.count_matches(mask, literal=True).sum().alias(kind) for kind, mask in MASKS.items())
+        .row(0, named=True)
+        for side in (texts, masked)
+    )
+    return masked, {kind: after[kind] - before[kind] for kind in MASKS}
 
 
-def _mask(texts: pl.Series, counts: dict[str, int]) -> pl.Series:
-    """Mask a series of texts and add to `counts`; only texts that may hold personal data are split into tokens."""
-    addresses, numbers, accounts = (texts.str.contains(pattern).fill_null(False) for pattern in _WORTH_READING)
-    rows = (addresses | numbers | accounts).arg_true()
+def _mask(texts: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Mask texts until nothing changes; return them and the changed rows.
+
+    A mask can reveal further data right after it: QQ12345 after a mobile number.
+    """
+    addresses, announced, numbers, wide = (texts.str.contains(pattern).fill_null(False) for pattern in _WORTH_READING)
+    accounts, numbers = addresses | announced | wide, numbers | wide
+    masked = _replace(texts, accounts.arg_true(), _ACCOUNTS, _mask_accounts)
+    masked = _replace(masked, numbers.arg_true(), NUMBERS, partial(mask_numbers, masks=MASKS))
+    read = (accounts | numbers).arg_true()
+    rows = read.filter(masked.gather(read) != texts.gather(read))
+    return (masked.scatter(rows, _mask(masked.gather(rows))[0]) if len(rows) else texts), rows
+
+
+def _replace(texts: pl.Series, rows: pl.Series, pattern: str, mask: Callable[[pl.Series], pl.DataFrame]) -> pl.Series:
+    """Replace the tokens that a pattern matches in these rows by what `mask` returns: columns `token` and `masked`."""
     found = texts.gather(rows)
-    tokens = found.str.extract_all(_TOKEN)
-    kinds = _find_kinds(tokens.explode().drop_nulls().unique())
-    if kinds.is_empty():
+    tokens = found.str.extract_all(pattern)
+    if rows.is_empty() or (masks := mask(tokens.explode().drop_nulls().unique())).is_empty():
         return texts
     # A text alternates between gaps and tokens and ends with a gap: an empty last token makes them equal in number.
-    between, token = pl.col("text").str.split(_TOKEN, literal=False), pl.concat_list("token", pl.lit(""))
-    parts = pl.DataFrame({"row": rows, "text": found, "token": tokens}).select("row", token, between=between)
-    parts = parts.explode("between", "token").join(kinds, on="token", how="left", maintain_order="left")
-    for kind, number in parts["kind"].drop_nulls().value_counts().iter_rows():
-        counts[kind] += number
-    masked = pl.concat_str("between", pl.coalesce("masked", "token"))
-    changed = parts.filter(pl.col("kind").is_not_null().any().over("row"))
-    joined = changed.group_by("row", maintain_order=True).agg(masked.str.join("").alias("text"))
-    # Repeat, as a mask can reveal further data right after it: QQ12345 after a mobile number.
-    return texts.scatter(joined["row"], _mask(joined["text"], counts))
+    gap, token = pl.col("text").str.split(pattern, literal=False), pl.concat_list("token", pl.lit(""))
+    parts = pl.DataFrame({"row": rows, "text": found, "token": tokens}).select("row", token, gap=gap)
+    parts = parts.explode("gap", "token").join(masks, on="token", how="left", maintain_order="left")
+    changed = parts.filter(pl.col("masked").is_not_null().any().over("row"))
+    text = pl.concat_str("gap", pl.coalesce("masked", "token")).str.join("")
+    joined = changed.group_by("row", maintain_order=True).agg(text.alias("text"))
+    return texts.clone().scatter(joined["row"], joined["text"])
 
 
-def _find_kinds(tokens: pl.Series) -> pl.DataFrame:
-    """Find the tokens that are personal data: columns `token`, `kind` and `masked` (the token with its mask)."""
+def _mask_accounts(tokens: pl.Series) -> pl.DataFrame:
+    """Find the tokens that are addresses or announced: columns `token` and `masked` (the token with its mask)."""
     groups = pl.lit(tokens).str.extract_groups(
-        f"^(?:(?<qq>{_QQ})|(?<wechat>{_WECHAT}))?(?<value>{_VALUE}|{_ACCOUNT})(?<unit>.*)$"
+        f"^(?:(?<qq>{_QQ})|(?<wechat>{_WECHAT})|(?<identity>{_IDENTITY}))?(?<value>{_VALUE}|{_ACCOUNT})(?<unit>.*)$"
     )
     parts = pl.select(tokens.alias("token"), groups.alias("groups")).unnest("groups")
     value = pl.col("value")
-    number = parts["value"].str.replace_all("[ -]", "")
-    digits = _read_digits(number.str.replace_all("[^0-9Xx]", ""))
+    account = (pl.col("unit") == "") & ~value.str.contains(MOBILE)
     # 微信：Android is not an account, 微信号：Android may be one.
     announced = pl.col("wechat").str.contains("(?i)号|账|帐|id") | (
         pl.col("wechat").str.contains("[:：]") & value.str.contains("[0-9]")
     )
     kind = (
-        pl.when(number.str.contains(_MOBILE))
-        .then(pl.lit("mobile"))
-        .when(number.str.contains(_IDENTITY) & _check_identity(digits))
-        .then(pl.lit("identity_card"))
-        .when(number.str.contains(_CARD) & _check_luhn(digits))
-        .then(pl.lit("bank_card"))
-        .when(value.str.contains(f"^{_ADDRESS}$") & ~value.str.contains(_ALGORITHM))
+        pl.when(value.str.contains(f"^{_ADDRESS}$") & ~value.str.contains(_NO_ADDRESS))
         .then(pl.lit("email"))
-        .when(pl.col("qq").is_not_null() & value.str.contains(_QQ_NUMBER) & (pl.col("unit") == ""))
+        .when(pl.col("qq").is_not_null() & value.str.contains(_QQ_NUMBER) & account)
         .then(pl.lit("qq"))
-        .when(announced & value.str.contains(f"{_QQ_NUMBER}|{_WECHAT_ID}") & (pl.col("unit") == ""))
+        .when(announced & value.str.contains(f"{_QQ_NUMBER}|{_WECHAT_ID}") & account)
         .then(pl.lit("wechat"))
+        .when(pl.col("identity").is_not_null() & value.str.contains(_OLD_IDENTITY))
+        .then(pl.lit("identity_card"))
     )
-    mask = pl.col("kind").replace_strict(MASKS, default=None, return_dtype=pl.String)
-    masked = pl.coalesce("qq", "wechat", pl.lit("")) + mask + pl.col("unit")
-    return parts.with_columns(kind=kind).drop_nulls("kind").select("token", "kind", masked=masked)
-
-
-def _read_digits(numbers: pl.Series) -> npt.NDArray[np.uint8]:
-    """Read the last 20 digits of each number, uint8 [numbers, 20]: padded with 0 on the left, 10 for an X."""
-    places = "".join(numbers.str.tail(20).str.zfill(20).str.to_uppercase()).encode("ascii")
-    digits = np.frombuffer(places, np.uint8).reshape(-1, 20) - ord("0")
-    digits[digits == ord("X") - ord("0")] = 10
-    return digits
-
-
-def _check_identity(digits: npt.NDArray[np.uint8]) -> pl.Series:
-    """Whether the check digit is right by GB 11643-1999 (ISO 7064 MOD 11-2), where X is written for 10."""
-    weights = [2**place % 11 for place in range(17, -1, -1)]
-    return pl.Series(digits[:, 2:] @ np.array(weights) % 11 == 1)
-
-
-def _check_luhn(digits: npt.NDArray[np.uint8]) -> pl.Series:
-    """Whether the Luhn sum ends in 0: every second digit from the right is doubled, then all digits are added up."""
-    once, doubled = digits[:, 1::2], digits[:, ::2] * 2
-    return pl.Series((once + doubled - 9 * (doubled > 9)).sum(axis=1) % 10 == 0)
+    mask = kind.replace_strict(MASKS, default=None, return_dtype=pl.String)
+    masked = pl.coalesce("qq", "wechat", "identity", pl.lit("")) + mask + pl.col("unit")
+    return parts.select("token", masked=masked).drop_nulls("masked")

@@ -2,10 +2,11 @@
 
 import re
 from datetime import date
+from itertools import accumulate
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.text.personal_data import MASKS, mask_personal_data
+from conan_embedding.pipeline.text.personal_data import MASKS, mask_personal_data, mask_texts
 from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import max_examples
@@ -43,7 +44,7 @@ CARDS = st.one_of(
 )
 
 
-MOBILES = st.from_regex(r"\A(86)?1[3-9][0-9]{9}\Z")
+MOBILES = st.from_regex(r"\A(0|86|0086)?1[3-9][0-9]{9}\Z")
 NUMBERS = st.one_of(
     MOBILES,
     IDENTITIES.map(lambda first: first + identity_check(first)),
@@ -54,21 +55,30 @@ NUMBERS = st.one_of(
 )
 
 
+def is_date(year: int, month: int, day: int) -> bool:
+    try:
+        date(year, month, day)
+    except ValueError:
+        return False
+    return True
+
+
 CARD_LENGTHS = {"62": (16, 17, 18, 19), "34": (15,), "37": (15,), "35": (16,), "4": (16,)}
 CARD_LENGTHS |= {f"5{second}": (16,) for second in range(1, 6)}
+CARD_LENGTHS |= {str(first): (16,) for first in range(2221, 2721)} | {"9558": (19,)}
 
 
 def kind_of(number: str) -> str | None:
     """Return the kind of a number that is surrounded by other text, checked digit by digit."""
     if not number[:-1].isdigit():
         return None
-    if len(number) == 11 or (len(number) == 13 and number.startswith("86")):
+    if len(number) >= 11 and number[:-11] in ("", "0", "86", "086", "0086"):
         return "mobile" if number[-11] == "1" and number[-10] in "3456789" and number[-1].isdigit() else None
     if len(number) == 18 and number[0] != "0" and number[17].upper() == identity_check(number[:17]):
         year, month, day = int(number[6:10]), int(number[10:12]), int(number[12:14])
-        if 1800 <= year <= 2099 and 1 <= month <= 12 and 1 <= day <= 31:
+        if 1800 <= year <= 2099 and is_date(year, month, day):
             return "identity_card"
-    lengths = CARD_LENGTHS.get(number[:2]) or CARD_LENGTHS.get(number[0], ())
+    lengths = next((CARD_LENGTHS[number[:size]] for size in (4, 2, 1) if number[:size] in CARD_LENGTHS), ())
     return "bank_card" if len(number) in lengths and number[-1] == luhn_check(number[:-1]) else None
 
 
@@ -176,6 +186,15 @@ def test_a_text_is_masked_whatever_stands_around_it(texts: list[str]) -> None:
         ("微信：2375811040", "微信：[微信号]"),
         ("微信号是：443407599，加v：zhang_3", "微信号是：[微信号]，加v：[微信号]"),
         ("wx: ab-12345", "wx: [微信号]"),
+        ("身份证：110105491231002，证件号110105491231002", "身份证：[身份证号]，证件号110105491231002"),
+        ("发到ab.c＠qq．com，或 wang@例子.中国", "发到[邮箱]，或 [邮箱]"),
+        ("admin@xn--fsqu00a.xn--fiqs8s", "[邮箱]"),
+        ("(+86)13812345678；（138）1234-5678；0086 138 1234 5678", "(+86)[手机号]；[手机号]；0086 [手机号]"),
+        ("138-1234-5678 139-1234-5678", "[手机号] [手机号]"),
+        ("2024-05-01 138-123-45678 10:00", "2024-05-01 [手机号] 10:00"),
+        ("110105 19491231 002X 电话 1 3 8 1 2 3 4 5 6 7 8", "[身份证号] 电话 [手机号]"),
+        ("13812345678x2，X13912345678", "[手机号]x2，X[手机号]"),
+        ("621758 640000 1046 190阳阳，中国银行", "[银行卡号]阳阳，中国银行"),
     ],
 )
 def test_masks_what_people_write(text: str, expected: str) -> None:
@@ -194,7 +213,25 @@ def test_masks_what_people_write(text: str, expected: str) -> None:
         "11010519491231002X1",  # an identity card with one more digit
         "2019年12月31日 10:00",
         "a @ b, @name, x@y",
-        "1381-2345-678",
+        "1381-2345-678元",
+        "1998-123-4567，1937-1945-123",
+        "165 20190501",
+        "192.168.110.15，15.0.1234.5678，151.101.192.81",
+        "1 3 5 7 9 11 13 15",
+        "Mo 1 8 15 22 29 5 12 19 26",
+        "140-160/90-100，138-160-90-100-75",
+        "15000-200000元，15000-200000k",
+        "00002af8d4b17000 768000",
+        "(55+135+400+135+55)m",
+        "138-001-38000-1，2138-001-38000",
+        "62751234-62751235",
+        "2365 2364 2363 2362 2361，3500 3600 3700 3800 3900",
+        "ISBN 978-7-115-13812-3，1-4028-9462-7",
+        "http://example.com/item/13812345678.html?id=4111111111111111",
+        "www.example.com/8613812345678",
+        "https://user:pass@github.com ssh://git@git.example.com:22/a",
+        "getty@tty1.service icon@2x.png",
+        "110105194902300021，110105 19490230 0021",
         "13812345678.50元",
         "138 1234 56789",
         "git clone git@github.com:owner/name.git",
@@ -214,6 +251,49 @@ def test_masks_what_people_write(text: str, expected: str) -> None:
 )
 def test_leaves_other_numbers(text: str) -> None:
     assert masked(text) == ([text], {})
+
+
+GROUPINGS = [(11,), (3, 4, 4), (3, 8), (3, 3, 5), (4, 4, 3), (5, 6), (6, 5), (7, 4), (4, 3, 4), (3, 2, 2, 4), (1,) * 11]
+SPACES, DASHES = " \u00a0\u2009\u202f\u3000\u200b", "-‐‑‒–—―−﹣－"
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+@pytest.mark.parametrize("separator", [*SPACES, *DASHES, " - ", "--"])
+def test_mobile_numbers_in_any_grouping(grouping: tuple[int, ...], separator: str) -> None:
+    digits, ends = "13812345678", list(accumulate(grouping))
+    number = separator.join(digits[end - size : end] for size, end in zip(grouping, ends, strict=True))
+    prefixes = {"": "", "0": "", "86": "", "0086": "", "+86": "+"} if grouping[0] > 1 else {"": ""}
+    for prefix, kept in (prefixes | {"+86 ": "+86 ", "(+86)": "(+86)", "（86）": "（86）", "86-": "86-"}).items():
+        assert masked(f"请拨打{prefix}{number}联系他。")[0] == [f"请拨打{kept}[手机号]联系他。"]
+    wide = number.translate(str.maketrans("0123456789", "０１２３４５６７８９"))
+    assert masked(f"电话：{wide}，")[0] == ["电话：[手机号]，"]
+
+
+@pytest.mark.parametrize("separator", [*SPACES, *DASHES])
+@pytest.mark.parametrize(
+    ("grouping", "kind"),
+    [
+        ("110105 19491231 002X", "identity_card"),
+        ("110105 1949 1231 002Ｘ", "identity_card"),
+        ("110105 1949 12 31 002Ⅹ", "identity_card"),
+        ("1101 0519 4912 3100 2x", "identity_card"),
+        ("11010519491231002×", "identity_card"),
+        ("4111 1111 1111 1111", "bank_card"),
+        ("411111 1111111111", "bank_card"),
+        ("6222 0212 3456 7890 128", "bank_card"),
+        ("622202 1234567890128", "bank_card"),
+        ("622202 1234 5678 90128", "bank_card"),
+    ],
+)
+def test_cards_in_any_grouping(grouping: str, kind: str, separator: str) -> None:
+    number = grouping.replace(" ", separator)
+    assert masked(f"号码：{number}。") == ([f"号码：{MASKS[kind]}。"], {kind: 1})
+
+
+def test_the_texts_that_are_given_stay_as_they_are() -> None:
+    texts = pl.Series(["13812345678", None, "a"])
+    assert mask_texts(texts)[0].to_list() == ["[手机号]", None, "a"]
+    assert texts.to_list() == ["13812345678", None, "a"]
 
 
 def test_masks_lists_and_counts_every_column() -> None:
