@@ -107,7 +107,7 @@ class Corpus:
         self.folder = Path(folder)
 
     def read(self, stage: str) -> pl.DataFrame:
-        """Return the rows of a stage: ingest, filter, dedup, score, or convert's pretrain, retrieval and sts.
+        """Return the rows of a stage: ingest, filter, dedup, score, or convert's pretrain, retrieval, sts and passages.
 
         Raises:
             CorpusError: the folder is not a corpus, or a file in it is not a shard.

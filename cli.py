@@ -387,7 +387,8 @@ def sql(
 ) -> None:
     """Query a corpus with SQL, and print the result.
 
-    Views: ingest, filter, dedup, score, convert, pretrain, retrieval, sts, rejected, funnel, rules, runs, results.
+    Views: ingest, filter, dedup, score, convert, pretrain, retrieval, sts, passages, rejected, funnel, rules, runs,
+    results.
     Negative pools: pools.candidates, pools.queries, pools.passages, pools.positives, pools.windows, pools.replacements,
     pools.runs, pools.short_pools.
     """

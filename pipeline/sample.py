@@ -62,7 +62,7 @@ def cut(corpus: Path, out: Path, rows: int, seed: int = 0) -> list[Summary]:
         with duckdb.connect(":memory:", config={"temp_directory": str(spill)}) as connection:
             connection.execute("SET enable_progress_bar = false")
             for shard in sets:
-                _pick(connection, [shard], ["source", "contains(meta, 'passage_only')"], rows, seed)
+                _pick(connection, [shard], ["source", "task = 'passage'"], rows, seed)
                 _write(connection, "evaluation", [shard], temporary, (rows, seed))
             _pick(connection, inputs["ingest"], ["source", "format"], rows, seed)
             for folder, files in inputs.items():

@@ -22,7 +22,8 @@ Category = Literal[
 Format = Literal["title_content", "question_answer", "input_output", "prompt_response"]
 """The four data formats of the paper's Table 1."""
 
-Task = Literal["pretrain", "retrieval", "sts", "classification"]
+Task = Literal["pretrain", "retrieval", "sts", "classification", "passage"]
+"""Uses of a pair. A passage is a positive alone, with an empty query: searched, but never a training pair."""
 
 CATEGORIES: tuple[str, ...] = get_args(Category)
 FORMATS: tuple[str, ...] = get_args(Format)

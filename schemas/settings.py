@@ -120,8 +120,9 @@ class Source(Settings):
     task: Task = setting(
         "pretrain",
         "What the pairs are for. `pretrain` and `retrieval`: query and positive. `sts`: two sentences and a `label`."
-        " `classification`: a text as query and its class name as positive. The filter's quality rules and the score"
-        " cutoff apply to `pretrain` only.",
+        " `classification`: a text as query and its class name as positive. `passage`: a positive alone, which `mine`"
+        " searches and no run trains on. The filter's quality rules apply to `pretrain` and `passage`, the score cutoff"
+        " to `pretrain` only.",
         origin="paper §2.1.1: most data is for pre-training",
     )
     files: Globs = Field(
@@ -196,6 +197,8 @@ class Source(Settings):
     def _labelled(self) -> "Source":
         if self.task == "sts" and self.label is None:
             raise ValueError(f"source {self.name} has task sts and needs `label:`, an SQL expression")
+        if self.task == "passage" and self.query != "query":
+            raise ValueError(f"source {self.name} has task passage, so remove `query:`; keep such a column in `meta:`")
         if self.label_range[0] >= self.label_range[1]:
             raise ValueError(f"source {self.name}: label_range must rise, got {list(self.label_range)}")
         for name in self.join:
@@ -215,6 +218,15 @@ class EvaluationSet(Source):
     )
 
     _listed_passages = field_validator("passages", mode="before")(_as_list)
+
+    @model_validator(mode="after")
+    def _asks(self) -> "EvaluationSet":
+        if self.task == "passage":
+            raise ValueError(
+                f"evaluation set {self.name} has task passage: expected pairs in `files:`, and files of passages to "
+                "search in `passages:`"
+            )
+        return self
 
 
 Thresholds = dict[str, float | bool]
@@ -390,8 +402,10 @@ class MineSettings(EncoderSettings):
         origin="chosen here: nine windows of ten after rank 10",
         ge=1,
     )
-    passages: list[Literal["retrieval", "pretrain"]] = setting(
-        ["retrieval"], "Folders of convert/ whose positives are searched. Add `pretrain` to search the whole corpus."
+    passages: list[Literal["retrieval", "pretrain", "passages"]] = setting(
+        ["retrieval", "passages"],
+        "Folders of convert/ whose positives are searched; `passages` may be empty. Add `pretrain` to search the whole"
+        " corpus.",
     )
     queries: list[Literal["retrieval", "pretrain"]] = setting(
         ["retrieval"], "Folders of convert/ whose queries get pools; must include those of `finetune.queries`."

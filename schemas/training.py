@@ -42,5 +42,13 @@ STS = pa.schema(
     ]
 )
 
-TRAINING = {"pretrain": PRETRAIN, "retrieval": RETRIEVAL, "sts": STS}
-"""Schemas by folder under convert/."""
+PASSAGES = pa.schema(
+    [
+        *_ORIGIN,
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("cluster_id", pa.int64(), nullable=False),
+    ]
+)
+
+TRAINING = {"pretrain": PRETRAIN, "retrieval": RETRIEVAL, "sts": STS, "passages": PASSAGES}
+"""Schemas by folder under convert/. No run trains on passages: `conan mine` searches them for negatives."""

@@ -21,7 +21,7 @@ VERSION = 4
 
 
 def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
-    """Write convert/pretrain, convert/retrieval and convert/sts.
+    """Write convert/pretrain, convert/retrieval, convert/sts and convert/passages.
 
     Raises:
         StageError: a shard failed.
@@ -41,7 +41,7 @@ def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         decisive = settings.model_dump(include=set(decided_by)), [content[path] for path in paths], arguments
         return Task(([Path(path) for path in paths], *arguments, settings), fingerprint("convert", VERSION, decisive))
 
-    pretrain = sorted(set(names.filter(pl.col("task") == "pretrain")["shard"]))
+    pretrain, passages = (sorted(set(names.filter(task=name)["shard"])) for name in ("pretrain", "passage"))
     sts = names.filter(pl.col("task") == "sts").sort("shard", "source")
     grouped = (
         names.filter(pl.col("task").is_in(["retrieval", "classification"]))
@@ -51,6 +51,8 @@ def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     )
     by_class = {"class_positives", "class_negatives", "seed"}
     tasks: dict[str, tuple[Callable[..., None], list[Task]]] = {
+        # First, as mine takes a corpus without this folder for one without passages.
+        "passages": (write_passage_shard, [task([path]) for path in passages]),
         "pretrain": (
             write_pretrain_shard,
             [task([path], decided_by={"max_prompt_chars", "min_response_chars"}) for path in pretrain],
@@ -76,7 +78,7 @@ def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
 
 
 def _add_up(parts: Iterable[Summary]) -> Summary:
-    """Add up the summaries of the three folders; the notes have each folder's number of rows."""
+    """Add up the summaries of the folders; the notes have each folder's number of rows."""
     whole = Summary("convert")
     for part in parts:
         whole.rows_in += part.rows_in
@@ -155,6 +157,14 @@ def write_sts_shard(
                 )
                 .to_arrow()
             )
+
+
+def write_passage_shard(paths: Sequence[Path], settings: ConvertSettings, fingerprint: str, shard: Path) -> None:
+    """Write a shard of passages."""
+    with _open_writer(shard, "passages", fingerprint) as writer:
+        for frame in _read_frames(paths, pl.col("task") == "passage"):
+            writer.received(frame.height)
+            writer.keep(frame.with_columns(pair_ids=pl.concat_list("pair_id"), text="positive").to_arrow())
 
 
 def write_retrieval_shard(

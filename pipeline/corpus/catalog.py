@@ -158,6 +158,7 @@ def _funnel() -> str:
         "pretrain": "strlen(query) + strlen(positive)",
         "retrieval": "strlen(query) + list_sum(list_transform(positives, lambda text: strlen(text)))",
         "sts": "strlen(text_a) + strlen(text_b)",
+        "passages": "strlen(text)",
     }
     parts += [
         f"SELECT {len(STAGES) - 1} AS stage_number, 'convert' AS stage, source, category, "

@@ -15,7 +15,10 @@ from ...schemas.footer import FOOTER_KEY, Footer
 from .atomic import clear_temporaries
 
 STAGES = ("ingest", "filter", "dedup", "score", "convert")
-FOLDERS = ("ingest", "filter", "dedup", "score", "convert/pretrain", "convert/retrieval", "convert/sts")
+FOLDERS = (
+    *("ingest", "filter", "dedup", "score"),
+    *("convert/pretrain", "convert/retrieval", "convert/sts", "convert/passages"),
+)
 """The folders that hold shards, in pipeline order."""
 
 _INCOMPLETE = ".incomplete"

@@ -100,8 +100,8 @@ def _read_texts(file: Path) -> pl.DataFrame:
         jsonl = "JSONL (one JSON object per line, UTF-8 without a byte-order mark)"
         expected = "Parquet" if file.suffix == ".parquet" else jsonl
         raise RecipeError(f"dedup.decontaminate: {file} can't be read as {expected}: {error}") from error
-    if frame.schema.get("meta") == pl.String:
-        frame = frame.filter(~pl.col("meta").str.contains('"passage_only":true', literal=True).fill_null(False))
+    if "task" in frame.columns:
+        frame = frame.filter(pl.col("task").cast(pl.String).ne_missing("passage"))
     name = _read_set_name(file) if _is_own(file) else file.stem
     is_class = "task" in frame.columns and (frame["task"].cast(pl.String) == "classification").all()
     columns = [

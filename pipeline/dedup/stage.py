@@ -111,12 +111,12 @@ def decide(
 
     Two pairs are duplicates if they have the same task and both their queries and their positives are duplicates: the
     same passage with another question is another pair. With `on: query` or `on: positive` that side alone decides,
-    except for pairs with a label or a class, for which one side says too little. Labelled sentence pairs are duplicates
-    only if texts and label are equal, as one word may change the label.
+    except for pairs with a label or a class, for which one side says too little, and for passages, which have one side.
+    Labelled sentence pairs are duplicates only if texts and label are equal, as one word may change the label.
     """
     similar: dict[Side, NDArray[np.bool_]] = {
         "query": kinds != TASKS.index("sts"),
-        "positive": (kinds == TASKS.index("pretrain")) | (kinds == TASKS.index("retrieval")),
+        "positive": np.isin(kinds, [TASKS.index(task) for task in ("pretrain", "retrieval", "passage")]),
     }
     found: dict[Side, Clusters] = {
         side: find_clusters(pairs, side, similar[side], banding[0], settings.threshold, engine) for side in sides

@@ -15,6 +15,10 @@ from .signatures import SIDES, Side
 
 On = Literal["pair", "query", "positive"]
 
+WHOLE = ("sts", "classification", "passage")
+"""Tasks whose pairs are compared on both sides whatever `on` says: one side of a labelled pair says too little, and the
+queries of all passages are empty."""
+
 _JUDGED = 500_000
 """Chosen here: duplicates in memory while survivors are chosen, at a few hundred bytes each."""
 
@@ -22,11 +26,11 @@ _JUDGED = 500_000
 def duplicate_key(query: str, positive: str, on: On) -> list[pl.Expr]:
     """List what duplicates have in common: the task, the sides that decide, and the label of sentence pairs."""
     task = pl.col("task")
-    labelled = task.is_in(["sts", "classification"])
+    is_whole = task.is_in(WHOLE)
     return [
         task,
-        pl.when(labelled | pl.lit(on != "positive")).then(query).alias("same_query"),
-        pl.when(labelled | pl.lit(on != "query")).then(positive).alias("same_positive"),
+        pl.when(is_whole | pl.lit(on != "positive")).then(query).alias("same_query"),
+        pl.when(is_whole | pl.lit(on != "query")).then(positive).alias("same_positive"),
         pl.when(task == "sts").then("label").alias("same_label"),
     ]
 
@@ -141,11 +145,11 @@ def survivor_similarity(
 ) -> NDArray[np.float64]:
     """Compute the Jaccard similarity of each duplicate and its survivor: the lowest of the sides that decide."""
     lowest = np.ones(duplicates.height)
-    labelled = duplicates["task"].is_in(["sts", "classification"]).to_numpy()
+    is_whole = duplicates["task"].is_in(WHOLE).to_numpy()
     for side, one in found.items():
         equals = np.load(one.equals, mmap_mode="r")
         first, second = equals[duplicates["row"].to_numpy()], equals[duplicates["survivor_row"].to_numpy()]
-        asked = (first != second) & (labelled | (on in ("pair", side)))
+        asked = (first != second) & (is_whole | (on in ("pair", side)))
         compared = compute_similarities(
             pairs.work, one.blocks, first[asked], second[asked], 0.0, fit_engine(engine, pairs)
         )

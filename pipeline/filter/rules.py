@@ -49,7 +49,7 @@ class Rule:
             `query.characters`, `positive.han` and so on. A pair whose value is null passes.
         origin: The source of the threshold.
         formats: The rule judges only pairs of these formats; empty for all formats.
-        tasks: The rule judges only pairs of these tasks.
+        tasks: The rule judges only pairs of these tasks. By default pretrain, and passage if the side is the positive.
         version: Raise it when `value`, `formats` or `tasks` change. The hash of an expression differs between machines,
             so only name, threshold and version decide whether shards that are already filtered are filtered again.
     """
@@ -61,13 +61,14 @@ class Rule:
     value: pl.Expr
     origin: str
     formats: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ("pretrain",)
+    tasks: tuple[str, ...] | None = None
     version: int = 1
 
     @property
     def applies(self) -> pl.Expr:
         """Whether the rule judges a pair."""
-        task = pl.col("task").is_in(self.tasks)
+        by_default = ("pretrain", "passage") if self.side == "positive" else ("pretrain",)
+        task = pl.col("task").is_in(by_default if self.tasks is None else self.tasks)
         return task & pl.col("format").is_in(self.formats) if self.formats else task
 
     @property
@@ -135,7 +136,7 @@ def _compare_keys(sides: pl.Series) -> pl.Series:
 
 
 def _alphanumeric(side: str) -> pl.Expr:
-    return _share(side, "letters") + _share(side, "digits")
+    return _in_long(side, 0, _share(side, "letters") + _share(side, "digits"))
 
 
 def _punctuation(side: str) -> pl.Expr:
@@ -212,14 +213,16 @@ _FINEWEB = "FineWeb 2, cmn_Hani.yml"
 _GOPHER = "Gopher, section A1.1"
 _GOPHER_LINES = "Gopher, table A1: its limit on repeated lines, applied to their characters"
 _TITLED = ("title_content",)
+_PROSE = ("pretrain", "passage")
 _UNSCORED = ("pretrain", "retrieval")
-_ALL_TASKS = ("pretrain", "retrieval", "sts", "classification")
+_PAIRS = ("pretrain", "retrieval", "sts", "classification")
+_ALL_TASKS = (*_PAIRS, "passage")
 _TITLE_LEFT = 10
 
 # fmt: off
 _BUILT_IN = (
-    # Both sides have a text, the texts differ, and their lengths are sensible.
-    Rule("empty_side", "pair", "min", 1, _both("min", _characters), _CHOSEN, tasks=_ALL_TASKS),
+    # Both sides have a text, the texts differ, and their lengths are sensible. A passage's query is empty.
+    Rule("empty_side", "pair", "min", 1, _both("min", _characters), _CHOSEN, tasks=_PAIRS),
     Rule("same_sides", "pair", "max", 0, _same_sides(), _CHOSEN, tasks=_UNSCORED),
     Rule("query_length", "query", "min", 2, _characters("query"), _CHOSEN),
     Rule("query_limit", "query", "max", 8_192, _characters("query"), _CHOSEN),
@@ -232,14 +235,14 @@ _BUILT_IN = (
     # Characters. For han_ratio one Chinese side is enough: the answer to a Chinese question may be code or English.
     Rule("mojibake", "pair", "max", 0.01, _both("max", _mojibake), _CHOSEN, tasks=_ALL_TASKS),
     Rule("damaged_characters", "pair", "max", 0.2, _both("max", _damaged), _BY_READING, tasks=_ALL_TASKS),
-    Rule("alphanumeric_ratio", "pair", "min", 0.1, _both("min", _alphanumeric), _DATA_JUICER),
-    Rule("han_ratio", "pair", "min", 0.08, pl.max_horizontal(_han("query"), _han("positive")), _WORDS),
+    Rule("alphanumeric_ratio", "pair", "min", 0.1, _both("min", _alphanumeric), _DATA_JUICER, tasks=_PROSE, version=2),
+    Rule("han_ratio", "pair", "min", 0.08, pl.max_horizontal(_han("query"), _han("positive")), _WORDS, tasks=_PROSE),
     Rule("digit_ratio", "positive", "max", 0.5, _in_long("positive", 20, _share("positive", "digits")), _CHOSEN),
     Rule("symbol_ratio", "positive", "max", 0.3, _in_long("positive", 10, _share("positive", "symbols")), _BY_READING),
-    Rule("punctuation_ratio", "pair", "max", 0.5, _both("max", _punctuation), _CHOSEN),
+    Rule("punctuation_ratio", "pair", "max", 0.5, _both("max", _punctuation), _CHOSEN, tasks=_PROSE),
     Rule("unpunctuated", "positive", "min", 0.01,
          _in_long("positive", 200, _share("positive", "punctuation")), _CHOSEN),
-    Rule("dominant_character", "pair", "max", 0.4, _both("max", _dominant), _CHOSEN),
+    Rule("dominant_character", "pair", "max", 0.4, _both("max", _dominant), _CHOSEN, tasks=_PROSE),
     # Repetition.
     Rule("character_repetition", "positive", "max", 0.6, _share_of_ngrams("positive", "top_10grams", 10), _DATA_JUICER),
     Rule("repeated_ngrams", "positive", "max", 0.5,

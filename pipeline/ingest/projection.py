@@ -92,7 +92,7 @@ def _project(connection: duckdb.DuckDBPyConnection, source: Source, decimals: De
     _create_selected(connection, source, decimals)
     there = connection.sql("FROM selected").columns
     place = ", ".join(name if name in there else f"NULL AS {name}" for name in ("_pair", "_file", "_line"))
-    query, query_found = as_text(connection, source.query, decimals)
+    query, query_found = as_text(connection, "''" if source.task == "passage" else source.query, decimals)
     positive, positive_found = as_text(connection, source.positive, decimals)
     given = source.negatives or _own_column(connection, "negatives", "[]")
     negatives, negatives_found = as_texts(connection, given, decimals)

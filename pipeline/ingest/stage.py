@@ -90,7 +90,7 @@ def _describe_left_out(listings: Mapping[str, Listing]) -> dict[str, list[str]]:
 
 
 def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engine) -> list[str]:
-    """Write a shard for each evaluation set: its own pairs, then those of `passages:` with `passage_only` in meta.
+    """Write a shard for each evaluation set: its own pairs, then `passages:` as pairs of the task passage.
 
     Returns messages about globs that match no file, and about sets whose files contain no pair.
     """
@@ -115,7 +115,8 @@ def _find_barren(corpus: Path, folder: str, tasks: Sequence[Task]) -> list[str]:
     place = find_finished(corpus, folder, tasks)
     pairs: Counter[str] = Counter()
     for task in tasks:
-        pairs[task.arguments[0].name] += read_footer(place[task.fingerprint]).rows_out
+        footer = read_footer(place[task.fingerprint])
+        pairs[task.arguments[0].name] += footer.rows_out - footer.notes.get("passages", 0)
     return [f"{name}: no pair in its files; {folder}/rejected says why" for name, rows in pairs.items() if not rows]
 
 
@@ -164,8 +165,10 @@ def ingest_evaluation_set(
         shard, PAIR, REJECTED_AT_INGEST, stage="evaluation", version=VERSION, fingerprint=fingerprint
     ) as writer:
         _ingest_splits(source, splits, writer)
+        pairs = writer.rows_out
         if passages:
-            _ingest_splits(source.model_copy(update={"meta": "{'passage_only': true}"}), passages, writer)
+            _ingest_splits(source.model_copy(update={"task": "passage"}), passages, writer)
+        writer.notes["passages"] = writer.rows_out - pairs
 
 
 def _ingest_splits(source: Source, splits: Sequence[FileSplit], writer: ShardWriter) -> None:

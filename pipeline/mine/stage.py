@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ...schemas.outcomes import Summary
 from ...schemas.settings import MineSettings
-from ..corpus.folder import fingerprint, read_footer, shards
+from ..corpus.folder import fingerprint, is_begun, read_footer, shards
 from ..corpus.pools import as_lists, read_candidates, stored_fingerprint, write_pools
 from ..corpus.sql import scan_shards
 from ..encoder.model_folder import find_model, read_query_prompt, weights_fingerprint
@@ -44,6 +44,9 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
     weights = weights_fingerprint(folder)
     prompt = read_query_prompt(folder, settings)
     settings = settings.model_copy(update={"query_prompt": prompt})
+    others = [name for name in settings.passages if name != "passages"]
+    if others and not is_begun(corpus, "convert/passages"):
+        settings = settings.model_copy(update={"passages": others})
     inputs: dict[str, list[Path]] = {
         name: shards(corpus, f"convert/{name}") for name in sorted({*settings.passages, *settings.queries})
     }
@@ -103,6 +106,7 @@ def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> Texts:
     columns = {
         "retrieval": "query, unnest(positives) AS positive, unnest(cluster_ids) AS cluster_id",
         "pretrain": "query, positive, cluster_id",
+        "passages": "'' AS query, text AS positive, cluster_id",
     }
     with duckdb.connect(":memory:") as connection:
         connection.execute("SET enable_progress_bar = false")

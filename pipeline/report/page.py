@@ -202,7 +202,7 @@ def _render_scores_and_lengths(corpus: Path, stages: list[str]) -> str:
     lengths = query(
         corpus,
         "SELECT name, length, count(*) AS rows FROM ("
-        f"SELECT 'query' AS name, length(query) AS length FROM {stage} "
+        f"SELECT 'query' AS name, length(query) AS length FROM {stage} WHERE query <> '' "  # a passage has none
         f"UNION ALL SELECT 'positive', length(positive) FROM {stage}) GROUP BY ALL ORDER BY name DESC, length",
     ).to_pylist()
     quantiles = ""

@@ -118,7 +118,7 @@ def make(corpus: Path, pair: Callable[..., Row], shards: int = 3, backwards: boo
     write_made_pools(corpus)
     sets = [
         [pair(f"试{i}", f"答{i}", "test", "retrieval") for i in range(50)]
-        + [pair("", f"草{i}", "test", "retrieval", meta='{"passage_only":true}') for i in range(150)],
+        + [pair("", f"草{i}", "test", "passage") for i in range(150)],
         [pair(f"甲{i}", f"乙{i}", "small", "sts", label=0.5) for i in range(5)],
     ]
     write(corpus, "evaluation", sets, [[], []])
@@ -310,7 +310,7 @@ def test_evaluation_sets_keep_questions_and_their_haystack(mined_corpus: Path, t
     out = tmp_path / "out"
     cut(mined_corpus, out, 20)
     names = [all_rows(out, "evaluation").filter(source=source) for source in ("test", "small")]
-    only = names[0]["meta"].str.contains("passage_only")
+    only = names[0]["task"] == "passage"
     assert (len(only), only.sum(), names[1].height) == (20, 15, 5)
     assert [read_footer(shard).stage for shard in committed(out, "evaluation")] == ["evaluation"] * 2
 

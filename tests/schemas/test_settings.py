@@ -86,6 +86,7 @@ def test_a_value_out_of_range_is_refused(model: type[BaseModel], values: dict[st
     [
         ({"task": "sts"}, "needs `label:`"),
         ({"task": "sts", "read": "triples"}, "needs `label:`"),
+        ({"task": "passage", "query": "title"}, "web has task passage, so remove `query:`"),
         ({"label_range": [5, 0]}, "label_range must rise"),
         ({"join": {"rows": "x.txt"}}, "join can't be named 'rows'"),
         *(({"join": {name: "x.txt"}}, f"join can't be named '{name}'") for name in ("Rows", "bad", "frame", "JOINED")),
@@ -95,6 +96,13 @@ def test_a_value_out_of_range_is_refused(model: type[BaseModel], values: dict[st
 def test_a_source_is_checked_as_a_whole(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         settings.Source.model_validate(SOURCE | values)
+
+
+def test_an_evaluation_set_asks() -> None:
+    with pytest.raises(
+        ValidationError, match="expected pairs in `files:`, and files of passages to search in `passages"
+    ):
+        settings.EvaluationSet.model_validate(SOURCE | {"task": "passage"})
 
 
 def test_one_glob_is_a_list_of_one() -> None:

@@ -27,7 +27,6 @@ _OPTIONAL: dict[str, pl.DataType] = {
     "pair_id": pl.String(),
     "negatives": pl.List(pl.String),
     "label": pl.Float32(),
-    "meta": pl.String(),
 }
 """Columns of pairs that a file may lack."""
 _FEWEST = 10
@@ -55,9 +54,10 @@ def read_sets(places: Sequence[Path], overrides: Sequence[str] = ()) -> list[Eva
 
     `overrides` apply to recipes, whose section `evaluation` is ingested. A file with the columns of pairs (`source,
     task, query, positive`, as ingest writes them) gives one set per source; pairs of any task but sts and
-    classification become a retrieval set. Any other file gives one set, by its columns: `query, positives` and
-    optionally `negatives`; `text_a, text_b, label`; or `text, label` and optionally `split`, where texts with the split
-    `train` train the classifier. A column `query_id` is kept. Queries without an answer are left out.
+    classification become a retrieval set, and those of the task passage are only searched. Any other file gives one
+    set, by its columns: `query, positives` and optionally `negatives`; `text_a, text_b, label`; or `text, label` and
+    optionally `split`, where texts with the split `train` train the classifier. A column `query_id` is kept. Queries
+    without an answer are left out.
 
     Raises:
         CorpusError: a file is missing, unreadable or has other columns, two sets have the same name, or a set is empty.
@@ -101,7 +101,8 @@ def _ingested(file: Path, overrides: Sequence[str], folder: Path) -> Path:
         )
         decided = decide_columns(one, [*files, *passages]).source
         ingest_evaluation_set(decided, files, passages, "", shard)
-        if not read_footer(shard).rows_out:
+        footer = read_footer(shard)
+        if footer.rows_out == footer.notes["passages"]:
             raise RecipeError(f"{file}: the evaluation set {one.name} has no pairs in {', '.join(one.files)}")
     return folder
 
@@ -159,12 +160,12 @@ def _sets_of(file: Path, frame: pl.DataFrame) -> list[EvaluationSet]:
 
 def _of_pairs(name: str, frame: pl.DataFrame) -> EvaluationSet:
     frame = frame.with_columns(query_id=pl.coalesce("pair_id", pl.int_range(pl.len()).cast(pl.String)))
-    task = str(frame["task"][0])
+    is_passage = pl.col("task") == "passage"
+    task = next(iter(frame.filter(~is_passage)["task"]), "passage")
     if task == "sts":
         pairs = frame.select("query_id", text_a="query", text_b="positive", label="label").drop_nulls()
         return EvaluationSet(name, "sts", pairs)
-    only_passages = pl.col("meta").str.contains('"passage_only":true', literal=True).fill_null(False)
-    asked = frame.filter(~only_passages & (pl.col("query") != "") & (pl.col("positive") != ""))
+    asked = frame.filter(~is_passage & (pl.col("query") != "") & (pl.col("positive") != ""))
     if task == "classification":
         texts = asked.select("query_id", pl.col("query").alias("text"), pl.col("positive").alias("class"))
         return EvaluationSet(name, "classification", texts.with_columns(learnt=False))

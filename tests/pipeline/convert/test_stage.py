@@ -147,15 +147,21 @@ def test_labels_are_scaled(tmp_path: Path, pair, write_shards, read) -> None:
 
 
 def test_all_tasks_in_one_shard(tmp_path: Path, pair, write_shards, read) -> None:
-    kinds = ["pretrain", "retrieval", "sts"]
-    rows = [pair(f"{kind}{number}", RESPONSE, "mixed", kind, label=0.5) for kind in kinds for number in range(4)]
+    kinds = ["pretrain", "retrieval", "sts", "passages"]
+    rows = [pair(f"{kind}{number}", RESPONSE, "mixed", kind, label=0.5) for kind in kinds[:3] for number in range(4)]
+    rows += [pair("", f"{RESPONSE}{number}", "mixed", "passage") for number in range(4)]
     rows += [pair(f"文{number}", "甲乙"[number % 2], "mixed", "classification") for number in range(4)]
     write_shards(tmp_path, "score", rows[::2], rows[1::2], [])
     summary = convert(tmp_path, recipe(), Engine(workers=2))
-    assert (summary.rows_in, summary.rows_out, summary.rejected.total()) == (16, 16, 0)
-    assert summary.notes == {"convert/pretrain": 4, "convert/retrieval": 8, "convert/sts": 4}
+    assert (summary.rows_in, summary.rows_out, summary.rejected.total()) == (20, 20, 0)
+    assert summary.notes == {f"convert/{kind}": 8 if kind == "retrieval" else 4 for kind in kinds}
     everything = [pair_id for kind in kinds for pair_id in accounted(read, tmp_path, kind)]
     assert sorted(everything) == sorted(row["pair_id"] for row in rows)
+    passages = {row["pair_id"]: row for row in rows if row["task"] == "passage"}
+    for record in read(tmp_path, "convert/passages").to_dicts():
+        row = passages[record["pair_ids"][0]]
+        expected = {"text": row["positive"], **{name: row[name] for name in ("source", "category", "cluster_id")}}
+        assert record == expected | {"pair_ids": [row["pair_id"]]}
 
 
 def test_only_what_changed_is_done_again(tmp_path: Path, classes, pair, write_shards) -> None:

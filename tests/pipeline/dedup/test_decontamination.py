@@ -272,7 +272,7 @@ def test_texts_of_sets_are_told_once_as_they_are_compared(tmp_path: Path) -> Non
     first = lines(tmp_path, "first", [{"query": "北京，天气？", "positives": ["晴转多云哦", "ＡＢＣＤ"]}])
     second = tmp_path / "second.parquet"
     pl.DataFrame({"text_a": ["晴转！多云哦", None], "text_b": ["另外一句", "北京天气"]}).write_parquet(second)
-    haystack = {"query": "haystack", "meta": '{"passage_only":true}'}
+    haystack = {"query": "", "positive": "haystack", "task": "passage"}
     third = lines(tmp_path, "third", [haystack, {"query": "abcd", "text": "no text of a pair"}])
     assert read_held_out([first, second, third]).rows() == [
         ("北京天气", "first", True),
@@ -285,8 +285,8 @@ def test_texts_of_sets_are_told_once_as_they_are_compared(tmp_path: Path) -> Non
 def test_passages_of_a_haystack_are_left_out(tmp_path: Path, pair, write_shards) -> None:
     rows = [
         pair("第一个问题", "第一个回答", "exam", "retrieval"),
-        pair("只是一段文字", "只是一段文字", "exam", "retrieval", meta='{"passage_only":true}'),
-        pair("第二个问题", "第二个回答", "exam", "retrieval", meta='{"passage_only":false}'),
+        pair("", "只是一段文字", "exam", "passage"),
+        pair("第二个问题", "第二个回答", "exam", "retrieval"),
     ]
     classes = [pair("体育新闻一则", "体育类别", "labels", "classification")]
     write_shards(tmp_path, "evaluation", rows, classes, [])

@@ -105,7 +105,7 @@ def test_contaminated_pairs(tmp_path: Path, pair, write_shards, read) -> None:
     question, passage, haystack = text(1), text(2), text(3)
     held_out = [
         pair(question, passage, "exam", "retrieval"),
-        pair(haystack, haystack, "exam", "retrieval", meta='{"passage_only":true}'),
+        pair("", haystack, "exam", "passage"),
     ]
     classes = [pair(text(4), "体育", "labels", "classification")]
     rows = [
@@ -336,3 +336,20 @@ def test_one_positive_under_several_queries_has_one_cluster(tmp_path: Path, pair
         numbers = dict(read(tmp_path, "dedup").select("pair_id", "cluster_id").iter_rows())
         ids = [numbers[row["pair_id"]] for row in rows]
         assert ids[0] == ids[1] == ids[2] == ids[3] != ids[4]
+
+
+@pytest.mark.parametrize("on", ["pair", "query", "positive"])
+def test_passages_are_compared_by_their_text(tmp_path: Path, pair, write_shards, read, on: str) -> None:
+    rows = [
+        pair("", text(1), "source0", "passage"),
+        pair("", near(text(1)), "source1", "passage"),
+        pair("", "“" + text(1) + "”", "source2", "passage"),
+        pair("", text(2), "source0", "passage"),
+        pair(text(3), text(1), "source0"),
+    ]
+    write_shards(tmp_path, "filter", rows[::2], rows[1::2])
+    dedup(tmp_path, recipe(("source0", None), ("source1", None), ("source2", None), on=on), ONE)
+    kept, rejected = outcome(tmp_path, read)
+    ids = [row["pair_id"] for row in rows]
+    assert rejected == {ids[1]: ("near_duplicate", ids[0]), ids[2]: ("exact_duplicate", ids[0])}
+    assert kept[ids[0]] == kept[ids[4]] != kept[ids[3]]

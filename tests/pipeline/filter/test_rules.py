@@ -145,6 +145,17 @@ def test_labelled_tasks_lose_only_what_is_broken(task: str) -> None:
     ]
 
 
+def test_a_passage_is_judged_by_its_text_alone() -> None:
+    of_two_texts = {"empty_side", "same_sides", "title_leak"}
+    for name, (kept, thrown, _) in EXAMPLES.items():
+        is_judged = RULES[name].side != "query" and name not in of_two_texts
+        found = judge(pairs(("", kept[1]), ("", thrown[1]), task="passage"), [RULES[name]])["reason"].to_list()
+        assert found == [None, name if is_judged else None], name
+    texts = [PROSE, "", "晴", "烫烫烫烫" + PROSE, "English only, and nothing else in this text."]
+    reasons = judge(pairs(*(("", each) for each in texts), task="passage"), RULES.values())["reason"].to_list()
+    assert reasons == [None, "positive_length", "positive_length", "mojibake", "han_ratio"]
+
+
 def test_formats_decide_which_rules_apply() -> None:
     short = (QUERY, "晴天")
     assert judge(pairs(short, format="title_content"), RULES.values())["reason"].item() == "content_length"

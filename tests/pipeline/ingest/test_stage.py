@@ -342,7 +342,7 @@ def test_a_change_redoes_what_it_touches(ingest: Ingest, change: dict[str, Any],
 
 def test_evaluation_sets(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(lines({"q": "问", "p": "答", "k": 1}, {"q": None, "p": "答"}))
-    (tmp_path / "more.jsonl").write_text(lines({"q": "别问", "p": "别答", "k": 2}))
+    (tmp_path / "more.jsonl").write_text(lines({"q": "别问", "p": "别答", "k": 2}, {"p": "只答", "k": 3}))
     one = {
         "name": "test",
         "task": "retrieval",
@@ -356,11 +356,27 @@ def test_evaluation_sets(tmp_path: Path) -> None:
     sources = [beside(tmp_path)]
     stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": sources, "evaluation": [one]}), ALONE)
     pairs, rejects = frames(tmp_path / "corpus", "evaluation")
-    assert pairs.select("source", "query", "meta").rows() == [
-        ("test", "问", '{"k":1}'),
-        ("test", "别问", '{"passage_only":true}'),
+    assert pairs.select("source", "task", "query", "positive", "meta").rows() == [
+        ("test", "retrieval", "问", "答", '{"k":1}'),
+        ("test", "passage", "", "别答", '{"k":2}'),
+        ("test", "passage", "", "只答", '{"k":3}'),
     ]
     assert rejects["reason"].to_list() == ["no_query"]
+    (tmp_path / "test.jsonl").write_text(lines({"p": "答"}))
+    barren = stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": sources, "evaluation": [one]}), ALONE)
+    assert barren.empty_sources == ["test: no pair in its files; evaluation/rejected says why"]
     assert frames(tmp_path / "corpus", "ingest")[0]["source"].to_list() == ["beside"]
     stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": sources}), ALONE)
     assert folders.committed(tmp_path / "corpus", "evaluation") == []  # the recipe no longer has any
+
+
+def test_a_passage_is_a_positive_alone(tmp_path: Path) -> None:
+    (tmp_path / "manual.jsonl").write_text(
+        lines({"query": "题", "positive": "段"}, {"positive": "落"}, {"query": "题"})
+    )
+    source = {"name": "manual", "task": "passage", "files": f"{tmp_path}/manual.jsonl", "read": "jsonl"}
+    stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": [source]}), ALONE)
+    pairs, rejects = frames(tmp_path / "corpus", "ingest")
+    assert pairs.select("task", "query", "positive").rows() == [("passage", "", "段"), ("passage", "", "落")]
+    assert pairs["pair_id"].n_unique() == 2
+    assert rejects.select("task", "reason", "line").rows() == [("passage", "no_positive", 3)]

@@ -196,6 +196,25 @@ def test_queries_and_passages_of_pretraining(tmp_path: Path, bge: Path, write_sh
     }
 
 
+def test_passages_without_a_query_are_searched(tmp_path: Path, bge: Path, write_shards, monkeypatch) -> None:
+    vectors(monkeypatch)
+    asked = ORIGIN | {"pair_ids": ["r"], "query": "问", "positives": ["甲"], "cluster_ids": [1], "negatives": []}
+    write_shards(tmp_path, "convert/retrieval", [asked])
+    mine(tmp_path, settings(bge, method="topk"), ONE)
+    assert found(tmp_path)[0] == {"问": []}
+    alone = [("甲二", 1), ("甲", 1), ("乙", 2), ("丙", 3)]  # the first is a near-duplicate of the positive
+    passages = [ORIGIN | {"pair_ids": [text], "text": text, "cluster_id": cluster} for text, cluster in alone]
+    write_shards(tmp_path, "convert/passages", passages)
+    mine(tmp_path, settings(bge, method="topk"), ONE)
+    pools, _ = found(tmp_path)
+    assert {query: set(pool) for query, pool in pools.items()} == {"问": {"乙", "丙"}}
+    with duckdb.connect(str(tmp_path / FILE), read_only=True) as connection:
+        run = connection.execute("SELECT passages, passages_from FROM runs").fetchall()
+    assert run == [(4, ["passages", "retrieval"])]
+    mine(tmp_path, settings(bge, method="topk", passages=["retrieval"]), ONE)
+    assert found(tmp_path)[0] == {"问": []}
+
+
 def test_an_index_by_name(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
     known = vectors(monkeypatch)
     write_shards(tmp_path, "convert/retrieval", records)

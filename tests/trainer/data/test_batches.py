@@ -97,13 +97,13 @@ def test_where_tasks_alternate_every_other_step_has_queries(
 
 
 def test_pairs_of_any_stage_are_read(tmp_path: Path, pairs_of: Callable[..., PairData]) -> None:
-    tasks = ["retrieval", "sts", "pretrain", "classification"]
-    columns = {"query": ["甲", "乙", "丙", "丁"], "positive": list("abcd"), "source": ["y", "y", "x", "x"]}
-    columns["category"] = ["news", "news", "web_page", "web_page"]
+    tasks = ["retrieval", "sts", "pretrain", "classification", "passage"]
+    columns = {"query": ["甲", "乙", "丙", "丁", ""], "positive": list("abcde"), "source": ["y", "y", "x", "x", "x"]}
+    columns["category"] = ["news", "news", "web_page", "web_page", "web_page"]
     early = pl.DataFrame({**columns, "task": tasks}).with_columns(pl.col("task", "source").cast(pl.Categorical))
     early.write_parquet(tmp_path / "filter.parquet")
-    early.with_columns(cluster_id=pl.Series([4, 5, 6, 7])).write_parquet(tmp_path / "dedup.parquet")
-    late = pl.DataFrame({**columns, "cluster_id": [1, 1, 2, 3], "pair_ids": [["p"]] * 4})
+    early.with_columns(cluster_id=pl.Series([4, 5, 6, 7, 8])).write_parquet(tmp_path / "dedup.parquet")
+    late = early.head(4).drop("task").with_columns(cluster_id=pl.Series([1, 1, 2, 3]), pair_ids=pl.lit(["p"]))
     late.write_parquet(tmp_path / "convert.parquet")
 
     of_filter = pairs_of(tmp_path / "filter.parquet")
@@ -121,7 +121,7 @@ def test_pairs_of_any_stage_are_read(tmp_path: Path, pairs_of: Callable[..., Pai
     assert count_pairs([tmp_path / "filter.parquet"]) == 2
     assert count_pairs([tmp_path / "convert.parquet"]) == 4
 
-    early.filter(pl.col("task").cast(pl.String) == "sts").write_parquet(tmp_path / "none.parquet")
+    early.filter(pl.col("task").cast(pl.String) != "retrieval").tail(2).write_parquet(tmp_path / "none.parquet")
     with pytest.raises(CorpusError, match="no pairs"):
         pairs_of(tmp_path / "none.parquet")
 

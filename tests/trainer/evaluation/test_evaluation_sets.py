@@ -11,13 +11,12 @@ from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet, ha
 PAIRS = pl.DataFrame(
     {
         "source": ["qa", "qa", "qa", "qa", "pairs", "pairs", "pre"],
-        "task": ["retrieval"] * 4 + ["sts"] * 2 + ["pretrain"],
+        "task": ["retrieval", "retrieval", "passage", "retrieval", "sts", "sts", "pretrain"],
         "pair_id": list("abcdefg"),
         "query": ["问", "问", "", "又问", "甲", "乙", "题"],
         "positive": ["答", "另答", "只供检索", "又答", "丙", "丁", "文"],
         "negatives": [["错"], ["也错"], [], [], [], [], []],
         "label": [None, None, None, None, 0.2, 1.0, None],
-        "meta": ["{}", "{}", '{"passage_only":true}', "{}", "{}", "{}", "{}"],
     }
 )
 
@@ -31,7 +30,7 @@ def test_pairs_as_ingest_writes_them_are_a_set_a_source(tmp_path: Path) -> None:
     folder.mkdir()
     named = PAIRS.with_columns(pl.col("source", "task").cast(pl.Categorical))
     named.filter(pl.col("source") != "pre").write_parquet(folder / "part-00000.parquet")
-    own = PAIRS.filter(pl.col("source") == "pre").drop("negatives", "meta", "label", "pair_id")
+    own = PAIRS.filter(pl.col("source") == "pre").drop("negatives", "label", "pair_id")
     own.write_ndjson(folder / "own.jsonl")
     (folder / "notes.txt").write_text("not a set")
     (folder / "results").mkdir()

@@ -188,7 +188,7 @@ def test_of_earlier_stages_only_pairs_that_are_trained_on_count(
 ) -> None:
     rows = [
         ("s", "news", task, text)
-        for task in ("pretrain", "retrieval", "sts")
+        for task in ("pretrain", "retrieval", "sts", "passage")
         for text in ("山", "mountain", "山のうえ")
     ]
     folder = training_corpus / "dedup"
