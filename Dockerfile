@@ -22,7 +22,7 @@ ARG TORCH_INDEX=
 RUN pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 
 COPY . .
-ARG EXTRAS=eval,onnx,ray,s3,tensorboard,web,zh
+ARG EXTRAS=documents,eval,onnx,ray,s3,tensorboard,web,zh
 RUN pip install --no-cache-dir --constraint constraints.txt ".[$EXTRAS]"
 
 WORKDIR /work

@@ -88,6 +88,19 @@ class ReaderOptions(Settings):
         "json: read each file as one row with the whole document in the column `data`. Use it if the records lie deep"
         " inside the document; `select` then unnests them.",
     )
+    max_chars: int = setting(
+        800,
+        "documents: characters of a chunk. Documents are cut at headings, then between paragraphs and sentences, and"
+        " never within a table, a formula or a fence, which may be longer.",
+        origin="chosen here: Chinese text of this length fits into 512 tokens or little more",
+        ge=1,
+    )
+    overlap: int = setting(
+        80,
+        "documents: characters, in whole sentences, that a chunk repeats from the end of the one before it in the same"
+        " section.",
+        ge=0,
+    )
     turns: int = setting(
         3, "sharegpt, messages: exchanges of chat history in a prompt, including the one being answered.", ge=1
     )
@@ -131,8 +144,9 @@ class Source(Settings):
     )
     exclude: Globs = setting([], "Globs of files to leave out.")
     read: str = Field(
-        description="The reader: json, jsonl, csv, tsv, parquet, text, markdown, html, warc, hf (a folder that Hugging"
-        " Face `datasets` saved), one of the shapes alpaca, sharegpt, messages, squad and triples, or a plugin's."
+        description="The reader: json, jsonl, csv, tsv, parquet, text, markdown, documents, html, warc, hf (a folder"
+        " that Hugging Face `datasets` saved), one of the shapes alpaca, sharegpt, messages, squad and triples, or a"
+        " plugin's."
     )
     encoding: str | None = setting(
         None,

@@ -151,25 +151,34 @@ class _Batch:
         return pl.DataFrame(self.rows, PAGE, orient="row"), pl.DataFrame(self.problems, PROBLEM, orient="row")
 
 
+def extract_markdown(data: bytes, encoding: str | None = None) -> tuple[str, str]:
+    """Return a page's title, and its main text as Markdown with headings, lists, tables and code.
+
+    Raises:
+        FileError: the page is to be rejected, for the reasons of `read_html`.
+        MissingExtraError: trafilatura is not installed.
+    """
+    _, tree, elements = _load_page(data, None, encoding)
+    _, extract = _load_extractor()
+    whole = {"favor_precision": False, "favor_recall": True, "include_formatting": True, "include_tables": True}
+    try:
+        found = extract(tree, fast=elements > MOST_COMPARED, **whole)
+    except Exception as error:  # on unusual pages the libraries may raise anything
+        raise FileError("no_content", f"{type(error).__name__}: {error}") from error
+    if not found or not found.text:
+        raise FileError("no_content", "no text")
+    return _choose_title(found.title or "", tree.findtext(".//head//title") or ""), found.text
+
+
 def _extract_page(
     data: bytes, url: str | None, content_type: str | None, encoding: str | None
 ) -> tuple[str | None, ...]:
     """Extract a page's URL, title, text, date and language. Raises FileError if the page is to be rejected."""
-    if len(data) > LONGEST_PAGE:
-        raise FileError("too_long", f"more than {LONGEST_PAGE:,} bytes")
-    html = _TAG.sub(_drop_flood, join_halves(_decode(data, content_type, encoding)))
-    load, extract = _load_extractor()
+    html, tree, elements = _load_page(data, content_type, encoding)
+    _, extract = _load_extractor()
     try:
-        tree = load(html)
-        if tree is None:
-            raise FileError("no_content", "no HTML")
-        elements, attributes = int(tree.xpath("count(//*)")), int(tree.xpath("count(//@*)"))
-        if elements + attributes > MOST_NODES:
-            raise FileError("too_long", f"{elements:,} elements with {attributes:,} attributes")
         _flatten_tables(tree)
         found = extract(tree, url=url, fast=elements > MOST_COMPARED)
-    except FileError:
-        raise
     except Exception as error:  # on unusual pages the libraries may raise anything
         raise FileError("no_content", f"{type(error).__name__}: {error}") from error
     title = _choose_title(found.title or "", tree.findtext(".//head//title") or "") if found else ""
@@ -181,6 +190,26 @@ def _extract_page(
     if not title or not text:
         raise FileError("no_content", "no title" if text else "no text")
     return found.url, title, text, found.date, tree.get("lang")
+
+
+def _load_page(data: bytes, content_type: str | None, encoding: str | None) -> tuple[str, Any, int]:
+    """Return a page's HTML, its tree, and the number of elements. Raises FileError if the page is to be rejected."""
+    if len(data) > LONGEST_PAGE:
+        raise FileError("too_long", f"more than {LONGEST_PAGE:,} bytes")
+    html = _TAG.sub(_drop_flood, join_halves(_decode(data, content_type, encoding)))
+    load, _ = _load_extractor()
+    try:
+        tree = load(html)
+        if tree is None:
+            raise FileError("no_content", "no HTML")
+        elements, attributes = int(tree.xpath("count(//*)")), int(tree.xpath("count(//@*)"))
+        if elements + attributes > MOST_NODES:
+            raise FileError("too_long", f"{elements:,} elements with {attributes:,} attributes")
+    except FileError:
+        raise
+    except Exception as error:  # on unusual pages the libraries may raise anything
+        raise FileError("no_content", f"{type(error).__name__}: {error}") from error
+    return html, tree, elements
 
 
 @cache

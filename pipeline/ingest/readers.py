@@ -16,6 +16,7 @@ from ...schemas.errors import ConanError, RecipeError
 from ...schemas.recipe import Recipe
 from ...schemas.registry import Registry
 from ...schemas.settings import Source
+from .documents_reader import read_documents
 from .files import FileError, FileSplit, read_chunks
 from .hf_reader import list_dataset_files, read_dataset
 from .html_reader import read_html, read_warc
@@ -111,6 +112,7 @@ READERS.update(
         "triples": Reader(read_json, lambda _: select_from_records(TRIPLES), is_json=True),
         "hf": Reader(lambda split, *_: read_dataset(split), list_files=list_dataset_files, mixes_files=False),
         "html": Reader(lambda split, source, _: read_html(read_chunks(split), split.name, source.encoding)),
+        "documents": Reader(lambda split, source, _: read_documents(split, source)),
         "warc": Reader(lambda split, source, _: read_warc(read_chunks(split), split.name, source.encoding)),
     }
 )

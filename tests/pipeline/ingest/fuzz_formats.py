@@ -7,16 +7,21 @@ import importlib.util
 import io
 import json
 import lzma
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import zstandard
+
+sys.path.append(str(Path(__file__).parents[2] / "shared"))  # pytest has it already
+import document_files
 
 Pair = tuple[str, str]
 
@@ -136,6 +141,16 @@ def _page(pair: Pair) -> bytes:
     return body.encode()
 
 
+def _docx(good: list[Pair]) -> list[bytes]:
+    body = [document_files.paragraph(query, "1") + document_files.paragraph(positive) for query, positive in good]
+    return [document_files.docx(*body, styles=[("1", "heading 1", "", "0")])]
+
+
+def _pdf(good: list[Pair]) -> list[bytes]:
+    pages = [document_files.text(20, 80, query, 14) + document_files.text(20, 120, text, 9) for query, text in good]
+    return [document_files.pdf(*pages)]
+
+
 def _warc(good: list[Pair]) -> list[bytes]:
     parts = []
     for pair in good:
@@ -245,6 +260,10 @@ FORMATS: dict[str, Format] = {
     "zip": Format(".zip", _lines(_record), LINES, _zipped, _before_in_zip),
     "hf": Format(".arrow", _arrow, {"read": "hf"}),
 }
+if all(map(importlib.util.find_spec, ("markitdown", "pdfplumber"))):
+    # One unit of the file format: nothing before the damage can be asked for.
+    for _ending, _write in ((".docx", _docx), (".pdf", _pdf)):
+        FORMATS[_ending[1:]] = Format(_ending, _write, {"read": "documents"}, unpacked=lambda *_: 0, records=2)
 PAGES = {"query": "title", "positive": "text"}
 if all(map(importlib.util.find_spec, ("trafilatura", "warcio"))):
     FORMATS["html"] = Format(".html", lambda good: [_page(good[0])], PAGES | {"read": "html"}, records=1)

@@ -10,8 +10,10 @@ HERE = Path(__file__).parent
 NAMES = (
     *("jsonl", "jsonl-gb18030", "jsonl-big5", "jsonl-utf-16", "array", "array-of-lines", "array-pretty", "document"),
     *("csv", "tsv", "text", "markdown", "parquet", "alpaca", "sharegpt", "squad", "triples"),
-    *("gz", "zst", "xz", "bz2", "zip", "hf", "html", "warc"),
+    *("gz", "zst", "xz", "bz2", "zip", "hf", "html", "warc", "docx", "pdf"),
 )
+OPTIONAL = {"html": "web", "warc": "web", "docx": "documents", "pdf": "documents"}
+"""Formats that need an extra."""
 
 
 @pytest.fixture
@@ -21,16 +23,16 @@ def fuzzer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_every_format_is_named(fuzzer: ModuleType) -> None:
-    assert set(fuzzer.FORMATS) | {"html", "warc"} == set(NAMES)
+    assert set(fuzzer.FORMATS) | OPTIONAL.keys() == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_damaged_files(fuzzer: ModuleType, name: str) -> None:
     if name not in fuzzer.FORMATS:
-        pytest.skip("needs trafilatura and warcio")
+        pytest.skip(f"needs the extra {OPTIONAL[name]}")
     faults: list[tuple[int, str]] = []
     tally = fuzzer.fuzz(name, range(20), lambda number, fault: faults.append((number, fault)))
     assert faults == []
     assert tally.files == 20
     assert tally.problems > 0
-    assert tally.required > 0 or name in ("document", "markdown", "parquet", "zip", "html")
+    assert tally.required > 0 or name in ("document", "markdown", "parquet", "zip", "html", "docx", "pdf")
