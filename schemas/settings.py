@@ -102,12 +102,12 @@ class ReaderOptions(Settings):
         ge=0,
     )
     turns: int = setting(
-        3, "sharegpt, messages: exchanges of chat history in a prompt, including the one being answered.", ge=1
+        3, "alpaca, sharegpt, messages: exchanges of chat history in a prompt, including the one being answered.", ge=1
     )
     max_prompt_chars: int = setting(
         2000,
-        "sharegpt, messages: longest prompt, in characters. Older exchanges are dropped until the prompt fits; the"
-        " last one always stays.",
+        "alpaca, sharegpt, messages: longest prompt, in characters. Older exchanges are dropped until the prompt fits;"
+        " the last one always stays.",
         ge=1,
     )
 

@@ -69,11 +69,11 @@ def read_chats(split: FileSplit, source: Source, connection: duckdb.DuckDBPyConn
 
 
 def select_from_records(select: str) -> str:
-    """Prepend to a SELECT the table it reads, `records(_row, _file, _line, record JSON)`, made from `frame`.
+    """Give a SELECT the table it reads, `records(_row, _file, _line, record JSON)`, made from `frame`.
 
     Numbers that DuckDB would round are texts in `record`; see scanners.quote_numbers.
     """
-    return f"WITH records AS (SELECT _row, _file, _line, CAST(quoted AS JSON) AS record FROM frame) {select}"
+    return f"WITH records AS (SELECT _row, _file, _line, CAST(quoted AS JSON) AS record FROM frame) FROM ({select})"
 
 
 def select_objects(source: Source) -> str:

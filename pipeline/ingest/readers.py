@@ -16,6 +16,7 @@ from ...schemas.errors import ConanError, RecipeError
 from ...schemas.recipe import Recipe
 from ...schemas.registry import Registry
 from ...schemas.settings import Source
+from .chat_shapes import select_instructions, select_replies
 from .documents_reader import read_documents
 from .files import FileError, FileSplit, read_chunks
 from .hf_reader import list_dataset_files, read_dataset
@@ -27,7 +28,7 @@ from .misfits import cast_columns, find_misfits
 from .parquet_reader import read_parquet, split_row_groups
 from .problems import RECORD, Frames, fitting, no_problems, problem
 from .quoted_numbers import quote_numbers
-from .record_shapes import ALPACA, SQUAD, TRIPLES, select_replies
+from .record_shapes import SQUAD, TRIPLES
 from .records import LINE, LONGEST_RECORD, lines
 from .shown_records import show_records
 from .table_reader import CSV, TSV, Dialect, check_dialect, choose_dialect, read_table
@@ -54,7 +55,8 @@ class Reader:
         select: Needed if `read` yields records (`_file`, `_line`, `text`) instead of rows. Returns the SQL that selects
             a batch's rows from its records, `frame(_row, _file, _line, text)`, and keeps `_row, _file, _line`. A record
             that gives no row is rejected. For a reader of JSON, `frame` has a column `quoted`, too: the record with
-            decimals and long integers as strings, so that they keep their digits.
+            decimals and long integers as strings, so that they keep their digits; and a row of it with a reason in the
+            column `_reason` is rejected, with the detail in `_detail`.
         split: Divides a large file into splits of about the given number of bytes. Raises FileError if the file can't
             be read. Without it, one task reads the whole file.
         list_files: Lists the files that match the globs in the first argument and none of those in the second. The
@@ -91,8 +93,11 @@ def _make_table_reader(default: Dialect) -> Reader:
     return Reader(read, split=split, check=check)
 
 
-def _select_replies(source: Source) -> str:
-    return select_from_records(select_replies(source.options.turns, source.options.max_prompt_chars))
+def _make_shape_reader(
+    read: Callable[[FileSplit, Source, duckdb.DuckDBPyConnection], Iterator[Frames]], select: Callable[[Source], str]
+) -> Reader:
+    """Return a reader of JSON records in a well-known shape; `select` gives SQL over the table `records`."""
+    return Reader(read, lambda source: select_from_records(select(source)), is_json=True)
 
 
 READERS: Registry[Reader] = Registry("reader")
@@ -105,11 +110,11 @@ READERS.update(
         "parquet": Reader(lambda split, *_: read_parquet(split), split=split_row_groups, mixes_files=False),
         "text": Reader(lambda split, source, _: read_lines(split, source.encoding), split=split_lines),
         "markdown": Reader(lambda split, source, _: read_markdown(split, source.encoding)),
-        "alpaca": Reader(read_json, lambda _: select_from_records(ALPACA), is_json=True),
-        "sharegpt": Reader(read_chats, _select_replies, is_json=True),
-        "messages": Reader(read_chats, _select_replies, is_json=True),
-        "squad": Reader(read_json, lambda _: select_from_records(SQUAD), is_json=True),
-        "triples": Reader(read_json, lambda _: select_from_records(TRIPLES), is_json=True),
+        "alpaca": _make_shape_reader(read_json, select_instructions),
+        "sharegpt": _make_shape_reader(read_chats, select_replies),
+        "messages": _make_shape_reader(read_chats, select_replies),
+        "squad": _make_shape_reader(read_json, lambda _: SQUAD),
+        "triples": _make_shape_reader(read_json, lambda _: TRIPLES),
         "hf": Reader(lambda split, *_: read_dataset(split), list_files=list_dataset_files, mixes_files=False),
         "html": Reader(lambda split, source, _: read_html(read_chunks(split), split.name, source.encoding)),
         "documents": Reader(lambda split, source, _: read_documents(split, source)),
@@ -174,7 +179,7 @@ def load_batch(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.
         frame = frame.with_columns(quoted=quote_numbers(frame["text"]))
     connection.register("frame", frame.drop(RECORD, strict=False).to_arrow())
     connection.execute(f"CREATE OR REPLACE TABLE batch AS {select}")
-    problems = _find_barren(connection, source, frame) if reader.select else no_problems()
+    problems = _take_refused(connection, source, frame) if reader.select else no_problems()
     if source.columns:
         misfits = find_misfits(connection, source) if reader.has_keys else cast_columns(connection, source)
         if misfits.height:
@@ -199,11 +204,25 @@ def _explain_broken(problems: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _find_barren(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> pl.DataFrame:
-    """Return the records in `frame` that gave no row in `batch`, as problems."""
+def _take_refused(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the records in `frame` that gave no row in `batch`, and the rows with a `_reason`, taken out of `batch`.
+
+    Only the first of a record's rows has the whole record, since a record may give thousands.
+    """
     barren: pl.DataFrame = connection.sql("SELECT _row FROM frame ANTI JOIN batch USING (_row) ORDER BY _row").pl()
     said = pl.lit(f"contains no pair in the shape {source.read}")
-    return show_records(frame, barren.with_columns(reason=pl.lit("no_pair"), detail=said))
+    problems = show_records(frame, barren.with_columns(reason=pl.lit("no_pair"), detail=said))
+    if find_reader(source).has_keys or "_reason" not in connection.sql("FROM batch").columns:
+        return problems
+    refused: pl.DataFrame = connection.sql(
+        "SELECT _row, _reason AS reason, _detail AS detail, to_json({query: query, positive: positive, negatives:"
+        " negatives}) AS pair FROM batch WHERE _reason IS NOT NULL ORDER BY rowid"
+    ).pl()
+    connection.execute("DELETE FROM batch WHERE _reason IS NOT NULL")
+    for column in ("_reason", "_detail"):
+        connection.execute(f"ALTER TABLE batch DROP COLUMN {column}")
+    record = pl.when(refused["_row"].is_first_distinct()).then("record").otherwise(refused["pair"])
+    return pl.concat([problems, show_records(frame, refused).with_columns(record=record)])
 
 
 def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:

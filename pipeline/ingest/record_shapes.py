@@ -1,90 +1,117 @@
-"""Well-known shapes of training data, as SQL over their records.
+"""Well-known shapes of training data for retrieval, as SQL over their records; chat_shapes.py has those of chats.
 
 Each SELECT reads the table `records(_row, _file, _line, record JSON)` and returns a row for each pair in each record:
-`_row, _file, _line, query, positive, negatives, meta`.
+`_row, _file, _line, query, positive, negatives, meta, _reason, _detail`. The last two say why a row is refused, and are
+NULL for a pair. Parameters of lambdas must not have the names of columns, which DuckDB prefers.
 """
 
-_PLACE = "_row, _file, _line"
+from .record_fields import (
+    NO,
+    PLACE,
+    YES,
+    find_fault,
+    find_mark,
+    first_of,
+    items_of,
+    parse_list,
+    read_fields,
+    refuse,
+    text_of,
+)
 
-ALPACA = f"""
-SELECT {_PLACE}, concat_ws(chr(10), r.instruction, nullif(r.input, '')) AS query, r.output AS positive,
-       CAST([] AS VARCHAR[]) AS negatives, {{'system': r.system}} AS meta
-FROM (SELECT *, from_json(record,
-        '{{"instruction":"VARCHAR","input":"VARCHAR","output":"VARCHAR","system":"VARCHAR"}}') AS r FROM records)
-"""
+_QUERIES = ("query", "anchor", "question")
+_POSITIVES = ("pos", "positive", "positives", "positive_passages", "positive_ctxs")
+_NEGATIVES = ("neg", "negative", "negatives", "negative_passages", "negative_ctxs", "hard_negative_ctxs")
+_BODIES = ("text", "content", "contents", "passage")
+_FIELDS = read_fields(*_QUERIES, *_POSITIVES, *_NEGATIVES, "pos_scores", "neg_scores", "prompt", "type", "label")
+
+
+def _list_passages(field: str) -> str:
+    return items_of(parse_list(field, "'VARCHAR'"))
+
+
+def _read_passages(name: str, values: str) -> str:
+    """Return the passages in a list of JSON values as structs of `text` and `fault`.
+
+    A passage is text or an object with the text under one of `_BODIES`; its title, if it has one, becomes a first line.
+    """
+    body = first_of(*(f"passage.{key}" for key in _BODIES), "passage.whole")
+    place = f"'{name} ' || number"
+    return f"""list_transform(list_transform({values}, lambda value:
+            struct_insert(from_json(value, '{read_fields("title", *_BODIES)}'), whole := value)),
+        lambda passage, number:
+        {{'text': CASE WHEN passage.title IN ('""', '"-"') OR passage.title IS NULL THEN {text_of(body)}
+            ELSE concat_ws(chr(10), {text_of("passage.title")}, {text_of(body)}) END,
+          'fault': {first_of(find_fault(place, body), find_fault(place, "passage.title"))}}})"""
+
+
+def _read_scores(field: str) -> str:
+    """Return a list of finite scores; others, such as NaN, become NULL, since `meta` is JSON."""
+    scores = f"""from_json({field}, '["DOUBLE"]')"""
+    return f"list_transform({scores}, lambda score: CASE WHEN isfinite(score) THEN score END)"
+
+
+# negative_1, negative_2, … are what sentence-transformers' mine_hard_negatives writes.
+_NUMBERED_NEGATIVES = """list_transform(
+        list_filter(json_keys(record), lambda key: regexp_full_match(key, 'neg(ative)?_?[0-9]+')),
+        lambda key: json_extract(record, '/' || key))"""
+_ALL_NEGATIVES = " || ".join(f"({_list_passages(key)})" for key in _NEGATIVES)
 
 TRIPLES = f"""
-SELECT {_PLACE}, r.query AS query, unnest(r.pos) AS positive, coalesce(r.neg, []) AS negatives,
-       {{'teacher_scores': r.pos_scores}} AS meta
-FROM (SELECT *, from_json(record,
-        '{{"query":"VARCHAR","pos":["VARCHAR"],"neg":["VARCHAR"],"pos_scores":["DOUBLE"]}}') AS r FROM records)
+WITH fields AS (
+    SELECT {PLACE}, unnest(from_json(record, '{_FIELDS}')), {_NUMBERED_NEGATIVES} AS numbered
+    FROM records
+), passages AS (
+    SELECT *, {first_of(*_QUERIES)} AS asked,
+        {_read_passages("positive", _list_passages(first_of(*_POSITIVES)))} AS found,
+        {_read_passages("negative", f"{_ALL_NEGATIVES} || numbered")} AS rejected
+    FROM fields
+), pairs AS (
+    SELECT *, {text_of("asked")} AS query_text, coalesce({find_fault("'query'", "asked")}, one_positive.fault,
+            list_filter(list_transform(rejected, lambda one: one.fault), lambda one: one IS NOT NULL)[1]) AS fault,
+        {find_mark(NO, "label")} AS excluded
+    FROM (SELECT *, unnest(found) AS one_positive FROM passages)
+)
+SELECT {PLACE}, query_text AS query, one_positive.text AS positive,
+    list_transform(rejected, lambda one: one.text) AS negatives,
+    {{'teacher_scores': {_read_scores("pos_scores")}, 'negative_scores': {_read_scores("neg_scores")},
+      'prompt': {text_of("prompt")}, 'type': {text_of("type")}}} AS meta,
+    {refuse(excluded_by_data="excluded", field_type="fault")}
+FROM pairs
 """
 
-# SQuAD's nested document, and the flat list in which CMRC 2018 is published.
+_QA = ("question", "query_text", "id", "query_id", "qid", "answers", "is_impossible")
+
+
+def _descend(value: str, key: str) -> str:
+    """Return the elements of a list in an object or, if it has no such list, the object as the only element."""
+    return f"""CASE WHEN json_type({value}, '{key}') = 'ARRAY' THEN from_json({value} -> '{key}', '["JSON"]')
+        ELSE [{value}] END"""
+
+
+_QA_META = f"""{{'id': {text_of("coalesce(id, query_id, qid)")}, 'title': {text_of("title")},
+    'answers': list_transform({items_of("answered")}, lambda one:
+        CASE json_type(one) WHEN 'OBJECT' THEN one ->> 'text' ELSE one ->> '$' END)}}"""
+_UNANSWERED = f"""coalesce({find_mark(YES, "is_impossible")},
+    CASE WHEN json_type(answers) = 'OBJECT' AND answered = '[]' THEN '`answers` is empty' END)"""
+_QA_FAULT = f"""coalesce({find_fault("'question'", "asked")}, {find_fault("'context'", "context")})"""
+
+# SQuAD's nested document, its articles or paragraphs as records, the flat rows of Hugging Face, and CMRC 2018's list.
 SQUAD = f"""
-SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM (
-    SELECT *, CASE
-        WHEN r.data IS NOT NULL THEN flatten(flatten(list_transform(r.data, lambda article:
-            list_transform(article.paragraphs, lambda paragraph: list_transform(paragraph.qas, lambda qa: {{
-                'query': qa.question, 'positive': paragraph.context, 'negatives': CAST([] AS VARCHAR[]),
-                'meta': to_json({{'id': qa.id, 'title': article.title,
-                    'answers': list_transform(qa.answers, lambda answer: answer.text)}}) }})))))
-        ELSE list_transform(r.qas, lambda qa: {{
-                'query': qa.query_text, 'positive': r.context_text, 'negatives': CAST([] AS VARCHAR[]),
-                'meta': to_json({{'id': qa.query_id, 'title': r.title, 'answers': qa.answers}}) }})
-        END AS pairs
-    FROM (SELECT *, from_json(record, '{{
-        "data":[{{"title":"VARCHAR","paragraphs":[{{"context":"VARCHAR","qas":[{{"id":"VARCHAR","question":"VARCHAR",
-            "answers":[{{"text":"VARCHAR"}}]}}]}}]}}],
-        "title":"VARCHAR","context_text":"VARCHAR",
-        "qas":[{{"query_id":"VARCHAR","query_text":"VARCHAR","answers":["VARCHAR"]}}]}}') AS r FROM records)))
-"""
-
-_SYSTEM = "'system', 'developer'"
-_ASSISTANT = "'assistant', 'gpt', 'chatgpt', 'bot', 'model', 'counselor'"
-_TOOL = "'function_call', 'tool_call', 'function', 'tool', 'observation', 'ipython'"
-_MESSAGE = '[{"from":"VARCHAR","value":"VARCHAR","role":"VARCHAR","content":"VARCHAR"}]'
-
-
-def select_replies(turns: int, max_prompt_chars: int) -> str:
-    """Return a SELECT that makes a pair of each of the assistant's replies and the conversation before it.
-
-    The prompt is the last `turns` exchanges up to the reply, or fewer if they exceed `max_prompt_chars` characters; the
-    very last exchange is kept however long it is. An exchange begins where the user speaks after somebody else, so a
-    prompt never begins with a reply. Tool calls and their results are left out. Reads `conversations` or `messages`,
-    with from/value or role/content. System prompts go to `meta`.
-    """
-    return f"""
-SELECT {_PLACE}, unnest(pair) FROM (SELECT {_PLACE}, unnest(pairs) AS pair FROM (
-    SELECT *, list_filter(list_transform(range(1, len(turns) + 1), lambda i:
-        CASE WHEN turns[i].role IN ({_ASSISTANT}) AND len(begun[i]) > 0 THEN {{
-            'query': array_to_string(list_transform(list_filter(turns[list_filter(begun[i], lambda beginning:
-                beginning = begun[i][-1] OR until[i] - until[beginning] - 1 <= {max_prompt_chars}
-                )[1]:(i - 1)], lambda turn: turn.role NOT IN ({_TOOL})), lambda turn: turn.text), chr(10)),
-            'positive': turns[i].text,
-            'negatives': CAST([] AS VARCHAR[]),
-            'meta': to_json({{'conversation': r.id, 'turn': i, 'system': system}})
-        }} END), lambda pair: pair IS NOT NULL) AS pairs
-    FROM (SELECT *,
-            -- For each turn: where the earlier exchanges begin that its prompt may include, and the number of
-            -- characters before it, counting a line break after each turn.
-            list_transform(range(1, len(turns) + 1), lambda i:
-                list_filter(beginnings, lambda beginning: beginning < i)[-{turns}:]) AS begun,
-            list_transform(range(1, len(turns) + 1), lambda i: coalesce(list_sum(lengths[:(i - 1)]), 0)) AS until
-    FROM (SELECT *,
-        list_transform(turns, lambda turn: CASE WHEN turn.role IN ({_TOOL}) THEN 0 ELSE length(turn.text) + 1 END)
-            AS lengths,
-        list_filter(range(1, len(turns) + 1), lambda i:
-            turns[i].role NOT IN ({_ASSISTANT}, {_TOOL})
-            AND (i = 1 OR turns[i - 1].role IN ({_ASSISTANT}, {_TOOL}))) AS beginnings
-    FROM (
-        SELECT *, list_filter(said, lambda turn: turn.role NOT IN ({_SYSTEM})) AS turns,
-            coalesce(r.system, list_filter(said, lambda turn: turn.role IN ({_SYSTEM}))[1].text) AS system
-        FROM (
-            SELECT *, list_transform(coalesce(r.conversations, r.messages, []), lambda message: {{
-                'role': lower(coalesce(message."from", message.role, '')),
-                'text': coalesce(message."value", message.content, '')}}) AS said
-            FROM (SELECT *, from_json(record,
-                '{{"conversations":{_MESSAGE},"messages":{_MESSAGE},"system":"VARCHAR","id":"VARCHAR"}}') AS r
-                FROM records)))))))
+WITH articles AS (
+    SELECT {PLACE}, unnest({_descend("record", "data")}) AS article FROM records
+), paragraphs AS (
+    SELECT {PLACE}, article -> 'title' AS title, unnest({_descend("article", "paragraphs")}) AS paragraph FROM articles
+), questions AS (
+    SELECT {PLACE}, title, coalesce(paragraph -> 'context', paragraph -> 'context_text') AS context,
+        json_exists(paragraph, 'qas') AS nested, unnest({_descend("paragraph", "qas")}) AS qa
+    FROM paragraphs
+), pairs AS (
+    SELECT *, coalesce(question, query_text) AS asked, CASE json_type(answers) WHEN 'OBJECT' THEN answers -> 'text'
+        ELSE answers END AS answered
+    FROM (SELECT {PLACE}, title, context, nested, unnest(from_json(qa, '{read_fields(*_QA)}')) FROM questions)
+)
+SELECT {PLACE}, {text_of("asked")} AS query, {text_of("context")} AS positive, CAST([] AS VARCHAR[]) AS negatives,
+    {_QA_META} AS meta, {refuse(excluded_by_data=_UNANSWERED, field_type=_QA_FAULT)}
+FROM pairs WHERE nested OR asked IS NOT NULL
 """

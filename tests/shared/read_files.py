@@ -1,5 +1,6 @@
 """Read a source's files and look at the results."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,26 @@ def reader(folder: Path) -> Reader:
         return Read([str(path)], **({"read": path.suffix[1:]} | source))
 
     return read
+
+
+def read_records(folder: Path, shape: str, *records: Any, **options: int) -> Read:
+    """Write records as lines, and read them in a shape."""
+    text = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    return reader(folder)(text, "a.jsonl", read=shape, options=options)
+
+
+def read_named(
+    folder: Path, shape: str, records: dict[str, Any]
+) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Read records in a shape, all at once.
+
+    Returns:
+        The name of the record, query, positive and negatives of each pair; name, reason and detail of each reject.
+    """
+    found = read_records(folder, shape, *records.values())
+    names = list(records)
+    pairs = found.values("_line", "query", "positive", "negatives")
+    rejects = found.problems_frame.sort("line").select("line", "reason", "detail").rows()
+    return [(names[line - 1], *pair) for line, *pair in pairs], [
+        (names[line - 1], *reject) for line, *reject in rejects
+    ]

@@ -1,219 +1,131 @@
-"""The shapes of training data, each as its own documentation describes it."""
+"""Triples and questions about passages, in the forms in which people publish them."""
 
-import json
-from typing import Any
+from pathlib import Path
 
-import duckdb
-import pytest
-from conan_embedding.pipeline.ingest.readers import READERS
-from conan_embedding.schemas.settings import Source
-from hypothesis import given
-from hypothesis import strategies as st
-from properties import max_examples
+from read_files import read_named, read_records
 
-Found = list[dict[str, Any]]
-
-
-def read(shape: str, *records: Any, **options: int) -> Found:
-    source = Source.model_validate({"name": "web", "files": "*", "read": shape, "options": options})
-    select = READERS[shape].select
-    assert select
-    with duckdb.connect() as connection:
-        connection.execute("CREATE TABLE frame (_row INT, _file VARCHAR, _line INT, quoted VARCHAR)")
-        rows = [[number, number + 1, json.dumps(record)] for number, record in enumerate(records)]
-        connection.executemany("INSERT INTO frame VALUES (?, 'f', ?, ?)", rows)
-        pairs = select(source)
-        found = connection.sql(
-            f"SELECT _row, query, positive, negatives, to_json(meta)::VARCHAR AS meta FROM ({pairs})"
-        ).fetchall()
-    names = ("row", "query", "positive", "negatives", "meta")
-    return [dict(zip(names, (*row[:4], json.loads(row[4])), strict=True)) for row in found]
-
-
-def pairs(found: Found) -> list[tuple[Any, Any]]:
-    return [(one["query"], one["positive"]) for one in found]
-
-
-def test_alpaca() -> None:
-    found = read(
-        "alpaca",
-        {"instruction": "翻译", "input": "你好", "output": "hello", "system": "译者"},
-        {"instruction": "问", "input": "", "output": "答"},
-        {"instruction": "问", "output": "答"},
-        {"instruction": "问", "input": None, "output": None},
-        {"instruction": 5, "output": {"a": 1}},
-    )
-    assert pairs(found) == [("翻译\n你好", "hello"), ("问", "答"), ("问", "答"), ("问", None), ("5", '{"a":1}')]
-    assert found[0]["meta"]["system"] == "译者"
-
-
-def test_triples() -> None:
-    found = read(
-        "triples",
-        {"query": "问", "pos": ["甲", "乙"], "neg": ["丙"], "pos_scores": [0.9, 0.8]},
-        {"query": "问", "pos": ["甲"]},
-        {"query": "问", "pos": [], "neg": ["丙"]},
-        {"query": "问", "pos": "甲"},
-        {"text": "x"},
-    )
-    assert [(one["row"], one["query"], one["positive"], one["negatives"]) for one in found] == [
-        (0, "问", "甲", ["丙"]),
-        (0, "问", "乙", ["丙"]),
-        (1, "问", "甲", []),
-    ]
-    assert found[0]["meta"]["teacher_scores"] == [0.9, 0.8]
-
-
-def test_squad() -> None:
-    paragraphs = [
-        {"context": "文一", "qas": [{"id": "1", "question": "问一", "answers": [{"text": "答", "answer_start": 0}]}]},
-        {"context": "文二", "qas": [{"id": "2", "question": "问二", "answers": []}, {"id": "3", "question": "问三"}]},
-    ]
-    found = read("squad", {"version": "1.1", "data": [{"title": "题", "paragraphs": paragraphs}]})
-    assert pairs(found) == [("问一", "文一"), ("问二", "文二"), ("问三", "文二")]
-    assert found[0]["meta"] == {"id": "1", "title": "题", "answers": ["答"]}
-
-
-def test_squad_as_cmrc_publishes_it() -> None:
-    record = {
-        "context_id": "T_1",
-        "context_text": "文",
-        "title": "题",
-        "qas": [
-            {"query_id": "T_1_Q_1", "query_text": "问一", "answers": ["答", "答案"]},
-            {"query_id": "T_1_Q_2", "query_text": "问二", "answers": ["答"]},
-        ],
-    }
-    found = read("squad", record, {"context_text": "无问", "qas": []})
-    assert pairs(found) == [("问一", "文"), ("问二", "文")]
-    assert found[0]["meta"] == {"id": "T_1_Q_1", "title": "题", "answers": ["答", "答案"]}
-
-
-def sharegpt(*turns: tuple[str, str], **more: Any) -> dict[str, Any]:
-    return {"conversations": [{"from": role, "value": text} for role, text in turns], **more}
-
-
-def test_a_conversation_gives_a_pair_a_reply() -> None:
-    found = read(
-        "sharegpt",
-        sharegpt(("human", "问一"), ("gpt", "答一"), ("human", "问二"), ("gpt", "答二"), ("human", "完"), id="c7"),
-    )
-    assert pairs(found) == [("问一", "答一"), ("问一\n答一\n问二", "答二")]
-    assert [one["meta"]["turn"] for one in found] == [2, 4]
-    assert found[0]["meta"]["conversation"] == "c7"
-
-
-def test_messages_have_the_same_meaning() -> None:
-    messages = [
-        {"role": "system", "content": "你是医生"},
-        {"role": "user", "content": "问"},
-        {"role": "assistant", "content": "答"},
-    ]
-    developer = [{"role": "developer", "content": "你是医生"}, *messages[1:]]
-    for one in (
-        read("messages", {"messages": messages}),
-        read("sharegpt", {"messages": messages}),
-        read("messages", {"messages": developer}),
-    ):
-        assert pairs(one) == [("问", "答")]
-        assert one[0]["meta"]["system"] == "你是医生"
-    assert read("messages", {"system": "甲", "messages": messages[1:]})[0]["meta"]["system"] == "甲"
-    assert pairs(
-        read("messages", {"messages": [{"role": "client", "content": "问"}, {"role": "Counselor", "content": "答"}]})
-    )
-
-
-TOOLS = sharegpt(
-    ("human", "u1"),
-    ("gpt", "a1"),
-    ("human", "u2"),
-    ("function_call", "call"),
-    ("observation", "seen"),
-    ("gpt", "a2"),
-    ("human", "u3"),
-    ("gpt", "a3"),
-    ("human", "u4"),
-    ("human", "u5"),
-    ("gpt", "a4"),
-)
-
-
-@pytest.mark.parametrize(
-    ("turns", "prompts"),
-    [
-        (1, ["u1", "u2", "u3", "u4 u5"]),
-        (2, ["u1", "u1 a1 u2", "u2 a2 u3", "u3 a3 u4 u5"]),
-        (3, ["u1", "u1 a1 u2", "u1 a1 u2 a2 u3", "u2 a2 u3 a3 u4 u5"]),
-    ],
-)
-def test_a_window_begins_where_the_user_speaks(turns: int, prompts: list[str]) -> None:
-    found = pairs(read("sharegpt", TOOLS, turns=turns))
-    assert found == [(prompt.replace(" ", "\n"), f"a{number}") for number, prompt in enumerate(prompts, start=1)]
-
-
-Said = list[tuple[str, str]]
-
-
-def reference(said: Said, turns: int, max_prompt_chars: int) -> list[tuple[str, str]]:
-    """Walk through the conversation turn by turn, ignoring tools; drop the oldest exchange until the prompt fits."""
-    found: list[tuple[str, str]] = []
-    exchanges: list[list[str]] = []
-    before = "nobody"
-    for role, text in said:
-        if role == "gpt" and exchanges:
-            window = ["\n".join(exchange) for exchange in exchanges[-turns:]]
-            while len(window) > 1 and len("\n".join(window)) > max_prompt_chars:
-                window = window[1:]
-            found.append(("\n".join(window), text))
-        if role == "human" and before != "human":
-            exchanges.append([])
-        if exchanges and role != "observation":
-            exchanges[-1].append(text)
-        before = role
-    return found
-
-
-@given(
-    conversations=st.lists(
-        st.lists(
-            st.tuples(st.sampled_from(["human", "gpt", "observation"]), st.text("问答一🙂\n", max_size=9)), max_size=12
-        ),
-        min_size=1,
-        max_size=20,
+TRIPLES = {
+    "FlagEmbedding": ({"query": "问", "pos": ["甲"], "neg": ["丙", "丁"]}, "甲", ["丙", "丁"]),
+    "texts instead of lists": ({"query": "问", "pos": "甲", "neg": "丙"}, "甲", ["丙"]),
+    "no negatives": ({"query": "问", "pos": ["甲"]}, "甲", []),
+    "null for negatives": ({"query": "问", "pos": ["甲"], "neg": None}, "甲", []),
+    "sentence-transformers": ({"anchor": "问", "positive": "甲", "negative": "丙"}, "甲", ["丙"]),
+    "n-tuple": ({"query": "问", "positive": "甲", "negative_1": "丙", "negative_2": "丁"}, "甲", ["丙", "丁"]),
+    "objects": ({"query": "问", "pos": [{"text": "甲", "id": 3}], "neg": [{"content": "丙"}]}, "甲", ["丙"]),
+    "Tevatron": (
+        {
+            "query_id": "1",
+            "query": "问",
+            "positive_passages": [{"docid": "2", "title": "题", "text": "甲"}],
+            "negative_passages": [{"docid": "3", "title": "", "text": "丙"}, {"title": "-", "text": "丁"}],
+        },
+        "题\n甲",
+        ["丙", "丁"],
     ),
-    turns=st.integers(1, 5),
-    max_prompt_chars=st.integers(1, 60),
-)
-@max_examples(40)
-def test_windows_of_any_conversation(conversations: list[Said], turns: int, max_prompt_chars: int) -> None:
-    expected = [
-        (row, *pair) for row, said in enumerate(conversations) for pair in reference(said, turns, max_prompt_chars)
-    ]
-    records = [sharegpt(*said) for said in conversations]
-    found = read("sharegpt", *records, turns=turns, max_prompt_chars=max_prompt_chars)
-    assert sorted((one["row"], one["query"], one["positive"]) for one in found) == sorted(expected)
+    "DPR": (
+        {
+            "question": "问",
+            "positive_ctxs": [{"title": "题", "text": "甲", "score": 1.5}],
+            "negative_ctxs": [{"title": "题", "text": "丙"}],
+            "hard_negative_ctxs": [{"title": None, "text": "丁"}],
+        },
+        "题\n甲",
+        ["题\n丙", "丁"],
+    ),
+    "scalars": ({"query": "问", "pos": [200], "neg": [True]}, "200", ["true"]),
+    "texts that look like JSON": ({"query": "问", "pos": ["[1]"], "neg": ['{"a": 1}']}, "[1]", ['{"a": 1}']),
+    "lists in strings of JSON": ({"query": "问", "pos": '["甲"]', "neg": '["丙", "丁"]'}, "甲", ["丙", "丁"]),
+    "an empty list in a string": ({"query": "问", "pos": "甲", "neg": "[]"}, "甲", []),
+    "a text with a bracket": ({"query": "问", "pos": "[1] 甲", "neg": "[1]"}, "[1] 甲", ["[1]"]),
+    "content parts": ({"query": [{"type": "text", "text": "问"}], "pos": "甲"}, "甲", []),
+    "a label that says yes": ({"query": "问", "pos": ["甲"], "label": 1}, "甲", []),
+}
+
+REFUSED_TRIPLES = {
+    "field_type: query: expected text, found an object": {"query": {"a": 1}, "pos": ["甲"]},
+    "field_type: query: expected text, found a list": {"query": ["问", "题"], "pos": ["甲"]},
+    "field_type: positive 1: expected text, found a list": {"query": "问", "pos": [["甲"]]},
+    "field_type: positive 1: expected text, found an object": {"query": "问", "pos": {"id": 3}},
+    "field_type: negative 2: expected text, found an object": {"query": "问", "pos": ["甲"], "neg": ["丙", {"id": 3}]},
+    "field_type: negative 1: expected text, found a list": {"query": "问", "pos": ["甲"], "negative_1": ["丙"]},
+    "excluded_by_data: `label` is 0": {"query": "问", "pos": ["甲"], "label": 0},
+    "no_pair: contains no pair in the shape triples": {"query": "问", "pos": [], "neg": ["丙"]},
+}
 
 
-@pytest.mark.parametrize(
-    ("max_prompt_chars", "prompt"),
-    [(15, "问一\n答一\n问二问二\n答二\n三"), (14, "问二问二\n答二\n三"), (8, "三"), (1, "三")],
-)
-def test_the_oldest_exchanges_are_left_out_of_a_long_prompt(max_prompt_chars: int, prompt: str) -> None:
-    said = [("human", "问一"), ("gpt", "答一"), ("human", "问二问二"), ("gpt", "答二"), ("human", "三"), ("gpt", "完")]
-    assert pairs(read("sharegpt", sharegpt(*said), max_prompt_chars=max_prompt_chars))[-1] == (prompt, "完")
+def test_triples(tmp_path: Path) -> None:
+    found = read_named(tmp_path, "triples", {name: record for name, (record, *_) in TRIPLES.items()})
+    assert found == ([(name, "问", *texts) for name, (_, *texts) in TRIPLES.items()], [])
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        {},
-        {"conversations": []},
-        {"conversations": "text"},
-        {"messages": None},
-        sharegpt(("human", "问")),
-        sharegpt(("gpt", "你好"), ("gpt", "在吗")),
-        sharegpt(("system", "S"), ("gpt", "你好")),
-    ],
-)
-def test_a_conversation_without_a_pair(record: Any) -> None:
-    assert read("sharegpt", record) == []
+def test_refused_triples(tmp_path: Path) -> None:
+    found = read_named(tmp_path, "triples", REFUSED_TRIPLES)
+    assert found == ([], [(name, *name.split(": ", 1)) for name in REFUSED_TRIPLES])
+
+
+def test_a_triple_gives_a_pair_per_positive(tmp_path: Path) -> None:
+    record = {"query": "问", "pos": ["甲", {"id": 1}, "乙", None], "neg": ["丙"], "pos_scores": [0.9, float("nan")]}
+    found = read_records(tmp_path, "triples", record | {"neg_scores": [0.1], "prompt": "找出答案", "type": "normal"})
+    assert found.values("query", "positive") == [("问", "甲"), ("问", "乙"), ("问", None)]
+    assert found.details == ["positive 2: expected text, found an object"]
+    meta = {"teacher_scores": [0.9, None], "negative_scores": [0.1], "prompt": "找出答案", "type": "normal"}
+    assert found.values("meta") == [meta] * 3
+
+
+# SQuAD
+
+QA = {"question": "问", "id": "1", "answers": [{"text": "答", "answer_start": 0}]}
+
+
+QUESTIONS = {
+    "SQuAD": ({"data": [{"title": "题", "paragraphs": [{"context": "文", "qas": [QA]}]}]}, "题"),
+    "an article of SQuAD": ({"title": "题", "paragraphs": [{"context": "文", "qas": [QA]}]}, "题"),
+    "SQuAD 2.0": ({"data": [{"paragraphs": [{"context": "文", "qas": [QA | {"is_impossible": False}]}]}]}, None),
+    "Hugging Face": (
+        {"id": 1, "title": "题", "context": "文", "question": "问", "answers": {"text": ["答"], "answer_start": [0]}},
+        "题",
+    ),
+    "MRQA": ({"context": "文", "qas": [{"question": "问", "qid": "1", "answers": ["答"]}]}, None),
+    "CMRC 2018": (
+        {
+            "context_id": "T",
+            "context_text": "文",
+            "title": "题",
+            "qas": [{"query_id": "1", "query_text": "问", "answers": ["答"]}],
+        },
+        "题",
+    ),
+}
+
+REFUSED_QUESTIONS = {
+    "excluded_by_data: `is_impossible` is true": {"context": "文", "qas": [QA | {"is_impossible": True}]},
+    "excluded_by_data: `answers` is empty": {"context": "文", "question": "问", "answers": {"text": []}},
+    "field_type: context: expected text, found a list": {"context": ["文"], "qas": [QA]},
+    "field_type: question: expected text, found an object": {"context": "文", "question": {"a": 1}},
+    "no_pair: contains no pair in the shape squad": {"context": "文", "qas": []},
+}
+
+
+def test_squad(tmp_path: Path) -> None:
+    found = read_named(tmp_path, "squad", {name: record for name, (record, _) in QUESTIONS.items()})
+    assert found == ([(name, "问", "文", []) for name in QUESTIONS], [])
+
+
+def test_meta_of_squad(tmp_path: Path) -> None:
+    found = read_records(tmp_path, "squad", *(record for record, _ in QUESTIONS.values()))
+    assert found.values("meta") == [{"id": "1", "title": title, "answers": ["答"]} for _, title in QUESTIONS.values()]
+
+
+def test_refused_questions(tmp_path: Path) -> None:
+    found = read_named(tmp_path, "squad", REFUSED_QUESTIONS)
+    assert found == ([], [(name, *name.split(": ", 1)) for name in REFUSED_QUESTIONS])
+
+
+def test_a_document_of_squad(tmp_path: Path) -> None:
+    asked = [QA | {"question": f"问{number}", "is_impossible": number % 2 == 1} for number in range(4)]
+    paragraphs = [{"context": "文一", "qas": asked}, {"context": "文二", "qas": [{"question": "问四"}, {"id": "5"}]}]
+    found = read_records(tmp_path, "squad", {"version": "2.0", "data": [{"title": "题", "paragraphs": paragraphs}]})
+    assert found.values("query", "positive") == [("问0", "文一"), ("问2", "文一"), ("问四", "文二"), (None, "文二")]
+    first, second = (record for _, _, record in found.problems)
+    assert first is not None and first.startswith('{"version"')  # the document, but only once
+    assert second == '{"query":"问3","positive":"文一","negatives":[]}'
