@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Generic, TypeVar
 
 import duckdb
 import polars as pl
@@ -31,15 +32,20 @@ _DECIDE_TYPES = ("read", "options", "select", "from_", "where", "query", "positi
 _MOST_RECORDS = 1_000  # of the first frame that has a column which the sample lacks
 
 
+SomeSource = TypeVar("SomeSource", bound=Source)
+
+
 @dataclass(frozen=True)
-class Decided:
+class Decided(Generic[SomeSource]):
     """A source with `columns` filled in, and a message for each column whose kept type its files no longer suggest."""
 
-    source: Source
+    source: SomeSource
     changes: list[str] = field(default_factory=list)
 
 
-def decide_columns(source: Source, splits: Sequence[FileSplit], kept: Mapping[str, str] | None = None) -> Decided:
+def decide_columns(
+    source: SomeSource, splits: Sequence[FileSplit], kept: Mapping[str, str] | None = None
+) -> Decided[SomeSource]:
     """Fill in `columns` of a source: as declared in the recipe, else as kept from an earlier run, else by the sample.
 
     Raises:
