@@ -7,7 +7,6 @@ it is a tool call if it has no text) and `fault` (what is wrong with it, or NULL
 
 from ...schemas.settings import Source
 from .record_fields import (
-    NO,
     PLACE,
     begin,
     find_fault,
@@ -164,7 +163,7 @@ def _read_turns(name: str, values: str) -> str:
             ELSE [{{'role': NULL, 'content': message.whole}}] END,
         lambda turn: {{
             'name': '{name} ' || number, 'role': coalesce(turn.role, 'user'), 'content': turn.content,
-            'untaught': {find_mark(NO, *_UNTAUGHT, row="message.")}, 'calls': {calls} OR ({only_calls}),
+            'untaught': {find_mark(False, *_UNTAUGHT, row="message.")}, 'calls': {calls} OR ({only_calls}),
             'fault': '{name} ' || number || ': ' || CASE
                 WHEN turn.role IS NULL
                     THEN 'expected a message with role and content, found ' || {name_type("message.whole")}
@@ -196,7 +195,7 @@ def _select_pairs(source: Source, meta: str, last_only: bool) -> str:
         ) AS rejected_read
     FROM said
 ), told AS (
-    SELECT *, {find_mark(NO, *_UNWANTED, *_UNTAUGHT)} AS unwanted, {_find_media()} AS media,
+    SELECT *, {find_mark(False, *_UNWANTED, *_UNTAUGHT)} AS unwanted, {_find_media()} AS media,
         list_transform(CASE
             -- A list of messages ends with the rejected reply.
             WHEN coalesce(rejected_read[1].role, rejected_read[1]."from") IS NOT NULL THEN rejected_read[-1:]

@@ -9,10 +9,6 @@ import json
 
 PLACE = "_row, _file, _line"
 
-NO = "'false', '0', '0.0'"
-YES = "'true', '1', '1.0'"
-"""Values of fields that say whether a pair may be learnt, written as strings."""
-
 _TEXT_PARTS = "'text', 'input_text', 'output_text'"
 _TOOL_PARTS = "'tool_use', 'tool_call', 'tool_result', 'function_call', 'thinking', 'redacted_thinking', 'reasoning'"
 """Content parts that are left out, as tool calls are."""
@@ -65,16 +61,17 @@ def parse_list(field: str, types: str) -> str:
         ELSE {field} END ELSE {field} END"""
 
 
-def find_mark(values: str, *names: str, row: str = "") -> str:
-    """Return a sentence about the first of these fields that has one of the values, else NULL.
+def find_mark(value: bool, *names: str, row: str = "") -> str:
+    """Return a sentence about the first of these fields that holds this value, else NULL.
 
     Args:
-        values: NO or YES.
+        value: Is also written as 0 or 1, or as a string.
         row: The struct that holds the fields, with a dot after it.
     """
     fields = {name: f"{row}{name}" for name in names}
     cases = " ".join(
-        f"WHEN lower({field} ->> '$') IN ({values}) THEN '`{name}` is ' || ({field} ->> '$')"
+        f"WHEN lower({field} ->> '$') = '{str(value).lower()}' OR TRY_CAST({field} ->> '$' AS DOUBLE) = {int(value)}"
+        f" THEN '`{name}` is ' || ({field} ->> '$')"
         for name, field in fields.items()
     )
     return f"CASE WHEN {first_of(*fields.values())} IS NOT NULL THEN CASE {cases} END END"

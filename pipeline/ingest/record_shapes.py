@@ -6,9 +6,7 @@ NULL for a pair. Parameters of lambdas must not have the names of columns, which
 """
 
 from .record_fields import (
-    NO,
     PLACE,
-    YES,
     find_fault,
     find_mark,
     first_of,
@@ -69,7 +67,7 @@ WITH fields AS (
 ), pairs AS (
     SELECT *, {text_of("asked")} AS query_text, coalesce({find_fault("'query'", "asked")}, one_positive.fault,
             list_filter(list_transform(rejected, lambda one: one.fault), lambda one: one IS NOT NULL)[1]) AS fault,
-        {find_mark(NO, "label")} AS excluded
+        {find_mark(False, "label")} AS excluded
     FROM (SELECT *, unnest(found) AS one_positive FROM passages)
 )
 SELECT {PLACE}, query_text AS query, one_positive.text AS positive,
@@ -92,7 +90,7 @@ def _descend(value: str, key: str) -> str:
 _QA_META = f"""{{'id': {text_of("coalesce(id, query_id, qid)")}, 'title': {text_of("title")},
     'answers': list_transform({items_of("answered")}, lambda one:
         CASE json_type(one) WHEN 'OBJECT' THEN one ->> 'text' ELSE one ->> '$' END)}}"""
-_UNANSWERED = f"""coalesce({find_mark(YES, "is_impossible")},
+_UNANSWERED = f"""coalesce({find_mark(True, "is_impossible")},
     CASE WHEN json_type(answers) = 'OBJECT' AND answered = '[]' THEN '`answers` is empty' END)"""
 _QA_FAULT = f"""coalesce({find_fault("'question'", "asked")}, {find_fault("'context'", "context")})"""
 

@@ -186,6 +186,7 @@ REFUSED_CHATS = {
     },
     "excluded_by_data: `label` is false": {"messages": CHAT, "label": False},
     "excluded_by_data: `weight` is 0": {"messages": [user("问"), assistant("答", weight=0)]},
+    "excluded_by_data: `weight` is 0.00": {"messages": [user("问"), assistant("答", weight="0.00")]},
     "excluded_by_data: `loss` is false": {"messages": [user("问"), assistant("答", loss=False)]},
     "excluded_by_data: `train` is false": {"messages": [user("问"), assistant("答", train=False)]},
     "no_pair: expected a list of messages, found a string": {"messages": "[{'role': 'user'}]"},
