@@ -51,7 +51,7 @@ class Damage:
 DAMAGES = {
     "truncated gzip": Damage("b.jsonl.gz", half_of_gzip, "truncated", "ends early, after", pairs=None),
     "no gzip at all": Damage(
-        "b.jsonl.gz", lambda path: path.write_bytes(b"hello"), "truncated", "compressed as its name"
+        "b.jsonl.gz", lambda path: path.write_bytes(b"\0hello"), "truncated", "compressed as its name"
     ),
     "GB18030 declared as UTF-8": Damage(
         "b.jsonl",
@@ -165,7 +165,20 @@ def test_files_without_a_pair_are_told(conan: Conan, tmp_path: Path) -> None:
     (tmp_path / "data" / "hollow.jsonl").write_bytes(b"")
     code, output, _ = conan("ingest", tmp_path / "corpus", "--recipe", recipe, "--workers", 1, "--json")
     assert code == 0
+    hollow = tmp_path / "data" / "hollow.jsonl"
+    assert json.loads(output)["empty_sources"] == [f"hollow: no file but skipped ones matches {hollow}"]
+    assert json.loads(output)["notes"]["skipped_files"] == [f"hollow: 1 empty, such as {hollow}"]
+    hollow.write_bytes(b"{}")
+    code, output, _ = conan("ingest", tmp_path / "corpus", "--recipe", recipe, "--workers", 1, "--json")
     assert json.loads(output)["empty_sources"] == ["hollow: no pair in its files; ingest/rejected says why"]
+
+
+def test_a_source_of_which_every_file_is_skipped_ends_with_2(conan: Conan, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "data" / "clean.jsonl").write_bytes(b"")
+    code, _, error = conan("ingest", tmp_path / "corpus", "--recipe", recipe)
+    assert code == 2
+    assert f"Skipped: clean: 1 empty, such as {tmp_path}/data/clean.jsonl" in error
 
 
 def test_no_file_at_all_ends_with_2(conan: Conan, tmp_path: Path) -> None:

@@ -46,9 +46,10 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     files = {name: listing.files for name, listing in listings.items()}
     empty = [source for source in recipe.sources if not files[source.name]]
     if len(empty) == len(recipe.sources):
+        skipped = "; ".join(_describe_left_out(listings)["skipped_files"])
         raise RecipeError(
             f"no source matches any file; {empty[0].name} looks for {', '.join(empty[0].files)}. Check the paths and "
-            "`variables:`"
+            f"`variables:`{skipped and f'. Skipped: {skipped}'}"
         )
     plans = {source.name: list(plan_splits(source, files[source.name])) for source in recipe.sources}
     saved = find_saved_sources(corpus)
@@ -64,7 +65,11 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     ]
     save_recipe(corpus, recipe)  # before the shards: an interrupted run is resumed with it
     summary = run_stage(corpus, "ingest", ingest_shard, tasks, engine)
-    summary.empty_sources = [f"{source.name}: no file matches {', '.join(source.files)}" for source in empty]
+    summary.empty_sources = [
+        f"{source.name}: no file{' but skipped ones' * bool(listings[source.name].skipped)} matches "
+        f"{', '.join(source.files)}"
+        for source in empty
+    ]
     summary.empty_sources += _find_barren(corpus, "ingest", tasks)
     summary.empty_sources += _ingest_evaluation(corpus, recipe.evaluation, engine)
     summary.notes["kept_types"] = [change for each in decided for change in each.changes]
