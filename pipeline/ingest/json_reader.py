@@ -1,7 +1,9 @@
 """Read JSON records from lines, arrays and whole documents, and select columns from them."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum, auto
 from itertools import chain
 
 import duckdb
@@ -11,61 +13,143 @@ from ...schemas.settings import Source
 from ..corpus.sql import quote, quote_name
 from .files import FileError, FileSplit
 from .problems import Frames, fitting, no_problems, problem, shown
-from .records import LINE, array_elements, lines
+from .records import LINE, json_values, lines, split_values
 from .text_encodings import LONGEST_DOCUMENT, Block, read_blocks
+from .text_reader import split_lines
 
 DEEPEST_RECORD = 100
 """Chosen here: levels of nesting; beyond 128, DuckDB's json_structure fails and invalidates the database."""
 
 _PAIRED = r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _HALF = r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
-_MESSAGES = '{"messages":%s}'
+_LONGEST_FIRST = 16 << 20
+"""Chosen here: characters in which the end of a file's first value is sought; a longer value is a document."""
+
+_DECODER = json.JSONDecoder()
+_BEGINS_LIKE_VALUE = r"^[ \t\r,\x1e]*[\[{]"
+_HOLDS_VALUES = r"^[ \t\r]*\[[ \t\r]*[\[{]"
+_NAMES_JSON = re.compile(r"(?<!::)\bjson\b(?!\s*\()")
+_INVALID = pl.lit("not valid JSON")
+_FOUND_ARRAY = (
+    "expected an object, found an array; for the recipe's SQL it is the column `json`, as in `query: json[1]`"
+)
+
+
+class Form(Enum):
+    """How the records of a JSON file are written."""
+
+    LINES = auto()
+    """One or more on each line."""
+    VALUES = auto()
+    """An array of them, or one after another, over any number of lines."""
+    UNKNOWN = auto()
+    """The first is damaged, or very long: a document."""
 
 
 def read_json_lines(split: FileSplit, source: Source, connection: duckdb.DuckDBPyConnection) -> Iterator[Frames]:
-    """Read each line of a split as an object.
+    """Read each line of a split as an object. A whole file may also be what `read_json` reads, but not a document.
 
     Raises:
-        FileError: see text_encodings.read_blocks.
+        FileError: the file is not JSON; see text_encodings.read_blocks.
     """
-    yield from _read_lines(connection, read_blocks(split, source.encoding), split.name)
+    blocks = read_blocks(split, source.encoding)
+    form = Form.LINES
+    if not split.start and split.end is None:
+        blocks, _, form = _find_form(blocks)
+    read = _read_values if form is Form.VALUES else _read_lines
+    yield from read(connection, blocks, split.name, _find_array_key(source))
+
+
+def split_json_lines(path: str, source: Source, size: int) -> list[FileSplit]:
+    """Split a file as text_reader.split_lines does, unless its records take several lines.
+
+    Raises:
+        FileError: see text_reader.split_lines.
+    """
+    _, _, form = _find_form(read_blocks(FileSplit(path), source.encoding))
+    return [FileSplit(path)] if form is Form.VALUES else split_lines(path, source, size)
 
 
 def read_json(
     split: FileSplit, source: Source, connection: duckdb.DuckDBPyConnection, conversations: bool = False
 ) -> Iterator[Frames]:
-    """Read the objects of a file: the elements of its array, its lines, or the document itself.
+    """Read the objects of a file: the elements of its array, its lines, values one after another, or the document.
 
     Args:
         conversations: Whether to read an array of messages as one object, `{"messages": […]}`.
 
     Raises:
-        FileError: see text_encodings.read_blocks.
+        FileError: the file is not JSON; see text_encodings.read_blocks.
     """
-    blocks = read_blocks(split, source.encoding)
-    try:
-        begin = next(block for block in blocks if block.text.strip())
-    except StopIteration:
+    blocks, begin, form = _find_form(read_blocks(split, source.encoding))
+    array_key = "messages" if conversations else _find_array_key(source)
+    if not begin:
         yield pl.DataFrame(schema=LINE), problem(split.name, None, None, "broken_json", "the file is empty")
-        return
-    blocks = chain([begin], blocks)
-    is_array = begin.text.lstrip().startswith(b"[")
-    if source.options.whole or (conversations and is_array and _is_conversation(begin)):
-        yield from _read_document(connection, blocks, split.name, conversation=not source.options.whole)
-    elif is_array:
-        for elements, damage in array_elements(blocks, split.name):
-            whole, unfit = fitting(elements)
-            good, bad = _check_objects(connection, whole)
-            yield good, pl.concat([unfit, bad, _make_problems(damage, "broken_json", pl.lit("not valid JSON"))])
-    elif _is_json(begin.text.lstrip().split(b"\n", 1)[0]):
-        yield from _read_lines(connection, blocks, split.name)
+    elif source.options.whole:
+        yield from _read_document(connection, blocks, split.name, array_key)
+    elif form is Form.LINES:
+        yield from _read_lines(connection, blocks, split.name, array_key)
+    elif form is Form.UNKNOWN or (conversations and _is_conversation(begin)):
+        yield from _read_document(connection, blocks, split.name, array_key)
     else:
-        yield from _read_document(connection, blocks, split.name, conversation=False)
+        yield from _read_values(connection, blocks, split.name, array_key)
 
 
 def read_chats(split: FileSplit, source: Source, connection: duckdb.DuckDBPyConnection) -> Iterator[Frames]:
     """Read conversations as `read_json` reads objects; a file may also be the messages of a single conversation."""
     return read_json(split, source, connection, conversations=True)
+
+
+def _find_form(blocks: Iterator[Block]) -> tuple[Iterator[Block], str, Form]:
+    """Tell how the records of a file are written.
+
+    Returns the blocks again, without blank ones before the first value, and the text in which it was sought.
+
+    Raises:
+        FileError: the file is a web page or XML.
+    """
+    held: list[Block] = []
+    text, form = "", Form.UNKNOWN
+    for block in blocks:
+        if not held and not block.text.strip():
+            continue
+        held.append(block)
+        text = b"".join(block.text for block in held).decode().lstrip()
+        line, line_feed, _ = text.partition("\n")
+        if line_feed and _find_end(line) == len(line):
+            form = Form.LINES
+        elif text.startswith("[") or _find_end(text):
+            form = Form.VALUES
+        if form is not Form.UNKNOWN or len(text) > _LONGEST_FIRST:
+            break
+    if text.startswith("<") and not re.search(r"^[\[{]", text, re.MULTILINE):
+        raise FileError("unreadable", "a web page or XML, not JSON; perhaps the error message of a download")
+    return chain(held, blocks), text, form
+
+
+def _find_end(text: str) -> int:
+    """Find where the whole JSON values end with which a text begins; 0 if there are none."""
+    end = 0
+    while end < len(text):
+        try:
+            _, at = _DECODER.raw_decode(text, _skip(text, end))
+        except (ValueError, RecursionError):
+            break
+        end = _skip(text, at)
+    return end
+
+
+def _skip(text: str, at: int) -> int:
+    """Skip what may stand between values: white space, commas, record separators (RFC 7464)."""
+    while at < len(text) and text[at] in " \t\r\n,\x1e":
+        at += 1
+    return at
+
+
+def _find_array_key(source: Source) -> str | None:
+    """Return the key under which a record that is an array can be used: `json`, if the recipe's SQL names that."""
+    parts = (source.select, source.from_, source.where, source.query, source.positive, source.negatives, source.meta)
+    return "json" if any(_NAMES_JSON.search(part) for part in parts if part) else None
 
 
 def select_from_records(select: str) -> str:
@@ -111,35 +195,37 @@ def _select_key(keys: Sequence[str], kind: str) -> str:
     return f"coalesce({', '.join([f'{struct}.{quote_name(keys[0])}', *others])})"
 
 
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _is_conversation(begin: Block) -> bool:
+def _is_conversation(begin: str) -> bool:
     """Whether an array is a single conversation, that is, whether its first element is a message."""
-    text = begin.text.decode().lstrip()[1:].lstrip()
     try:
-        first, _ = json.JSONDecoder().raw_decode(text)
+        first, _ = _DECODER.raw_decode(begin.removeprefix("[").lstrip())
     except (ValueError, RecursionError):
         return False
     return isinstance(first, dict) and "role" in first
 
 
-def _read_lines(connection: duckdb.DuckDBPyConnection, blocks: Iterable[Block], file: str) -> Iterator[Frames]:
+def _read_lines(
+    connection: duckdb.DuckDBPyConnection, blocks: Iterable[Block], file: str, array_key: str | None
+) -> Iterator[Frames]:
     for frame in lines(blocks, file):
         whole, unfit = fitting(frame)
-        good, bad = _check_objects(connection, whole)
+        good, bad = _check_objects(connection, whole, array_key, split=True)
         yield good, pl.concat([unfit, bad])
 
 
-def _read_document(
-    connection: duckdb.DuckDBPyConnection, blocks: Iterator[Block], file: str, conversation: bool
+def _read_values(
+    connection: duckdb.DuckDBPyConnection, blocks: Iterable[Block], file: str, array_key: str | None
 ) -> Iterator[Frames]:
-    """Read a file as one record or, if it is not valid as one, as lines."""
+    for values, damage in json_values(blocks, file, flatten=array_key is None):
+        whole, unfit = fitting(values)
+        good, bad = _check_objects(connection, whole, array_key)
+        yield good, pl.concat([unfit, bad, _make_problems(damage, "broken_json", _INVALID)])
+
+
+def _read_document(
+    connection: duckdb.DuckDBPyConnection, blocks: Iterator[Block], file: str, array_key: str | None
+) -> Iterator[Frames]:
+    """Read a file as one record or, if it is not valid as one, as values."""
     held: list[Block] = []
     size = 0
     damage: FileError | None = None
@@ -153,16 +239,16 @@ def _read_document(
         damage = error
     if size <= LONGEST_DOCUMENT:
         text = b"".join(block.text for block in held).decode()
-        one = pl.DataFrame({"_file": [file], "_line": [1], "text": [_MESSAGES % text if conversation else text]}, LINE)
-        good, bad = _check_objects(connection, one)
+        one = pl.DataFrame({"_file": [file], "_line": [held[0].first_line], "text": [text]}, LINE)
+        good, bad = _check_objects(connection, one, array_key)
         if good.height or (bad["reason"] != "broken_json").any():
             yield good, bad
             return
     whole = 0
     found = [no_problems()]
-    for good, bad in _read_lines(connection, chain(held, blocks), file):
+    for good, bad in _read_values(connection, chain(held, blocks), file, array_key):
         whole += good.height
-        if not whole:  # unless some line is a record, one broken document is reported
+        if not whole:  # unless some value is a record, one broken document is reported
             found.append(bad)
             continue
         yield good, pl.concat([*found, bad])
@@ -187,21 +273,54 @@ def _find_error(text: str) -> json.JSONDecodeError:
     return json.JSONDecodeError("not valid JSON", "", 0)
 
 
-def _check_objects(connection: duckdb.DuckDBPyConnection, records: pl.DataFrame) -> Frames:
-    """Split records into JSON objects and problems: not an object, or an object that DuckDB can't represent."""
+def _check_objects(
+    connection: duckdb.DuckDBPyConnection, records: pl.DataFrame, array_key: str | None, split: bool = False
+) -> Frames:
+    """Split records into JSON objects and problems: not an object, or an object that DuckDB can't represent.
+
+    Args:
+        array_key: Makes an object of a record that is an array.
+        split: Whether a record may hold several values. Without `array_key`, an array of objects does, too.
+    """
+    text, kind = pl.col("text"), pl.col("kind")
     good, half = _split_off_half_characters(records)
-    connection.register("objects", good.to_arrow())
-    judged = connection.sql("SELECT *, CASE WHEN json_valid(text) THEN json_type(text) END AS kind FROM objects").pl()
-    connection.unregister("objects")
-    is_object = (pl.col("kind") == "OBJECT").fill_null(False)
+    judged = _find_kinds(connection, good)
+    problems = [half]
+    several = kind.is_null() & text.str.contains(_BEGINS_LIKE_VALUE)
+    if not array_key:
+        several |= (kind == "ARRAY").fill_null(False) & text.str.contains(_HOLDS_VALUES)
+    if split and judged["kind"].ne_missing("OBJECT").any() and judged.select(several.any()).item():
+        values, damage = split_values(judged.filter(several).with_columns(text.str.strip_chars(" \t\r,\x1e")))
+        problems.append(_make_problems(damage, "broken_json", _INVALID))
+        judged = pl.concat([judged.filter(~several), _find_kinds(connection, values)]).sort(
+            "_line", maintain_order=True
+        )
+    if array_key:
+        in_object = pl.concat_str(pl.lit(f'{{"{array_key}":'), text, pl.lit("}"))
+        judged = judged.with_columns(
+            text=pl.when(kind == "ARRAY").then(in_object).otherwise(text), kind=kind.replace("ARRAY", "OBJECT")
+        )
+    is_object = (kind == "OBJECT").fill_null(False)
     detail = (
-        pl.when(pl.col("kind").is_null())
-        .then(pl.lit("not valid JSON"))
-        .otherwise(pl.format("expected an object, found {}", pl.col("kind")))
+        pl.when(kind.is_null())
+        .then(_INVALID)
+        .when(kind == "ARRAY")
+        .then(pl.lit(_FOUND_ARRAY))
+        .otherwise(pl.format("expected an object, found {}", kind))
     )
-    bad = _make_problems(judged.filter(~is_object), "broken_json", detail)
+    problems.append(_make_problems(judged.filter(~is_object), "broken_json", detail))
     shallow, deep = _split_off_deep(judged.filter(is_object).drop("kind"))
-    return shallow, pl.concat([half, bad, deep])
+    return shallow, pl.concat([*problems, deep])
+
+
+def _find_kinds(connection: duckdb.DuckDBPyConnection, records: pl.DataFrame) -> pl.DataFrame:
+    """Add a column `kind`: OBJECT, ARRAY or another kind of JSON value; null for what is not valid JSON."""
+    connection.register("objects", records.to_arrow())
+    found: pl.DataFrame = connection.sql(
+        "SELECT *, CASE WHEN json_valid(text) THEN json_type(text) END AS kind FROM objects"
+    ).pl()
+    connection.unregister("objects")
+    return found
 
 
 def _make_problems(records: pl.DataFrame, reason: str, detail: pl.Expr) -> pl.DataFrame:

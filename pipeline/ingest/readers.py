@@ -21,7 +21,7 @@ from .documents_reader import read_documents
 from .files import FileError, FileSplit, read_chunks
 from .hf_reader import list_dataset_files, read_dataset
 from .html_reader import read_html, read_warc
-from .json_reader import read_chats, read_json, read_json_lines, select_from_records, select_objects
+from .json_reader import read_chats, read_json, read_json_lines, select_from_records, select_objects, split_json_lines
 from .listing import Listing, list_files
 from .markdown_reader import read_markdown
 from .misfits import cast_columns, find_misfits
@@ -104,7 +104,7 @@ READERS: Registry[Reader] = Registry("reader")
 READERS.update(
     {
         "json": Reader(read_json, select_objects, is_json=True, has_keys=True),
-        "jsonl": Reader(read_json_lines, select_objects, split_lines, is_json=True, has_keys=True),
+        "jsonl": Reader(read_json_lines, select_objects, split_json_lines, is_json=True, has_keys=True),
         "csv": _make_table_reader(CSV),
         "tsv": _make_table_reader(TSV),
         "parquet": Reader(lambda split, *_: read_parquet(split), split=split_row_groups, mixes_files=False),

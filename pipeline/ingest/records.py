@@ -5,7 +5,6 @@ is in and, where the next one can't be found without it, records after it, but n
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -73,36 +72,45 @@ def _copy_records(file: str, numbers: Integers, data: bytes, starts: Integers, e
     return _make_frame(file, numbers, copied, offsets)
 
 
-def array_elements(blocks: Iterator[Block], file: str) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """Yield the elements of a JSON array, and the damaged pieces between them.
+def json_values(
+    blocks: Iterable[Block], file: str, flatten: bool = False
+) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Yield the elements of a JSON array, or values that follow one another, and the damaged pieces between them.
 
-    Damage extends to the next line that begins like the line of an earlier element, or like the damaged element's own.
-    Text after the array is yielded as lines, which may be records themselves.
+    Damage extends to the next line that begins like the line of an earlier value, or like the damaged value's own.
+
+    Args:
+        flatten: Whether to yield, instead of an array of objects or of arrays, what is in it.
     """
-    held, number, at, begun, opening = b"", 1, 0, False, b""
-    pending = _mark_last(blocks)
-    for block, is_last in pending:
+    held, number, at, opening, lost = b"", 1, -1, b"", b""
+    for block, is_last in _mark_last(blocks):
         number = number if held else block.first_line
         data = held + block.text
-        if not begun:
-            at, begun = data.index(b"[") + 1, True
-        good, bad, at, ended, opening = _scan_array(data, at, is_last, opening)
+        if at < 0:
+            at = len(data) - len(data.lstrip()) + data.lstrip().startswith(b"[")
+        good, bad, at, opening, lost = _scan_values(data, at, is_last, flatten, opening, lost)
         breaks = np.flatnonzero(np.frombuffer(data, np.uint8) == 0x0A)
-
-        def cut_out(spans: tuple[Integers, Integers]) -> pl.DataFrame:
-            starts, ends = spans
-            return _copy_records(file, number + np.searchsorted(breaks, starts), data, starts, ends)  # noqa: B023
-
-        yield cut_out(good), cut_out(bad)
-        if ended:
-            rest = Block(data[at:], number + int(np.searchsorted(breaks, at)))
-            for frame in lines(chain([rest], (block for block, _ in pending)), file):
-                # If damage closed the array too early, its remaining elements are here.
-                yield frame.with_columns(pl.col("text").str.strip_chars().str.strip_suffix(",")), frame.clear()
-            return
-        kept = _find_indent(data, at)
+        yield (
+            _copy_records(file, number + np.searchsorted(breaks, good[0]), data, *good),
+            _copy_records(file, number + np.searchsorted(breaks, bad[0]), data, *bad),
+        )
+        kept = len(data) - data.endswith(b"\n") if lost else _find_indent(data, at)
         number += int(np.searchsorted(breaks, kept))
         held, at = data[kept:], at - kept
+
+
+def split_values(records: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Split records (columns of LINE) that hold several JSON values; return the values, and the damaged pieces."""
+    data = "".join(f"{text}\x1e\n" for text in records["text"]).encode()
+    good, bad, *_ = _scan_values(data, 0, is_last=True, flatten=True, opening=b"\x1e\n", lost=b"")
+    breaks = np.flatnonzero(np.frombuffer(data, np.uint8) == 0x0A)
+
+    def cut_out(spans: tuple[Integers, Integers]) -> pl.DataFrame:
+        origin = records[np.searchsorted(breaks, spans[0])]
+        pieces = _copy_records("", origin["_line"].to_numpy(), data, *spans)
+        return pieces.with_columns(origin["_file"], pl.col("text").str.strip_chars(" \x1e\n"))
+
+    return cut_out(good), cut_out(bad)
 
 
 def _mark_last(blocks: Iterable[Block]) -> Iterator[tuple[Block, bool]]:
@@ -121,17 +129,17 @@ def _mark_last(blocks: Iterable[Block]) -> Iterator[tuple[Block, bool]]:
         raise damage
 
 
-def _scan_array(
-    data: bytes, at: int, is_last: bool, opening: bytes
-) -> tuple[tuple[Integers, Integers], tuple[Integers, Integers], int, bool, bytes]:
-    """Find the elements in data[at:].
+def _scan_values(
+    data: bytes, at: int, is_last: bool, flatten: bool, opening: bytes, lost: bytes
+) -> tuple[tuple[Integers, Integers], tuple[Integers, Integers], int, bytes, bytes]:
+    """Find the values in data[at:].
 
     Args:
-        opening: What the line of an element begins with; empty if that is still unknown.
+        opening: What the line of a value begins with; empty if that is still unknown.
+        lost: What the line of the next value begins with, if `data` begins within damage.
 
     Returns:
-        Spans of whole elements, spans of damage, where to continue, whether the array is closed, and `opening`, which
-        is set from the first elements.
+        Spans of whole values, spans of damage, where to continue, and `opening` and `lost` for what follows.
     """
     from . import scanners
 
@@ -140,8 +148,11 @@ def _scan_array(
     good: list[Integers] = [np.empty((2, 0), np.int64)]
     bad: list[tuple[int, int]] = []
     status, endless = scanners.FULL, 0
-    while status in (scanners.FULL, scanners.DAMAGED):
-        count, at, status = scanners.find_elements(array, at, found[0], found[1])
+    if lost:
+        at = _find_next(data, 0, lost)
+        bad.append((0, at))
+    while at < len(data) and status != scanners.MORE:
+        count, at, status = scanners.find_values(array, at, flatten, found[0], found[1])
         good.append(found[:, :count].copy())
         opening = opening or next(
             filter(None, (_find_opening(data, int(start)) for start in found[0, : min(count, 2)])), b""
@@ -149,15 +160,17 @@ def _scan_array(
         over = is_last or len(data) - at > _LONGEST  # no later block can complete it
         if status == scanners.DAMAGED or (status == scanners.MORE and over and data[at:].strip()):
             endless += status == scanners.MORE
-            resumed = _find_next(data, at, opening) if endless <= _RESUMED else len(data)
+            beginning = opening or _find_own_opening(data, at)
+            resumed = _find_next(data, at, beginning) if endless <= _RESUMED else len(data)
             if resumed == len(data) and not over:
-                status = scanners.MORE  # the line to resume at may come with the next block
-                break
+                break  # the line to resume at may come with the next block
             bad.append((at, resumed))
-            at, status = resumed, scanners.DAMAGED if resumed < len(data) else scanners.MORE
+            at, status = resumed, scanners.DAMAGED
+            lost = beginning
     spans = np.concatenate(good, axis=1)
     damage = np.array(bad, np.int64).reshape(-1, 2).T
-    return (spans[0], spans[1]), (damage[0], damage[1]), at, status == scanners.ENDED, opening
+    is_lost = bool(bad) and bad[-1][1] == len(data)
+    return (spans[0], spans[1]), (damage[0], damage[1]), at, opening, lost if is_lost else b""
 
 
 def _find_opening(data: bytes, at: int) -> bytes:
@@ -165,9 +178,13 @@ def _find_opening(data: bytes, at: int) -> bytes:
     return data[_find_indent(data, at) : at + 1] if data[at] in b"{[" and _find_indent(data, at) < at else b""
 
 
+def _find_own_opening(data: bytes, at: int) -> bytes:
+    """Return what the line of a damaged value begins with, or just the line feed if the value has no bracket."""
+    return b"\n" + data[_find_indent(data, at) : at + 1].lstrip(b"\n") if data[at] in b"{[" else b"\n"
+
+
 def _find_next(data: bytes, at: int, opening: bytes) -> int:
-    """Find the next element whose line begins with `opening`, or like the one at `at`; len(data) if there is none."""
-    opening = opening or b"\n" + data[_find_indent(data, at) : at + 1].lstrip(b"\n")
+    """Find the next value whose line begins with `opening`; len(data) if there is none."""
     found = data.find(opening, at)
     return found + len(opening) - 1 if found >= 0 else len(data)
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from ..text.kernels import kernel
 
-MORE, ENDED, DAMAGED, FULL = range(4)
-"""Statuses of `find_elements`."""
+MORE, DAMAGED, FULL = range(3)
+"""Statuses of `find_values`."""
 
 
 @kernel
@@ -19,21 +19,32 @@ def copy_spans(data: Any, starts: Any, offsets: Any, copied: Any) -> None:
 
 
 @kernel
-def find_elements(data: Any, at: int, starts: Any, ends: Any) -> Any:
-    """Find the elements of an array in data[at:], which begins within the array and outside its elements.
+def find_values(data: Any, at: int, flatten: bool, starts: Any, ends: Any) -> Any:
+    """Find JSON values in data[at:], which begins outside any: the elements of an array, or one value after another.
 
-    Returns their number, where the next one begins, and a status: it needs MORE data, the array has ENDED, the next
-    element is DAMAGED, or `starts` is FULL. A line break within a string is damage; a missing comma is not.
+    Returns their number, where the next one begins, and a status: it needs MORE data, the next value is DAMAGED, or
+    `starts` is FULL. Commas, closing brackets and record separators (RFC 7464) between values are skipped. A line break
+    within a string is damage, and so is a record separator within a value.
+
+    Args:
+        flatten: Whether arrays of objects or of arrays are not values themselves, but what is in them.
     """
     opening = np.empty(1_000, np.uint8)  # brackets deeper than this are only counted
     count, size = 0, len(data)
     while True:
-        while at < size and (data[at] in (0x20, 0x09, 0x0A, 0x0D) or data[at] == 0x2C):
+        while at < size and data[at] in (0x20, 0x09, 0x0A, 0x0D, 0x2C, 0x5D, 0x1E):
             at += 1
         if at >= size:
             return count, at, MORE
-        if data[at] == 0x5D:  # ]
-            return count, at + 1, ENDED
+        if flatten and data[at] == 0x5B:  # [
+            inside = at + 1
+            while inside < size and data[inside] in (0x20, 0x09, 0x0A, 0x0D):
+                inside += 1
+            if inside == size:
+                return count, at, MORE
+            if data[inside] == 0x7B or data[inside] == 0x5B:
+                at = inside
+                continue
         if count == len(starts):
             return count, at, FULL
         start, depth, in_string, whole = at, 0, False, False
@@ -44,7 +55,7 @@ def find_elements(data: Any, at: int, starts: Any, ends: Any) -> Any:
                     at += 1
                 elif byte == 0x22:
                     in_string = False
-                elif byte == 0x0A:
+                elif byte == 0x0A or byte == 0x1E:
                     return count, start, DAMAGED
             elif byte == 0x22:
                 in_string = True
@@ -52,9 +63,11 @@ def find_elements(data: Any, at: int, starts: Any, ends: Any) -> Any:
                 if depth < len(opening):
                     opening[depth] = byte
                 depth += 1
-            elif depth == 0 and (byte == 0x2C or byte == 0x5D):
-                whole = True
+            elif depth == 0 and (byte == 0x2C or byte == 0x5D or byte == 0x0A or byte == 0x1E):
+                whole = True  # a number, a string or what is no JSON, which end with their line
                 break
+            elif byte == 0x1E:
+                return count, start, DAMAGED
             elif byte == 0x7D or byte == 0x5D:
                 depth -= 1
                 if depth < 0 or (depth < len(opening) and opening[depth] != byte - 2):
@@ -62,7 +75,7 @@ def find_elements(data: Any, at: int, starts: Any, ends: Any) -> Any:
                 if depth == 0 and (data[start] == 0x7B or data[start] == 0x5B):
                     at, whole = at + 1, True
                     break
-            elif byte == 0x3A and depth == 0:  # a key outside of any object
+            elif byte == 0x3A and depth == 0 and data[start] == 0x22:  # a key outside of any object
                 return count, start, DAMAGED
             at += 1
         if not whole:

@@ -12,7 +12,7 @@ import pytest
 from conan_embedding.pipeline.ingest import files, readers, text_encodings
 from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit
-from conan_embedding.pipeline.ingest.records import array_elements, lines, quoted_records
+from conan_embedding.pipeline.ingest.records import json_values, lines, quoted_records
 from conan_embedding.pipeline.ingest.text_encodings import Block
 from conan_embedding.schemas.settings import Source
 from hypothesis import given
@@ -42,7 +42,7 @@ def places(frames: Iterator[pl.DataFrame]) -> list[Place]:
 def elements(data: bytes, size: int = 1 << 20) -> tuple[list[Place], list[Place]]:
     """Return the elements of an array and the lines after it, and the damaged pieces, without blank lines."""
     found, damage = [], []
-    for good, bad in array_elements(blocks(data, size), "a.json"):
+    for good, bad in json_values(blocks(data, size), "a.json"):
         found += [place for place in places(iter([good])) if place[1].strip()]
         damage += places(iter([bad]))
     return found, damage
