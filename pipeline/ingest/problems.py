@@ -63,3 +63,13 @@ def make_distinct(names: Sequence[str]) -> list[str]:
         chosen.append(next(candidate for candidate in candidates if candidate.lower() not in taken))
         taken.add(chosen[-1].lower())
     return chosen
+
+
+def stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Stack the rows of several files; names of columns that differ only in case are one, as they are to DuckDB."""
+    spelled: dict[str, str] = {}
+    for frame in frames:
+        for name in frame.columns:
+            spelled.setdefault(name.lower(), name)
+    renamed = (frame.rename({name: spelled[name.lower()] for name in frame.columns}) for frame in frames)
+    return pl.concat(renamed, how="diagonal")

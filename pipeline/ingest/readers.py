@@ -26,7 +26,7 @@ from .listing import Listing, list_files
 from .markdown_reader import read_markdown
 from .misfits import cast_columns, find_misfits
 from .parquet_reader import read_parquet, split_row_groups
-from .problems import RECORD, Frames, fitting, no_problems, problem
+from .problems import RECORD, Frames, fitting, no_problems, problem, stack
 from .quoted_numbers import quote_numbers
 from .record_shapes import SQUAD, TRIPLES
 from .records import LINE, LONGEST_RECORD, lines
@@ -260,7 +260,7 @@ def read_batches(
 
 
 def _number_rows(reader: Reader, frames: list[pl.DataFrame], number: int) -> pl.DataFrame:
-    rows = pl.concat(frames, how="diagonal").with_row_index("_row", number)
+    rows = stack(frames).with_row_index("_row", number)
     return rows.with_columns(pl.col("text").alias(RECORD)) if reader.select else rows
 
 

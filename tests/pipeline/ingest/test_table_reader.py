@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from read_files import Reader, reader
+from read_files import Read, Reader, reader
 
 
 @pytest.fixture
@@ -232,3 +232,10 @@ def test_broken_bytes_in_a_table(read: Reader) -> None:
     assert found.values("a") == [str(number) for number in range(30) if number != 4]
     assert [(line, reason) for line, reason, _ in found.problems] == [(6, "encoding")]
     assert found.details == [f"undecodable bytes at offset {4 + sum(map(len, lines[:4])) + 2}"]
+
+
+def test_headers_that_differ_between_files(tmp_path: Path) -> None:
+    for name, text in (("a", "Query,positive\n1,2\n"), ("b", "positive,QUERY,more\n4,3,x\n"), ("c", "query\n5\n")):
+        (tmp_path / f"{name}.csv").write_text(text)
+    found = Read([f"{tmp_path}/{name}.csv" for name in "abc"], read="csv")
+    assert found.values("Query", "positive", "more") == [("1", "2", None), ("3", "4", "x"), ("5", None, None)]
