@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from read_files import read_named, read_records
+from read_files import read_named, read_records, reader
 
 TRIPLES = {
     "FlagEmbedding": ({"query": "问", "pos": ["甲"], "neg": ["丙", "丁"]}, "甲", ["丙", "丁"]),
@@ -129,3 +129,13 @@ def test_a_document_of_squad(tmp_path: Path) -> None:
     first, second = (record for _, _, record in found.problems)
     assert first is not None and first.startswith('{"version"')  # the document, but only once
     assert second == '{"query":"问3","positive":"文一","negatives":[]}'
+
+
+def test_numbers_keep_their_digits(tmp_path: Path) -> None:
+    text = '{"query": 3.140, "pos": [1e400, 12345678901234567890], "neg": -0.10, "pos_scores": [1e400, 0.50]}'
+    found = reader(tmp_path)(text, "a.jsonl", read="triples")
+    assert found.values("query", "positive", "negatives") == [
+        ("3.140", "1e400", ["-0.10"]),
+        ("3.140", "12345678901234567890", ["-0.10"]),
+    ]
+    assert [meta["teacher_scores"] for meta in found.values("meta")] == [[None, 0.5]] * 2
