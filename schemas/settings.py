@@ -198,6 +198,11 @@ class Source(Settings):
         None,
         "SQL struct of anything else to keep, such as `{'url': url}`; stored as JSON and never used by the trainer.",
     )
+    rejects: Literal["masked", "raw"] = setting(
+        "masked",
+        "Whether the records of rejects are kept as they were read, or with personal data masked as the filter masks it"
+        " in pairs; `raw` also follows from `filter.mask: false`.",
+    )
     priority: int | None = setting(
         None,
         "Which source keeps a duplicate that several have: the one with the lowest number. By default a source's place"

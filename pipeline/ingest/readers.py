@@ -30,15 +30,13 @@ from .problems import RECORD, Frames, fitting, no_problems, problem, stack
 from .quoted_numbers import quote_numbers
 from .record_shapes import SQUAD, TRIPLES
 from .records import LINE, LONGEST_RECORD, lines
-from .shown_records import show_records
+from .shown_records import show_bytes, show_records
 from .table_reader import CSV, TSV, Dialect, check_dialect, choose_dialect, read_table
-from .text_encodings import BROKEN, read_blocks
+from .text_encodings import BROKEN_BYTES, read_blocks
 from .text_reader import read_lines, split_lines
 
 BATCH = 4 << 20
 """Chosen here: bytes of rows that DuckDB processes at a time."""
-
-_MARK = f"{BROKEN}(\\d+){BROKEN}"
 
 
 class SourceError(ConanError):
@@ -194,12 +192,13 @@ def load_batch(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.
 
 def _explain_broken(problems: pl.DataFrame) -> pl.DataFrame:
     """Set the reason `encoding` for problems whose record has undecodable bytes, whatever else is wrong with it."""
-    broken = pl.col("record").str.contains(_MARK).fill_null(False)
+    record = pl.col("record")
+    broken = record.str.contains(BROKEN_BYTES).fill_null(False)
     return problems.with_columns(
-        record=pl.col("record").str.replace_all(_MARK, ""),
+        record=pl.when(broken).then(show_bytes(pl.when(broken).then(record))).otherwise(record),
         reason=pl.when(broken).then(pl.lit("encoding")).otherwise("reason"),
         detail=pl.when(broken)
-        .then(pl.format("undecodable bytes at offset {}", pl.col("record").str.extract(_MARK)))
+        .then(pl.format("undecodable bytes at offset {}", record.str.extract(BROKEN_BYTES)))
         .otherwise("detail"),
     )
 
@@ -281,7 +280,7 @@ def _split_off_broken(frame: pl.DataFrame) -> Frames:
     columns = [RECORD] if RECORD in columns else columns
     if not columns:
         return frame, no_problems()
-    damaged = pl.any_horizontal(pl.col(columns).str.contains(_MARK).fill_null(False))
+    damaged = pl.any_horizontal(pl.col(columns).str.contains(BROKEN_BYTES).fill_null(False))
     bad = frame.filter(damaged)
     if bad.is_empty():
         return frame, no_problems()
@@ -291,5 +290,5 @@ def _split_off_broken(frame: pl.DataFrame) -> Frames:
         line="_line",
         record=record.str.slice(0, LONGEST_RECORD),
         reason=pl.lit("encoding"),
-        detail=pl.format("undecodable bytes at offset {}", record.str.extract(_MARK)),
+        detail=pl.format("undecodable bytes at offset {}", record.str.extract(BROKEN_BYTES)),
     )

@@ -6,7 +6,12 @@ from typing import Any
 
 import polars as pl
 
+from ..text.personal_data import mask_texts
 from .problems import PLACE, RECORD
+from .text_encodings import restore_bytes
+
+BASE64 = "base64:"
+"""Begins the `record` of a reject that is not text: its bytes follow."""
 
 _YEARS = (-62_135_596_800, 253_402_300_799)  # seconds from 1970 to the first and the last second that datetime can show
 _UNITS = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -62,3 +67,30 @@ def _holds_bytes(kind: pl.DataType) -> bool:
 
 def _show_value(value: Any) -> str:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def show_bytes(records: pl.Expr) -> pl.Expr:
+    """Show records with undecodable bytes, as they were read, in base64."""
+    return records.map_elements(lambda text: _encode(restore_bytes(text)), pl.String)
+
+
+def _encode(record: bytes) -> str:
+    return BASE64 + base64.b64encode(record).decode()
+
+
+def mask_problems(problems: pl.DataFrame) -> pl.DataFrame:
+    """Mask the personal data in the records and details of problems, as the filter does in pairs."""
+    masked = problems.with_columns(mask_texts(problems[name])[0].alias(name) for name in ("record", "detail"))
+    is_bytes = pl.col("record").str.starts_with(BASE64)
+    return masked.with_columns(
+        record=pl.when(is_bytes)
+        .then(pl.when(is_bytes).then("record").map_elements(_mask_bytes, pl.String))
+        .otherwise("record")
+    )
+
+
+def _mask_bytes(record: str) -> str:
+    """Mask the personal data in a record in base64: whatever encoding it has, numbers and addresses are ASCII."""
+    text = base64.b64decode(record.removeprefix(BASE64)).decode("latin-1")
+    masked, _ = mask_texts(pl.Series([text]))
+    return _encode(b"".join(one.encode("latin-1" if one < "\u0100" else "utf-8") for one in masked[0]))

@@ -25,6 +25,7 @@ from .files import FileSplit, SourceFile
 from .listing import Listing, list_files
 from .projector import Projector
 from .readers import check_readers, open_sandbox, read_batches
+from .shown_records import mask_problems
 from .splits import list_source_files, plan_splits
 
 VERSION = 4
@@ -42,6 +43,7 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     if not recipe.sources:
         raise RecipeError("the recipe has no `sources:`; nothing to ingest")
     check_readers(recipe)
+    recipe = _keep_raw_rejects(recipe)
     listings = {source.name: list_source_files(source, source.files) for source in recipe.sources}
     files = {name: listing.files for name, listing in listings.items()}
     empty = [source for source in recipe.sources if not files[source.name]]
@@ -92,6 +94,19 @@ def _describe_left_out(listings: Mapping[str, Listing]) -> dict[str, list[str]]:
         if (paths := [path for path, reason in one.skipped.items() if reason == why])
     ]
     return {"globs_without_files": unmatched, "skipped_files": skipped}
+
+
+def _keep_raw_rejects(recipe: Recipe) -> Recipe:
+    """Set `rejects: raw` for all sources if the filter does not mask personal data either."""
+    if recipe.filter.mask:
+        return recipe
+    raw = {"rejects": "raw"}
+    return recipe.model_copy(
+        update={
+            "sources": [source.model_copy(update=raw) for source in recipe.sources],
+            "evaluation": [one.model_copy(update=raw) for one in recipe.evaluation],
+        }
+    )
 
 
 def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engine) -> list[str]:
@@ -190,7 +205,7 @@ def _ingest_splits(source: Source, splits: Sequence[FileSplit], writer: ShardWri
                 writer.keep(_make_pairs(connection, source, found.pairs))
             if not problems.is_empty():
                 writer.received(problems.height)
-                writer.reject(_make_rejects(source, problems))
+                writer.reject(_make_rejects(source, problems if source.rejects == "raw" else mask_problems(problems)))
     writer.notes |= {"absent_columns": dict(absent)} if absent else {}
     writer.notes |= {"left_out": left_out} if left_out else {}
 

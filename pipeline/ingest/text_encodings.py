@@ -30,7 +30,10 @@ from .file_kinds import find_format
 from .files import FileError, FileSplit, read_chunks, stat_file
 
 BROKEN = "\U0010ffff"
-"""Put before and after the byte offset of undecodable bytes: a noncharacter, which text should not contain."""
+"""A noncharacter, which text should not contain; put before and after what stands for undecodable bytes."""
+
+BROKEN_BYTES = f"{BROKEN}(\\d+) ([\\w-]+) ([0-9a-f]*){BROKEN}"
+"""What stands for undecodable bytes: their offset, the encoding, and the bytes in hexadecimal."""
 
 BLOCK = 4 << 20
 """Chosen here: bytes of a file that are decoded together."""
@@ -204,12 +207,22 @@ def is_utf_8(data: bytes) -> bool:
     return True
 
 
+def restore_bytes(text: str) -> bytes:
+    """Return the bytes from which a text with BROKEN_BYTES was decoded; in UTF-16 and UTF-32, all the rest as UTF-8."""
+    parts = re.split(BROKEN_BYTES, text)
+    encoding = parts[2] if len(parts) > 1 and not parts[2].startswith("utf-") else "utf-8"
+    restored = [part.encode(encoding) if number % 4 == 0 else b"" for number, part in enumerate(parts)]
+    restored[3::4] = [bytes.fromhex(lost) for lost in parts[3::4]]
+    return b"".join(restored)
+
+
 def _mark_offsets_from(offset: int) -> None:
-    """Register "conan.mark", an error handler that writes offsets in the file; `offset` is where the data begins."""
+    """Register "conan.mark", an error handler that writes BROKEN_BYTES; `offset` is where the data begins."""
 
     def mark(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeDecodeError)
-        return rescue(error) or (f"{BROKEN}{offset + error.start}{BROKEN}", error.end)
+        lost = error.object[error.start : error.end].hex()
+        return rescue(error) or (f"{BROKEN}{offset + error.start} {error.encoding} {lost}{BROKEN}", error.end)
 
     codecs.register_error("conan.mark", mark)
 

@@ -149,7 +149,7 @@ def test_names_that_duckdb_can_not_tell_apart(read: Reader) -> None:
 
 
 def test_a_noncharacter_of_its_own_right_is_text(read: Reader) -> None:
-    found = read(f'{{"a": "x{BROKEN}y"}}\n{{"a": "{BROKEN}12{BROKEN}"}}\n', "a.jsonl")
+    found = read(f'{{"a": "x{BROKEN}y"}}\n{{"a": "{BROKEN}12 utf-8 ff{BROKEN}"}}\n', "a.jsonl")
     assert found.values("a") == [f"x{BROKEN}y"]
     assert [reason for _, reason, _ in found.problems] == ["encoding"]
 

@@ -158,7 +158,7 @@ def test_other_languages_are_told_and_not_misread(content: str, encoding: str, t
 
 
 def test_a_little_of_another_language_costs_its_lines(text: Text) -> None:
-    assert text(b"one\ndon\x92t\ntwo\n") == f"one\ndon{BROKEN}7{BROKEN}t\ntwo\n"
+    assert text(b"one\ndon\x92t\ntwo\n") == f"one\ndon{BROKEN}7 utf-8 92{BROKEN}t\ntwo\n"
 
 
 def test_one_chinese_encoding_declared_as_the_other() -> None:
@@ -208,7 +208,7 @@ def test_broken_bytes_mark_their_lines_alone(declared: str | None, broken: int, 
     found = text(b"".join(lines), declared).splitlines(keepends=True)
     for number in range(7, 7 + broken):
         offset = sum(map(len, lines[:number])) + 2
-        assert found[number] == f"ab{BROKEN}{offset}{BROKEN}{SIMPLIFIED}"
+        assert found[number] == f"ab{BROKEN}{offset} utf-8 ff{BROKEN}{SIMPLIFIED}"
     assert [line for line in found if line != SIMPLIFIED] == found[7 : 7 + broken]
 
 
@@ -221,14 +221,18 @@ def test_broken_bytes_of_other_encodings(encoding: str, text: Text) -> None:
     fault = b"\x00\xd8" if encoding == "utf-16" else b"\xff"  # half a character
     for declared in (None, encoding):
         found = text(before + fault + b"".join(lines[7:]), declared)
-        assert found == f"{TRADITIONAL * 7}{BROKEN}{len(before)}{BROKEN}{TRADITIONAL * 23}"
+        kept, lost = found.replace(f"{TRADITIONAL * 7}{BROKEN}{len(before)} ", "").split(BROKEN)
+        assert (kept.split()[-1], lost) == (fault.hex(), TRADITIONAL * 23)
+        if encoding != "utf-16":
+            assert restore_bytes(found) == before + fault + b"".join(lines[7:])
     assert text(before[:-1], encoding).startswith(TRADITIONAL * 6)
 
 
 def test_a_broken_byte_among_ascii_costs_its_line(text: Text) -> None:
     first, second, third = text(b"one\ntwo \xff\xfe\nthree\n", "utf-8").splitlines()
     assert (first, third) == ("one", "three")
-    assert second == f"two {BROKEN}8{BROKEN}{BROKEN}9{BROKEN}"
+    assert second == f"two {BROKEN}8 utf-8 ff{BROKEN}{BROKEN}9 utf-8 fe{BROKEN}"
+    assert restore_bytes(second) == b"two \xff\xfe"
 
 
 def test_what_comes_later_makes_no_other_encoding_of_utf_8(text: Text) -> None:
@@ -240,7 +244,7 @@ def test_what_comes_later_makes_no_other_encoding_of_utf_8(text: Text) -> None:
 def test_damage_all_over_makes_no_other_encoding_of_utf_8(text: Text) -> None:
     """Most of it would decode in GB18030, too, but to other characters."""
     found = text("今天{}天气{}很好{}，\n".encode().replace(b"{}", b"\xff") * 3)
-    assert found.startswith(f"今天{BROKEN}6{BROKEN}天气")
+    assert found.startswith(f"今天{BROKEN}6 utf-8 ff{BROKEN}天气")
 
 
 def test_marks_at_the_start_of_lines_go(text: Text) -> None:
