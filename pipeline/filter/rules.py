@@ -31,6 +31,7 @@ from ...schemas.settings import ClassifierSettings
 from ..text.normalise import match_key
 from ..text.personal_data import MASKS
 from .text_counts import PROFILE, profile
+from .titles import after_title
 
 Side = Literal["query", "positive", "pair"]
 Bound = Literal["min", "max"]
@@ -192,16 +193,29 @@ _BOILERPLATE = (
     "返回顶部|查看全文|阅读全文|展开全文|加载更多|更多精彩|下载APP|打开APP|登录后查看|请输入验证码"
 )
 
-# A heading is separated from the text that follows. Where the title is the subject of the first sentence instead,
-# nothing leaks, and cutting the title off would break the sentence.
-_SET_OFF = r"^[\s:：|—_。.-]+"
+
+def _boilerplate() -> pl.Expr:
+    """Return the share of boilerplate phrases, without the mask of WeChat ids, which contains one."""
+    mask = MASKS["wechat"]
+    masked = pl.col("positive").str.count_matches(mask, literal=True) * len(mask) / _characters("positive").clip(1)
+    return _share_matched("positive", rf"\[{mask[1:-1]}\]|{_BOILERPLATE}") - masked
 
 
-def _after_title() -> pl.Expr:
-    """Return the text after the title if the positive begins with the title as a heading; null for other pairs."""
-    query, positive = pl.col("query"), pl.col("positive")
-    rest = pl.when(positive.str.starts_with(query) & (query != "")).then(positive.str.slice(query.str.len_chars()))
-    return pl.when((rest == "") | rest.str.contains(_SET_OFF)).then(rest.str.replace(_SET_OFF, ""))
+# Missing values as programs write them, answers left out, traces of pictures in chats. 无 and 没有 are answers.
+_NULL_WORD = (
+    r"^(?:(?i:nan|none|null|nil|n/a|undefined|<na>|\(null\))|#(?:N/A|REF!|VALUE!|NAME\?|NULL!|DIV/0!)|\[object Object\]"
+    r"|暂无|(?:答案?[:：]?)?略|(?:[\[【](?:图片|照片|图|视频|语音|文件|链接|表情|动画表情)[\]】]\s*)+)[。.！!]?$"
+)
+_CHAT_TOKEN = (  # ChatML, Llama 3, ChatGLM, DeepSeek, Llama 2, Gemma
+    r"<\|(?:im_start|im_end|im_sep|endoftext|begin_of_text|end_of_text|start_header_id|end_header_id|eot_id|eom_id"
+    r"|system|user|assistant|observation|end)\|>|<｜(?:begin▁of▁sentence|end▁of▁sentence|User|Assistant)｜>"
+    r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|\[gMASK\]"
+)
+
+
+def _contains(pattern: str) -> pl.Expr:
+    """Return 1 if a pattern matches either side, else 0."""
+    return (pl.col("query").str.contains(pattern) | pl.col("positive").str.contains(pattern)).cast(pl.Int8)
 
 
 _CHOSEN = "chosen here"
@@ -231,7 +245,8 @@ _BUILT_IN = (
     Rule("positive_limit", "positive", "max", 100_000, _characters("positive"), _CHOSEN),
     Rule("content_length", "positive", "min", 10, _characters("positive"), _DATA_JUICER, _TITLED),
     Rule("wordless", "positive", "min", 1, _count("positive", "letters"), _BY_READING),
-    Rule("title_leak", "pair", "min", _TITLE_LEFT, _after_title().str.len_chars(), _CHOSEN, _TITLED),
+    Rule("null_word", "pair", "max", 0, _contains(_NULL_WORD), _BY_READING, tasks=_UNSCORED),
+    Rule("title_leak", "pair", "min", _TITLE_LEFT, after_title().str.len_chars(), _CHOSEN, _TITLED, version=2),
     # Characters. For han_ratio one Chinese side is enough: the answer to a Chinese question may be code or English.
     Rule("mojibake", "pair", "max", 0.01, _both("max", _mojibake), _CHOSEN, tasks=_ALL_TASKS),
     Rule("damaged_characters", "pair", "max", 0.2, _both("max", _damaged), _BY_READING, tasks=_ALL_TASKS),
@@ -260,7 +275,8 @@ _BUILT_IN = (
     # Links, markup and boilerplate.
     Rule("url_density", "positive", "max", 0.6, _share_matched("positive", _CONTACT), _CHOSEN),
     Rule("markup_density", "positive", "max", 0.2, _share_matched("positive", _MARKUP), _CHOSEN),
-    Rule("boilerplate", "positive", "max", 0.1, _share_matched("positive", _BOILERPLATE), _CHOSEN),
+    Rule("chat_tokens", "pair", "max", 0, _contains(_CHAT_TOKEN), _CHOSEN, tasks=_UNSCORED),
+    Rule("boilerplate", "positive", "max", 0.1, _boilerplate(), _CHOSEN, version=2),
 )
 # fmt: on
 
@@ -387,7 +403,7 @@ def strip_title(frame: pl.DataFrame) -> pl.DataFrame:
 
     If too little text follows, the text is left as it is and the rule `title_leak` rejects it.
     """
-    rest = pl.when(pl.col("format").is_in(_TITLED)).then(_after_title())
+    rest = pl.when(pl.col("format").is_in(_TITLED)).then(after_title())
     return frame.with_columns(
         pl.when(rest.str.len_chars() >= _TITLE_LEFT).then(rest).otherwise("positive").alias("positive")
     )

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from .kernels import Bytes, Offsets, Texts, code_point, kernel, utf8_buffers
 from .normalise import match_key
 
-_TABLED = 0x20000
+TABLED = 0x20000
 """The number of code points in the table; text beyond them is only rare ideographs."""
-_NO_ENTRY = np.uint32(0xFFFFFFFF)
+NO_ENTRY = np.uint32(0xFFFFFFFF)
 """Marks a character that can't be looked up; its text is left to Polars."""
 
 
 def match_keys(texts: Texts) -> pa.LargeStringArray:
     """Compute match_key of a string column: NFKC, lower case, letters and digits only; a null is an empty text."""
     offsets, data = utf8_buffers(texts)
-    ends, written, skipped = _write_keys(offsets, data, _table())
+    ends, written, skipped = _write_keys(offsets, data, key_table())
     keys = pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(written))
     if len(skipped):
         column = texts.cast(pa.large_string())  # `take` does not support string views
@@ -38,14 +38,14 @@ def match_keys(texts: Texts) -> pa.LargeStringArray:
 
 
 @cache
-def _table() -> NDArray[np.uint32]:
+def key_table() -> NDArray[np.uint32]:
     """Build the table of each code point's mapping: up to three bytes of UTF-8, their number in the highest byte."""
-    assigned = [chr(point) for point in range(_TABLED) if unicodedata.category(chr(point)) not in ("Cn", "Cs")]
+    assigned = [chr(point) for point in range(TABLED) if unicodedata.category(chr(point)) not in ("Cn", "Cs")]
     # With a letter in front, since match_key returns a text without letters and digits unchanged.
     frame = pl.DataFrame({"text": [f"a{character}" for character in assigned]})
     mapped = [text[1:].encode() for text in frame.select(match_key(pl.col("text"))).to_series()]
     composing = _composing(assigned)
-    table = np.full(_TABLED, _NO_ENTRY, np.uint32)
+    table = np.full(TABLED, NO_ENTRY, np.uint32)
     for character, key in zip(assigned, mapped, strict=True):
         parts = unicodedata.normalize("NFKD", character)
         independent = parts[0] not in composing and not unicodedata.combining(parts[0]) and "Σ" not in parts
@@ -77,8 +77,8 @@ def _write_keys(offsets: Offsets, data: Bytes, table: NDArray[np.uint32]) -> tup
         start, at, end = size, offsets[row], offsets[row + 1]
         while at < end:
             point, width = code_point(data, at)
-            entry = table[point] if point < _TABLED else _NO_ENTRY
-            if entry == _NO_ENTRY:
+            entry = table[point] if point < TABLED else NO_ENTRY
+            if entry == NO_ENTRY:
                 break
             written[size] = entry & np.uint32(0xFF)
             written[size + 1] = entry >> np.uint32(8) & np.uint32(0xFF)

@@ -45,12 +45,12 @@ typer.main.get_command(cli.app)  # every command builds this from all commands' 
 get_checkpoint_conversion_mapping("bert")  # a thousand regular expressions, compiled when the first model is read
 
 # Polars makes these tables, and once it has run in a server, forks of that server don't work: use another process.
-key_table = multiprocessing.RawArray("I", match_key._TABLED)
+key_table = multiprocessing.RawArray("I", match_key.TABLED)
 class_table = multiprocessing.RawArray("B", text_counts._CODE_POINTS)
 
 
 def make_tables() -> None:
-    np.copyto(np.frombuffer(key_table, "u4"), match_key._table())
+    np.copyto(np.frombuffer(key_table, "u4"), match_key.key_table())
     np.copyto(np.frombuffer(class_table, "u1"), text_counts._classes())
 
 
@@ -58,7 +58,7 @@ maker = multiprocessing.get_context("fork").Process(target=make_tables)
 maker.start()
 maker.join()
 assert maker.exitcode == 0
-match_key._table = lambda: np.frombuffer(key_table, "u4")
+match_key.key_table = lambda: np.frombuffer(key_table, "u4")
 text_counts._classes = lambda: np.frombuffer(class_table, "u1")
 
 gc.freeze()  # else a collection in a fork copies every page that it looks at

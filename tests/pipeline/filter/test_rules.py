@@ -5,6 +5,7 @@ from random import Random
 import polars as pl
 import pytest
 from conan_embedding.pipeline.filter.rules import RULES, find_first_failing, judge, measure, select_rules, strip_title
+from conan_embedding.pipeline.text.personal_data import MASKS
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.settings import ClassifierSettings
 
@@ -41,6 +42,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str], tuple[str, str]]] = 
     "positive_limit": ((QUERY, PROSE), (QUERY, words(100_001)), (QUERY, words(100_000))),
     "content_length": ((QUERY, PROSE), (QUERY, words(9)), (QUERY, words(10))),
     "wordless": (("几点开门？", "早上 8:00 - 17:00"), ("电话是多少？", "010-6513 2255"), ("几点开门？", "8 点")),
+    "null_word": ((QUERY, "没有"), (QUERY, "NaN"), (QUERY, "none of them")),
     "title_leak": (
         (QUERY, QUERY + "是很多人关心的事。"),
         (QUERY, QUERY + "\n" + words(9)),
@@ -84,6 +86,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str], tuple[str, str]]] = 
         (QUERY, "https://a.cn" + words(8)),
     ),
     "markup_density": ((QUERY, "若 a<b 则 " + PROSE), (QUERY, "{{name}}是{{title}}"), (QUERY, "{{ab}}" + words(24))),
+    "chat_tokens": ((QUERY, "[图片] a<|b"), (QUERY, "晴天。<|im_end|>"), (QUERY, "<|imend|>")),
     "boilerplate": (
         (QUERY, "平台发放优惠券，" + PROSE),
         (QUERY, "扫码关注公众号领优惠券"),
@@ -119,6 +122,29 @@ def test_mojibake_in_all_its_shapes(text: str) -> None:
 @pytest.mark.parametrize("text", ["水烫，小心烫！", "一锛两斧头", "Café «naïve» élève", "屯里的年轻人", "½ × 2 = 1°"])
 def test_mojibake_spares_real_text(text: str) -> None:
     assert judge(pairs((QUERY, text)), [RULES["mojibake"]])["reason"].item() is None
+
+
+NULL_WORDS = ["nan", "None", "NULL。", "N/A", "#N/A", "#REF!", "(null)", "undefined", "[object Object]"]
+NULL_WORDS += ["暂无", "略", "答：略。", "[图片]", "【图片】", "[图片][图片]", "[语音]"]
+
+
+@pytest.mark.parametrize("text", NULL_WORDS)
+def test_null_words(text: str) -> None:
+    pair = pairs((QUERY, text), (text, PROSE), (QUERY, text + "，" + PROSE), format="question_answer")
+    assert judge(pair, [RULES["null_word"]])["reason"].to_list() == ["null_word", "null_word", None]
+
+
+CHAT_TOKENS = ["<|im_start|>", "<|endoftext|>", "<|eot_id|>", "[/INST]", "<<SYS>>", "<｜end▁of▁sentence｜>"]
+
+
+@pytest.mark.parametrize("token", CHAT_TOKENS)
+def test_tokens_of_chat_templates(token: str) -> None:
+    assert judge(pairs((QUERY, PROSE + token)), [RULES["chat_tokens"]])["reason"].item() == "chat_tokens"
+
+
+def test_no_mask_is_boilerplate() -> None:
+    masks = pairs(*((QUERY, f"请联系{mask}。") for mask in MASKS.values()))
+    assert measure(masks, [RULES["boilerplate"]])["boilerplate"].to_list() == [0.0] * len(MASKS)
 
 
 def test_first_failing_rule_is_the_reason() -> None:

@@ -1,0 +1,100 @@
+"""Find the title at the head of a text, where it is a heading."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ..text import match_key
+from ..text.kernels import code_point, kernel, utf8_buffers
+from ..text.match_key import NO_ENTRY, TABLED
+
+_LABEL = "^(?:标题|题目|題目|Title)[:：]"
+# 两会开幕_新浪新闻, 两会开幕 - 时政 - 人民网
+_SITE = (
+    r"(?:\s*[_|｜-]\s*[^\n_|｜-]{1,10})*\s*[_|｜-]\s*[^\n_|｜-]{0,10}"
+    r"(?:网|网站|新闻|资讯|频道|论坛|博客|百科|日报|晚报|客户端|在线|知乎|豆瓣|贴吧|头条|搜狐|新浪|腾讯|\.com|\.cn)"
+)
+_OPENING = """^[《〈【「『“‘"']"""
+_CLOSING = r"""[》〉】」』”’"')）\]*#!！?？…]*"""
+# What sets a heading off from the text that follows. Where the title is the subject of the first sentence instead
+# (《战国无双3》是…, 香港杜鹃 （学名…), nothing leaks, and cutting the title off would break the sentence.
+_SET_OFF = rf"^(?:】|{_CLOSING}(?:{_SITE})?(?:\s*$|\s*\n|[^\S\n]*[。:：|｜_—]|[^\S\n]*[.-]\s))"
+_SPACE = rf"^{_CLOSING}[^\S\n]+[^\s(（是为]"  # enough if the title is not in quotation marks
+_SEPARATOR = rf"^{_CLOSING}(?:{_SITE}\s*(?:\n|$))?[\s:：|｜—_。.-]*"
+_LONGEST = 600
+"""Chosen here: characters in which a heading ends; longer titles are rejected (title_limit)."""
+
+
+def after_title() -> pl.Expr:
+    """Return the text after the title if the positive begins with the title as a heading; null for other pairs.
+
+    The heading may differ from the title in signs, spaces and case, follow 标题：, and have or lack a site's name.
+    """
+    return pl.struct("query", "positive").map_batches(_after_heading, return_dtype=pl.String, is_elementwise=True)
+
+
+def _after_heading(sides: pl.Series) -> pl.Series:
+    after = pl.repeat(None, len(sides), dtype=pl.String, eager=True)
+    head = pl.col("positive").str.slice(0, _LONGEST)
+    label = head.str.extract(f"({_LABEL})").str.len_bytes().cast(pl.Int64).fill_null(0)
+    frame = sides.struct.unnest()
+    parts = frame.select(pl.col("query").str.replace(f"{_SITE}$", ""), head.alias("head"), label.alias("start"))
+    title, text = (utf8_buffers(parts[side].to_arrow()) for side in ("query", "head"))
+    ends = _find_ends(*title, *text, parts["start"].to_numpy(), match_key.key_table())
+    rows = np.flatnonzero(ends)
+    if not len(rows):
+        return after
+    found = parts[rows].with_columns(frame["positive"].gather(rows), end=ends[rows], row=rows)
+    rest = _cut("head")
+    is_set_off = rest.str.contains(_SET_OFF) | (rest.str.contains(_SPACE) & ~pl.col("head").str.contains(_OPENING))
+    found = found.filter(is_set_off).select("row", "query", _cut("positive").str.replace(_SEPARATOR, ""))
+    if found.is_empty():
+        return after
+    again = _after_heading(found.select("query", "positive").to_struct())  # a crawled page may repeat its heading
+    return after.scatter(found["row"], again.fill_null(found["positive"]))
+
+
+def _cut(name: str) -> pl.Expr:
+    """Return what follows the first `end` bytes of a text."""
+    return pl.col(name).cast(pl.Binary).bin.slice("end").cast(pl.String)
+
+
+@kernel
+def _find_ends(title_offsets: Any, titles: Any, text_offsets: Any, texts: Any, starts: Any, table: Any) -> Any:
+    """Find where each text, read from its `starts`, has had all letters and digits of its title; 0 if it has others.
+
+    Returns int64[texts], in bytes from the beginning of the text. Signs and spaces are skipped in both.
+    """
+    ends = np.zeros(len(starts), np.int64)
+    for row in range(len(starts)):
+        at, end = title_offsets[row], title_offsets[row + 1]
+        there, stop = text_offsets[row] + starts[row], text_offsets[row + 1]
+        after = there
+        wanted, at = _next_key(titles, at, end, table)
+        while wanted:
+            key, there = _next_key(texts, there, stop, table)
+            if key != wanted:
+                break
+            after = there
+            wanted, at = _next_key(titles, at, end, table)
+        if not wanted and after > text_offsets[row] + starts[row]:
+            ends[row] = after - text_offsets[row]
+    return ends
+
+
+@kernel
+def _next_key(data: Any, at: int, end: int, table: Any) -> tuple[np.uint32, int]:
+    """Return the key of the next letter or digit from `at` on, and its end; key 0 if there is none.
+
+    A character that can't be looked up is its own key, with a bit that no other key has.
+    """
+    while at < end:
+        point, width = code_point(data, at)
+        at += width
+        key = table[point] if point < TABLED else NO_ENTRY
+        if key == NO_ENTRY:
+            return point | np.uint32(1 << 31), at
+        if key:
+            return key, at
+    return np.uint32(0), at
