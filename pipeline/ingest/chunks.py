@@ -3,7 +3,7 @@
 import re
 from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, takewhile
 from typing import Literal, NamedTuple
 
 HAN = "[\u2e80-\u2fdf\u3001-\u303f\u3400-\u9fff\uf900-\ufaff\uff01-\uff5e]"
@@ -35,8 +35,12 @@ _SENTENCE = re.compile(
     rf"(?<=[。！？；…])(?![。！？；…{_CLOSING}])|(?<=[。！？；…][{_CLOSING}])|(?<=[^\W\d][.!?;]\s)(?=\S)"
 )
 _CLAUSE = re.compile(r"(?<=[，、：])|(?<=,\s)(?=\S)")
-_KEPT = re.compile(r"\$\$.+?\$\$|\$(?!\s)[^$\n]+(?<!\s)\$|\\\(.+?\\\)|\\\[.+?\\\]|`[^`\n]+`", re.DOTALL)
-"""Formulas and code within a line. `$5 和 $6` is not a formula, as there is white space before the second sign."""
+_ANYWHERE = re.compile(r"(?=.)", re.DOTALL)
+_KEPT = re.compile(
+    r"\$\$.{1,1000}?\$\$|\$(?!\s)[^$\n]+(?<!\s)\$|\\\(.{1,1000}?\\\)|\\\[.{1,1000}?\\\]|`[^`\n]+`", re.DOTALL
+)
+"""Formulas and code within a line. `$5 和 $6` is not a formula, as there is white space before the second sign.
+The lengths are bounded so that a text full of opening signs takes no time."""
 
 
 def cut(blocks: Iterable[Block], max_chars: int, overlap: int) -> Iterator[Chunk]:
@@ -60,10 +64,14 @@ def cut(blocks: Iterable[Block], max_chars: int, overlap: int) -> Iterator[Chunk
 def _fill(pieces: Iterable[Block], max_chars: int, overlap: int) -> Iterator[list[Block]]:
     """Gather pieces into chunks."""
     parts: list[Block] = []
+    size = 0
     for piece in pieces:
-        if parts and _count([*parts, piece]) > max_chars:
+        added = len(piece.glue + piece.text.rstrip())
+        if parts and size + added > max_chars:
             yield parts
-            parts = _repeat(parts, min(overlap, max_chars - len(piece.glue) - _count([piece])))
+            parts = _repeat(parts, min(overlap, max_chars - added))
+            size = len(_join(parts))
+        size += len(piece.glue) * bool(parts) + len(piece.text)
         parts.append(piece)
     if parts:
         yield parts
@@ -73,46 +81,34 @@ def _join(parts: Sequence[Block]) -> str:
     return "".join(part.glue * (place > 0) + part.text for place, part in enumerate(parts))
 
 
-def _count(parts: Sequence[Block]) -> int:
-    return len(_join(parts).strip())
-
-
 def _repeat(parts: Sequence[Block], room: int) -> list[Block]:
     """Return the last sentences of a chunk that fit into `room` characters."""
+    paragraphs: list[Block] = []
+    for part in reversed(list(takewhile(lambda part: part.kind == "prose", reversed(parts)))):
+        if paragraphs and not part.glue:
+            paragraphs[-1] = paragraphs[-1]._replace(text=paragraphs[-1].text + part.text)
+        else:
+            paragraphs.append(part)
     repeated: list[Block] = []
-    for part in reversed(parts):
-        for sentence in reversed(_split_at(_SENTENCE, part) if part.kind == "prose" else [part]):
-            if sentence.kind != "prose" or _count([sentence, *repeated]) > room:
-                return repeated
-            repeated.insert(0, sentence)
+    for sentence in reversed([each for paragraph in paragraphs for each in _split_at(_SENTENCE, paragraph)]):
+        if len(_join([sentence, *repeated])) > room:
+            break
+        repeated.insert(0, sentence)
     return repeated
 
 
 def _split_block(block: Block, max_chars: int) -> list[Block]:
     """Split prose that is longer than a chunk into sentences, long sentences into clauses, long clauses anywhere."""
     pieces = [block]
-    for pattern in (_SENTENCE, _CLAUSE):
+    for pattern in (_SENTENCE, _CLAUSE, _ANYWHERE):
         pieces = [
             part
             for piece in pieces
-            for part in (_split_at(pattern, piece) if _is_too_long(piece, max_chars) else [piece])
+            for part in (
+                _split_at(pattern, piece) if piece.kind == "prose" and len(piece.text.strip()) > max_chars else [piece]
+            )
         ]
-    return [
-        part
-        for piece in pieces
-        for part in (
-            [
-                piece._replace(text=piece.text[start : start + max_chars], glue=piece.glue if start == 0 else "")
-                for start in range(0, len(piece.text), max_chars)
-            ]
-            if _is_too_long(piece, max_chars) and not _KEPT.search(piece.text)
-            else [piece]
-        )
-    ]
-
-
-def _is_too_long(block: Block, max_chars: int) -> bool:
-    return block.kind == "prose" and _count([block]) > max_chars
+    return pieces
 
 
 def _split_at(pattern: re.Pattern[str], block: Block) -> list[Block]:

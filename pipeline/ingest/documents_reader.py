@@ -44,6 +44,7 @@ _PACKED = (".gz", ".zst", ".bz2", ".xz")
 _SOFT_BREAK = re.compile(rf"(?<={HAN})\n(?={HAN})")  # within a Chinese paragraph, not for a space
 _ESCAPED = re.compile(r"\\([*_#])")
 _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
+_ANCHOR = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(#[^)]*\)")  # a link within the document, such as [图 1](#_Ref1)
 _SLIDE_LINE = re.compile(r"(?<!\|)\n(?!\|)")  # outside a table: lines of a slide are paragraphs
 _NOTES = re.compile(r"(?m)^### Notes:$")
 _EMPTY_HEADER = re.compile(r"(?m)^\|[ |]*\|\n(\|[-| ]+\|)\n(\|.*\|)$")
@@ -113,7 +114,7 @@ def _parse_markdown(split: FileSplit, source: Source) -> Document:
 def _parse_html(split: FileSplit, source: Source) -> Document:
     title, markdown = extract_markdown(_read_file(split), source.encoding)
     blocks = [
-        block if block.kind == "whole" else block._replace(text=_ESCAPED.sub(r"\1", block.text))
+        block._replace(text=_ESCAPED.sub(r"\1", block.text)) if block.kind != "whole" or block.text[0] == "|" else block
         for block in _parse_converted(markdown)
     ]
     has_headings = any(block.kind == "heading" for block in blocks)
@@ -199,6 +200,6 @@ def _convert(name: str, extension: str, data: bytes, **options: str) -> str:
 
 
 def _parse_converted(markdown: str) -> list[Block]:
-    """Return the blocks of a converted file, without pictures."""
-    blocks = (block._replace(text=_IMAGE.sub("", block.text).strip()) for block in parse_markdown(markdown))
-    return [block for block in blocks if block.text]
+    """Return the blocks of a converted file, without pictures and without links to other parts of it."""
+    plain = _ANCHOR.sub(r"\1", _IMAGE.sub("", markdown))
+    return [block for block in parse_markdown(plain) if block.text]

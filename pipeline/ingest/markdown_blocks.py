@@ -12,6 +12,11 @@ from markdown_it.tree import SyntaxTreeNode
 
 from .chunks import Block
 
+LONGEST_FORMULA = 200
+"""Chosen here: lines; without a limit, a text full of opening signs would be searched to its end from each of them."""
+LONGEST_NUMBER = 20
+"""Chosen here: characters that may follow a formula on its last line, such as (1) or {#eq:mass}."""
+
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _SLIDE = re.compile(r"<!-- Slide number: (\d+) -->")
 """The comment that markitdown writes before each slide."""
@@ -88,10 +93,13 @@ def _find_formula(state: StateBlock, start: int, end: int, silent: bool) -> bool
         return False
     closing = opening[0].replace("\\[", "\\]").replace("begin", "end")
     rest = first[opening.end() :]
-    for number in range(start, end):
-        if closing in (rest if number == start else _line(state, number)):
+    for number in range(start, min(end, start + LONGEST_FORMULA)):
+        _, found, after = (rest if number == start else _line(state, number)).partition(closing)
+        if found:
             break
     else:
+        return False
+    if len(after) > LONGEST_NUMBER:  # a paragraph that begins with a formula
         return False
     if not silent:
         token: Any = state.push("formula", "", 0)

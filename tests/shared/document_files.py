@@ -25,6 +25,10 @@ def paragraph(text: str, style: str = "") -> str:
     return f"<w:p>{named}<w:r><w:t>{escape(text)}</w:t></w:r></w:p>"
 
 
+def link(text: str, anchor: str) -> str:
+    return f'<w:p><w:hyperlink w:anchor="{anchor}"><w:r><w:t>{escape(text)}</w:t></w:r></w:hyperlink></w:p>'
+
+
 def formula(text: str) -> str:
     return f"<w:p><m:oMathPara><m:oMath><m:r><m:t>{escape(text)}</m:t></m:r></m:oMath></m:oMathPara></w:p>"
 

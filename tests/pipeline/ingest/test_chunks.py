@@ -56,8 +56,8 @@ def test_paragraphs_are_cut_before_sentences() -> None:
 def test_a_long_sentence_is_cut_at_clauses_and_then_anywhere() -> None:
     assert texts(prose("一二三四五，六七八九十，完。"), max_chars=7) == ["一二三四五，", "六七八九十，", "完。"]
     assert texts(prose("字" * 45), max_chars=20) == ["字" * 20, "字" * 20, "字" * 5]
-    formula = f"设 ${'x + ' * 20}1$ 为真"
-    assert texts(prose(formula), max_chars=20) == [formula]
+    formula = f"${'x + ' * 20}1$"
+    assert texts(prose(f"设 {formula} 为真"), max_chars=20) == ["设", formula, "为真"]
 
 
 def test_what_is_whole_is_never_cut_or_repeated() -> None:
@@ -80,6 +80,8 @@ def test_the_end_of_a_chunk_is_repeated_in_whole_sentences() -> None:
         "甲乙。丙丁。",
         "戊" * 16 + "。",
     ]  # with the sentence before, it would not fit
+    long = "第二句很长很长很长，分成两段。"  # its first half is neither a sentence nor short enough
+    assert texts(prose(f"第一句。{long}"), max_chars=14, overlap=9) == [f"第一句。{long[:10]}", long[10:]]
     assert texts(prose("甲乙。"), Block("heading", "题", 1), prose("丙丁。"), max_chars=5, overlap=3) == [
         "甲乙。",
         "丙丁。",

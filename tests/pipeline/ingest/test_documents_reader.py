@@ -12,7 +12,7 @@ import pytest
 from conan_embedding.pipeline.ingest import documents_reader
 from conan_embedding.schemas.errors import MissingExtraError
 from conan_embedding.schemas.recipe import Recipe
-from document_files import PICTURE, docx, formula, paragraph, pdf, table, text
+from document_files import PICTURE, docx, formula, link, paragraph, pdf, table, text
 from ingested import Ingested
 from read_files import Read
 
@@ -77,6 +77,7 @@ def test_docx(tmp_path: Path) -> None:
         paragraph("价格是 5*3 元，snake_case 与 [括号]。", "body"),
         formula("a=b"),
         paragraph("环", "loop"),
+        link("见图 [1]", "_Ref1"),
         paragraph("自己的标题", "own"),
         table(("项目", "规格"), ("电压", "5V")),
         paragraph("更深", "deep"),
@@ -84,7 +85,7 @@ def test_docx(tmp_path: Path) -> None:
         styles=STYLES,
     )
     assert read(tmp_path, "a.docx", data).values("query", "positive") == [
-        ("产品手册 > 第一章", "价格是 5*3 元，snake_case 与 [括号]。\n\n$$a=b$$\n\n环"),
+        ("产品手册 > 第一章", "价格是 5*3 元，snake_case 与 [括号]。\n\n$$a=b$$\n\n环\n\n见图 [1]"),
         ("产品手册 > 自己的标题", "| 项目 | 规格 |\n| --- | --- |\n| 电压 | 5V |"),
         ("产品手册 > 自己的标题 > 更深", "末尾。"),
     ]
@@ -129,12 +130,13 @@ def test_html(tmp_path: Path) -> None:
     page = """<html><head><title>安装手册 - 某公司</title></head><body><nav><a href="/">首页</a></nav><main>
     <h1>安装手册</h1><p>本手册说明如何安装设备。请在安装之前阅读全部内容，并准备好所需的工具。</p><h2>接线</h2>
     <p>红线接正极，5*3 是算式，snake_case 是名称。</p><pre><code># x_y
-z</code></pre><table><tr><th>项目</th><th>规格</th></tr><tr><td>电压</td><td>5V</td></tr></table></main></body></html>"""
+z</code></pre><table><tr><th>项目</th><th>规格</th></tr><tr><td>电压</td><td>5*3</td></tr></table></main></body>"""
     found = read(tmp_path, "a.html", page.encode("gb18030")).values("query", "positive")
     assert [query for query, _ in found] == ["安装手册", "安装手册 > 接线"]
     assert found[1][1].startswith(
         "红线接正极，5*3 是算式，snake_case 是名称。\n\n```\n# x_y\nz\n```\n\n| 项目 | 规格 |"
     )
+    assert found[1][1].endswith("| 电压 | 5*3 |")
 
 
 def office(**members: str) -> bytes:

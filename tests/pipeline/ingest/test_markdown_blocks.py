@@ -36,6 +36,11 @@ def test_front_matter(markdown: str, title: str | None, body: str) -> None:
         ("| a |\n|---|\n| 。 |\n\n文", [("whole", "| a |\n|---|\n| 。 |", 0), ("prose", "文", 0)]),
         ("$$\na\n=\n\n# b\n$$\n", [("whole", "$$\na\n=\n\n# b\n$$", 0)]),
         ("$$ a $$\n文", [("whole", "$$ a $$", 0), ("prose", "文", 0)]),
+        ("$$\na\n$$ (1)\n文", [("whole", "$$\na\n$$ (1)", 0), ("prose", "文", 0)]),
+        (
+            "$$ a $$ 后面还有很长的一段话，所以这是一个段落。",
+            [("prose", "$$ a $$ 后面还有很长的一段话，所以这是一个段落。", 0)],
+        ),
         ("$$ 没有结尾\n\n# 一\n", [("prose", "$$ 没有结尾", 0), ("heading", "一", 1)]),
         ("设\n\\[ a\n=\nb \\]\n则", [("prose", "设", 0), ("whole", "\\[ a\n=\nb \\]", 0), ("prose", "则", 0)]),
         (
@@ -55,6 +60,11 @@ def test_front_matter(markdown: str, title: str | None, body: str) -> None:
 )
 def test_blocks(markdown: str, expected: list[tuple[str, str, int]]) -> None:
     assert [(block.kind, block.text, block.level) for block in parse_markdown(markdown)] == expected
+
+
+@pytest.mark.parametrize("opening", ["\\[\n", "\\begin{x}\n"])
+def test_unclosed_formulas_end(opening: str) -> None:
+    assert [block.kind for block in parse_markdown(opening * 2_000)] == ["prose"]
 
 
 def test_items_follow_each_other_on_lines() -> None:

@@ -8,7 +8,14 @@ import pytest
 from conan_embedding.pipeline.ingest import files, text_encodings
 from conan_embedding.pipeline.ingest.charsets import detect
 from conan_embedding.pipeline.ingest.files import FileError, FileSplit
-from conan_embedding.pipeline.ingest.text_encodings import BROKEN, find_encoding, is_utf_8, read_blocks, read_text
+from conan_embedding.pipeline.ingest.text_encodings import (
+    BROKEN,
+    find_encoding,
+    is_utf_8,
+    read_blocks,
+    read_text,
+    restore_bytes,
+)
 from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import max_examples
