@@ -24,7 +24,7 @@ _PAIRS = 3
 
 @dataclass(frozen=True)
 class SourcePreview:
-    """What a source holds, by a sample.
+    """The columns, pairs and rejects of a sample of a source.
 
     Attributes:
         columns: Each column or key, and its type or what it is a mixture of.

@@ -33,7 +33,7 @@ BROKEN = "\U0010ffff"
 """A noncharacter, which text should not contain; put before and after what stands for undecodable bytes."""
 
 BROKEN_BYTES = f"{BROKEN}(\\d+) ([\\w-]+) ([0-9a-f]*){BROKEN}"
-"""What stands for undecodable bytes: their offset, the encoding, and the bytes in hexadecimal."""
+"""The pattern of the mark in place of undecodable bytes: offset, encoding, and the bytes in hexadecimal."""
 
 BLOCK = 4 << 20
 """Chosen here: bytes of a file that are decoded together."""
