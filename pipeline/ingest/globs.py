@@ -37,11 +37,12 @@ def match(glob: str) -> Matches:
     A name that equals its part of the glob matches even if that part has wildcards, as in `data[1].jsonl`. Names that
     begin with a dot are hidden unless their part of the glob begins with one.
     """
-    return _match("/", [part for part in glob.split("/") if part not in ("", ".")])
+    parts = [part for part in glob.split("/") if part not in ("", ".")]
+    return _match("/", parts) if parts else iter([])
 
 
 def _match(folder: str, parts: Sequence[str]) -> Matches:
-    part, *rest = parts or ["*"]
+    part, *rest = parts
     if part == "**":
         for below, why in _descend(folder):
             yield from [(below, why)] if why else _match(below, rest or ["*"])

@@ -110,7 +110,15 @@ def _find_form(blocks: Iterator[Block]) -> tuple[Iterator[Block], str, Form]:
     """
     held: list[Block] = []
     text, form = "", Form.UNKNOWN
-    for block in blocks:
+    while form is Form.UNKNOWN and len(text) <= _LONGEST_FIRST:
+        try:
+            block = next(blocks, None)
+        except FileError as error:
+            if not held:
+                raise
+            return _raise_after(held, error), text, form
+        if not block:
+            break
         if not held and not block.text.strip():
             continue
         held.append(block)
@@ -120,11 +128,14 @@ def _find_form(blocks: Iterator[Block]) -> tuple[Iterator[Block], str, Form]:
             form = Form.LINES
         elif text.startswith("[") or _find_end(text):
             form = Form.VALUES
-        if form is not Form.UNKNOWN or len(text) > _LONGEST_FIRST:
-            break
     if text.startswith("<") and not re.search(r"^[\[{]", text, re.MULTILINE):
         raise FileError("unreadable", "a web page or XML, not JSON; perhaps the error message of a download")
     return chain(held, blocks), text, form
+
+
+def _raise_after(blocks: Iterable[Block], error: FileError) -> Iterator[Block]:
+    yield from blocks
+    raise error
 
 
 def _find_end(text: str) -> int:
@@ -290,7 +301,7 @@ def _check_objects(
     if not array_key:
         several |= (kind == "ARRAY").fill_null(False) & text.str.contains(_HOLDS_VALUES)
     if split and judged["kind"].ne_missing("OBJECT").any() and judged.select(several.any()).item():
-        values, damage = split_values(judged.filter(several).with_columns(text.str.strip_chars(" \t\r,\x1e")))
+        values, damage = split_values(judged.filter(several))
         problems.append(_make_problems(damage, "broken_json", _INVALID))
         judged = pl.concat([judged.filter(~several), _find_kinds(connection, values)]).sort(
             "_line", maintain_order=True

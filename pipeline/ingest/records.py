@@ -108,7 +108,7 @@ def split_values(records: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     def cut_out(spans: tuple[Integers, Integers]) -> pl.DataFrame:
         origin = records[np.searchsorted(breaks, spans[0])]
         pieces = _copy_records("", origin["_line"].to_numpy(), data, *spans)
-        return pieces.with_columns(origin["_file"], pl.col("text").str.strip_chars(" \x1e\n"))
+        return pieces.with_columns(origin["_file"], pl.col("text").str.strip_chars_end("\x1e\n"))
 
     return cut_out(good), cut_out(bad)
 

@@ -37,8 +37,9 @@ def test_every_row_of_the_sample_is_accounted_for(sample: Sample) -> None:
         "truncated": planted["truncated_files"],
         "broken_json": planted["broken_lines"] + planted["truncated_files"],  # the rest of it is not valid JSON
         "nul_bytes": planted["nul_lines"],
-        "no_query": planted["empty_files"],
     }
+    (skipped,) = summary.notes["skipped_files"]
+    assert f": {planted['empty_files']} empty, such as " in skipped
     assert summary.empty_sources == []
     assert set(found.pairs["category"]) == {source.category for source in recipe.sources}
     assert folders.committed(folder / "corpus", "evaluation")

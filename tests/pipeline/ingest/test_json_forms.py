@@ -1,7 +1,9 @@
 """JSON as people write it: on lines, over lines, one after another, in arrays; each record has its own line number."""
 
+import gzip
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -135,6 +137,17 @@ def test_chats_on_lines_and_in_arrays(tmp_path: Path) -> None:
     for data in (lines, json.dumps([chat, chat]), json.dumps([chat, chat], indent=1)):
         found = reader(tmp_path)(data, "a.txt", read="messages")
         assert (found.values("query", "positive"), found.problems) == ([("问", "答")] * 2, [])
+
+
+@pytest.mark.parametrize("read", ["json", "jsonl"])
+@pytest.mark.parametrize("first", ['{"q": "甲"\n', '{"q": "甲"}\n', PRETTY])
+def test_what_is_before_the_end_of_a_cut_file_is_read(first: str, read: str, tmp_path: Path) -> None:
+    """Whatever has to be read to tell how the records are written."""
+    rng = Random(0)
+    data = first + "".join(f'{{"q": "{rng.getrandbits(64)}"}}\n' for _ in range(1000))
+    found = reader(tmp_path)(gzip.compress(data.encode())[:-2000], "a.gz", read=read)
+    assert 500 < len(found.rows) < 1000
+    assert found.problems[-1][1] == "truncated"
 
 
 # What is not JSON
