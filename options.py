@@ -40,7 +40,15 @@ def _numbers(text: str | None) -> str | None:
     return text
 
 
-Corpus = Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus folder.")]
+def _local_folder(folder: Path | None) -> Path | None:
+    from .pipeline.corpus.folder import refuse_uri
+
+    if folder is not None:
+        refuse_uri(folder)
+    return folder
+
+
+Corpus = Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus folder.", callback=_local_folder)]
 Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, as in score.cutoff=0.5. May be repeated."),
@@ -73,10 +81,14 @@ Dimensions = Annotated[
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe (YAML).")]
 OptionalCorpus = Annotated[
-    Path | None, typer.Argument(metavar="CORPUS", help="The corpus folder; default: the recipe's `corpus:`.")
+    Path | None,
+    typer.Argument(
+        metavar="CORPUS", help="The corpus folder; default: the recipe's `corpus:`.", callback=_local_folder
+    ),
 ]
 DemoFolder = Annotated[
-    Path, typer.Argument(metavar="FOLDER", help="The folder to work in: new, or of an earlier demo.")
+    Path,
+    typer.Argument(metavar="FOLDER", help="The folder to work in: new, or of an earlier demo.", callback=_local_folder),
 ]
 Explain = Annotated[
     str | None, typer.Option(metavar="PAIR_ID", help="Print each rule's value for one pair; write nothing.")
@@ -127,7 +139,10 @@ Hostfile = Annotated[
 ]
 TrainDryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings, steps, parameters and memory, and exit.")]
 CorpusOrModel = Annotated[
-    Path, typer.Argument(metavar="CORPUS", help="The corpus folder; with --sets or --cmteb it may be a model.")
+    Path,
+    typer.Argument(
+        metavar="CORPUS", help="The corpus folder; with --sets or --cmteb it may be a model.", callback=_local_folder
+    ),
 ]
 Models = Annotated[
     list[str],
@@ -164,7 +179,9 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table
 ReportFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The page to write; default: CORPUS/report.html.")
 ]
-NewFolder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; must be new.")]
+NewFolder = Annotated[
+    Path, typer.Argument(metavar="OUT", help="The folder to write; must be new.", callback=_local_folder)
+]
 Rows = Annotated[int, typer.Option(metavar="N", help="Pairs in the sample.", min=1)]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the draw.")]
 

@@ -22,6 +22,7 @@ FOLDERS = (
 """The folders that hold shards, in pipeline order."""
 
 _INCOMPLETE = ".incomplete"
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[:/]")  # two letters or more: `C:/` is a drive
 _PART = re.compile(r"part-\d+\.parquet")
 
 
@@ -56,8 +57,19 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("part-*.parquet") if _PART.fullmatch(file.name))
 
 
+def refuse_uri(corpus: Path) -> None:
+    """Raise CorpusError if a corpus is a URI, which a Path turns into the name of a local folder: `s3:/bucket/zh`."""
+    if _URI.match(str(corpus)):
+        uri = str(corpus).replace(":/", ":///" if str(corpus).startswith("file:") else "://", 1)
+        raise CorpusError(
+            f"{uri}: a corpus must be a folder on this machine, not a URI; give a local path, and copy the folder when "
+            "it is finished (the files of sources may be at URIs)"
+        )
+
+
 def check_place(corpus: Path) -> None:
-    """Raise CorpusError if the path of a corpus has characters that DuckDB and Polars read as a glob pattern."""
+    """Raise CorpusError if a corpus is a URI, or its path has characters that DuckDB and Polars read as a glob."""
+    refuse_uri(corpus)
     if found := sorted(set("*?[") & set(str(corpus.resolve()))):
         raise CorpusError(
             f"{corpus.resolve()}: the path of a corpus must not contain {found[0]}; move or rename the folder"

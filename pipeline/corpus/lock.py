@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...schemas.errors import CorpusError
+from .folder import refuse_uri
 
 
 @contextmanager
@@ -21,9 +22,10 @@ def locked(corpus: Path) -> Iterator[None]:
     The operating system releases the lock if its owner dies, so nobody has to delete a stale lock.
 
     Raises:
-        CorpusError: another command holds the lock (the message names its process, machine and start time), or the
-            disk is full.
+        CorpusError: another command holds the lock (the message names its process, machine and start time), the disk
+            is full, or the corpus is a URI.
     """
+    refuse_uri(corpus)
     with _full_disk_explained(corpus):
         corpus.mkdir(parents=True, exist_ok=True)
         with (corpus / ".lock").open("a+", encoding="utf-8") as file:
