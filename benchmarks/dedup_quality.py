@@ -11,7 +11,7 @@ Traditional characters, one in five has a signature line. Short texts are limite
 than 50 characters, so that all are split into 3-grams and all tools use the same definition of similarity.
 
 The truth is the exact Jaccard similarity of all pairs. Each character n-gram of a text's match key (see
-`pipeline.text.normalise.match_key`, and `pipeline.dedup.minhash.SHINGLING` for n) gets a number, without hashing, and a
+`pipeline.text.match_key`, and `pipeline.dedup.minhash.SHINGLING` for n) gets a number, without hashing, and a
 sparse matrix product counts the n-grams that two texts share.
 
 Clusters are evaluated. A pair is found if both texts are in one cluster, and a tool is taken to declare all pairs of a
@@ -39,7 +39,7 @@ from conan_embedding.pipeline.dedup.minhash import SHINGLING, signatures
 from conan_embedding.pipeline.dedup.stage import dedup
 from conan_embedding.pipeline.demo.world import draw, passage
 from conan_embedding.pipeline.engine.calls import Engine
-from conan_embedding.pipeline.text.normalise import match_key
+from conan_embedding.pipeline.text.match_key import match_key
 from conan_embedding.schemas.pairs import PAIR, rejected
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import DedupSettings

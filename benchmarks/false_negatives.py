@@ -21,7 +21,7 @@ from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine.methods import METHODS
 from conan_embedding.pipeline.mine.stage import mine
-from conan_embedding.pipeline.text.normalise import match_key
+from conan_embedding.pipeline.text.match_key import match_key
 from conan_embedding.schemas.settings import MineSettings
 from conan_embedding.schemas.training import RETRIEVAL
 

@@ -6,7 +6,7 @@ import polars as pl
 import pyarrow as pa
 
 from ...schemas.settings import ConvertSettings
-from ..text.normalise import match_key
+from ..text.match_key import match_key
 
 
 def judge_classes(frame: pl.DataFrame) -> pl.DataFrame:

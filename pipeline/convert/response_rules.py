@@ -7,7 +7,7 @@ they reject.
 import polars as pl
 
 from ...schemas.settings import ConvertSettings
-from ..text.normalise import match_key
+from ..text.match_key import match_key
 from .refusals import is_pleasantry, refuses
 from .tool_calls import calls_tool, shows_reasoning
 

@@ -28,7 +28,7 @@ from ahocorasick_rs import BytesAhoCorasick
 from ...schemas.errors import RecipeError
 from ...schemas.registry import Registry, check_names
 from ...schemas.settings import ClassifierSettings
-from ..text.normalise import match_key
+from ..text.match_key import match_key
 from ..text.personal_data import MASKS
 from .text_counts import PROFILE, profile
 from .titles import after_title

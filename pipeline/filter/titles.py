@@ -7,7 +7,7 @@ import polars as pl
 
 from ..text import match_key
 from ..text.kernels import code_point, kernel, utf8_buffers
-from ..text.match_key import NO_ENTRY, TABLED
+from ..text.match_key import character_key
 
 _LABEL = "^(?:标题|题目|題目|Title)[:：]"
 # 两会开幕_新浪新闻, 两会开幕 - 时政 - 人民网
@@ -41,7 +41,7 @@ def _after_heading(sides: pl.Series) -> pl.Series:
     frame = sides.struct.unnest()
     parts = frame.select(pl.col("query").str.replace(f"{_SITE}$", ""), head.alias("head"), label.alias("start"))
     title, text = (utf8_buffers(parts[side].to_arrow()) for side in ("query", "head"))
-    ends = _find_ends(*title, *text, parts["start"].to_numpy(), match_key.key_table())
+    ends = _find_ends(*title, *text, parts["start"].to_numpy(), match_key.folding_table())
     rows = np.flatnonzero(ends)
     if not len(rows):
         return after
@@ -85,16 +85,11 @@ def _find_ends(title_offsets: Any, titles: Any, text_offsets: Any, texts: Any, s
 
 @kernel
 def _next_key(data: Any, at: int, end: int, table: Any) -> tuple[np.uint32, int]:
-    """Return the key of the next letter or digit from `at` on, and its end; key 0 if there is none.
-
-    A character that can't be looked up is its own key, with a bit that no other key has.
-    """
+    """Return the key of the next letter or digit from `at` on, and its end; key 0 if there is none."""
     while at < end:
         point, width = code_point(data, at)
         at += width
-        key = table[point] if point < TABLED else NO_ENTRY
-        if key == NO_ENTRY:
-            return point | np.uint32(1 << 31), at
+        key = character_key(point, table)
         if key:
             return key, at
     return np.uint32(0), at

@@ -1,4 +1,4 @@
-"""Normalise texts, as ingest does once for all later stages, and make the keys by which texts are compared."""
+"""Normalise texts, as ingest does once for all later stages."""
 
 import html
 from collections.abc import Callable
@@ -120,15 +120,6 @@ def simplify(column: pl.Expr) -> pl.Expr:
     """
     convert = _traditional_to_simplified()
     return column.map_batches(lambda texts: _converted(texts, convert), return_dtype=pl.String, is_elementwise=True)
-
-
-def match_key(column: pl.Expr) -> pl.Expr:
-    """Return the key by which texts are compared: NFKC, lower case, only letters and digits.
-
-    A text without letters and digits is its own key, so that `。。。` and `！！！` differ.
-    """
-    bare = column.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\p{L}\p{N}]+", "")
-    return pl.when(bare == "").then(column).otherwise(bare)
 
 
 def _until_stable(texts: pl.Series) -> pl.Series:

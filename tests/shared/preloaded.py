@@ -45,12 +45,13 @@ typer.main.get_command(cli.app)  # every command builds this from all commands' 
 get_checkpoint_conversion_mapping("bert")  # a thousand regular expressions, compiled when the first model is read
 
 # Polars makes these tables, and once it has run in a server, forks of that server don't work: use another process.
-key_table = multiprocessing.RawArray("I", match_key.TABLED)
+key_tables = [multiprocessing.RawArray("I", match_key.TABLED) for _ in range(2)]
 class_table = multiprocessing.RawArray("B", text_counts._CODE_POINTS)
 
 
 def make_tables() -> None:
-    np.copyto(np.frombuffer(key_table, "u4"), match_key.key_table())
+    for shared, table in zip(key_tables, (match_key._table, match_key.folding_table), strict=True):
+        np.copyto(np.frombuffer(shared, "u4"), table())
     np.copyto(np.frombuffer(class_table, "u1"), text_counts._classes())
 
 
@@ -58,7 +59,7 @@ maker = multiprocessing.get_context("fork").Process(target=make_tables)
 maker.start()
 maker.join()
 assert maker.exitcode == 0
-match_key.key_table = lambda: np.frombuffer(key_table, "u4")
+match_key._table, match_key.folding_table = (lambda table=table: np.frombuffer(table, "u4") for table in key_tables)
 text_counts._classes = lambda: np.frombuffer(class_table, "u1")
 
 gc.freeze()  # else a collection in a fork copies every page that it looks at

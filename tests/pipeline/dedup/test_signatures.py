@@ -13,7 +13,7 @@ from conan_embedding.pipeline.dedup import signatures as made_by
 from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, hash_bands
 from conan_embedding.pipeline.dedup.minhash import shingle_hash, text_hashes
 from conan_embedding.pipeline.dedup.signatures import SIDES, band_columns, plan_signing, read_column, sign_shard
-from conan_embedding.pipeline.text.normalise import match_key
+from conan_embedding.pipeline.text.match_key import match_key
 from datasketch import MinHash
 from hypothesis import example, given
 from hypothesis import strategies as st

@@ -70,7 +70,7 @@ ODD: list[Any] = [{}, {"x": 1}, [], [1], [["甲"]], "文", 7, 2.5, True]
 def test_odd_rows_cost_only_themselves(
     ingest: Ingest, column: str, source: dict[str, Any], expected: str, rest: list[str]
 ) -> None:
-    """The SQL means the same for all other rows. A text column holds any scalar, a list of texts any list of scalars."""
+    """The SQL means the same for all other rows. Texts hold any scalar, and lists of texts any list of scalars."""
     usual = [USUAL] * 20
     found = ingest(*usual, *(USUAL | {column: odd} for odd in ODD), **source)
     assert found.values("query") == [expected] * 20 + rest

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.text.normalise import DEEPEST, _traditional_to_simplified, match_key, normalise, simplify
+from conan_embedding.pipeline.text.normalise import DEEPEST, _traditional_to_simplified, normalise, simplify
 from conan_embedding.schemas.errors import MissingExtraError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,10 +24,6 @@ def normalised(*texts: str | None) -> list[str | None]:
         .to_series()
         .to_list()
     )
-
-
-def keys(*texts: str) -> list[str]:
-    return pl.DataFrame({"text": texts}).select(match_key(pl.col("text"))).to_series().to_list()
 
 
 @pytest.mark.parametrize(
@@ -167,14 +163,6 @@ def test_patterns_find_every_character_that_changes(form: Literal["NFC", "NFD"])
 def test_numeric_entities_are_html_s(point: int) -> None:
     decoded = html.unescape(f"&#{point};")
     assert normalised(f"x&#{point};y", f"x&#x{point:x};y") == normalised(f"x{decoded}y") * 2
-
-
-def test_key_is_blind_to_case_width_and_punctuation() -> None:
-    assert keys("Ｈello，世界！ １２３", "hello 世界 123.", "㎏") == ["hello世界123", "hello世界123", "kg"]
-
-
-def test_key_of_a_text_without_letters_is_the_text() -> None:
-    assert keys("。。。", "！！！", "") == ["。。。", "！！！", ""]
 
 
 @pytest.fixture(scope="module")
