@@ -52,12 +52,11 @@ from dedup_quality import (
     KINDS,
     RECIPE,
     Quality,
-    components,
     edited,
     judge,
     match_keys,
-    named_survivors,
     of_length,
+    read_clusters,
     read_texts,
     sample,
     sentences,
@@ -237,7 +236,7 @@ def clusters(texts: pl.Series) -> np.ndarray:
     with tempfile.TemporaryDirectory() as place:
         write_corpus(Path(place), texts)
         dedup(Path(place), RECIPE, Engine(workers=1))
-        return components(len(texts), named_survivors(Path(place)))
+        return read_clusters(Path(place))
 
 
 def run_peer(interpreter: str, tool: str, texts: pl.Series, ngram: int) -> tuple[Figures, np.ndarray]:

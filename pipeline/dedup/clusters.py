@@ -6,29 +6,22 @@ similarity of the texts' shingles, because the estimate from 128 permutations ha
 Members that are not similar to their leader are then compared with each other, so that a false leader hides no true
 pair.
 
-Shards are grouped into blocks and compared block by block, so the shingles of two blocks are in memory at a time. Only
-three numbers per pair grow with the corpus: its first equal text, its tree and its cluster.
+Only three numbers per pair grow with the corpus: its first equal text, its tree and its cluster.
 """
 
-import errno
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..corpus.folder import read_batches
-from ..engine.calls import Call, Engine
-from ..engine.stage import StageError, run_calls
+from ..engine.calls import Engine
 from ..text.kernels import kernel
-from ..text.match_key import match_keys
+from .blocks import Block, call_all, compute_similarities, save, write_sets
 from .lsh import NO_BUCKET, Rows, find_buckets, pack
-from .minhash import ShingleSets, jaccard, shingle_sets
 from .signatures import Side, band_columns, read_column
 
 COMPARED = 64
@@ -76,13 +69,6 @@ def find_row_starts(shards: Sequence[Path]) -> tuple[int, ...]:
     return tuple(np.cumsum([0, *(pq.read_metadata(shard).num_rows for shard in shards)]).tolist())
 
 
-class Block(NamedTuple):
-    """Consecutive shards whose shingles are in memory together: their first row's number, and files by `write_sets`."""
-
-    start: int
-    files: tuple[Path, ...]
-
-
 @dataclass(frozen=True)
 class Clusters:
     """The clusters of one side, as NumPy files, and the shingles of the texts that were compared.
@@ -127,44 +113,6 @@ def fit_engine(engine: Engine, pairs: Pairs) -> Engine:
     return engine if pairs.rows >= _FEW else replace(engine, workers=1, address=None)
 
 
-def compute_similarities(
-    work: Path, blocks: Sequence[Block], left: Rows, right: Rows, threshold: float, engine: Engine
-) -> NDArray[np.float64]:
-    """Compute the exact Jaccard similarity of pairs of rows whose shingles are in the blocks, float64[pairs].
-
-    A similarity below the threshold is returned as 0: the comparison stops once the threshold is out of reach.
-
-    Raises:
-        StageError: a part of the work failed.
-    """
-    starts = [block.start for block in blocks]
-    first, second = np.minimum(left, right), np.maximum(left, right)
-    place = (np.searchsorted(starts, first, "right") - 1) * len(blocks) + np.searchsorted(starts, second, "right") - 1
-    order = np.argsort(place, kind="stable")
-    cuts = np.flatnonzero(np.diff(place[order], prepend=-1, append=-1))
-    calls = []
-    for start, stop in pairwise(cuts.tolist()):
-        chosen = order[start:stop]
-        one, other = divmod(int(place[chosen[0]]), len(blocks))
-        edges = save(work / f"edges-{one}-{other}.npy", np.stack([first[chosen], second[chosen]]))
-        file = work / f"similarities-{one}-{other}.npy"
-        calls.append((str(file), (blocks[one], blocks[other], edges, threshold, file)))
-    call_all("comparing", compare_blocks, calls, engine)
-    found = np.empty(len(left), np.float64)
-    for (name, _), (start, stop) in zip(calls, pairwise(cuts.tolist()), strict=True):
-        found[order[start:stop]] = np.load(name)
-    return found
-
-
-def compare_blocks(one: Block, other: Block, edges: Path, threshold: float, file: Path) -> None:
-    """Write the similarities of edges (int64[2, e]: rows of block `one`, rows of block `other`) to `file`."""
-    first, second = np.load(edges)
-    left_rows, left = _load_sets(one)
-    right_rows, right = (left_rows, left) if other == one else _load_sets(other)
-    left_places, right_places = np.searchsorted(left_rows, first), np.searchsorted(right_rows, second)
-    save(file, jaccard(left, left_places, right, right_places, threshold))
-
-
 def write_buckets(pairs: Pairs, column: str, compared: Path, part: int, parts: int, file: Path) -> None:
     """Write a band's buckets to `file`: int64[2, e], leaders and members (see `find_buckets`).
 
@@ -178,34 +126,6 @@ def write_buckets(pairs: Pairs, column: str, compared: Path, part: int, parts: i
         rows = np.flatnonzero(chosen[start:stop] & (hashes != NO_BUCKET) & (hashes % np.uint64(parts) == part))
         packed.append(pack(hashes[rows], rows + start, bits))
     save(file, np.stack(find_buckets(np.concatenate(packed), bits)))
-
-
-def write_sets(filtered: Path, side: Side, start: int, wanted: Path, file: Path) -> None:
-    """Write the shingle sets of a shard's wanted rows: their numbers, then the arrays of ShingleSets.
-
-    The shard's first row has the number `start`; `wanted` is a file with bool[n].
-    """
-    left = np.load(wanted, mmap_mode="r")[start : start + pq.read_metadata(filtered).num_rows].nonzero()[0]
-    numbers, offsets, hashes = [left + start], [np.zeros(1, np.int64)], [np.zeros(0, np.uint32)]
-    at = size = 0
-    for table in read_batches(filtered, [side]) if len(left) else ():
-        here = left[np.searchsorted(left, at) : np.searchsorted(left, at + table.num_rows)] - at
-        sets = shingle_sets(match_keys(table.column(side).take(here)))
-        offsets.append(sets.offsets[1:] + size)
-        hashes.append(sets.hashes)
-        at, size = at + table.num_rows, size + len(sets.hashes)
-    save(file, *(np.concatenate(parts) for parts in (numbers, offsets, hashes)))
-
-
-def _load_sets(block: Block) -> tuple[Rows, ShingleSets]:
-    numbers, offsets, hashes, size = [], [np.zeros(1, np.int64)], [], 0
-    for file in block.files:
-        with file.open("rb") as opened:
-            numbers.append(np.load(opened))
-            offsets.append(np.load(opened)[1:] + size)
-            hashes.append(np.load(opened))
-        size += len(hashes[-1])
-    return np.concatenate(numbers), ShingleSets(np.concatenate(offsets), np.concatenate(hashes))
 
 
 def _write_all_buckets(pairs: Pairs, side: Side, compared: Path, bands: int, engine: Engine) -> list[Path]:
@@ -283,31 +203,6 @@ def _list_unjoined_pairs(leaders: Rows, members: Rows, forest: Rows) -> Iterator
         _list_pairs(*part, left, right)
         yield left, right
         start = stop
-
-
-def call_all(step: str, function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> None:
-    """Run all calls and report progress. Raises StageError if any failed."""
-    failures = []
-    for done, (name, error) in enumerate(run_calls(function, calls, engine), start=1):
-        engine.progress(f"dedup: {step}", done, len(calls), 0)
-        if error:
-            failures.append(f"{name}: {error}")
-    if failures:
-        raise StageError("\n".join(failures))
-
-
-def save(file: Path, *arrays: NDArray[Any]) -> Path:
-    """Write arrays to a file, one after another.
-
-    Raises OSError with a reason and the file's name; the error that NumPy raises on a full disk has neither.
-    """
-    try:
-        with file.open("wb") as out:
-            for array in arrays:
-                np.save(out, array)
-    except OSError as error:
-        raise OSError(error.errno or errno.ENOSPC, error.strerror or os.strerror(errno.ENOSPC), str(file)) from error
-    return file
 
 
 def _find_equal_texts(hashes: NDArray[np.int64], similar: NDArray[np.bool_]) -> Rows:

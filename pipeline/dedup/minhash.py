@@ -14,7 +14,7 @@ import numpy as np
 from datasketch import MinHash
 from numpy.typing import NDArray
 
-from ..text.kernels import Offsets, Texts, decode, kernel, utf8_buffers
+from ..text.kernels import Offsets, Texts, decode, inner_kernel, kernel, utf8_buffers
 
 Hashes: TypeAlias = NDArray[np.uint32]
 
@@ -46,6 +46,22 @@ class ShingleSets(NamedTuple):
 
     offsets: NDArray[np.int64]
     hashes: NDArray[np.uint32]
+
+
+NO_LETTERS = -1
+"""Stands for the letters of a text that is long enough to differ in signs alone."""
+
+
+class Compared(NamedTuple):
+    """One side of n pairs, as `choose_representatives` compares it.
+
+    places: the place of each row's set in `sets`, int64[n]; equal if the texts are, or if the side doesn't count.
+    letters: what `hash_letters` returns for each set.
+    """
+
+    sets: ShingleSets
+    letters: NDArray[np.int64]
+    places: NDArray[np.int64]
 
 
 def shingle_hash(shingle: bytes) -> int:
@@ -300,18 +316,77 @@ def _intersection_size(left: Hashes, right: Hashes, needed: int) -> int:
     return common
 
 
+@inner_kernel
+def _similarity(left_sets: ShingleSets, left: int, right_sets: ShingleSets, right: int, threshold: float) -> float:
+    """Compute the similarity of two sets; one below the threshold is returned as 0."""
+    a = left_sets.hashes[left_sets.offsets[left] : left_sets.offsets[left + 1]]
+    b = right_sets.hashes[right_sets.offsets[right] : right_sets.offsets[right + 1]]
+    # J >= t means |a & b| >= t / (1 + t) * (|a| + |b|). Subtract one, so that rounding can't stop the merge early.
+    common = _intersection_size(a, b, int(threshold / (1 + threshold) * (len(a) + len(b))) - 1)
+    similarity = common / (len(a) + len(b) - common) if common else 0.0
+    return similarity if similarity >= threshold else 0.0
+
+
 @kernel
 def _compare(
     left_sets: ShingleSets, left: NDArray[np.int64], right_sets: ShingleSets, right: NDArray[np.int64], threshold: float
 ) -> NDArray[np.float64]:
     """Compute what `jaccard` returns."""
-    result = np.zeros(len(left), np.float64)
+    result = np.empty(len(left), np.float64)
     for k in range(len(left)):
-        a = left_sets.hashes[left_sets.offsets[left[k]] : left_sets.offsets[left[k] + 1]]
-        b = right_sets.hashes[right_sets.offsets[right[k]] : right_sets.offsets[right[k] + 1]]
-        # J >= t means |a & b| >= t / (1 + t) * (|a| + |b|). Subtract one, so that rounding can't stop the merge early.
-        common = _intersection_size(a, b, int(threshold / (1 + threshold) * (len(a) + len(b))) - 1)
-        if common:
-            similarity = common / (len(a) + len(b) - common)
-            result[k] = similarity if similarity >= threshold else 0.0
+        result[k] = _similarity(left_sets, left[k], right_sets, right[k], threshold)
     return result
+
+
+@kernel
+def choose_representatives(
+    buckets: NDArray[np.int64], sides: tuple[Compared, Compared], threshold: float, most: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Choose rows such that each other row resembles an earlier one of them, and no two of them do.
+
+    Rows are compared if they share a bucket; int64[n, b] has each row's buckets, numbered from 0, and no number occurs
+    in two columns. Only the first `most` chosen rows of a bucket are compared, so that the time is linear in the rows.
+    Returns each row's earliest representative, -1 for the chosen ones, and its similarity: the lowest of both sides.
+    """
+    rows, columns = buckets.shape
+    chosen, similarities = np.full(rows, -1), np.ones(rows)
+    first = np.full(buckets.max() + 1, -1)  # per bucket: its first representative, its last, and how many it has
+    last, held = first.copy(), np.zeros(len(first), np.int64)
+    following = np.full(buckets.shape, -1)  # the next representative in the same bucket
+    compared_with = np.full(rows, -1)
+    for row in range(rows):
+        for column in range(columns):
+            other = first[buckets[row, column]]
+            while other >= 0 and (chosen[row] < 0 or other < chosen[row]):
+                if compared_with[other] != row:
+                    compared_with[other] = row
+                    similarity = min(
+                        _side_similarity(sides[0], row, other, threshold),
+                        _side_similarity(sides[1], row, other, threshold),
+                    )
+                    if similarity >= threshold:
+                        chosen[row], similarities[row] = other, similarity
+                other = following[other, column]
+        if chosen[row] >= 0:
+            continue
+        for column in range(columns):
+            bucket = buckets[row, column]
+            if held[bucket] == most:
+                continue
+            if held[bucket]:
+                following[last[bucket], column] = row
+            else:
+                first[bucket] = row
+            last[bucket] = row
+            held[bucket] += 1
+    return chosen, similarities
+
+
+@inner_kernel
+def _side_similarity(side: Compared, row: int, other: int, threshold: float) -> float:
+    one, two = side.places[row], side.places[other]
+    if one == two:
+        return 1.0
+    if side.letters[one] == side.letters[two] and side.letters[one] != NO_LETTERS:
+        return 0.0
+    return _similarity(side.sets, one, side.sets, two, threshold)

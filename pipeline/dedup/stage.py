@@ -20,13 +20,15 @@ from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from . import signatures
-from .clusters import Clusters, Pairs, call_all, find_clusters, find_row_starts
+from .blocks import call_all
+from .chains import find_further_survivors
+from .clusters import Clusters, Pairs, find_clusters, find_row_starts
 from .decontamination import find_evaluation_files, fingerprint_set, mark_contaminated, read_held_out
 from .lsh import choose_bands, collision_probability
 from .signatures import SIDES, Side
-from .survivors import choose_duplicates, find_duplicates, survivor_similarity
+from .survivors import choose_duplicates, describe_rejected, find_duplicates
 
-VERSION = 3
+VERSION = 4
 _WORK = ".work"
 
 
@@ -123,13 +125,19 @@ def decide(
     }
     contaminated = _find_contaminated(pairs, held_out, banding, settings.threshold, engine)
     contaminated.with_columns(reason=pl.lit("contaminated")).write_parquet(pairs.work / "rejected-0.parquet")
-    for number, frame in enumerate(
-        find_duplicates(pairs, found, priorities, contaminated["row"], settings.on, engine), 1
-    ):
-        duplicates = choose_duplicates(frame, settings.on)
-        similarity = survivor_similarity(pairs, found, duplicates, settings.on, engine)
-        detail = pl.format("{}: {}", "survivor", pl.Series(similarity).round(3))
-        duplicates.select("row", "reason", detail=detail).write_parquet(pairs.work / f"rejected-{number}.parquet")
+    choices = []
+    for frame in find_duplicates(pairs, found, priorities, contaminated["row"], settings.on, engine):
+        rejected, far, copies = choose_duplicates(pairs, found, frame, settings, engine)
+        choices.append((far, copies))
+        _write_rejected(pairs.work / f"rejected-{len(choices)}.parquet", rejected)
+    far, copies = (pl.concat(frames) for frames in zip(*choices, strict=True))
+    near = find_further_survivors(pairs, found, far, settings.on, banding[0], settings.threshold)
+    _write_rejected(pairs.work / f"rejected-{len(choices) + 1}.parquet", describe_rejected(copies, near, far))
+
+
+def _write_rejected(file: Path, rejected: pl.DataFrame) -> None:
+    detail = pl.format("{}: {}", "survivor", pl.col("similarity").round(3))
+    rejected.select("row", "reason", detail=detail).write_parquet(file)
 
 
 def _read_task_numbers(shard: Path) -> NDArray[np.uint8]:

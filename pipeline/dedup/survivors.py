@@ -2,22 +2,24 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ...schemas.settings import DedupSettings
 from ..engine.calls import Engine
-from .clusters import Clusters, Pairs, call_all, compute_similarities, fit_engine, save
+from .blocks import call_all, compute_similarities, save
+from .clusters import Clusters, Pairs, fit_engine
 from .lsh import find_buckets, pack
 from .signatures import SIDES, Side
 
 On = Literal["pair", "query", "positive"]
 
 WHOLE = ("sts", "classification", "passage")
-"""Tasks whose pairs are compared on both sides whatever `on` says: one side of a labelled pair says too little, and the
-queries of all passages are empty."""
+"""Tasks for which both sides decide whatever `on` says: one side of a labelled pair says too little, and the queries of
+all passages are empty."""
 
 _JUDGED = 500_000
 """Chosen here: duplicates in memory while survivors are chosen, at a few hundred bytes each."""
@@ -26,11 +28,10 @@ _JUDGED = 500_000
 def duplicate_key(query: str, positive: str, on: On) -> list[pl.Expr]:
     """List what duplicates have in common: the task, the sides that decide, and the label of sentence pairs."""
     task = pl.col("task")
-    is_whole = task.is_in(WHOLE)
     return [
         task,
-        pl.when(is_whole | pl.lit(on != "positive")).then(query).alias("same_query"),
-        pl.when(is_whole | pl.lit(on != "query")).then(positive).alias("same_positive"),
+        pl.when(decides("query", on)).then(query).alias("same_query"),
+        pl.when(decides("positive", on)).then(positive).alias("same_positive"),
         pl.when(task == "sts").then("label").alias("same_label"),
     ]
 
@@ -107,51 +108,76 @@ def _read_rows(pairs: Pairs, found: dict[Side, Clusters], number: int, *columns:
     )
 
 
-def choose_duplicates(frame: pl.DataFrame, on: On) -> pl.DataFrame:
-    """Choose the rows to reject: `row, task, reason, survivor, survivor_row`; `survivor` is a pair_id.
+class Choice(NamedTuple):
+    """The decision about duplicates.
+
+    rejected: `row, reason, survivor, similarity`; `survivor` is a pair_id.
+    far: `row, pair_id, task, best` of pairs that don't resemble the best pair of their cluster, in order of preference.
+    copies: `row, survivor_row` of pairs that are equal to one of these.
+    """
+
+    rejected: pl.DataFrame
+    far: pl.DataFrame
+    copies: pl.DataFrame
+
+
+def choose_duplicates(
+    pairs: Pairs, found: dict[Side, Clusters], frame: pl.DataFrame, settings: DedupSettings, engine: Engine
+) -> Choice:
+    """Choose the rows that are rejected for an equal pair, or for the best pair of their cluster if they resemble it.
 
     frame: row, pair_id, task, label, query_hash, positive_hash, query_id, positive_id, in order of preference: the
-    first of several duplicates survives.
+    first of several equal pairs, and the first of a cluster, is the best.
     """
-    duplicates = []
-    for reason, query, positive in (
-        ("exact_duplicate", "query_hash", "positive_hash"),
-        ("near_duplicate", "query_id", "positive_id"),
-    ):
-        key = duplicate_key(query, positive, on)
-        judged = frame.with_columns(
-            survivor=pl.col("pair_id").first().over(key),
-            survivor_row=pl.col("row").first().over(key),
-            reason=pl.lit(reason),
-        )
-        is_duplicate = pl.col("row") != pl.col("survivor_row")
-        duplicates.append(judged.filter(is_duplicate).select("row", "task", "reason", "survivor", "survivor_row"))
-        frame = frame.filter(judged.select(~is_duplicate).to_series())
-    exact, near = duplicates
-    # The survivor of an exact duplicate may itself be a near-duplicate of another pair.
-    final = near.select(survivor_row="row", final="survivor", final_row="survivor_row")
-    exact = exact.join(final, on="survivor_row", how="left", maintain_order="left").select(
+    first = pl.col("row").first()
+    frame = frame.with_columns(survivor_row=first.over(duplicate_key("query_hash", "positive_hash", settings.on)))
+    is_first = pl.col("row") == pl.col("survivor_row")
+    copies = frame.filter(~is_first).select("row", "survivor_row")
+    rest = frame.filter(is_first).with_columns(best=first.over(duplicate_key("query_id", "positive_id", settings.on)))
+    others = rest.filter(pl.col("row") != pl.col("best")).select("row", "pair_id", "task", "best")
+    compared = others.with_columns(similarity=pl.Series(compare_with_best(pairs, found, others, settings, engine)))
+    resembles = pl.col("similarity") >= settings.threshold
+    near, far = compared.filter(resembles), compared.filter(~resembles).drop("similarity")
+    of_far = pl.col("survivor_row").is_in(far["row"].implode())
+    near = near.select("row", "similarity", survivor_row="best")
+    return Choice(describe_rejected(copies.filter(~of_far), near, rest), far, copies.filter(of_far))
+
+
+def describe_rejected(copies: pl.DataFrame, near: pl.DataFrame, pair_ids: pl.DataFrame) -> pl.DataFrame:
+    """Return `row, reason, survivor, similarity` of rejected pairs.
+
+    copies: `row, survivor_row`, the latter equal to the former. near: `row, survivor_row, similarity`. pair_ids: `row,
+    pair_id`, at least of the survivors.
+    """
+    # The survivor of a copy may itself be a near-duplicate of another pair.
+    final = near.select("similarity", survivor_row="row", final_row="survivor_row")
+    exact = copies.join(final, on="survivor_row", how="left", maintain_order="left").select(
         "row",
-        "task",
-        "reason",
-        survivor=pl.coalesce("final", "survivor"),
+        reason=pl.lit("exact_duplicate"),
+        similarity=pl.col("similarity").fill_null(1.0),
         survivor_row=pl.coalesce("final_row", "survivor_row"),
     )
-    return pl.concat([exact, near])
+    near = near.select("row", pl.lit("near_duplicate").alias("reason"), "similarity", "survivor_row")
+    names = pair_ids.select(survivor_row="row", survivor="pair_id")
+    return pl.concat([exact, near]).join(names, on="survivor_row", maintain_order="left").drop("survivor_row")
 
 
-def survivor_similarity(
-    pairs: Pairs, found: dict[Side, Clusters], duplicates: pl.DataFrame, on: On, engine: Engine
+def compare_with_best(
+    pairs: Pairs, found: dict[Side, Clusters], others: pl.DataFrame, settings: DedupSettings, engine: Engine
 ) -> NDArray[np.float64]:
-    """Compute the Jaccard similarity of each duplicate and its survivor: the lowest of the sides that decide."""
-    lowest = np.ones(duplicates.height)
-    is_whole = duplicates["task"].is_in(WHOLE).to_numpy()
+    """Compute the similarity of `row` and `best`: the lowest of the sides that decide, 0 if below the threshold."""
+    lowest = np.ones(others.height)
     for side, one in found.items():
         equals = np.load(one.equals, mmap_mode="r")
-        first, second = equals[duplicates["row"].to_numpy()], equals[duplicates["survivor_row"].to_numpy()]
-        asked = (first != second) & (is_whole | (on in ("pair", side)))
+        first, second = equals[others["row"].to_numpy()], equals[others["best"].to_numpy()]
+        asked = (first != second) & others.select(decides(side, settings.on)).to_series().to_numpy()
         compared = compute_similarities(
-            pairs.work, one.blocks, first[asked], second[asked], 0.0, fit_engine(engine, pairs)
+            pairs.work, one.blocks, first[asked], second[asked], settings.threshold, fit_engine(engine, pairs)
         )
         lowest[asked] = np.minimum(lowest[asked], compared)
     return lowest
+
+
+def decides(side: Side, on: On) -> pl.Expr:
+    """Return whether a side decides about a row, given its `task`."""
+    return pl.col("task").is_in(WHOLE) | pl.lit(on in ("pair", side))

@@ -266,4 +266,4 @@ def character_key(point: int, table: NDArray[np.uint32]) -> np.uint32:
     kind = _kind(entry)
     if entry == NO_ENTRY or kind == _WIDE:
         return np.uint32(point) | np.uint32(1 << 31)
-    return entry & np.uint32(0xFFFFFF) if kind == _OTHER or kind == _WORD or kind == _DIGIT else np.uint32(0)
+    return entry & np.uint32(0xFFFFFF) if kind in (_OTHER, _WORD, _DIGIT) else np.uint32(0)

@@ -12,16 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conan_embedding.pipeline.dedup import blocks
 from conan_embedding.pipeline.dedup import clusters as clustering
-from conan_embedding.pipeline.dedup.clusters import (
-    COMPARED,
-    HEADS,
-    Clusters,
-    Pairs,
-    compute_similarities,
-    find_clusters,
-    find_row_starts,
-)
+from conan_embedding.pipeline.dedup.blocks import compute_similarities
+from conan_embedding.pipeline.dedup.clusters import COMPARED, HEADS, Clusters, Pairs, find_clusters, find_row_starts
 from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, choose_bands, hash_bands
 from conan_embedding.pipeline.dedup.minhash import signatures, text_hashes
 from conan_embedding.pipeline.engine.calls import Engine
@@ -133,13 +127,13 @@ def together(work: Path, texts: Sequence[str], threshold: float = 0.7) -> list[i
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Record how many pairs each call compares."""
     calls: list[int] = []
-    jaccard = clustering.jaccard
+    jaccard = blocks.jaccard
 
     def count(left_sets, left, right_sets, right, threshold):
         calls.append(len(left))
         return jaccard(left_sets, left, right_sets, right, threshold)
 
-    monkeypatch.setattr(clustering, "jaccard", count)
+    monkeypatch.setattr(blocks, "jaccard", count)
     return calls
 
 
@@ -287,13 +281,14 @@ def test_work_that_is_done_again_changes_nothing(
 ) -> None:
     """Work is repeated if a worker dies after its last write."""
     once = found(signed(tmp_path / "once", mixed))
-    call_all = clustering.call_all
+    call_all = blocks.call_all
 
     def twice(*call: Any) -> None:
         call_all(*call)
         call_all(*call)
 
-    monkeypatch.setattr(clustering, "call_all", twice)
+    for module in (blocks, clustering):
+        monkeypatch.setattr(module, "call_all", twice)
     assert np.load(found(signed(tmp_path / "twice", mixed)).ids).tolist() == np.load(once.ids).tolist()
 
 
@@ -351,15 +346,15 @@ def test_similarities_of_any_rows_in_any_order(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(clustering, "_BLOCK_BYTES", 4_000)
     texts = [*dict.fromkeys(corpus(20, 120, 25))]
     pairs = signed(tmp_path, texts, [[9 << 40] * len(texts)], shards=7)
-    blocks = found(pairs, 1).blocks
-    assert len(blocks) > 3
+    written = found(pairs, 1).blocks
+    assert len(written) > 3
     left, right = np.random.default_rng(0).integers(0, len(texts), (2, 500))
     exact = np.array([similarity(texts[a], texts[b]) for a, b in zip(left, right, strict=True)])
-    np.testing.assert_array_equal(compute_similarities(tmp_path, blocks, left, right, 0.0, ONE), exact)
-    found_alike = compute_similarities(tmp_path, blocks, left, right, 0.5, ONE)
+    np.testing.assert_array_equal(compute_similarities(tmp_path, written, left, right, 0.0, ONE), exact)
+    found_alike = compute_similarities(tmp_path, written, left, right, 0.5, ONE)
     np.testing.assert_array_equal(found_alike, np.where(exact >= 0.5, exact, 0))
     nothing = np.empty(0, np.int64)
-    assert compute_similarities(tmp_path, blocks, nothing, nothing, 0.7, ONE).tolist() == []
+    assert compute_similarities(tmp_path, written, nothing, nothing, 0.7, ONE).tolist() == []
 
 
 def test_what_failed_is_named(tmp_path: Path) -> None:
@@ -398,3 +393,23 @@ def test_recall_and_precision_against_brute_force(
     # No cluster is larger than its component by brute force.
     coarse = components(len(texts), alike)
     assert len({*zip(label, coarse, strict=True)}) == len(set(label))
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("-5的绝对值是多少", "5的绝对值是多少"),
+        ("请问这种药一次吃1.5毫克可以吗饭前还是饭后", "请问这种药一次吃15毫克可以吗饭前还是饭后"),
+        ("今天的天气真不错我们去公园😀", "今天的天气真不错我们去公园😡"),
+        ("这家店的评分是★★★★", "这家店的评分是★★★★★"),
+        ("刚开始学c++应该看哪一本书比较好呢", "刚开始学c#应该看哪一本书比较好呢"),
+        ("选1 2的人请举手站到左边来排队", "选12的人请举手站到左边来排队"),
+    ],
+)
+def test_short_texts_that_differ_in_signs_alone_are_not_near(tmp_path: Path, left: str, right: str) -> None:
+    assert len(set(together(tmp_path / "short", [left, right]))) == 2
+    longer = "".join(HAN[:100])
+    assert len(set(together(tmp_path / "long", [left + longer, right + longer]))) == 1
+    third = right + "呢"  # not in signs alone
+    assert similarity(third, right) >= 0.7
+    assert len(set(together(tmp_path / "third", [right, third]))) == 1

@@ -60,14 +60,22 @@ def brute_force(rows: list[dict], priority: dict[str, int]) -> dict[str, tuple[s
     positives = clusters([letters(row["positive"]) for row in rows])
     gone = {}
 
+    def resembles(one: dict, other: dict) -> bool:
+        sides = [(letters(one[side]), letters(other[side])) for side in ("query", "positive")]
+        return all(left == right or similarity(left, right) >= 0.7 for left, right in sides)
+
     def remove(reason: str, name) -> None:
         groups = defaultdict(list)
         for row in rows:
             if row["pair_id"] not in gone:
                 groups[row["task"], *name(letters(row["query"]), letters(row["positive"]))].append(row)
         for group in groups.values():
-            group.sort(key=lambda row: (priority[row["source"]], -len(row["positive"]), row["pair_id"]))
-            gone.update({row["pair_id"]: (reason, group[0]["pair_id"]) for row in group[1:]})
+            survivors: list[dict] = []
+            for row in sorted(group, key=lambda row: (priority[row["source"]], -len(row["positive"]), row["pair_id"])):
+                if named := next((one for one in survivors if resembles(one, row)), None):
+                    gone[row["pair_id"]] = reason, named["pair_id"]
+                else:
+                    survivors.append(row)
 
     remove("exact_duplicate", lambda query, positive: (query, positive))
     remove("near_duplicate", lambda query, positive: (queries[query], positives[positive]))

@@ -141,14 +141,61 @@ def test_the_similarity_told_is_the_lower_of_the_two_sides(tmp_path: Path, pair,
     }
 
 
-def test_a_survivor_that_only_a_third_text_joins(tmp_path: Path, pair, write_shards, read) -> None:
+def test_a_text_that_only_a_third_joins_to_the_survivor_stays(tmp_path: Path, pair, write_shards, read) -> None:
     long = text(1, 200)
     first, between, last = (long[start : start + 160] for start in (0, 20, 40))
     assert similarity(first, last) < 0.7 < similarity(first, between)
     rows = [pair(text(2), one, source) for one, source in ((first, "a"), (between, "b"), (last, "c"))]
-    write_shards(tmp_path, "filter", rows)
-    dedup(tmp_path, recipe(("a", None), ("b", None), ("c", None)), ONE)
-    details = dict(read(tmp_path, "dedup/rejected").select("pair_id", "detail").iter_rows())
-    assert details == {
-        row["pair_id"]: f"{rows[0]['pair_id']}: {round(similarity(first, row['positive']), 3)}" for row in rows[1:]
-    }
+    write_shards(tmp_path, "filter", [*rows, pair(text(2), last + "。", "d")])
+    dedup(tmp_path, recipe(("a", None), ("b", None), ("c", None), ("d", None)), ONE)
+    kept, rejected = outcome(tmp_path, read)
+    assert kept.keys() == {rows[0]["pair_id"], rows[2]["pair_id"]}
+    assert len(set(kept.values())) == 1  # still a cluster: neither is a negative of the other
+    assert sorted(rejected.values()) == sorted(
+        [("near_duplicate", rows[0]["pair_id"]), ("exact_duplicate", rows[2]["pair_id"])]
+    )
+    shown = read(tmp_path, "dedup/rejected").filter(reason="near_duplicate")["detail"].item()
+    assert float(shown.partition(": ")[2]) == round(similarity(first, between), 3)
+
+
+def test_a_copy_of_a_far_text_names_that_ones_survivor(tmp_path: Path, pair, write_shards, read) -> None:
+    long = text(1, 260)
+    texts = [long[start : start + 160] for start in (0, 20, 40, 60)]
+    rows = [pair(text(2), one, source) for one, source in zip(texts, "abcd", strict=True)]
+    copy = pair(text(2), texts[3] + "。", "d")
+    write_shards(tmp_path, "filter", [*rows, copy])
+    dedup(tmp_path, recipe(*((source, None) for source in "abcd")), ONE)
+    _, rejected = outcome(tmp_path, read)
+    duplicates = {rows[3]["pair_id"], copy["pair_id"]}
+    assert {rejected[one][1] for one in duplicates} == {rows[2]["pair_id"]}
+    assert {rejected[one][0] for one in duplicates} == {"exact_duplicate", "near_duplicate"}
+
+
+@pytest.mark.parametrize("on", ["pair", "query", "positive"])
+def test_a_chain_keeps_every_text_unlike_its_survivor(on: str, tmp_path: Path, pair, write_shards, read) -> None:
+    """A window that moves over a long text, on one side or the other."""
+    long = text(1, 1000)
+    windows = [long[start : start + 160] for start in range(0, 800, 20)]
+    same = text(2)
+    rows = [pair(one, same, "a") if on == "query" else pair(same, one, "a") for one in windows]
+    if on == "pair":
+        rows += [pair(one, text(3), "b") for one in windows]  # a second chain, told apart by its queries
+    moving = {row["pair_id"]: max(row["query"], row["positive"], key=len) for row in rows}
+    found = []
+    for name, shards in (("one", [rows]), ("two", [rows[::-2], rows[::2][::-1]])):
+        write_shards(tmp_path / name, "filter", *shards)
+        dedup(tmp_path / name, recipe(("a", None), ("b", None), on=on), ONE)
+        kept, rejected = outcome(tmp_path / name, read)
+        found.append((kept, rejected))
+        for gone, (_, survivor) in rejected.items():
+            assert survivor in kept and similarity(moving[gone], moving[survivor]) >= 0.7
+    assert found[0] == found[1]
+    kept = list(found[0][0])
+    alike = [
+        (one, other) for one in kept for other in kept if one < other and similarity(moving[one], moving[other]) >= 0.7
+    ]
+    if on == "pair":  # the first chain differs in the positives, the second in the queries
+        first = {row["pair_id"] for row in rows[: len(windows)]}
+        alike = [(one, other) for one, other in alike if (one in first) == (other in first)]
+    assert alike == []
+    assert len(set(found[0][0].values())) == (2 if on == "pair" else 1) or on == "query"
