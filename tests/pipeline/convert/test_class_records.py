@@ -31,6 +31,13 @@ def test_pairs_that_make_no_record_have_a_reason(pair) -> None:
     ]
 
 
+def test_a_text_with_another_sign_is_another_text(pair) -> None:
+    named = [("今天😀", "开心"), ("今天😡", "生气"), ("C++", "甲"), ("C#", "乙"), ("好", "开心"), ("坏", "生气")]
+    named += [("Java", "甲"), ("Go", "乙")]
+    records, rejects = convert_classes([pair(text, name, "s", "classification") for text, name in named])
+    assert rejects == [] and len(records) == 8
+
+
 def test_one_class_alone_makes_no_records(pair) -> None:
     named = [("篮球赛", "体育"), ("足球赛", "体育"), ("独一篇", "冷门")]
     records, rejects = convert_classes([pair(text, name, "s", "classification") for text, name in named])

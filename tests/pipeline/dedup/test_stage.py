@@ -212,6 +212,23 @@ def test_texts_without_letters_are_compared_as_they_are(tmp_path: Path, pair, wr
     assert sorted(read(tmp_path, "dedup")["query"]) == ["。。。", "！！！"]
 
 
+def test_texts_that_differ_in_a_sign_stay(tmp_path: Path, pair, write_shards, read) -> None:
+    sides = [
+        ("-5的绝对值是多少？", "它的绝对值是5。"),
+        ("5的绝对值是多少？", "它的绝对值是5。"),
+        ("这种药一次吃多少？", "一次1.5毫克，一日三次，饭后服用。"),
+        ("这种药一次吃多少？", "一次15毫克，一日三次，饭后服用。"),
+        ("C++和Java哪个更难学？", "看个人的基础和目标。"),
+        ("C#和Java哪个更难学？", "看个人的基础和目标。"),
+    ]
+    same = [pair("C# 和 Java，哪个更难学", "看个人的基础和目标")]
+    write_shards(tmp_path, "filter", [pair(*each) for each in sides], same)
+    assert dedup(tmp_path, recipe(), ONE).rejected == {"exact_duplicate": 1}
+    kept = {row["query"].replace(" ", "")[:3] for row in read(tmp_path, "dedup").to_dicts()}
+    assert kept == {"-5的", "5的绝", "这种药", "C++", "C#和"}
+    assert read(tmp_path, "dedup").height == 6
+
+
 SOURCES = recipe(("source1", None), ("source0", None), ("source2", None))
 
 

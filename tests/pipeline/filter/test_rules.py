@@ -34,7 +34,7 @@ LINES = "\n".join(f"第{number}行，{words(20 + number)}。" for number in rang
 # name → a pair that is kept, one that is rejected, one that is exactly at the threshold.
 EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str], tuple[str, str]]] = {
     "empty_side": ((QUERY, PROSE), (QUERY, ""), (QUERY, "好")),
-    "same_sides": ((QUERY, PROSE), (QUERY, QUERY + "？"), (QUERY, QUERY + "呢")),
+    "same_sides": ((QUERY, PROSE), (QUERY, QUERY + "？"), (QUERY + "1.5", QUERY + "15")),
     "query_length": ((QUERY, PROSE), ("吃", PROSE), ("吃饭", PROSE)),
     "query_limit": ((QUERY, PROSE), (words(8_193), PROSE), (words(8_192), PROSE)),
     "title_limit": ((QUERY, PROSE), (words(513), PROSE), (words(512), PROSE)),
