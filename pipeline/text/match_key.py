@@ -257,7 +257,7 @@ def _kind_at(data: Bytes, at: int, end: int, table: NDArray[np.uint32]) -> int:
 
 
 @inner_kernel
-def character_key(point: int, table: NDArray[np.uint32]) -> np.uint32:
+def character_key(point: np.uint32 | int, table: NDArray[np.uint32]) -> np.uint32:
     """Return a key of one character in the folding table, whatever its neighbours; 0 for signs that may be dropped.
 
     A character that can't be looked up is its own key, with a bit that no other key has.
