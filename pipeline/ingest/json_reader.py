@@ -195,8 +195,8 @@ def select_objects(source: Source) -> str:
         if structure
     )
     columns = "".join(f", {_select_key(keys, firsts[keys[0]])} AS {quote_name(keys[0])}" for keys in spelled.values())
-    return f"""SELECT _row, _file, _line{columns} FROM (SELECT *{structs} FROM (
-        SELECT _row, _file, _line, CAST(quoted AS JSON) AS record, CAST(text AS JSON) AS document FROM frame))"""
+    return f"""SELECT _row, _file, _line{columns} FROM (
+        SELECT *{structs} FROM (SELECT _row, _file, _line, quoted AS record, text AS document FROM frame))"""
 
 
 def _select_key(keys: Sequence[str], kind: str) -> str:
@@ -327,11 +327,10 @@ def _check_objects(
 def _find_kinds(connection: duckdb.DuckDBPyConnection, records: pl.DataFrame) -> pl.DataFrame:
     """Add a column `kind`: OBJECT, ARRAY or another kind of JSON value; null for what is not valid JSON."""
     connection.register("objects", records.to_arrow())
-    found: pl.DataFrame = connection.sql(
-        "SELECT *, CASE WHEN json_valid(text) THEN json_type(text) END AS kind FROM objects"
-    ).pl()
+    kind = "CASE WHEN starts_with(text, '{') THEN 'OBJECT' ELSE json_type(text) END"
+    found: pl.DataFrame = connection.sql(f"SELECT CASE WHEN json_valid(text) THEN {kind} END AS kind FROM objects").pl()
     connection.unregister("objects")
-    return found
+    return records.with_columns(found["kind"])
 
 
 def _make_problems(records: pl.DataFrame, reason: str, detail: pl.Expr) -> pl.DataFrame:

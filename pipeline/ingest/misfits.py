@@ -1,6 +1,7 @@
 """Find the rows whose values do not fit the types of their source's columns."""
 
 import json
+from collections.abc import Collection, Mapping
 
 import duckdb
 import polars as pl
@@ -24,14 +25,18 @@ def find_misfits(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.Da
     for key, kind in source.columns.items():
         if kind != "JSON":
             spelled.setdefault(key.lower(), []).append(key)
-    for name in _LATE:
-        if name not in spelled and getattr(source, name) is None:
-            rows = connection.sql(_find_late(name)).pl()
-            cure = f'declare it, as in `columns: {{{name}: "{_LATE[name]}"}}`'
-            said = pl.lit(f"{name}: none of the first records has this column; {cure}")
-            found.append(rows.select(pl.col("_row").cast(pl.UInt32), detail=said))
-    for keys in spelled.values():
+    for name in _find_late(connection, source, spelled):
+        rows = connection.sql(
+            f"SELECT _row FROM ({_select_values([name])}) WHERE CAST(value AS VARCHAR) NOT IN ('[]', '{{}}', '\"\"')"
+        ).pl()
+        cure = f'declare it, as in `columns: {{{name}: "{_LATE[name]}"}}`'
+        said = pl.lit(f"{name}: none of the first records has this column; {cure}")
+        found.append(rows.select(pl.col("_row").cast(pl.UInt32), detail=said))
+    suspected = _find_suspected(connection, source, spelled)
+    for name, keys in spelled.items():
         kind = source.columns[keys[0]]
+        if kind in _TEXTS and name not in suspected:
+            continue
         misfits = (_find_no_texts if kind in _TEXTS else _find_no_structures)(connection, keys, kind)
         if misfits.height:
             value = pl.col("value").str.slice(0, _SHOWN)
@@ -40,25 +45,46 @@ def find_misfits(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.Da
     return pl.concat(found).unique("_row", keep="first", maintain_order=True)
 
 
-def _find_late(name: str) -> str:
-    """Return a SELECT for the rows with a value for a key that would be a column without SQL, had the sample had it."""
-    return f"""SELECT _row FROM ({_select_values([name], f"contains(quoted, '{name}')")})
-        WHERE value IS NOT NULL AND CAST(value AS VARCHAR) NOT IN ('[]', '{{}}', '""')"""
+def _find_late(connection: duckdb.DuckDBPyConnection, source: Source, spelled: Collection[str]) -> list[str]:
+    """Find the keys of records that would be columns without any SQL, had the sample had them."""
+    names = [name for name in _LATE if name not in spelled and getattr(source, name) is None]
+    return _find_true(connection, "frame", {name: f"contains(quoted, '\"{name}\"')" for name in names})
+
+
+def _find_suspected(
+    connection: duckdb.DuckDBPyConnection, source: Source, spelled: Mapping[str, list[str]]
+) -> list[str]:
+    """Find the columns of texts that may hold something else in some row."""
+    kinds = {name: source.columns[keys[0]] for name, keys in spelled.items()}
+    conditions = {name: _suspects(keys[0], kinds[name]) for name, keys in spelled.items() if kinds[name] in _TEXTS}
+    return _find_true(connection, "batch", conditions)
+
+
+def _find_true(connection: duckdb.DuckDBPyConnection, table: str, conditions: Mapping[str, str]) -> list[str]:
+    """Return the names of the conditions that are true in some row of a table."""
+    if not conditions:
+        return []
+    (row,) = connection.sql(
+        f"SELECT {', '.join(f'bool_or({one})' for one in conditions.values())} FROM {table}"
+    ).fetchall()
+    return [name for name, is_true in zip(conditions, row, strict=True) if is_true]
+
+
+def _suspects(column: str, kind: str) -> str:
+    """Return the condition for texts that may be something else: as texts, lists and objects begin with a bracket."""
+    name = quote_name(column)
+    if kind == "DOUBLE":
+        return f"({name} IS NOT NULL AND TRY_CAST({name} AS DOUBLE) IS NULL)"
+    return f"(starts_with({name}, '{{') OR starts_with({name}, '['))"
 
 
 def _find_no_texts(connection: duckdb.DuckDBPyConnection, keys: list[str], kind: str) -> pl.DataFrame:
-    """Find lists and objects where a scalar is expected; as texts they begin with a bracket, as few others do."""
-    name = quote_name(keys[0])
-    suspicious = f"TRY_CAST({name} AS DOUBLE) IS NULL" if kind == "DOUBLE" else f"{name}[1] IN ('{{', '[')"
-    suspects = connection.sql(f"SELECT _row FROM batch WHERE {name} IS NOT NULL AND {suspicious}").to_arrow_table()
-    if not suspects.num_rows:
-        return pl.DataFrame(schema={"_row": pl.UInt32, "value": pl.String})
+    """Find lists and objects where a scalar is expected, and texts where a number is."""
     unfit = "true" if kind == "DOUBLE" else "json_type(value) IN ('OBJECT', 'ARRAY')"
-    connection.register("suspects", suspects)
+    suspects = f"SELECT _row FROM batch WHERE {_suspects(keys[0], kind)}"
     misfits: pl.DataFrame = connection.sql(
-        f"SELECT _row, value FROM ({_select_values(keys)}) SEMI JOIN suspects USING (_row) WHERE {unfit}"
+        f"SELECT _row, value FROM ({_select_values(keys)}) WHERE _row IN ({suspects}) AND {unfit}"
     ).pl()
-    connection.unregister("suspects")
     return misfits
 
 
@@ -77,13 +103,10 @@ def _find_no_structures(connection: duckdb.DuckDBPyConnection, keys: list[str], 
     return found
 
 
-def _select_values(keys: list[str], condition: str = "true") -> str:
+def _select_values(keys: list[str]) -> str:
     """Return a SELECT for the values, in JSON, of the first of these keys that a record has."""
     values = (f"from_json(record, {quote(json.dumps({key: 'JSON'}))}).{quote_name(key)}" for key in keys)
-    return (
-        f"SELECT _row, coalesce({', '.join(values)}, NULL) AS value FROM (SELECT _row, CAST(quoted AS JSON) AS record "
-        f"FROM frame WHERE {condition})"
-    )
+    return f"SELECT _row, coalesce({', '.join(values)}, NULL) AS value FROM (SELECT _row, quoted AS record FROM frame)"
 
 
 def cast_columns(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:

@@ -42,29 +42,72 @@ class Projected:
     left_out: int  # rows excluded by `where`
 
 
-def project(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> Projected:
+def project(
+    connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame, plans: "Plans | None" = None
+) -> Projected:
     """Turn the rows of the batch, which was loaded from `frame`, into pairs and problems.
 
     A column that these rows lack is taken as NULL, since other rows of the source may have it.
 
+    Args:
+        plans: The plans of earlier batches of the source, for those with the same columns; new ones are added.
+
     Raises:
         SourceError, duckdb.Error: the SQL does not fit the rows.
     """
+    batch = connection.sql("FROM batch")
+    schema = tuple(zip(batch.columns, map(str, batch.types), strict=True))
+    plans = {} if plans is None else plans
+    plan = plans[schema] = plans.get(schema) or _plan(connection, source)
+    for view in plan.views:
+        connection.execute(view)
+    projected: pl.DataFrame = connection.sql(plan.pairs).pl()
+    if plan.unused:
+        unused = connection.sql(plan.unused).pl()
+        projected = pl.concat([projected, unused.with_columns(no_pair=pl.lit(True))], how="diagonal_relaxed")
+    ((left_out,),) = connection.sql(plan.left_out).fetchall() if plan.left_out else ((0,),)
+    projected = projected.with_columns(meta=_keep_valid(unmark_numbers(pl.col("meta"))))
+    pairs, problems = _judge(connection, source, frame, projected, plan.missing)
+    return Projected(pairs, problems, plan.missing, int(left_out))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The SQL by which batches with certain columns become pairs.
+
+    Attributes:
+        views: Creates `rows` and `selected`.
+        pairs: Selects the columns of a pair for each row that `select` and `where` leave; values may be NULL.
+        unused: Selects the rows for which `select` gives no row; None if there are none, or that can't be told.
+        left_out: Counts the rows that `where` excludes, or None without `where`.
+        missing: Columns that the SQL names but these rows lack.
+    """
+
+    views: list[str]
+    pairs: str
+    unused: str | None
+    left_out: str | None
+    missing: list[str]
+
+
+Plans = dict[tuple[tuple[str, str], ...], Plan]
+"""Plans by the names and types of the batch's columns."""
+
+
+def _plan(connection: duckdb.DuckDBPyConnection, source: Source) -> Plan:
     decimals = find_decimals(connection, source)
     missing: dict[str, str] = {}
     while True:
         nulls = "".join(f', {null} AS "{name}"' for name, null in missing.items())
-        connection.execute(f"CREATE OR REPLACE VIEW rows AS SELECT {_NUMBER}, *{nulls} FROM batch")
+        rows = f"CREATE OR REPLACE VIEW rows AS SELECT {_NUMBER}, *{nulls} FROM batch"
+        connection.execute(rows)
         try:
-            projected, left_out = _project(connection, source, decimals)
+            return _plan_with(connection, source, decimals, rows, list(missing))
         except duckdb.BinderException as error:
             name, is_struct = find_missing(error) or ("", False)
             if not name or name in missing or re.search(rf"\b{re.escape(name)}\b", source.where or ""):
                 raise  # without that column it is unknown what `where` excludes
             missing[name] = "NULL::JSON" if is_struct else "NULL"  # JSON has every field
-        else:
-            pairs, problems = _judge(connection, source, frame, projected, list(missing))
-            return Projected(pairs, problems, list(missing), left_out)
 
 
 def reject_batch(
@@ -84,12 +127,12 @@ def _list_columns(connection: duckdb.DuckDBPyConnection, source: Source, frame: 
     return f"Available columns: {', '.join(names[:_LISTED]) or 'none'}{more}"
 
 
-def _project(connection: duckdb.DuckDBPyConnection, source: Source, decimals: Decimals) -> tuple[pl.DataFrame, int]:
-    """Compute the columns of a pair for each row that `select` and `where` leave; values may be NULL.
-
-    Rows for which `select` gives no row are included, with `no_pair` true. Also counts the rows that `where` excludes.
-    """
-    _create_selected(connection, source, decimals)
+def _plan_with(
+    connection: duckdb.DuckDBPyConnection, source: Source, decimals: Decimals, rows: str, missing: list[str]
+) -> Plan:
+    """Plan the projection of the view `rows`. Raises duckdb.BinderException if it lacks a column."""
+    selected = _select(connection, source, decimals)
+    connection.execute(selected)
     there = connection.sql("FROM selected").columns
     place = ", ".join(name if name in there else f"NULL AS {name}" for name in ("_pair", "_file", "_line"))
     query, query_found = as_text(connection, "''" if source.task == "passage" else source.query, decimals)
@@ -109,29 +152,26 @@ def _project(connection: duckdb.DuckDBPyConnection, source: Source, decimals: De
     }
     values = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
     where = source.where and choose_binding(connection, "selected", as_numbers(source.where, decimals), source.where)
-    chosen = f"WHERE {where}" if where else ""
-    projected: pl.DataFrame = connection.sql(f"SELECT {place}, {values}, false AS no_pair FROM selected {chosen}").pl()
-    if "_pair" in there:
-        unused = connection.sql("SELECT _pair, _file, _line FROM rows ANTI JOIN selected USING (_pair)").pl()
-        projected = pl.concat([projected, unused.with_columns(no_pair=pl.lit(True))], how="diagonal_relaxed")
-    return projected.with_columns(meta=_keep_valid(unmark_numbers(pl.col("meta")))), _count_left_out(connection, where)
+    pairs = f"SELECT {place}, {values}, false AS no_pair FROM selected {f'WHERE {where}' if where else ''}"
+    connection.sql(f"{pairs}\nLIMIT 0")  # binds all of it
+    return Plan(
+        views=[rows, selected],
+        pairs=pairs,
+        unused="SELECT _pair, _file, _line FROM rows ANTI JOIN selected USING (_pair)"
+        if (source.select or source.from_) and "_pair" in there
+        else None,
+        left_out=f"SELECT count(*) FROM selected WHERE NOT coalesce(({where}\n)::BOOLEAN, false)" if where else None,
+        missing=missing,
+    )
 
 
-def _create_selected(connection: duckdb.DuckDBPyConnection, source: Source, decimals: Decimals) -> None:
-    """Create the view `selected`: the rows with the columns that `select` adds."""
+def _select(connection: duckdb.DuckDBPyConnection, source: Source, decimals: Decimals) -> str:
+    """Return SQL that creates the view `selected`: the rows with the columns that `select` adds."""
     given = source.select or "*"
     table = source.from_ or "rows"
     all_columns = "\n, rows.*" if source.select and not source.from_ else ""
     select = choose_binding(connection, table, given, as_numbers(given, decimals)) if source.select else given
-    connection.execute(f"CREATE OR REPLACE VIEW selected AS SELECT {select}{all_columns}\nFROM {table}")
-
-
-def _count_left_out(connection: duckdb.DuckDBPyConnection, where: str | None) -> int:
-    if not where:
-        return 0
-    query = f"SELECT count(*) FROM selected WHERE NOT coalesce(({where}\n)::BOOLEAN, false)"
-    ((rows,),) = connection.execute(query).fetchall()
-    return int(rows)
+    return f"CREATE OR REPLACE VIEW selected AS SELECT {select}{all_columns}\nFROM {table}"
 
 
 def _own_column(connection: duckdb.DuckDBPyConnection, column: str, otherwise: str) -> str:

@@ -8,7 +8,7 @@ import polars as pl
 
 from ...schemas.settings import Source
 from .problems import no_problems
-from .projection import Projected, project, reject_batch
+from .projection import Plans, Projected, project, reject_batch
 from .readers import SourceError, load_batch, open_sandbox, read_joined
 from .shown_records import show_records
 
@@ -20,6 +20,7 @@ class Projector:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.plans: Plans = {}
         self._open()
 
     def __enter__(self) -> Self:
@@ -58,7 +59,7 @@ class Projector:
             problems = load_batch(self.connection, self.source, frame)
             if self.unjoined:
                 raise self.unjoined
-            found = project(self.connection, self.source, frame)
+            found = project(self.connection, self.source, frame, self.plans)
         except _FATAL:
             raise
         except (duckdb.Error, SourceError, UnicodeDecodeError) as error:

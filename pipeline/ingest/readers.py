@@ -177,7 +177,8 @@ def load_batch(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.
         frame = frame.with_columns(quoted=quote_numbers(frame["text"]))
     connection.register("frame", frame.drop(RECORD, strict=False).to_arrow())
     connection.execute(f"CREATE OR REPLACE TABLE batch AS {select}")
-    problems = _take_refused(connection, source, frame) if reader.select else no_problems()
+    gives_rows_of_its_own = reader.select and not reader.has_keys  # none or several for a record
+    problems = _take_refused(connection, source, frame) if gives_rows_of_its_own else no_problems()
     if source.columns:
         misfits = find_misfits(connection, source) if reader.has_keys else cast_columns(connection, source)
         if misfits.height:
@@ -211,7 +212,7 @@ def _take_refused(connection: duckdb.DuckDBPyConnection, source: Source, frame: 
     barren: pl.DataFrame = connection.sql("SELECT _row FROM frame ANTI JOIN batch USING (_row) ORDER BY _row").pl()
     said = pl.lit(f"contains no pair in the shape {source.read}")
     problems = show_records(frame, barren.with_columns(reason=pl.lit("no_pair"), detail=said))
-    if find_reader(source).has_keys or "_reason" not in connection.sql("FROM batch").columns:
+    if "_reason" not in connection.sql("FROM batch").columns:
         return problems
     refused: pl.DataFrame = connection.sql(
         "SELECT _row, _reason AS reason, _detail AS detail, to_json({query: query, positive: positive, negatives:"

@@ -46,11 +46,11 @@ def test_a_sandbox_that_fails_is_replaced(tmp_path: Path, monkeypatch: pytest.Mo
     """Joined files are there again, and what `where` excludes is counted once."""
     whole = projector.project
 
-    def fail(connection: duckdb.DuckDBPyConnection, source: Any, frame: pl.DataFrame) -> Any:
+    def fail(connection: duckdb.DuckDBPyConnection, source: Any, frame: pl.DataFrame, plans: Any) -> Any:
         if (frame["query"] == "坏").any():
             connection.close()
             raise duckdb.FatalException("FATAL Error: it is all over")
-        return whole(connection, source, frame)
+        return whole(connection, source, frame, plans)
 
     monkeypatch.setattr(projector, "project", fail)
     pl.DataFrame({"query": ["一", "坏", "二", "三"], "n": [1, 2, 3, 4]}).write_parquet(tmp_path / "a.parquet")
