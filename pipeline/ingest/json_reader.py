@@ -166,7 +166,7 @@ def _find_array_key(source: Source) -> str | None:
 def select_from_records(select: str) -> str:
     """Give a SELECT the table it reads, `records(_row, _file, _line, record JSON)`, made from `frame`.
 
-    Numbers that DuckDB would round are texts in `record`; see scanners.quote_numbers.
+    Numbers that DuckDB would round are texts in `record`; see quoted_numbers.
     """
     return f"WITH records AS (SELECT _row, _file, _line, CAST(quoted AS JSON) AS record FROM frame) FROM ({select})"
 

@@ -83,7 +83,7 @@ def _find_no_texts(connection: duckdb.DuckDBPyConnection, keys: list[str], kind:
     unfit = "true" if kind == "DOUBLE" else "json_type(value) IN ('OBJECT', 'ARRAY')"
     suspects = f"SELECT _row FROM batch WHERE {_suspects(keys[0], kind)}"
     misfits: pl.DataFrame = connection.sql(
-        f"SELECT _row, value FROM ({_select_values(keys)}) WHERE _row IN ({suspects}) AND {unfit}"
+        f"SELECT _row, value FROM ({_select_values(keys, f'_row IN ({suspects})')}) WHERE {unfit}"
     ).pl()
     return misfits
 
@@ -103,10 +103,11 @@ def _find_no_structures(connection: duckdb.DuckDBPyConnection, keys: list[str], 
     return found
 
 
-def _select_values(keys: list[str]) -> str:
+def _select_values(keys: list[str], condition: str = "true") -> str:
     """Return a SELECT for the values, in JSON, of the first of these keys that a record has."""
+    records = f"SELECT _row, quoted AS record FROM frame WHERE {condition}"
     values = (f"from_json(record, {quote(json.dumps({key: 'JSON'}))}).{quote_name(key)}" for key in keys)
-    return f"SELECT _row, coalesce({', '.join(values)}, NULL) AS value FROM (SELECT _row, quoted AS record FROM frame)"
+    return f"SELECT _row, coalesce({', '.join(values)}, NULL) AS value FROM ({records})"
 
 
 def cast_columns(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:

@@ -1,12 +1,13 @@
 """Keep the digits of numbers in JSON, which DuckDB would read as double precision."""
 
-import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from .column_types import LONGEST_INTEGER
 
-_SUSPICIOUS = r"[:\[,]\s*-?(?:[0-9]+[.eE]|[0-9]{19}|NaN|Infinity)"
+_NUMBER = rf"-?(?:[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]+|[0-9]+\.[0-9]+|[0-9]{{{LONGEST_INTEGER + 1},}}|NaN|Infinity)"
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_SUSPICIOUS = rf"[:\[,]\s*{_NUMBER}"  # also within strings
+_EDGE = "\1"  # of a number; JSON has no control characters
 
 
 def quote_numbers(records: pl.Series) -> pl.Series:
@@ -15,14 +16,10 @@ def quote_numbers(records: pl.Series) -> pl.Series:
     `{"price": 3.10, "id": 12}` becomes `{"price": "3.10", "id": 12}`. So do NaN and Infinity, which are not JSON but
     which Python writes. Records without such numbers stay as they are.
     """
-    if not records.str.contains(_SUSPICIOUS).any():
+    rows = records.str.contains(_SUSPICIOUS).arg_true()
+    if not len(rows):
         return records
-    from ..text.kernels import utf8_buffers  # loading Numba takes a second, which most sources need not spend
-    from . import scanners
-
-    offsets, data = utf8_buffers(records.to_arrow())
-    quoted = np.empty(2 * int(offsets[-1] - offsets[0]), np.uint8)
-    ends = np.empty(len(offsets), np.int64)
-    scanners.quote_numbers(data, offsets, LONGEST_INTEGER, quoted, ends)
-    texts = pa.LargeStringArray.from_buffers(len(records), pa.py_buffer(ends), pa.py_buffer(quoted[: ends[-1]]))
-    return pl.Series(records.name, texts)
+    # A match is a string, which gets two edges after it, or a number, which gets one on either side.
+    edged = records.gather(rows).str.replace_all(f"(?s)({_STRING})|({_NUMBER})", f"${{1}}{_EDGE}${{2}}{_EDGE}")
+    quoted = edged.str.replace_all(_EDGE * 2, "", literal=True).str.replace_all(_EDGE, '"', literal=True)
+    return records.scatter(rows, quoted)

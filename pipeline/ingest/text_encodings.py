@@ -11,7 +11,6 @@ from pathlib import PurePosixPath
 import fsspec
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from . import charsets
 from .charsets import (
@@ -22,6 +21,7 @@ from .charsets import (
     find_fault,
     find_utf_16,
     is_surely_utf_8,
+    is_utf_8,
     judge,
     measure_damage,
     rescue,
@@ -196,15 +196,6 @@ def decode(data: bytes, encoding: str, offset: int) -> bytes:
         return data
     _mark_offsets_from(offset)
     return charsets.decode(data, encoding, "conan.mark").encode()
-
-
-def is_utf_8(data: bytes) -> bool:
-    """Whether bytes are valid UTF-8; ten times as fast as decoding them in Python."""
-    try:
-        pl.Series([data], dtype=pl.Binary).cast(pl.String)
-    except pl.exceptions.PolarsError:
-        return False
-    return True
 
 
 def restore_bytes(text: str) -> bytes:
