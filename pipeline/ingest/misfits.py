@@ -81,9 +81,12 @@ def _suspects(column: str, kind: str) -> str:
 def _find_no_texts(connection: duckdb.DuckDBPyConnection, keys: list[str], kind: str) -> pl.DataFrame:
     """Find lists and objects where a scalar is expected, and texts where a number is."""
     unfit = "true" if kind == "DOUBLE" else "json_type(value) IN ('OBJECT', 'ARRAY')"
-    suspects = f"SELECT _row FROM batch WHERE {_suspects(keys[0], kind)}"
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE suspects AS SELECT _row, quoted FROM frame WHERE _row IN "
+        f"(SELECT _row FROM batch WHERE {_suspects(keys[0], kind)})"
+    )
     misfits: pl.DataFrame = connection.sql(
-        f"SELECT _row, value FROM ({_select_values(keys, f'_row IN ({suspects})')}) WHERE {unfit}"
+        f"SELECT _row, value FROM ({_select_values(keys, 'suspects')}) WHERE {unfit}"
     ).pl()
     return misfits
 
@@ -103,11 +106,10 @@ def _find_no_structures(connection: duckdb.DuckDBPyConnection, keys: list[str], 
     return found
 
 
-def _select_values(keys: list[str], condition: str = "true") -> str:
+def _select_values(keys: list[str], table: str = "frame") -> str:
     """Return a SELECT for the values, in JSON, of the first of these keys that a record has."""
-    records = f"SELECT _row, quoted AS record FROM frame WHERE {condition}"
-    values = (f"from_json(record, {quote(json.dumps({key: 'JSON'}))}).{quote_name(key)}" for key in keys)
-    return f"SELECT _row, coalesce({', '.join(values)}, NULL) AS value FROM ({records})"
+    values = (f"from_json(quoted, {quote(json.dumps({key: 'JSON'}))}).{quote_name(key)}" for key in keys)
+    return f"SELECT _row, coalesce({', '.join(values)}, NULL) AS value FROM {table}"
 
 
 def cast_columns(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:

@@ -239,6 +239,7 @@ def find_encoding(chunks: Iterable[bytes], declared: str | None = None, path: st
                 continue
             sample += chunk
             if len(sample) >= SAMPLE:
+                sample = sample[:SAMPLE]
                 sample = sample[: sample.rfind(b"\n") + 1 or _find_last_character(sample)]
                 break
     except FileError:
