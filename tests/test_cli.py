@@ -149,8 +149,27 @@ def test_json_is_one_object_a_stage(conan: Conan, filtered_corpus: Path) -> None
     assert code == 0
     assert json.loads(output) | {"seconds": 0} == {
         "stage": "ingest", "rows_in": 3, "rows_out": 3, "rejected": {}, "shards": 1, "skipped": 1, "seconds": 0,
-        "notes": {"absent_columns": [], "left_out_by_where": {}}, "empty_sources": [], "bad_input": False,
+        "notes": {"kept_types": [], "globs_without_files": [], "skipped_files": [], "absent_columns": [],
+                  "left_out_by_where": {}},
+        "empty_sources": [], "bad_input": False,
     }  # fmt: skip
+
+
+def test_ingest_dry_run_shows_sources_and_writes_nothing(conan: Conan, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"q": "问", "a": ["答"]}\n{"q": "怪"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"sources: [{{name: web, files: {tmp_path}/a.jsonl, read: jsonl, query: q, positive: 'a[1]'}}]", "utf-8"
+    )
+    code, output, _ = conan("ingest", tmp_path / "corpus", "--recipe", recipe, "--dry-run")
+    assert code == 0
+    words = output.replace("│", " ").split()
+    assert " ".join(words[: words.index("rows")]).endswith("q VARCHAR a VARCHAR[] └──────┴───────────┘ 2")
+    assert "query: 问" in output and "positive: 答" in output
+    assert f"rejected: no_positive 1, first {tmp_path}/a.jsonl, line 2" in output
+    (source,) = json.loads(conan("ingest", tmp_path / "corpus", "--recipe", recipe, "--dry-run", "--json")[1])
+    assert (source["name"], source["columns"], source["kept"]) == ("web", {"q": "VARCHAR", "a": "VARCHAR[]"}, 1)
+    assert not (tmp_path / "corpus").exists()
 
 
 def test_a_summary_has_rows_in_out_and_rejected_for_each_reason(conan: Conan, filtered_corpus: Path) -> None:

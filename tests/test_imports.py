@@ -33,7 +33,8 @@ ARROWS = {
         "pipeline.encoder",
         "pipeline.engine.calls",  # how progress is shown
         "pipeline.engine.progress_lines",
-        "pipeline.ingest.files",  # evaluation sets are read as sources are
+        "pipeline.ingest.columns",  # evaluation sets are read as sources are
+        "pipeline.ingest.files",
         "pipeline.ingest.readers",
         "pipeline.ingest.splits",
         "pipeline.ingest.stage",
