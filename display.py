@@ -313,7 +313,8 @@ def show_sources(sources: Iterable["SourcePreview"], as_json: bool) -> None:
 
 
 def _show_source(source: dict[str, Any]) -> None:
-    out.print(f"{source['name']}: {source['files']:,} files", style="bold")
+    files = source["files"]
+    out.print(f"{source['name']}: {files:,} file{'s' * (files != 1)}", style="bold")
     if source["columns"]:
         table = Table("column", "type")
         for name, kind in source["columns"].items():
