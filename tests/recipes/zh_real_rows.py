@@ -199,10 +199,16 @@ def kdconv(documents: Iterable[Any]) -> Iterator[Row]:
             yield Pair(query, "、".join(sorted(answers))) if asked else LEFT_OUT
 
 
+def without_queries(rows: Iterable[Row]) -> Iterator[Row]:
+    """The passages that are only searched among."""
+    for row in rows:
+        yield row._replace(query="") if isinstance(row, Pair) else row
+
+
 def oi_wiki(texts: Iterable[str]) -> Iterator[Row]:
-    """The first paragraph of prose and what follows it."""
+    """The first paragraph of prose and what follows it. Empty files have no row."""
     address = r"[^()\s]*[./#][^()\s]*(?:\([^()\s]*\)[^()\s]*)*( \"[^\"\n]*\")?"
-    for text in texts:
+    for text in filter(None, texts):
         # Bylines and notes, included files and tabs, marks of notes and pictures, empty fences; frames, links.
         text = re.sub(r"(?mi)^(authors?|autor|disqus|前置知识)\s*[:：].*$|^ {0,3}\[[^\]\n]+\]:.*$", "", text)
         text = re.sub(r'(?m)^.*--8<--.*$|^ *=== ".*$', "", text)
@@ -350,7 +356,9 @@ def sources(data: Data) -> dict[str, Iterator[Row]]:
 def evaluation_sets(data: Data) -> dict[str, Iterator[Row]]:
     """The recipe's evaluation sets by name, with the passages that are only searched among."""
     return {
-        "cmrc2018_trial": squad(data.elements(CMRC + "trial.json", CMRC + "dev.json")),
+        "cmrc2018_trial": chain(
+            squad(data.elements(CMRC + "trial.json")), without_queries(squad(data.elements(CMRC + "dev.json")))
+        ),
         "t2rank_100": triples(data.records("t2rank_sample/example_data/t2rank_100.jsonl")),
         "xwlb_december": xwlb(data, [12]),
         "stsb_test": pairs(data.tsv(STS + "STS-B/STS-B.test.data", columns=SCORED), *SCORED),
