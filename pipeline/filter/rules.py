@@ -31,7 +31,7 @@ from ...schemas.settings import ClassifierSettings
 from ..text.match_key import match_key
 from ..text.personal_data import MASKS
 from .text_counts import PROFILE, profile
-from .titles import after_title
+from .titles import TITLED, after_title
 
 Side = Literal["query", "positive", "pair"]
 Bound = Literal["min", "max"]
@@ -108,6 +108,18 @@ def _share_of_ngrams(side: str, what: str, n: int) -> pl.Expr:
     return _count(side, what) / (_count(side, "characters") - n + 1).clip(1)
 
 
+def _suspect(side: str, what: str) -> pl.Expr:
+    """Return the texts in which a pattern may match: those with at least one `what`, and empty texts for others.
+
+    Polars would search the texts underneath nulls, too.
+    """
+    return pl.when(_count(side, what) > 0).then(pl.col(side)).otherwise(pl.lit(""))
+
+
+def _bracketed(side: str) -> pl.Expr:
+    return _suspect(side, "brackets")
+
+
 def _share_matched(side: str, pattern: str, text: pl.Expr | None = None) -> pl.Expr:
     """Return the share of a side's characters that a pattern matches, in the side itself or in `text`."""
     text = pl.col(side) if text is None else text
@@ -162,9 +174,7 @@ _MOJIBAKE = (
 
 
 def _mojibake(side: str) -> pl.Expr:
-    # An empty text instead of null, because Polars searches the texts underneath nulls, too.
-    suspect = pl.when(_count(side, "misread") > 0).then(pl.col(side)).otherwise(pl.lit(""))
-    return _share_matched(side, _MOJIBAKE, suspect)
+    return _share_matched(side, _MOJIBAKE, _suspect(side, "misread"))
 
 
 def _damaged(side: str) -> pl.Expr:
@@ -182,6 +192,7 @@ def _ellipsis_lines(side: str) -> pl.Expr:
 
 _URL = r"""https?://[^\s\p{Han}，。；、（）【】《》“”"'<>]+|www\.[a-zA-Z0-9-]+\.[a-zA-Z0-9./?=&%#_-]+"""
 _CONTACT = "|".join([_URL, *(rf"\[{mask[1:-1]}\]" for mask in MASKS.values())])
+# Every match of _MARKUP and _CHAT_TOKEN begins with a character that text_counts.PROFILE counts as `brackets`.
 _MARKUP = r"</?[a-zA-Z][^<>\n:]{0,80}>|\{\{[^{}]*\}\}|\{%[^{}]*%\}|\[/?[a-z]+(?:=[^\]\n]*)?\]|\[\[|\]\]"
 
 # A news text may contain one of these phrases; adverts and page navigation contain little else.
@@ -197,7 +208,8 @@ _BOILERPLATE = (
 def _boilerplate() -> pl.Expr:
     """Return the share of boilerplate phrases, without the mask of WeChat ids, which contains one."""
     mask = MASKS["wechat"]
-    masked = pl.col("positive").str.count_matches(mask, literal=True) * len(mask) / _characters("positive").clip(1)
+    masks = _bracketed("positive").str.count_matches(mask, literal=True)
+    masked = masks * len(mask) / _characters("positive").clip(1)
     return _share_matched("positive", rf"\[{mask[1:-1]}\]|{_BOILERPLATE}") - masked
 
 
@@ -213,9 +225,9 @@ _CHAT_TOKEN = (  # ChatML, Llama 3, ChatGLM, DeepSeek, Llama 2, Gemma
 )
 
 
-def _contains(pattern: str) -> pl.Expr:
+def _contains(pattern: str, text: Callable[[str], pl.Expr] = pl.col) -> pl.Expr:
     """Return 1 if a pattern matches either side, else 0."""
-    return (pl.col("query").str.contains(pattern) | pl.col("positive").str.contains(pattern)).cast(pl.Int8)
+    return (text("query").str.contains(pattern) | text("positive").str.contains(pattern)).cast(pl.Int8)
 
 
 _CHOSEN = "chosen here"
@@ -226,7 +238,6 @@ _CHINESE_WEB_TEXT = "ChineseWebText, preprocess.py"
 _FINEWEB = "FineWeb 2, cmn_Hani.yml"
 _GOPHER = "Gopher, section A1.1"
 _GOPHER_LINES = "Gopher, table A1: its limit on repeated lines, applied to their characters"
-_TITLED = ("title_content",)
 _PROSE = ("pretrain", "passage")
 _UNSCORED = ("pretrain", "retrieval")
 _PAIRS = ("pretrain", "retrieval", "sts", "classification")
@@ -240,13 +251,13 @@ _BUILT_IN = (
     Rule("same_sides", "pair", "max", 0, _same_sides(), _CHOSEN, tasks=_UNSCORED),
     Rule("query_length", "query", "min", 2, _characters("query"), _CHOSEN),
     Rule("query_limit", "query", "max", 8_192, _characters("query"), _CHOSEN),
-    Rule("title_limit", "query", "max", 512, _characters("query"), _BY_READING, _TITLED),
+    Rule("title_limit", "query", "max", 512, _characters("query"), _BY_READING, TITLED),
     Rule("positive_length", "positive", "min", 2, _characters("positive"), _CHOSEN),
     Rule("positive_limit", "positive", "max", 100_000, _characters("positive"), _CHOSEN),
-    Rule("content_length", "positive", "min", 10, _characters("positive"), _DATA_JUICER, _TITLED),
+    Rule("content_length", "positive", "min", 10, _characters("positive"), _DATA_JUICER, TITLED),
     Rule("wordless", "positive", "min", 1, _count("positive", "letters"), _BY_READING),
     Rule("null_word", "pair", "max", 0, _contains(_NULL_WORD), _BY_READING, tasks=_UNSCORED),
-    Rule("title_leak", "pair", "min", _TITLE_LEFT, after_title().str.len_chars(), _CHOSEN, _TITLED, version=2),
+    Rule("title_leak", "pair", "min", _TITLE_LEFT, after_title().str.len_chars(), _CHOSEN, TITLED, version=2),
     # Characters. For han_ratio one Chinese side is enough: the answer to a Chinese question may be code or English.
     Rule("mojibake", "pair", "max", 0.01, _both("max", _mojibake), _CHOSEN, tasks=_ALL_TASKS),
     Rule("damaged_characters", "pair", "max", 0.2, _both("max", _damaged), _BY_READING, tasks=_ALL_TASKS),
@@ -263,19 +274,20 @@ _BUILT_IN = (
     Rule("repeated_ngrams", "positive", "max", 0.5,
          _in_prose("positive", _share_of_ngrams("positive", "repeated_13grams", 13)), _CHINESE_WEB_TEXT),
     Rule("line_repetition", "positive", "max", 0.3,
-         _in_prose("positive", _share("positive", "repeated_line_characters")), _GOPHER_LINES, _TITLED),
+         _in_prose("positive", _share("positive", "repeated_line_characters")), _GOPHER_LINES, TITLED),
     # Lines and separators.
     Rule("line_length", "positive", "min", 10,
          _in_long("positive", 200, _characters("positive") / _count("positive", "lines").clip(1)),
-         _CHINESE_WEB_TEXT, _TITLED),
+         _CHINESE_WEB_TEXT, TITLED),
     Rule("finished_lines", "positive", "min", 0.106,
-         _share_of_lines("positive", 5, _count("positive", "finished_lines")), _FINEWEB, _TITLED),
-    Rule("ellipsis_lines", "positive", "max", 0.3, _ellipsis_lines("positive"), _GOPHER, _TITLED),
+         _share_of_lines("positive", 5, _count("positive", "finished_lines")), _FINEWEB, TITLED),
+    Rule("ellipsis_lines", "positive", "max", 0.3, _ellipsis_lines("positive"), _GOPHER, TITLED),
     Rule("separator_ratio", "positive", "max", 0.4, _share("positive", "separators"), _BY_READING),
     # Links, markup and boilerplate.
     Rule("url_density", "positive", "max", 0.6, _share_matched("positive", _CONTACT), _CHOSEN),
-    Rule("markup_density", "positive", "max", 0.2, _share_matched("positive", _MARKUP), _CHOSEN),
-    Rule("chat_tokens", "pair", "max", 0, _contains(_CHAT_TOKEN), _CHOSEN, tasks=_UNSCORED),
+    Rule("markup_density", "positive", "max", 0.2,
+         _share_matched("positive", _MARKUP, _bracketed("positive")), _CHOSEN),
+    Rule("chat_tokens", "pair", "max", 0, _contains(_CHAT_TOKEN, _bracketed), _CHOSEN, tasks=_UNSCORED),
     Rule("boilerplate", "positive", "max", 0.1, _boilerplate(), _CHOSEN, version=2),
 )
 # fmt: on
@@ -403,7 +415,7 @@ def strip_title(frame: pl.DataFrame) -> pl.DataFrame:
 
     If too little text follows, the text is left as it is and the rule `title_leak` rejects it.
     """
-    rest = pl.when(pl.col("format").is_in(_TITLED)).then(after_title())
+    rest = frame.select(after_title()).to_series()
     return frame.with_columns(
         pl.when(rest.str.len_chars() >= _TITLE_LEFT).then(rest).otherwise("positive").alias("positive")
     )

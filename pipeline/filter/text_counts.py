@@ -21,6 +21,7 @@ PROFILE = (
     "symbols",  # \p{S}: currency, mathematics, boxes, emoji
     "damaged",  # U+FFFD, private use and unassigned code points
     "misread",  # first characters of UTF-8 misread as Windows-1252 (À to ÿ) or as GBK (MISREAD_AS_GBK)
+    "brackets",  # `<`, `[`, `]` and `{`, with which markup begins
     "separators",  # characters in runs of four or more of `----====****`
     "dominant",  # occurrences of the most frequent character that is neither white space nor a digit
     "lines",  # lines that are not blank
@@ -32,7 +33,7 @@ PROFILE = (
 """The counts of `profile`, in this order."""
 
 _OTHER, _HAN, _LETTER, _DIGIT, _PUNCTUATION, _SYMBOL, _SPACE, _DAMAGED = range(8)
-_SENTENCE_END, _SEPARATOR, _MISREAD = 16, 32, 64  # flags, added to the class
+_SENTENCE_END, _SEPARATOR, _MISREAD, _BRACKET = 16, 32, 64, 128  # flags, added to the class
 _CODE_POINTS = 0x110000
 _NEWLINE = 0x0A
 _BASE, _MIX = np.uint64(0x100000001B3), np.uint64(0x9E3779B97F4A7C15)  # FNV's prime; Fibonacci hashing's multiplier
@@ -41,6 +42,7 @@ _MAX_REPEAT_CHARACTERS = 1 << 20
 
 # Punctuation that ends a sentence, Chinese and Western, and the quotes and brackets that may follow it.
 _SENTENCE_ENDS = '。．｡！？；…：.!?;:”’」』）)】》〉"~～'
+_BRACKETS = "<[]{"
 MISREAD_AS_GBK = "锟烫屯銆鈥鐨锛"
 _SEPARATORS = "-=_*#~+.·•…—|/\\^@$%&"
 _SEPARATOR_RUN = 4
@@ -81,20 +83,21 @@ def _classes() -> Any:
     classes[np.array(points)] = found.to_numpy()
     classes[[ord(mark) for mark in _SENTENCE_ENDS]] |= _SENTENCE_END
     classes[[ord(mark) for mark in _SEPARATORS]] |= _SEPARATOR
+    classes[[ord(mark) for mark in _BRACKETS]] |= _BRACKET
     classes[[*range(0xC0, 0x100), *map(ord, MISREAD_AS_GBK)]] |= _MISREAD
     return classes
 
 
 @kernel
 def _count_characters(data: Any, classes: Any, points: Any, frequency: Any, class_counts: Any, row: Any) -> int:
-    """Set the counts of characters, row[:10]. Write the code points of UTF-8 `data` to `points`; return their number.
+    """Set the counts of characters, row[:11]. Write the code points of UTF-8 `data` to `points`; return their number.
 
     `frequency`, one number per code point, is all zeros before and after. `class_counts` has four rows that are used in
     turn: consecutive characters mostly have the same class, and each increment would wait for the one before it.
     """
     class_counts[:] = 0
     size, at = 0, 0
-    misread, separators, run = 0, 0, 0
+    misread, brackets, separators, run = 0, 0, 0, 0
     while at < len(data):
         point, width = code_point(data, at)
         at += width
@@ -105,8 +108,9 @@ def _count_characters(data: Any, classes: Any, points: Any, frequency: Any, clas
         frequency[point] += 1
         if not kind & _SEPARATOR:
             run = 0
-        if kind & (_SEPARATOR | _MISREAD):
+        if kind & (_SEPARATOR | _MISREAD | _BRACKET):
             misread += kind & _MISREAD != 0
+            brackets += kind & _BRACKET != 0
             run += kind & _SEPARATOR != 0
             if run >= _SEPARATOR_RUN:
                 separators += _SEPARATOR_RUN if run == _SEPARATOR_RUN else 1
@@ -125,8 +129,9 @@ def _count_characters(data: Any, classes: Any, points: Any, frequency: Any, clas
     row[5] = class_counts[0, _SYMBOL]
     row[6] = class_counts[0, _DAMAGED]
     row[7] = misread
-    row[8] = separators
-    row[9] = dominant
+    row[8] = brackets
+    row[9] = separators
+    row[10] = dominant
     return size
 
 
@@ -151,7 +156,7 @@ def _clear_table(capacity: int, counts: Any) -> int:
 
 @kernel
 def _count_lines(points: Any, size: int, classes: Any, line_ends: Any, keys: Any, counts: Any, row: Any) -> None:
-    """Set `lines`, `finished_lines` and `repeated_line_characters` in row[10:13]."""
+    """Set `lines`, `finished_lines` and `repeated_line_characters` in row[11:14]."""
     breaks = 0
     for at in range(size):
         line_ends[breaks] = at  # branch-free: overwritten unless a line ends here
@@ -164,15 +169,15 @@ def _count_lines(points: Any, size: int, classes: Any, line_ends: Any, keys: Any
         while end > start and classes[points[end - 1]] == _SPACE:
             end -= 1
         if end > start:
-            row[10] += 1
-            row[11] += classes[points[end - 1]] & _SENTENCE_END != 0
+            row[11] += 1
+            row[12] += classes[points[end - 1]] & _SENTENCE_END != 0
         if end > start and breaks:
             key = np.uint64(0)
             for point in points[start:line_end]:
                 key = (key + np.uint64(point)) * _BASE
             slot = _find_slot(key, keys, counts, mask)
             if counts[slot]:
-                row[12] += line_end - start
+                row[13] += line_end - start
             keys[slot] = key
             counts[slot] = 1
         start = line_end + 1
@@ -280,7 +285,7 @@ def _count(data: Any, offsets: Any, classes: Any, frequency: Any, rows: Any) -> 
             continue
         repeated = _find_repeat_candidates(points, size, 10, hashes, marks, positions)
         repeated = _keep_repeated(hashes, positions, repeated, keys, counts, slots)
-        row[13] = _count_top_repeated(slots[:repeated], counts, size - 9, tally)
+        row[14] = _count_top_repeated(slots[:repeated], counts, size - 9, tally)
         # A 13-gram can repeat only where its four 10-grams do; its hash extends the hash of the first.
         longer = 0
         for at in range(repeated - 3):
@@ -290,7 +295,7 @@ def _count(data: Any, offsets: Any, classes: Any, frequency: Any, rows: Any) -> 
                     hashes[start] = hashes[start] * _BASE + np.uint64(point)
                 positions[longer] = start
                 longer += 1
-        row[14] = _keep_repeated(hashes, positions, longer, keys, counts, slots)
+        row[15] = _keep_repeated(hashes, positions, longer, keys, counts, slots)
 
 
 def profile(texts: pl.Series) -> pl.DataFrame:

@@ -24,34 +24,57 @@ _SPACE = rf"^{_CLOSING}[^\S\n]+[^\s(（是为]"  # enough if the title is not in
 _SEPARATOR = rf"^{_CLOSING}(?:{_SITE}\s*(?:\n|$))?[\s:：|｜—_。.-]*"
 _LONGEST = 600
 """Chosen here: characters in which a heading ends; longer titles are rejected (title_limit)."""
+_BEGINNING = 16
+"""Chosen here: characters that are searched for the first letter or digit before a pair is read further."""
+
+TITLED = ("title_content",)
+"""The formats whose query is the title of the positive."""
 
 
 def after_title() -> pl.Expr:
     """Return the text after the title if the positive begins with the title as a heading; null for other pairs.
 
     The heading may differ from the title in signs, spaces and case, follow 标题：, and have or lack a site's name.
+    Only pairs of a format with titles are read.
     """
-    return pl.struct("query", "positive").map_batches(_after_heading, return_dtype=pl.String, is_elementwise=True)
+    titled = pl.col("format").is_in(TITLED).alias("titled")
+    return pl.struct(titled, "query", "positive").map_batches(
+        _after_titles, return_dtype=pl.String, is_elementwise=True
+    )
 
 
-def _after_heading(sides: pl.Series) -> pl.Series:
+def _after_titles(sides: pl.Series) -> pl.Series:
     after = pl.repeat(None, len(sides), dtype=pl.String, eager=True)
+    titled = sides.struct.field("titled").arg_true()
+    pairs = pl.DataFrame([sides.struct.field(side).gather(titled) for side in ("query", "positive")])
+    likely = _begin_alike(pairs)
+    return after.scatter(titled.filter(likely), _after_heading(pairs.filter(likely)))
+
+
+def _begin_alike(pairs: pl.DataFrame) -> pl.Series:
+    """Return whether the first letter or digit of both sides is the same, or is not among the first characters."""
+    beginnings = pairs.select(pl.col("query", "positive").str.slice(0, _BEGINNING))
+    title, text = (_find_first_keys(*utf8_buffers(side.to_arrow()), match_key.folding_table()) for side in beginnings)
+    return pl.Series((title == text) | (title == 0) | (text == 0)) | pairs["positive"].str.contains(_LABEL)
+
+
+def _after_heading(pairs: pl.DataFrame) -> pl.Series:
+    after = pl.repeat(None, pairs.height, dtype=pl.String, eager=True)
     head = pl.col("positive").str.slice(0, _LONGEST)
     label = head.str.extract(f"({_LABEL})").str.len_bytes().cast(pl.Int64).fill_null(0)
-    frame = sides.struct.unnest()
-    parts = frame.select(pl.col("query").str.replace(f"{_SITE}$", ""), head.alias("head"), label.alias("start"))
+    parts = pairs.select(pl.col("query").str.replace(f"{_SITE}$", ""), head.alias("head"), label.alias("start"))
     title, text = (utf8_buffers(parts[side].to_arrow()) for side in ("query", "head"))
     ends = _find_ends(*title, *text, parts["start"].to_numpy(), match_key.folding_table())
     rows = np.flatnonzero(ends)
     if not len(rows):
         return after
-    found = parts[rows].with_columns(frame["positive"].gather(rows), end=ends[rows], row=rows)
+    found = parts[rows].with_columns(pairs["positive"].gather(rows), end=ends[rows], row=rows)
     rest = _cut("head")
     is_set_off = rest.str.contains(_SET_OFF) | (rest.str.contains(_SPACE) & ~pl.col("head").str.contains(_OPENING))
     found = found.filter(is_set_off).select("row", "query", _cut("positive").str.replace(_SEPARATOR, ""))
     if found.is_empty():
         return after
-    again = _after_heading(found.select("query", "positive").to_struct())  # a crawled page may repeat its heading
+    again = _after_heading(found)  # a crawled page may repeat its heading
     return after.scatter(found["row"], again.fill_null(found["positive"]))
 
 
@@ -81,6 +104,15 @@ def _find_ends(title_offsets: Any, titles: Any, text_offsets: Any, texts: Any, s
         if not wanted and after > text_offsets[row] + starts[row]:
             ends[row] = after - text_offsets[row]
     return ends
+
+
+@kernel
+def _find_first_keys(offsets: Any, texts: Any, table: Any) -> Any:
+    """Find the key of the first letter or digit of each text, uint32[texts]; 0 if a text has none."""
+    keys = np.zeros(len(offsets) - 1, np.uint32)
+    for row in range(len(keys)):
+        keys[row] = _next_key(texts, offsets[row], offsets[row + 1], table)[0]
+    return keys
 
 
 @kernel

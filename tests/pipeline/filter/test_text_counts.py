@@ -11,7 +11,7 @@ from conan_embedding.pipeline.filter.text_counts import PROFILE, profile
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-ALPHABET = "中文字天地人ab1２½，。!…“\n\n  $≈😀é\u0301\ufffd\ue000々〇Ãÿ锟锛--=|"
+ALPHABET = "中文字天地人ab1２½，。!…“\n\n  $≈😀é\u0301\ufffd\ue000々〇Ãÿ锟锛--=|<[]{"
 
 
 def is_han(character: str) -> bool:
@@ -43,6 +43,7 @@ def expected(text: str) -> dict[str, int]:
         "symbols": kinds["S"] - text.count("\ufffd"),
         "damaged": damaged,
         "misread": sum("À" <= c <= "ÿ" or c in "锟烫屯銆鈥鐨锛" for c in text),
+        "brackets": sum(c in "<[]{" for c in text),
         "separators": sum(map(len, re.findall(r"[-=_*#~+.·•…—|/\\^@$%&]{4,}", text))),
         "dominant": max(solid.values(), default=0),
         "lines": len(lines),

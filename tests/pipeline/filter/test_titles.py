@@ -9,7 +9,8 @@ BODY = "今天上午，会议在北京开幕，来自各地的代表参加了会
 
 
 def rest(title: str, text: str) -> str | None:
-    found: str | None = pl.DataFrame({"query": [title], "positive": [text]}).select(after_title()).item()
+    pair = {"query": [title], "positive": [text], "format": ["title_content"]}
+    found: str | None = pl.DataFrame(pair).select(after_title()).item()
     return found
 
 
@@ -66,3 +67,14 @@ def test_a_title_in_a_sentence_is_not_a_heading(title: str, text: str) -> None:
 def test_a_text_that_is_its_title_has_nothing_after_it() -> None:
     assert rest(TITLE, TITLE) == ""
     assert rest(TITLE, f"《{TITLE}》") == ""
+
+
+@pytest.mark.parametrize("signs", ["【", "“" * 16, "*" * 40])
+def test_signs_before_a_heading_are_skipped(signs: str) -> None:
+    assert rest(TITLE, f"{signs}{TITLE}】{BODY}") == BODY
+
+
+def test_only_formats_with_titles_are_read() -> None:
+    pairs = pl.DataFrame({"query": [TITLE] * 2, "positive": [f"{TITLE}\n{BODY}"] * 2})
+    pairs = pairs.with_columns(format=pl.Series(["question_answer", "title_content"]))
+    assert pairs.select(after_title()).to_series().to_list() == [None, BODY]
