@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import TypeAlias
 
 import polars as pl
 
@@ -46,6 +47,9 @@ _WORTH_READING = (
     MAYBE_NUMBERS,
     "[０-９]|＠|﹫",
 )
+
+FindMasks: TypeAlias = Callable[[pl.Series], pl.DataFrame]
+"""Finds the tokens that hold personal data: columns `token` and `masked` (the token with its masks)."""
 
 # Names of SSH algorithms (RFC 4251 §6), units of systemd, images of a resolution: icon@2x.png.
 _NO_ADDRESS = r"[@＠﹫](?:openssh\.com|libssh\.org|.*\.(?:service|socket|timer|png|jpe?g|gif|svg|webp))$"
@@ -92,7 +96,7 @@ def _list_texts(frame: pl.DataFrame, column: str) -> pl.DataFrame:
 
 def mask_texts(texts: pl.Series) -> tuple[pl.Series, dict[str, int]]:
     """Mask personal data in a series of texts, as `mask_personal_data` does in a frame; null stays null."""
-    masked, rows = _mask(texts)
+    masked, rows = _mask(texts, _judge_once(_mask_accounts), _judge_once(partial(mask_numbers, masks=MASKS)))
     before, after = (
         side.gather(rows)
         .to_frame("text")
@@ -103,33 +107,52 @@ def mask_texts(texts: pl.Series) -> tuple[pl.Series, dict[str, int]]:
     return masked, {kind: after[kind] - before[kind] for kind in MASKS}
 
 
-def _mask(texts: pl.Series) -> tuple[pl.Series, pl.Series]:
+def _judge_once(mask: FindMasks) -> FindMasks:
+    """Return the function `mask` that does not judge a token again in which it has found nothing."""
+    harmless = pl.Series(dtype=pl.String)
+
+    def mask_others(tokens: pl.Series) -> pl.DataFrame:
+        nonlocal harmless
+        others = tokens.filter(~tokens.is_in(harmless.implode()))
+        if others.is_empty():
+            return pl.DataFrame(schema={"token": pl.String, "masked": pl.String})
+        masks = mask(others)
+        harmless = pl.concat([harmless, others.filter(~others.is_in(masks["token"].implode()))])
+        return masks
+
+    return mask_others
+
+
+def _mask(texts: pl.Series, find_accounts: FindMasks, find_numbers: FindMasks) -> tuple[pl.Series, pl.Series]:
     """Mask texts until nothing changes; return them and the changed rows.
 
     A mask can reveal further data right after it: QQ12345 after a mobile number.
     """
     addresses, announced, numbers, wide = (texts.str.contains(pattern).fill_null(False) for pattern in _WORTH_READING)
     accounts, numbers = addresses | announced | wide, numbers | wide
-    masked = _replace(texts, accounts.arg_true(), _ACCOUNTS, _mask_accounts)
-    masked = _replace(masked, numbers.arg_true(), NUMBERS, partial(mask_numbers, masks=MASKS))
+    masked = _replace(texts, accounts.arg_true(), _ACCOUNTS, find_accounts)
+    masked = _replace(masked, numbers.arg_true(), NUMBERS, find_numbers)
     read = (accounts | numbers).arg_true()
     rows = read.filter(masked.gather(read) != texts.gather(read))
-    return (masked.scatter(rows, _mask(masked.gather(rows))[0]) if len(rows) else texts), rows
+    if rows.is_empty():
+        return texts, rows
+    again, _ = _mask(masked.gather(rows), find_accounts, find_numbers)
+    return masked.scatter(rows, again), rows
 
 
-def _replace(texts: pl.Series, rows: pl.Series, pattern: str, mask: Callable[[pl.Series], pl.DataFrame]) -> pl.Series:
-    """Replace the tokens that a pattern matches in these rows by what `mask` returns: columns `token` and `masked`."""
+def _replace(texts: pl.Series, rows: pl.Series, pattern: str, mask: FindMasks) -> pl.Series:
+    """Replace the tokens that a pattern matches in these rows by what `mask` finds."""
     found = texts.gather(rows)
     tokens = found.str.extract_all(pattern)
-    if rows.is_empty() or (masks := mask(tokens.explode().drop_nulls().unique())).is_empty():
+    if (masks := mask(tokens.explode().drop_nulls().unique())).is_empty():
         return texts
     # A text alternates between gaps and tokens and ends with a gap: an empty last token makes them equal in number.
     gap, token = pl.col("text").str.split(pattern, literal=False), pl.concat_list("token", pl.lit(""))
-    parts = pl.DataFrame({"row": rows, "text": found, "token": tokens}).select("row", token, gap=gap)
+    to_change = pl.col("token").list.eval(pl.element().is_in(masks["token"].implode())).list.any()
+    parts = pl.DataFrame({"row": rows, "text": found, "token": tokens}).filter(to_change).select("row", token, gap=gap)
     parts = parts.explode("gap", "token").join(masks, on="token", how="left", maintain_order="left")
-    changed = parts.filter(pl.col("masked").is_not_null().any().over("row"))
     text = pl.concat_str("gap", pl.coalesce("masked", "token")).str.join("")
-    joined = changed.group_by("row", maintain_order=True).agg(text.alias("text"))
+    joined = parts.group_by("row", maintain_order=True).agg(text.alias("text"))
     return texts.clone().scatter(joined["row"], joined["text"])
 
 

@@ -49,6 +49,9 @@ _CARD = (
 _USUAL_CARD = "^[0-9]{15,19}$|^[0-9]{4}(?:[ -]+[0-9]{4}){3}(?:[ -]+[0-9]{1,3})?$"
 _UNUSUAL_CARD = "^[0-9]{4,6}(?:[ -]+[0-9]{2,}){1,4}$"  # 62751234-62751235 is two landlines
 
+_MAYBE_NUMBER = "|".join(pattern.strip("^$") for pattern in (MOBILE, _IDENTITY, _CARD))
+"""A prefilter of tokens, searched for in their digits and X alone: every token with a number matches."""
+
 _FEWEST_DIGITS, _MOST_DIGITS, _MOST_GROUPS = 11, 19, 11
 """Limits of a number: the digits of a mobile number may each be a group of their own."""
 
@@ -57,9 +60,11 @@ def mask_numbers(tokens: pl.Series, masks: Mapping[str, str]) -> pl.DataFrame:
     """Find the tokens that hold numbers: columns `token` and `masked`, where each number is the mask of its kind."""
     link = tokens.str.starts_with("://") | tokens.str.starts_with("www.")
     tokens = tokens.filter(~link & (tokens.str.count_matches(_DIGIT) >= _FEWEST_DIGITS))
-    if tokens.is_empty():
+    texts = tokens.to_frame("text").select(_to_ascii(pl.col("text"))).to_series()
+    likely = texts.str.replace_all("[^0-9X]", "").str.contains(_MAYBE_NUMBER)
+    tokens, texts = tokens.filter(likely), texts.filter(likely)
+    if tokens.is_empty() or (numbers := _find_kinds(_list_series(_split_into_groups(texts)))).is_empty():
         return pl.DataFrame(schema={"token": pl.String, "masked": pl.String})
-    numbers = _find_kinds(_list_series(_split_into_groups(tokens)))
     # The longest of the numbers that begin at the same digit, and the first of those that overlap.
     numbers = numbers.sort("row", "start", "stop", descending=[False, False, True])
     numbers = numbers.filter(pl.col("start") >= pl.col("stop").cum_max().shift(1, fill_value=0).over("row"))
@@ -73,18 +78,18 @@ def mask_numbers(tokens: pl.Series, masks: Mapping[str, str]) -> pl.DataFrame:
     return parts.group_by("token").agg(masked=pl.col("text").str.join("") + rest)
 
 
-def _split_into_groups(tokens: pl.Series) -> pl.DataFrame:
-    """Split tokens into their groups of digits, one row for each; an X is a group of its own.
+def _split_into_groups(texts: pl.Series) -> pl.DataFrame:
+    """Split tokens in ASCII into their groups of digits, one row for each; an X is a group of its own.
 
-    `row` is the token, `text` the token in ASCII, and text[start:stop] the group. `before` and `after` are the
+    `row` is the token's place, `text` the token, and text[start:stop] the group. `before` and `after` are the
     characters around it; `previous` and `following` are the groups next to it.
     """
     row, digits = pl.col("row"), pl.col("digits")
     first, last = row.ne_missing(row.shift(1)), row.ne_missing(row.shift(-1))
     return (
-        tokens.to_frame("text")
+        texts.to_frame("text")
         .lazy()
-        .select(pl.row_index("row"), _to_ascii(pl.col("text")))
+        .select(pl.row_index("row"), "text")
         .with_columns(group=pl.col("text").str.extract_all("[^0-9X]*(?:[0-9]+|X)"))
         .explode("group")
         .with_columns(
