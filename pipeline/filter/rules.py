@@ -17,19 +17,18 @@ set by reading what they reject.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
-import numpy as np
 import polars as pl
-from ahocorasick_rs import BytesAhoCorasick
 
 from ...schemas.errors import RecipeError
 from ...schemas.registry import Registry, check_names
 from ...schemas.settings import ClassifierSettings
 from ..text.match_key import match_key
 from ..text.personal_data import MASKS
+from .blocked_words import count_words
 from .text_counts import PROFILE, profile
 from .titles import TITLED, after_title
 
@@ -240,6 +239,7 @@ _GOPHER = "Gopher, section A1.1"
 _GOPHER_LINES = "Gopher, table A1: its limit on repeated lines, applied to their characters"
 _PROSE = ("pretrain", "passage")
 _UNSCORED = ("pretrain", "retrieval")
+_UNSCORED_TEXTS = (*_UNSCORED, "passage")
 _PAIRS = ("pretrain", "retrieval", "sts", "classification")
 _ALL_TASKS = (*_PAIRS, "passage")
 _TITLE_LEFT = 10
@@ -256,7 +256,7 @@ _BUILT_IN = (
     Rule("positive_limit", "positive", "max", 100_000, _characters("positive"), _CHOSEN),
     Rule("content_length", "positive", "min", 10, _characters("positive"), _DATA_JUICER, TITLED),
     Rule("wordless", "positive", "min", 1, _count("positive", "letters"), _BY_READING),
-    Rule("null_word", "pair", "max", 0, _contains(_NULL_WORD), _BY_READING, tasks=_UNSCORED),
+    Rule("null_word", "pair", "max", 0, _contains(_NULL_WORD), _BY_READING, tasks=_UNSCORED_TEXTS),
     Rule("title_leak", "pair", "min", _TITLE_LEFT, after_title().str.len_chars(), _CHOSEN, TITLED, version=2),
     # Characters. For han_ratio one Chinese side is enough: the answer to a Chinese question may be code or English.
     Rule("mojibake", "pair", "max", 0.01, _both("max", _mojibake), _CHOSEN, tasks=_ALL_TASKS),
@@ -287,7 +287,7 @@ _BUILT_IN = (
     Rule("url_density", "positive", "max", 0.6, _share_matched("positive", _CONTACT), _CHOSEN),
     Rule("markup_density", "positive", "max", 0.2,
          _share_matched("positive", _MARKUP, _bracketed("positive")), _CHOSEN),
-    Rule("chat_tokens", "pair", "max", 0, _contains(_CHAT_TOKEN, _bracketed), _CHOSEN, tasks=_UNSCORED),
+    Rule("chat_tokens", "pair", "max", 0, _contains(_CHAT_TOKEN, _bracketed), _CHOSEN, tasks=_UNSCORED_TEXTS),
     Rule("boilerplate", "positive", "max", 0.1, _boilerplate(), _CHOSEN, version=2),
 )
 # fmt: on
@@ -304,26 +304,8 @@ def build_word_rule(words: Iterable[str]) -> Rule:
     listed = tuple(sorted({word.lower() for word in words}))
     # A line break after each side keeps a word from matching across two texts.
     texts = pl.concat_str(["query", "positive", pl.lit("")], separator="\n").str.to_lowercase()
-    value = texts.map_batches(partial(_count_words, listed), return_dtype=pl.Int64, is_elementwise=True)
+    value = texts.map_batches(partial(count_words, listed), return_dtype=pl.Int64, is_elementwise=True)
     return Rule("blocked_words", "pair", "max", 0, value, "the recipe's list", tasks=_ALL_TASKS)
-
-
-def _count_words(words: tuple[str, ...], texts: pl.Series) -> pl.Series:
-    """Count the words in each text, overlapping matches once, in one pass over all texts."""
-    column = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
-    _, ends, data = column.buffers()
-    if not len(column) or data is None:
-        return pl.Series([0] * len(texts), dtype=pl.Int64)
-    offsets = np.frombuffer(ends, np.int64)[column.offset : column.offset + len(column) + 1]
-    found = _build_automaton(words).find_matches_as_indexes(memoryview(data)[: offsets[-1]].cast("B"))
-    starts = np.array([start for _, start, _ in found], np.int64)
-    rows = np.searchsorted(offsets, starts[starts >= offsets[0]], side="right") - 1
-    return pl.Series(np.bincount(rows, minlength=len(texts)), dtype=pl.Int64)
-
-
-@cache
-def _build_automaton(words: tuple[str, ...]) -> BytesAhoCorasick:
-    return BytesAhoCorasick([word.encode() for word in words])
 
 
 def build_domain_rule(domains: Iterable[str]) -> Rule:
