@@ -25,7 +25,7 @@ Side = Literal["query", "positive"]
 SIDES: tuple[Side, Side] = ("query", "positive")
 
 FOLDER = "dedup/signatures"
-VERSION = 2
+VERSION = 3
 
 _ROWS_AT_ONCE = 8192
 """Chosen here: texts signed at a time, so that their signatures (4 MB) stay in the processor's cache."""

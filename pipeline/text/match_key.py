@@ -6,13 +6,14 @@ word is made of Latin, Greek or Cyrillic letters and of digits:
 
 | sign | is kept | so these differ |
 |---|---|---|
-| symbols and emoji (Unicode's S: `+ = < × ° $`) and `% ‰ & @` | always | `C++` and `C`, `50%` and `50` |
+| symbols and emoji (Unicode's S: `+ = < × ° $`) and `% ‰ & @ ′ ″` | always | `C++` and `C`, `50%` and `50` |
 | `.` | before a word | `.NET` and `NET`, `1.5` and `15` |
 | `-` and `#` | before or after a word | `-5` and `5`, `A-` and `A`, `C#` and `C` |
 | `/ \\ : * _ |` and the dash of a range (`3—5`, `3～5`: both become `3-5`) | within a word | `1/2` and `12` |
 | anything else | never; between digits it becomes a space | `1、2` and `12` |
 
-`...`, `--` and `##` are punctuation, and so are backquotes and lines drawn of characters. `1,000` is `1000`.
+Between digits, spaces around a sign don't matter: `6 / 3` is `6/3`, and not `6 * 3`. `...`, `--` and `##` are
+punctuation, and so are backquotes and lines drawn of characters. `1,000` is `1000`.
 """
 
 import unicodedata
@@ -31,8 +32,8 @@ TABLED = 0x40000
 NO_ENTRY = np.uint32(0xFFFFFFFF)
 """Marks a character that can't be looked up; its text is folded by Polars first."""
 
-# The kinds of characters. The first three don't depend on their neighbours; _WIDE is kept, and has four bytes of UTF-8.
-_DROPPED, _OTHER, _WORD, _WIDE, _DIGIT, _POINT, _HYPHEN, _HASH, _JOINER, _COMMA = range(10)
+# The kinds of characters. The first four don't depend on their neighbours; _WIDE is kept, and has four bytes of UTF-8.
+_DROPPED, _SPACE, _OTHER, _WORD, _WIDE, _DIGIT, _POINT, _HYPHEN, _HASH, _JOINER, _COMMA = range(11)
 
 _FIRST_SPECIAL = np.uint32(_WIDE << 26)
 
@@ -47,7 +48,7 @@ _SIGNS = (
 """How a sign is written, and its kind."""
 _EXPONENTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 """What `fold` does to these depends on the character before."""
-_KEPT = r"[\p{L}\p{M}\p{N}\p{S}%‰&@]"
+_KEPT = r"[\p{L}\p{M}\p{N}\p{S}%‰&@′″]"
 _NEVER_KEPT = r"[\x{fe00}-\x{fe0f}\x{180b}-\x{180f}\x{20e3}\x{2500}-\x{257f}\x{fffc}\x{fffd}]"
 """Variation selectors, the frame of a keycap, box drawing, and the marks of what is missing."""
 
@@ -99,7 +100,9 @@ def _table() -> NDArray[np.uint32]:
     points = np.delete(np.arange(TABLED), slice(0xD800, 0xE000))
     text = pl.col("text")
     kind = (
-        pl.when(text.str.contains(_NEVER_KEPT) | ~text.str.contains(_KEPT))
+        pl.when(text.str.contains(r"\p{Zs}"))
+        .then(_SPACE)
+        .when(text.str.contains(_NEVER_KEPT) | ~text.str.contains(_KEPT))
         .then(_DROPPED)
         .when(text.str.len_bytes() == 4)
         .then(_WIDE)
@@ -143,7 +146,7 @@ def folding_table() -> NDArray[np.uint32]:
 def _entries(written: pl.Series, kinds: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Make a table's entries from what is written for each character and its kind."""
     offsets, data = utf8_buffers(written.to_arrow())
-    sizes = np.where(kinds == _DROPPED, 0, np.minimum(np.diff(offsets), 3)).astype(np.uint32)
+    sizes = np.where(kinds <= _SPACE, 0, np.minimum(np.diff(offsets), 3)).astype(np.uint32)
     entries = kinds << np.uint32(26) | sizes << np.uint32(24)
     for i in range(3):
         places = np.minimum(offsets[:-1] + i, len(data) - 1)
@@ -193,7 +196,7 @@ def _write_keys(
                 after = at + width
                 if kind == _DIGIT:
                     if size == digit_size and at != digit_end:
-                        written[size] = 0x20
+                        written[size] = _between_digits(data, digit_end, at, table)
                         size += 1
                     digit_end, digit_size = after, size + length
                 elif kind == _WIDE:
@@ -230,6 +233,22 @@ def _is_kept(kind: int, before: int, after: int) -> bool:
     if kind == _JOINER:
         return word_before and word_after
     return kind != _COMMA and (word_before or word_after) and kind != before and kind != after
+
+
+@inner_kernel
+def _between_digits(data: Bytes, at: int, end: int, table: NDArray[np.uint32]) -> np.uint32:
+    """Return what is written between two digits if nothing from `at` to `end` was: a sign alone, otherwise a space."""
+    sign = np.uint32(0)
+    while at < end:
+        point, width = code_point(data, at)
+        entry = table[np.uint64(point)] if point < TABLED else np.uint32(0)
+        kind = _kind(entry)
+        if kind in (_HYPHEN, _JOINER) and not sign:
+            sign = entry & np.uint32(0xFF)
+        elif kind != _SPACE:
+            return np.uint32(0x20)
+        at += width
+    return sign or np.uint32(0x20)
 
 
 @inner_kernel

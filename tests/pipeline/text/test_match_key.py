@@ -36,10 +36,12 @@ ALIKE = pl.DataFrame({"text": EVERY[:0x40000]}).select(
     .then(pl.lit("w"))
     .when(pl.col("text").str.contains(r"\p{Nd}") & (pl.col("text") < "\U00010000"))
     .then(pl.lit("d"))
-    .when(pl.col("text").str.contains(r"[\p{L}\p{M}\p{N}\p{S}%‰&@]"))
+    .when(pl.col("text").str.contains(r"[\p{L}\p{M}\p{N}\p{S}%‰&@′″]"))
     .then(pl.lit("k")),
 )
 KINDS = dict(ALIKE.drop_nulls().iter_rows()) | dict.fromkeys("~/\\:*_|", "j") | {sign: sign for sign in ".-#,"}
+SPACES = {ord(character): None for character in EVERY if unicodedata.category(character) == "Zs"}
+SEPARATING = [*"-~/\\:*_|"]
 THOUSANDS = re.compile(r"(?<=d),(?=d{3}(?!d))")
 KEPT = re.compile(
     r"""[kwd]
@@ -59,7 +61,8 @@ def key_of_folded(text: str) -> str:
     for place in (match.start() for match in KEPT.finditer(kinds)):
         apart = any(between not in grouping for between in range(last + 1, place))
         if last >= 0 and kinds[last] == kinds[place] == "d" and apart:
-            key += " "
+            sign = "".join(characters[last + 1 : place]).translate(SPACES)
+            key += sign.replace("~", "-") if sign in SEPARATING else " "
         key += "-" if characters[place] == "~" else characters[place]
         last = place
     return key
@@ -98,6 +101,11 @@ def assert_keys(texts: pl.Series) -> None:
         ("3×5", "35"),
         ("3÷5", "3×5"),
         ("2*3", "23"),
+        ("6 - 3", "6 / 3"),
+        ("6 - 3", "6 3"),
+        ("6 * 3", "6 : 3"),
+        ("f′(1)", "f(1)"),
+        ("5′", "5″"),
         ("10²", "102"),
         ("10^2", "102"),
         ("10⁶米", "106米"),
@@ -168,6 +176,11 @@ def test_signs_that_change_what_a_text_says(left: str, right: str) -> None:
         ("我学Java--它很好", "我学Java,它很好"),
         ("等等...5个", "等等，5个"),
         ("第 5 章", "第5章"),
+        ("6 － 3", "6-3"),
+        ("6　/ 3", "6/3"),
+        ("2019 – 2020年", "2019～2020 年"),
+        ("6 -- 3", "6 3"),
+        ("6\n- 3", "6\n* 3"),
         ("ＡＢＣ１．５％", "abc1.5%"),
         ("－５", "-5"),
         ("3–5", "3-5"),
@@ -240,7 +253,7 @@ def test_marks_and_jamo_after_and_before_other_characters() -> None:
 
 
 ODD = (
-    st.sampled_from("12aZ.-#,、/~:*|…²½℃% +😀")
+    st.sampled_from("12aZ.-#,、/~:*|…²½℃% +😀\u3000′")
     | st.sampled_from("ΑΣσς가각각ㄱㅏ\u0301\u0308\u0345\ufe0f\u200d゛ﾞﾟｶﾊかはガＡａⅣ㈱ﬁİıßẞǅ的一。 👍🏽\U000e0100\u0378")
     | st.sampled_from(MARKS)
     | st.sampled_from(JAMO)
