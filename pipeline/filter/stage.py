@@ -21,7 +21,7 @@ from ..engine.stage import Task, find_finished, run_stage
 from ..text.personal_data import mask_personal_data
 from .rules import Rule, find_first_failing, judge, select_rules, strip_title
 
-VERSION = 7
+VERSION = 8
 
 Group = tuple[str, str]
 """A source and its category. The same thresholds apply to all pairs of a group."""

@@ -20,10 +20,10 @@ MASKS = {
 
 # A candidate is matched to its full length: a number with its decimals, an address with the path in `scp host:path`. So
 # no match is part of something longer, and the match alone decides whether it is personal data.
-_LOCAL = "[A-Za-z0-9._%+-]+[@＠﹫]"
+_LOCAL = r"[\p{Latin}0-9._%+-]+[@＠﹫]"
 _ADDRESS = (
-    rf"(?:{_LOCAL}(?:[A-Za-z0-9-]+[.．])+(?:xn--[A-Za-z0-9-]+|[A-Za-z]{{2,}})"
-    rf"|{_LOCAL}(?:[\p{{Han}}A-Za-z0-9-]+[.．])+(?:中国|中國|公司|网络|網絡|com|net|cn))"
+    rf"(?:{_LOCAL}(?:[\p{{Latin}}0-9-]+[.．])+(?:xn--[A-Za-z0-9-]+|\p{{Latin}}{{2,}})"
+    rf"|{_LOCAL}(?:[\p{{L}}0-9-]+[.．])+(?:中国|中國|公司|网络|網絡|网址|香港|台湾|台灣|com|net|org|cn|hk|tw|jp|kr))"
 )
 _PATH = ":[A-Za-z~/_.]"
 _CREDENTIALS = r"://[^\s/@＠]*@"  # ssh://git@host
@@ -41,7 +41,7 @@ _ACCOUNTS = (
 )
 # Fast prefilters, searched for in every text: a text with personal data matches at least one of them.
 _WORTH_READING = (
-    r"@[\p{Han}A-Za-z0-9-]+[.．]",
+    r"@[\p{L}0-9-]+[.．]",
     r"(?:微信|扣扣|企鹅|(?i:qq|wx|vx)|[vV][:：])[ :：号码账帐群是为加吧（(\[idID]{0,12}[a-zA-Z0-9][-_a-zA-Z0-9]{4}"
     "|身份证[件号码 :：是为（(]{0,6}[0-9]{15}",
     MAYBE_NUMBERS,

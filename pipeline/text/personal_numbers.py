@@ -24,7 +24,7 @@ _LINK = r"(?:://|www\.)[!#-;=?-~]*"  # ids in links stay: one in ten of those as
 
 NUMBERS = (
     rf"{_LINK}|[A-Za-z_/$¥￥(（\[【]?{_DIGIT}+(?:(?:[A-Za-z_/{_DOT}{_TEN}]|[{_SPACE}{_CLOSING}{_DASH}]{{1,3}}){_DIGIT}+)*"
-    rf"[{_TEN}]?[A-Za-z_/%{_UNITS}]?"
+    rf"(?:[{_SPACE}{_DASH}]{{0,3}}[{_TEN}])?[A-Za-z_/%{_UNITS}]?"
 )
 """The tokens that may hold numbers."""
 MAYBE_NUMBERS = rf"[0-9](?:[{_DOT}{_SPACE}{_CLOSING}{_DASH}]{{0,3}}[0-9]){{10}}"
@@ -38,7 +38,7 @@ _UNUSUAL_MOBILE = rf"^{_PREFIX}?1[0-9]{{2,6}}(?:[ )-]+[0-9]{{2,}}){{1,4}}$|^[0-9
 _DATED = "^19[0-9]{2,}[ -]|^[0-9]{3}[ -]+(?:19|20)[0-9]{2}[01][0-9][0-3][0-9]$"  # 1998-12-12345, 165 20190501
 
 _IDENTITY = "^[1-9][0-9]{5}(?:18|19|20)[0-9]{9}[0-9X]$"
-_ANY_IDENTITY = "^[0-9]+(?:[ -]+[0-9]+){0,5}X?$"
+_ANY_IDENTITY = "^[0-9]+(?:[ -]+[0-9]+){0,5}[ -]*X?$|^[0-9](?:[ -]+[0-9]){16}[ -]+[0-9X]$"
 
 # UnionPay, Visa, Mastercard (2221 to 2720 since 2017), American Express, JCB (ISO/IEC 7812 issuer numbers), and ICBC's
 # cards from before UnionPay.
@@ -52,8 +52,8 @@ _UNUSUAL_CARD = "^[0-9]{4,6}(?:[ -]+[0-9]{2,}){1,4}$"  # 62751234-62751235 is tw
 _MAYBE_NUMBER = "|".join(pattern.strip("^$") for pattern in (MOBILE, _IDENTITY, _CARD))
 """A prefilter of tokens, searched for in their digits and X alone: every token with a number matches."""
 
-_FEWEST_DIGITS, _MOST_DIGITS, _MOST_GROUPS = 11, 19, 11
-"""Limits of a number: the digits of a mobile number may each be a group of their own."""
+_FEWEST_DIGITS, _MOST_DIGITS, _MOST_GROUPS = 11, 19, 18
+"""Limits of a number: the digits of an identity card may each be a group of their own."""
 
 
 def mask_numbers(tokens: pl.Series, masks: Mapping[str, str]) -> pl.DataFrame:
@@ -150,6 +150,7 @@ def _find_kinds(series: pl.DataFrame) -> pl.DataFrame:
     mobile = number.str.contains(_USUAL_MOBILE) | (
         alone & number.str.contains(_UNUSUAL_MOBILE) & ~number.str.contains(_DATED)
     )
+    amount = before.is_in(list("$¥￥")) | after.str.contains("^[元%]")
     in_table = (pl.col("previous").str.len_bytes() == 4) | (pl.col("following").str.len_bytes() == 4)
     card = number.str.contains(_USUAL_CARD) & (~in_table | (number == digits)) | (
         alone & number.str.contains(_UNUSUAL_CARD)
@@ -158,7 +159,7 @@ def _find_kinds(series: pl.DataFrame) -> pl.DataFrame:
     kind = (
         pl.when((before == ".") | (after == "."))  # part of a decimal, a version or an address
         .then(None)
-        .when(digits.str.contains(MOBILE) & mobile & (bracketed | ~number.str.contains(r"\)")))
+        .when(digits.str.contains(MOBILE) & mobile & ~amount & (bracketed | ~number.str.contains(r"\)")))
         .then(pl.lit("mobile"))
         .when(
             digits.str.contains(_IDENTITY) & number.str.contains(_ANY_IDENTITY) & whole & born & _check_identity(places)
