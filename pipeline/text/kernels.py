@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import pyarrow as pa
 from numba import njit
+from numba.core.dispatcher import Dispatcher
 from numpy.typing import NDArray
 
 Texts: TypeAlias = pa.Array | pa.ChunkedArray
@@ -21,18 +22,25 @@ _SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 def _cached(**settings: bool) -> Callable[[Function], Function]:
-    """Return Numba's njit with a cache on disk that is valid until the function's file or this one changes.
+    """Return Numba's njit with a cache on disk that is valid until a file changes that the compiled code comes from.
 
-    Numba itself watches only the function's file, but the compiled code contains this file's decoder and settings.
+    Numba itself watches only the function's file, but the code contains the kernels of other files that the function
+    calls, and the settings in this one.
     """
 
     def decorate(function: Function) -> Function:
         compiled = njit(cache=True, **settings)(function)
         if cache := getattr(compiled, "_cache", None):  # absent with NUMBA_DISABLE_JIT
-            cache._cache_file._source_stamp = (cache._cache_file._source_stamp, _SOURCE)
+            cache._cache_file._source_stamp = (cache._cache_file._source_stamp, _SOURCE, *_imported_stamps(function))
         return compiled  # type: ignore[no-any-return]
 
     return decorate
+
+
+def _imported_stamps(function: Callable[..., Any]) -> list[Any]:
+    """List the stamps of the kernels that the function's module imports; each includes those of its own imports."""
+    kernels: list[Any] = [value for value in function.__globals__.values() if isinstance(value, Dispatcher)]
+    return [each._cache._cache_file._source_stamp for each in kernels if each.__module__ != function.__module__]
 
 
 kernel: Callable[[Function], Function] = _cached(nogil=True)

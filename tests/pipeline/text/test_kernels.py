@@ -91,28 +91,35 @@ def test_only_strings_are_text(kind: pa.DataType) -> None:
         utf8_buffers(pa.array([], kind))
 
 
-CALLER = """
+BETWEEN = """
 import numpy as np
 from copied_kernels import decode, kernel
 
 @kernel
-def count(data):
+def size(data):
     return decode(data, 0, len(data), np.empty(len(data), np.uint32))
+"""
+CALLER = """
+from between import size
+from copied_kernels import kernel
+
+@kernel
+def count(data):
+    return size(data)
 """
 
 
-def test_kernels_are_cached_until_their_file_or_this_one_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each import acts as another process would; the decoder is compiled into `count`."""
-    copied, caller = tmp_path / "copied_kernels.py", tmp_path / "calling.py"
+def test_kernels_are_cached_until_a_file_of_their_code_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each import acts as another process would; `size` and the decoder are compiled into `count`."""
+    copied, between, caller = modules = [tmp_path / f"{name}.py" for name in ("copied_kernels", "between", "calling")]
     shutil.copy(str(kernels.__file__), copied)
+    between.write_text(BETWEEN, "utf-8")
     caller.write_text(CALLER, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def imported() -> ModuleType:
-        for module in (copied, caller):
+        for module in modules:
             sys.modules.pop(module.stem, None)
         importlib.invalidate_caches()
         return importlib.import_module(caller.stem)
@@ -127,8 +134,10 @@ def test_kernels_are_cached_until_their_file_or_this_one_changes(
         source = copied.read_text("utf-8")
         copied.write_text(source.replace("    return count\n", "    return -count\n"), "utf-8")
         assert [count(), count()] == [(-3, 0), (-3, 1)]
-        caller.write_text(CALLER.replace("return decode", "return 2 * decode"), "utf-8")
+        between.write_text(BETWEEN.replace("return decode", "return 2 * decode"), "utf-8")
         assert [count(), count()] == [(-6, 0), (-6, 1)]
+        caller.write_text(CALLER.replace("return size", "return 5 * size"), "utf-8")
+        assert [count(), count()] == [(-30, 0), (-30, 1)]
     finally:
-        for module in (copied, caller):
+        for module in modules:
             sys.modules.pop(module.stem, None)
