@@ -11,12 +11,12 @@ import polars as pl
 _TRADITIONAL = (
     "萬與個箇為爲舉麼樂習於親僅們價會兒關興寫齣創別彆製辦務勵勞協參蔘隻檯臺颱閤嚮曏嗎嘍迴睏圍處備復複誇獎學實傢對幫"
     "並併倖應開噹當願戶執擬換蒐斷無時暫機權樣樁歡氣漢沒註測瀏滿現電畫確稱係繫繪給絕統繼續編腦緻範薦榮獲穫虛錶見覽計"
-    "訂認討讓議講許論設訪評識訴詞譯話詢該語說説請讀謝讚贊過還這違適遺問隨韓預題饋"
+    "訂認討讓議講許論設訪評識訴詞譯話詢該語說説請讀謝讚贊過還這違適遺問隨韓預題饋來傳內將據數種記貼資類訊瞭"
 )
 _SIMPLIFIED = (
     "万与个个为为举么乐习于亲仅们价会儿关兴写出创别别制办务励劳协参参只台台台合向向吗喽回困围处备复复夸奖学实家对帮"
     "并并幸应开当当愿户执拟换搜断无时暂机权样桩欢气汉没注测浏满现电画确称系系绘给绝统继续编脑致范荐荣获获虚表见览计"
-    "订认讨让议讲许论设访评识诉词译话询该语说说请读谢赞赞过还这违适遗问随韩预题馈"
+    "订认讨让议讲许论设访评识诉词译话询该语说说请读谢赞赞过还这违适遗问随韩预题馈来传内将据数种记贴资类讯了"
 )
 """The Traditional forms of the patterns' characters, in Big5 or of opencc's `s2t`, and what `t2s` makes of them."""
 
@@ -34,8 +34,8 @@ _TASK = (
 )
 _ADVERB = r"(?:目前|现在|暂时|可能|也|还|并|实在|恐怕|仍然?|确实|真的|一直|只|就|[作身]为[^\p{P}\n]{0,24})*"
 _UNABLE = r"(?:无法|不能|没法|没办法|不便|没有(?:能力|办法|权限)|不具备)"
-_UNSURE = r"不(?:太|是很|大)?(?:知道|明白|理解|确定|清楚)"
-_HELPLESS = r"(?:做不到|帮不[了到上])"
+_UNSURE = r"不(?:太|是很|大)?(?:知道|明白|理解|了解|确定|清楚)"
+_HELPLESS = r"(?:做不到|帮不[了到上]|回答不[了出上])"
 _APOLOGY = (
     r"^(?:[您你]好[\s，,！!。]*)?(?:我|真|实在|感到|非常|很|十分|深[感表]|万分|表示)*"
     r"(?:抱歉|对不起|不好意思|遗憾|歉意|道歉)(?:的是|地?告诉[您你])?"
@@ -48,25 +48,31 @@ _ASSISTANT = (
 _NOT = r"(?:无法|不能|没法|不会|不便|不宜|不可以|不知道|不了解|不确定|不具[备有]|没有|并非|不是)"
 _CHINESE_REFUSALS = (
     # 抱歉，我…: after an apology. Without "我", the verb must be one of an assistant's.
-    rf"{_APOLOGY}我们?{_ADVERB}(?:{_UNABLE}|没有|{_UNSURE}|{_HELPLESS}|不(?:太|大)?(?:能|想|希望|愿|应|可以|熟悉|会{_TASK}))",
+    rf"{_APOLOGY}(?:目前|现在|暂时|这个?(?:问题)?)?我们?{_ADVERB}(?:{_UNABLE}|没有|{_UNSURE}|{_HELPLESS}|不(?:太|大)?(?:能|想|希望|愿|应|可以|熟悉|会{_TASK}))",
     rf"{_APOLOGY}{_ADVERB}(?:{_UNABLE}{_TASK}|{_UNSURE}|(?:没有|未能?)(?:完全)?(?:理解|明白|[找查]到|相关))",
+    rf"{_APOLOGY}(?:该|此|这[个种类]?|[您你]的)(?:请求|要求|问题|内容|话题)[^。\n]{{0,20}}(?:{_UNABLE}|违反|超出|涉及)",
     rf"{_APOLOGY}[^。\n]{{0,60}}(?:不合适|不恰当|不道德|不适合(?:在|讨论|回答))",
     rf"{_APOLOGY}(?:由于|因为)?[您你](?:似乎|好像|还|并)?(?:没有?|未)(?:[为向]我)?(?:提供|给|指定|说明)",
+    r"^[您你](?:似乎|好像|可能)?(?:没有?|未|忘[了记])(?:[为向]我)?(?:提供|给出?|附上|上传|粘贴|指定|说明)",
+    # 请提供您想要翻译的文本; but 请提供身份证原件 may answer the question
+    r"^(?:好的[，,。！!\s]*)?(?:请问?)?[您你]?(?:可以|能否?|先)?提供(?:一下)?"
+    r"[^。\n]{0,10}(?:[想需]要|更多|[^。\n]{0,20}[，,。](?:以便|这样)?我(?:会|将|才|来|可以|就|能))",
     # 作为AI，我…: as the first word of a clause; "机器学习作为人工智能的分支" has another subject.
     rf"(?:^|[^\p{{L}}]|[但我])[作身]为[^\p{{P}}\n]{{0,24}}?{_ASSISTANT}\s*(?:[，,]|我)[^。！？!?\n您你]{{0,40}}?{_NOT}",
     rf"我(?:只|仅仅?)?是[^\p{{P}}\n]{{0,20}}?{_ASSISTANT}(?:而已)?(?:[\s，,。；;][^\p{{P}}\n您你]{{0,5}}?)?{_NOT}",
     # 因此我无法提供…: without an apology
     rf"(?:^|[\s，,。.！!？?；;]|因此|所以|但是?|然而|不过|而且|并且|恕|由于|问题)我{_ADVERB}"
-    rf"(?:{_UNABLE}{_TASK}|{_HELPLESS}|没有{_TASK}[^\p{{P}}\n]{{0,16}}(?:能力|权限)|没有?学[会习](?:如何|怎[么样])?回答)",
-    rf"^(?:恕|对此)?我?{_ADVERB}(?:{_UNABLE}|拒绝)(?:提供|回[答复]|协助|满足|透露)",
+    rf"(?:{_UNABLE}{_TASK}|不会(?:协助|帮助|提供|参与|支持|回答)|{_HELPLESS}|没有{_TASK}[^\p{{P}}\n]{{0,16}}(?:能力|权限)|没有?学[会习](?:如何|怎[么样])?回答)",
+    rf"^(?:恕|对此)?(?:我们?)?{_ADVERB}(?:{_UNABLE}|拒绝)(?:提供|回[答复]|协助|满足|透露)",
+    r"(?:^|[，,。；])(?:目前|暂时)?我(?:目前|暂时)?没有[^\p{P}\n]{0,16}(?:信息|资讯|资料|数据)(?:[，,。]|$)",
     r"我的(?:程序|编程|设[定计])[^\p{P}\n]{0,6}不允许|超出了我的[^\p{P}\n]{0,6}(?:范围|能力)",
     rf"^无可奉告|^(?:这个)?我[也并]?{_UNSURE}(?:[，,](?:抱歉|对不起|不好意思))?(?:[。！\n]|$)|^(?:尊敬的用户)?[您你]好，让我们换个话题",
 )
 _ENGLISH_TASK = (
     r"(?:assist|help(?: (?:you|with|in|out)|[.,!]|$)|provid|answer|fulfil|comply|generat|creat|writ|produc|access|"
-    r"brows|search|complet|process|discuss|engag|support|offer|shar|giv|perform|continu|participat|do (?:that|this|so)|"
-    r"make (?:that|this)|see |view|open |read |watch|listen|understand|translat|recommend|predict|confirm|verify|"
-    r"determin|tell you|talk|speak|execut|respond|order |book )"
+    r"brows|search|complet|process|discuss|engag|support|offer|shar|giv|perform|continu|participat|"
+    r"do (?:that|this|so|it)|make (?:that|this)|see |view|open |read |watch|listen|understand|translat|recommend|"
+    r"predict|confirm|verify|determin|tell you|talk|speak|execut|respond|order |book )"
 )
 _DECLINE = r"(?:must|have to) (?:respectfully |politely )?(?:decline|refuse)"
 _ENGLISH_UNABLE = (
@@ -88,10 +94,14 @@ _ENGLISH_ASSISTANT = (
 )
 _ENGLISH_REFUSALS = (
     rf"{_ENGLISH_APOLOGY}[^.!?\n]{{0,60}}?\b(?:(?:i|we) ?(?:{_ENGLISH_UNABLE}|do not|don't|am not|'m not)|"
-    r"that(?:'s| is) (?:not something|beyond|outside))",
+    r"did(?: not|n't) (?:quite )?(?:understand|get|catch)|that(?:'s| is) (?:not something|beyond|outside))",
+    r"^(?:(?:sure|of course|certainly)[,.!] )?(?:please|(?:could|can) you(?: please)?) "
+    r"(?:provide|share|specify|clarify)\b[^.!?\n]{0,40}\b(?:you(?:'d| would)? (?:like|want|need)|more (?:context|information|details?)|so (?:that )?i)\b",
+    r"^i (?:do not|don't) know(?: the answer| about that| that)?[.!]?$",
     rf"{_ENGLISH_CLAUSE}(?:i|we) ?{_ENGLISH_UNABLE}(?: \w+){{0,3}}? ?{_ENGLISH_TASK}",
     rf"{_ENGLISH_CLAUSE}(?:i|we) (?:{_DECLINE}|(?:do not|don't) have "
-    r"(?:access to|the ability|personal (?:opinion|feeling|experience|belief)|real-time))",
+    r"(?:access to|the ability|personal (?:opinion|feeling|experience|belief|preference|emotion)|real-time|"
+    r"(?:any |specific |enough |sufficient )*(?:information|data|knowledge)\b))",
     # "As an AI, I …", but not "As an AI engineer, I …"
     r"(?:^|[.!?;,:\n]\s*|\b(?:but|because|since|while|although|and)\s+)"
     rf"(?:as (?:an? )?|i(?:'m| am) (?:just |only |merely |simply )?an? )(?:[a-z-]+ ){{0,3}}?{_ENGLISH_ASSISTANT}"
@@ -133,7 +143,7 @@ _PLEASANT_CLAUSES = (
     r"信任|认可|肯定|评价|祝福|回复|耐心|指正|邀请|好意|关心)[和与及]?)*",
     r"我?(?:很|非常|十分)?(?:高兴|荣幸|乐意|开心|愿意)[^\p{P}\n]{0,8}(?:帮|服务|效劳|见到|认识|支持)[^\p{P}\n]{0,8}",
     r"希望[^\p{P}\n]{0,12}(?:帮助|有用|帮到)[^\p{P}\n]{0,6}|祝[您你][^\p{P}\n]{0,16}",
-    r"(?:请问)?(?:今天)?(?:我|还|[您你])?(?:有什么|有其他|能|可以)[^\p{P}\n]{0,8}(?:帮|需要|服务|做什么|做些什么)[^\p{P}\n]{0,8}",
+    r"(?:请问)?(?:今天)?(?:我|还|[您你])?(?:有什么|有其他|能|可以|需要)[^\p{P}\n]{0,8}(?:帮|需要|服务|做什么|做些什么)[^\p{P}\n]{0,8}",
     r"(?:如果|若|如)?[您你]?(?:还|再)?有?(?:任何|其他|什么)(?:其他)?的?(?:问题|疑问|困惑|需[要求])(?:帮[助忙])?(?:的地方|的话)?",
     r"(?:请|欢迎|可以)?[您你]?随时(?:都?可以)?[^\p{P}\n]{0,10}|请(?:继续|说|讲|问|告诉我)",
     r"ok(?:ay)?|sure(?: thing)?|of course|certainly|no problem|not a problem|no worries|anytime|got it|great|take care|"

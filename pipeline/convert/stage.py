@@ -17,7 +17,7 @@ from ..engine.stage import Task, run_stage
 from .class_records import build_class_records, judge_classes
 from .response_rules import find_broken_rule
 
-VERSION = 5
+VERSION = 6
 
 
 def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:

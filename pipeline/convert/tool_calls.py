@@ -27,10 +27,13 @@ def _step(names: str) -> str:
 
 
 _ACTION = r"action|行[动動]|[动動]作|操作|工具"
-_INPUT = rf"action[ _]input|(?:{_ACTION})?[ _]?(?:[输輸]入|[参參][数數])"
+_INPUT = rf"action[ _]input|(?:{_ACTION})[ _]?(?:[输輸]入|[参參][数數])"
 _THOUGHT = r"thought|思考|思路|想法|推理"
 _STEPS = (
     rf"(?i)(?:^|\n){_step(_ACTION)}[^\n]*\n{_step(_INPUT)}",
+    # The name of a tool, or JSON as its input: "操作：点击设置\n输入：新密码" is no step of an agent.
+    rf"(?i)(?:^|\n){_step(_ACTION)}[a-z_][\w.-]*[\s*`]*\n{_step('[输輸]入|[参參][数數]')}",
+    rf"(?i)(?:^|\n){_step(_ACTION)}[^\n]*\n{_step('[输輸]入|[参參][数數]')}[\[{{]",
     rf"(?i)(?:^|\n){_step('action')}(?:```\w*\s*\{{|[a-z_][\w.-]*[\[({{])",
     # The name of a tool follows; "Thought: a noun. Action: a noun." is no step of an agent.
     rf"(?is)(?:^|\n){_step(_THOUGHT)}.*?(?:\s|。){_step(_ACTION)}"

@@ -12,6 +12,18 @@ CHINESE_REFUSALS = [
     "好的。作为一款由某公司训练的AI模型，我无法评价这道菜。",
     "我是一个语言模型，没有感情。",
     "我只是一个AI，不能替您做决定。",
+    "抱歉，该请求违反了使用政策，无法处理。",
+    "非常抱歉，我并不了解此事。",
+    "不好意思，这个我不太清楚。",
+    "我回答不了这个问题。",
+    "我不会协助任何违法活动。",
+    "我们无法提供此类信息。",
+    "很抱歉，目前我没有即时资讯。",
+    "截至我的知识更新时间，我没有关于此事的信息。",
+    "请提供需要翻译的句子。",
+    "请提供光谱表，我会将其转换为您要的格式。",
+    "请问您能提供更多的信息吗？",
+    "您似乎忘记附上文章了，请把文章发给我。",
     "对不起，我不能。",
     "对不起我不能做菜",
     "抱歉，我无法回答这个问题。",
@@ -44,6 +56,12 @@ CHINESE_REFUSALS = [
 ]
 
 ENGLISH_REFUSALS = [
+    "Sorry, I didn't understand your question. Could you please rephrase?",
+    "Please provide the text you would like me to translate.",
+    "Could you please provide more context?",
+    "I don't know.",
+    "As of my last update, I don't have information on that.",
+    "Sorry! I cannot do it.",
     "I'm sorry, but I can't assist with that request.",
     "I’m sorry, but I can’t assist with that.",
     "Sorry, I can't help you with that.",
@@ -72,6 +90,7 @@ ENGLISH_REFUSALS = [
 ]
 
 CHINESE_PLEASANTRIES = [
+    "当然可以！请问您需要什么帮助？",
     "不客气！",
     "不客气，很高兴能帮到您！",
     "不客气，孩子。我相信你能够做到的。",
@@ -110,6 +129,12 @@ ENGLISH_PLEASANTRIES = [
 ]
 
 ANSWERS = [
+    "请提供您的身份证原件及复印件、一寸照片两张，并填写申请表。",
+    "Please provide your passport and two photos at the front desk.",
+    "你没有给出理由，论证不充分。建议补充两个例子，并说明数据的来源，再调整段落的顺序。",
+    "患者没有提供既往病史，体检未见异常，建议随访。",
+    "不好意思亲，加急需要另付十元，当天可以发出。",
+    "Sorry, the shop was closed, so I bought the bread from the bakery next door and walked home along the river.",
     "再见的英语是 goodbye，也可以说 see you。",
     "再见，用英语说是 goodbye。",
     "不客气的英语是 You're welcome。",

@@ -16,6 +16,8 @@ TOOL_CALLS = [
     "思考：需要查詢天氣\n行動：查詢天氣\n行動輸入：北京",
     "思考：需要查询天气。\n行动：查询天气\n观察：北京晴\n思考：我知道了\n最终答案：晴",
     "行动：搜索\n行动输入：番茄",
+    "工具：search\n输入：北京天气",
+    '动作：搜索\n输入：{"q": "北京"}',
     "Action: get_weather(city='北京')",
     'Action:\n```\n{"action": "search", "action_input": "番茄"}\n```',
     # JSON, Python
@@ -65,6 +67,8 @@ REASONING = [
 ]
 
 ANSWERS = [
+    "操作：点击“设置”\n输入：新的密码\n确认即可。",
+    "工具：螺丝刀\n参数：长20厘米",
     '名字写成 {"name": "番茄"} 即可。',
     '{"name": "番茄", "price": 3}',
     '{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}',
