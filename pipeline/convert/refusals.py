@@ -96,7 +96,8 @@ _ENGLISH_REFUSALS = (
     rf"{_ENGLISH_APOLOGY}[^.!?\n]{{0,60}}?\b(?:(?:i|we) ?(?:{_ENGLISH_UNABLE}|do not|don't|am not|'m not)|"
     r"did(?: not|n't) (?:quite )?(?:understand|get|catch)|that(?:'s| is) (?:not something|beyond|outside))",
     r"^(?:(?:sure|of course|certainly)[,.!] )?(?:please|(?:could|can) you(?: please)?) "
-    r"(?:provide|share|specify|clarify)\b[^.!?\n]{0,40}\b(?:you(?:'d| would)? (?:like|want|need)|more (?:context|information|details?)|so (?:that )?i)\b",
+    r"(?:provide|share|specify|clarify)\b[^.!?\n]{0,40}\b"
+    r"(?:you(?:'d| would)? (?:like|want|need)|more (?:context|information|details?)|so (?:that )?i)\b",
     r"^i (?:do not|don't) know(?: the answer| about that| that)?[.!]?$",
     rf"{_ENGLISH_CLAUSE}(?:i|we) ?{_ENGLISH_UNABLE}(?: \w+){{0,3}}? ?{_ENGLISH_TASK}",
     rf"{_ENGLISH_CLAUSE}(?:i|we) (?:{_DECLINE}|(?:do not|don't) have "

@@ -214,8 +214,11 @@ def _boilerplate() -> pl.Expr:
 
 # Missing values as programs write them, answers left out, traces of pictures in chats. 无 and 没有 are answers.
 _NULL_WORD = (
-    r"^(?:(?i:nan|none|null|nil|n/a|undefined|<na>|\(null\))|#(?:N/A|REF!|VALUE!|NAME\?|NULL!|DIV/0!)|\[object Object\]"
-    r"|暂无|(?:答案?[:：]?)?略|(?:[\[【](?:图片|照片|图|视频|语音|文件|链接|表情|动画表情)[\]】]\s*)+)[。.！!]?$"
+    r"^(?:(?i:nan|none|null|nil|n/a|undefined|<na>|\(null\))|N(?:A|aT)|#(?:N/A|REF!|VALUE!|NAME\?|NULL!|DIV/0!)"
+    r"|\[object Object\]|\[(?:UNK|PAD)\]|[暂暫][无無](?:答案|回答|[内內]容|信息|资料|資料)?"
+    r"|[（(]?(?:答案?[:：]?)?略[)）]?|!\[[^\]]*\]\([^()\s]*\)"
+    r"|(?:[\[［【(（] ?(?:[图圖]片?|照片|[视視][频頻]|[语語]音|文件|附件|[链鏈]接|(?:[动動][画畫])?表情|位置|名片"
+    r"|(?i:image|photo|video)) ?[)）\]］】]\s*)+)[。.！!]?$"
 )
 _CHAT_TOKEN = (  # ChatML, Llama 3, ChatGLM, DeepSeek, Llama 2, Gemma
     r"<\|(?:im_start|im_end|im_sep|endoftext|begin_of_text|end_of_text|start_header_id|end_header_id|eot_id|eom_id"
@@ -239,7 +242,7 @@ _GOPHER = "Gopher, section A1.1"
 _GOPHER_LINES = "Gopher, table A1: its limit on repeated lines, applied to their characters"
 _PROSE = ("pretrain", "passage")
 _UNSCORED = ("pretrain", "retrieval")
-_UNSCORED_TEXTS = (*_UNSCORED, "passage")
+_TEXTS = (*_UNSCORED, "passage")
 _PAIRS = ("pretrain", "retrieval", "sts", "classification")
 _ALL_TASKS = (*_PAIRS, "passage")
 _TITLE_LEFT = 10
@@ -256,7 +259,7 @@ _BUILT_IN = (
     Rule("positive_limit", "positive", "max", 100_000, _characters("positive"), _CHOSEN),
     Rule("content_length", "positive", "min", 10, _characters("positive"), _DATA_JUICER, TITLED),
     Rule("wordless", "positive", "min", 1, _count("positive", "letters"), _BY_READING),
-    Rule("null_word", "pair", "max", 0, _contains(_NULL_WORD), _BY_READING, tasks=_UNSCORED_TEXTS),
+    Rule("null_word", "pair", "max", 0, _contains(_NULL_WORD), _BY_READING, tasks=_TEXTS),
     Rule("title_leak", "pair", "min", _TITLE_LEFT, after_title().str.len_chars(), _CHOSEN, TITLED, version=2),
     # Characters. For han_ratio one Chinese side is enough: the answer to a Chinese question may be code or English.
     Rule("mojibake", "pair", "max", 0.01, _both("max", _mojibake), _CHOSEN, tasks=_ALL_TASKS),
@@ -287,7 +290,7 @@ _BUILT_IN = (
     Rule("url_density", "positive", "max", 0.6, _share_matched("positive", _CONTACT), _CHOSEN),
     Rule("markup_density", "positive", "max", 0.2,
          _share_matched("positive", _MARKUP, _bracketed("positive")), _CHOSEN),
-    Rule("chat_tokens", "pair", "max", 0, _contains(_CHAT_TOKEN, _bracketed), _CHOSEN, tasks=_UNSCORED_TEXTS),
+    Rule("chat_tokens", "pair", "max", 0, _contains(_CHAT_TOKEN, _bracketed), _CHOSEN, tasks=_TEXTS),
     Rule("boilerplate", "positive", "max", 0.1, _boilerplate(), _CHOSEN, version=2),
 )
 # fmt: on

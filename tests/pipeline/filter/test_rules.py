@@ -126,12 +126,26 @@ def test_mojibake_spares_real_text(text: str) -> None:
 
 NULL_WORDS = ["nan", "None", "NULL。", "N/A", "#N/A", "#REF!", "(null)", "undefined", "[object Object]"]
 NULL_WORDS += ["暂无", "略", "答：略。", "[图片]", "【图片】", "[图片][图片]", "[语音]"]
+NULL_WORDS += [
+    "NA",
+    "NaT",
+    "[UNK]",
+    "（略）",
+    "暂无回答",
+    "暫無內容",
+    "[圖片]",
+    "［图片］",
+    "（图片）",
+    "[Image]",
+    "![](a.png)",
+]
 
 
 @pytest.mark.parametrize("text", NULL_WORDS)
 def test_null_words(text: str) -> None:
     pair = pairs((QUERY, text), (text, PROSE), (QUERY, text + "，" + PROSE), format="question_answer")
     assert judge(pair, [RULES["null_word"]])["reason"].to_list() == ["null_word", "null_word", None]
+    assert judge(pairs(("", text), task="passage"), [RULES["null_word"]])["reason"].item() == "null_word"
 
 
 CHAT_TOKENS = ["<|im_start|>", "<|endoftext|>", "<|eot_id|>", "[/INST]", "<<SYS>>", "<｜end▁of▁sentence｜>"]
@@ -139,7 +153,9 @@ CHAT_TOKENS = ["<|im_start|>", "<|endoftext|>", "<|eot_id|>", "[/INST]", "<<SYS>
 
 @pytest.mark.parametrize("token", CHAT_TOKENS)
 def test_tokens_of_chat_templates(token: str) -> None:
-    assert judge(pairs((QUERY, PROSE + token)), [RULES["chat_tokens"]])["reason"].item() == "chat_tokens"
+    for task in ("pretrain", "retrieval", "passage"):
+        judged = judge(pairs((QUERY, PROSE + token), task=task), [RULES["chat_tokens"]])
+        assert judged["reason"].item() == "chat_tokens"
 
 
 def test_no_mask_is_boilerplate() -> None:
