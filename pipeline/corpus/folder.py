@@ -40,7 +40,7 @@ def shards(corpus: Path, folder: str) -> list[Path]:
     if not found and folder.startswith("convert/") and (corpus / folder).is_dir():
         raise CorpusError(
             f"{corpus / folder}: no records of this kind, which the `task` of each source decides; train on or mine "
-            "other kinds, for example `mine: {queries: [pretrain], passages: [pretrain]}`"
+            "other kinds, for example `mine: {queries: [pretrain], passages: [pretrain, passages]}`"
         )
     if not found:
         raise CorpusError(f"{corpus / folder}: no shards; run `conan {stage} {corpus}` first")
