@@ -160,7 +160,7 @@ FORMATS: dict[str, Callable[[FileSplit, Source], Document]] = {
 
 def _read_file(split: FileSplit) -> bytes:
     parts, size = [], 0
-    for chunk in read_chunks(split):
+    for chunk in read_chunks(split, enter_archives=False):
         parts.append(chunk)
         size += len(chunk)
         if size > LONGEST_DOCUMENT:

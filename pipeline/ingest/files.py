@@ -125,8 +125,12 @@ def _wrap_errors() -> Iterator[None]:
         raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
 
 
-def read_chunks(split: FileSplit) -> Iterator[bytes]:
+def read_chunks(split: FileSplit, enter_archives: bool = True) -> Iterator[bytes]:
     """Yield the bytes of a split, decompressed, about 1 MiB at a time.
+
+    Args:
+        enter_archives: Whether an archive that is not named as one is read as the file in it. Office files are archives
+            themselves.
 
     Raises:
         FileError: the file can't be read, is not compressed as its name says, ends early, or decompresses to too much.
@@ -136,7 +140,7 @@ def read_chunks(split: FileSplit) -> Iterator[bytes]:
     protocol, _, name = member.partition("://")
     if protocol in ARCHIVES.values():
         with _wrap_errors():
-            yield from _read_member(archive, protocol, name)
+            yield from _read_member(archive, protocol, name, enter_archives)
         return
     with open_file(split.path) as file:
         if split.start or split.end is not None:  # only files that are not packed are split
@@ -145,9 +149,9 @@ def read_chunks(split: FileSplit) -> Iterator[bytes]:
             return
         packed = _CountingFile(file)
         packing = find_packing(packed.peek(HEAD), split.path)
-        if packing in ARCHIVES:
+        if packing in ARCHIVES and enter_archives:
             yield from _read_only_member(split.path, ARCHIVES[packing])
-        elif packing:
+        elif packing and packing not in ARCHIVES:
             yield from _check_growth(_unpack(packed, packing), lambda: packed.taken)
         else:
             yield from _read_slices(packed, None)
@@ -166,7 +170,7 @@ def _read_only_member(path: str, protocol: str) -> Iterator[bytes]:
     yield from _read_member(path, protocol, names[0])
 
 
-def _read_member(path: str, protocol: str, name: str) -> Iterator[bytes]:
+def _read_member(path: str, protocol: str, name: str, enter_archives: bool = True) -> Iterator[bytes]:
     archive, packed = _open_archive(path, stat_file(path).version, protocol)
     before = packed.taken
     try:
@@ -174,12 +178,14 @@ def _read_member(path: str, protocol: str, name: str) -> Iterator[bytes]:
     except KeyError as error:
         raise FileError("unreadable", f"{path} no longer contains {name}") from error
     with member:
-        yield from _check_growth(_unpack_member(_CountingFile(member), name), lambda: packed.taken - before)
+        yield from _check_growth(
+            _unpack_member(_CountingFile(member), name, enter_archives), lambda: packed.taken - before
+        )
 
 
-def _unpack_member(inside: "_CountingFile", name: str) -> Iterator[bytes]:
+def _unpack_member(inside: "_CountingFile", name: str, enter_archives: bool) -> Iterator[bytes]:
     packing = find_packing(inside.peek(HEAD), name)
-    if packing in ARCHIVES:
+    if packing in ARCHIVES and enter_archives:
         raise FileError("unreadable", "an archive within an archive: unpack the outer one")
     yield from _unpack(inside, packing)
 

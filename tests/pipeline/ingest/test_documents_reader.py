@@ -190,14 +190,15 @@ def test_compressed_files_and_members_of_archives(tmp_path: Path) -> None:
     (tmp_path / "b.md.gz").write_bytes(gzip.compress("压缩的正文。".encode()))
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
         archive.writestr("docs/d.markdown", "归档的正文。")
+        archive.writestr("e.docx", docx(paragraph("字处理的正文。")))
     source = {"name": "web", "read": "documents", "files": [f"{tmp_path}/b.md.gz", f"{tmp_path}/c.zip"]}
     found = Ingested(tmp_path / "corpus", Recipe.model_validate({"sources": [source]}))
-    assert found.values("query", "positive") == [("b", "压缩的正文。"), ("d", "归档的正文。")]
+    assert found.values("query", "positive") == [("b", "压缩的正文。"), ("d", "归档的正文。"), ("e", "字处理的正文。")]
 
 
 def test_documents_as_passages(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# 安装\n先断电。\n## 接线\n红正黑负。\n")
-    (tmp_path / "b.md").write_text("")
+    (tmp_path / "b.md").write_text("\n")
     source = {"name": "web", "read": "documents", "files": f"{tmp_path}/*.md", "task": "passage"}
     found = Ingested(tmp_path / "corpus", Recipe.model_validate({"sources": [source]}))
     assert found.values("task", "query", "positive", "meta") == [
