@@ -12,8 +12,9 @@ import polars as pl
 from ...schemas.settings import Source
 from ..corpus.sql import quote, quote_name
 from .files import FileError, FileSplit
-from .problems import Frames, fitting, no_problems, problem, shown
+from .problems import RECORD, Frames, fitting, no_problems, problem, shown
 from .records import LINE, json_values, lines, split_values
+from .sql_names import uses_column
 from .text_encodings import LONGEST_DOCUMENT, Block, read_blocks
 from .text_reader import split_lines
 
@@ -24,15 +25,23 @@ _PAIRED = r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _HALF = r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 _LONGEST_FIRST = 16 << 20
 """Chosen here: characters in which the end of a file's first value is sought; a longer value is a document."""
+_FIRST_OBJECT = 1 << 16
+"""Chosen here: the same for a first value or line that is JSON only without commas before closing brackets."""
 
 _DECODER = json.JSONDecoder()
+_TRAILING_COMMA = r",\s*[\]}]"
+_DROPPED_COMMA = r'("(?:[^"\\]|\\.)*")|,(\s*[\]}])'  # strings are matched so that they stay as they are
+_KINDS = dict.fromkeys(("BIGINT", "UBIGINT", "HUGEINT", "DOUBLE"), "a number") | {
+    "ARRAY": "an array",
+    "VARCHAR": "a string",
+    "BOOLEAN": "true or false",
+    "NULL": "null",
+}
+"""What DuckDB's names of kinds of JSON mean."""
 _BEGINS_LIKE_VALUE = r"^[ \t\r,\x1e]*[\[{]"
 _HOLDS_VALUES = r"^[ \t\r]*\[[ \t\r]*[\[{]"
-_NAMES_JSON = re.compile(r"(?<!::)\bjson\b(?!\s*\()")
 _INVALID = pl.lit("not valid JSON")
-_FOUND_ARRAY = (
-    "expected an object, found an array; for the recipe's SQL it is the column `json`, as in `query: json[1]`"
-)
+_ARRAY_ADVICE = "; for the recipe's SQL it is the column `json`, as in `query: json[1]`"
 
 
 class Form(Enum):
@@ -55,7 +64,7 @@ def read_json_lines(split: FileSplit, source: Source, connection: duckdb.DuckDBP
     blocks = read_blocks(split, source.encoding)
     form = Form.LINES
     if not split.start and split.end is None:
-        blocks, _, form = _find_form(blocks)
+        blocks, _, form = _find_form(blocks, by_line=True)
     read = _read_values if form is Form.VALUES else _read_lines
     yield from read(connection, blocks, split.name, _find_array_key(source))
 
@@ -66,7 +75,7 @@ def split_json_lines(path: str, source: Source, size: int) -> list[FileSplit]:
     Raises:
         FileError: see text_reader.split_lines.
     """
-    _, _, form = _find_form(read_blocks(FileSplit(path), source.encoding))
+    _, _, form = _find_form(read_blocks(FileSplit(path), source.encoding), by_line=True)
     return [FileSplit(path)] if form is Form.VALUES else split_lines(path, source, size)
 
 
@@ -100,8 +109,11 @@ def read_chats(split: FileSplit, source: Source, connection: duckdb.DuckDBPyConn
     return read_json(split, source, connection, conversations=True)
 
 
-def _find_form(blocks: Iterator[Block]) -> tuple[Iterator[Block], str, Form]:
+def _find_form(blocks: Iterator[Block], by_line: bool = False) -> tuple[Iterator[Block], str, Form]:
     """Tell how the records of a file are written.
+
+    Args:
+        by_line: Whether an array of records on the only line of a file is a record rather than the file's array.
 
     Returns the blocks again, without blank ones before the first value, and the text in which it was sought.
 
@@ -116,18 +128,24 @@ def _find_form(blocks: Iterator[Block]) -> tuple[Iterator[Block], str, Form]:
         except FileError as error:
             if not held:
                 raise
-            return _raise_after(held, error), text, form
+            blocks = _raise_after((), error)
+            break
         if not block:
             break
         if not held and not block.text.strip():
             continue
         held.append(block)
         text = b"".join(block.text for block in held).decode().lstrip()
-        line, line_feed, _ = text.partition("\n")
+        line, line_feed, rest = text.partition("\n")
+        if len(line) <= _FIRST_OBJECT:
+            line = _drop_commas(line)
         if line_feed and _find_end(line) == len(line):
-            form = Form.LINES
-        elif text.startswith("[") or _find_end(text):
+            if by_line or rest.strip() or not re.match(_HOLDS_VALUES, line):
+                form = Form.LINES
+        elif text.startswith("[") or _find_end(text) or _find_end(_drop_commas(text[:_FIRST_OBJECT])):
             form = Form.VALUES
+    if form is Form.UNKNOWN and re.match(_HOLDS_VALUES, text):
+        form = Form.VALUES
     if text.startswith("<") and not re.search(r"^[\[{]", text, re.MULTILINE):
         raise FileError("unreadable", "a web page or XML, not JSON; perhaps the error message of a download")
     return chain(held, blocks), text, form
@@ -150,6 +168,11 @@ def _find_end(text: str) -> int:
     return end
 
 
+def _drop_commas(text: str) -> str:
+    """Drop commas before closing brackets, which many programs write and read, though JSON does not allow them."""
+    return re.sub(_DROPPED_COMMA, r"\1\2", text)
+
+
 def _skip(text: str, at: int) -> int:
     """Skip what may stand between values: white space, commas, record separators (RFC 7464)."""
     while at < len(text) and text[at] in " \t\r\n,\x1e":
@@ -159,8 +182,7 @@ def _skip(text: str, at: int) -> int:
 
 def _find_array_key(source: Source) -> str | None:
     """Return the key under which a record that is an array can be used: `json`, if the recipe's SQL names that."""
-    parts = (source.select, source.from_, source.where, source.query, source.positive, source.negatives, source.meta)
-    return "json" if any(_NAMES_JSON.search(part) for part in parts if part) else None
+    return "json" if uses_column(source, "json") else None
 
 
 def select_from_records(select: str) -> str:
@@ -212,7 +234,7 @@ def _is_conversation(begin: str) -> bool:
         first, _ = _DECODER.raw_decode(begin.removeprefix("[").lstrip())
     except (ValueError, RecursionError):
         return False
-    return isinstance(first, dict) and "role" in first
+    return isinstance(first, dict) and ("role" in first or "from" in first)
 
 
 def _read_lines(
@@ -306,22 +328,25 @@ def _check_objects(
         judged = pl.concat([judged.filter(~several), _find_kinds(connection, values)]).sort(
             "_line", maintain_order=True
         )
-    if array_key:
-        in_object = pl.concat_str(pl.lit(f'{{"{array_key}":'), text, pl.lit("}"))
-        judged = judged.with_columns(
-            text=pl.when(kind == "ARRAY").then(in_object).otherwise(text), kind=kind.replace("ARRAY", "OBJECT")
-        )
-    is_object = (kind == "OBJECT").fill_null(False)
-    detail = (
-        pl.when(kind.is_null())
-        .then(_INVALID)
-        .when(kind == "ARRAY")
-        .then(pl.lit(_FOUND_ARRAY))
-        .otherwise(pl.format("expected an object, found {}", kind))
+    fits = kind.is_in(["OBJECT", "ARRAY"] if array_key else ["OBJECT"]).fill_null(False)
+    found = pl.format("expected an object, found {}", kind.replace(_KINDS))
+    detail = pl.when(kind.is_null()).then(_INVALID).when(kind == "ARRAY").then(found + _ARRAY_ADVICE).otherwise(found)
+    problems.append(_make_problems(judged.filter(~fits), "broken_json", detail))
+    shallow, deep = _split_off_deep(judged.filter(fits))
+    return _make_objects(shallow, array_key), pl.concat([*problems, deep])
+
+
+def _make_objects(records: pl.DataFrame, array_key: str | None) -> pl.DataFrame:
+    """Give arrays their key, and drop commas before closing brackets; RECORD then is the text as it was."""
+    text, is_array = pl.col("text"), pl.col("kind") == "ARRAY"
+    has_commas = text.str.contains(_TRAILING_COMMA)
+    if not records.select((is_array | has_commas).any()).item():
+        return records.drop("kind")
+    strict = pl.when(has_commas).then(text.str.replace_all(_DROPPED_COMMA, "$1$2")).otherwise(text)
+    in_object = pl.concat_str(pl.lit(f'{{"{array_key}":'), strict, pl.lit("}"))
+    return records.select(
+        "_file", "_line", pl.when(is_array).then(in_object).otherwise(strict).alias("text"), text.alias(RECORD)
     )
-    problems.append(_make_problems(judged.filter(~is_object), "broken_json", detail))
-    shallow, deep = _split_off_deep(judged.filter(is_object).drop("kind"))
-    return shallow, pl.concat([*problems, deep])
 
 
 def _find_kinds(connection: duckdb.DuckDBPyConnection, records: pl.DataFrame) -> pl.DataFrame:

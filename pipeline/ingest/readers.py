@@ -261,7 +261,9 @@ def read_batches(
 
 def _number_rows(reader: Reader, frames: list[pl.DataFrame], number: int) -> pl.DataFrame:
     rows = stack(frames).with_row_index("_row", number)
-    return rows.with_columns(pl.col("text").alias(RECORD)) if reader.select else rows
+    if not reader.select:
+        return rows
+    return rows.with_columns(pl.coalesce(pl.col(f"^{RECORD}$"), "text").alias(RECORD))
 
 
 def read_split(connection: duckdb.DuckDBPyConnection, source: Source, split: FileSplit) -> Iterator[Frames]:

@@ -1,6 +1,6 @@
 """Find, and replace, the names of columns in a recipe's SQL."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import duckdb
@@ -18,20 +18,42 @@ def find_names(source: Source) -> set[str] | None:
     Returns None if the SQL uses whole rows (`to_json(rows)`, `COLUMNS(…)`, PIVOT), and therefore every column.
     """
     names: set[str] = {"negatives", "meta"}  # used if the recipe has no SQL for them
-    parts = (source.select, source.where, source.query, source.positive, source.negatives, source.label, source.meta)
-    for sql in (f"FROM {source.from_ or 'rows'}", *filter(None, parts)):
-        tokens = _tokenize(sql)
-        for before, token, after in zip([None, *tokens], tokens, [*tokens[1:], None], strict=False):
-            if token.word == "rows":
-                is_table = before is not None and before.word in ("from", "join")
-                has_alias = after is not None and (after.word == "as" or after.is_identifier)
-                if has_alias or not (is_table or (after is not None and after.word == ".")):
-                    return None
-            if token.word in _WHOLE_ROWS:
-                return None
-            if token.is_name:
-                names.add(_unquote(token.text))
+    for tokens in _tokenize_parts(source):
+        if _uses_whole_rows(tokens):
+            return None
+        names.update(_list_names(tokens))
     return names
+
+
+def uses_column(source: Source, column: str) -> bool:
+    """Whether a source's SQL names this column, apart from using whole rows."""
+    return any(name.lower() == column for tokens in _tokenize_parts(source) for name in _list_names(tokens))
+
+
+def _tokenize_parts(source: Source) -> Iterator[list["_Token"]]:
+    parts = (source.select, source.where, source.query, source.positive, source.negatives, source.label, source.meta)
+    return map(_tokenize, (f"FROM {source.from_ or 'rows'}", *filter(None, parts)))
+
+
+def _uses_whole_rows(tokens: Sequence["_Token"]) -> bool:
+    for before, token, after in zip([None, *tokens], tokens, [*tokens[1:], None], strict=False):
+        if token.word == "rows":
+            is_table = before is not None and before.word in ("from", "join")
+            has_alias = after is not None and (after.word == "as" or after.is_identifier)
+            if has_alias or not (is_table or (after is not None and after.word == ".")):
+                return True
+        if token.word in _WHOLE_ROWS:
+            return True
+    return False
+
+
+def _list_names(tokens: Sequence["_Token"]) -> Iterator[str]:
+    """Yield the names that may be columns: not those of functions, types (`::JSON`, `AS JSON`) and aliases."""
+    for before, token, after in zip([None, *tokens], tokens, [*tokens[1:], None], strict=False):
+        is_type = before is not None and before.word in ("as", "::")
+        is_function = after is not None and after.word == "("
+        if token.is_name and not is_type and not is_function:
+            yield _unquote(token.text)
 
 
 def replace_columns(sql: str, columns: Collection[str], template: str) -> str:

@@ -12,6 +12,7 @@ from ...schemas.settings import ReaderOptions, Source
 from .files import FileError, FileSplit
 from .problems import RECORD, Frames, fitting, make_distinct, no_problems
 from .records import LINE, lines, quoted_records
+from .sql_names import find_names
 from .text_encodings import Block, read_blocks
 
 
@@ -142,17 +143,9 @@ def _doubt_header(header: pl.DataFrame, names: Sequence[str], dialect: Dialect, 
 
 
 def _may_name(source: Source, names: Sequence[str]) -> bool:
-    """Whether a source's SQL contains one of these names that is not a number, or may take whole rows."""
-    parts = (source.select, source.from_, source.where, source.query, source.positive, source.negatives, source.label)
-    sql = " ".join(filter(None, (*parts, source.meta)))
-    words = set(re.findall(r"\w+", sql.lower()))
-    return (
-        "*" in sql
-        or not words.isdisjoint({"rows", "columns"})
-        or any(
-            name.lower() in (words if name.isidentifier() else sql.lower()) for name in names if not name.isdecimal()
-        )
-    )
+    """Whether a source's SQL may use one of these columns."""
+    used = find_names(source)
+    return used is None or not {name.lower() for name in used}.isdisjoint(name.lower() for name in names)
 
 
 def _split_rows(records: pl.DataFrame, names: Sequence[str], dialect: Dialect) -> Frames:

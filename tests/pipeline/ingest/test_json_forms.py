@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from conan_embedding.pipeline.ingest import json_reader, splits
 from conan_embedding.pipeline.ingest.listing import list_files
+from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import Source
 from hypothesis import given
 from hypothesis import strategies as st
+from ingested import Ingested
 from properties import max_examples
 from read_files import Read, reader
 
@@ -37,6 +39,10 @@ PRETTY = '{\n  "q": "甲",\n  "n": {}\n}\n'
         ('[{"q": "甲"}][{"q": "乙"}]\n', [(1, "甲"), (1, "乙")], []),
         ('[[{"q": "甲"}, {"q": "乙"}],\n [{"q": "丙"}]]', [(1, "甲"), (1, "乙"), (2, "丙")], []),
         ('[\n [\n  {"q": "甲"}\n ],\n [\n  {"q": "乙"}]]', [(3, "甲"), (6, "乙")], []),
+        # commas before closing brackets
+        ('{"q": "甲", "a": [1, 2,],}\n{"q": "乙,]"}\n', [(1, "甲"), (2, "乙,]")], []),
+        ('{\n"q": "甲",\n}\n{\n"q": "乙",\n}\n', [(1, "甲"), (4, "乙")], []),
+        ('[\n{"q": "甲",},\n{"q": "乙",},\n]\n', [(2, "甲"), (3, "乙")], []),
         # damage costs the record that it is in
         (PRETTY + PRETTY.replace('"甲"', "甲") + PRETTY, [(1, "甲"), (9, "甲")], [5]),
         (PRETTY + PRETTY.replace("}\n}", "}") + PRETTY, [(1, "甲"), (8, "甲")], [5]),
@@ -81,7 +87,7 @@ def test_values_one_after_another(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("conan_embedding.pipeline.ingest.text_encodings.BLOCK", size)
         patch.setattr("conan_embedding.pipeline.ingest.files._CHUNK", size)
-        found = Read([str(path)], read=read)
+        found = Read([str(path)], read=read, columns=dict.fromkeys("qab", "JSON"))
     assert found.problems == []
     at, lines = 0, []
     for text in texts:
@@ -89,12 +95,8 @@ def test_values_one_after_another(
         lines.append(1 + data.count("\n", 0, at))
         at += len(text)
     assert found.lines == lines
-    assert all(found.values(key) == [one.get(key) for one, _ in some] for key in "qab" if is_text(some, key))
-
-
-def is_text(some: list[tuple[dict[str, Any], str]], key: str) -> bool:
-    """Whether all values of a key are texts, which come as they are."""
-    return all(isinstance(one.get(key, ""), str) for one, _ in some)
+    for key in "qab":
+        assert [json.loads(value or "null") for value in found.values(key)] == [one.get(key) for one, _ in some]
 
 
 def test_lines_over_which_records_extend_are_not_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,3 +184,31 @@ def test_a_document_too_long_to_hold_is_no_record(tmp_path: Path, monkeypatch: p
     assert found.lines == [data.count("\n") + 2]
     assert {reason for _, reason, _ in found.problems} == {"broken_json"}
     assert json_reader.LONGEST_DOCUMENT == 200
+
+
+SAID = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ({"read": "json", "query": "json[1]", "positive": "json[2]"}, [["问", "答"], ["问", "答"]]),
+        ({"read": "messages"}, [SAID, SAID]),
+        ({"read": "messages"}, [{"messages": SAID}, {"messages": SAID}]),
+        ({"read": "messages"}, [[{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]] * 2),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_that_is_the_file(source: Any, value: Any, indent: int | None, end: str, tmp_path: Path) -> None:
+    """Whether it is on one line, and whether the line ends, makes no difference."""
+    (tmp_path / "a.json").write_text(json.dumps(value, indent=indent) + end)
+    given = {"name": "web", "files": f"{tmp_path}/a.json", **source}
+    found = Ingested(tmp_path / "corpus", Recipe.model_validate({"sources": [given]}))
+    assert found.values("query", "positive") == [("问", "答"), ("问", "答")]
+
+
+def test_a_reject_holds_the_array_as_it_stood(tmp_path: Path) -> None:
+    data = '["问",]\n["问", "答"]\n'
+    found = reader(tmp_path)(data, "a.jsonl", query="json[1]", columns={"json": "BIGINT[]"})
+    assert [record for *_, record in found.problems] == ['["问",]', '["问", "答"]']

@@ -25,6 +25,13 @@ def test_names_in_any_part() -> None:
     assert not {"zh", "english", "not", "url", "name"} & found
 
 
+def test_types_and_functions_are_not_columns() -> None:
+    found = names(query="json(a)", positive="b::JSON ->> 'x' || CAST(c AS JSON)", meta="to_json(d)")
+    assert found is not None
+    assert {"a", "b", "c", "d"} <= found
+    assert not {"json", "JSON", "to_json"} & found
+
+
 def test_keywords_and_defaults_can_be_columns() -> None:
     assert {"text", "label", "negatives", "meta"} <= (names(query="text", positive="label") or set())
 
