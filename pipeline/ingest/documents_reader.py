@@ -14,8 +14,9 @@ from ...schemas.errors import MissingExtraError
 from ...schemas.settings import Source
 from .chunks import HAN, Block, cut
 from .files import UNPACKED_FLOOR, UNPACKED_RATIO, FileError, FileSplit, read_chunks
+from .front_matter import find_title, split_front_matter
 from .html_reader import extract_markdown
-from .markdown_blocks import parse_markdown, read_title
+from .markdown_blocks import parse_markdown
 from .pdf_blocks import parse_pdf
 from .problems import Frames, no_problems, problem
 from .text_encodings import read_text
@@ -103,12 +104,12 @@ def _take_title(document: Document) -> tuple[str | None, list[Block]]:
 
 def _parse_markdown(split: FileSplit, source: Source) -> Document:
     text, cut_short = read_text(split.path, source.encoding)
-    title, body = read_title(text)
+    front, body = split_front_matter(text)
     blocks = [
         block._replace(text=_SOFT_BREAK.sub("", block.text)) if block.kind == "prose" else block
         for block in parse_markdown(body)
     ]
-    return Document(title, blocks, [("truncated", cut_short)] if cut_short else [])
+    return Document(find_title(front), blocks, [("truncated", cut_short)] if cut_short else [])
 
 
 def _parse_html(split: FileSplit, source: Source) -> Document:

@@ -11,7 +11,7 @@ from markdown_it.token import Token
 
 from ..text.references import join_halves
 from .files import FileSplit
-from .front_matter import split_front_matter
+from .front_matter import find_title, split_front_matter
 from .problems import RECORD, Frames, fitting, no_problems, problem
 from .records import LINE
 from .text_encodings import BROKEN, read_text
@@ -24,8 +24,10 @@ LONGEST_TITLE = 1_000
 
 _BEGINNINGS = (512, 8_192)  # characters that are searched before the others: nearly all first headings are there
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
-_ATTRIBUTES = re.compile(r"\s*\{[#.:][^{}]*\}$")  # of a heading, in the dialects of kramdown and Pandoc
-_WITHOUT_SPACE = re.compile(r"#{1,6}([\u3400-\u9fff][^#\n]*)(?:\n|\Z)")  # `#标题`; others are hashtags
+ATTRIBUTES = re.compile(r"\s*\{[#.:][^{}]*\}$")  # of a heading, in the dialects of kramdown and Pandoc
+WITHOUT_SPACE = re.compile(
+    r"#{1,6}[\u3000\u00a0]*([\u3400-\u9fff][^#\n]*)(?:\n|\Z)"
+)  # `#标题` or `#　标题`; others are hashtags
 
 
 def read_markdown(split: FileSplit, encoding: str | None = None) -> Iterator[Frames]:
@@ -61,9 +63,8 @@ def split_title(markdown: str) -> tuple[str | None, str | None, str]:
     """Return a document's title, its first heading, and the text after the one that gave the title."""
     front, body = split_front_matter(join_halves(markdown.replace("\r", "\n")))
     heading, end = find_heading(body)
-    title = front.get("title")
-    if isinstance(title, str) and title.strip():
-        return title.strip(), heading, body
+    if title := find_title(front):
+        return title, heading, body
     return heading, heading, body[end:].strip(" ")
 
 
@@ -89,11 +90,11 @@ def _search(markdown: str) -> tuple[str | None, int]:
         if token.type == "heading_open" and len(inner.content) <= LONGEST_TITLE:
             inline: list[Token] = []
             parser.inline.parse(inner.content, parser, links, inline)
-            heading = _ATTRIBUTES.sub("", _get_text(inline))
+            heading = ATTRIBUTES.sub("", _get_text(inline))
         elif token.type == "html_block":
             heading, length = _find_html_heading(token.content)
             end = starts[token.map[0]] + length
-        elif token.type == "paragraph_open" and (found := _WITHOUT_SPACE.match(inner.content)):
+        elif token.type == "paragraph_open" and (found := WITHOUT_SPACE.match(inner.content)):
             end = starts[token.map[0] + 1] - 1
             heading = found[1] if markdown[end:].strip() else ""
         if heading := heading.strip():

@@ -2,25 +2,7 @@
 
 import pytest
 from conan_embedding.pipeline.ingest.chunks import Block
-from conan_embedding.pipeline.ingest.markdown_blocks import parse_markdown, read_title
-
-
-@pytest.mark.parametrize(
-    ("markdown", "title", "body"),
-    [
-        ("---\ntitle: 安装手册\ntags: [甲, 乙]\n---\n正文", "安装手册", "正文"),
-        ('---\ntitle: "引号: 冒号"\n---\n\n正文', "引号: 冒号", "\n正文"),
-        ("---\ntitle: |\n  两行\n...\n正文", "两行", "正文"),
-        ("---\ntitle: 2024\n---\n", "2024", ""),
-        ("---\ndate: 2024-01-01\n---\n正文", None, "正文"),
-        ("---\n一条线，不是元数据\n---\n正文", None, "---\n一条线，不是元数据\n---\n正文"),
-        ("---\n坏: [\n---\n正文", None, "---\n坏: [\n---\n正文"),
-        ("正文\n---\ntitle: 甲\n---\n", None, "正文\n---\ntitle: 甲\n---\n"),
-    ],
-)
-def test_front_matter(markdown: str, title: str | None, body: str) -> None:
-    found = read_title(markdown)
-    assert (found[0].strip() if found[0] else None, found[1]) == (title, body)
+from conan_embedding.pipeline.ingest.markdown_blocks import parse_markdown
 
 
 @pytest.mark.parametrize(
@@ -29,7 +11,17 @@ def test_front_matter(markdown: str, title: str | None, body: str) -> None:
         ("# 一\n文", [("heading", "一", 1), ("prose", "文", 0)]),
         ("## `a_b` 的 **粗** [链接](x) ##\n", [("heading", "a_b 的 粗 链接", 2)]),
         ("标题\n===\n次题\n---\n", [("heading", "标题", 1), ("heading", "次题", 2)]),
-        ("#没有空格\n", [("prose", "#没有空格", 0)]),
+        ("#没有空格\n##二\n文", [("heading", "没有空格", 1), ("heading", "二", 2), ("prose", "文", 0)]),
+        ("#标签 #二\n文", [("prose", "#标签 #二\n文", 0)]),
+        ("# 一 {#id .x}\n", [("heading", "一", 1)]),
+        ('<h1 align="center">一 &amp; <b>二</b></h1>\n文', [("heading", "一 & 二", 1), ("prose", "文", 0)]),
+        ("<div>\n<h2>一</h2>\n<img>\n</div>\n\n文", [("heading", "一", 2), ("prose", "文", 0)]),
+        (
+            "文\n<table>\n<td>。\n\n。</td>\n</table>\n\n文",
+            [("prose", "文", 0), ("whole", "<table>\n<td>。\n\n。</td>\n</table>", 0), ("prose", "文", 0)],
+        ),
+        ("<div><table><td>。</td></table></div>", [("whole", "<div><table><td>。</td></table></div>", 0)]),
+        ("<table>\n\n# 一\n", [("whole", "<table>", 0), ("heading", "一", 1)]),
         ("```\n# 不是标题\n\n。\n```\n", [("whole", "```\n# 不是标题\n\n。\n```", 0)]),
         ("~~~py\n# x\n", [("whole", "~~~py\n# x", 0)]),
         ("    # 缩进的代码\n", [("whole", "    # 缩进的代码", 0)]),

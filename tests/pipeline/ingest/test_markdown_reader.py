@@ -1,11 +1,13 @@
 """Markdown documents as a title and the text after it."""
 
+from base64 import b64encode
 from pathlib import Path
 from time import process_time
 
 import pytest
 from conan_embedding.pipeline.ingest import markdown_reader
 from conan_embedding.pipeline.ingest.markdown_reader import find_heading, split_title
+from conan_embedding.pipeline.ingest.shown_records import BASE64
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import max_examples
@@ -26,8 +28,9 @@ def test_a_document(read: Reader) -> None:
 
 
 def test_a_document_with_broken_bytes_is_rejected_with_its_text(read: Reader) -> None:
-    found = read("# 题目在这里\n\n今天天气很好。".encode() + b"\xff", "a.md", read="markdown")
-    assert (found.rows, found.problems) == ([], [(1, "encoding", "# 题目在这里\n\n今天天气很好。")])
+    data = "# 题目在这里\n\n今天天气很好。".encode() + b"\xff"
+    found = read(data, "a.md", read="markdown")
+    assert (found.rows, found.problems) == ([], [(1, "encoding", BASE64 + b64encode(data).decode())])
 
 
 TITLES = [
