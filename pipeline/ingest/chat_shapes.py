@@ -23,8 +23,8 @@ from .record_fields import (
 
 _SYSTEM = "'system', 'developer'"
 _USER = "'user', 'human', 'prompter', 'client', 'customer', 'patient', '用户', '客户', '患者'"
-_ASSISTANT = """'assistant', 'gpt', 'chatgpt', 'bot', 'chatbot', 'ai', 'llm', 'model', 'counselor', '助手',
-    '助理', '机器人', '客服'"""
+_ASSISTANT = """'assistant', 'gpt', 'chatgpt', 'bot', 'chatbot', 'ai', 'llm', 'model', 'bing', 'bard', 'counselor',
+    '助手', '助理', '机器人', '客服'"""
 _TOOL = """'function_call', 'function-call', 'tool_call', 'tool_calls', 'function', 'function_response', 'tool',
     'tool_response', 'tool_result', 'observation', 'ipython', 'environment'"""
 
@@ -55,10 +55,10 @@ _IDS = ("id", "conversation_id")
 def select_instructions(source: Source) -> str:
     """Return a SELECT that makes a pair of each instruction, with its input and its history, and the output."""
     prompt, extra, output = first_of(*_PROMPTS), first_of(*_INPUTS), first_of(*_OUTPUTS)
-    joined = f"concat_ws(chr(10), {text_of(prompt)}, nullif({text_of(extra)}, ''))"
+    joined = f"concat_ws(chr(10), nullif({text_of(prompt)}, ''), nullif({text_of(extra)}, ''))"
+    asked = f"CASE WHEN {prompt} IS NOT NULL OR {joined} <> '' THEN to_json({joined}) END"
     turns = f"""[
-            {{'name': 'instruction', 'role': 'user',
-              'content': CASE WHEN {prompt} IS NOT NULL THEN to_json({joined}) END, 'untaught': NULL, 'calls': false,
+            {{'name': 'instruction', 'role': 'user', 'content': {asked}, 'untaught': NULL, 'calls': false,
               'fault': coalesce({find_fault("'instruction'", prompt)}, {find_fault("'input'", extra)})}},
             {{'name': 'output', 'role': 'assistant', 'content': {output}, 'untaught': NULL, 'calls': false,
               'fault': NULL}}]"""

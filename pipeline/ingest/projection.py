@@ -245,6 +245,8 @@ def _explain(
         .then(
             pl.format("expected text, found {}: unnest it in `select`, or take what it holds by `->> '$.key'`", found)
         )
+        .when(reason.is_in([f"no_{side}" for side in ("query", "positive") if getattr(source, side) == side]))
+        .then(pl.format("the record has no {}", reason.str.strip_prefix("no_")))
         .otherwise(pl.lit("the recipe's SQL gave NULL here"))
     )
     if not missing:

@@ -91,7 +91,7 @@ _QA_META = f"""{{'id': {text_of("coalesce(id, query_id, qid)")}, 'title': {text_
     'answers': list_transform({items_of("answered")}, lambda one:
         CASE json_type(one) WHEN 'OBJECT' THEN one ->> 'text' ELSE one ->> '$' END)}}"""
 _UNANSWERED = f"""coalesce({find_mark(True, "is_impossible")},
-    CASE WHEN json_type(answers) = 'OBJECT' AND answered = '[]' THEN '`answers` is empty' END)"""
+    CASE WHEN NOT nested AND answered = '[]' THEN '`answers` is empty' END)"""
 _QA_FAULT = f"""coalesce({find_fault("'question'", "asked")}, {find_fault("'context'", "context")})"""
 
 # SQuAD's nested document, its articles or paragraphs as records, the flat rows of Hugging Face, and CMRC 2018's list.

@@ -19,6 +19,8 @@ INSTRUCTIONS = {
     "Alpaca": ({"instruction": "译", "input": "你好", "output": "答"}, "译\n你好", []),
     "no input": ({"instruction": "译", "input": "", "output": "答"}, "译", []),
     "null for input": ({"instruction": "译", "input": None, "output": "答"}, "译", []),
+    "only an input": ({"instruction": None, "input": "译", "output": "答"}, "译", []),
+    "an empty instruction": ({"instruction": "", "input": "译", "output": "答"}, "译", []),
     "a number": ({"instruction": 5, "output": "答"}, "5", []),
     "Dolly": ({"instruction": "译", "context": "你好", "response": "答"}, "译\n你好", []),
     "OpenOrca": ({"system_prompt": "系统", "question": "译", "response": "答"}, "译", []),
@@ -129,6 +131,10 @@ CHATS = {
     "JSON in a string": ({"messages": json.dumps(CHAT)}, PAIR),
     "a list around it": ({"messages": [CHAT]}, PAIR),
     "nulls": ({"messages": [None, *CHAT, None]}, PAIR),
+    "assistants by name": (
+        {"conversations": [{"from": "human", "value": "问"}, {"from": "bing", "value": "答"}]},
+        PAIR,
+    ),
     "other roles": ({"messages": [{"role": "client", "content": "问"}, {"role": " Counselor", "content": "答"}]}, PAIR),
     "content parts": ({"messages": [user([part("问")]), assistant([part("答")])]}, PAIR),
     "two parts": ({"messages": [user([part("问"), part("题")]), assistant("答")]}, [("问\n题", "答", [])]),
@@ -181,8 +187,8 @@ REFUSED_CHATS = {
     "field_type: message 1: expected only texts, found images": {
         "messages": [user("看图", images=["a.png"]), assistant("答")]
     },
-    "field_type: message 2: expected a role such as user or assistant, found bing": {
-        "messages": [user("问"), {"role": "Bing", "content": "答"}, user("再问"), assistant("再答")]
+    "field_type: message 2: expected a role such as user or assistant, found narrator": {
+        "messages": [user("问"), {"role": "Narrator", "content": "答"}, user("再问"), assistant("再答")]
     },
     "excluded_by_data: `label` is false": {"messages": CHAT, "label": False},
     "excluded_by_data: `weight` is 0": {"messages": [user("问"), assistant("答", weight=0)]},

@@ -116,6 +116,11 @@ def test_meta_of_squad(tmp_path: Path) -> None:
     assert found.values("meta") == [{"id": "1", "title": title, "answers": ["答"]} for _, title in QUESTIONS.values()]
 
 
+def test_a_flat_question_without_answers(tmp_path: Path) -> None:
+    found = read_records(tmp_path, "squad", {"context": "文", "question": "问", "answers": []})
+    assert (found.rows, found.details) == ([], ["`answers` is empty"])
+
+
 def test_refused_questions(tmp_path: Path) -> None:
     found = read_named(tmp_path, "squad", REFUSED_QUESTIONS)
     assert found == ([], [(name, *name.split(": ", 1)) for name in REFUSED_QUESTIONS])
