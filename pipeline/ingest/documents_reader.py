@@ -41,7 +41,7 @@ SEPARATOR = " > "
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 """The first bytes of Office's files before 2007, and of those with a password."""
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
-_PACKED = (".gz", ".zst", ".bz2", ".xz")
+_PACKED = (".gz", ".zst", ".bz2", ".xz", ".lzma")
 _SOFT_BREAK = re.compile(rf"(?<={HAN})\n(?={HAN})")  # within a Chinese paragraph, not for a space
 _ESCAPED = re.compile(r"\\([*_#])")
 _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")

@@ -11,6 +11,7 @@ _PACKED = {
     ".zst": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),  # a frame of data, or one to skip
     ".bz2": re.compile(rb"BZh[1-9](\x31\x41\x59\x26\x53\x59|\x17\x72\x45\x38\x50\x90)"),
     ".xz": re.compile(rb"\xfd7zXZ\x00"),
+    ".lzma": re.compile(rb"(?s)\x5d\0\0..(\xff{8}|.{4}\0{4})"),  # settings, and a size that may be unknown
     ".zip": re.compile(rb"PK(\x03\x04|\x05\x06)"),
     ".tar": re.compile(rb"(?s).{257}ustar"),
 }
@@ -18,6 +19,7 @@ _FORMATS = {
     rb"PAR1": "a Parquet file: `read: parquet`",
     rb"ARROW1": "an Arrow file: `read: hf`",
     rb"%PDF-": "a PDF file, not text",
+    rb"\x89PNG|\xff\xd8\xff|GIF8[79]a": "a picture",
     rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an Excel or Word file of the old kind: save it as CSV or text",
     rb"SQLite format 3\x00": "an SQLite database: export its tables as CSV",
     rb"(?s).{257}ustar": "a tar archive that is compressed: unpack it with `tar xf`, or recompress only its files",

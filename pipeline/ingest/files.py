@@ -263,8 +263,9 @@ def _unpack(file: Any, packing: str) -> Iterator[bytes]:
             return _unpack_streams(file, decompressor.decompressobj)
         case ".bz2":
             return _unpack_streams(file, bz2.BZ2Decompressor, _BLOCK_OF_BZIP2)
-        case ".xz":
-            return _unpack_streams(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _MEMORY_OF_XZ))
+        case ".xz" | ".lzma":
+            kind = lzma.FORMAT_XZ if packing == ".xz" else lzma.FORMAT_ALONE
+            return _unpack_streams(file, lambda: lzma.LZMADecompressor(kind, _MEMORY_OF_XZ))
         case _:  # a member of an archive, not compressed a second time
             return iter(lambda: file.read(_SLICE), b"")
 

@@ -16,6 +16,7 @@ from .files import FileError, SourceFile, open_file, stat_file
 from .globs import HIDDEN, Matches, expand_braces, is_wild, match
 
 EMPTY = "empty"
+FOLDER = "folder"
 
 _Found = Iterator[tuple[SourceFile, str]]
 """Files, each with the reason why it is skipped; the reason is empty if it is not."""
@@ -80,6 +81,8 @@ def _find(glob: str, folders: bool) -> _Found:
             else:
                 is_empty = file.size == 0 and filesystem.isfile(name) and filesystem.size(name) == 0
                 yield file, EMPTY if is_empty else ""
+        elif not is_wild(path):
+            yield SourceFile(uri, 0, FOLDER), FOLDER
 
 
 def _match_objects(filesystem: fsspec.AbstractFileSystem, path: str) -> Matches:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import lzma
 import tarfile
 import zipfile
 from pathlib import Path
@@ -58,6 +59,7 @@ FILES = {
     "packed tar": (packed_tar(), "a tar archive that is compressed: unpack it with `tar xf`"),
     "packed twice": (gzip.compress(zstandard.compress(b"{}")), "packed twice: unpack it once"),
     "lz4": (b"\x04\x22\x4d\x18\x64\x40", "compressed with lz4"),
+    "png": (b"\x89PNG\r\n\x1a\n\0", "a picture"),
     "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z or rar archive"),
 }
 
@@ -77,6 +79,11 @@ def test_a_pointer_is_told_by_every_reader(read: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(POINTER)
     found = Read([f"{tmp_path}/a"], read=read)
     assert found.details == ["a Git LFS pointer, not the file itself: run `git lfs pull`"]
+
+
+def test_the_older_format_of_xz_is_read(tmp_path: Path) -> None:
+    packed = lzma.compress(b'{"a": 1}\n', lzma.FORMAT_ALONE)
+    assert reader(tmp_path)(packed, "a.jsonl", read="jsonl").values("a") == [1]
 
 
 def test_a_text_that_begins_like_a_pointer_is_read(tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ def test_globs_without_files_and_what_is_skipped(tree: Path) -> None:
     globs = [f"{tree}/{glob}" for glob in ("*", "*.jsonl", "nowhere/*", "real", "{real,unreal}/a.jsonl", "no[1].csv")]
     listing = list_files(globs)
     assert names(listing, tree) == ["B.JSONL", "real/a.jsonl"]
-    assert listing.unmatched == [f"{tree}/{glob}" for glob in ("nowhere/*", "real", "unreal/a.jsonl", "no[1].csv")]
-    assert listing.skipped == {f"{tree}/.DS_Store": "hidden", f"{tree}/empty.jsonl": "empty"}
+    assert listing.unmatched == [f"{tree}/{glob}" for glob in ("nowhere/*", "unreal/a.jsonl", "no[1].csv")]
+    skipped = {".DS_Store": "hidden", "empty.jsonl": "empty", "real": "folder"}
+    assert listing.skipped == {f"{tree}/{name}": why for name, why in skipped.items()}
     listing = list_files([f"{tree}/*.jsonl"], [f"{tree}/empty*"])
     assert listing.skipped == {f"{tree}/B.JSONL": "in another case"}
 
