@@ -1,4 +1,4 @@
-"""Show what was read as the `record` of rejects: its text, or the columns of a row as JSON."""
+"""Build the `record` of rejects from what was read: its text, or the columns of a row as JSON."""
 
 import base64
 import json

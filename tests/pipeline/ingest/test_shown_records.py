@@ -1,4 +1,4 @@
-"""What rejects show: the record as it was read, without personal data."""
+"""The record of a reject: the text as it was read, without personal data."""
 
 import base64
 import json
