@@ -13,8 +13,10 @@ from .text_encodings import restore_bytes
 BASE64 = "base64:"
 """Begins the `record` of a reject that is not text: its bytes follow."""
 
-_YEARS = (-62_135_596_800, 253_402_300_799)  # seconds from 1970 to the first and the last second that datetime can show
-_UNITS = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_DAYS = (-719_162, 2_932_896)
+"""Days from 1970 to the first and the last one that datetime can show."""
+
+_PER_DAY = {"ms": 86_400_000, "us": 86_400_000_000}  # nanoseconds of 64 bits only reach from 1677 to 2262
 
 
 def show_records(frame: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
@@ -41,19 +43,37 @@ def show_rows(frame: pl.DataFrame, numbers: pl.Series) -> pl.Series:
 
 
 def _show_columns(rows: pl.DataFrame) -> pl.Series:
-    readable = rows.with_columns(_show_time(column) for column in rows if isinstance(column.dtype, pl.Datetime))
+    readable = rows.with_columns(
+        column.cast(_store_times(column.dtype)) for column in rows if not _are_times_readable(column)
+    )
     if readable.is_empty() or not any(_holds_bytes(kind) for kind in readable.dtypes):
         return readable.select(pl.struct(pl.all()).struct.json_encode()).to_series()
     shown = [json.dumps(row, ensure_ascii=False, default=_show_value) for row in readable.iter_rows(named=True)]
     return pl.Series(shown, dtype=pl.String)
 
 
-def _show_time(times: pl.Series) -> pl.Series:
-    """Return times as they are, or as the stored integers if Polars can't show one of them."""
-    stored = times.to_physical()
-    assert isinstance(times.dtype, pl.Datetime)
-    first, last = (bound * _UNITS[times.dtype.time_unit] for bound in _YEARS)
-    return times if stored.is_between(first, last).all() else stored.alias(times.name)
+def _are_times_readable(values: pl.Series) -> bool:
+    """Whether all times, also in lists and structs, are in the years 1 to 9999: Polars panics on some others."""
+    kind = values.dtype
+    if isinstance(kind, pl.Struct):
+        return all(_are_times_readable(values.struct.field(field.name)) for field in kind.fields)
+    if isinstance(kind, pl.List | pl.Array):
+        return _are_times_readable(values.explode())
+    if not isinstance(kind, pl.Date | pl.Datetime) or kind == pl.Datetime("ns", "*"):
+        return True
+    unit = _PER_DAY[kind.time_unit] if isinstance(kind, pl.Datetime) else 1
+    return bool(values.to_physical().is_between(_DAYS[0] * unit, (_DAYS[1] + 1) * unit - 1).all())
+
+
+def _store_times(kind: pl.DataType) -> pl.DataType:
+    """Replace times in a type with the integers that are stored for them."""
+    if isinstance(kind, pl.Struct):
+        return pl.Struct([pl.Field(field.name, _store_times(field.dtype)) for field in kind.fields])  # type: ignore[arg-type]
+    if isinstance(kind, pl.List):
+        return pl.List(_store_times(kind.inner))  # type: ignore[arg-type]
+    if isinstance(kind, pl.Array):
+        return pl.Array(_store_times(kind.inner), kind.size)  # type: ignore[arg-type]
+    return pl.Int32() if isinstance(kind, pl.Date) else pl.Int64() if isinstance(kind, pl.Datetime) else kind
 
 
 def _holds_bytes(kind: pl.DataType) -> bool:

@@ -1,5 +1,6 @@
 """Errors after which the SQL engine refuses all work cost the row that caused them, and nothing else."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,27 @@ def test_a_time_that_can_not_be_shown(rows: int, bad: set[int], tmp_path: Path) 
     rejects = found.rejects.select("line", "reason").rows()
     assert rejects == [(row + 1, "sql_engine") for row in sorted(bad) if row < rows]
     assert found.rejects["detail"].str.starts_with("the SQL engine failed on this row: ").all()
+
+
+LATE = 9 * 10**18
+
+
+@pytest.mark.parametrize(
+    ("times", "shown"),
+    [
+        (pa.array([{"a": LATE}], pa.struct([("a", pa.timestamp("us"))])), {"a": LATE}),
+        (pa.array([[1, -LATE]], pa.list_(pa.timestamp("us"))), [1, -LATE]),
+        (pa.array([[{"a": LATE}]], pa.list_(pa.struct([("a", pa.timestamp("us", "UTC"))]))), [{"a": LATE}]),
+        (pa.array([2**31 - 1], pa.date32()), 2**31 - 1),
+        (pa.array([[20_000, 2**31 - 1]], pa.list_(pa.date32(), 2)), [20_000, 2**31 - 1]),
+        (pa.array([[20_000]], pa.list_(pa.date32())), ["2024-10-04"]),
+    ],
+)
+def test_a_reject_shows_times_in_lists_and_structs(times: pa.Array, shown: Any, tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"query": ["问"], "positive": pa.nulls(1, pa.string()), "t": times}), tmp_path / "a.parquet"
+    )
+    assert json.loads(ingest(tmp_path).rejects["record"][0]) == {"query": "问", "positive": None, "t": shown}
 
 
 def test_a_reject_shows_a_time_that_can_not_be_shown(tmp_path: Path) -> None:
