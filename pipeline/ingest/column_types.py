@@ -49,11 +49,7 @@ class Seen:
 
 
 class MixedColumnError(RecipeError):
-    """A column without a type, because too many of its values are of different kinds; `most` is the type of most."""
-
-    def __init__(self, message: str, most: str) -> None:
-        super().__init__(message)
-        self.most = most
+    """A column without a type, because too many of its values are of different kinds."""
 
 
 def _find_kind(value: Any) -> str:
@@ -74,7 +70,14 @@ def _find_kind(value: Any) -> str:
             return "object"
 
 
-def choose_type(seen: Seen, path: str, names: set[str] | None, inner: str, decimals: str = "DOUBLE") -> str | None:
+def choose_type(
+    seen: Seen,
+    path: str,
+    names: set[str] | None,
+    inner: str,
+    decimals: str = "DOUBLE",
+    others: float = MIXED_SHARE,
+) -> str | None:
     """Choose the DuckDB type for values; None if all are null.
 
     The kind of most values decides: list, object, or scalar. Mixed scalars are VARCHAR, which holds all of them as they
@@ -86,24 +89,25 @@ def choose_type(seen: Seen, path: str, names: set[str] | None, inner: str, decim
         names: Lower-case names in the SQL; None for every name.
         inner: The type of decimals in lists and objects.
         decimals: The type of numbers that are not integers of at most LONGEST_INTEGER digits.
+        others: The largest share of values that are not of the most frequent kind.
 
     Raises:
-        MixedColumnError: more than MIXED_SHARE of the values are not of the most frequent kind.
+        MixedColumnError: more of the values are not of the most frequent kind.
     """
     count = {"list": seen.kinds["list"], "object": seen.kinds["object"], "scalar": sum(seen.kinds[k] for k in _SCALARS)}
     kind = max(count, key=count.__getitem__)
     if not count[kind]:
         return None
-    if sum(count.values()) - count[kind] > MIXED_SHARE * sum(count.values()):
-        raise MixedColumnError(
-            _describe_mixture(seen, path), {"list": "VARCHAR[]", "scalar": "VARCHAR"}.get(kind, "JSON")
-        )
     if kind == "list":
-        element = choose_type(seen.element, f"{path}[]", names, inner, inner) if seen.element else None
-        return f"{element or 'VARCHAR'}[]"
-    if kind == "object":
-        return _choose_struct(seen, path, names, inner)
-    return _choose_scalar(seen.kinds, decimals)
+        element = choose_type(seen.element, f"{path}[]", names, inner, inner, others) if seen.element else None
+        chosen = f"{element or 'VARCHAR'}[]"
+    elif kind == "object":
+        chosen = _choose_struct(seen, path, names, inner, others)
+    else:
+        chosen = _choose_scalar(seen.kinds, decimals)
+    if sum(count.values()) - count[kind] > others * sum(count.values()):
+        raise MixedColumnError(_describe_mixture(seen, path))
+    return chosen
 
 
 def _choose_scalar(kinds: Counter[str], decimals: str) -> str:
@@ -115,15 +119,20 @@ def _choose_scalar(kinds: Counter[str], decimals: str) -> str:
     return "BOOLEAN" if kinds["text"] + numbers <= few else "VARCHAR"
 
 
-def _choose_struct(seen: Seen, path: str, names: set[str] | None, inner: str) -> str:
-    keys = {key.lower() for key in seen.fields}
-    if not 0 < len(seen.fields) <= MOST_FIELDS or len(keys) < len(seen.fields) or "" in keys:
-        return "JSON"  # keyed by data, or by keys that can't name fields
+def _choose_struct(seen: Seen, path: str, names: set[str] | None, inner: str, others: float) -> str:
+    """Choose a field for each key; of keys that differ only in case, which fields can't do, for the most frequent."""
+    if len(seen.fields) > MOST_FIELDS:
+        return "JSON"  # keyed by data
+    frequent = sorted(filter(None, seen.fields), key=lambda key: seen.fields[key].kinds.total())
+    fields = {key.lower(): key for key in frequent}  # the last one stays
+    if not fields:
+        return "JSON"
     chosen = {
-        key: (choose_type(field, f"{path}.{key}", names, inner, inner) or "VARCHAR")
+        key: (choose_type(field, f"{path}.{key}", names, inner, inner, others) or "VARCHAR")
         if names is None or key.lower() in names
         else "JSON"
         for key, field in seen.fields.items()
+        if fields.get(key.lower()) == key
     }
     return "STRUCT(" + ", ".join(f"{quote_name(key)} {kind}" for key, kind in chosen.items()) + ")"
 
@@ -199,7 +208,7 @@ def merge_types(kinds: Counter[str], path: str) -> str | None:
     of_most = {kind for kind in kinds if family(kind) == most}
     if kinds.total() - rows > MIXED_SHARE * kinds.total():
         listed = ", ".join(f"{count} rows of {kind}" for kind, count in kinds.most_common())
-        raise MixedColumnError(f"the column {path} is mixed: {listed}", kinds.most_common(1)[0][0])
+        raise MixedColumnError(f"the column {path} is mixed: {listed}")
     if len(of_most) == 1:
         return of_most.pop()
     if most != "scalar":

@@ -23,7 +23,7 @@ from .files import FileSplit
 from .problems import PLACE, Frames
 from .projection import project
 from .records import LINE
-from .sql_names import find_names
+from .sql_names import compares, find_names
 
 SAMPLE_BYTES = 8 << 20
 """Chosen here: bytes of records per source that decide its types, spread evenly over the splits of its files."""
@@ -139,7 +139,9 @@ def _choose_types(
 
     Decimals in lists and objects stay as they are written if the SQL takes texts there, else they are numbers.
     """
-    for inner in ("VARCHAR", "DOUBLE"):
+    parts = (source.select, source.from_, source.where, source.query, source.positive, source.negatives)
+    numbers_first = any(compares(part) for part in parts if part)
+    for inner in ("DOUBLE", "VARCHAR") if numbers_first else ("VARCHAR", "DOUBLE"):
         columns = _choose_columns(source, keys, names, inner)
         lacking = _find_lacking(source.model_copy(update={"columns": {**columns, **kept, **source.columns}}))
         if lacking is not None:
@@ -157,7 +159,8 @@ def _choose_columns(source: Source, keys: Keys, names: set[str] | None, inner: s
             kind = declared.get(name) or choose_type(seen, name, keys.names, inner if in_texts else "DOUBLE")
         except MixedColumnError as error:
             if in_texts:
-                raise _explain_mixture(source, name, error) from error
+                most = choose_type(seen, name, keys.names, inner, others=1)
+                raise _explain_mixture(source, name, error, str(most)) from error
             kind = "JSON"  # `meta` keeps whatever it is
         if kind:  # of keys that differ only in case, the one spelled as in the SQL comes first
             spelled = sorted(keys.spelled[name], key=lambda key: names is not None and key not in names)
@@ -165,9 +168,10 @@ def _choose_columns(source: Source, keys: Keys, names: set[str] | None, inner: s
     return columns
 
 
-def _explain_mixture(source: Source, name: str, error: MixedColumnError) -> RecipeError:
+def _explain_mixture(source: Source, name: str, error: MixedColumnError, most: str) -> RecipeError:
+    declared = json.dumps(str(parse_type(most)), ensure_ascii=False)  # a string for YAML, too
     return RecipeError(
-        f'source {source.name}: {error}. Declare its type in the recipe: `columns: {{{name}: "{error.most}"}}` rejects '
+        f"source {source.name}: {error}. Declare its type in the recipe: `columns: {{{name}: {declared}}}` rejects "
         f"the other rows; with `columns: {{{name}: JSON}}` the SQL reads all of them, by `{name} ->> '$'`"
     )
 
@@ -216,6 +220,6 @@ def _decide_from_schemas(source: Source, splits: Sequence[FileSplit]) -> dict[st
         try:
             merged = merge_types(found, name)
         except MixedColumnError as error:
-            raise _explain_mixture(source, name, error) from error
+            raise _explain_mixture(source, name, error, found.most_common(1)[0][0]) from error
         columns |= {name: merged} if merged else {}
     return columns

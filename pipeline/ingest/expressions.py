@@ -11,15 +11,14 @@ import duckdb
 import polars as pl
 
 from ...schemas.settings import Source
+from ..corpus.sql import quote_name
+from .quoted_numbers import NUMBER_MARK
 from .readers import SourceError
-from .sql_names import replace_columns
-
-NUMBER_MARK = "\ufdd0"
-"""Marks texts in `meta` that are numbers and lose their quotes there: a noncharacter, which text should not contain."""
+from .sql_names import compares, replace_columns
 
 _AS_NUMBER = "TRY_CAST({} AS DOUBLE)"
 _AS_MARKED = f"('{NUMBER_MARK}' || CAST({{}} AS VARCHAR))"
-_MARKED_NUMBER = f'"{NUMBER_MARK}(-?[0-9]+(?:\\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)"'
+_MARKED_NUMBER = f'"{NUMBER_MARK}(-?(?:0|[1-9][0-9]*)(?:\\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)"'
 _SHORTENED = ("FLOAT", "DECIMAL")  # types whose digits to_json changes
 _MISSING = re.compile(r'Referenced (?:column|table) "(.+?)" not found|does not have a column named "(.+?)"')
 
@@ -80,6 +79,12 @@ def guard(connection: duckdb.DuckDBPyConnection, expression: str) -> str:
     return guarded
 
 
+def list_readings(expression: str, decimals: Decimals) -> list[str]:
+    """Return an expression that sees decimals as texts or as numbers, whichever is better first."""
+    readings = [expression, as_numbers(expression, decimals)]
+    return readings[::-1] if compares(expression) else readings
+
+
 def as_text(connection: duckdb.DuckDBPyConnection, expression: str, decimals: Decimals) -> tuple[str, str]:
     """Convert an expression to text: JSON strings lose their quotes, bytes are decoded (NULL if they are not UTF-8).
 
@@ -88,7 +93,7 @@ def as_text(connection: duckdb.DuckDBPyConnection, expression: str, decimals: De
     Raises:
         SourceError: its value is a list, a struct or a map.
     """
-    bound = choose_binding(connection, "selected", expression, as_numbers(expression, decimals))
+    bound = choose_binding(connection, "selected", *list_readings(expression, decimals))
     guarded = guard(connection, bound)
     kind = _find_type(connection, guarded)
     if kind.endswith("]") or kind.startswith(("STRUCT", "MAP")):
@@ -109,7 +114,8 @@ def as_texts(connection: duckdb.DuckDBPyConnection, expression: str, decimals: D
     Raises:
         SourceError: its value is no list, or a list of something else.
     """
-    bound = choose_binding(connection, "selected", f"({expression}\n)", f"({as_numbers(expression, decimals)}\n)")
+    readings = (f"({reading}\n)" for reading in list_readings(expression, decimals))
+    bound = choose_binding(connection, "selected", *readings)
     kind = _find_type(connection, bound)
     if kind not in ("JSON", '"NULL"', "NULL"):
         if not kind.endswith("]"):
@@ -127,10 +133,19 @@ def as_texts(connection: duckdb.DuckDBPyConnection, expression: str, decimals: D
 
 
 def as_json(connection: duckdb.DuckDBPyConnection, expression: str, decimals: Decimals) -> str:
-    """Convert an expression to JSON in which decimals are marked texts; see `unmark_numbers`."""
-    marked = replace_columns(expression, [*decimals.written, *decimals.shortened], _AS_MARKED)
-    chosen = choose_binding(connection, "selected", marked, as_numbers(expression, decimals))
-    json = guard(connection, f"to_json({chosen}\n)")
+    """Convert an expression to JSON in which decimals that it passes on are marked texts; see `unmark_numbers`."""
+    values = dict.fromkeys([name.lower() for name in [*decimals.written, *decimals.shortened]], _AS_MARKED)
+    marked = {
+        name.removesuffix(NUMBER_MARK).lower(): quote_name(name)
+        for name in connection.sql("FROM selected").columns
+        if name.endswith(NUMBER_MARK)
+    }
+    candidates = [
+        replace_columns(expression, columns, _AS_NUMBER, passed)
+        for passed in (values | marked, values, {})
+        for columns in ([], decimals.written)
+    ]
+    json = guard(connection, f"to_json({choose_binding(connection, 'selected', *candidates)}\n)")
     return f"CAST({json} AS VARCHAR)"
 
 

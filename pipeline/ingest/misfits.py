@@ -19,7 +19,7 @@ _TEXTS = ("VARCHAR", "DOUBLE")  # types whose columns hold texts, numbers as the
 
 
 def find_misfits(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
-    """Find the rows of `batch` whose record, in `frame(_row, quoted)`, has a value of another type than its column."""
+    """Find the rows of `batch` whose record, in `frame(_row, text)`, has a value of another type than its column."""
     found = [pl.DataFrame(schema=MISFIT)]
     spelled: dict[str, list[str]] = {}
     for key, kind in source.columns.items():
@@ -48,7 +48,7 @@ def find_misfits(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.Da
 def _find_late(connection: duckdb.DuckDBPyConnection, source: Source, spelled: Collection[str]) -> list[str]:
     """Find the keys of records that would be columns without any SQL, had the sample had them."""
     names = [name for name in _LATE if name not in spelled and getattr(source, name) is None]
-    return _find_true(connection, "frame", {name: f"contains(quoted, '\"{name}\"')" for name in names})
+    return _find_true(connection, "frame", {name: f"contains(text, '\"{name}\"')" for name in names})
 
 
 def _find_suspected(
@@ -82,7 +82,7 @@ def _find_no_texts(connection: duckdb.DuckDBPyConnection, keys: list[str], kind:
     """Find lists and objects where a scalar is expected, and texts where a number is."""
     unfit = "true" if kind == "DOUBLE" else "json_type(value) IN ('OBJECT', 'ARRAY')"
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE suspects AS SELECT _row, quoted FROM frame WHERE _row IN "
+        "CREATE OR REPLACE TEMP TABLE suspects AS SELECT _row, text FROM frame WHERE _row IN "
         f"(SELECT _row FROM batch WHERE {_suspects(keys[0], kind)})"
     )
     misfits: pl.DataFrame = connection.sql(
@@ -108,14 +108,17 @@ def _find_no_structures(connection: duckdb.DuckDBPyConnection, keys: list[str], 
 
 def _select_values(keys: list[str], table: str = "frame") -> str:
     """Return a SELECT for the values, in JSON, of the first of these keys that a record has."""
-    values = (f"from_json(quoted, {quote(json.dumps({key: 'JSON'}))}).{quote_name(key)}" for key in keys)
+    values = (f"from_json(text, {quote(json.dumps({key: 'JSON'}))}).{quote_name(key)}" for key in keys)
     return f"SELECT _row, coalesce({', '.join(values)}, NULL) AS value FROM {table}"
 
 
-def cast_columns(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.DataFrame:
+def cast_columns(connection: duckdb.DuckDBPyConnection, source: Source, has_types: bool) -> pl.DataFrame:
     """Cast the columns of `batch` to the types of the source's columns, and find the rows whose values do not fit.
 
     Numbers of any type fit DOUBLE and stay as they are.
+
+    Args:
+        has_types: Whether the file has types, so that a text is a text, even if it looks like a list.
     """
     batch = connection.sql("FROM batch")
     found = [pl.DataFrame(schema=MISFIT)]
@@ -127,7 +130,8 @@ def cast_columns(connection: duckdb.DuckDBPyConnection, source: Source) -> pl.Da
             continue
         column = quote_name(name)
         given = f"nullif(trim({column}), '')" if kind == "VARCHAR" else column  # an empty cell of a table is NULL
-        cast = f"TRY_CAST({given} AS {expected})" if family(kind) == family(expected) else f"NULL::{expected}"
+        can_fit = not has_types or family(kind) == family(expected)
+        cast = f"TRY_CAST({given} AS {expected})" if can_fit else f"NULL::{expected}"
         misfits = connection.sql(
             f"SELECT _row, CAST({column} AS VARCHAR) AS value FROM batch WHERE {given} IS NOT NULL AND {cast} IS NULL"
         ).pl()

@@ -19,6 +19,7 @@ from .expressions import (
     find_decimals,
     find_missing,
     guard,
+    list_readings,
     unmark_numbers,
 )
 from .problems import PLACE, no_problems
@@ -28,6 +29,7 @@ from .shown_records import show_records, show_rows
 _NUMBER = "row_number() OVER () AS _pair"
 """Numbers the rows, as `_row` numbers records and one record may give several rows."""
 
+_STRING_OR_NAN = re.compile(r'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)')
 _LISTED = 50  # columns in a message
 _LOOKED_AT = 1_000  # records whose keys are listed in a message
 
@@ -97,14 +99,18 @@ Plans = dict[tuple[tuple[str, str], ...], Plan]
 def _plan(connection: duckdb.DuckDBPyConnection, source: Source) -> Plan:
     decimals = find_decimals(connection, source)
     missing: dict[str, str] = {}
+    select = source.select
     while True:
         nulls = "".join(f', {null} AS "{name}"' for name, null in missing.items())
         rows = f"CREATE OR REPLACE VIEW rows AS SELECT {_NUMBER}, *{nulls} FROM batch"
         connection.execute(rows)
         try:
-            return _plan_with(connection, source, decimals, rows, list(missing))
+            return _plan_with(connection, source, select, decimals, rows, list(missing))
         except duckdb.BinderException as error:
             name, is_struct = find_missing(error) or ("", False)
+            if not name and select and select != as_numbers(select, decimals):
+                select = as_numbers(select, decimals)  # the other keys may compute with what it selects
+                continue
             if not name or name in missing or re.search(rf"\b{re.escape(name)}\b", source.where or ""):
                 raise  # without that column it is unknown what `where` excludes
             missing[name] = "NULL::JSON" if is_struct else "NULL"  # JSON has every field
@@ -128,10 +134,15 @@ def _list_columns(connection: duckdb.DuckDBPyConnection, source: Source, frame: 
 
 
 def _plan_with(
-    connection: duckdb.DuckDBPyConnection, source: Source, decimals: Decimals, rows: str, missing: list[str]
+    connection: duckdb.DuckDBPyConnection,
+    source: Source,
+    select: str | None,
+    decimals: Decimals,
+    rows: str,
+    missing: list[str],
 ) -> Plan:
     """Plan the projection of the view `rows`. Raises duckdb.BinderException if it lacks a column."""
-    selected = _select(connection, source, decimals)
+    selected = _select(connection, source, select, decimals)
     connection.execute(selected)
     there = connection.sql("FROM selected").columns
     place = ", ".join(name if name in there else f"NULL AS {name}" for name in ("_pair", "_file", "_line"))
@@ -165,13 +176,12 @@ def _plan_with(
     )
 
 
-def _select(connection: duckdb.DuckDBPyConnection, source: Source, decimals: Decimals) -> str:
+def _select(connection: duckdb.DuckDBPyConnection, source: Source, select: str | None, decimals: Decimals) -> str:
     """Return SQL that creates the view `selected`: the rows with the columns that `select` adds."""
-    given = source.select or "*"
     table = source.from_ or "rows"
-    all_columns = "\n, rows.*" if source.select and not source.from_ else ""
-    select = choose_binding(connection, table, given, as_numbers(given, decimals)) if source.select else given
-    return f"CREATE OR REPLACE VIEW selected AS SELECT {select}{all_columns}\nFROM {table}"
+    all_columns = "\n, rows.*" if select and not source.from_ else ""
+    chosen = choose_binding(connection, table, *list_readings(select, decimals)) if select else "*"
+    return f"CREATE OR REPLACE VIEW selected AS SELECT {chosen}{all_columns}\nFROM {table}"
 
 
 def _own_column(connection: duckdb.DuckDBPyConnection, column: str, otherwise: str) -> str:
@@ -274,6 +284,6 @@ def _keep_valid(meta: pl.Expr) -> pl.Expr:
     suspicious = meta.str.contains(r"[:\[,]-?(?:NaN|Infinity)")
 
     def rewrite(text: str) -> str:
-        return json.dumps(json.loads(text, parse_constant=str), ensure_ascii=False, separators=(",", ":"))
+        return _STRING_OR_NAN.sub(lambda found: found[0] if found[0].startswith('"') else f'"{found[0]}"', text)
 
     return pl.when(suspicious).then(pl.when(suspicious).then(meta).map_elements(rewrite, pl.String)).otherwise(meta)

@@ -27,7 +27,7 @@ from .markdown_reader import read_markdown
 from .misfits import cast_columns, find_misfits
 from .parquet_reader import read_parquet, split_row_groups
 from .problems import RECORD, Frames, fitting, no_problems, problem, stack
-from .quoted_numbers import quote_numbers
+from .quoted_numbers import NUMBER_MARK, quote_numbers
 from .record_shapes import SQUAD, TRIPLES
 from .records import LINE, LONGEST_RECORD, lines
 from .shown_records import show_bytes, show_records
@@ -175,12 +175,18 @@ def load_batch(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.
     select = reader.select(source) if reader.select else "FROM frame"
     if reader.is_json:
         frame = frame.with_columns(quoted=quote_numbers(frame["text"]))
+    if NUMBER_MARK in select:
+        frame = frame.with_columns(marked=quote_numbers(frame["text"], NUMBER_MARK))
     connection.register("frame", frame.drop(RECORD, strict=False).to_arrow())
     connection.execute(f"CREATE OR REPLACE TABLE batch AS {select}")
     gives_rows_of_its_own = reader.select and not reader.has_keys  # none or several for a record
     problems = _take_refused(connection, source, frame) if gives_rows_of_its_own else no_problems()
     if source.columns:
-        misfits = find_misfits(connection, source) if reader.has_keys else cast_columns(connection, source)
+        misfits = (
+            find_misfits(connection, source)
+            if reader.has_keys
+            else cast_columns(connection, source, has_types=not reader.mixes_files)
+        )
         if misfits.height:
             connection.register("misfits", misfits.to_arrow())
             connection.execute("CREATE OR REPLACE TABLE batch AS FROM batch ANTI JOIN misfits USING (_row)")

@@ -152,7 +152,93 @@ def test_scalars_are_texts_as_they_are_written(ingest: Ingest, tmp_path: Path) -
     assert ingest(query="q", positive="q").values("query") == ["3.10", "甲", "true", "12345678901234567890123", "1E5"]
 
 
+@pytest.mark.parametrize(
+    ("usual", "column", "kind"),
+    [
+        ([{"t": "题"}], "x", "STRUCT(t VARCHAR)[]"),
+        ({"t": "题"}, "x", "STRUCT(t VARCHAR)"),
+        ([1], "x", "BIGINT[]"),
+        ({"t": 1}, "x.t", "STRUCT(t BIGINT)"),
+    ],
+)
+def test_the_cure_of_a_mixture_is_the_type_of_most(ingest: Ingest, usual: Any, column: str, kind: str) -> None:
+    odd = {"t": ["文"]} if column == "x.t" else "文"
+    with pytest.raises(RecipeError) as refused:
+        ingest(*[{"x": usual, "p": "答"}] * 3, {"x": odd, "p": "答"}, {"x": odd, "p": "答"}, query="x.t")
+    assert f"the column {column} is mixed: 3 " in str(refused.value)
+    assert f'`columns: {{x: "{kind}"}}` rejects the other rows' in str(refused.value)
+
+
+@pytest.mark.parametrize("query", ["replace(o.t, '题', '目')", "replace(o['t'], '题', '目')"])
+@pytest.mark.parametrize("odd", [{"T": "文"}, {"": "文"}, {"t": "题", "T": "文"}])
+def test_odd_keys_of_objects_cost_only_themselves(ingest: Ingest, query: str, odd: dict[str, str]) -> None:
+    found = ingest(*[{"o": {"t": '"题"'}, "p": "答"}] * 2, {"o": odd, "p": "答"}, query=query)
+    assert found.values("query") == ['"目"', '"目"'] + ["目"] * ("t" in odd)
+    assert len(found.reasons()) == ("t" not in odd)
+
+
+# Numbers in `meta`
+
+NUMBERS = (
+    '{"p": "答", "f": 3.10, "o": {"x": 1.50, "y": [2.0, 3, NaN]}, "l": [1.10, 2], "i": {"id": 12345678901234567890},'
+    ' "e": 1e400, "m": [1.0]}\n{"p": "答", "m": {"a": -0.50}, "o": {"late": 0.10}}\n{"p": "答", "m": "NaN \\" 1.50"}\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("meta", "expected"),
+    [
+        ("{'f': f, 'e': e}", ['{"f":3.10,"e":1e400}', '{"f":null,"e":null}', '{"f":null,"e":null}']),
+        ("o", ['{"x":1.50,"y":[2.0,3,"NaN"]}', '{"late":0.10}', "{}"]),
+        ("{'x': o.x, 'l': l}", ['{"x":1.50,"l":[1.10,2]}', '{"x":null,"l":null}', '{"x":null,"l":null}']),
+        ("{'i': i.id}", ['{"i":12345678901234567890}', '{"i":null}', '{"i":null}']),
+        ("{'m': m}", ['{"m":[1.0]}', '{"m":{"a":-0.50}}', '{"m":"NaN \\" 1.50"}']),
+        ("{'f': f, 'g': f * 2}", ['{"f":3.10,"g":6.2}', '{"f":null,"g":null}', '{"f":null,"g":null}']),
+        ("{'f': f::INT}", ['{"f":3}', '{"f":null}', '{"f":null}']),
+        ("{'f': starts_with(f, '3')}", ['{"f":true}', '{"f":null}', '{"f":null}']),
+    ],
+)
+def test_meta_has_the_digits_of_the_file(ingest: Ingest, tmp_path: Path, meta: str, expected: list[str]) -> None:
+    (tmp_path / "a.jsonl").write_text(NUMBERS)
+    assert ingest(query="p", meta=meta).values("meta") == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"query": "list_max(l)"}, "10.5"),
+        ({"query": "list_sort(l)[1]"}, "9.25"),
+        ({"query": "list_reverse_sort(list_transform(v, lambda one: {'s': one.s, 't': one.t}))[1].t"}, "乙"),
+        ({"query": "CASE WHEN f > g THEN p ELSE 'x' END"}, "答"),
+        ({"query": "greatest(f, g)"}, "10.5"),
+        ({"query": "concat(f, '>', 9)"}, "10.50>9"),
+        ({"select": "f AS price", "where": "price > 9.5", "query": "p"}, "答"),
+        ({"select": "f AS price", "query": "concat('约', price)"}, "约10.50"),
+    ],
+)
+def test_decimals_are_compared_as_numbers(
+    ingest: Ingest, tmp_path: Path, source: dict[str, Any], expected: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"p": "答", "f": 10.50, "g": 9.25, "l": [9.25, 10.50], "v": [{"t": "甲", "s": 9.25}, {"t": "乙", "s": 10.50}]}'
+    )
+    assert ingest(**source).values("query") == [expected]
+
+
+def test_digits_in_declared_json(ingest: Ingest, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"p": "答", "m": {"a": 1.10, "b": [1e400, NaN]}}\n')
+    found = ingest(query="m ->> '$.a'", where="(m ->> '$.a')::DOUBLE > 1", meta="{'m': m}", columns={"m": "JSON"})
+    assert found.values("query", "meta") == [("1.10", '{"m":{"a":1.10,"b":[1e400,"NaN"]}}')]
+
+
 # Declared types
+
+
+def test_declared_integers_of_many_digits(ingest: Ingest) -> None:
+    records = [{"n": 1234567890123456789, "p": "一"}, {"n": 1, "p": "二"}, {"n": "1", "p": "三"}, {"n": 1.5, "p": "四"}]
+    found = ingest(*records, query="n", columns={"n": "BIGINT"}, meta="{'n': n}")
+    assert found.values("query", "meta") == [("1234567890123456789", '{"n":1234567890123456789}'), ("1", '{"n":1}')]
+    assert found.rejects["detail"].to_list() == ['n: expected BIGINT, found "1"', "n: expected BIGINT, found 1.5"]
 
 
 def test_declared_types(ingest: Ingest) -> None:
@@ -175,6 +261,14 @@ def test_declared_types_of_a_table(ingest: Ingest, tmp_path: Path) -> None:
     assert found.rejects.select("line", "detail", "record").rows() == [
         (3, "n: expected BIGINT, found x of type VARCHAR", "乙,二,x")
     ]
+
+
+def test_declared_lists_and_numbers_of_a_table(ingest: Ingest, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('q,p,n\n"[""甲"", ""乙""]",一,007\n文,二,1\n')
+    parts = {"files": f"{tmp_path}/a.csv", "read": "csv", "query": "q[2]", "meta": "{'n': n}"}
+    found = ingest(**parts, columns={"q": "VARCHAR[]", "n": "DOUBLE"})
+    assert found.values("query", "meta") == [("乙", '{"n":"007"}')]
+    assert found.rejects["detail"].to_list() == ["q: expected VARCHAR[], found 文 of type VARCHAR"]
 
 
 # What is decided is kept

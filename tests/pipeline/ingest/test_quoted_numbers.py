@@ -38,6 +38,11 @@ def test_numbers(number: str, quoted: bool, around: str) -> None:
     assert found == around.format(f'"{number}"' if quoted else number)
 
 
+def test_a_mark_before_numbers() -> None:
+    records = pl.Series(['{"a":[1.5,2.5],"b":"3.5"}', '{"a":9}'])
+    assert quote_numbers(records, "甲").to_list() == ['{"a":["甲1.5","甲2.5"],"b":"3.5"}', '{"a":9}']
+
+
 def test_texts_stay() -> None:
     texts = [
         r'{"a": "价: 3.10, \"b\": 4.5", "c": [": 1.5"]}',

@@ -32,6 +32,10 @@ def test_types_and_functions_are_not_columns() -> None:
     assert not {"json", "JSON", "to_json"} & found
 
 
+def test_names_of_fields_in_strings() -> None:
+    assert {"t", "c"} <= (names(query="v['t']", positive="struct_extract(v, 'c')") or set())
+
+
 def test_keywords_and_defaults_can_be_columns() -> None:
     assert {"text", "label", "negatives", "meta"} <= (names(query="text", positive="label") or set())
 
@@ -67,3 +71,18 @@ def test_rows_as_a_table_is_not_every_column() -> None:
 )
 def test_columns_are_replaced_where_they_are_used_whole(sql: str, replaced: str) -> None:
     assert replace_columns(sql, ["n"], "<{}>") == replaced
+
+
+@pytest.mark.parametrize(
+    ("sql", "replaced"),
+    [
+        ("n", "<n>"),
+        ("{'n': n, 'm': [n.x, N]}", "{'n': <n>, 'm': [<n>.x, <N>]}"),
+        ("struct_pack(n := n, m := coalesce(n, m))", "struct_pack(n := <n>, m := coalesce(<n>, m))"),
+        ("{'n': CASE WHEN n > 3 THEN n ELSE n.x END}", "{'n': CASE WHEN n > 3 THEN <n> ELSE <n>.x END}"),
+        ("{'n': n::INT, 'm': TRY_CAST(n AS INT)}", "{'n': n::INT, 'm': TRY_CAST(n AS INT)}"),
+        ("{'n': starts_with(n, '3'), 'm': n[1], 'k': m[n]}", "{'n': starts_with(n, '3'), 'm': n[1], 'k': m[n]}"),
+    ],
+)
+def test_columns_are_replaced_where_they_are_values(sql: str, replaced: str) -> None:
+    assert replace_columns(sql, [], "", {"n": "<{}>"}) == replaced
