@@ -35,7 +35,7 @@ def test_a_text_in_parquet_that_is_none_costs_its_row(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": texts, "n": [1, 2, 3, 4]}), tmp_path / "a.parquet")
     found = Read([f"{tmp_path}/a.parquet"], read="parquet")
     assert found.values("a", "n", "_line") == [("甲", 1, 1), (None, 3, 3), ("乙", 4, 4)]
-    assert found.problems == [(2, "encoding", "ab")]
+    assert found.problems == [(2, "encoding", "base64:YWL/")]
     assert found.details == ["undecodable bytes at offset 2"]
 
 
