@@ -121,8 +121,9 @@ def _choose_scalar(kinds: Counter[str], decimals: str) -> str:
 
 def _choose_struct(seen: Seen, path: str, names: set[str] | None, inner: str, others: float) -> str:
     """Choose a field for each key; of keys that differ only in case, which fields can't do, for the most frequent."""
-    if len(seen.fields) > MOST_FIELDS:
-        return "JSON"  # keyed by data
+    distinct = {key.lower() for key in seen.fields}
+    if len(seen.fields) > MOST_FIELDS or (names is None and ("" in distinct or len(distinct) < len(seen.fields))):
+        return "JSON"  # keyed by data, or the SQL wants all of it and fields can't hold it
     frequent = sorted(filter(None, seen.fields), key=lambda key: seen.fields[key].kinds.total())
     fields = {key.lower(): key for key in frequent}  # the last one stays
     if not fields:

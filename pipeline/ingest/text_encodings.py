@@ -4,6 +4,7 @@ import codecs
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -202,9 +203,18 @@ def restore_bytes(text: str) -> bytes:
     """Return the bytes from which a text with BROKEN_BYTES was decoded; in UTF-16 and UTF-32, all the rest as UTF-8."""
     parts = re.split(BROKEN_BYTES, text)
     encoding = parts[2] if len(parts) > 1 and not parts[2].startswith("utf-") else "utf-8"
-    restored = [part.encode(encoding) if number % 4 == 0 else b"" for number, part in enumerate(parts)]
+    restored = [_encode(part, encoding) if number % 4 == 0 else b"" for number, part in enumerate(parts)]
     restored[3::4] = [bytes.fromhex(lost) for lost in parts[3::4]]
     return b"".join(restored)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Encode a text; characters that only another codec of the same encoding knows, by that, and others as UTF-8."""
+    codecs_of = (encoding, "big5hkscs", "cp950") if encoding.startswith(("big5", "cp950")) else (encoding,)
+    for codec in codecs_of:
+        with suppress(UnicodeError, TypeError):  # Python's multi-byte codecs raise either
+            return text.encode(codec)
+    return text.encode() if len(text) == 1 else b"".join(_encode(character, encoding) for character in text)
 
 
 def _mark_offsets_from(offset: int) -> None:
