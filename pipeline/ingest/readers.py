@@ -35,7 +35,7 @@ from .table_reader import CSV, TSV, Dialect, check_dialect, choose_dialect, read
 from .text_encodings import BROKEN_BYTES, read_blocks
 from .text_reader import read_lines, split_lines
 
-BATCH = 4 << 20
+BATCH = 8 << 20
 """Chosen here: bytes of rows that DuckDB processes at a time."""
 
 

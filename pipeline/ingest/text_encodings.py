@@ -36,7 +36,7 @@ BROKEN = "\U0010ffff"
 BROKEN_BYTES = f"{BROKEN}(\\d+) ([\\w-]+) ([0-9a-f]*){BROKEN}"
 """The pattern of the mark in place of undecodable bytes: offset, encoding, and the bytes in hexadecimal."""
 
-BLOCK = 4 << 20
+BLOCK = 8 << 20
 """Chosen here: bytes of a file that are decoded together."""
 
 LONGEST_DOCUMENT = 128 << 20
