@@ -29,6 +29,7 @@ SAMPLE_BYTES = 8 << 20
 """Chosen here: bytes of records per source that decide its types, spread evenly over the splits of its files."""
 
 _DECIDE_TYPES = ("read", "options", "select", "from_", "where", "query", "positive", "negatives", "label", "meta")
+_NEVER_LACKING = {"negatives", "meta", "from", "rows"}  # optional columns, and words of SQL itself
 _MOST_RECORDS = 1_000  # of the first frame that has a column which the sample lacks
 
 
@@ -90,16 +91,15 @@ def _check_declared(source: Source, reader: readers.Reader) -> None:
             ) from error
 
 
-def read_heads(source: Source, splits: Sequence[FileSplit]) -> Iterator[Frames]:
+def read_heads(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]) -> Iterator[Frames]:
     """Yield the first rows or records of each split, at least one of each and about SAMPLE_BYTES in all.
 
     With them come the problems that were found on the way.
     """
-    with readers.open_sandbox() as connection:
-        for split in splits:
-            for frame, problems in islice(readers.read_batches(connection, source, [split]), 1):
-                row = max(1, frame.estimated_size() / max(1, frame.height))
-                yield frame.drop("_row").head(max(1, int(SAMPLE_BYTES / len(splits) / row))), problems
+    for split in splits:
+        for frame, problems in islice(readers.read_batches(connection, source, [split]), 1):
+            row = max(1, frame.estimated_size() / max(1, frame.height))
+            yield frame.drop("_row").head(max(1, int(SAMPLE_BYTES / len(splits) / row))), problems
 
 
 @dataclass
@@ -109,6 +109,10 @@ class Keys:
     names: set[str] | None  # lower-case names in the SQL; None for all
     seen: dict[str, Seen] = field(default_factory=lambda: defaultdict(Seen))
     spelled: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
+
+    def find_filled(self) -> set[str]:
+        """Return the names of the keys that have a value."""
+        return {name for name, seen in self.seen.items() if seen.kinds.keys() - {"null"}}
 
     def add(self, records: pl.DataFrame) -> None:
         """Look at the records of a frame with the columns of LINE."""
@@ -123,8 +127,9 @@ class Keys:
 def _decide_from_records(source: Source, splits: Sequence[FileSplit], kept: Mapping[str, str]) -> dict[str, str]:
     names = find_names(source)
     keys = Keys({name.lower() for name in names} if names else None)
-    for frame, _ in read_heads(source, splits):
-        keys.add(frame)
+    with readers.open_sandbox() as connection:
+        for frame, _ in read_heads(connection, source, splits):
+            keys.add(frame)
     decided, lacking = _choose_types(source, keys, names, kept)
     if lacking or names is None:
         _look_further(source, splits, keys, lacking)
@@ -141,8 +146,10 @@ def _choose_types(
     """
     parts = (source.select, source.from_, source.where, source.query, source.positive, source.negatives)
     numbers_first = any(compares(part) for part in parts if part)
-    for inner in ("DOUBLE", "VARCHAR") if numbers_first else ("VARCHAR", "DOUBLE"):
-        columns = _choose_columns(source, keys, names, inner)
+    readings = [_choose_columns(source, keys, names, inner) for inner in ("VARCHAR", "DOUBLE")]
+    if readings[0] == readings[1] and keys.names is not None and keys.names <= keys.find_filled() | _NEVER_LACKING:
+        return readings[0], set()  # no need to try the SQL
+    for columns in readings[::-1] if numbers_first else readings:
         lacking = _find_lacking(source.model_copy(update={"columns": {**columns, **kept, **source.columns}}))
         if lacking is not None:
             return columns, lacking
@@ -198,7 +205,7 @@ def _look_further(source: Source, splits: Sequence[FileSplit], keys: Keys, lacki
             known = {"lacking": sorted(lacking), "known": sorted(keys.seen), "all": keys.names is None}
             connection.register("further", frame.to_arrow())
             keys.add(connection.sql(holding, params=known).pl())
-            lacking = {name for name in lacking if not keys.seen[name].kinds.keys() - {"null"}}
+            lacking -= keys.find_filled()
             if not lacking and keys.names is not None:
                 return
 
@@ -209,7 +216,7 @@ def _decide_from_schemas(source: Source, splits: Sequence[FileSplit]) -> dict[st
     wanted = {name.lower() for name in names} if names else None
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     with readers.open_sandbox() as connection:
-        for frame, _ in read_heads(source, splits):
+        for frame, _ in read_heads(connection, source, splits):
             relation = connection.from_arrow(frame.head(0).to_arrow())
             for name, kind in zip(relation.columns, map(str, relation.types), strict=True):
                 is_named = name not in PLACE and (wanted is None or name.lower() in wanted)

@@ -62,7 +62,8 @@ def preview(recipe: Recipe) -> Iterator[SourcePreview]:
 
 
 def _preview_source(source: Source, files: int, splits: Sequence[FileSplit]) -> SourcePreview:
-    heads = list(read_heads(source, splits))
+    with readers.open_sandbox() as connection:
+        heads = list(read_heads(connection, source, splits))
     columns = _describe_columns(source, [frame for frame, _ in heads])
     try:
         source = decide_columns(source, splits).source

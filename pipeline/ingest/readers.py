@@ -141,9 +141,8 @@ def find_reader(source: Source) -> Reader:
 
 def open_sandbox() -> duckdb.DuckDBPyConnection:
     """Open a database in memory that can't access files, load extensions or change settings."""
-    connection = duckdb.connect(":memory:")
-    for setting in (
-        "threads = 1",
+    connection = duckdb.connect(":memory:", config={"threads": "1"})  # else it starts a thread per core first
+    settings = (
         "enable_progress_bar = false",
         "enable_external_access = false",
         "python_enable_replacements = false",
@@ -151,8 +150,8 @@ def open_sandbox() -> duckdb.DuckDBPyConnection:
         "autoload_known_extensions = false",
         "preserve_insertion_order = true",
         "lock_configuration = true",
-    ):
-        connection.execute(f"SET {setting}")
+    )
+    connection.execute("; ".join(f"SET {setting}" for setting in settings))
     return connection
 
 
@@ -199,6 +198,8 @@ def load_batch(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.
 
 def _explain_broken(problems: pl.DataFrame) -> pl.DataFrame:
     """Set the reason `encoding` for problems whose record has undecodable bytes, whatever else is wrong with it."""
+    if problems.is_empty():
+        return problems
     record = pl.col("record")
     broken = record.str.contains(BROKEN_BYTES).fill_null(False)
     return problems.with_columns(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +94,9 @@ def test_null_is_no_other_type(ingest: Ingest) -> None:
     assert found.reasons() == []
 
 
-@pytest.mark.parametrize("order", list(permutations("abc")))
+@pytest.mark.parametrize("order", ["abc", "bca", "cba"])
 def test_files_in_any_order_and_workers_of_any_number(
-    ingest: Ingest, tmp_path: Path, order: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    ingest: Ingest, tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(splits, "SHARD_BYTES", 1)
     files = (
@@ -107,7 +106,7 @@ def test_files_in_any_order_and_workers_of_any_number(
     )
     for name, records in zip(order, files, strict=True):
         write(tmp_path / f"{name}.jsonl", *records)
-    workers = 2 if order == ("a", "b", "c") else 1
+    workers = 2 if order == "abc" else 1
     found = ingest(query="q[1]", workers=workers)
     assert sorted(found.values("query")) == ["丙", "甲", "甲", "甲"]
     assert sorted(json.dumps(json.loads(one)["q"]) for one in found.rejects["record"]) == sorted(
@@ -350,7 +349,7 @@ values = st.recursive(
 )
 
 
-@max_examples(25)
+@max_examples(8)
 @given(records=st.lists(st.dictionaries(st.sampled_from(["q", "Q", "z"]), values), min_size=1, max_size=8))
 def test_a_text_column_holds_every_scalar_and_nothing_else(
     records: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory

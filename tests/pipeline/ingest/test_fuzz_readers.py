@@ -31,7 +31,7 @@ def test_damaged_files(fuzzer: ModuleType, name: str) -> None:
     if name not in fuzzer.FORMATS:
         pytest.skip(f"needs the extra {OPTIONAL[name]}")
     faults: list[tuple[int, str]] = []
-    tally = fuzzer.fuzz(name, range(20), lambda number, fault: faults.append((number, fault)))
+    tally = fuzzer.fuzz(name, range(10), lambda number, fault: faults.append((number, fault)))
     assert faults == []
     assert tally.files == 20
     assert tally.problems > 0

@@ -19,8 +19,8 @@ def ingest(folder: Path, **source: Any) -> Ingested:
     return Ingested(folder / "corpus", Recipe.model_validate({"sources": [given]}))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 9])
-@pytest.mark.parametrize("bad", [{0}, {0, 5}, {8}, set(range(9))])
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("bad", [{0, 5}, {8}, set(range(9))])
 def test_a_time_that_can_not_be_shown(rows: int, bad: set[int], tmp_path: Path) -> None:
     """DuckDB fails for good when it writes such a time as JSON."""
     times = [1717171717000000000 if row in bad else 1717171717000 for row in range(rows)]
