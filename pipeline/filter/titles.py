@@ -117,7 +117,7 @@ def _find_first_keys(offsets: Any, texts: Any, table: Any) -> Any:
 
 @kernel
 def _next_key(data: Any, at: int, end: int, table: Any) -> tuple[np.uint32, int]:
-    """Return the key of the next letter or digit from `at` on, and its end; key 0 if there is none."""
+    """Return the key of the next letter or digit from `at` on, and where it ends; key 0 if none follows."""
     while at < end:
         point, width = code_point(data, at)
         at += width

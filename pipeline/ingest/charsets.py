@@ -106,7 +106,7 @@ codecs.register_error("conan.strict", _raise)
 
 
 def find_fault(data: bytes, encoding: str) -> int | None:
-    """Find where the first undecodable bytes are; None if there are none."""
+    """Return the offset of the first undecodable bytes, or None if all of the data decodes."""
     try:
         decode(data, encoding, "conan.strict")
     except UnicodeDecodeError as error:

@@ -70,7 +70,7 @@ class FileSplit:
 
 
 def stat_file(path: str) -> SourceFile:
-    """Look up size and version of the file at a path or URI, of a link's target. Raises OSError if there is none."""
+    """Look up size and version of the file at a path or URI, following links. Raises OSError if it does not exist."""
     if "://" not in path:
         found = Path(path).stat()
         return SourceFile(path, found.st_size, f"{found.st_mtime_ns} {found.st_size} {found.st_ino}")

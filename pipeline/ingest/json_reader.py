@@ -159,7 +159,7 @@ def _raise_after(blocks: Iterable[Block], error: FileError) -> Iterator[Block]:
 
 
 def _find_end(text: str) -> int:
-    """Find where the whole JSON values end with which a text begins; 0 if there are none."""
+    """Return the length of the whole JSON values at the start of a text; 0 if it does not start with one."""
     end = 0
     while end < len(text):
         try:

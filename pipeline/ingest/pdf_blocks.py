@@ -94,7 +94,7 @@ def _read_outline(pdf: Any) -> dict[str, int]:
     """Return the levels of the titles in the PDF's outline (bookmarks), without white space."""
     try:
         return {_squeeze(title or ""): level for level, title, *_ in pdf.doc.get_outlines()}
-    except Exception:  # there is none, or it is broken; the sizes of lines will do
+    except Exception:  # no outline, or a broken one: headings are told by their size
         return {}
 
 

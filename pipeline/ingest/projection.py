@@ -80,7 +80,7 @@ class Plan:
     Attributes:
         views: Creates `rows` and `selected`.
         pairs: Selects the columns of a pair for each row that `select` and `where` leave; values may be NULL.
-        unused: Selects the rows for which `select` gives no row; None if there are none, or that can't be told.
+        unused: Selects the rows of which `select` or `from` gives no row. None without both, or if they drop `_pair`.
         left_out: Counts the rows that `where` excludes, or None without `where`.
         missing: Columns that the SQL names but these rows lack.
     """

@@ -184,7 +184,7 @@ def _find_own_opening(data: bytes, at: int) -> bytes:
 
 
 def _find_next(data: bytes, at: int, opening: bytes) -> int:
-    """Find the next value whose line begins with `opening`; len(data) if there is none."""
+    """Return where the next value begins whose line starts with `opening`, or the length of the data."""
     found = data.find(opening, at)
     return found + len(opening) - 1 if found >= 0 else len(data)
 
