@@ -32,9 +32,10 @@ os.environ["POLARS_MAX_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = os.environ[
 import polars as pl
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.demo.world import draw, passage, query
-from conan_embedding.pipeline.filter.rules import RULES, Rule, judge, select_rules, strip_title
+from conan_embedding.pipeline.filter.rules import RULES, Rule, judge, select_rules
 from conan_embedding.pipeline.filter.stage import filter_shard, read_groups, read_rulebook
 from conan_embedding.pipeline.filter.text_counts import profile
+from conan_embedding.pipeline.filter.titles import strip_title
 from conan_embedding.pipeline.text.personal_data import mask_personal_data
 from conan_embedding.schemas.pairs import PAIR, REJECTED_AT_INGEST
 from conan_embedding.schemas.settings import FilterSettings

@@ -1,7 +1,7 @@
 """The filter's rules. Each is a named Polars expression with a threshold and the source of that threshold.
 
 `measure` computes every rule's value for every pair; `judge` finds the first rule that a pair fails. Two defects are
-repaired before judging, not rejected: `strip_title` cuts leaked titles, text.personal_data masks personal data.
+repaired before judging, not rejected: titles.strip_title cuts leaked titles, text.personal_data masks personal data.
 
 A plugin registers a rule of its own. Once the recipe lists its module under `plugins:`, the rule is applied, the recipe
 may set its threshold under `rules:`, and `conan filter --explain` and `--dry-run` show it:
@@ -30,7 +30,7 @@ from ..text.match_key import match_key
 from ..text.personal_data import MASKS
 from .blocked_words import count_words
 from .text_counts import PROFILE, profile
-from .titles import TITLED, after_title
+from .titles import TITLE_LEFT, TITLED, after_title
 
 Side = Literal["query", "positive", "pair"]
 Bound = Literal["min", "max"]
@@ -245,7 +245,6 @@ _UNSCORED = ("pretrain", "retrieval")
 _TEXTS = (*_UNSCORED, "passage")
 _PAIRS = ("pretrain", "retrieval", "sts", "classification")
 _ALL_TASKS = (*_PAIRS, "passage")
-_TITLE_LEFT = 10
 
 # fmt: off
 _BUILT_IN = (
@@ -260,7 +259,7 @@ _BUILT_IN = (
     Rule("content_length", "positive", "min", 10, _characters("positive"), _DATA_JUICER, TITLED),
     Rule("wordless", "positive", "min", 1, _count("positive", "letters"), _BY_READING),
     Rule("null_word", "pair", "max", 0, _contains(_NULL_WORD), _BY_READING, tasks=_TEXTS),
-    Rule("title_leak", "pair", "min", _TITLE_LEFT, after_title().str.len_chars(), _CHOSEN, TITLED, version=2),
+    Rule("title_leak", "pair", "min", TITLE_LEFT, after_title().str.len_chars(), _CHOSEN, TITLED, version=2),
     # Characters. For han_ratio one Chinese side is enough: the answer to a Chinese question may be code or English.
     Rule("mojibake", "pair", "max", 0.01, _both("max", _mojibake), _CHOSEN, tasks=_ALL_TASKS),
     Rule("damaged_characters", "pair", "max", 0.2, _both("max", _damaged), _BY_READING, tasks=_ALL_TASKS),
@@ -393,14 +392,3 @@ def find_first_failing(values: pl.DataFrame, rules: Collection[Rule]) -> pl.Data
     )
     detail = pl.repeat(None, values.height, dtype=pl.String, eager=True).scatter(rows, worded.to_series())
     return pl.DataFrame({"reason": names.gather(first), "detail": detail})
-
-
-def strip_title(frame: pl.DataFrame) -> pl.DataFrame:
-    """Cut the title off title_content texts that begin with it as a heading, if enough text follows.
-
-    If too little text follows, the text is left as it is and the rule `title_leak` rejects it.
-    """
-    rest = frame.select(after_title()).to_series()
-    return frame.with_columns(
-        pl.when(rest.str.len_chars() >= _TITLE_LEFT).then(rest).otherwise("positive").alias("positive")
-    )

@@ -19,7 +19,8 @@ from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from ..text.personal_data import mask_personal_data
-from .rules import Rule, find_first_failing, judge, select_rules, strip_title
+from .rules import Rule, find_first_failing, judge, select_rules
+from .titles import strip_title
 
 VERSION = 8
 

@@ -31,6 +31,10 @@ TITLED = ("title_content",)
 """The formats whose query is the title of the positive."""
 
 
+TITLE_LEFT = 10
+"""Chosen here: the fewest characters that must follow a title."""
+
+
 def after_title() -> pl.Expr:
     """Return the text after the title if the positive begins with the title as a heading; null for other pairs.
 
@@ -40,6 +44,17 @@ def after_title() -> pl.Expr:
     titled = pl.col("format").is_in(TITLED).alias("titled")
     return pl.struct(titled, "query", "positive").map_batches(
         _after_titles, return_dtype=pl.String, is_elementwise=True
+    )
+
+
+def strip_title(frame: pl.DataFrame) -> pl.DataFrame:
+    """Cut the title off title_content texts that begin with it as a heading, if enough text follows.
+
+    If too little text follows, the text is left as it is and the rule `title_leak` rejects it.
+    """
+    rest = frame.select(after_title()).to_series()
+    return frame.with_columns(
+        pl.when(rest.str.len_chars() >= TITLE_LEFT).then(rest).otherwise("positive").alias("positive")
     )
 
 

@@ -21,7 +21,8 @@ from .documents_reader import read_documents
 from .files import FileError, FileSplit, read_chunks
 from .hf_reader import list_dataset_files, read_dataset
 from .html_reader import read_html, read_warc
-from .json_reader import read_chats, read_json, read_json_lines, select_from_records, select_objects, split_json_lines
+from .json_columns import select_from_records, select_objects
+from .json_reader import read_chats, read_json, read_json_lines, split_json_lines
 from .listing import Listing, list_files
 from .markdown_reader import read_markdown
 from .misfits import cast_columns, find_misfits

@@ -4,7 +4,8 @@ from random import Random
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.filter.rules import RULES, find_first_failing, judge, measure, select_rules, strip_title
+from conan_embedding.pipeline.filter.rules import RULES, find_first_failing, judge, measure, select_rules
+from conan_embedding.pipeline.filter.titles import strip_title
 from conan_embedding.pipeline.text.personal_data import MASKS
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.settings import ClassifierSettings
