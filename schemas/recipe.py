@@ -16,14 +16,13 @@ from .settings import (
     INTERNLM2,
     ConvertSettings,
     DedupSettings,
-    EvaluationSet,
     FilterSettings,
     MineSettings,
     ScoreSettings,
     Settings,
-    Source,
     setting,
 )
+from .source_settings import EvaluationSet, Source
 from .training_settings import BootstrapSettings, EvaluateSettings, ExportSettings, FinetuneSettings, PretrainSettings
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...schemas.errors import RecipeError
 from ...schemas.recipe import Recipe, dump, load
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from .atomic import write_text
 
 

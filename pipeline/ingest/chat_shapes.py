@@ -5,7 +5,7 @@ Records of every shape become turns first, so that all of them find a pair's pro
 it is a tool call if it has no text) and `fault` (what is wrong with it, or NULL).
 """
 
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from .record_fields import (
     PLACE,
     begin,

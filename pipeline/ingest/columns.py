@@ -16,7 +16,7 @@ import duckdb
 import polars as pl
 
 from ...schemas.errors import RecipeError
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from . import readers
 from .column_types import MixedColumnError, Seen, choose_type, merge_types, parse_type
 from .files import FileSplit

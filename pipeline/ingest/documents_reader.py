@@ -11,7 +11,7 @@ from typing import NamedTuple
 import polars as pl
 
 from ...schemas.errors import MissingExtraError
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from .chunks import HAN, Block, cut
 from .files import UNPACKED_FLOOR, UNPACKED_RATIO, FileError, FileSplit, read_chunks
 from .front_matter import find_title, split_front_matter

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import duckdb
 import polars as pl
 
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from ..corpus.sql import quote_name
 from .quoted_numbers import NUMBER_MARK
 from .readers import SourceError

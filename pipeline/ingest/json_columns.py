@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from ..corpus.sql import quote, quote_name
 from .column_types import family
 from .quoted_numbers import NUMBER_MARK

@@ -9,7 +9,7 @@ from itertools import chain
 import duckdb
 import polars as pl
 
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from .files import FileError, FileSplit
 from .problems import RECORD, Frames, fitting, no_problems, problem, shown
 from .records import LINE, json_values, lines, split_values

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 import duckdb
 import polars as pl
 
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from ..corpus.sql import quote, quote_name
 from .column_types import family, fits, parse_type
 

@@ -6,7 +6,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from .files import FileError, FileSplit, open_file
 from .problems import Frames, make_distinct, no_problems
 from .text_encodings import decode

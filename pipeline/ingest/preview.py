@@ -8,7 +8,7 @@ import polars as pl
 
 from ...schemas.errors import RecipeError
 from ...schemas.recipe import Recipe
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from ..text.normalise import normalise
 from . import readers
 from .column_types import describe_type

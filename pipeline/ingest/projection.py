@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import duckdb
 import polars as pl
 
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from .expressions import (
     Decimals,
     as_json,

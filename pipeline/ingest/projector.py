@@ -6,7 +6,7 @@ from typing import Self
 import duckdb
 import polars as pl
 
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from .problems import no_problems
 from .projection import Plans, Projected, project, reject_batch
 from .readers import SourceError, load_batch, open_sandbox, read_joined

@@ -15,7 +15,7 @@ import polars as pl
 from ...schemas.errors import ConanError, RecipeError
 from ...schemas.recipe import Recipe
 from ...schemas.registry import Registry
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from .chat_shapes import select_instructions, select_replies
 from .documents_reader import read_documents
 from .files import FileError, FileSplit, read_chunks

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from .files import FileError, FileSplit, SourceFile
 from .listing import Listing
 from .readers import find_reader

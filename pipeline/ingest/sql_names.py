@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import duckdb
 
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 
 _NOT_COLUMNS_AFTER = (".", "as", "from", "join")
 _SORTING = ("list_max", "list_min", "list_sort", "list_reverse_sort", "list_grade", "greatest", "least", "max", "min")

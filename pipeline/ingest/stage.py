@@ -13,7 +13,7 @@ from ...schemas.errors import RecipeError
 from ...schemas.outcomes import Summary
 from ...schemas.pairs import PAIR, REJECTED_AT_INGEST
 from ...schemas.recipe import Recipe
-from ...schemas.settings import EvaluationSet, Source
+from ...schemas.source_settings import EvaluationSet, Source
 from ..corpus.folder import fingerprint, read_footer
 from ..corpus.saved_recipe import find_saved_sources, save_recipe
 from ..corpus.shard_writer import ShardWriter

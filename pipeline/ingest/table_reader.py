@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from ...schemas.settings import ReaderOptions, Source
+from ...schemas.source_settings import ReaderOptions, Source
 from .files import FileError, FileSplit
 from .problems import RECORD, Frames, fitting, make_distinct, no_problems
 from .records import LINE, lines, quoted_records

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 from .files import FileSplit, is_packed, read_chunks
 from .problems import RECORD, Frames, fitting
 from .records import lines

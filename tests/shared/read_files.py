@@ -10,7 +10,7 @@ from conan_embedding.pipeline.ingest import readers
 from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.pipeline.ingest.problems import no_problems
-from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.source_settings import Source
 
 Rows = list[dict[str, Any]]
 Problems = list[tuple[int | None, str, str | None]]

@@ -18,7 +18,7 @@ from conan_embedding.pipeline.ingest.readers import READERS, Reader
 from conan_embedding.pipeline.ingest.records import lines
 from conan_embedding.pipeline.ingest.text_encodings import read_blocks
 from conan_embedding.pipeline.ingest.text_reader import split_lines
-from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.source_settings import Source
 
 
 def read_arrows(split: FileSplit, source: Source, connection: duckdb.DuckDBPyConnection) -> Iterator[Frames]:

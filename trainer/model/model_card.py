@@ -12,7 +12,7 @@ import polars as pl
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from ...schemas.settings import Source
+from ...schemas.source_settings import Source
 
 HUB_LICENCES = {
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "unlicense"),

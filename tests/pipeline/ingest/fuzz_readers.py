@@ -24,7 +24,7 @@ from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.pipeline.ingest.listing import list_files
 from conan_embedding.pipeline.ingest.projector import Projector
-from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.source_settings import Source
 from fuzz_formats import FORMATS, Format, Pair, pairs
 
 SECONDS = 10.0

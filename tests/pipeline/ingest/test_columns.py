@@ -14,7 +14,7 @@ from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.recipe import Recipe
-from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.source_settings import Source
 from hypothesis import given
 from hypothesis import strategies as st
 from ingested import Ingested

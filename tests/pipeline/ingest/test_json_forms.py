@@ -10,7 +10,7 @@ import pytest
 from conan_embedding.pipeline.ingest import json_reader, splits
 from conan_embedding.pipeline.ingest.listing import list_files
 from conan_embedding.schemas.recipe import Recipe
-from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.source_settings import Source
 from hypothesis import given
 from hypothesis import strategies as st
 from ingested import Ingested

@@ -9,7 +9,7 @@ from conan_embedding.pipeline.ingest import json_reader, readers
 from conan_embedding.pipeline.ingest.column_types import MOST_FIELDS
 from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit
-from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.source_settings import Source
 
 
 def table(path: Path, **source: Any) -> tuple[list[dict[str, Any]], list[tuple[Any, ...]], set[tuple[str, ...]]]:

@@ -17,7 +17,7 @@ from conan_embedding.pipeline.ingest.projector import Projector
 from conan_embedding.pipeline.ingest.stage import ingest
 from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.recipe import Recipe
-from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.source_settings import Source
 
 
 def project_rows(rows: dict[str, list[Any]], **source: Any) -> Projected:

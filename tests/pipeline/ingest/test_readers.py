@@ -16,7 +16,7 @@ from conan_embedding.pipeline.ingest.stage import ingest
 from conan_embedding.pipeline.ingest.text_encodings import BROKEN
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.recipe import Recipe, load
-from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.source_settings import Source
 from read_files import Read, Reader, reader
 
 

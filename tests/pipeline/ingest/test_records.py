@@ -14,7 +14,7 @@ from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.pipeline.ingest.records import json_values, lines, quoted_records
 from conan_embedding.pipeline.ingest.text_encodings import Block
-from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.source_settings import Source
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import max_examples

@@ -12,7 +12,7 @@ from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit, SourceFile
 from conan_embedding.pipeline.ingest.listing import list_files
 from conan_embedding.pipeline.ingest.splits import plan_splits
-from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.source_settings import Source
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import max_examples

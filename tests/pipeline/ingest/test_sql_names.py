@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from conan_embedding.pipeline.ingest.sql_names import find_names, replace_columns
-from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.source_settings import Source
 
 
 def names(**source: Any) -> set[str] | None:

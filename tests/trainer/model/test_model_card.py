@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
-from conan_embedding.schemas.settings import Source
+from conan_embedding.schemas.source_settings import Source
 from conan_embedding.schemas.training_settings import FinetuneSettings, PretrainSettings
 from conan_embedding.trainer.job import make_job
 from conan_embedding.trainer.model.model_card import Stage, model_card, read_stages
