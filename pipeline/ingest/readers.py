@@ -181,7 +181,7 @@ def load_batch(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.
     connection.execute(f"CREATE OR REPLACE TABLE batch AS {select}")
     gives_rows_of_its_own = reader.select and not reader.has_keys  # none or several for a record
     problems = _take_refused(connection, source, frame) if gives_rows_of_its_own else no_problems()
-    if source.columns:
+    if source.columns and frame.height:
         misfits = (
             find_misfits(connection, source)
             if reader.has_keys
