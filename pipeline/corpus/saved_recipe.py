@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ...schemas.errors import RecipeError
 from ...schemas.recipe import Recipe, dump, load
-from ...schemas.source_settings import Source
 from .atomic import write_text
 
 
@@ -28,12 +27,12 @@ def load_recipe(corpus: Path, overrides: Sequence[str] = ()) -> Recipe:
     return load(find_recipe(corpus), overrides)
 
 
-def find_saved_sources(corpus: Path) -> dict[str, Source]:
-    """Return the sources of the recipe saved in a corpus, by name; none if there is no recipe that can be read."""
+def load_saved(corpus: Path) -> Recipe:
+    """Load the recipe saved in a corpus, or an empty one if there is none that can be read."""
     try:
-        return {source.name: source for source in load_recipe(corpus).sources}
+        return load_recipe(corpus)
     except RecipeError:
-        return {}
+        return Recipe()
 
 
 def keep_settings(corpus: Path, overrides: Sequence[str]) -> None:

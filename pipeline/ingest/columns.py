@@ -71,11 +71,12 @@ def decide_columns(
     return Decided(source.model_copy(update={"columns": columns}), changes)
 
 
-def find_kept(source: Source, saved: Source | None) -> Mapping[str, str]:
+def find_kept(source: Source, saved: Sequence[Source]) -> Mapping[str, str]:
     """Return the types that an earlier run decided for a source, if its reader and its SQL are still the same."""
-    if saved is None or any(getattr(source, name) != getattr(saved, name) for name in _DECIDE_TYPES):
-        return {}
-    return saved.columns
+    for one in saved:
+        if one.name == source.name and all(getattr(source, name) == getattr(one, name) for name in _DECIDE_TYPES):
+            return one.columns
+    return {}
 
 
 def _check_declared(source: Source, reader: readers.Reader) -> None:

@@ -13,6 +13,7 @@ import polars as pl
 from ...schemas.errors import MissingExtraError
 from ...schemas.source_settings import Source
 from .chunks import HAN, Block, cut
+from .file_kinds import PACKED
 from .files import UNPACKED_FLOOR, UNPACKED_RATIO, FileError, FileSplit, read_chunks
 from .front_matter import find_title, split_front_matter
 from .html_reader import extract_markdown
@@ -41,7 +42,6 @@ SEPARATOR = " > "
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 """The first bytes of Office's files before 2007, and of those with a password."""
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
-_PACKED = (".gz", ".zst", ".bz2", ".xz", ".lzma")
 _SOFT_BREAK = re.compile(rf"(?<={HAN})\n(?={HAN})")  # within a Chinese paragraph, not for a space
 _ESCAPED = re.compile(r"\\([*_#])")
 _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
@@ -67,7 +67,7 @@ def read_documents(split: FileSplit, source: Source) -> Iterator[Frames]:
         MissingExtraError: the library that reads its kind is not installed.
     """
     name = PurePosixPath(split.name.partition("::")[0])
-    name = PurePosixPath(name.stem) if name.suffix.lower() in _PACKED else name
+    name = PurePosixPath(name.stem) if name.suffix.lower() in PACKED else name
     parse = FORMATS.get(name.suffix.lower())
     if parse is None:
         raise FileError("unreadable", f"expected a name that ends with {', '.join(FORMATS)}; found {name.name}")

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 HEAD = 512
 """Bytes from which the kind of a file is told: a tar archive names itself at 257."""
 
-_PACKED = {
+PACKED = {
     ".gz": re.compile(rb"\x1f\x8b\x08"),
     ".zst": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),  # a frame of data, or one to skip
     ".bz2": re.compile(rb"BZh[1-9](\x31\x41\x59\x26\x53\x59|\x17\x72\x45\x38\x50\x90)"),
@@ -15,6 +15,7 @@ _PACKED = {
     ".zip": re.compile(rb"PK(\x03\x04|\x05\x06)"),
     ".tar": re.compile(rb"(?s).{257}ustar"),
 }
+"""The endings of packed files, and the first bytes of each."""
 _FORMATS = {
     rb"PAR1": "a Parquet file: `read: parquet`",
     rb"ARROW1": "an Arrow file: `read: hf`",
@@ -44,12 +45,12 @@ def find_packing(head: bytes, name: str) -> str:
 
     The name counts only if the first bytes are neither text nor those of a known kind.
     """
-    for ending, magic in _PACKED.items():
+    for ending, magic in PACKED.items():
         if magic.match(head):
             return ending
     is_text = not _CONTROL.search(head) or head.startswith(_BYTE_ORDER_MARKS)
     ending = PurePosixPath(name).suffix.lower()
-    return ending if ending in _PACKED and not is_text and not find_format(head) else ""
+    return ending if ending in PACKED and not is_text and not find_format(head) else ""
 
 
 def find_format(head: bytes) -> str | None:

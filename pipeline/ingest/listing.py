@@ -30,6 +30,12 @@ class Listing:
     unmatched: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def join(self, other: "Listing") -> "Listing":
+        """Return the listing of the files of both."""
+        return Listing(
+            [*self.files, *other.files], [*self.unmatched, *other.unmatched], {**self.skipped, **other.skipped}
+        )
+
 
 def list_files(globs: Sequence[str], exclude: Sequence[str] = (), folders: bool = False) -> Listing:
     """List the files that match any of the globs (paths or fsspec URIs) and none of `exclude`.

@@ -1,6 +1,6 @@
 """conan ingest --dry-run: show the columns of each source, and the pairs and rejects of a sample, and write nothing."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -74,9 +74,10 @@ def _preview_source(source: Source, files: int, splits: Sequence[FileSplit]) -> 
     pairs: list[tuple[str, str]] = []
     rows = kept = left_out = 0
     with Projector(source) as projector:
-        for frame, unread in heads:
-            found = projector.project(frame.head(max(1, _ROWS // len(heads))).with_row_index("_row"))
-            rows += min(frame.height, max(1, _ROWS // len(heads))) + unread.height
+        for head, unread in heads:
+            frame = head.head(max(1, _ROWS // len(heads))).with_row_index("_row")
+            found = projector.project(frame)
+            rows += frame.height + unread.height
             kept += found.pairs.height
             left_out += found.left_out
             if found.pairs.height and len(pairs) < _PAIRS:
@@ -97,14 +98,12 @@ def _describe_columns(source: Source, frames: Sequence[pl.DataFrame]) -> dict[st
         for frame in frames:
             keys.add(frame)
         return {next(iter(keys.spelled[name])): describe_type(seen, name) for name, seen in keys.seen.items()}
-    columns: dict[str, str] = {}
+    columns: dict[str, dict[str, None]] = defaultdict(dict)
     with readers.open_sandbox() as connection:
         for frame in frames[:1] if reader.mixes_files else frames:
             readers.load_batch(connection, source, frame.head(_ROWS).with_row_index("_row"))
             batch = connection.sql("FROM batch")
             for name, kind in zip(batch.columns, map(str, batch.types), strict=True):
                 if name not in PLACE:
-                    columns[name] = (
-                        columns.get(name, kind) if columns.get(name, kind) == kind else f"{columns[name]}, {kind}"
-                    )
-    return columns
+                    columns[name][kind] = None
+    return {name: ", ".join(kinds) for name, kinds in columns.items()}

@@ -156,15 +156,6 @@ def open_sandbox() -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def read(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]) -> Iterator[pl.DataFrame]:
-    """Read splits batch by batch; the view `rows(_row, _file, _line, …)` shows the current batch.
-
-    Yields a batch's problems, with the columns of PROBLEM; use the view before taking the next batch.
-    """
-    for frame, problems in read_batches(connection, source, splits):
-        yield pl.concat([problems, load_batch(connection, source, frame)])
-
-
 def load_batch(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.DataFrame) -> pl.DataFrame:
     """Put the rows of a frame into the table `batch`, which the view `rows` shows. Returns those that can't be rows.
 

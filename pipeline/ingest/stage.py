@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 import polars as pl
@@ -15,12 +16,12 @@ from ...schemas.pairs import PAIR, REJECTED_AT_INGEST
 from ...schemas.recipe import Recipe
 from ...schemas.source_settings import EvaluationSet, Source
 from ..corpus.folder import fingerprint, read_footer
-from ..corpus.saved_recipe import find_saved_sources, save_recipe
+from ..corpus.saved_recipe import load_saved, save_recipe
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from ..text.normalise import normalise, simplify
-from .columns import decide_columns, find_kept
+from .columns import Decided, decide_columns, find_kept
 from .files import FileSplit, SourceFile
 from .listing import Listing, list_files
 from .projector import Projector
@@ -54,12 +55,15 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
             f"`variables:`{skipped and f'. Skipped: {skipped}'}"
         )
     plans = {source.name: list(plan_splits(source, files[source.name])) for source in recipe.sources}
-    saved = find_saved_sources(corpus)
+    saved = load_saved(corpus)
     decided = [
-        decide_columns(source, list(chain.from_iterable(plans[source.name])), find_kept(source, saved.get(source.name)))
+        decide_columns(source, list(chain.from_iterable(plans[source.name])), find_kept(source, saved.sources))
         for source in recipe.sources
     ]
-    recipe = recipe.model_copy(update={"sources": [each.source for each in decided]})
+    sets = [_plan_set(one, find_kept(one, saved.evaluation)) for one in recipe.evaluation]
+    recipe = recipe.model_copy(
+        update={"sources": [each.source for each in decided], "evaluation": [each.decided.source for each in sets]}
+    )
     tasks = [
         Task((source, splits), _fingerprint(source, splits, files[source.name]))
         for source in recipe.sources
@@ -73,10 +77,11 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         for source in empty
     ]
     summary.empty_sources += _find_barren(corpus, "ingest", tasks)
-    summary.empty_sources += _ingest_evaluation(corpus, recipe.evaluation, engine)
+    summary.empty_sources += _ingest_evaluation(corpus, sets, engine)
     summary.notes["kept_types"] = [change for each in decided for change in each.changes]
-    for one in recipe.evaluation:
-        listings[f"{one.name} (evaluation)"] = list_source_files(one, [*one.files, *one.passages])
+    summary.notes["kept_types"] += [change for each in sets for change in each.decided.changes]
+    for each in sets:
+        listings[f"{each.decided.source.name} (evaluation)"] = each.files.join(each.passages)
     summary.notes |= _describe_left_out(listings)
     summary.notes["absent_columns"] = _find_absent(corpus, tasks)
     summary.notes["left_out_by_where"] = _count_left_out(corpus, tasks)
@@ -109,22 +114,38 @@ def _keep_raw_rejects(recipe: Recipe) -> Recipe:
     )
 
 
-def _ingest_evaluation(corpus: Path, sets: Sequence[EvaluationSet], engine: Engine) -> list[str]:
+class _PlannedSet(NamedTuple):
+    """An evaluation set: what is known of it before any work."""
+
+    decided: Decided[EvaluationSet]
+    files: Listing
+    passages: Listing
+
+
+def _plan_set(one: EvaluationSet, kept: Mapping[str, str]) -> _PlannedSet:
+    files, passages = (list_source_files(one, globs) for globs in (one.files, one.passages))
+    return _PlannedSet(decide_columns(one, _list_whole([*files.files, *passages.files]), kept), files, passages)
+
+
+def _list_whole(files: Sequence[SourceFile]) -> list[FileSplit]:
+    return [FileSplit(file.path) for file in files]
+
+
+def _ingest_evaluation(corpus: Path, sets: Sequence[_PlannedSet], engine: Engine) -> list[str]:
     """Write a shard for each evaluation set: its own pairs, then `passages:` as pairs of the task passage.
 
     Returns messages about globs that match no file, and about sets whose files contain no pair.
     """
     tasks, empty = [], []
-    for one in sets:
-        files, passages = (list_source_files(one, globs).files for globs in (one.files, one.passages))
+    for each in sets:
+        one, files, passages = each.decided.source, each.files.files, each.passages.files
         for globs, found in ((one.files, files), (one.passages, passages)):
             if globs and not found:
                 empty.append(f"{one.name} (evaluation): no file matches {', '.join(globs)}")
         if files:
-            whole = [FileSplit(file.path) for file in files], [FileSplit(file.path) for file in passages]
-            decided = decide_columns(one, [*whole[0], *whole[1]]).source
-            decided_by = _fingerprint(decided, [*whole[0], *whole[1]], [*files, *passages])
-            tasks.append(Task((decided, *whole), decided_by))
+            both = [*files, *passages]
+            decided_by = _fingerprint(one, _list_whole(both), both)
+            tasks.append(Task((one, _list_whole(files), _list_whole(passages)), decided_by))
     if tasks or (corpus / "evaluation").exists():
         run_stage(corpus, "evaluation", ingest_evaluation_set, tasks, engine)
     return empty + _find_barren(corpus, "evaluation", tasks)

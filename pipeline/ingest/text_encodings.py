@@ -67,7 +67,7 @@ class Block:
 
 
 def read_blocks(split: FileSplit, declared: str | None = None, quote: str = "") -> Iterator[Block]:
-    """Decode a split to blocks; undecodable bytes are replaced by their offset between two BROKEN.
+    """Decode a split to blocks; undecodable bytes are replaced by marks, BROKEN_BYTES.
 
     Lines end in LF, CR LF or CR CR LF, or in CR if no line ends otherwise. Byte order marks are dropped at the start of
     every line, since files joined from several have more than one, and so is the Ctrl-Z with which DOS ends a file.
@@ -192,7 +192,7 @@ def _transcode(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def decode(data: bytes, encoding: str, offset: int) -> bytes:
-    """Convert bytes at `offset` of a file to UTF-8; undecodable ones become their offset between two BROKEN."""
+    """Convert bytes at `offset` of a file to UTF-8; undecodable ones become BROKEN_BYTES."""
     if encoding == "utf-8" and is_utf_8(data):
         return data
     _mark_offsets_from(offset)

@@ -1,10 +1,11 @@
 """Read a source's files and look at the results."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import polars as pl
 from conan_embedding.pipeline.ingest import readers
 from conan_embedding.pipeline.ingest.columns import decide_columns
@@ -15,6 +16,14 @@ from conan_embedding.schemas.source_settings import Source
 Rows = list[dict[str, Any]]
 Problems = list[tuple[int | None, str, str | None]]
 """Line, reason, record."""
+
+
+def load_batches(
+    connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]
+) -> Iterator[pl.DataFrame]:
+    """Read splits batch by batch into the table that the view `rows` shows; yield each batch's problems."""
+    for frame, problems in readers.read_batches(connection, source, splits):
+        yield pl.concat([problems, readers.load_batch(connection, source, frame)])
 
 
 class Read:
@@ -29,7 +38,7 @@ class Read:
         self.rows: Rows = []
         problems = [no_problems()]
         with readers.open_sandbox() as connection:
-            for batch in readers.read(connection, one, splits):
+            for batch in load_batches(connection, one, splits):
                 problems.append(batch)
                 self.rows += connection.sql("FROM rows ORDER BY _row").pl().to_dicts()
         self.problems_frame = pl.concat(problems)

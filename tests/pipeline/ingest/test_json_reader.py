@@ -10,6 +10,7 @@ from conan_embedding.pipeline.ingest.column_types import MOST_FIELDS
 from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.schemas.source_settings import Source
+from read_files import load_batches
 
 
 def table(path: Path, **source: Any) -> tuple[list[dict[str, Any]], list[tuple[Any, ...]], set[tuple[str, ...]]]:
@@ -19,7 +20,7 @@ def table(path: Path, **source: Any) -> tuple[list[dict[str, Any]], list[tuple[A
     one = decide_columns(one, splits).source
     rows, problems, shapes = [], [], set()
     with readers.open_sandbox() as connection:
-        for batch in readers.read(connection, one, splits):
+        for batch in load_batches(connection, one, splits):
             found = connection.sql("FROM rows ORDER BY _row").pl()
             shapes.add((*found.columns, *map(str, found.dtypes)))
             rows += found.to_dicts()
@@ -66,7 +67,7 @@ def test_an_object_that_is_keyed_by_data_stays_json(tmp_path: Path) -> None:
     with readers.open_sandbox() as connection:
         splits = [FileSplit(f"{tmp_path}/a.jsonl")]
         one = Source.model_validate({"name": "web", "files": "*", "read": "jsonl", "meta": "rows"})
-        for _ in readers.read(connection, decide_columns(one, splits).source, splits):
+        for _ in load_batches(connection, decide_columns(one, splits).source, splits):
             types = dict(zip(connection.sql("FROM rows").columns, connection.sql("FROM rows").types, strict=True))
             assert (types["q"], types["m"]) == ("VARCHAR", "JSON")
             assert str(types["n"]).startswith("STRUCT(field0 ")

@@ -18,6 +18,7 @@ from conan_embedding.schemas.source_settings import Source
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import max_examples
+from read_files import load_batches
 
 Place = tuple[int, str]
 """A record's line and text."""
@@ -158,7 +159,7 @@ def read(path: Path, source: Source) -> tuple[list[tuple[Any, ...]], list[tuple[
     """Return rows without their numbers, and problems."""
     rows, problems = [], []
     with readers.open_sandbox() as connection:
-        for batch in readers.read(connection, source, [FileSplit(str(path))]):
+        for batch in load_batches(connection, source, [FileSplit(str(path))]):
             frame = connection.sql("FROM rows ORDER BY _row").pl()
             names = sorted(set(frame.columns) - {"_row", "_file", "_line"})
             assert frame["_row"].to_list() == list(range(len(rows), len(rows) + frame.height))

@@ -16,6 +16,7 @@ from conan_embedding.schemas.source_settings import Source
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import max_examples
+from read_files import load_batches
 
 Read = tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
 
@@ -37,7 +38,7 @@ def read(path: Path, some: list[FileSplit], **more: Any) -> Read:
     decided = decide_columns(source(path, **{"meta": "rows"} | more), some).source
     for one in some:
         with readers.open_sandbox() as connection:
-            for batch in readers.read(connection, decided, [one]):
+            for batch in load_batches(connection, decided, [one]):
                 rows += connection.sql("FROM rows ORDER BY _row").pl().select(pl.exclude("_row")).rows()
                 problems += batch.rows()
     return rows, sorted(problems, key=str)

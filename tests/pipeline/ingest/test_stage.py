@@ -380,3 +380,19 @@ def test_a_passage_is_a_positive_alone(tmp_path: Path) -> None:
     assert pairs.select("task", "query", "positive").rows() == [("passage", "", "段"), ("passage", "", "落")]
     assert pairs["pair_id"].n_unique() == 2
     assert rejects.select("task", "reason", "line").rows() == [("passage", "no_positive", 3)]
+
+
+def test_types_of_evaluation_sets_are_decided_before_any_work_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(lines({"q": ["甲"], "p": "一"}))
+    one = {"name": "test", "files": f"{tmp_path}/test*.jsonl", "read": "jsonl", "query": "q[1]", "positive": "p"}
+    recipe = Recipe.model_validate({"sources": [beside(tmp_path)], "evaluation": [one]})
+    stage.ingest(tmp_path / "corpus", recipe, ALONE)
+    assert load_recipe(tmp_path / "corpus").evaluation[0].columns == {"q": "VARCHAR[]", "p": "VARCHAR"}
+    (tmp_path / "test_more.jsonl").write_text(lines(*[{"q": "乙", "p": "二"}] * 3))
+    summary = stage.ingest(tmp_path / "corpus", recipe, ALONE)
+    assert frames(tmp_path / "corpus", "evaluation")[1]["reason"].to_list() == ["column_type"] * 3
+    assert summary.notes["kept_types"][0].startswith("test: the column q stays VARCHAR[]")
+    (tmp_path / "test_more.jsonl").write_text(lines({"q": "乙", "p": "二"}))
+    with pytest.raises(RecipeError, match="source test: the column q is mixed"):
+        stage.ingest(tmp_path / "other", recipe, ALONE)
+    assert not (tmp_path / "other").exists()
