@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conan_embedding.schemas import settings, training_settings
+from conan_embedding.schemas import settings, source_settings, training_settings
 from conan_embedding.schemas.recipe import Recipe
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -14,7 +14,7 @@ MODELS = [
     Recipe,
     *(
         model
-        for module in (settings, training_settings)
+        for module in (settings, source_settings, training_settings)
         for model in vars(module).values()
         if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ == module.__name__
     ),
@@ -69,11 +69,11 @@ def test_settings_are_frozen_and_closed(model: type[BaseModel]) -> None:
         (settings.ScoreSettings, {"cutoff": 2}),
         (training_settings.FinetuneSettings, {"learning_rate": float("inf")}),
         (training_settings.OptimizerSettings, {"warmup": 1.5}),
-        (settings.ReaderOptions, {"turns": 0}),
-        (settings.ReaderOptions, {"delimiter": ""}),
-        (settings.ReaderOptions, {"quote": "''"}),
-        (settings.Source, SOURCE | {"name": "a b"}),
-        (settings.Source, SOURCE | {"category": "blog"}),
+        (source_settings.ReaderOptions, {"turns": 0}),
+        (source_settings.ReaderOptions, {"delimiter": ""}),
+        (source_settings.ReaderOptions, {"quote": "''"}),
+        (source_settings.Source, SOURCE | {"name": "a b"}),
+        (source_settings.Source, SOURCE | {"category": "blog"}),
     ],
 )
 def test_a_value_out_of_range_is_refused(model: type[BaseModel], values: dict[str, Any]) -> None:
@@ -95,16 +95,16 @@ def test_a_value_out_of_range_is_refused(model: type[BaseModel], values: dict[st
 )
 def test_a_source_is_checked_as_a_whole(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        settings.Source.model_validate(SOURCE | values)
+        source_settings.Source.model_validate(SOURCE | values)
 
 
 def test_an_evaluation_set_asks() -> None:
     with pytest.raises(
         ValidationError, match="expected pairs in `files:`, and files of passages to search in `passages"
     ):
-        settings.EvaluationSet.model_validate(SOURCE | {"task": "passage"})
+        source_settings.EvaluationSet.model_validate(SOURCE | {"task": "passage"})
 
 
 def test_one_glob_is_a_list_of_one() -> None:
-    assert settings.Source.model_validate(SOURCE | {"exclude": "b.json"}).files == ["*.json"]
-    assert settings.EvaluationSet.model_validate(SOURCE | {"passages": "p.json"}).passages == ["p.json"]
+    assert source_settings.Source.model_validate(SOURCE | {"exclude": "b.json"}).files == ["*.json"]
+    assert source_settings.EvaluationSet.model_validate(SOURCE | {"passages": "p.json"}).passages == ["p.json"]
