@@ -287,10 +287,8 @@ def _keep_metrics(file: Path, rows: list[dict[str, Any]]) -> None:
 def export(corpus: Path, recipe: Recipe) -> Exported:
     """Write a model as a SentenceTransformer folder with a model card.
 
-    A model trained here has no query prompt, as training uses none; any other model keeps its own.
+    The model keeps the prompts of its folder, which for a model trained here are those of its training.
     """
-    from .pipeline.encoder.model_folder import find_model, read_query_prompt
-    from .schemas.settings import EncoderSettings
     from .trainer.model.embedding_model import load
     from .trainer.model.export import export as write
     from .trainer.model.model_card import model_card, read_stages
@@ -300,10 +298,8 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
     source = find_trained_model(corpus, settings.model)  # a folder or a hub name
     model, tokenizer = load(source)
     if settings.model in STAGE_MODELS:
-        prompt = ""
         stages, base = read_stages(corpus, settings.model)
     else:
-        prompt = read_query_prompt(find_model(source), EncoderSettings(model=source))
         stages, base = [], source
     card = model_card(
         target.name,
@@ -312,13 +308,13 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
         sources=recipe.sources,
         metrics=_metrics_of(corpus, settings.model),
         dimension=model.dimension,
-        max_length=tokenizer.model_max_length,
-        query_prompt=prompt,
+        max_length=model.max_length or tokenizer.model_max_length,
+        prompts=model.prompts,
         precision=settings.precision,
         onnx=settings.onnx,
         command=shlex.join(["conan", *sys.argv[1:]]),
     )
-    write(model, tokenizer, target, precision=settings.precision, query_prompt=prompt, onnx=settings.onnx, card=card)
+    write(model, tokenizer, target, precision=settings.precision, onnx=settings.onnx, card=card)
     return Exported(str(target))
 
 

@@ -111,6 +111,24 @@ class DedupSettings(Settings):
     )
 
 
+Pooling = Literal["cls", "mean", "max", "lasttoken", "weightedmean", "mean_sqrt_len"]
+
+
+class PromptSettings(Settings):
+    """Texts put before what is encoded. Missing ones are the model's own; `""` puts nothing before a text."""
+
+    query: str | None = setting(
+        None,
+        "Put before queries. By default what the model's folder says; in mining, training and evaluation, bge models"
+        " whose folder says nothing get the prompt of FlagEmbedding's README.",
+    )
+    passage: str | None = setting(None, "Put before passages. By default what the model's folder says.")
+    sentence: str | None = setting(
+        None,
+        "Put before both sides of sentence pairs and before texts to classify. By default the folder's default prompt.",
+    )
+
+
 class EncoderSettings(Settings):
     """The embedding model and how it encodes."""
 
@@ -119,16 +137,20 @@ class EncoderSettings(Settings):
         "Hugging Face hub name, model folder, or training stage of this corpus (`bootstrap`, `pretrain`, `finetune`).",
         origin="paper §2.1.1",
     )
-    pooling: Literal["cls", "mean"] | None = setting(
-        None, "How token vectors become one vector. By default what the model's folder says, else `cls`, as bge needs."
-    )
-    max_length: int = setting(512, "Longest text, in tokens; the rest is cut off.", origin="paper §3.1", ge=2)
-    batch_tokens: int | None = setting(None, BATCH_TOKENS, ge=16)
-    query_prompt: str | None = setting(
+    pooling: Pooling | None = setting(
         None,
-        "Text put before each query. By default what the model's folder says, for bge models the prompt in"
-        " FlagEmbedding's README, else nothing.",
+        "How token vectors become one vector. By default what the model's folder says; an encoder whose folder says"
+        " nothing gets `mean`, as in sentence-transformers, and a decoder is refused.",
     )
+    max_length: int = setting(
+        512,
+        "Longest text, in tokens, prompt included; the rest is cut off. Models whose folder names a shorter length keep"
+        " it.",
+        origin="paper §3.1",
+        ge=2,
+    )
+    batch_tokens: int | None = setting(None, BATCH_TOKENS, ge=16)
+    prompts: PromptSettings = setting(PromptSettings(), "Texts put before queries, passages and sentences.")
     compile: bool = setting(False, "Compile the model with torch.compile. For GPUs; a CPU is faster without.")
     trust_remote_code: bool = setting(
         False, "Run the Python code that comes with the model. Only for models whose code you trust."
@@ -138,9 +160,10 @@ class EncoderSettings(Settings):
 class ScoreSettings(EncoderSettings):
     """Cosine of query and positive."""
 
-    query_prompt: str | None = setting(
-        "",
-        "Text put before each query. `null` takes the model's own prompt, as in `mine`.",
+    prompts: PromptSettings = setting(
+        PromptSettings(),
+        "Texts put before queries and passages: those of the model's folder. bge's have none there, so they are scored"
+        " without.",
         origin="paper §2.1.1, which names no prompt",
     )
     cutoff: float = setting(

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import PositiveInt, field_validator, model_validator
 
 from .pairs import Category
-from .settings import BATCH_TOKENS, Settings, setting
+from .settings import BATCH_TOKENS, Pooling, PromptSettings, Settings, setting
 
 CBBPartition = Literal["mixed", "per_task"]
 
@@ -74,9 +74,15 @@ class OptimizerSettings(Settings):
     )
     max_length: int = setting(
         512,
-        "Longest text, in tokens; the rest is cut off. Time and memory grow with it.",
+        "Longest text, in tokens, prompt included; the rest is cut off. Time and memory grow with it. Models whose"
+        " folder names a shorter length keep it.",
         origin="paper §3.1",
         ge=2,
+    )
+    prompts: PromptSettings = setting(
+        PromptSettings(),
+        "Texts put before queries, passages and sentence pairs. They are written into the trained model's folder, so"
+        " that later stages use them too.",
     )
     temperature: float = setting(
         0.02,
@@ -166,8 +172,10 @@ class PretrainSettings(OptimizerSettings):
     projection_dim: int = setting(
         1792, "Width of the linear layer after pooling, which is that of the vectors.", origin="paper §3.1", ge=1
     )
-    pooling: Literal["mean", "cls"] = setting(
-        "mean", "How token vectors become one vector.", origin="chosen here: as in the released model"
+    pooling: Pooling | None = setting(
+        None,
+        "How token vectors become one vector. By default what the model's folder says, else `mean`, as in the released"
+        " model; a decoder whose folder says nothing is refused.",
     )
     matryoshka_dims: list[PositiveInt] = setting(
         MATRYOSHKA_DIMS,

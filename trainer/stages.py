@@ -8,6 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
+from ..schemas.prompts import Prompts
 from ..schemas.training_settings import CBBPartition, FinetuneSettings, PretrainSettings
 from .data.batches import count_steps, finetune_batch, pretrain_batch
 from .data.mapped_table import build_once
@@ -36,19 +37,19 @@ class Task:
         return self.miner is not None and self.miner.checks(step)
 
 
-def build_task(job: Job, world_size: int) -> Task:
-    """Build the task of a job: pre-training or fine-tuning.
+def build_task(job: Job, world_size: int, prompts: Prompts) -> Task:
+    """Build the task of a job: pre-training or fine-tuning. `prompts` are put before the texts of each batch.
 
     Raises:
         CorpusError: there is nothing to train on, or queries have no pool.
         RecipeError: `mixing` does not fit the sources, or `loss_terms` names an unknown term.
     """
     if isinstance(job.settings, PretrainSettings):
-        return _pretraining(job, job.settings, world_size)
-    return _finetuning(job, job.settings, world_size)
+        return _pretraining(job, job.settings, world_size, prompts)
+    return _finetuning(job, job.settings, world_size, prompts)
 
 
-def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
+def _pretraining(job: Job, settings: PretrainSettings, world_size: int, prompts: Prompts) -> Task:
     """Build the task of pre-training: pairs with in-batch negatives."""
     folder = job.data
     build_once(folder, partial(write_pairs, shards=job.shards["pairs"]), dist.get_rank())
@@ -60,7 +61,7 @@ def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
 
     def build_batch(step: int) -> Batch:
         rows, _ = sampler.draw((step - 1) * size, step * size)
-        return pretrain_batch(data, rows)
+        return pretrain_batch(data, rows, prompts)
 
     def loss(embeddings: Tensor, batch: Batch, temperature: Tensor | None) -> Losses:
         return pretrain_loss(
@@ -75,7 +76,7 @@ def _pretraining(job: Job, settings: PretrainSettings, world_size: int) -> Task:
     return Task(count_steps(settings, len(data.pairs), 0, world_size), build_batch, loss)
 
 
-def _finetuning(job: Job, settings: FinetuneSettings, world_size: int) -> Task:
+def _finetuning(job: Job, settings: FinetuneSettings, world_size: int, prompts: Prompts) -> Task:
     """Build the task of fine-tuning: queries with hard negatives and sentence pairs, together or alternating."""
     folder = job.data
     retrieval: dict[str, list[Path]] = {kind: job.shards[kind] for kind in settings.queries}
@@ -114,7 +115,7 @@ def _finetuning(job: Job, settings: FinetuneSettings, world_size: int) -> Task:
 
     def build_batch(step: int) -> Batch:
         (rows, visits), (pairs, _) = draw(step)
-        return finetune_batch(miner.data, miner.windows, rows, pairs, settings.negatives, visits)
+        return finetune_batch(miner.data, miner.windows, rows, pairs, settings.negatives, visits, prompts)
 
     def loss(embeddings: Tensor, batch: Batch, temperature: Tensor | None) -> Losses:
         return cbb_loss(

@@ -58,7 +58,7 @@ def main(job: Job) -> bool:
     torch.manual_seed(settings.seed)
     model, tokenizer = _load_model(job)
     sets = validation_sets(job)
-    task = build_task(job, world_size)
+    task = build_task(job, world_size, model.prompts)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     engine = build_engine(model, settings, task.steps)  # count before this: ZeRO 3 leaves parameters without elements
     done = checkpoints.resume(engine, job, task.miner)
@@ -137,7 +137,7 @@ def _load_model(job: Job) -> tuple[EmbeddingModel, Any]:
     projection_dim, pooling = None, None  # fine-tuning keeps those of the model
     if isinstance(settings, PretrainSettings):
         projection_dim, pooling = settings.projection_dim, settings.pooling
-    model, tokenizer = load(job.model, projection_dim, pooling, settings.max_length)
+    model, tokenizer = load(job.model, projection_dim, pooling, settings.max_length, settings.prompts)
     check_dimensions(job, model.dimension)
     if settings.gradient_checkpointing:
         model.encoder.activation_checkpointing_enable()

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from ...schemas.settings import EncoderSettings
-from .model_folder import find_model, read_query_prompt, weights_fingerprint
-from .model_layout import ACTIVATIONS, Layout, Pooling, load_transformer, read_layout
+from ...schemas.prompts import Prompts
+from ...schemas.settings import EncoderSettings, Pooling
+from .model_folder import find_model, weights_fingerprint
+from .model_layout import ACTIVATIONS, Layout, read_layout
 from .onednn import pack_linear_layers
+from .pooling import pool
+from .prompts import read_prompts
+from .transformer import default_pooling, load_transformer
 
 Vectors = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -36,8 +40,8 @@ GPU_BATCH_TOKENS = 16_384
 class Encoder:
     """A model that is ready to encode.
 
-    `fingerprint` is a hash of its weights and layout, never of its name; `query_prompt` goes before each query;
-    `truncated` counts the distinct texts so far that were longer than `max_length` tokens.
+    `fingerprint` is a hash of its weights and layout, never of its name; `truncated` counts the distinct texts so
+    far that were longer than `max_length` tokens.
     """
 
     model: PreTrainedModel
@@ -48,15 +52,15 @@ class Encoder:
     batch_tokens: int
     fingerprint: str
     device: torch.device
-    query_prompt: str = ""
+    prompts: Prompts
     truncated: int = 0
 
 
 def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel, device: str | None = None) -> Encoder:
     """Load a model for inference.
 
-    `device` defaults to the GPU, or to the CPU if there is no GPU; the precision is that of `best_precision`. A folder
-    that names no pooling gets CLS, as bge's models need. `kind` is as in `load_transformer`.
+    `device` defaults to the GPU, or to the CPU if there is no GPU; the precision is that of `best_precision`. `kind` is
+    as in `load_transformer`.
 
     Raises:
         ModelError: the model can't be found or read.
@@ -65,9 +69,10 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel, device:
     layout = read_layout(folder)
     place = torch.device(device or best_device())
     # Not `model.to(dtype)`, which would also round the angles of rotary position embeddings.
-    model, tokenizer = load_transformer(
+    model, tokenizer, _ = load_transformer(
         layout, settings.max_length, kind, settings.trust_remote_code, dtype=best_precision(place)
     )
+    pooling = settings.pooling or default_pooling(layout, model)
     model = model.eval().to(place)
     if settings.compile:
         model.compile(dynamic=True)
@@ -81,12 +86,12 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel, device:
         model=model,
         tokenizer=tokenizer,
         layout=layout,
-        pooling=settings.pooling or layout.pooling or "cls",
+        pooling=pooling,
         max_length=tokenizer.model_max_length,
         batch_tokens=settings.batch_tokens or BATCH_TOKENS.get(place.type, GPU_BATCH_TOKENS),
         fingerprint=weights_fingerprint(folder),
         device=place,
-        query_prompt=read_query_prompt(folder, settings),
+        prompts=read_prompts(folder, settings),
     )
 
 
@@ -121,8 +126,20 @@ def best_precision(device: torch.device) -> torch.dtype:
 
 
 def encode(encoder: Encoder, texts: pa.Array | pa.ChunkedArray | Sequence[str], prompt: str = "") -> Vectors:
-    """Encode texts, each with `prompt` before it, to unit vectors: float32 [n, D]. Duplicates are encoded once."""
-    return in_batches(encoder, texts, dimension(encoder), _unit_vectors, prompt)
+    """Encode texts, each with `prompt` before it: float32 [n, D]. Duplicates are encoded once.
+
+    Vectors have length 1, unless the model's folder says that they are compared by their dot product as they are.
+    """
+    infer = partial(_vectors, skipped=_count_skipped(encoder, prompt))
+    return in_batches(encoder, texts, dimension(encoder), infer, prompt)
+
+
+def _count_skipped(encoder: Encoder, prompt: str) -> int:
+    """Count the tokens at the start of a text that are not pooled: those of the prompt, if the folder says so."""
+    if encoder.layout.includes_prompt or not prompt:
+        return 0
+    ids = encoder.tokenizer(prompt, truncation=True, max_length=encoder.max_length)["input_ids"]
+    return len(ids) - (ids[-1] in encoder.tokenizer.all_special_ids)
 
 
 def dimension(encoder: Encoder) -> int:
@@ -212,7 +229,7 @@ def _padded(encoder: Encoder, window: _Window, rows: Integers) -> tuple[Tensor, 
     lengths = window.lengths[rows, None]
     places = np.arange(max(1, int(lengths.max())))[None]
     there = places < lengths
-    ids = np.full(there.shape, encoder.tokenizer.pad_token_id or 0, np.int64)
+    ids = np.full(there.shape, encoder.tokenizer.pad_token_id, np.int64)
     ids[there] = window.ids[(window.starts[rows, None] + places)[there]]
     return _on_device(encoder, ids), None if there.all() else _on_device(encoder, there.astype(np.int64))
 
@@ -224,24 +241,21 @@ def _on_device(encoder: Encoder, values: Integers) -> Tensor:
     return tensor.pin_memory().to(encoder.device, non_blocking=True)
 
 
-def pool(hidden_NLH: Tensor, attention_mask_NL: Tensor | None, pooling: Pooling) -> Tensor:
-    """Pool to one vector per text, [n, H]: its first token's, or the mean over its tokens (all if there is no mask)."""
-    if pooling == "cls":
-        return hidden_NLH[:, 0]
-    if attention_mask_NL is None:
-        return hidden_NLH.mean(dim=1)
-    mask_NL1 = attention_mask_NL.unsqueeze(-1).to(hidden_NLH.dtype)
-    return (hidden_NLH * mask_NL1).sum(dim=1) / mask_NL1.sum(dim=1).clamp(min=1)
+def embed(encoder: Encoder, ids_NL: Tensor, mask_NL: Tensor | None, skipped: int = 0) -> Tensor:
+    """Compute the raw vectors of a batch, float32 [n, D]: pooled, through the dense layers, not normalised.
 
-
-def embed(encoder: Encoder, ids_NL: Tensor, mask_NL: Tensor | None) -> Tensor:
-    """Compute the raw vectors of a batch, float32 [n, D]: pooled, through the dense layers, not normalised."""
+    The first `skipped` tokens of each text are not pooled.
+    """
     hidden_NLH = encoder.model(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
-    vectors_ND = pool(hidden_NLH, mask_NL, encoder.pooling).float()
+    vectors_ND = pool(hidden_NLH, mask_NL, encoder.pooling, skipped).float()
     for dense in encoder.layout.dense:
         vectors_ND = ACTIVATIONS[dense.activation](nn.functional.linear(vectors_ND, dense.weight, dense.bias))
     return vectors_ND
 
 
-def _unit_vectors(encoder: Encoder, ids_NL: Tensor, mask_NL: Tensor | None) -> Tensor:
-    return nn.functional.normalize(embed(encoder, ids_NL, mask_NL), dim=1)
+def _vectors(encoder: Encoder, ids_NL: Tensor, mask_NL: Tensor | None, skipped: int) -> Tensor:
+    vectors_ND = embed(encoder, ids_NL, mask_NL, skipped)
+    layout = encoder.layout
+    return (
+        nn.functional.normalize(vectors_ND, dim=1) if layout.normalizes or layout.similarity == "cosine" else vectors_ND
+    )

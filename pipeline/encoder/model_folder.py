@@ -1,21 +1,17 @@
-"""Find the folder of a model, hash its weights, and read its query prompt; nothing here loads the weights."""
+"""Find the folder of a model, hash what its vectors depend on, and read its configuration; no weights are loaded."""
 
 import hashlib
 import json
-import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 
 from ...schemas.errors import ConanError
-from ...schemas.settings import EncoderSettings
 
-BGE_QUERY_PROMPTS = {
-    "zh": "为这个句子生成表示以用于检索相关文章：",
-    "en": "Represent this sentence for searching relevant passages: ",
-}
-"""From the README of FlagEmbedding: the prompts of bge's small, base and large models for retrieval queries."""
+Known = Mapping[str, Callable[[Any], bool]]
+"""The keys that a configuration may have, each with a test of its value."""
 
 
 class ModelError(ConanError):
@@ -55,31 +51,55 @@ def read_json(path: Path) -> Any:
         raise ModelError(f"{path}: not a JSON file: {error}") from error
 
 
+def read_known(file: Path, known: Known) -> dict[str, Any]:
+    """Read a configuration whose every key is understood; {} if there is none.
+
+    Raises:
+        ModelError: the file is not a JSON object, or a key of it or its value is not known.
+    """
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: expected a JSON object, got {json.dumps(config)[:80]}")
+    for key, value in config.items():
+        if key not in known or not known[key](value):
+            shown = f"{key}: {json.dumps(value, ensure_ascii=False)[:120]}"
+            cure = "set another value" if key in known else "remove the key if no vector depends on it"
+            raise ModelError(
+                f"{file}: `{shown}` is not understood, so vectors might come out wrong; {cure}, or save the model with "
+                "sentence-transformers 2 to 6"
+            )
+    return config
+
+
+def anything(_: Any) -> bool:
+    """Accept any value: vectors do not depend on it, or its reader checks it."""
+    return True
+
+
+def one_of(*values: Any) -> Callable[[Any], bool]:
+    """Accept any of these values."""
+    return lambda value: value in values
+
+
+def only_keys(*keys: str) -> Callable[[Any], bool]:
+    """Accept nothing, or an object that has no keys but these."""
+    return lambda value: not value or (isinstance(value, dict) and set(value) <= set(keys))
+
+
 def weights_fingerprint(folder: Path) -> str:
-    """Return a 128-bit hash (hex) of the weights, tokenizer, configuration and code in a model's folder."""
+    """Return a 128-bit hash (hex) of the weights, tokenizer, configuration and code in a model's folder.
+
+    All such files count, those of its modules too, whatever their names: any of them may decide the vectors.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    names = (
-        "*.safetensors",
-        "modules.json",
-        "config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.txt",
-        "*.py",
-    )
-    found = {file for name in (*names, "*.model") for file in [*folder.glob(name), *folder.glob(f"*/{name}")]}
+    suffixes = ("safetensors", "json", "jinja", "txt", "model", "py")
+    found = {file for end in suffixes for depth in ("", "*/") for file in folder.glob(f"{depth}*.{end}")}
+    beside = {"onnx", "openvino"}
     for file in sorted(found):
+        if file.relative_to(folder).parts[0] in beside:
+            continue
         digest.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-def read_query_prompt(folder: Path, settings: EncoderSettings) -> str:
-    """Return the prompt of queries: from the settings, else from the folder, else bge's (by its name), else none."""
-    if settings.query_prompt is not None:
-        return settings.query_prompt
-    prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    language = re.match(r"bge-(?:small|base|large)-(zh|en)\b", Path(settings.model).name)
-    return str(prompts.get("query") or (BGE_QUERY_PROMPTS[language[1]] if language else ""))

@@ -1,32 +1,108 @@
-"""Read what a Hugging Face or SentenceTransformer folder holds: encoder, pooling, dense layers."""
+"""Read the layout of a Hugging Face or SentenceTransformer folder: encoder, pooling, dense layers, similarity.
 
-import logging
-import re
+Reading is a whitelist. A module or key that Conan does not follow is refused, because the vectors might depend on it.
+"""
+
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from .model_folder import ModelError, read_json
+from ...schemas.settings import Pooling
+from .model_folder import ModelError, anything, one_of, only_keys, read_json, read_known
+from .prompts import read_model_config
 
-Pooling = Literal["mean", "cls"]
+Similarity = Literal["cosine", "dot"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "torch.nn.modules.linear.Identity": lambda vectors: vectors,
     "torch.nn.modules.activation.Tanh": torch.tanh,
     "torch.nn.modules.activation.ReLU": torch.relu,
     "torch.nn.modules.activation.GELU": nn.functional.gelu,
+    "torch.nn.modules.activation.SiLU": nn.functional.silu,
+    "torch.nn.modules.activation.Sigmoid": torch.sigmoid,
 }
 
-UNUSED = {"missing_keys": re.compile(r"pooler\."), "unexpected_keys": re.compile(r"(cls|lm_head)\.")}
-"""Weights that no vector depends on: BERT's pooler, and the heads of masked-language pre-training."""
+MODULES = {
+    name: kind
+    for kind in ("Transformer", "Pooling", "Dense", "Normalize")
+    for name in (
+        f"sentence_transformers.models.{kind}",
+        f"sentence_transformers.models.{kind}.{kind}",
+        f"sentence_transformers.base.modules.{kind.lower()}.{kind}",
+        f"sentence_transformers.sentence_transformer.modules.{kind.lower()}.{kind}",
+    )
+}
+"""Module classes under the names that releases 2 to 6.2 of sentence-transformers save and load."""
+
+ORDER = {"Transformer": ("Pooling",), "Pooling": ("Dense", "Normalize"), "Dense": ("Dense", "Normalize")}
+"""Which modules may follow a module; nothing follows Normalize."""
+
+POOLING_FLAGS: dict[str, Pooling] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""Flags of 1_Pooling/config.json, before sentence-transformers 5.3."""
+
+TRANSFORMER_FILES = [
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+]
+"""Names of the Transformer module's configuration; sentence-transformers reads the first that is there."""
+
+_ARGUMENTS = only_keys("attn_implementation", "dtype", "torch_dtype", "trust_remote_code", "padding_side", "use_fast")
+"""Arguments for transformers on which vectors don't depend (precision is Conan's own choice), or which never apply."""
+
+
+def _reads_text(value: Any) -> bool:
+    """Whether a module's modality_config runs texts through the encoder as usual."""
+    text = value.get("text") if isinstance(value, dict) else None
+    return text == {"method": "forward", "method_output_name": "last_hidden_state"}
+
+
+_TRANSFORMER = {
+    "max_seq_length": lambda value: value is None or (type(value) is int and value > 0),
+    "do_lower_case": one_of(None, False, True),
+    "transformer_task": one_of("feature-extraction"),
+    "modality_config": _reads_text,
+    "module_output_name": one_of("token_embeddings"),
+    "processing_kwargs": only_keys(),
+    "unpad_inputs": anything,
+    "query_length": one_of(None),
+    "document_length": one_of(None),
+    "query_expansion": one_of(None),
+    **dict.fromkeys(("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs"), _ARGUMENTS),
+    **dict.fromkeys(("config_args", "config_kwargs"), only_keys("trust_remote_code")),
+}
+_POOLING = {
+    "word_embedding_dimension": anything,
+    "embedding_dimension": anything,
+    "pooling_mode": anything,
+    "include_prompt": one_of(None, True, False),
+    **dict.fromkeys(POOLING_FLAGS, one_of(None, True, False)),
+}
+_OF_VECTORS = {
+    "module_input_name": one_of("sentence_embedding"),
+    "module_output_name": one_of(None, "sentence_embedding"),
+}
+_DENSE = {
+    "in_features": anything,
+    "out_features": anything,
+    "bias": one_of(True, False),
+    "activation_function": anything,
+    "use_residual": one_of(False),
+    **_OF_VECTORS,
+}
 
 
 @dataclass(frozen=True)
@@ -42,127 +118,113 @@ class Dense:
 class Layout:
     """The parts of a model: the folder of the encoder, and what follows it.
 
-    Vectors are always normalised at the end, whether or not the folder has a Normalize module.
+    `pooling` is None for a folder without modules.json. `includes_prompt` is whether the prompt's tokens are pooled.
+    Vectors are normalised if they are compared by cosine or the folder has a Normalize module.
     """
 
     encoder: Path
     pooling: Pooling | None = None
+    includes_prompt: bool = True
     dense: list[Dense] = field(default_factory=list)
+    normalizes: bool = False
+    similarity: Similarity = "cosine"
     max_length: int | None = None
+    lower_case: bool = False
 
 
 def read_layout(folder: Path) -> Layout:
     """Read the layout of a folder from its modules.json, or as a plain encoder if it has none.
 
     Raises:
-        ModelError: a module is not Transformer, Pooling, Dense or Normalize, or has settings that Conan can't follow.
+        ModelError: a module or one of its settings is not known, or the modules stand in another order than
+            Transformer, Pooling, any number of Dense, Normalize.
     """
-    layout = Layout(encoder=folder)
-    modules = read_json(folder / "modules.json") or []
-    for place, module in enumerate(modules, start=1):
-        kind, path = module["type"].rsplit(".", 1)[-1], folder / module["path"]
+    layout = Layout(encoder=folder, similarity=read_model_config(folder).get("similarity_fn_name") or "cosine")
+    before = None
+    for kind, path in _read_modules(folder):
         match kind:
             case "Transformer":
-                layout.encoder = path
+                _read_transformer(path, layout)
             case "Pooling":
-                layout.pooling = _read_pooling(path)
+                _read_pooling(path, layout)
             case "Dense":
                 layout.dense.append(_read_dense(path))
-            case "Normalize" if place == len(modules):
-                pass
-            case _:
-                raise ModelError(
-                    f"{folder}/modules.json: expected Transformer, Pooling, Dense, and Normalize only at the end; "
-                    f"module {place} is {kind}"
-                )
-    layout.max_length = read_json(layout.encoder / "sentence_bert_config.json").get("max_seq_length")
+            case "Normalize":
+                read_known(path / "config.json", _OF_VECTORS)
+                layout.normalizes = True
+        if kind not in (ORDER.get(before, ()) if before else ("Transformer",)):
+            raise ModelError(
+                f"{folder}/modules.json: expected Transformer, Pooling, any number of Dense and at most one Normalize, "
+                f"in this order, but {kind} follows {before or 'nothing'}"
+            )
+        before = kind
+    if before == "Transformer":
+        raise ModelError(f"{folder}/modules.json: no Pooling follows the Transformer, so texts have no vectors")
+    if before is None:
+        _read_transformer(folder, layout)
     return layout
 
 
-def _read_pooling(folder: Path) -> Pooling:
+def _read_modules(folder: Path) -> list[tuple[str, Path]]:
+    """Read modules.json: the kind and the folder of each module; none if there is no such file."""
+    file, found = folder / "modules.json", []
+    modules = read_json(file)
+    if not isinstance(modules, list) and modules != {}:
+        raise ModelError(f"{file}: expected a list of modules")
+    for place, module in enumerate(modules or [], start=1):
+        name, path = (module.get(key) if isinstance(module, dict) else None for key in ("type", "path"))
+        if name not in MODULES or not isinstance(path, str) or module.get("kwargs"):
+            raise ModelError(
+                f"{file}: module {place}, {json.dumps(module, ensure_ascii=False)[:160]}, is not understood; expected "
+                f"Transformer, Pooling, Dense or Normalize of sentence-transformers, with `type` and `path`, and no "
+                "`kwargs`; classes of the model's own, token-level (ColBERT) and sparse models can't be used"
+            )
+        if not (folder / path).resolve().is_relative_to(folder.resolve()):
+            raise ModelError(f"{file}: module {place} is outside the model's folder: {path}")
+        found.append((MODULES[name], folder / path))
+    return found
+
+
+def _read_transformer(folder: Path, layout: Layout) -> None:
+    layout.encoder = folder
+    file = next(
+        (folder / name for name in TRANSFORMER_FILES if (folder / name).exists()), folder / TRANSFORMER_FILES[0]
+    )
+    config = read_known(file, _TRANSFORMER)
+    layout.max_length = config.get("max_seq_length")
+    layout.lower_case = bool(config.get("do_lower_case"))
+
+
+def _read_pooling(folder: Path, layout: Layout) -> None:
     """Read 1_Pooling/config.json: one flag per mode (before sentence-transformers 5.3), or the name of the mode."""
-    config = read_json(folder / "config.json")
-    flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    on = [flags.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    named = config.get("pooling_mode") or on
-    mode = named if isinstance(named, str) else "+".join(named)
-    known: dict[str, Pooling] = {"mean": "mean", "cls": "cls"}
-    if mode not in known:
-        raise ModelError(f"{folder}: pooling must be mean or cls, not {mode or 'nothing'}")
-    return known[mode]
+    file = folder / "config.json"
+    if not file.exists():
+        raise ModelError(f"{file}: missing, so how token vectors become one vector is not known")
+    config = read_known(file, _POOLING)
+    named = config.get("pooling_mode") or [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)] or "mean"
+    modes = [named] if isinstance(named, str) else list(named)
+    known = {mode: mode for mode in get_args(Pooling)} | {"mean_sqrt_len_tokens": "mean_sqrt_len"}
+    if len(modes) != 1 or modes[0] not in known:
+        raise ModelError(
+            f"{file}: the pooling must be one of {', '.join(get_args(Pooling))}, not {' and '.join(map(str, modes))}"
+        )
+    layout.pooling = known[modes[0]]
+    layout.includes_prompt = config.get("include_prompt") is not False
 
 
 def _read_dense(folder: Path) -> Dense:
-    config = read_json(folder / "config.json")
+    config = read_known(folder / "config.json", _DENSE)
+    # sentence-transformers' own defaults: Tanh where the key is missing, no activation where it is null.
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    activation = activation or "torch.nn.modules.linear.Identity"
     if activation not in ACTIVATIONS:
         raise ModelError(f"{folder}: the activation must be one of {', '.join(ACTIVATIONS)}, not {activation}")
     try:
         weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
-        return Dense(weights["linear.weight"], weights.get("linear.bias"), activation)
+        weight, bias = weights.pop("linear.weight"), weights.pop("linear.bias", None)
     except (OSError, SafetensorError, KeyError) as error:
         raise ModelError(f"{folder}: can't read linear.weight from model.safetensors: {error}") from error
-
-
-def _load_quietly(kind: type[Any], folder: Path, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Call `kind.from_pretrained` without its progress bar; return the model and transformers' loading info.
-
-    The load report, which transformers logs if weights are missing or unexpected, is shown unless UNUSED covers all of
-    them, or if loading fails.
-    """
-    reports: list[logging.LogRecord] = []
-
-    def hold_back(record: logging.LogRecord) -> bool:
-        is_report = "LOAD REPORT" in record.getMessage()
-        if is_report:
-            reports.append(record)
-        return not is_report
-
-    logger = logging.getLogger("transformers.modeling_utils")
-    had_progress_bar = is_progress_bar_enabled()
-    logger.addFilter(hold_back)
-    disable_progress_bar()
-    try:
-        model, loading = kind.from_pretrained(folder, output_loading_info=True, **options)
-        if all(pattern.match(weight) for found, pattern in UNUSED.items() for weight in loading[found]):
-            reports.clear()
-        return model, loading
-    finally:
-        logger.removeFilter(hold_back)
-        if had_progress_bar:
-            enable_progress_bar()
-        for report in reports:
-            logger.handle(report)
-
-
-def load_transformer(
-    layout: Layout,
-    max_length: int | None,
-    kind: type[Any] = AutoModel,
-    trust_remote_code: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the encoder and its tokenizer, from safetensors only; code in the folder runs only if it is trusted.
-
-    `tokenizer.model_max_length` is set to `max_length`, else to the folder's own, and never exceeds the number of the
-    encoder's positions. `kind` is the auto class of transformers to load the model with; for any but AutoModel, every
-    weight of the model must be in the folder.
-
-    Raises:
-        ModelError: transformers can't read the model, or the folder lacks weights that it needs.
-    """
-    try:
-        model, loading = _load_quietly(
-            kind, layout.encoder, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(layout.encoder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            f"{layout.encoder}: no Hugging Face model with safetensors can be loaded from here: {error}"
-        ) from error
-    if kind is not AutoModel and loading["missing_keys"]:  # which transformers has filled with random numbers
-        missing = ", ".join(sorted(loading["missing_keys"]))
-        raise ModelError(f"{layout.encoder}: the weights lack {missing}")
-    positions = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
-    tokenizer.model_max_length = min(max_length or layout.max_length or tokenizer.model_max_length, positions)
-    return model, tokenizer
+    shape = [config.get("out_features", len(weight)), config.get("in_features", weight.shape[1])]
+    if weights or list(weight.shape) != shape or (bias is None) == config.get("bias", True):
+        raise ModelError(f"{folder}: model.safetensors does not hold the layer that config.json describes: {config}")
+    return Dense(weight, bias, activation)

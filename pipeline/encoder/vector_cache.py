@@ -60,7 +60,7 @@ class StoredVectors:
 
 def space(weights: str, settings: EncoderSettings, prompt: str) -> str:
     """Name a space: a hash of the model's fingerprint, the settings that affect vectors, and the prompt."""
-    return fingerprint("vectors", weights, settings.max_length, settings.pooling, prompt)
+    return fingerprint("vectors", weights, settings.max_length, settings.pooling, settings.trust_remote_code, prompt)
 
 
 def store(

@@ -124,15 +124,16 @@ def _scores(corpus: Path, query: str, passages: pa.Array, run: dict[str, Any], s
             scores[block] = stored.take(block) @ vector
         return scores
     encoder = load_encoder(EncoderSettings(**settings.model_dump(include=set(EncoderSettings.model_fields))))
-    spaces = [space(encoder.fingerprint, settings, prompt) for prompt in (encoder.query_prompt, "")]
+    prompts = encoder.prompts
+    spaces = [space(encoder.fingerprint, settings, prompt) for prompt in (prompts.query, prompts.passage)]
     if spaces != [run["query_vectors"], run["passage_vectors"]]:
         raise CorpusError(
             f"{corpus}: the stored vectors are gone, and the pools were mined with another model than the recipe's "
             f"({settings.model}) or with other settings; run `conan mine {corpus}` again"
         )
-    vector = encode(encoder, [query], encoder.query_prompt)[0]
+    vector = encode(encoder, [query], prompts.query)[0]
     for block in blocks:
-        scores[block] = encode(encoder, passages.take(block)) @ vector
+        scores[block] = encode(encoder, passages.take(block), prompts.passage) @ vector
     return scores
 
 

@@ -4,6 +4,7 @@ The steps: collect the texts, encode them, search for each query's passages, wri
 """
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +15,12 @@ import polars as pl
 import pyarrow as pa
 
 from ...schemas.outcomes import Summary
-from ...schemas.settings import MineSettings
+from ...schemas.settings import MineSettings, PromptSettings
 from ..corpus.folder import fingerprint, is_begun, read_footer, shards
 from ..corpus.pools import as_lists, read_candidates, stored_fingerprint, write_pools
 from ..corpus.sql import scan_shards
-from ..encoder.model_folder import find_model, read_query_prompt, weights_fingerprint
+from ..encoder.model_folder import find_model, weights_fingerprint
+from ..encoder.prompts import read_prompts
 from ..encoder.vector_cache import StoredVectors, keep_only, space, store, truncated
 from ..engine.calls import Engine
 from .methods import ceiling_sql, ceilings, margin_of, skipped_ranks
@@ -42,8 +44,8 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
     margin = margin_of(settings)
     folder = find_model(settings.model, settings.trust_remote_code)
     weights = weights_fingerprint(folder)
-    prompt = read_query_prompt(folder, settings)
-    settings = settings.model_copy(update={"query_prompt": prompt})
+    prompts = read_prompts(folder, settings)
+    settings = settings.model_copy(update={"prompts": PromptSettings(**asdict(prompts))})
     others = [name for name in settings.passages if name != "passages"]
     if others and not is_begun(corpus, "convert/passages"):
         settings = settings.model_copy(update={"passages": others})
@@ -51,13 +53,16 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
         name: shards(corpus, f"convert/{name}") for name in sorted({*settings.passages, *settings.queries})
     }
     content = [(name, shard.name, read_footer(shard).content) for name, found in inputs.items() for shard in found]
-    decisive = settings.model_dump(exclude={"model", "batch_tokens", "compile", "trust_remote_code"})
+    decisive = settings.model_dump(exclude={"model", "batch_tokens", "compile"})
     wanted = fingerprint("mine", VERSION, weights, decisive, content)
     if stored_fingerprint(corpus) != wanted:
         texts = _texts(inputs, settings)
-        spaces = {"queries": space(weights, settings, prompt), "passages": space(weights, settings, "")}
-        passages = store(corpus, weights, settings, "", texts.passages["text"].to_arrow(), engine)
-        queries = store(corpus, weights, settings, prompt, texts.queries["text"].to_arrow(), engine)
+        spaces = {
+            "queries": space(weights, settings, prompts.query),
+            "passages": space(weights, settings, prompts.passage),
+        }
+        passages = store(corpus, weights, settings, prompts.passage, texts.passages["text"].to_arrow(), engine)
+        queries = store(corpus, weights, settings, prompts.query, texts.queries["text"].to_arrow(), engine)
         run = {
             "run_id": wanted[:12],
             "model_fingerprint": weights,

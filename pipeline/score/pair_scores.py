@@ -12,7 +12,7 @@ SIDES = ("query", "positive")
 def compute_scores(texts: pl.DataFrame, settings: EncoderSettings, weights: str) -> tuple[pl.DataFrame, int]:
     """Score pairs (`pair_id, query, positive`). Returns `pair_id, score, detail` and the number of truncated texts.
 
-    `score` is the cosine of the query (after the model's prompt) and the positive, Float32. A text is truncated to the
+    `score` is the cosine of the query and the positive, each after its prompt, Float32. A text is truncated to the
     model's length. If the tokenizer drops all of one side, its vector would be that of an empty text: the pair has no
     score but a `detail` that says so.
 
@@ -26,7 +26,10 @@ def compute_scores(texts: pl.DataFrame, settings: EncoderSettings, weights: str)
     places = (empty == "").arg_true()
     queries, positives = (texts[side].gather(places).to_arrow() for side in SIDES)
     before = encoder.truncated
-    vectors = encode(encoder, queries, encoder.query_prompt), encode(encoder, positives)
+    prompts = encoder.prompts
+    vectors = [encode(encoder, queries, prompts.query), encode(encoder, positives, prompts.passage)]
+    if encoder.layout.similarity == "dot":  # cutoffs are cosines, whatever a model compares its vectors by
+        vectors = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in vectors]
     cosines = pl.repeat(None, texts.height, dtype=pl.Float32, eager=True)
     found = texts.select(
         "pair_id",

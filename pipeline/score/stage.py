@@ -6,7 +6,7 @@ soon as they are computed, and the scores of finished shards are read back if on
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import polars.selectors as cs
 from ...schemas.errors import CorpusError
 from ...schemas.outcomes import Summary
 from ...schemas.pairs import FORMATS, SCORED, rejected
-from ...schemas.settings import ScoreSettings
+from ...schemas.settings import PromptSettings, ScoreSettings
 from ..corpus.atomic import replacing
 from ..corpus.folder import committed, fingerprint, read_batches, read_footer, rejects, shards
 from ..corpus.shard_writer import ShardWriter
 from ..encoder.encoder import loaded
-from ..encoder.model_folder import find_model, read_query_prompt, weights_fingerprint
+from ..encoder.model_folder import find_model, weights_fingerprint
+from ..encoder.prompts import read_prompts
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from .pair_scores import compute_scores
@@ -48,8 +49,9 @@ def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
     """
     folder = find_model(settings.model, settings.trust_remote_code)
     weights = weights_fingerprint(folder)
-    settings = settings.model_copy(update={"query_prompt": read_query_prompt(folder, settings)})
-    encoding = settings.model_dump(include={"pooling", "max_length", "query_prompt"})
+    prompts = read_prompts(folder, settings, retrieves=False)
+    settings = settings.model_copy(update={"prompts": PromptSettings(**asdict(prompts))})
+    encoding = settings.model_dump(include={"pooling", "max_length", "trust_remote_code", "prompts"})
     earlier = {_read_scores_fingerprint(shard): shard for shard in committed(corpus, "score")}
     tasks = []
     for shard in shards(corpus, "dedup"):

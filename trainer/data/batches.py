@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ...schemas.prompts import Prompts
 from ...schemas.training_settings import FinetuneSettings, PretrainSettings
 from ..dhnm.windows import Windows
 from ..loss.cbb import Batch, build_batch
@@ -12,18 +13,25 @@ from .training_tables import FinetuneData, PairData
 Integers = npt.NDArray[np.int64]
 
 
-def pretrain_batch(data: PairData, rows: Integers) -> Batch:
+def pretrain_batch(data: PairData, rows: Integers, prompts: Prompts) -> Batch:
     """Build the batch of these pairs, which are those of all ranks."""
     taken = data.pairs.take(rows)
     return build_batch(
         taken["query"].to_pylist(),
         taken["positive"].to_pylist(),
         positive_clusters=taken["cluster_id"].to_pylist(),
+        prompts=prompts,
     )
 
 
 def finetune_batch(
-    data: FinetuneData, windows: Windows, rows: Integers, sentence_rows: Integers, negatives: int, visits: Integers
+    data: FinetuneData,
+    windows: Windows,
+    rows: Integers,
+    sentence_rows: Integers,
+    negatives: int,
+    visits: Integers,
+    prompts: Prompts,
 ) -> Batch:
     """Build a batch of queries, each with a positive and the negatives of its current window, and of sentence pairs.
 
@@ -42,6 +50,7 @@ def finetune_batch(
         left=sentences["text_a"].to_pylist(),
         right=sentences["text_b"].to_pylist(),
         labels=sentences["label"].to_pylist(),
+        prompts=prompts,
     )
 
 

@@ -97,6 +97,11 @@ def empty_chunk(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _padded(tokenizer: Any, ids: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
-    needs_mask = device.type == "cpu" or len(ids[-1]) < len(ids[0])
-    return to_device(padded["input_ids"], device), to_device(padded["attention_mask"], device) if needs_mask else None
+    """Pad on the right, whatever the tokenizer's own side, as inference does: poolings and positions rely on it."""
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))[:, None]
+    there = np.arange(lengths.max()) < lengths
+    padded = np.full(there.shape, tokenizer.pad_token_id, np.int64)
+    padded[there] = np.concatenate(ids)
+    needs_mask = device.type == "cpu" or not there.all()
+    mask = to_device(torch.from_numpy(there.astype(np.int64)), device) if needs_mask else None
+    return to_device(torch.from_numpy(padded), device), mask

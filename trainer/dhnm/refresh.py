@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from ...pipeline.corpus.pools import as_lists, open_pools
 from ...pipeline.encoder.encoder import Vectors, encode
 from ...schemas.settings import MineSettings
 from ..data.batches import Integers, window_passages
-from ..data.mapped_table import ROWS, write_records
+from ..data.mapped_table import ROWS, MappedTable, write_records
 from ..data.training_tables import POOLS, FinetuneData, pools_file, read_finetune, with_pools
 from ..loss.collectives import all_gather_with_grad, broadcast_from_rank0, world
 from ..model.embedding_model import EmbeddingModel, encoder_of
@@ -33,16 +34,17 @@ TOGETHER = 64
 SEARCHED = 262_144
 """Chosen here: queries per search; the results take 200 MB at a hundred candidates per query."""
 
-Encode = Callable[[pa.Array], Vectors]
-"""Encodes texts with the current weights into unit vectors, float32 [n, D]."""
+Side = Literal["query", "passage"]
+Encode = Callable[[pa.Array, Side], Vectors]
+"""Encodes queries or passages with the current weights into unit vectors, float32 [n, D]."""
 Rows = Callable[[Integers], Vectors]
 """Returns the vectors with the given n row numbers, float32 [n, D]."""
 
 
-def vectors_of(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, texts: pa.Array) -> Vectors:
-    """Encode texts with a model in training, dropout off: unit vectors, float32 [n, D]."""
+def vectors_of(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, texts: pa.Array, side: Side) -> Vectors:
+    """Encode queries or passages with a model in training, dropout off: unit vectors, float32 [n, D]."""
     model.eval()
-    vectors = encode(encoder_of(model, tokenizer), texts)
+    vectors = encode(encoder_of(model, tokenizer), texts, getattr(model.prompts, side))
     model.train()
     return vectors
 
@@ -122,9 +124,9 @@ def _hardest(
     candidates, owner = pools.flatten().to_numpy(), pools.value_parent_indices().to_numpy()
     passages, place = np.unique(candidates, return_inverse=True)
     positives = taken["positives"].combine_chunks()
-    sides = [taken["query"], positives.flatten(), data.passages.take(passages)["text"]]
-    vectors = encode(pa.concat_arrays([_whole(side) for side in sides]))
-    of_queries, of_positives, of_passages = np.split(vectors, np.cumsum([len(side) for side in sides])[:-1])
+    of_queries = encode(_whole(taken["query"]), "query")
+    texts = [_whole(positives.flatten()), _whole(data.passages.take(passages)["text"])]
+    of_positives, of_passages = np.split(encode(pa.concat_arrays(texts), "passage"), [len(texts[0])])
 
     asking = positives.value_parent_indices().to_numpy()
     positive_scores = np.einsum("nd,nd->n", of_queries[asking], of_positives)
@@ -156,7 +158,10 @@ def remine(
     """
     rank, world_size = world()
     file, vectors = pools_file(folder, step), folder / "vectors"
-    sides = {"queries": (data.queries, "query"), "passages": (data.passages, "text")}
+    sides: dict[Side, tuple[MappedTable, str]] = {
+        "query": (data.queries, "query"),
+        "passage": (data.passages, "text"),
+    }
     if rank == 0:  # remove vectors of a killed run: the number of ranks may have been different
         file.unlink(missing_ok=True)
         shutil.rmtree(vectors, ignore_errors=True)
@@ -167,7 +172,7 @@ def remine(
         for number, batch in enumerate(records):
             if number % world_size == rank:
                 with replacing(_part(vectors / side, number)) as temporary, temporary.open("wb") as part:
-                    np.save(part, encode(batch[column]))
+                    np.save(part, encode(batch[column], side))
     if rank == 0:
         for side, (records, _) in sides.items():
             for number in range(-(-len(records) // ROWS)):
@@ -188,7 +193,7 @@ def _searched(folder: Path, data: FinetuneData, mined: MineSettings) -> Iterator
     from ...pipeline.mine.methods import ceilings, skipped_ranks
     from ...pipeline.mine.search import Rules, pair_cosines, search
 
-    queries, passages = (_vectors(folder / "vectors" / side) for side in ("queries", "passages"))
+    queries, passages = (_vectors(folder / "vectors" / side) for side in ("query", "passage"))
     with np.load(folder / "mined.npz") as arrays:
         known = dict(arrays)
     owner, passage = known["owner"], known["passage"]

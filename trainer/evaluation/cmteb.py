@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -127,14 +128,15 @@ class ForMteb:
         from mteb.models import ModelMeta
 
         self.encoder, self.width = encoder, width
-        decides = (encoder.fingerprint, encoder.query_prompt, encoder.max_length, encoder.pooling, width)
+        decides = (encoder.fingerprint, asdict(encoder.prompts), encoder.max_length, encoder.pooling, width)
         named = {"name": "conan-embedding/local", "revision": fingerprint(*decides), "embed_dim": width}
         self.mteb_model_meta = ModelMeta.create_empty(named)
 
     def encode(self, inputs: Any, *, prompt_type: Any = None, **_: Any) -> Vectors:
-        """Encode the texts in mteb's batches to unit vectors; queries get the model's prompt."""
+        """Encode the texts in mteb's batches, each after the prompt of its side."""
         texts = [text for batch in inputs for text in batch["text"]]
-        prompt = self.encoder.query_prompt if getattr(prompt_type, "value", None) == "query" else ""
+        side = {"query": "query", "document": "passage"}.get(getattr(prompt_type, "value", ""), "sentence")
+        prompt = getattr(self.encoder.prompts, side)
         return cut(encode(self.encoder, texts, prompt), self.width)
 
     def similarity(self, left: Any, right: Any) -> Tensor:

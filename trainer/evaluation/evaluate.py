@@ -77,16 +77,17 @@ def judge(encoder: Encoder, one: EvaluationSet, dimensions: Sequence[int]) -> li
     - classification: `accuracy` and `v_measure`
     - the metrics that plugins register (see metrics.py)
     """
+    sentence = encoder.prompts.sentence
     if one.task == "sts":
-        left, right = (encode(encoder, one.frame[side].to_arrow()) for side in ("text_a", "text_b"))
+        left, right = (encode(encoder, one.frame[side].to_arrow(), sentence) for side in ("text_a", "text_b"))
         found = [_sentence_pairs(one.frame, cut(left, width), cut(right, width)) for width in dimensions]
     elif one.task == "classification":
-        vectors = encode(encoder, one.frame["text"].to_arrow())
+        vectors = encode(encoder, one.frame["text"].to_arrow(), sentence)
         found = [_labelled_texts(one.frame, cut(vectors, width)) for width in dimensions]
     else:
         among = haystack(one)
-        queries = encode(encoder, one.frame["query"].to_arrow(), encoder.query_prompt)
-        passages = encode(encoder, among.passages.to_arrow())
+        queries = encode(encoder, one.frame["query"].to_arrow(), encoder.prompts.query)
+        passages = encode(encoder, among.passages.to_arrow(), encoder.prompts.passage)
         scores = [_cosines(cut(queries, width), cut(passages, width)) for width in dimensions]
         found = [_retrieval(one.frame, among, score) for score in scores]
     return [Judgement(one.name, width, *each) for width, each in zip(dimensions, found, strict=True)]

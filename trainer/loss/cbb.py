@@ -27,6 +27,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from ...schemas.prompts import Prompts
 from ...schemas.training_settings import CBBPartition
 from ..transfer import to_device
 from .losses import cosent, cosine_matrix, cosine_pairs, info_nce, matryoshka
@@ -75,13 +76,15 @@ def build_batch(
     left: Sequence[str] = (),
     right: Sequence[str] = (),
     labels: Sequence[float] = (),
+    prompts: Prompts | None = None,
 ) -> Batch:
     """Build a batch of N queries, each with a positive and up to K negatives, and P labelled sentence pairs.
 
     `negatives` may be omitted (pre-training). `positive_clusters` and `negative_clusters` give the cluster of each text
     (-1 for none). Texts are grouped by following two kinds of links: from a query to its positive, and between texts of
     one cluster. So if a query occurs twice, its second positive is not a negative of the first occurrence, and a
-    near-duplicate of a query's positive is not its negative. Raises ValueError if lengths do not match.
+    near-duplicate of a query's positive is not its negative. The batch's texts begin with the `prompts` of their roles.
+    Raises ValueError if lengths do not match.
     """
     negatives = negatives or [()] * len(queries)
     positive_clusters = positive_clusters or [-1] * len(queries)
@@ -95,21 +98,27 @@ def build_batch(
         raise ValueError("left, right and labels differ in length")
 
     parts = [queries, positives, list(chain.from_iterable(negatives)), left, right]
-    encoded = pa.array(list(chain.from_iterable(parts)), pa.string()).dictionary_encode()
-    rows = encoded.indices.to_numpy().astype(np.int64)
-    ends = np.cumsum([len(part) for part in parts])
-    query_rows, positive_rows, flat_negative_rows, left_rows, right_rows = np.split(rows, ends[:-1])
+    prompts = prompts or Prompts()
+    before = [prompts.query, prompts.passage, prompts.passage, prompts.sentence, prompts.sentence]
+    bare_texts, bare_rows = _number(list(chain.from_iterable(parts)))
+    texts, rows = _number([prompt + text for prompt, part in zip(before, parts, strict=True) for text in part])
+    splits = np.cumsum([len(part) for part in parts])[:-1]
+    query_rows, positive_rows, flat_negative_rows, left_rows, right_rows = np.split(rows, splits)
     present = np.arange(counts.max(initial=0)) < counts[:, None]
     negative_rows = np.full(present.shape, -1)
     negative_rows[present] = flat_negative_rows
-    groups = _groups(
-        len(encoded.dictionary),
-        positive_of=(query_rows, positive_rows),
-        clustered_rows=np.concatenate([positive_rows, flat_negative_rows]),
+    # Group the texts without their prompts, so that a query is in one group with a passage that has the same text.
+    queries_bare, positives_bare, negatives_bare, *_ = np.split(bare_rows, splits)
+    bare_groups = _groups(
+        len(bare_texts),
+        positive_of=(queries_bare, positives_bare),
+        clustered_rows=np.concatenate([positives_bare, negatives_bare]),
         clusters=np.array([*positive_clusters, *chain.from_iterable(negative_clusters)], np.int64),
     )
+    groups = np.empty(len(texts), np.int64)
+    groups[rows] = bare_groups[bare_rows]
     return Batch(
-        texts=encoded.dictionary.to_pylist(),
+        texts=texts,
         groups=torch.from_numpy(groups),
         query_rows=torch.from_numpy(query_rows),
         positive_rows=torch.from_numpy(positive_rows),
@@ -290,6 +299,12 @@ def _in_snake_order(rows: Rows, lengths: Rows, parts: int) -> list[Rows]:
     position = np.arange(len(order)) % (2 * parts)
     part = np.minimum(position, 2 * parts - 1 - position)
     return [order[part == number] for number in range(parts)]
+
+
+def _number(texts: list[str]) -> tuple[list[str], Rows]:
+    """Return the distinct texts, in the order in which they come, and the position of each text among them."""
+    encoded = pa.array(texts, pa.string()).dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
 
 
 def _groups(texts: int, positive_of: tuple[Rows, Rows], clustered_rows: Rows, clusters: Rows) -> Rows:

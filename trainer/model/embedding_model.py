@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...pipeline.encoder.encoder import BATCH_TOKENS, GPU_BATCH_TOKENS, Encoder, best_device, best_precision, pool
+from ...pipeline.encoder.encoder import BATCH_TOKENS, GPU_BATCH_TOKENS, Encoder, best_device, best_precision
 from ...pipeline.encoder.model_folder import ModelError, find_model
-from ...pipeline.encoder.model_layout import Dense, Layout, Pooling, load_transformer, read_layout
+from ...pipeline.encoder.model_layout import Dense, Layout, read_layout
+from ...pipeline.encoder.pooling import pool
+from ...pipeline.encoder.prompts import read_prompts
+from ...pipeline.encoder.transformer import default_pooling, load_transformer
+from ...schemas.prompts import Prompts
+from ...schemas.settings import EncoderSettings, Pooling, PromptSettings
 from ...schemas.training_settings import OptimizerSettings
 from .onednn_linear import use_onednn_linear
 from .packing import hidden_states, make_packable
@@ -21,15 +26,25 @@ IDENTITY = "torch.nn.modules.linear.Identity"
 class EmbeddingModel(nn.Module):
     """Maps the tokens of each text to one vector, not normalised; losses and users of the model normalise it."""
 
-    def __init__(self, encoder: PreTrainedModel, dimension: int | None = 1792, pooling: Pooling = "mean") -> None:
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        dimension: int | None = 1792,
+        pooling: Pooling = "mean",
+        prompts: Prompts | None = None,
+        max_length: int | None = None,
+    ) -> None:
         """Build a model whose vectors have `dimension` dimensions; None leaves the linear layer out.
 
         The layer is initialised from torch's global seed. The encoder's own pooler (BERT has one) is saved with it but
         frozen, as it is not used. BERT-large with dimension 1792 thus has the paper's 326M trainable parameters.
+        `prompts` and `max_length`, the model's longest text in tokens, are written into an exported folder.
         """
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
+        self.prompts = prompts or Prompts()
+        self.max_length = max_length
         hidden = encoder.config.hidden_size
         self.head = nn.Linear(hidden, dimension) if dimension is not None else None
         self.dimension: int = dimension or hidden
@@ -83,17 +98,18 @@ def load(
     dimension: int | None = None,
     pooling: Pooling | None = None,
     max_length: int | None = None,
+    prompts: PromptSettings | None = None,
 ) -> tuple[EmbeddingModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder or a hub name: a SentenceTransformer or a plain encoder.
 
     `dimension` is the width of the linear layer, which is new (from torch's seed) if none was saved; None keeps the
-    saved layer, or none. `pooling` defaults to the folder's, else mean; `max_length` to the folder's, else the
-    tokenizer's. The length is at most the encoder's number of positions, and is set as `tokenizer.model_max_length`.
-    Weights are read as float32, from safetensors only; no code from a model is run. The model is in training mode.
+    saved layer, or none. `pooling` and `prompts` default to the folder's. `tokenizer.model_max_length` is `max_length`
+    or, if that is shorter, what the folder and the encoder's positions allow. Weights are read as float32, from
+    safetensors only; no code from a model is run. The model is in training mode.
 
     Raises:
-        ModelError: the model can't be read, its saved layer has another width than `dimension`, or it has layers after
-            the pooling that can't be trained here.
+        ModelError: the model can't be read, its saved layer has another width than `dimension`, it has layers after the
+            pooling that can't be trained here, or it leaves prompts out of the pooling and has some.
     """
     folder = find_model(str(name))
     layout = read_layout(folder)
@@ -103,8 +119,14 @@ def load(
     width = dimension if saved is None else len(saved.weight)
     if dimension not in (None, width):
         raise ModelError(f"{name} has a linear layer of width {width}, not {dimension}")
-    encoder, tokenizer = load_transformer(layout, max_length)
-    model = EmbeddingModel(encoder, width, pooling or layout.pooling or "mean")
+    chosen = read_prompts(folder, EncoderSettings(model=str(name), prompts=prompts or PromptSettings()))
+    if not layout.includes_prompt and chosen != Prompts():
+        raise ModelError(
+            f"{folder}: `include_prompt: false` leaves prompts out of the pooling, which training can't; set them to "
+            '"" in `prompts`'
+        )
+    encoder, tokenizer, longest = load_transformer(layout, max_length)
+    model = EmbeddingModel(encoder, width, pooling or default_pooling(layout, encoder), chosen, longest)
     if model.head is not None and saved is not None:
         model.head.load_state_dict({"weight": saved.weight, "bias": saved.bias})
     use_onednn_linear(model)
@@ -124,4 +146,5 @@ def encoder_of(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase) -> Enc
         batch_tokens=BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS),
         fingerprint="",
         device=device,
+        prompts=model.prompts,
     )

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from ...pipeline.encoder.model_layout import POOLING_FLAGS
 from ...schemas.errors import MissingExtraError
 from .embedding_model import IDENTITY, EmbeddingModel
 
@@ -30,7 +31,6 @@ def export(
     folder: str | Path,
     *,
     precision: Precision = "fp32",
-    query_prompt: str = "",
     onnx: bool = False,
     card: str = "",
 ) -> Path:
@@ -39,9 +39,9 @@ def export(
     The layout can be read by every sentence-transformers release from 2 to 6.2. The folder is written under a temporary
     name and then renamed; only then is an earlier export at `folder` replaced.
 
-    Weights are written in `precision`; the model itself is not changed. `query_prompt` is prepended to queries by
-    `encode_query`; training uses no prompts, so models trained here have none. `onnx` adds onnx/model.onnx (see
-    `write_onnx`), `card` is the content of README.md.
+    Weights are written in `precision`; the model itself is not changed. Its prompts are put before texts by
+    `encode_query`, `encode_document` and `encode`. `onnx` adds onnx/model.onnx (see `write_onnx`), `card` is the
+    content of README.md.
 
     Raises:
         FileExistsError: the folder exists and is not an exported model.
@@ -54,7 +54,7 @@ def export(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
-        _write(model, tokenizer, temporary, precision, query_prompt)
+        _write(model, tokenizer, temporary, precision)
         if onnx:
             write_onnx(model, temporary / "onnx" / "model.onnx")
         if card:
@@ -106,22 +106,18 @@ def write_onnx(model: EmbeddingModel, file: Path) -> None:
         exporter.setLevel(level)
 
 
-def _write(
-    model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, folder: Path, precision: Precision, query_prompt: str
-) -> None:
+def _write(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, folder: Path, precision: Precision) -> None:
     if any(parameter.dtype != DTYPES[precision] for parameter in model.parameters()):
         model = copy.deepcopy(model).to(DTYPES[precision])
     model.encoder.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    length = tokenizer.model_max_length
+    length = model.max_length or tokenizer.model_max_length  # not that of training, which may be shorter
+    whole = copy.deepcopy(tokenizer)
+    whole.model_max_length = length
+    whole.save_pretrained(folder)
+    # The tokenizer lower-cases by itself if the model's folder said so.
     _json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
-    pooling = {
-        "word_embedding_dimension": model.encoder.config.hidden_size,
-        "pooling_mode_cls_token": model.pooling == "cls",
-        "pooling_mode_mean_tokens": model.pooling == "mean",
-        "pooling_mode_max_tokens": False,
-        "pooling_mode_mean_sqrt_len_tokens": False,
-    }
+    flags = {flag: model.pooling == mode for flag, mode in POOLING_FLAGS.items()}
+    pooling = {"word_embedding_dimension": model.encoder.config.hidden_size, **flags}
     _json(folder / "1_Pooling" / "config.json", pooling)
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if (head := model.head) is not None:
@@ -135,11 +131,12 @@ def _write(
         for index, (path, name) in enumerate(modules)
     ]
     _json(folder / "modules.json", listed)
+    query, passage, sentence = model.prompts.query, model.prompts.passage, model.prompts.sentence
     _json(
         folder / "config_sentence_transformers.json",
         {
-            "prompts": {"query": query_prompt, "document": ""},
-            "default_prompt_name": None,
+            "prompts": {"query": query, "document": passage} | ({"sentence": sentence} if sentence else {}),
+            "default_prompt_name": "sentence" if sentence else None,
             "similarity_fn_name": "cosine",
         },
     )

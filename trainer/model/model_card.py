@@ -12,6 +12,7 @@ import polars as pl
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from ...schemas.prompts import Prompts
 from ...schemas.source_settings import Source
 
 HUB_LICENCES = {
@@ -106,7 +107,7 @@ def model_card(
     metrics: Sequence[Mapping[str, Any]],
     dimension: int,
     max_length: int,
-    query_prompt: str,
+    prompts: Prompts,
     precision: str,
     onnx: bool,
     command: str,
@@ -140,7 +141,7 @@ def model_card(
     began = "random weights" if base is None else f"`{base if is_hub_name else Path(base).name}`"
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n# {name}",
-        _what(name, stages, dimension, max_length, query_prompt, precision),
+        _what(name, stages, dimension, max_length, prompts, precision),
         _how_to_run_onnx(dimension) if onnx else "",
         _training_data(trained, stages, known),
         f"## Training\n\nTraining started from {began}." if stages else f"This is {began}, not trained further.",
@@ -180,9 +181,7 @@ def _result(row: Mapping[str, Any]) -> EvalResult:
     )
 
 
-def _what(
-    name: str, stages: Sequence[Stage], dimension: int, max_length: int, query_prompt: str, precision: str
-) -> str:
+def _what(name: str, stages: Sequence[Stage], dimension: int, max_length: int, prompts: Prompts, precision: str) -> str:
     widths = sorted(
         {width for stage in stages[-1:] for width in stage.settings["matryoshka_dims"] if width < dimension}
     )
@@ -191,11 +190,16 @@ def _what(
         if widths
         else ""
     )
-    prompt = (
-        f"Queries need the prompt `{query_prompt}`, which `encode_query` adds."
-        if query_prompt
-        else "Queries need no prompt."
-    )
+    added = [
+        f"`{prompt}` before {texts}, which `{function}` adds"
+        for prompt, texts, function in (
+            (prompts.query, "queries", "encode_query"),
+            (prompts.passage, "passages", "encode_document"),
+            (prompts.sentence, "other texts", "encode"),
+        )
+        if prompt
+    ]
+    prompt = f"It needs the prompts {', '.join(added)}." if added else "It needs no prompts."
     return (
         f"A text-embedding model. It encodes the first {max_length} tokens of a text as a vector of {dimension} "
         f"dimensions. Compare vectors by cosine similarity.{shorter} {prompt} The weights are {precision}.\n\n"

@@ -299,12 +299,12 @@ def test_vectors_are_kept_for_the_next_run(tmp_path: Path, bge: Path, records, w
     assert run(records[:50], method="topk-abs") == run(records[:50], margin=0.9) == []
     assert run(records[:50]) == [] and found(tmp_path) == pools
     assert run(records[:80]) == sorted(set(texts(records[:80])) - set(texts(records[:50])))
-    assert run(records[:80], query_prompt="问：") == sorted(f"问：{row['query']}" for row in records[:80])
+    assert run(records[:80], prompts={"query": "问："}) == sorted(f"问：{row['query']}" for row in records[:80])
     assert len(list((tmp_path / "vectors").iterdir())) == 2
-    assert run(records[:80], query_prompt="问：", max_length=16) == texts(records[:80], "问：")
+    assert run(records[:80], prompts={"query": "问："}, max_length=16) == texts(records[:80], "问：")
     assert len(list((tmp_path / "vectors").iterdir())) == 2
     shutil.rmtree(tmp_path / "vectors")
-    assert run(records[:80], query_prompt="问：", max_length=16) == []  # the pools are still there
+    assert run(records[:80], prompts={"query": "问："}, max_length=16) == []  # the pools are still there
 
 
 def test_the_model_folder_s_own_prompt(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
@@ -314,7 +314,7 @@ def test_the_model_folder_s_own_prompt(tmp_path: Path, bge: Path, records, write
     mine(tmp_path, settings(bge), ONE)
     prompted = {row["query"]: known[f"搜：{row['query']}"] for row in records}
     assert found(tmp_path)[0] == brute_force(records, known | prompted, "topk-percpos", 8)
-    mine(tmp_path, settings(bge, query_prompt=""), ONE)
+    mine(tmp_path, settings(bge, prompts={"query": ""}), ONE)
     assert found(tmp_path)[0] == brute_force(records, known, "topk-percpos", 8)
 
 

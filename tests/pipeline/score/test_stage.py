@@ -194,11 +194,11 @@ def test_settings_that_decide_no_score_encode_nothing(tmp_path: Path, bge: Path,
     write_shards(tmp_path, "dedup", rows)
     score(tmp_path, settings(bge, 0), ONE)
     no_model()
-    for more in ({"batch_tokens": 64}, {"compile": True}, {"trust_remote_code": True}):
+    for more in ({"batch_tokens": 64}, {"compile": True}):
         assert score(tmp_path, settings(bge, 0, **more), ONE).skipped == 1
 
 
-@pytest.mark.parametrize("more", [{"pooling": "mean"}, {"max_length": 4}, {"query_prompt": "一"}])
+@pytest.mark.parametrize("more", [{"pooling": "mean"}, {"max_length": 4}, {"prompts": {"query": "一"}}])
 def test_settings_that_decide_scores_encode_anew(tmp_path: Path, bge: Path, rows, write_shards, read, more) -> None:
     write_shards(tmp_path, "dedup", rows)
     score(tmp_path, settings(bge, -1), ONE)
@@ -210,14 +210,15 @@ def test_settings_that_decide_scores_encode_anew(tmp_path: Path, bge: Path, rows
 def test_the_prompt_stands_before_queries_alone(tmp_path: Path, bge: Path, rows, write_shards, read) -> None:
     expected = reference(bge, rows[:30], "丁丈三")
     write_shards(tmp_path, "dedup", rows)
-    score(tmp_path, settings(bge, -1, query_prompt="丁丈三"), ONE)
+    score(tmp_path, settings(bge, -1, prompts={"query": "丁丈三"}), ONE)
     first = scores(read, tmp_path)
     assert np.allclose([first[row["pair_id"]] for row in rows[:30]], expected, rtol=0, atol=1e-5)
 
     (bge / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "丁丈三"}}), "utf-8")
-    assert score(tmp_path, settings(bge, -1, query_prompt=None), ONE).skipped == 1  # the model's own is the same
+    assert score(tmp_path, settings(bge, -1), ONE).skipped == 0
+    assert scores(read, tmp_path) == first
     (bge / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "一"}}), "utf-8")
-    assert score(tmp_path, settings(bge, -1, query_prompt=None), ONE).skipped == 0
+    assert score(tmp_path, settings(bge, -1), ONE).skipped == 0
     assert scores(read, tmp_path) != first
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conan_embedding.schemas.errors import CorpusError
+from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.training_settings import FinetuneSettings, PretrainSettings
 from conan_embedding.trainer.data import training_tables
 from conan_embedding.trainer.data.batches import count_steps, finetune_batch, pretrain_batch
@@ -132,7 +133,7 @@ def test_an_update_for_pretraining_is_its_rows(
     data = pairs_of(*shards(shared_training_corpus, "pretrain"))
     queries, positives = column(data.pairs, "query"), column(data.pairs, "positive")
     rows = np.array([7, 0, 6])
-    update = pretrain_batch(data, rows)
+    update = pretrain_batch(data, rows, Prompts())
     assert [update.texts[row] for row in update.query_rows] == [queries[row] for row in rows]
     assert [update.texts[row] for row in update.positive_rows] == [positives[row] for row in rows]
     groups = update.groups[update.positive_rows].tolist()
@@ -207,7 +208,7 @@ def test_what_pools_lack_is_said(training_corpus: Path, write: Any, read: Read) 
 
 
 def negatives_of(data: FinetuneData, windows: Windows, rows: list[int], visit: int = 0) -> list[list[str]]:
-    update = finetune_batch(data, windows, np.array(rows), np.arange(2), 4, np.full(len(rows), visit))
+    update = finetune_batch(data, windows, np.array(rows), np.arange(2), 4, np.full(len(rows), visit), Prompts())
     queries, positives = column(data.queries, "query"), column(data.queries, "positives")
     assert [update.texts[row] for row in update.query_rows] == [queries[row] for row in rows]
     for row, text in zip(rows, update.positive_rows, strict=True):
@@ -249,7 +250,7 @@ def test_clusters_come_along(tmp_path: Path, write: Any, read: Read) -> None:
     write.mined(tmp_path, {0: ("近似的答", 9), 1: ("别的", 3)}, {"问": [0, 1]})
     data = read(tmp_path, "retrieval")
     windows = start(data.pool_sizes, 4, provided_counts(data))
-    update = finetune_batch(data, windows, np.array([0]), np.zeros(0, np.int64), 4, np.array([0]))
+    update = finetune_batch(data, windows, np.array([0]), np.zeros(0, np.int64), 4, np.array([0]), Prompts())
     groups = update.groups[update.negative_rows[0]].tolist()
     own = update.groups[update.positive_rows[0]].item()
     assert [group == own for group in groups] == [True, False]
@@ -261,14 +262,14 @@ def test_queries_without_any_negatives_are_an_update_too(tmp_path: Path, write: 
     write.mined(tmp_path, {}, {"问": []})
     data = read(tmp_path, "retrieval")
     windows = start(data.pool_sizes, 4, provided_counts(data))
-    update = finetune_batch(data, windows, np.array([0, 0]), np.zeros(0, np.int64), 4, np.array([0, 1]))
+    update = finetune_batch(data, windows, np.array([0, 0]), np.zeros(0, np.int64), 4, np.array([0, 1]), Prompts())
     assert update.negative_rows.shape == (2, 0)
 
 
 def test_an_update_may_be_of_one_task(shared_training_corpus: Path, read: Read) -> None:
     data = read(shared_training_corpus, "retrieval")
     windows, nothing = start(data.pool_sizes, 4, provided_counts(data)), np.zeros(0, np.int64)
-    update = finetune_batch(data, windows, nothing, np.arange(3), 4, nothing)
+    update = finetune_batch(data, windows, nothing, np.arange(3), 4, nothing, Prompts())
     assert (len(update.query_rows), len(update.labels), len(update.texts)) == (0, 3, 6)
-    update = finetune_batch(data, windows, np.array([39]), nothing, 4, np.array([0]))
+    update = finetune_batch(data, windows, np.array([39]), nothing, 4, np.array([0]), Prompts())
     assert (len(update.query_rows), len(update.labels), update.negative_rows.shape) == (1, 0, (1, 4))

@@ -13,15 +13,10 @@ class Words:
     """A tokenizer with one token per character."""
 
     model_max_length = 8
+    pad_token_id = 0
 
     def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [[ord(character) for character in text] for text in texts]}
-
-    def pad(self, inputs: dict[str, list[list[int]]], **_: Any) -> dict[str, torch.Tensor]:
-        ids = inputs["input_ids"]
-        lengths, longest = torch.tensor([len(each) for each in ids]), max(map(len, ids))
-        padded = torch.tensor([each + [0] * (longest - len(each)) for each in ids])
-        return {"input_ids": padded, "attention_mask": (torch.arange(longest) < lengths[:, None]).long()}
 
 
 def load(steps: range, checks_every: int, fails_at: int = 0, rank: int = 0, ranks: int = 1) -> tuple[Any, list[str]]:

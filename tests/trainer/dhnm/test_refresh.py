@@ -16,7 +16,8 @@ from conan_embedding.pipeline.encoder.encoder import encode, load_encoder
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine.stage import mine
 from conan_embedding.schemas.errors import CorpusError
-from conan_embedding.schemas.settings import EncoderSettings, MineSettings
+from conan_embedding.schemas.prompts import Prompts
+from conan_embedding.schemas.settings import EncoderSettings, MineSettings, PromptSettings
 from conan_embedding.schemas.training_settings import FinetuneSettings, HardNegativeMining
 from conan_embedding.trainer.data.batches import finetune_batch
 from conan_embedding.trainer.data.mapped_table import MappedTable
@@ -38,7 +39,7 @@ from conan_embedding.trainer.model.embedding_model import load
 Shards = Callable[[Path, str], list[Path]]
 
 
-def vectors(seed: int, texts: pa.Array) -> np.ndarray:
+def vectors(seed: int, texts: pa.Array, side: str = "passage") -> np.ndarray:
     """Encode as a model with these weights would: any two texts are a little similar."""
     assert isinstance(texts, pa.Array)
     rows = [np.random.default_rng([seed, crc32(text.encode())]).normal(0.5, 1, 8) for text in texts.to_pylist()]
@@ -136,8 +137,10 @@ def test_with_the_same_weights_remine_makes_the_pools_of_mine(
     pools = read_candidates(training_corpus)["passage_ids"].to_list()
     data = written(training_corpus, shards)
     folder = job_of(training_corpus).data
-    encoder = load_encoder(EncoderSettings(model=str(tiny), max_length=32, pooling=None))
-    made = remine(folder, data, 7, read_mined(folder), partial(encode, encoder))
+    encoder = load_encoder(EncoderSettings(model=str(tiny), max_length=32))
+    made = remine(
+        folder, data, 7, read_mined(folder), lambda texts, side: encode(encoder, texts, getattr(encoder.prompts, side))
+    )
     assert column(made.pools, "pool") == pools
     assert made.pool_sizes.tolist() == [len(pool) for pool in pools]
     assert len({len(pool) for pool in pools}) > 1 or changes["method"] != "topk-percpos"
@@ -145,12 +148,12 @@ def test_with_the_same_weights_remine_makes_the_pools_of_mine(
 
 
 def test_vectors_of_a_model_in_training_are_those_of_inference(tiny: Path) -> None:
-    model, tokenizer = load(tiny, 24, None, 32)
+    model, tokenizer = load(tiny, 24, None, 32, PromptSettings(query="丈", passage="三"))
     texts = pa.array(["一丁七万", "丈三上", "一丁七万"], pa.large_string())
-    batch = tokenizer(texts.to_pylist(), padding=True, return_tensors="pt")
+    batch = tokenizer([f"三{text}" for text in texts.to_pylist()], padding=True, return_tensors="pt")
     wanted = torch.nn.functional.normalize(model.eval()(batch["input_ids"], batch["attention_mask"]), dim=1)
     model.train()
-    assert np.allclose(vectors_of(model, tokenizer, texts), wanted.detach().numpy(), atol=1e-5)
+    assert np.allclose(vectors_of(model, tokenizer, texts, "passage"), wanted.detach().numpy(), atol=1e-5)
     assert model.training
 
 
@@ -173,7 +176,7 @@ def replay(mining: HardNegativeMiner, steps: range) -> list[tuple[Any, ...]]:
         if found:
             mining.write(step, whole=False)
         nobody = np.zeros(0, np.int64)
-        update = finetune_batch(mining.data, mining.windows, ROWS, nobody, 4, np.zeros(4, np.int64))
+        update = finetune_batch(mining.data, mining.windows, ROWS, nobody, 4, np.zeros(4, np.int64), Prompts())
         seen.append((step, found, update.texts))
     mining.write(steps[-1])
     return seen
@@ -211,9 +214,9 @@ def test_a_used_up_pool_is_not_scored_again(data: FinetuneData, training_corpus:
     asked: list[str] = []
     nothing = torch.zeros(())
 
-    def encode(texts: pa.Array) -> np.ndarray:
+    def encode(texts: pa.Array, side: str) -> np.ndarray:
         asked.extend(texts.to_pylist())
-        return vectors(6, texts)
+        return vectors(6, texts, side)
 
     for step in (4, 5, 6):
         scores = torch.tensor([[mean] * 4 for mean in SCRIPT[step - 4]])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conan_embedding.pipeline.encoder.encoder import Encoder, dimension, encode, load_encoder
 from conan_embedding.schemas.errors import MissingExtraError
-from conan_embedding.schemas.settings import EncoderSettings
+from conan_embedding.schemas.settings import EncoderSettings, PromptSettings
 from conan_embedding.trainer.evaluation import cmteb as module
 from conan_embedding.trainer.evaluation.cmteb import CHINESE_PART, TASKS, BenchmarkError, ForMteb, check, cmteb, score
 from conan_embedding.trainer.evaluation.evaluate import judge
@@ -41,7 +41,7 @@ def encoder(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Encoder:
     """An encoder whose vectors differ more than an untrained model's, so that rounding never decides a ranking."""
     monkeypatch.setattr("conan_embedding.trainer.evaluation.evaluate.encode", by_characters)
     monkeypatch.setattr(module, "encode", by_characters)
-    return load_encoder(EncoderSettings(model=str(tiny), query_prompt="一丁"))
+    return load_encoder(EncoderSettings(model=str(tiny), prompts=PromptSettings(query="一丁")))
 
 
 def test_the_names_are_mtebs() -> None:
@@ -220,7 +220,7 @@ def test_classes_and_clusters_are_mtebs(tmp_path: Path, encoder: Encoder, width:
 def test_mteb_is_given_the_models_own_vectors(tiny: Path) -> None:
     from mteb.types import PromptType
 
-    encoder = load_encoder(EncoderSettings(model=str(tiny), query_prompt="一丁"))
+    encoder = load_encoder(EncoderSettings(model=str(tiny), prompts=PromptSettings(query="一丁")))
     batches = [{"text": ["丈三", "上下不"]}, {"text": ["丈三"]}]
     texts = ["丈三", "上下不", "丈三"]
     passages = ForMteb(encoder, 32).encode(batches, prompt_type=PromptType.document, task_metadata=None)

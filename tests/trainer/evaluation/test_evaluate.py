@@ -15,6 +15,7 @@ from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.encoder.encoder import Encoder, load_encoder
 from conan_embedding.schemas.errors import CorpusError, RecipeError
 from conan_embedding.schemas.outcomes import Evaluated
+from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.results import RESULT
 from conan_embedding.schemas.settings import EncoderSettings
@@ -47,7 +48,8 @@ def by_hand(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, Any], prompt: st
 
     monkeypatch.setattr(module, "encode", encode)
     width = len(next(iter(vectors.values())))
-    return SimpleNamespace(query_prompt=prompt, layout=SimpleNamespace(dense=[SimpleNamespace(weight=[0] * width)]))  # type: ignore[return-value]
+    layout = SimpleNamespace(dense=[SimpleNamespace(weight=[0] * width)])
+    return SimpleNamespace(prompts=Prompts(prompt), layout=layout)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(("queries", "passages", "most"), [(40, 160, 4), (3, 30, 25), (5, 4, 2), (1, 1, 1)])

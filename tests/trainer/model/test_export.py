@@ -11,10 +11,11 @@ import pyarrow as pa
 import pytest
 import torch
 from conan_embedding import workflow
-from conan_embedding.pipeline.encoder.model_folder import read_query_prompt
+from conan_embedding.pipeline.encoder.prompts import read_prompts
 from conan_embedding.schemas.errors import MissingExtraError
+from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.recipe import Recipe
-from conan_embedding.schemas.settings import EncoderSettings
+from conan_embedding.schemas.settings import EncoderSettings, PromptSettings
 from conan_embedding.schemas.training_settings import MATRYOSHKA_DIMS, FinetuneSettings
 from conan_embedding.trainer.model import export as module
 from conan_embedding.trainer.model.bootstrap import tiny_bert
@@ -38,7 +39,7 @@ def test_sentence_transformers_gives_the_same_vectors(
 ) -> None:
     reason = "sentence-transformers is not installed"
     sentence_transformers = pytest.importorskip("sentence_transformers", reason=reason)
-    model, tokenizer = load(plain, dimension, pooling, max_length=20)
+    model, tokenizer = load(plain, dimension, pooling)
     folder = export(model, tokenizer, tmp_path / "model")
     batch = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
@@ -47,7 +48,9 @@ def test_sentence_transformers_gives_the_same_vectors(
     loaded = sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     assert np.allclose(loaded.encode(TEXTS), expected, rtol=0, atol=1e-5)
     assert np.allclose(loaded.encode(TEXTS, truncate_dim=8), expected[:, :8], rtol=0, atol=1e-5)
-    assert loaded.max_seq_length == 20
+    shorter = export(*load(plain, max_length=20), tmp_path / "shorter")  # of the same model, for shorter texts
+    for each in (folder, shorter):
+        assert sentence_transformers.SentenceTransformer(str(each), device="cpu").max_seq_length == 32
     assert loaded.similarity_fn_name == "cosine"
     assert [type(each).__name__ for each in loaded] == ["Transformer", "Pooling", "Dense"][: len(loaded)]
     assert len(loaded) == (2 if dimension is None else 3)
@@ -81,14 +84,18 @@ def test_weights_of_half_the_size(plain: Path, tmp_path: Path, precision: str, d
     assert load(half)[0].encoder.dtype == torch.float32  # loaded as float32, for training
 
 
-def test_queries_begin_with_the_prompt(plain: Path, tmp_path: Path) -> None:
+def test_prompts_of_both_sides_are_written(plain: Path, tmp_path: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    model, tokenizer = load(plain, 24)
-    folder = export(model, tokenizer, tmp_path / "model", query_prompt="今天")
+    settings = PromptSettings(query="今天", passage="天气", sentence="好")
+    model, tokenizer = load(plain, 24, prompts=settings)
+    folder = export(model, tokenizer, tmp_path / "model")
     loaded = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
-    assert np.array_equal(loaded.encode_query(["编程"]), loaded.encode(["今天编程"]))
-    assert np.array_equal(loaded.encode_document(["编程"]), loaded.encode(["编程"]))
-    assert read_query_prompt(folder, EncoderSettings(model=str(folder))) == "今天"
+    bare = {"prompt": ""}
+    assert np.array_equal(loaded.encode_query(["编程"]), loaded.encode(["今天编程"], **bare))
+    assert np.array_equal(loaded.encode_document(["编程"]), loaded.encode(["天气编程"], **bare))
+    assert np.array_equal(loaded.encode(["编程"]), loaded.encode(["好编程"], **bare))
+    assert read_prompts(folder, EncoderSettings(model=str(folder))) == Prompts("今天", "天气", "好")
+    model, tokenizer = load(plain, 24)
     without = sentence_transformers.SentenceTransformer(str(export(model, tokenizer, tmp_path / "none")), device="cpu")
     assert np.array_equal(without.encode_query(["编程"]), without.encode(["编程"]))
 
@@ -137,11 +144,11 @@ def test_onnx_without_its_extra_is_said(plain: Path, tmp_path: Path, monkeypatch
 
 
 def test_the_recipe_decides_what_is_exported(plain: Path, tmp_path: Path) -> None:
-    """A model not trained here keeps its prompt; a stage's model has none, and its card names its training data."""
-    base = export(*load(plain, 24), tmp_path / "base", query_prompt="查：")
+    """A model keeps the prompts of its folder; the card of a stage's model names its training data."""
+    base = export(*load(plain, 24, prompts=PromptSettings(query="查：")), tmp_path / "base")
     corpus = tmp_path / "corpus"
     trained = corpus / "train" / "finetune"
-    export(*load(base), trained / "model")
+    export(*load(base, prompts=PromptSettings(query="")), trained / "model")
     job = {"corpus": str(corpus), "model": str(base), "settings": FinetuneSettings().model_dump(), "shards": {}}
     (trained / "job.json").write_text(json.dumps(job))
     (trained / "log.jsonl").write_text('{"event": "start", "steps": 12, "world_size": 2}\n')
@@ -157,7 +164,7 @@ def test_the_recipe_decides_what_is_exported(plain: Path, tmp_path: Path) -> Non
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     assert json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]["query"] == ""
     card = (folder / "README.md").read_text("utf-8")
-    assert "started from `base`." in card and "12 steps on 2 processes" in card and "no prompt" in card
+    assert "started from `base`." in card and "12 steps on 2 processes" in card and "needs no prompts" in card
     assert card.count("| one | ndcg@10 | 0.1250 | 0.2500 |") == 1
 
     os.utime(metrics, (0, 0))  # as if left by an earlier model
@@ -169,7 +176,7 @@ def test_the_recipe_decides_what_is_exported(plain: Path, tmp_path: Path) -> Non
         ).folder
     )
     assert json.loads((kept / "config_sentence_transformers.json").read_text())["prompts"]["query"] == "查："
-    assert "Queries need the prompt `查：`" in (kept / "README.md").read_text("utf-8")
+    assert "needs the prompts `查：` before queries" in (kept / "README.md").read_text("utf-8")
 
 
 def test_an_earlier_export_is_replaced(plain: Path, tmp_path: Path) -> None:

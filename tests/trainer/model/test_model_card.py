@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.source_settings import Source
 from conan_embedding.schemas.training_settings import FinetuneSettings, PretrainSettings
 from conan_embedding.trainer.job import make_job
@@ -43,7 +44,7 @@ def card(**changes: Any) -> str:
         ],
         "dimension": 64,
         "max_length": 128,
-        "query_prompt": "",
+        "prompts": Prompts(),
         "precision": "fp16",
         "onnx": False,
         "command": "conan export corpora/zh",
@@ -114,11 +115,11 @@ def test_datasets_of_the_hub_are_named() -> None:
 
 
 def test_the_body_says_how_to_use_it_and_where_it_comes_from() -> None:
-    text = card(query_prompt="查：", onnx=True)
+    text = card(prompts=Prompts("查：", "文："), onnx=True)
     for part in (
         "the first 128 tokens of a text as a vector of 64 dimensions. Compare vectors by cosine similarity.",
         "Vectors may be truncated to a width of 8, 16 (Matryoshka",
-        "Queries need the prompt `查：`",
+        "It needs the prompts `查：` before queries, which `encode_query` adds, `文：` before passages",
         "weights are fp16",
         'SentenceTransformer("my-model", truncate_dim=16)',
         "`sentence_embedding` [texts, 64]",
@@ -131,7 +132,7 @@ def test_the_body_says_how_to_use_it_and_where_it_comes_from() -> None:
         assert part in text
     assert "unused" not in text
     assert ModelCard(text).data.tags[-1] == "onnx"
-    assert "onnx" not in card() and "Queries need no prompt." in card()
+    assert "onnx" not in card() and "It needs no prompts." in card()
     assert "not trained further" in card(stages=[], base="BAAI/bge-small-zh-v1.5")
 
 
