@@ -1,5 +1,6 @@
 """Project batch after batch in a sandbox that is replaced when the SQL engine fails for good."""
 
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -29,10 +30,11 @@ class Projector:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.connection.close()
+        self.sandbox.close()
 
     def _open(self) -> None:
-        self.connection = open_sandbox()
+        self.sandbox = ExitStack()
+        self.connection = self.sandbox.enter_context(open_sandbox())
         self.unjoined: SourceError | None = None
         try:
             read_joined(self.connection, self.source)
@@ -44,7 +46,7 @@ class Projector:
         try:
             return self._project(frame)
         except _FATAL as error:
-            self.connection.close()
+            self.sandbox.close()
             self._open()
             if frame.height == 1:
                 said = pl.lit(f"the SQL engine failed on this row: {str(error).strip().splitlines()[0]}")

@@ -1,6 +1,7 @@
 """Each kind of `read`, on good and damaged files: every line becomes a row or a problem with its line number."""
 
 import gzip
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -325,3 +326,27 @@ def test_the_sandbox_is_closed(statement: str, tmp_path: Path) -> None:
     with readers.open_sandbox() as connection, pytest.raises(duckdb.Error):
         connection.execute(statement.format(file=file, folder=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+LEFT_BEHIND = (
+    "CREATE OR REPLACE TABLE rows AS SELECT 1; CREATE OR REPLACE MACRO md5(text) AS 'alike'; SET VARIABLE kept = 1"
+)
+
+
+@pytest.mark.parametrize(
+    "statement", [LEFT_BEHIND, f"USE memory; {LEFT_BEHIND}", f"USE memory; DETACH sandbox; {LEFT_BEHIND}"]
+)
+def test_a_sandbox_holds_nothing_of_the_one_before(statement: str) -> None:
+    with readers.open_sandbox() as connection:
+        connection.execute(f"CREATE TEMP TABLE batch AS SELECT 1; {statement}")
+    with readers.open_sandbox() as connection:
+        assert connection.sql("SHOW TABLES").fetchall() == []
+        assert connection.sql("SELECT md5('a'), getvariable('kept')").fetchall() == [
+            (hashlib.md5(b"a").hexdigest(), None)
+        ]
+
+
+def test_sandboxes_that_are_open_at_a_time_share_nothing() -> None:
+    with readers.open_sandbox() as one, readers.open_sandbox() as other:
+        one.execute("CREATE TABLE batch AS SELECT 1")
+        assert other.sql("SHOW ALL TABLES").fetchall() == []
