@@ -16,21 +16,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Corpus, encode, load_encoder, load_recipe, run, run_stage
+    from .api import Corpus, load_encoder, load_recipe, run, run_stage
+    from .pipeline.encoder.encoder import encode
     from .pipeline.filter.rules import RULES, Rule
 
 __version__ = "0.1.0"
 __all__ = ["RULES", "Corpus", "Rule", "encode", "load_encoder", "load_recipe", "run", "run_stage"]
 
-_RULES = ("RULES", "Rule")
+_MODULES = {"RULES": ".pipeline.filter.rules", "Rule": ".pipeline.filter.rules", "encode": ".pipeline.encoder.encoder"}
+"""Where the public names are that are not in `api`."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = ".pipeline.filter.rules" if name in _RULES else ".api"
-    return getattr(importlib.import_module(module, __name__), name)
+    return getattr(importlib.import_module(_MODULES.get(name, ".api"), __name__), name)
 
 
 def __dir__() -> list[str]:

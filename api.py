@@ -1,9 +1,11 @@
 """The Python API: the commands as functions, and a corpus as tables. The package imports this module on first use."""
 
+from __future__ import annotations  # docs/api.md shows them as they are written here
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -11,8 +13,6 @@ from .pipeline.corpus import catalog
 from .pipeline.corpus.lock import locked
 from .pipeline.corpus.pools import read_candidates
 from .pipeline.corpus.saved_recipe import load_recipe as load_saved_recipe
-from .pipeline.encoder.encoder import Encoder, encode
-from .pipeline.encoder.encoder import load_encoder as load_with
 from .pipeline.engine.calls import Engine
 from .pipeline.engine.local import close_workers
 from .pipeline.plugins import load_plugins
@@ -26,7 +26,10 @@ from .workflow import evaluate as evaluate_models
 from .workflow import export as export_model
 from .workflow import run as run_stages
 
-__all__ = ["Corpus", "encode", "load_encoder", "load_recipe", "run", "run_stage"]
+if TYPE_CHECKING:
+    from .pipeline.encoder.encoder import Encoder
+
+__all__ = ["Corpus", "load_encoder", "load_recipe", "run", "run_stage"]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -148,6 +151,8 @@ def load_encoder(model: str | Path, **options: Any) -> Encoder:
     Raises:
         ModelError: the model can't be found or read.
     """
+    from .pipeline.encoder.encoder import load_encoder as load_with  # torch and transformers, which take seconds
+
     return load_with(EncoderSettings(model=str(model), **options))
 
 

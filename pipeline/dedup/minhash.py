@@ -11,7 +11,6 @@ Texts are compared as they are given; the caller normalises them.
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from datasketch import MinHash
 from numpy.typing import NDArray
 
 from ..text.kernels import Offsets, Texts, decode, inner_kernel, kernel, utf8_buffers
@@ -90,6 +89,8 @@ def signatures(texts: Texts, shingling: Shingling = SHINGLING) -> NDArray[np.uin
     A null counts as an empty text, and the signature of an empty text is all 2**32 - 1, as in datasketch. Raises
     TypeError if the column does not hold strings.
     """
+    from datasketch import MinHash  # which imports much of SciPy: half a second that only signing needs
+
     multipliers, increments = MinHash(num_perm=PERMUTATIONS, scheme="affine32").permutations
     result = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
     _write_signatures(*utf8_buffers(texts), shingling, multipliers, increments, result)
