@@ -9,7 +9,9 @@ import re
 from functools import cache
 
 import charset_normalizer
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
 DAMAGED_SHARE = 0.1
 """Chosen here: an encoding in which more than this share of the non-ASCII characters is undecodable is wrong."""
@@ -196,8 +198,10 @@ def _is_valid_by_chance(text: str) -> bool:
 
 def is_utf_8(data: bytes) -> bool:
     """Whether bytes are valid UTF-8; ten times as fast as decoding them in Python."""
+    offsets = pa.py_buffer(np.array([0, len(data)], np.int64))
+    one = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(data)])
     try:
-        pl.Series([data], dtype=pl.Binary).cast(pl.String)
+        pl.Series(one).cast(pl.String)
     except pl.exceptions.PolarsError:
         return False
     return True

@@ -204,7 +204,7 @@ def _look_further(source: Source, splits: Sequence[FileSplit], keys: Keys, lacki
     with readers.open_sandbox() as connection:
         for frame in (frame for split in splits for frame, _ in readers.read_split(connection, source, split)):
             known = {"lacking": sorted(lacking), "known": sorted(keys.seen), "all": keys.names is None}
-            connection.register("further", frame.to_arrow())
+            connection.register("further", frame.to_arrow(compat_level=pl.CompatLevel.newest()))
             keys.add(connection.sql(holding, params=known).pl())
             lacking -= keys.find_filled()
             if not lacking and keys.names is not None:

@@ -271,14 +271,25 @@ def _check_objects(
         array_key: Makes an object of a record that is an array.
         split: Whether a record may hold several values. Without `array_key`, an array of objects does, too.
     """
-    text, kind = pl.col("text"), pl.col("kind")
     good, half = _split_off_half_characters(records)
-    judged = _find_kinds(connection, good)
-    problems = [half]
+    objects, problems = _find_kinds(connection, good), [half]
+    if objects["kind"].ne_missing("OBJECT").any():
+        objects, bad = _split_off_others(connection, objects, array_key, split)
+        problems += bad
+    shallow, deep = _split_off_deep(objects)
+    return _make_objects(shallow, array_key), pl.concat([*problems, deep])
+
+
+def _split_off_others(
+    connection: duckdb.DuckDBPyConnection, judged: pl.DataFrame, array_key: str | None, split: bool
+) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
+    """Split off records that are not objects, and replace those that hold several values; see `_check_objects`."""
+    text, kind = pl.col("text"), pl.col("kind")
+    problems = []
     several = kind.is_null() & text.str.contains(_BEGINS_LIKE_VALUE)
     if not array_key:
         several |= (kind == "ARRAY").fill_null(False) & text.str.contains(_HOLDS_VALUES)
-    if split and judged["kind"].ne_missing("OBJECT").any() and judged.select(several.any()).item():
+    if split and judged.select(several.any()).item():
         values, damage = split_values(judged.filter(several))
         problems.append(_make_problems(damage, "broken_json", _INVALID))
         judged = pl.concat([judged.filter(~several), _find_kinds(connection, values)]).sort(
@@ -288,8 +299,7 @@ def _check_objects(
     found = pl.format("expected an object, found {}", kind.replace(_KINDS))
     detail = pl.when(kind.is_null()).then(_INVALID).when(kind == "ARRAY").then(found + _ARRAY_ADVICE).otherwise(found)
     problems.append(_make_problems(judged.filter(~fits), "broken_json", detail))
-    shallow, deep = _split_off_deep(judged.filter(fits))
-    return _make_objects(shallow, array_key), pl.concat([*problems, deep])
+    return judged.filter(fits), problems
 
 
 def _make_objects(records: pl.DataFrame, array_key: str | None) -> pl.DataFrame:
@@ -307,11 +317,16 @@ def _make_objects(records: pl.DataFrame, array_key: str | None) -> pl.DataFrame:
 
 def _find_kinds(connection: duckdb.DuckDBPyConnection, records: pl.DataFrame) -> pl.DataFrame:
     """Add a column `kind`: OBJECT, ARRAY or another kind of JSON value; null for what is not valid JSON."""
-    connection.register("objects", records.to_arrow())
-    kind = "CASE WHEN starts_with(text, '{') THEN 'OBJECT' ELSE json_type(text) END"
-    found: pl.DataFrame = connection.sql(f"SELECT CASE WHEN json_valid(text) THEN {kind} END AS kind FROM objects").pl()
+    connection.register("objects", records.select("text").to_arrow(compat_level=pl.CompatLevel.newest()))
+    valid = connection.sql("SELECT json_valid(text) AS valid FROM objects").pl()["valid"]
+    is_object = valid & records["text"].str.starts_with("{")
+    if is_object.all():
+        kind = pl.lit("OBJECT")
+    else:
+        found = connection.sql("SELECT CASE WHEN json_valid(text) THEN json_type(text) END AS kind FROM objects")
+        kind = pl.lit(found.pl()["kind"])
     connection.unregister("objects")
-    return records.with_columns(found["kind"])
+    return records.with_columns(kind=kind)
 
 
 def _make_problems(records: pl.DataFrame, reason: str, detail: pl.Expr) -> pl.DataFrame:

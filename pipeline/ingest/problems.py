@@ -38,7 +38,7 @@ def fitting(records: pl.DataFrame) -> Frames:
         .when(text.str.contains("\0", literal=True))
         .then(pl.lit("nul_bytes"))
     )
-    marked = records.filter(text.str.strip_chars() != "").with_columns(reason=reason)
+    marked = records.filter(text.str.contains(r"\S")).with_columns(reason=reason)
     bad = marked.filter(pl.col("reason").is_not_null()).select(
         file="_file",
         line="_line",

@@ -191,7 +191,7 @@ def load_batch(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl.
         frame = frame.with_columns(quoted=quote_numbers(frame["text"]))
     if NUMBER_MARK in select:
         frame = frame.with_columns(marked=quote_numbers(frame["text"], NUMBER_MARK))
-    connection.register("frame", frame.drop(RECORD, strict=False).to_arrow())
+    connection.register("frame", frame.drop(RECORD, strict=False).to_arrow(compat_level=pl.CompatLevel.newest()))
     connection.execute(f"CREATE OR REPLACE TABLE batch AS {select}")
     gives_rows_of_its_own = reader.select and not reader.has_keys  # none or several for a record
     problems = _take_refused(connection, source, frame) if gives_rows_of_its_own else no_problems()

@@ -29,7 +29,7 @@ _RESUMED = 100  # unterminated elements that are skipped; each costs a pass over
 def lines(blocks: Iterable[Block], file: str) -> Iterator[pl.DataFrame]:
     """Yield all lines, blank ones too. A much too long line is cut, but stays longer than LONGEST_RECORD."""
     for block in whole_lines(blocks):
-        ends = np.flatnonzero(np.frombuffer(block.text, np.uint8) == 0x0A) + 1
+        ends = block.breaks + 1
         if not block.text.endswith(b"\n"):
             ends = np.append(ends, len(block.text))
         found = _make_frame(file, block.first_line + np.arange(len(ends)), block.text, np.concatenate([[0], ends]))
@@ -46,7 +46,7 @@ def whole_lines(blocks: Iterable[Block]) -> Iterator[Block]:
             first_line = block.first_line
         rest = block.text[cut:]
         if cut:
-            yield Block(b"".join([*held, block.text[:cut]]), first_line)
+            yield Block(b"".join([*held, block.text[:cut]]), first_line) if held or rest else block
             held, size = [], 0
             first_line = block.first_line + block.text.count(b"\n") if rest else first_line
         if rest and size <= _LONGEST + 4:

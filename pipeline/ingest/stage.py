@@ -244,13 +244,12 @@ def _make_pairs(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl
         label=pl.col("label").cast(pl.Float32),
         meta=pl.col("meta").fill_null("{}"),
     )
-    connection.register("frame", named.to_arrow())
+    texts = named.select("source", "task", "query", "positive")
+    connection.register("frame", texts.to_arrow(compat_level=pl.CompatLevel.newest()))
     # Normalised text contains no unit separator (31), so different pairs hash different strings.
-    pairs = connection.sql(
-        "SELECT md5(concat_ws(chr(31), source, task, query, positive)) AS pair_id, * FROM frame"
-    ).to_arrow_table()
+    ids = connection.sql("SELECT md5(concat_ws(chr(31), source, task, query, positive)) FROM frame").to_arrow_table()
     connection.unregister("frame")
-    return pairs
+    return named.to_arrow().add_column(0, "pair_id", ids.column(0))
 
 
 def _choose_cleaning(source: Source) -> Callable[[pl.Expr], pl.Expr]:
@@ -259,7 +258,10 @@ def _choose_cleaning(source: Source) -> Callable[[pl.Expr], pl.Expr]:
 
 def _clean_lists(lists: pl.Series, clean: Callable[[pl.Expr], pl.Expr]) -> pl.Series:
     """Clean the texts in lists, and drop empty ones and nulls."""
-    frame = pl.DataFrame({"row": pl.arange(len(lists), eager=True), "text": lists.cast(pl.List(pl.String))})
+    lists = lists.cast(pl.List(pl.String))
+    if not lists.list.len().sum():
+        return lists.fill_null([])
+    frame = pl.DataFrame({"row": pl.arange(len(lists), eager=True), "text": lists})
     texts = (
         frame.explode("text")
         .with_columns(clean(pl.col("text")))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 
 import fsspec
@@ -65,6 +65,11 @@ class Block:
     text: bytes
     first_line: int
 
+    @cached_property
+    def breaks(self) -> npt.NDArray[np.int64]:
+        """The offsets of the line feeds."""
+        return np.flatnonzero(np.frombuffer(self.text, np.uint8) == 0x0A)
+
 
 def read_blocks(split: FileSplit, declared: str | None = None, quote: str = "") -> Iterator[Block]:
     """Decode a split to blocks; undecodable bytes are replaced by marks, BROKEN_BYTES.
@@ -94,12 +99,12 @@ def read_blocks(split: FileSplit, declared: str | None = None, quote: str = "") 
             text = text.replace(b"\r\n", b"\n")
             text = _RETURNS.sub(b"\n", text) if b"\r\n" in text else text
             text = text.replace(b"\r", b"\n") if carriage_returns else text
-        breaks = np.flatnonzero(np.frombuffer(text, np.uint8) == 0x0A)
-        if _may_have_marks(text, breaks):
-            text = _MARKS_AT_STARTS.sub(b"", before + text)[1:]
-        yield Block(text, line)
-        line += len(breaks)
-        before = text[-1:] or before
+        block = Block(text, line)
+        if _may_have_marks(block):
+            block = Block(_MARKS_AT_STARTS.sub(b"", before + text)[1:], line)
+        yield block
+        line += len(block.breaks)
+        before = block.text[-1:] or before
 
 
 def _ends_lines_in_carriage_returns(text: bytes, quote: bytes) -> bool:
@@ -108,10 +113,10 @@ def _ends_lines_in_carriage_returns(text: bytes, quote: bytes) -> bool:
     return b"\n" not in outside.rstrip(b"\n")
 
 
-def _may_have_marks(text: bytes, breaks: npt.NDArray[np.int64]) -> bool:
+def _may_have_marks(block: Block) -> bool:
     """Whether any line begins as a byte order mark does; five times as fast as a search for the mark."""
-    starts = breaks[breaks < len(text) - 1] + 1
-    return text[:1] == _MARK[:1] or bool((np.frombuffer(text, np.uint8)[starts] == _MARK[0]).any())
+    starts = block.breaks[block.breaks < len(block.text) - 1] + 1
+    return block.text[:1] == _MARK[:1] or bool((np.frombuffer(block.text, np.uint8)[starts] == _MARK[0]).any())
 
 
 def read_text(path: str, declared: str | None = None) -> tuple[str, str | None]:
