@@ -328,18 +328,22 @@ def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Check the names in a recipe against the registries of readers, mining methods and loss terms.
+    """Check the names in a recipe against the registries of readers, mining methods and loss terms, and FAISS's index.
 
     Filter rule names are checked later, by the filter stage, because classifiers add rules of their own.
 
     Raises:
-        RecipeError: a name is not registered.
+        RecipeError: a name is not registered, or FAISS can't read the index.
     """
     from .pipeline.ingest.readers import check_readers
     from .pipeline.mine.methods import METHODS
 
     check_readers(recipe)
     METHODS.find(recipe.mine.method, recipe.locate("mine", "method"))
+    if recipe.mine.index is not None:
+        from .pipeline.mine.search import check_index_syntax  # imports FAISS
+
+        check_index_syntax(recipe.mine.index, recipe.locate("mine", "index"))
     for stage in TRAINING_STAGES:
         _check_loss_terms(recipe, stage)
 

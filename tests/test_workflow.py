@@ -120,4 +120,6 @@ def test_loss_terms_are_checked_before_any_work(stage: str, tmp_path: Path) -> N
         next(run(tmp_path, Recipe.model_validate({"sources": [{**SOURCE, "read": "jsnol"}]}), Engine(1), 1))
     with pytest.raises(RecipeError, match=r"mine\.method: no mining method is called 'topk-best'"):
         next(run(tmp_path, recipe(mine={"method": "topk-best"}), Engine(1), 1))
+    with pytest.raises(RecipeError, match=r"mine\.index: FAISS can't read 'IVF4096Flat'"):
+        next(run(tmp_path, recipe(mine={"index": "IVF4096Flat"}), Engine(1), 1))
     assert list(tmp_path.iterdir()) == []

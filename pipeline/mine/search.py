@@ -2,9 +2,10 @@
 
 The vectors of both sides are read in blocks, and each query keeps only its best passages so far, so memory holds a few
 blocks (or one FAISS index), never all vectors. Passages that the rules drop are dropped before ranking: they take up no
-place among the `top_k`.
+place among the `top_k`. The rules see true scores: what a compressing index finds is scored again.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -12,10 +13,13 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from numba import prange
 
+from ...schemas.errors import RecipeError
 from ..encoder.onednn import inner_products
 from ..text.kernels import inner_kernel, parallel_kernel
+from ..text.match_key import match_key
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -34,14 +38,18 @@ PAIRS = 16_384
 TRAINING = 262_144
 """Chosen here: passages that an index is trained on, 65 per list; FAISS asks for at least 39 and uses at most 256."""
 APPROXIMATE_DEPTH = 10
-"""Chosen here: an index is asked for this many times `top_k` neighbours, as the rules then drop some."""
+"""Chosen here: an index is asked for this many times `top_k` neighbours, as the rules then drop some, and as a
+compressing index has some of the best `top_k` further down."""
+UNCOMPRESSED = (faiss.IndexFlat, faiss.IndexIVFFlat)
+"""Indexes that hold the vectors as they are, so that their scores are the true ones."""
 RECALL, JUDGED, SAMPLE = 0.97, 100, 256
 """Chosen here: an IVF index searches as many lists as it takes to find this share (RECALL) of the JUDGED best
-passages of SAMPLE queries."""
+passages of SAMPLE queries among the neighbours that it is asked for."""
 GPU_DEPTH = 2_048
 """The maximum number of neighbours that FAISS finds on a GPU."""
 NONE = np.iinfo(np.int64).min
 """The key for no passage, less than any other."""
+_EXPECTED = "expected a factory string such as IVF1024,Flat or OPQ16,IVF1024,PQ16"
 
 
 class Rules(NamedTuple):
@@ -89,6 +97,30 @@ def search(
     return _ranked(best)
 
 
+def check_index(factory: str, width: int, passages: int) -> None:
+    """Check that FAISS can build an index of this many passages, whose vectors have `width` dimensions.
+
+    Raises:
+        RecipeError: the factory string is wrong, does not fit the vectors, or asks for more lists than passages.
+    """
+    inverted = faiss.try_extract_index_ivf(_create_index(factory, width))
+    shard = passages // _shards(passages)
+    if inverted is not None and inverted.nlist > shard:
+        raise RecipeError(
+            f"mine.index: {factory} has {inverted.nlist:,} lists, more than the {shard:,} passages that it would hold; "
+            "take fewer, about 4 × the square root of the passages"
+        )
+
+
+def check_index_syntax(factory: str, place: str) -> None:
+    """Raise RecipeError if FAISS can't parse a factory string, whatever the model. `place` is as in `Registry.find`."""
+    try:
+        faiss.index_factory(1, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        if "could not parse" in str(error):
+            raise RecipeError(f"{place}: FAISS can't read {factory!r}; {_EXPECTED}") from error
+
+
 def pair_cosines(queries: Rows, owner: Integers, passages: Rows, passage: Integers) -> Floats:
     """Return the cosines of query `owner[i]` and passage `passage[i]`, float32 [pairs]; both sides are unit vectors."""
     scores = np.empty(len(owner), np.float32)
@@ -96,6 +128,16 @@ def pair_cosines(queries: Rows, owner: Integers, passages: Rows, passage: Intege
         pairs = slice(start, start + PAIRS)
         np.einsum("nd,nd->n", queries(owner[pairs]), passages(passage[pairs]), out=scores[pairs])
     return scores
+
+
+def find_own_texts(queries: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:
+    """Find the passages that say what a query says, but for case, width and punctuation: `query_id, passage_id`.
+
+    A query's own text answers nothing, and is nearest to it: it must not be its negative. `queries` has the columns
+    `query_id, text`, `passages` has `passage_id, text`.
+    """
+    keyed = [frame.with_columns(key=match_key(pl.col("text"))) for frame in (queries, passages)]
+    return keyed[0].join(keyed[1], on="key").select("query_id", "passage_id")
 
 
 def default_index(passages: int) -> str:
@@ -136,24 +178,53 @@ def _nearest(
     done = 0
     sample = queries(np.unique(np.linspace(0, count - 1, SAMPLE, dtype=np.int64))[:count])
     for start, end in pairwise(edges.tolist()):
-        index = _index(passages, start, end, factory)
-        _choose_probes(index, sample, passages, start, end)
+        trained = min(TRAINING, end - start)
+        of_training = passages(start + np.arange(trained) * (end - start) // trained)
+        index = _create_index(factory, of_training.shape[1])
+        has_true_scores = isinstance(index, UNCOMPRESSED)
+        wanted = min(depth, end - start, GPU_DEPTH if faiss.get_num_gpus() else depth)
+        try:
+            index = _fill(index, of_training, passages, start, end)
+        except RuntimeError as error:
+            raise _refused(factory, of_training.shape[1], error) from error
+        _choose_probes(index, sample, passages, start, end, wanted)
         for asked in _blocks(0, count, PASSAGES):
-            wanted = min(depth, end - start, GPU_DEPTH if faiss.get_num_gpus() else depth)
             scores, ids = index.search(queries(asked), wanted)
-            yield int(asked[0]), np.where(ids < 0, -1, ids + start), scores
+            ids = np.where(ids < 0, -1, ids + start)
+            yield int(asked[0]), ids, scores if has_true_scores else _true_scores(queries, asked, passages, ids)
             done += 1
             progress(done, blocks)
 
 
-def _index(passages: Rows, start: int, end: int, factory: str) -> faiss.Index:
-    """Build a FAISS index of a shard, by inner product, on all GPUs if there are any.
+def _true_scores(queries: Rows, asked: Integers, passages: Rows, ids: Integers) -> Floats:
+    """Score the passages found for some queries with their own vectors: ids [n, m] (-1 for none) to float32 [n, m]."""
+    there = ids >= 0
+    scores = np.full(ids.shape, -np.inf, np.float32)
+    scores[there] = pair_cosines(queries, asked[there.nonzero()[0]], passages, ids[there])
+    return scores
+
+
+def _create_index(factory: str, width: int) -> faiss.Index:
+    """Create an empty index by inner product. Raises RecipeError if FAISS can't."""
+    try:
+        return faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise _refused(factory, width, error) from error
+
+
+def _refused(factory: str, width: int, error: RuntimeError) -> RecipeError:
+    reason = re.split(r"failed: |\.cpp:\d+: ", str(error))[-1].removeprefix("Error: ").strip()
+    return RecipeError(
+        f"mine.index: FAISS can't build {factory!r} of vectors with {width:,} dimensions, by inner product: {reason}; "
+        f"{_EXPECTED}"
+    )
+
+
+def _fill(index: faiss.Index, sample: Floats, passages: Rows, start: int, end: int) -> faiss.Index:
+    """Train an index on a sample and add the passages of a shard, on all GPUs if there are any.
 
     On GPUs, an IVF searches 1/16 of its lists.
     """
-    trained = min(TRAINING, end - start)
-    sample = passages(start + np.arange(trained) * (end - start) // trained)
-    index = faiss.index_factory(sample.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     if faiss.get_num_gpus():
         if (inverted := faiss.try_extract_index_ivf(index)) is not None:
             inverted.nprobe = max(1, inverted.nlist // 16)
@@ -164,7 +235,7 @@ def _index(passages: Rows, start: int, end: int, factory: str) -> faiss.Index:
     return index
 
 
-def _choose_probes(index: faiss.Index, sample: Floats, passages: Rows, start: int, end: int) -> None:
+def _choose_probes(index: faiss.Index, sample: Floats, passages: Rows, start: int, end: int, depth: int) -> None:
     """Double the number of lists that an IVF searches, from 1/64 of them on, until its recall is high enough."""
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is None or not len(sample):  # not an IVF, or on a GPU
@@ -178,7 +249,7 @@ def _choose_probes(index: faiss.Index, sample: Floats, passages: Rows, start: in
     expected = _ranked(best).ids - start
     for shift in range(6, -1, -1):
         inverted.nprobe = max(1, inverted.nlist >> shift)
-        found = index.search(sample, expected.shape[1])[1]
+        found = index.search(sample, depth)[1]
         shared = [len(np.intersect1d(*each)) for each in zip(found, expected, strict=True)]
         if np.mean(shared) >= RECALL * expected.shape[1]:
             break

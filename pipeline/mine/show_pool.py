@@ -18,6 +18,7 @@ from ..corpus.pools import open_pools
 from ..encoder.encoder import encode, load_encoder
 from ..encoder.vector_cache import find, space
 from .methods import METHODS, ceilings
+from .search import find_own_texts
 
 BLOCK = 16_384
 """Chosen here: passages whose vectors are in memory at a time."""
@@ -62,7 +63,7 @@ def show_pool(corpus: Path, wanted: str, settings: MineSettings) -> ShownPool:
             raise CorpusError(f"{corpus}: the pools don't say how they were made; run `conan mine {corpus}` again")
         query_id, query = _find_query(pools, corpus, wanted)
         positives = pools.sql(
-            "SELECT passage_id, score, text, cluster_ids FROM positives JOIN passages USING (passage_id) "
+            "SELECT passage_id, score, text FROM positives JOIN passages USING (passage_id) "
             "WHERE query_id = ? ORDER BY score DESC, passage_id",
             params=[query_id],
         ).pl()
@@ -82,9 +83,16 @@ def show_pool(corpus: Path, wanted: str, settings: MineSettings) -> ShownPool:
         depth = ranked.filter(pl.col("rank").is_not_null())["place"].max()
         head = ranked.head(max(run["top_k"], 1 + int(depth) if isinstance(depth, int) else 0))
         pools.register("head", head.select("passage_id").to_arrow())
+        asked = pl.DataFrame({"query_id": [query_id], "text": [query]})
+        own_texts = find_own_texts(asked, passages)["passage_id"].to_list()
+        clusters_of = "SELECT DISTINCT unnest(cluster_ids) FROM passages WHERE passage_id IN (SELECT unnest(?))"
+        answering, asking = (
+            pools.sql(clusters_of, params=[ids]).pl().to_series()
+            for ids in (positives["passage_id"].to_list(), own_texts)
+        )
         clusters = pools.sql("SELECT passage_id, cluster_ids FROM passages SEMI JOIN head USING (passage_id)").pl()
     ceiling = _ceiling(positives, run)
-    verdict = _verdict(positives, kept.height, ceiling, run)
+    verdict = _verdict(positives, answering, own_texts, asking, kept.height, ceiling, run)
     judged = head.join(clusters, on="passage_id", maintain_order="left").with_columns(verdict=verdict)
     listed = judged.filter((pl.col("place") < run["top_k"]) | pl.col("rank").is_not_null())
     dropped = judged.filter(pl.col("rank").is_null())["verdict"]
@@ -93,7 +101,7 @@ def show_pool(corpus: Path, wanted: str, settings: MineSettings) -> ShownPool:
         query=query,
         run=run,
         ceiling=None if ceiling == inf else ceiling,
-        positives=positives.drop("cluster_ids").to_dicts(),
+        positives=positives.to_dicts(),
         passages=listed.select("place", "rank", "passage_id", "score", "verdict", "text").to_dicts(),
         dropped=dict(Counter(dropped).most_common()),
     )
@@ -143,24 +151,36 @@ def _ceiling(positives: pl.DataFrame, run: dict[str, Any]) -> float:
     return float(ceilings(np.zeros(len(scores), np.int64), scores, 1, settings)[0])
 
 
-def _verdict(positives: pl.DataFrame, candidates: int, ceiling: float, run: dict[str, Any]) -> pl.Expr:
+def _verdict(
+    positives: pl.DataFrame,
+    answering: pl.Series,
+    own_texts: list[int],
+    asking: pl.Series,
+    candidates: int,
+    ceiling: float,
+    run: dict[str, Any],
+) -> pl.Expr:
     """Return what happened to each passage, from the columns `passage_id, place, rank, score, cluster_ids`.
 
-    A passage in the pool was kept; any other was dropped by the first rule that applies to it. If no rule applies, an
-    approximate index did not find it.
+    `answering` are the clusters of the positives, `own_texts` the passages with the query's own text, `asking` their
+    clusters. A passage in the pool was kept; any other was dropped by the first rule that applies to it. If no rule
+    applies, an approximate index did not find it.
     """
     lowest = float(positives["score"].to_numpy().min())
     method = METHODS.find(run["method"], "pools.runs")
     rule = f"{run['method']} {method.formula.format(lowest=lowest, margin=run['margin'])}".rstrip()
-    own = pl.Series(positives["cluster_ids"].explode().unique())
     is_kept, first = pl.col("rank").is_not_null(), pl.col("place").filter(pl.col("rank") == 0).first()
     return (
         pl.when(is_kept)
         .then(pl.lit("kept"))
         .when(pl.col("passage_id").is_in(positives["passage_id"].implode()))
         .then(pl.lit("own positive"))
-        .when(pl.col("cluster_ids").list.eval(pl.element().is_in(own.implode())).list.any())
+        .when(pl.col("passage_id").is_in(own_texts))
+        .then(pl.lit("own text"))
+        .when(pl.col("cluster_ids").list.eval(pl.element().is_in(answering.implode())).list.any())
         .then(pl.lit("cluster of a positive"))
+        .when(pl.col("cluster_ids").list.eval(pl.element().is_in(asking.implode())).list.any())
+        .then(pl.lit("cluster of the own text"))
         .when(pl.col("score") > ceiling - _ROUNDING)
         .then(pl.lit(f"above ceiling {ceiling:.2f} ({rule})"))
         .when(method.skips_ranks & ((pl.col("place") < first) | (candidates == 0)))

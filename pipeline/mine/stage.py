@@ -19,26 +19,27 @@ from ...schemas.settings import MineSettings, PromptSettings
 from ..corpus.folder import fingerprint, is_begun, read_footer, shards
 from ..corpus.pools import as_lists, read_candidates, stored_fingerprint, write_pools
 from ..corpus.sql import scan_shards
+from ..encoder.finite import check_finite
 from ..encoder.model_folder import find_model, weights_fingerprint
 from ..encoder.prompts import read_prompts
 from ..encoder.vector_cache import StoredVectors, keep_only, space, store, truncated
 from ..engine.calls import Engine
 from .methods import ceiling_sql, ceilings, margin_of, skipped_ranks
-from .search import Rules, default_index, pair_cosines, search
+from .search import Rules, check_index, default_index, find_own_texts, pair_cosines, search
 
-VERSION = 2
+VERSION = 3
 
 
 def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
     """Write pools.duckdb: for each query, the best-scored passages that the method allows.
 
-    A passage is allowed if it is not in the cluster of one of the query's positives and its score is below the ceiling.
-    Pools of the same model, settings and data are left as they are; texts that the model has already encoded are not
-    encoded again.
+    A passage is allowed if it is neither the query's own text nor one of its positives, nor in a cluster of these, and
+    if its score is below the ceiling. Pools of the same model, settings and data are left as they are;
+    texts that the model has already encoded are not encoded again.
 
     Raises:
-        ModelError: the model can't be read.
-        RecipeError: no such method, or a margin that does not fit it.
+        ModelError: the model can't be read, or gives vectors with NaN or infinite numbers.
+        RecipeError: no such method, a margin that does not fit it, or an index that FAISS can't build.
     """
     started = time.monotonic()
     margin = margin_of(settings)
@@ -57,12 +58,18 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
     wanted = fingerprint("mine", VERSION, weights, decisive, content)
     if stored_fingerprint(corpus) != wanted:
         texts = _texts(inputs, settings)
+        if settings.index is not None:
+            from ..encoder.encoder import dimension, loaded  # imports transformers, which cached vectors don't need
+
+            check_index(settings.index, dimension(loaded(settings, weights, "cpu")), texts.passages.height)
         spaces = {
             "queries": space(weights, settings, prompts.query),
             "passages": space(weights, settings, prompts.passage),
         }
         passages = store(corpus, weights, settings, prompts.passage, texts.passages["text"].to_arrow(), engine)
         queries = store(corpus, weights, settings, prompts.query, texts.queries["text"].to_arrow(), engine)
+        check_finite(settings.model, queries.take, texts.queries["text"], "queries")
+        check_finite(settings.model, passages.take, texts.passages["text"], "passages")
         run = {
             "run_id": wanted[:12],
             "model_fingerprint": weights,
@@ -104,7 +111,7 @@ class Texts(NamedTuple):
     passages: pl.DataFrame  # passage_id, text, cluster_id (its smallest cluster), cluster_ids (all its clusters)
     positives: pl.DataFrame  # query_id, passage_id
     members: pl.DataFrame  # passage_id, cluster; a text in classes of two sources has two clusters
-    own: pl.DataFrame  # query_id, cluster (of one of its positives)
+    own: pl.DataFrame  # query_id, cluster (of one of its positives, or of its own text)
 
 
 def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> Texts:
@@ -131,15 +138,13 @@ def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> Texts:
             "CREATE TABLE positives AS SELECT DISTINCT query_id, passage_id FROM asked "
             "JOIN queries ON query = queries.text JOIN passages ON positive = passages.text;"
         )
-        return Texts(
-            connection.sql("FROM queries ORDER BY query_id").pl(),
-            connection.sql("FROM passages ORDER BY passage_id").pl(),
-            connection.sql("FROM positives ORDER BY ALL").pl(),
-            connection.sql("FROM members ORDER BY ALL").pl(),
-            connection.sql(
-                "SELECT DISTINCT query_id, cluster FROM positives JOIN members USING (passage_id) ORDER BY ALL"
-            ).pl(),
+        queries, passages, positives, members = (
+            connection.sql(f"FROM {table} ORDER BY ALL").pl()
+            for table in ("queries", "passages", "positives", "members")
         )
+    never = pl.concat([positives, find_own_texts(queries, passages)])
+    own = never.join(members, on="passage_id").select("query_id", "cluster").unique().sort("query_id", "cluster")
+    return Texts(queries, passages, positives, members, own)
 
 
 def _pools(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -51,7 +52,7 @@ def vectors_of(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, texts:
 
 def write_mined(folder: Path, corpus: Path) -> None:
     """Store, with a run's data, the settings that the pools were mined with and each query's positives and clusters."""
-    from ...pipeline.mine.search import default_index
+    from ...pipeline.mine.search import default_index, find_own_texts
 
     query_ids = read_finetune(folder).query_ids
     with open_pools(corpus) as connection:
@@ -65,7 +66,10 @@ def write_mined(folder: Path, corpus: Path) -> None:
         (passages,) = connection.execute("SELECT count(*) FROM passages").fetchall()[0]
         positives = connection.sql("FROM own ORDER BY ALL").pl()
         members = connection.sql("FROM members ORDER BY ALL").pl()
-        own = connection.sql("SELECT DISTINCT row, cluster FROM own JOIN members USING (passage_id) ORDER BY ALL").pl()
+        queries = connection.sql("SELECT row AS query_id, text FROM asked JOIN queries USING (query_id)").pl()
+        own_texts = find_own_texts(queries, connection.sql("SELECT passage_id, text FROM passages").pl())
+    never = pl.concat([positives, own_texts.rename({"query_id": "row"})])
+    own = never.join(members, on="passage_id").select("row", "cluster").unique().sort("row", "cluster")
     if run["index"] == default_index(passages):
         run["index"] = None
     write_text(folder / "mined.json", MineSettings(**run).model_dump_json())

@@ -4,9 +4,19 @@ from collections.abc import Callable
 
 import faiss
 import numpy as np
+import polars as pl
 import pytest
 from conan_embedding.pipeline.mine import search as module
-from conan_embedding.pipeline.mine.search import Best, Rules, default_index, search
+from conan_embedding.pipeline.mine.search import (
+    Best,
+    Rules,
+    check_index,
+    check_index_syntax,
+    default_index,
+    find_own_texts,
+    search,
+)
+from conan_embedding.schemas.errors import RecipeError
 
 Vectors = np.ndarray
 
@@ -179,3 +189,58 @@ def test_the_default_index_finds_enough_even_of_noise(monkeypatch: pytest.Monkey
     expected = brute_force(queries, passages, rules, 100).ids
     shared = [len(np.intersect1d(one, other)) for one, other in zip(found, expected, strict=True)]
     assert np.mean(shared) >= 95
+
+
+@pytest.mark.parametrize("factory", ["PQ8x4", "PCA8,Flat", "SQ4", "IVF4,PQ8x4fs"])
+def test_the_rules_see_true_scores_whatever_the_index(factory: str) -> None:
+    """Scores of a compressing index differ from the true ones by a tenth here: enough to break each rule."""
+    dice = np.random.default_rng(5)
+    passages, queries = unit(dice, 600, 16), unit(dice, 80, 16)
+    rules = drawn_rules(dice, 80, 600, 900, np.sort(queries @ passages.T, axis=1)[:, -20])
+    found = search(queries.__getitem__, passages.__getitem__, rules, 30, factory)
+    expected = brute_force(queries, passages, rules, 30)
+    scores = np.einsum("qd,qkd->qk", queries, passages[found.ids])
+    there = found.ids >= 0
+    np.testing.assert_allclose(found.scores[there], scores[there], atol=1e-6)
+    assert (found.scores < rules.ceiling[:, None])[there].all()
+    assert (np.diff(found.scores, axis=1)[there[:, 1:]] <= 0).all()
+    shared = [len(np.intersect1d(one, other)) for one, other in zip(found.ids, expected.ids, strict=True)]
+    assert np.mean(shared) > 0.9 * 30  # ten times as many were asked for
+
+
+@pytest.mark.parametrize(
+    ("factory", "width", "passages", "message"),
+    [
+        ("IVF4096Flat", 16, 10**6, r"mine\.index: FAISS can't build 'IVF4096Flat' .* could not parse index string"),
+        ("PQ7", 16, 10**6, "vectors with 16 dimensions, .* should be a multiple of the number of subquantizers"),
+        ("LSH", 16, 10**6, "by inner product: 'metric == METRIC_L2'"),
+        ("IVF4096,Flat", 16, 900, "IVF4096,Flat has 4,096 lists, more than the 900 passages"),
+        ("OPQ4,IVF901,PQ4", 16, 900, "has 901 lists"),
+    ],
+)
+def test_an_index_that_can_not_be_is_refused(factory: str, width: int, passages: int, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_index(factory, width, passages)
+
+
+def test_what_can_be_built_is_not_refused() -> None:
+    for factory in ("Flat", "IVF900,Flat", "PCA8,IVF30,SQ8", "HNSW32", "OPQ8,IVF4,PQ8x4"):
+        check_index(factory, 16, 900)
+        check_index_syntax(factory, "mine.index")
+    check_index_syntax("PQ7", "mine.index")  # whether it fits depends on the model
+    with pytest.raises(RecipeError, match=r"^recipe\.yaml:3: mine\.index: FAISS can't read 'IVF,,Flat'; expected a"):
+        check_index_syntax("IVF,,Flat", "recipe.yaml:3: mine.index")
+
+
+def test_what_an_index_can_not_be_trained_on_is_said() -> None:
+    dice = np.random.default_rng(6)
+    vectors, starts, nobody = unit(dice, 100, 16), np.zeros(101, np.int64), np.zeros(0, np.int64)
+    rules = Rules(np.full(100, np.inf, np.float32), starts, nobody, starts, nobody)
+    with pytest.raises(RecipeError, match=r"mine\.index: FAISS can't build 'PQ8' .* Number of training points"):
+        search(vectors.__getitem__, vectors.__getitem__, rules, 2, "PQ8")
+
+
+def test_own_texts_are_found_whatever_their_case_width_and_punctuation() -> None:
+    queries = pl.DataFrame({"query_id": [0, 1, 2], "text": ["怎样泡茶？", "ＡＢＣ", "另问"]})
+    passages = pl.DataFrame({"passage_id": [4, 5, 6, 7], "text": ["怎样泡茶", "怎样 泡茶!", "abc", "怎样泡绿茶"]})
+    assert find_own_texts(queries, passages).sort("passage_id").rows() == [(0, 4), (0, 5), (1, 6)]

@@ -131,3 +131,14 @@ def test_what_can_not_be_shown_is_said(converted_corpus: Path, bge: Path) -> Non
         pools.execute("ALTER TABLE runs DROP COLUMN passage_vectors")
     with pytest.raises(CorpusError, match=r"don't say how they were made; run `conan mine"):
         show_pool(converted_corpus, "问", mined)
+
+
+def test_the_own_text_and_its_cluster(converted_corpus: Path, bge: Path, write_shards) -> None:
+    origin = {"source": "exam", "category": "web_page"}
+    own = [("问？", 50), ("似问", 50), ("无关", 51)]
+    rows = [origin | {"pair_ids": [text], "text": text, "cluster_id": cluster} for text, cluster in own]
+    write_shards(converted_corpus, "convert/passages", rows)
+    mined = settings(bge, method="topk", top_k=12)
+    mine(converted_corpus, mined, Engine(workers=1))
+    verdicts = {row["text"]: row["verdict"] for row in show_pool(converted_corpus, "问", mined).passages}
+    assert [verdicts[text] for text, _ in own] == ["own text", "cluster of the own text", "kept"]

@@ -14,6 +14,7 @@ from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.corpus.pools import FILE, read_candidates
 from conan_embedding.pipeline.encoder import encoder as encoders
 from conan_embedding.pipeline.encoder.encoder import Encoder
+from conan_embedding.pipeline.encoder.model_folder import ModelError
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine import search
 from conan_embedding.pipeline.mine import stage as module
@@ -342,3 +343,50 @@ def test_what_a_run_says_of_itself(tmp_path: Path, bge: Path, records, write_sha
 def test_ranks_are_whole(margin: float, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"mine\.margin: topk-shifted skips whole ranks"):
         mine(tmp_path, MineSettings(model="m", method="topk-shifted", margin=margin), ONE)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_query_s_own_text_is_never_its_negative(method: str, tmp_path: Path, bge: Path, write_shards) -> None:
+    """Neither as it is nor in other punctuation, as another's positive or as a passage without a query."""
+    rows = [
+        {"query": "怎样泡茶？", "positives": ["用八十度的水"], "cluster_ids": [1]},
+        {"query": "泡茶", "positives": ["怎样泡茶？"], "cluster_ids": [2]},
+        {"query": "水温", "positives": ["八十度"], "cluster_ids": [3]},
+        {"query": "茶", "positives": ["叶"], "cluster_ids": [4]},
+    ]
+    records = [ORIGIN | {"pair_ids": [row["query"]], "negatives": []} | row for row in rows]
+    write_shards(tmp_path, "convert/retrieval", records)
+    alone = [("怎样泡茶", 5), ("泡茶的水", 6), ("泡茶的水温", 6)]
+    passages = [ORIGIN | {"pair_ids": [text], "text": text, "cluster_id": cluster} for text, cluster in alone]
+    write_shards(tmp_path, "convert/passages", passages)
+    mine(tmp_path, settings(bge, method=method, margin={"topk-shifted": 0}.get(method, 2)), ONE)
+    pool = found(tmp_path)[0]["怎样泡茶？"]
+    assert not {"怎样泡茶？", "怎样泡茶", "用八十度的水"} & set(pool)
+    if method in ("topk", "topk-shifted", "topk-abs"):
+        assert set(pool) == {"八十度", "叶", "泡茶的水", "泡茶的水温"}
+
+
+def test_an_index_is_checked_before_anything_is_encoded(
+    tmp_path: Path, bge: Path, records, write_shards, monkeypatch
+) -> None:
+    write_shards(tmp_path, "convert/retrieval", records)
+    monkeypatch.setattr(encoders, "encode", lambda *_: pytest.fail("texts were encoded"))
+    for index, message in (("IVF4Flat", "could not parse"), ("PQ7", "32 dimensions"), ("IVF999,Flat", "999 lists")):
+        with pytest.raises(RecipeError, match=rf"mine\.index: .*{message}"):
+            mine(tmp_path, settings(bge, index=index), ONE)
+
+
+@pytest.mark.parametrize(("wrong", "counts"), [("query", "1 of 190 queries"), ("passage", "2 of 180 passages")])
+def test_vectors_that_are_not_finite_are_refused(
+    wrong: str, counts: str, tmp_path: Path, bge: Path, records, write_shards, monkeypatch
+) -> None:
+    known = vectors(monkeypatch)
+    chosen = (
+        [records[0]["query"]] if wrong == "query" else sorted(records[0]["positives"] + records[1]["positives"])[:2]
+    )
+    for text, value in zip(chosen, (np.nan, np.inf), strict=False):
+        known[text] = np.full(16, value, np.float32)
+    write_shards(tmp_path, "convert/retrieval", records)
+    with pytest.raises(ModelError, match=f"{counts} have NaN or infinite numbers: {'; '.join(sorted(chosen))};"):
+        mine(tmp_path, settings(bge), ONE)
+    assert not (tmp_path / FILE).exists()
