@@ -35,7 +35,7 @@ from conan_embedding.pipeline.mine.methods import ceiling_sql
 from conan_embedding.schemas.training_settings import FinetuneSettings
 from conan_embedding.trainer.data.batches import finetune_batch
 from conan_embedding.trainer.data.training_tables import read_finetune, write_finetune
-from conan_embedding.trainer.dhnm.miner import HardNegativeMiner
+from conan_embedding.trainer.dhnm.window_miner import WindowMiner
 from conan_embedding.trainer.dhnm.windows import observe
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.loss.cbb import Losses
@@ -134,8 +134,8 @@ def check(folder: Path, batch: int, checks: int) -> None:
     data = read_finetune(folder / "data")
     drawn = random.integers(0, len(data.queries), (checks * every + 1, batch))
     job = Job(corpus=folder, name="", model="", settings=settings, shards={}, fingerprint="")
-    mining = HardNegativeMiner(job, settings, data, rows_of=lambda step: drawn[step - 1])
-    mining.windows = observe(mining.windows, np.arange(len(data.queries)), np.full(len(data.queries), 0.9))
+    mining = WindowMiner(job, settings, data, rows_of=lambda step: drawn[step - 1])
+    mining.current = observe(mining.current, np.arange(len(data.queries)), np.full(len(data.queries), 0.9))
 
     taken: dict[str, list[float]] = {"step": [], "decide": [], "write": [], "read": [], "all": []}
     timed(taken["all"], lambda: mining.write(0))
@@ -148,7 +148,7 @@ def check(folder: Path, batch: int, checks: int) -> None:
         if checking:
             timed(taken["write"], lambda: mining.write(step, whole=False))  # noqa: B023
             rows, visits, none = drawn[step], np.zeros(batch, np.int64), np.zeros(0, np.int64)
-            timed(taken["read"], lambda: finetune_batch(data, mining.windows, rows, none, NEGATIVES, visits))  # noqa: B023
+            timed(taken["read"], lambda: finetune_batch(data, mining.current, rows, none, NEGATIVES, visits))  # noqa: B023
     timed(taken["all"], lambda: mining.write(step))
     ms = {name: 1000 * float(np.median(seconds)) for name, seconds in taken.items()}
     whole = ms["decide"] + ms["write"] + ms["read"]

@@ -46,7 +46,8 @@ CREATE TABLE IF NOT EXISTS windows (
     hi INTEGER NOT NULL,
     initial_score FLOAT,
     last_score FLOAT,
-    step BIGINT NOT NULL
+    step BIGINT NOT NULL,
+    slot INTEGER                         -- of the single negative whose window it is; NULL under policy v1
 );
 CREATE TABLE IF NOT EXISTS replacements (
     step BIGINT NOT NULL,
@@ -55,7 +56,8 @@ CREATE TABLE IF NOT EXISTS replacements (
     old_score FLOAT NOT NULL,
     initial_score FLOAT NOT NULL,
     lo INTEGER NOT NULL,
-    hi INTEGER NOT NULL
+    hi INTEGER NOT NULL,
+    slot INTEGER
 );
 """
 """The tables of pools.duckdb."""

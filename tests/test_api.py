@@ -30,7 +30,7 @@ print(sorted(conan_embedding.losses.__all__), sorted(conan_embedding.cbb.__all__
     assert used == "True True False"
     for name in ("info_nce", "cosent", "matryoshka", "all_gather_with_grad", "cached_backward", "build_batch"):
         assert f"'{name}'" in modules
-    for name in ("partition_texts", "cbb_loss", "start", "observe", "no_longer_hard", "advance"):
+    for name in ("partition_texts", "cbb_loss", "start", "observe", "no_longer_hard", "advance", "easy_negatives"):
         assert f"'{name}'" in modules
 
 

@@ -27,7 +27,7 @@ def save(engine: Any, job: Job, step: int, miner: HardNegativeMiner | None) -> N
     engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)
     if dist.get_rank() == 0:
         if miner is not None:
-            miner.write(step)
+            miner.write(step, whole=False)
             np.savez(temporary / "windows.npz", **miner.state())
         state = {"step": step, "world_size": dist.get_world_size(), "fingerprint": job.fingerprint}
         (temporary / "state.json").write_text(json.dumps(state), "utf-8")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -16,7 +16,9 @@ from .data.mixing import check_mixing
 from .data.sampler import Integers, Sampler, SourceSchedule
 from .data.training_tables import read_finetune, read_pairs, write_finetune, write_pairs
 from .dhnm.miner import HardNegativeMiner
+from .dhnm.negative_miner import NegativeMiner
 from .dhnm.refresh import write_mined
+from .dhnm.window_miner import WindowMiner
 from .job import Job
 from .loss.cbb import Batch, Losses, cbb_loss, pretrain_loss
 from .loss.terms import find_terms
@@ -34,7 +36,7 @@ class Task:
 
     def changes_data(self, step: int) -> bool:
         """Whether the negatives of the next batch may change after this step."""
-        return self.miner is not None and self.miner.checks(step)
+        return self.miner is not None and self.miner.changes_data(step)
 
 
 def build_task(job: Job, world_size: int, prompts: Prompts) -> Task:
@@ -98,6 +100,7 @@ def _finetuning(job: Job, settings: FinetuneSettings, world_size: int, prompts: 
 
     terms = find_terms(settings.loss_terms, f"{job.name}.loss_terms")
 
+    @lru_cache(maxsize=4)  # DHNM asks for a step's queries again
     def draw(step: int) -> tuple[tuple[Integers, Integers], tuple[Integers, Integers]]:
         """Draw a step's queries and its sentence pairs: for each, the rows and how often each was drawn before."""
         places = [step - 1, step - 1]
@@ -111,11 +114,12 @@ def _finetuning(job: Job, settings: FinetuneSettings, world_size: int, prompts: 
         )
         return queries, pairs
 
-    miner = HardNegativeMiner(job, settings, data, rows_of=lambda step: draw(step)[0][0], steps=steps)
+    policy = WindowMiner if settings.hard_negative_mining.policy == "v1" else NegativeMiner
+    miner = policy(job, settings, data, rows_of=lambda step: draw(step)[0][0], steps=steps)
 
     def build_batch(step: int) -> Batch:
         (rows, visits), (pairs, _) = draw(step)
-        return finetune_batch(miner.data, miner.windows, rows, pairs, settings.negatives, visits, prompts)
+        return finetune_batch(miner.data, miner.current, rows, pairs, settings.negatives, visits, prompts)
 
     def loss(embeddings: Tensor, batch: Batch, temperature: Tensor | None) -> Losses:
         return cbb_loss(

@@ -94,7 +94,7 @@ def main(job: Job) -> bool:
         if nonfinite_steps == MOST_NONFINITE_STEPS:
             checkpoints.give_up(job, step, batch.batch)
         replaced = task.miner.observe(step, losses, partial(vectors_of, model, tokenizer)) if task.miner else None
-        if is_main and task.miner and replaced:
+        if is_main and task.miner and replaced and task.miner.checks(step):
             task.miner.write(step, whole=False)
         tokens += batch.tokens
         log.count(step, losses)

@@ -116,6 +116,8 @@ def write_windows(
         connection.register("new_windows", windows.to_arrow())
         connection.register("new_replacements", replacements.to_arrow())
         connection.execute("BEGIN")
+        for table in ("windows", "replacements"):  # pools mined before there was a policy for single negatives
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS slot INTEGER")
         if changed is None:
             connection.execute("DELETE FROM windows")
         else:

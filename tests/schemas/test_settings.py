@@ -9,7 +9,15 @@ from conan_embedding.schemas.recipe import Recipe
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-ORIGINS = ("paper", "chosen here", "InternLM2 (arXiv", "NV-Retriever (arXiv", "CoSENT (kexue", "rules.py")
+ORIGINS = (
+    "paper",
+    "chosen here",
+    "InternLM2 (arXiv",
+    "NV-Retriever (arXiv",
+    "CoSENT (kexue",
+    "Conan-embedding-v2 (arXiv",
+    "rules.py",
+)
 MODELS = [
     Recipe,
     *(
@@ -108,3 +116,28 @@ def test_an_evaluation_set_asks() -> None:
 def test_one_glob_is_a_list_of_one() -> None:
     assert source_settings.Source.model_validate(SOURCE | {"exclude": "b.json"}).files == ["*.json"]
     assert source_settings.EvaluationSet.model_validate(SOURCE | {"passages": "p.json"}).passages == ["p.json"]
+
+
+def test_each_policy_has_its_constants_and_writes_its_own_keys_alone() -> None:
+    mining = training_settings.HardNegativeMining
+    v1, v2 = mining(), mining.model_validate({"policy": "v2", "factor": 1.3})
+    assert (v2.factor, v2.ceiling, v2.floor) == (1.3, 0.7, 0.4) and mining(policy="v2").factor == 1.2
+    assert {"check_every", "offset"} <= v1.model_dump().keys() and "floor" not in v1.model_dump()
+    assert "floor" in v2.model_dump() and not {"check_every", "offset"} & v2.model_dump().keys()
+    for each in (v1, v2):
+        assert mining.model_validate_json(each.model_dump_json()) == each
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"policy": "v2", "check_every": 100}, "check_every would have no effect, as only policy v1 looks at it"),
+        ({"policy": "v2", "offset": 0, "check_every": 9}, "check_every and offset would have no effect"),
+        ({"floor": 0.3}, "floor would have no effect, as only policy v2 looks at it"),
+        ({"policy": "v2", "refresh": "rerank"}, "refresh: rerank needs policy v1"),
+        ({"policy": "v3"}, "Input should be 'v1' or 'v2'"),
+    ],
+)
+def test_keys_of_another_policy_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        training_settings.HardNegativeMining.model_validate(values)

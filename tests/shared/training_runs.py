@@ -35,6 +35,8 @@ HALFWAY = 9
 """The step after which a run is stopped; the DHNM check at step 8 is not yet in its last checkpoint."""
 REMINE = EASILY.model_copy(update={"refresh": "remine", "remine_every": 6})
 
+EACH = HardNegativeMining(policy="v2", factor=1.0, ceiling=2.0, floor=0.92)
+
 
 def job_of(corpus: Path, tiny: Path, settings: OptimizerSettings) -> Job:
     """Return the job that `conan train` would make."""
@@ -108,6 +110,11 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
     "rerank": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK), 1),
     "rerank on two": (FinetuneSettings(**REFRESHED, hard_negative_mining=RERANK, zero_stage=0), 2),
     "remine on two": (FinetuneSettings(**REFRESHED, hard_negative_mining=REMINE), 2),
+    "v2": (FinetuneSettings(**REFRESHED, hard_negative_mining=EACH), 1),
+    "v2 on two, killed": (
+        FinetuneSettings(**REFRESHED, hard_negative_mining=EACH, gradcache_tokens=64, cbb_partition="per_task"),
+        2,
+    ),
     "pretrain, killed": (PretrainSettings(**PRETRAIN, **LONG), 1),
     "finetune on two, killed": (FinetuneSettings(**FINETUNE, **LONG, hard_negative_mining=EASILY), 2),
     "finetune on two, stopped": (FinetuneSettings(**FINETUNE, **LONG, hard_negative_mining=EASILY), 2),

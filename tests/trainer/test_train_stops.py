@@ -56,9 +56,20 @@ def test_a_killed_run_that_resumes_refreshes_the_same(runs: dict[str, Job], refr
 def test_the_number_of_processes_changes_no_reranking(runs: dict[str, Job]) -> None:
     one, two = runs["rerank"], runs["rerank on two"]
     assert losses_of(one)[:8] == pytest.approx(losses_of(two)[:8], abs=1e-4)
-    moved = [row for row in replacements(one) if row[0] <= 8]
-    assert moved and {row[5:] for row in moved} == {(0, 4)}
-    assert np.allclose(moved, [row for row in replacements(two) if row[0] <= 8], atol=1e-4)
+    moved = [row[:7] for row in replacements(one) if row[0] <= 8]
+    assert moved and {row[5:7] for row in moved} == {(0, 4)}
+    assert np.allclose(moved, [row[:7] for row in replacements(two) if row[0] <= 8], atol=1e-4)
+
+
+def test_neither_processes_nor_a_kill_change_what_v2_replaces(runs: dict[str, Job]) -> None:
+    """One process against two with GradCache, divided by task, killed and resumed."""
+    one, two = runs["v2"], runs["v2 on two, killed"]
+    assert max(json.loads((two.folder / "ended.json").read_text())["checkpoints"]) == 5
+    assert losses_of(one)[:8] == pytest.approx(losses_of(two)[:8], abs=1e-4)
+    expected, found = ([row for row in replacements(job) if row[0] <= 8] for job in (one, two))
+    assert {row[0] for row in expected} >= {1, 2, 6, 7, 8}
+    assert np.allclose(expected, found, atol=1e-4)
+    assert [line["mining"].keys() for line in log_of(two)] == [{"scored", "flagged", "replaced", "exhausted"}] * 18
 
 
 def test_remined_pools_go_with_the_run(runs: dict[str, Job]) -> None:

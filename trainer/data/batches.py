@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from ...schemas.prompts import Prompts
 from ...schemas.training_settings import FinetuneSettings, PretrainSettings
+from ..dhnm.negatives import ABSENT, Negatives
 from ..dhnm.windows import Windows
 from ..loss.cbb import Batch, build_batch
 from .training_tables import FinetuneData, PairData
@@ -26,21 +27,24 @@ def pretrain_batch(data: PairData, rows: Integers, prompts: Prompts) -> Batch:
 
 def finetune_batch(
     data: FinetuneData,
-    windows: Windows,
+    current: Windows | Negatives,
     rows: Integers,
     sentence_rows: Integers,
     negatives: int,
     visits: Integers,
     prompts: Prompts,
 ) -> Batch:
-    """Build a batch of queries, each with a positive and the negatives of its current window, and of sentence pairs.
+    """Build a batch of queries, each with a positive and its current negatives, and of sentence pairs.
 
     `visits` counts the earlier draws of each query. A query with several positives takes the next one at each draw.
     """
     taken, sentences = data.queries.take(rows), data.sentences.take(sentence_rows)
     positives, clusters = taken["positives"].to_pylist(), taken["clusters"].to_pylist()
     chosen = [visit % len(each) for visit, each in zip(visits.tolist(), positives, strict=True)]
-    texts, groups = _negatives(data, windows, rows, taken, negatives)
+    if isinstance(current, Windows):
+        texts, groups = _negatives_of_windows(data, current, rows, taken, negatives)
+    else:
+        texts, groups = _negatives_by_rank(data, current, rows, taken)
     return build_batch(
         taken["query"].to_pylist(),
         [each[place] for each, place in zip(positives, chosen, strict=True)],
@@ -83,7 +87,7 @@ def count_steps(settings: PretrainSettings | FinetuneSettings, records: int, sen
     return max(1, round(settings.epochs * records / drawn))
 
 
-def _negatives(
+def _negatives_of_windows(
     data: FinetuneData, windows: Windows, rows: Integers, taken: pa.Table, negatives: int
 ) -> tuple[list[list[str]], list[list[int]]]:
     """Return the negatives of each query, texts and clusters: its window's, or the provided ones if that is empty."""
@@ -96,3 +100,19 @@ def _negatives(
         [texts[own] or came for own, came in zip(mined, provided, strict=True)],
         [clusters[own] or [-1] * len(came) for own, came in zip(mined, provided, strict=True)],
     )
+
+
+def _negatives_by_rank(
+    data: FinetuneData, current: Negatives, rows: Integers, taken: pa.Table
+) -> tuple[list[list[str]], list[list[int]]]:
+    """Return the negatives of each query, texts and clusters, each from its rank in the pool or provided."""
+    ranks = current.rank[rows]
+    pools = data.pools.take(rows)["pool"].combine_chunks()
+    of_pool = (pools.offsets.to_numpy()[:-1, None] + ranks)[ranks >= 0]
+    passages = data.passages.take(pools.values.to_numpy()[of_pool])
+    mined = zip(passages["text"].to_pylist(), passages["cluster_id"].to_pylist(), strict=True)
+    found = [
+        [next(mined) if rank >= 0 else (own[slot], -1) for slot, rank in enumerate(of_query) if rank != ABSENT]
+        for of_query, own in zip(ranks.tolist(), taken["provided"].to_pylist(), strict=True)
+    ]
+    return [[text for text, _ in each] for each in found], [[cluster for _, cluster in each] for each in found]

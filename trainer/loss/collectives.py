@@ -38,9 +38,16 @@ def all_gather_with_grad(tensor: Tensor, counts: Sequence[int] | None = None) ->
 
 
 def broadcast_from_rank0(value: Value) -> Value:
-    """Return rank 0's value on every rank. Without a process group, or with one rank, that is `value` itself."""
+    """Return rank 0's value on every rank. Without a process group, or with one rank, that is `value` itself.
+
+    A tensor must have the same shape on all ranks; it is sent by its device, which the host does not wait for.
+    """
     if world()[1] == 1:
         return value
+    if isinstance(value, Tensor):
+        received = value.contiguous().clone()
+        dist.broadcast(received, src=0)
+        return received  # type: ignore[return-value]
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]

@@ -109,7 +109,7 @@ def test_an_unmerged_log_of_the_old_pools_is_not_replayed(tmp_path: Path) -> Non
     held.mkdir()
     with duckdb.connect(str(tmp_path / FILE)) as connection:
         connection.execute("SET checkpoint_threshold = '1GB'")
-        connection.execute("INSERT INTO replacements VALUES (1, 1, 1, 0.5, 0.7, 10, 14)")
+        connection.execute("INSERT INTO replacements VALUES (1, 1, 1, 0.5, 0.7, 10, 14, NULL)")
         for file in tmp_path.glob(f"{FILE}*"):
             (held / file.name).write_bytes(file.read_bytes())
     assert (held / f"{FILE}.wal").exists()

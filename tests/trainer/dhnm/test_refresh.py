@@ -29,8 +29,8 @@ from conan_embedding.trainer.data.training_tables import (
     write_finetune,
 )
 from conan_embedding.trainer.dhnm import refresh
-from conan_embedding.trainer.dhnm.miner import HardNegativeMiner
 from conan_embedding.trainer.dhnm.refresh import read_mined, remine, rerank, vectors_of, write_mined
+from conan_embedding.trainer.dhnm.window_miner import WindowMiner
 from conan_embedding.trainer.dhnm.windows import Windows, advance, start
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.loss.cbb import Losses
@@ -161,11 +161,11 @@ ROWS = np.array([2, 20, 30, 39])  # pools of 2, 20, 30 and 39; rows 20 and 30 st
 SCRIPT = [(0.9, 0.6, 0.6, 0.5), (0.5, 0.4, 0.5, 0.5), (0.5, 0.5, 0.55, 0.1)]
 
 
-def make_miner(corpus: Path, data: FinetuneData, **changes: Any) -> HardNegativeMiner:
-    return HardNegativeMiner(job_of(corpus, **changes), job_of(corpus, **changes).settings, data, lambda step: ROWS)  # type: ignore[arg-type]
+def make_miner(corpus: Path, data: FinetuneData, **changes: Any) -> WindowMiner:
+    return WindowMiner(job_of(corpus, **changes), job_of(corpus, **changes).settings, data, lambda step: ROWS)  # type: ignore[arg-type]
 
 
-def replay(mining: HardNegativeMiner, steps: range) -> list[tuple[Any, ...]]:
+def replay(mining: WindowMiner, steps: range) -> list[tuple[Any, ...]]:
     """Run steps of a model that changes with each, writing as a run does; return what each found and the next batch."""
     seen: list[tuple[Any, ...]] = []
     for step in steps:
@@ -176,7 +176,7 @@ def replay(mining: HardNegativeMiner, steps: range) -> list[tuple[Any, ...]]:
         if found:
             mining.write(step, whole=False)
         nobody = np.zeros(0, np.int64)
-        update = finetune_batch(mining.data, mining.windows, ROWS, nobody, 4, np.zeros(4, np.int64), Prompts())
+        update = finetune_batch(mining.data, mining.current, ROWS, nobody, 4, np.zeros(4, np.int64), Prompts())
         seen.append((step, found, update.texts))
     mining.write(steps[-1])
     return seen
@@ -195,7 +195,7 @@ def test_reranked_windows_are_the_next_negatives(data: FinetuneData, training_co
     ((_, found, texts),) = replay(mining, range(3, 4))
     # The pool of row 2 is too short, and the score of row 30 has not fallen far enough.
     assert found == {"visited": 4, "eligible": 4, "flagged": 3, "replaced": 2, "exhausted": 1}
-    assert mining.windows.round[ROWS].tolist() == [0, 1, 0, 1]
+    assert mining.current.round[ROWS].tolist() == [0, 1, 0, 1]
     mined = MineSettings(method="topk", margin=1.0)
     of_39 = column(data.queries, "pool")[39][:4]
     for row, in_use in ((20, []), (39, of_39)):  # row 20 had provided negatives
@@ -204,13 +204,16 @@ def test_reranked_windows_are_the_next_negatives(data: FinetuneData, training_co
         assert {passages[each] for each in wanted} <= {*texts}
     assert {passages[each] for each in of_39} <= {*before}
     assert not {passages[each] for each in of_39} & {*texts}
-    assert [row[:3] + row[5:] for row in table(training_corpus, "replacements")] == [(3, 20, 1, 0, 4), (3, 39, 1, 0, 4)]
+    assert [row[:3] + row[5:7] for row in table(training_corpus, "replacements")] == [
+        (3, 20, 1, 0, 4),
+        (3, 39, 1, 0, 4),
+    ]
 
 
 def test_a_used_up_pool_is_not_scored_again(data: FinetuneData, training_corpus: Path) -> None:
     mining = make_miner(training_corpus, data, refresh="rerank")
     replay(mining, range(1, 4))
-    assert mining.windows.exhausted[2]
+    assert mining.current.exhausted[2]
     asked: list[str] = []
     nothing = torch.zeros(())
 
@@ -263,10 +266,10 @@ def test_remined_pools_start_anew(data: FinetuneData, training_corpus: Path) -> 
     mining = make_miner(training_corpus, data, refresh="remine", remine_every=4)
     assert [step for step in range(1, 10) if mining.checks(step)] == [3, 4, 6, 8, 9]
     replay(mining, range(1, 4))
-    assert mining.windows.round[39] == 1
+    assert mining.current.round[39] == 1
     ((_, found, texts),) = replay(mining, range(4, 5))
     assert found == {"visited": 4, "eligible": 2, "flagged": 0, "replaced": 0, "exhausted": 0, "remined": 40}
-    assert not mining.windows.round.any() and np.isnan(mining.windows.last_score).all()
+    assert not mining.current.round.any() and np.isnan(mining.current.last_score).all()
     assert table(training_corpus, "windows") == [] and len(table(training_corpus, "replacements")) == 2
     pool = column(mining.data.pools, "pool")[39]
     passages = vectors(4, pa.array(column(data.passages, "text")))
@@ -276,7 +279,7 @@ def test_remined_pools_start_anew(data: FinetuneData, training_corpus: Path) -> 
     )  # the corpus was mined with topk and has no positives
     assert {column(data.passages, "text")[each] for each in pool[:4]} <= {*texts}
     replay(mining, range(5, 7))
-    assert mining.windows.lo[39] == 10 and mining.windows.hi[39] == 14  # from the new pool
+    assert mining.current.lo[39] == 10 and mining.current.hi[39] == 14  # from the new pool
     assert column(data.queries, "pool")[39][10:14] != pool[10:14]
 
 
@@ -289,7 +292,7 @@ def test_windows_of_earlier_pools_are_written_over(data: FinetuneData, training_
         mining.observe(step, Losses(torch.zeros(()), {}, torch.zeros(4), scores), partial(vectors, step))
     columns = "(SELECT query_id, round, initial_score, last_score FROM windows)"
     mining.read_scores()
-    assert mining.windows.visits[30] == 3
+    assert mining.current.visits[30] == 3
     mining.write(7, whole=False)
     found = table(training_corpus, columns)
     mining.write(7)
