@@ -28,6 +28,7 @@ class NegativeMiner(HardNegativeMiner):
         """Give every query its first negatives."""
         self.current = start_negatives(self.data.pool_sizes, self.n, provided)
         self._provided = provided > 0
+        self._replaced: list[dict[str, Any]] = []  # what self.unwritten lacks; a frame for each step takes longer
         self._counts: Counter[str] = Counter()  # since the last line of the log
         self._changed: list[Integers] | None = None  # rows since the table was written; None: not by this process
 
@@ -58,6 +59,7 @@ class NegativeMiner(HardNegativeMiner):
         remined = {}
         if self.remines(step):
             assert encode is not None
+            self.collect_replacements()
             counts = self._counts
             self.remine(step, encode)
             self._counts, remined = counts, {"remined": len(self.data.query_ids)}
@@ -88,7 +90,7 @@ class NegativeMiner(HardNegativeMiner):
             "hi": state.rank[places] + 1,
             "slot": slots,
         }
-        self.unwritten.vstack(pl.DataFrame(entries).cast(self.columns), in_place=True)  # type: ignore[arg-type]
+        self._replaced.append(entries)
 
     def _repeats(self, rows: Integers, easy: Flags) -> Flags | None:
         """Mark those of each query's next 2n candidates whose text is a negative that came with the data."""
@@ -107,8 +109,16 @@ class NegativeMiner(HardNegativeMiner):
             repeats[row, : len(candidates)] = [next(texts) in own for _ in candidates]
         return repeats
 
+    def collect_replacements(self) -> None:
+        """Put all replacements so far into one table."""
+        if self._replaced:
+            entries = {name: np.concatenate([each[name] for each in self._replaced]) for name in self.columns}
+            self.unwritten = pl.concat([self.unwritten, pl.DataFrame(entries).cast(self.columns)])  # type: ignore[arg-type]
+            self._replaced = []
+
     def table(self, step: int, whole: bool) -> tuple[pl.DataFrame, Integers | None]:
         """Return a row for each negative that has been scored, or replaced."""
+        self.collect_replacements()
         rows, changed = np.arange(len(self.data.query_ids)), None
         if self._changed is not None and not whole:
             rows = np.unique(np.concatenate([np.zeros(0, np.int64), *self._changed]))
@@ -137,6 +147,7 @@ class NegativeMiner(HardNegativeMiner):
 
     def state(self) -> dict[str, Any]:
         """Return the arrays to save in a checkpoint."""
+        self.collect_replacements()
         return super().state() | {"counts": np.array([self._counts[name] for name in COUNTS])}
 
     def restore(self, state: dict[str, Any]) -> None:

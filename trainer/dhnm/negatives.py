@@ -4,8 +4,8 @@
     observe_negatives(state, query_rows, scores)                                        # every step
     advance_negatives(state, query_rows, easy_negatives(state, query_rows), pool_sizes)  # every step
 
-A step concerns a few of what may be millions of negatives, so the arrays are changed in place; copies would take longer
-than the step. Ranks are positions in a query's pool, best first, from 0.
+A step concerns a few of what may be millions of negatives, so the arrays are changed in place: copies of them all would
+take most of the time. Ranks are positions in a query's pool, best first, from 0.
 """
 
 from dataclasses import dataclass

@@ -216,8 +216,9 @@ def test_a_run_goes_on_from_its_checkpoint(
 
 def test_remined_pools_start_anew(data: FinetuneData, training_corpus: Path) -> None:
     mining = make_miner(training_corpus, data, refresh="remine", remine_every=4)
-    replay(mining, range(1, 4))
-    assert mining.current.replacements.any()
+    for step in range(1, 4):
+        observe(mining, step, scores_of(mining, step))
+    replaced = mining.current.replacements.sum()
     found = observe(mining, 4, scores_of(mining, 4))
     assert found is not None and found["remined"] == 40 and found["scored"] == 10
     assert not mining.current.replacements.any() and np.isnan(mining.current.last_score).all()
@@ -225,6 +226,7 @@ def test_remined_pools_start_anew(data: FinetuneData, training_corpus: Path) -> 
     assert negatives_of(mining) == [pool[:N] for pool in pools]
     assert pools[3] != texts_of(data, 39)[1]
     assert mining.write(4, whole=False) and table(training_corpus, "windows") == []
+    assert len(table(training_corpus, "replacements")) == replaced > 0
     observe(mining, 5, [[0.1, 0.9, 0.9, 0.9]] * 4)
     assert negatives_of(mining) == [[pool[4], *pool[1:4]] for pool in pools]
 
