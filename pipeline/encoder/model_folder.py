@@ -94,9 +94,8 @@ def weights_fingerprint(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     suffixes = ("safetensors", "json", "jinja", "txt", "model", "py")
     found = {file for end in suffixes for depth in ("", "*/") for file in folder.glob(f"{depth}*.{end}")}
-    beside = {"onnx", "openvino"}
     for file in sorted(found):
-        if file.relative_to(folder).parts[0] in beside:
+        if file.relative_to(folder).parts[0] in ("onnx", "openvino"):  # the same weights for other runtimes
             continue
         digest.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
         with file.open("rb") as stream:

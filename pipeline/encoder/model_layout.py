@@ -136,8 +136,8 @@ def read_layout(folder: Path) -> Layout:
     """Read the layout of a folder from its modules.json, or as a plain encoder if it has none.
 
     Raises:
-        ModelError: a module or one of its settings is not known, or the modules stand in another order than
-            Transformer, Pooling, any number of Dense, Normalize.
+        ModelError: a module or one of its settings is not known, or the order of the modules is not Transformer,
+            Pooling, any number of Dense, Normalize.
     """
     layout = Layout(encoder=folder, similarity=read_model_config(folder).get("similarity_fn_name") or "cosine")
     before = None

@@ -86,8 +86,9 @@ def load_transformer(
     tokenizer.model_max_length = min(max_length or longest, longest)
     if tokenizer.model_max_length <= tokenizer.num_special_tokens_to_add():
         raise ModelError(
-            f"{folder}: a length of {tokenizer.model_max_length} tokens has no room for a text beside the tokenizer's "
-            f"{tokenizer.num_special_tokens_to_add()} special tokens; raise max_length, or max_seq_length in the folder"
+            f"{folder}: a length of {tokenizer.model_max_length} tokens has no room for a text, as the tokenizer "
+            f"adds {tokenizer.num_special_tokens_to_add()} special tokens; raise max_length, or the "
+            "folder's max_seq_length"
         )
     return Transformer(model, tokenizer, longest)
 

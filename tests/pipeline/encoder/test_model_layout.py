@@ -1,4 +1,4 @@
-"""What a folder says is honoured as sentence-transformers honours it, or refused with its place and the cure."""
+"""Folders are read as sentence-transformers reads them, or refused with the place and the cure."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.training_settings import FinetuneSettings, HardNegativeMining
 from conan_embedding.trainer.data.batches import finetune_batch
 from conan_embedding.trainer.data.training_tables import FinetuneData, read_finetune, write_finetune
@@ -46,7 +47,7 @@ def make_miner(corpus: Path, data: FinetuneData, **changes: Any) -> NegativeMine
     return NegativeMiner(job, job.settings, data, lambda step: ROWS, steps=20)
 
 
-def vectors(seed: int, texts: pa.Array) -> np.ndarray:
+def vectors(seed: int, texts: pa.Array, side: str) -> np.ndarray:
     """Encode as a model with these weights would."""
     found = np.random.default_rng(seed).normal(size=(len(texts), 8)).astype(np.float32)
     return found / np.linalg.norm(found, axis=1, keepdims=True)
@@ -66,7 +67,7 @@ def scores_of(mining: NegativeMiner, step: int) -> list[list[float]]:
 def negatives_of(mining: NegativeMiner) -> list[list[str]]:
     """Return the negatives of ROWS that the next batch would have."""
     nobody = np.zeros(0, np.int64)
-    batch = finetune_batch(mining.data, mining.current, ROWS, nobody, N, np.zeros(4, np.int64))
+    batch = finetune_batch(mining.data, mining.current, ROWS, nobody, N, np.zeros(4, np.int64), Prompts())
     return [[batch.texts[row] for row in rows if row >= 0] for rows in batch.negative_rows.tolist()]
 
 
@@ -155,7 +156,7 @@ def test_a_query_never_gets_a_negative_that_it_had(data: FinetuneData, training_
     for step in range(1, 41):
         before = mining.current.rank[rows].copy()
         observe(mining, step, np.where(before == -2, NAN, 0.1).tolist())
-        batch = finetune_batch(mining.data, mining.current, rows, nobody, N, visits)
+        batch = finetune_batch(mining.data, mining.current, rows, nobody, N, visits, Prompts())
         changed = mining.current.rank[rows] != before
         for row, negatives, new in zip(rows.tolist(), batch.negative_rows.tolist(), changed.tolist(), strict=True):
             seen[row] += [batch.texts[place] for place, is_new in zip(negatives, new, strict=False) if is_new]
