@@ -204,7 +204,9 @@ class EvaluationSet(Source):
     """A source to evaluate on; `dedup.decontaminate` keeps its texts out of training."""
 
     passages: Globs = setting(
-        [], "Globs of more files, read like `files`, whose positives join the passages that are searched."
+        [],
+        "Globs of more files, read like `files` but without `where`, whose positives join the passages that are"
+        " searched.",
     )
 
     _listed_passages = field_validator("passages", mode="before")(_as_list)

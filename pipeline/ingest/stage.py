@@ -30,7 +30,7 @@ from .readers import check_readers, open_sandbox, read_batches
 from .shown_records import mask_problems
 from .splits import list_source_files, plan_splits
 
-VERSION = 4
+VERSION = 5
 
 
 def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
@@ -202,14 +202,14 @@ def ingest_shard(source: Source, splits: Sequence[FileSplit], fingerprint: str, 
 def ingest_evaluation_set(
     source: EvaluationSet, splits: Sequence[FileSplit], passages: Sequence[FileSplit], fingerprint: str, shard: Path
 ) -> None:
-    """Write the shard of an evaluation set: the pairs of its files and of its passages."""
+    """Write the shard of an evaluation set: the pairs of its files, and all its passages, whatever `where` says."""
     with ShardWriter(
         shard, PAIR, REJECTED_AT_INGEST, stage="evaluation", version=VERSION, fingerprint=fingerprint
     ) as writer:
         _ingest_splits(source, splits, writer)
         pairs = writer.rows_out
         if passages:
-            _ingest_splits(source.model_copy(update={"task": "passage"}), passages, writer)
+            _ingest_splits(source.model_copy(update={"task": "passage", "where": None}), passages, writer)
         writer.notes["passages"] = writer.rows_out - pairs
 
 

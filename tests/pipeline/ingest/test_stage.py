@@ -345,7 +345,9 @@ def test_a_change_redoes_what_it_touches(ingest: Ingest, change: dict[str, Any],
 
 
 def test_evaluation_sets(tmp_path: Path) -> None:
-    (tmp_path / "test.jsonl").write_text(lines({"q": "问", "p": "答", "k": 1}, {"q": None, "p": "答"}))
+    (tmp_path / "test.jsonl").write_text(
+        lines({"q": "问", "p": "答", "k": 1}, {"q": None, "p": "答"}, {"q": "左", "p": "右", "k": 9})
+    )
     (tmp_path / "more.jsonl").write_text(lines({"q": "别问", "p": "别答", "k": 2}, {"p": "只答", "k": 3}))
     one = {
         "name": "test",
@@ -355,6 +357,7 @@ def test_evaluation_sets(tmp_path: Path) -> None:
         "read": "jsonl",
         "query": "q",
         "positive": "p",
+        "where": "k IS NULL OR k = 1",  # of the questions; all passages are searched
         "meta": "{'k': k}",
     }
     sources = [beside(tmp_path)]
