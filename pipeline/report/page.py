@@ -312,7 +312,7 @@ def _render_run(name: str, entries: list[dict[str, Any]]) -> str:
     mining = [entry["mining"] for entry in steps if entry.get("mining")]
     if mining:
         values["negatives replaced"] = f"{sum(each['replaced'] for each in mining):,}"
-        values["exhausted pools"] = f"{mining[-1]['exhausted']:,}"
+        values["exhausted"] = f"{mining[-1]['exhausted']:,}"
     losses = ["loss", "retrieval", "sts"] if np.any(curves["sts"] > 0) else ["loss"]
     scores = [key for key in ("positive score", "negative score") if np.isfinite(curves[key]).any()]
     charts = render_lines("Loss", "by step", x, {key: curves[key] for key in losses})

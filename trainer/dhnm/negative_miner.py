@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from ..data.batches import Integers
 from ..loss.cbb import Losses
@@ -38,7 +39,8 @@ class NegativeMiner(HardNegativeMiner):
 
     def changes_data(self, step: int) -> bool:
         """Whether a query of this step is in the next one, too."""
-        return self.remines(step) or bool(np.isin(self.rows_of(step), self.rows_of(step + 1)).any())
+        again = np.isin(self.rows_of(step), self.rows_of(step + 1)).any()
+        return self.remines(step) or (self.settings.enabled and bool(again))
 
     def observe(self, step: int, losses: Losses, encode: Encode | None = None) -> dict[str, int] | None:
         """Record a step's scores, and replace the negatives that they show to be easy.
@@ -47,11 +49,11 @@ class NegativeMiner(HardNegativeMiner):
         `replaced` since the last line of the log, and `exhausted` of the whole run. If pools were rebuilt, no negative
         of this step is flagged, and `remined` is the number of pools.
         """
-        scores = losses.negative_scores.float()
-        known = scores.where(losses.total.isfinite(), scores.new_tensor(float("nan")))
-        rows = self.rows_of(step)
+        scores = torch.where(losses.total.isfinite(), losses.negative_scores.float(), torch.nan)
         # Scores may differ in the last bit between devices, but all ranks must build the same batches.
-        found = broadcast_from_rank0(known).cpu().numpy()
+        scores = broadcast_from_rank0(scores).cpu()
+        rows, first = np.unique(self.rows_of(step), return_index=True)
+        found = scores.numpy()[first]
         observe_negatives(self.current, rows, found)
         self._counts["scored"] += int((~np.isnan(found)).sum())
         if self._changed is not None:
@@ -59,10 +61,8 @@ class NegativeMiner(HardNegativeMiner):
         remined = {}
         if self.remines(step):
             assert encode is not None
-            self.collect_replacements()
-            counts = self._counts
             self.remine(step, encode)
-            self._counts, remined = counts, {"remined": len(self.data.query_ids)}
+            remined = {"remined": len(self.data.query_ids)}
         elif self.settings.enabled:
             self._replace(step, rows, ~np.isnan(found))
         if not remined and step % self.log_every != 0 and step != self.steps:
@@ -70,6 +70,13 @@ class NegativeMiner(HardNegativeMiner):
         counted = {name: self._counts[name] for name in COUNTS}
         self._counts.clear()
         return counted | {"exhausted": int(np.count_nonzero(self.current.exhausted))} | remined
+
+    def remine(self, step: int, encode: Encode) -> None:
+        """Rebuild all pools and restart every query, but keep what has not been logged yet."""
+        self.collect_replacements()
+        counts = self._counts
+        super().remine(step, encode)
+        self._counts = counts
 
     def _replace(self, step: int, rows: Integers, scored: Flags) -> None:
         state, settings = self.current, self.settings
@@ -95,7 +102,7 @@ class NegativeMiner(HardNegativeMiner):
     def _repeats(self, rows: Integers, easy: Flags) -> Flags | None:
         """Mark those of each query's next 2n candidates whose text is a negative that came with the data."""
         asked = np.flatnonzero(easy.any(axis=1) & self._provided[rows])
-        if not len(asked):
+        if not len(asked) or self.pools_step:  # with rebuilt pools, no negative comes from the data
             return None
         queries, n = rows[asked], self.n
         provided = [each[:n] for each in self.data.queries.take(queries)["provided"].to_pylist()]
@@ -154,5 +161,3 @@ class NegativeMiner(HardNegativeMiner):
         """Restore the state from a checkpoint's arrays."""
         super().restore(state)
         self._counts = Counter(dict(zip(COUNTS, state["counts"].tolist(), strict=True)))
-        if self.pools_step:
-            self._provided[:] = False

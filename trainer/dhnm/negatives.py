@@ -23,7 +23,7 @@ PROVIDED, ABSENT = -1, -2
 class Negatives:
     """The current negatives of each query. A query keeps the number of negatives that it starts with."""
 
-    rank: npt.NDArray[np.int32]  # [queries, n] rank in the pool, PROVIDED or ABSENT; the absent ones come last
+    rank: npt.NDArray[np.int32]  # [queries, n] rank in the pool; -1: came with the data; -2: absent, always last
     replacements: npt.NDArray[np.int32]  # [queries, n] so far
     initial_score: npt.NDArray[np.float32]  # [queries, n] S0: the negative's first score, NaN before
     last_score: npt.NDArray[np.float32]  # [queries, n] S: its latest score, NaN before the first

@@ -282,7 +282,7 @@ def test_training_and_evaluation(scored_corpus: Path, tmp_path: Path) -> None:
     assert page.all("h3")[-2:] == ["bootstrap", "finetune"]
     facts = facts_of(html)
     assert [facts[name] for name in ("step", "total steps", "parameters", "processes")] == ["30", "40", "683,520", "2"]
-    assert (facts["negatives replaced"], facts["exhausted pools"], facts["median tokens/s"]) == ("7", "2", "1,200")
+    assert (facts["negatives replaced"], facts["exhausted"], facts["median tokens/s"]) == ("7", "2", "1,200")
     assert rows_of(html, "Evaluation") == [["qa ndcg@10", "0.700", "0.812"], ["sts spearman", "–", "–"]]
     assert "<td><b>0.812</b></td>" in html
     assert "bge <large>" in page.all("th")

@@ -164,6 +164,19 @@ def test_a_query_never_gets_a_negative_that_it_had(data: FinetuneData, training_
         assert len(texts) == len({*texts}) and {*texts} == {*texts_of(data, row)[0], *texts_of(data, row)[1]}
 
 
+def test_a_query_twice_in_a_step_counts_once(data: FinetuneData, training_corpus: Path) -> None:
+    mining = make_miner(training_corpus, data)
+    mining.rows_of = lambda step: np.array([39, 2, 39])
+    easy = [0.1, 0.9, 0.9, 0.9]
+    assert observe(mining, 3, [easy, [0.9, 0.9, NAN, NAN], easy]) == {
+        "scored": 6,
+        "flagged": 1,
+        "replaced": 1,
+        "exhausted": 0,
+    }
+    assert mining.current.rank[39].tolist() == [4, 1, 2, 3]
+
+
 def test_a_step_without_a_finite_loss_is_passed_over(data: FinetuneData, training_corpus: Path) -> None:
     mining = make_miner(training_corpus, data)
     before = negatives_of(mining)
