@@ -144,6 +144,23 @@ def test_the_tables_are_the_state_and_its_history(data: FinetuneData, training_c
         assert initial < 0.4 or (1.2 * old < initial and old < 0.7)
 
 
+def test_what_has_changed_alone_is_written_at_checkpoints(data: FinetuneData, training_corpus: Path) -> None:
+    """The table is the same as if all of it were written, except for the step of unchanged rows."""
+    columns = "(SELECT * EXCLUDE step FROM windows)"
+    mining = make_miner(training_corpus, data)
+    assert mining.write(0)
+    drawn = np.array([[2, 20, 30, 39], [1, 5, 39, 7], [5, 6, 8, 20]])
+    mining.rows_of = lambda step: drawn[step - 1]
+    for step, rows in enumerate(drawn, start=1):
+        observe(mining, step, np.where(mining.current.rank[rows] == -2, NAN, 0.1 * step).tolist())
+        assert mining.write(step, whole=False)
+        found, steps = table(training_corpus, columns), table(training_corpus, "(SELECT DISTINCT step FROM windows)")
+        assert steps == ([(0,)] if step > 1 else []) + [(step,)]
+        assert mining.write(step)
+        assert table(training_corpus, columns) == found
+        assert mining.write(0)
+
+
 def test_a_query_never_gets_a_negative_that_it_had(data: FinetuneData, training_corpus: Path) -> None:
     """Neither a candidate again, nor one whose text came with its data."""
     in_pool = {row: {*texts_of(data, row)[0]} & {*texts_of(data, row)[1]} for row in range(40)}
