@@ -161,8 +161,8 @@ def write_updates(job: Job) -> None:
     }
     join_process_group()
     job.folder.mkdir(parents=True)
-    task = build_task(job, world_size=1)
     model, tokenizer = load(job.model, max_length=job.settings.max_length)
+    task = build_task(job, world_size=1, prompts=model.prompts)
     updates: list[dict[str, Any]] = []
     lengths = []
     for step in range(1, task.steps + 1):

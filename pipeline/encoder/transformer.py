@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from tokenizers.normalizers import Lowercase, Sequence
@@ -151,13 +153,10 @@ def _refuse_weights(layout: Layout, what: str, keys: Collection[str]) -> None:
 
 def _check_sizes(layout: Layout, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ModelError if the tokenizer or the dense layers don't fit the transformer."""
-    rows = model.get_input_embeddings().num_embeddings
-    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if last >= rows:
-        raise ModelError(
-            f"{layout.encoder}: the tokenizer's token {token!r} has number {last}, but the model has embeddings of "
-            f"{rows} tokens; use the tokenizer that the model was trained with, or resize the embeddings"
-        )
+    vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    # Added tokens that no text has, such as Gemma 3's <image_soft_token>, may lack an embedding.
+    used = set(tokenizer("a")["input_ids"]) | ({tokenizer.pad_token_id} - {None})
+    refuse_unknown_tokens(model, tokenizer, [*used, *([max(vocabulary.values())] if vocabulary else [])])
     if any(tokenizer("a").get("token_type_ids") or []):
         raise ModelError(
             f"{layout.encoder}: the tokenizer gives token types other than 0, which Conan does not pass on"
@@ -182,6 +181,18 @@ def _set_pad_token(layout: Layout, tokenizer: PreTrainedTokenizerBase) -> None:
         raise ModelError(
             f"{layout.encoder}: the tokenizer has no pad token, so texts of different lengths can't be encoded "
             'together; name one in tokenizer_config.json, such as `"pad_token": "<|endoftext|>"`'
+        )
+
+
+def refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: npt.ArrayLike) -> None:
+    """Raise ModelError if there is a token among `ids` that the model has no embedding of."""
+    rows = model.get_input_embeddings().num_embeddings
+    last = int(np.max(ids, initial=0))
+    if last >= rows:
+        raise ModelError(
+            f"{model.name_or_path}: the tokenizer's token {tokenizer.convert_ids_to_tokens(last)!r} has number {last}, "
+            f"but the model has embeddings of {rows} tokens; use the tokenizer that the model was trained with, or "
+            "resize the embeddings"
         )
 
 

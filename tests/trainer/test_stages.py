@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.training_settings import FinetuneSettings, PretrainSettings
 from training_runs import FINETUNE, PRETRAIN, job_of
 
@@ -16,10 +17,10 @@ def test_in_turn_a_task_goes_on_where_it_was(
 
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
     plain = FinetuneSettings(**FINETUNE, steps=60)
-    both = build_task(job_of(training_corpus, tiny, plain), world_size=1)
+    both = build_task(job_of(training_corpus, tiny, plain), world_size=1, prompts=Prompts())
     assert both.miner
     alternate_tasks = plain.model_copy(update={"alternate_tasks": True})
-    one = build_task(job_of(training_corpus, tiny, alternate_tasks), world_size=1)
+    one = build_task(job_of(training_corpus, tiny, alternate_tasks), world_size=1, prompts=Prompts())
     assert one.miner
     steps = [0, 0]
     for step in range(1, 61):
@@ -44,7 +45,7 @@ def test_an_update_may_be_of_one_source(training_corpus: Path, tiny: Path, monke
 
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
     settings = PretrainSettings(**PRETRAIN, steps=30, homogeneous_batches=True)
-    task = build_task(job_of(training_corpus, tiny, settings), world_size=2)
+    task = build_task(job_of(training_corpus, tiny, settings), world_size=2, prompts=Prompts())
     pairs = pl.read_parquet(training_corpus / "convert" / "pretrain" / "*.parquet")
     source_of = dict(zip(pairs["query"], pairs["source"].cast(pl.String), strict=True))
     sources = []
