@@ -1,6 +1,6 @@
 """The Arrow schema of a pair, the record of all data stages.
 
-Stages add columns and never rename any: dedup adds `cluster_id`, score adds `score`.
+Stages add columns and never rename any: dedup adds `cluster_id`, score adds `score, mismatched, rank`.
 """
 
 from typing import Literal, get_args
@@ -50,8 +50,15 @@ PAIR = pa.schema(
 CLUSTERED = PAIR.append(pa.field("cluster_id", pa.int64(), nullable=False))
 """Pairs as dedup writes them. Pairs whose positives are near-duplicates share a `cluster_id`."""
 
-SCORED = CLUSTERED.append(pa.field("score", pa.float32()))
-"""Pairs as score writes them: with the cosine of query and positive, null for tasks that are not scored."""
+SCORED = pa.schema(
+    [
+        *CLUSTERED,
+        pa.field("score", pa.float32()),  # cosine of query and positive
+        pa.field("mismatched", pa.float32()),  # cosine of the query and a passage drawn from the corpus
+        pa.field("rank", pa.int32()),  # of the positive among passages drawn from the corpus, from 1
+    ]
+)
+"""Pairs as score writes them; the last three columns are null for tasks that are not scored."""
 
 REASON = [pa.field("reason", pa.string(), nullable=False), pa.field("detail", pa.string(), nullable=False)]
 

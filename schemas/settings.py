@@ -7,7 +7,7 @@ unit, when to change it) and an origin, which says where its default comes from:
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .pairs import Category, Format, Task
 
@@ -158,7 +158,7 @@ class EncoderSettings(Settings):
 
 
 class ScoreSettings(EncoderSettings):
-    """Cosine of query and positive."""
+    """Cosine of query and positive, and the pairs that it cuts: by a cutoff, by source, by rank, or by several."""
 
     prompts: PromptSettings = setting(
         PromptSettings(),
@@ -166,17 +166,41 @@ class ScoreSettings(EncoderSettings):
         " without.",
         origin="paper §2.1.1, which names no prompt",
     )
-    cutoff: float = setting(
+    cutoff: Annotated[float, Field(ge=-1, le=1)] | None = setting(
         0.4,
-        "Pre-training pairs with a lower cosine are rejected. It fits the default model; look at the score histogram"
-        " in `conan report` before using it with another one. A new cutoff encodes nothing again.",
+        "Pre-training pairs with a lower cosine are rejected; `null` turns this cut off. It fits the default model:"
+        " look at the histogram in `conan report` before using it with another one. A change of any cut encodes"
+        " nothing again.",
         origin="paper §2.1.1",
-        ge=-1,
-        le=1,
     )
     cutoffs: dict[Format, Annotated[float, Field(ge=-1, le=1)]] = setting(
         {}, "Cutoffs for single formats, such as `{title_content: 0.35}`; they override `cutoff`."
     )
+    quantile: float | None = setting(
+        None, "Share of the pairs of each source to reject: those with the lowest cosines, as in `0.1`.", gt=0, lt=1
+    )
+    rank: int | None = setting(
+        None,
+        "Pairs are rejected whose positive ranks lower than this for its query, among the sampled passages: `2` keeps"
+        " those that come first or second. For models to which all cosines are alike, such as e5's.",
+        origin="chosen here; E5 (arXiv 2212.03533 §3.1) and nomic-embed take 2, KaLM takes 50",
+        ge=1,
+    )
+    among: int = setting(
+        1_000,
+        "Passages sampled from the corpus, among which the rank of each positive is written. Another number encodes all"
+        " pairs again.",
+        origin="chosen here: a thousandth of E5's, and a small share of the time",
+        ge=1,
+    )
+
+    @model_validator(mode="after")
+    def _ranks_are_among_the_sample(self) -> "ScoreSettings":
+        if self.rank is not None and self.rank > self.among:
+            raise ValueError(
+                f"`rank: {self.rank}` keeps every pair, as positives are ranked among {self.among} passages"
+            )
+        return self
 
 
 class ConvertSettings(Settings):

@@ -140,7 +140,7 @@ def _type(arrow_type: pa.DataType) -> str:
         return "VARCHAR"
     if pa.types.is_list(arrow_type):
         return f"{_type(arrow_type.value_type)}[]"
-    return {"int64": "BIGINT", "float": "FLOAT"}[str(arrow_type)]
+    return {"int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT"}[str(arrow_type)]
 
 
 def _funnel() -> str:

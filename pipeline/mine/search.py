@@ -37,9 +37,9 @@ PAIRS = 16_384
 """Chosen here: pairs of a query and a positive whose vectors are in memory at a time."""
 TRAINING = 262_144
 """Chosen here: passages that an index is trained on, 65 per list; FAISS asks for at least 39 and uses at most 256."""
-APPROXIMATE_DEPTH = 10
-"""Chosen here: an index is asked for this many times `top_k` neighbours, as the rules then drop some, and as a
-compressing index has some of the best `top_k` further down."""
+APPROXIMATE_DEPTH, COMPRESSED_DEPTH = 10, 20
+"""Chosen here: an index is asked for this many times `top_k` neighbours, as the rules then drop some; a compressing one
+for more, as it has some of the best further down (docs/mining.md has the measurement)."""
 UNCOMPRESSED = (faiss.IndexFlat, faiss.IndexIVFFlat)
 """Indexes that hold the vectors as they are, so that their scores are the true ones."""
 RECALL, JUDGED, SAMPLE = 0.97, 100, 256
@@ -90,8 +90,7 @@ def search(
     if index is None and total <= FLAT_LIMIT:
         found = _compared(queries, passages, count, total, progress)
     else:
-        factory, depth = index or default_index(total), APPROXIMATE_DEPTH * top_k
-        found = _nearest(queries, passages, count, total, depth, factory, progress)
+        found = _nearest(queries, passages, count, total, top_k, index or default_index(total), progress)
     for first, ids, scores in found:
         _offer(first, ids, scores, rules, best)
     return _ranked(best)
@@ -169,9 +168,9 @@ def _compared(queries: Rows, passages: Rows, count: int, total: int, progress: P
 
 
 def _nearest(
-    queries: Rows, passages: Rows, count: int, total: int, depth: int, factory: str, progress: Progress
+    queries: Rows, passages: Rows, count: int, total: int, top_k: int, factory: str, progress: Progress
 ) -> Found:
-    """Yield each query's `depth` nearest passages in each shard of the passages, as its index finds them."""
+    """Yield the passages that the index of each shard finds nearest to each query, several times `top_k` of them."""
     shards = _shards(total)
     edges = np.arange(shards + 1) * total // shards
     blocks = max(1, -(-count // PASSAGES) * shards)
@@ -182,6 +181,7 @@ def _nearest(
         of_training = passages(start + np.arange(trained) * (end - start) // trained)
         index = _create_index(factory, of_training.shape[1])
         has_true_scores = isinstance(index, UNCOMPRESSED)
+        depth = top_k * (APPROXIMATE_DEPTH if has_true_scores else COMPRESSED_DEPTH)
         wanted = min(depth, end - start, GPU_DEPTH if faiss.get_num_gpus() else depth)
         try:
             index = _fill(index, of_training, passages, start, end)

@@ -190,7 +190,9 @@ def _render_scores_and_lengths(corpus: Path, stages: list[str]) -> str:
     scores = query(
         corpus,
         f"SELECT name, {_BIN} AS bin, count(*) AS rows FROM "
-        "(SELECT 'kept' AS name, score FROM score UNION ALL SELECT 'rejected', score FROM score_rejected) "
+        "(SELECT 'kept' AS name, score FROM score UNION ALL SELECT 'rejected', score FROM score_rejected "
+        "UNION ALL SELECT 'with another passage', mismatched FROM score "
+        "UNION ALL SELECT 'with another passage', mismatched FROM score_rejected) "
         "WHERE isfinite(score) GROUP BY ALL ORDER BY ALL",
     ).to_pylist()
     charts = ""
@@ -219,7 +221,7 @@ def _render_scores_and_lengths(corpus: Path, stages: list[str]) -> str:
 
 
 def _find_cutoff(corpus: Path) -> float | None:
-    """Find the cutoff that pairs were rejected by or, if none were, the cutoff in the recipe."""
+    """Find the cutoff that pairs were rejected by or, if none were, the cutoff in the recipe; None if it is off."""
     cutoffs = "SELECT max(split_part(detail, ' < ', 2)::DOUBLE) AS cutoff FROM score_rejected WHERE reason = 'score'"
     held = query(corpus, cutoffs).column(0)[0].as_py()
     if held is None and (corpus / "recipe.yaml").exists():

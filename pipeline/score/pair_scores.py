@@ -4,39 +4,45 @@ import numpy as np
 import polars as pl
 
 from ...schemas.settings import EncoderSettings
-from ..encoder.encoder import Encoder, encode, loaded
+from ..encoder.encoder import Encoder, Vectors, encode, loaded
+from .ranks import Sample, rank_positives
 
 SIDES = ("query", "positive")
 
 
-def compute_scores(texts: pl.DataFrame, settings: EncoderSettings, weights: str) -> tuple[pl.DataFrame, int]:
-    """Score pairs (`pair_id, query, positive`). Returns `pair_id, score, detail` and the number of truncated texts.
+def compute_scores(
+    pairs: pl.DataFrame, settings: EncoderSettings, weights: str, sample: Sample
+) -> tuple[pl.DataFrame, int]:
+    """Score pairs (`pair_id, source, query, positive, cluster_id`) and rank their positives among sampled passages.
 
-    `score` is the cosine of the query and the positive, each after its prompt, Float32. A text is truncated to the
-    model's length. If the tokenizer drops all of one side, its vector would be that of an empty text: the pair has no
-    score but a `detail` that says so.
+    Returns `pair_id, source, score, mismatched, rank, detail` and the number of truncated texts. `score` is the cosine
+    of the query and the positive, each after its prompt, Float32; `mismatched` and `rank` are those of
+    `rank_positives`. A text is truncated to the model's length. If the tokenizer drops all of one side, its vector
+    would be that of an empty text: the pair has no score but a `detail` that says so.
 
     Raises:
         ModelError: the model can't be read.
     """
     encoder = loaded(settings, weights)
-    bare = pl.DataFrame([find_without_tokens(encoder, texts[side]) for side in SIDES])
+    bare = pl.DataFrame([find_without_tokens(encoder, pairs[side]) for side in SIDES])
     named = (pl.when(side).then(pl.lit(side)) for side in SIDES)
     empty = bare.select(pl.concat_str(named, separator=" and ", ignore_nulls=True)).to_series()
-    places = (empty == "").arg_true()
-    queries, positives = (texts[side].gather(places).to_arrow() for side in SIDES)
+    whole = pairs.filter(empty == "")
     before = encoder.truncated
-    prompts = encoder.prompts
-    vectors = [encode(encoder, queries, prompts.query), encode(encoder, positives, prompts.passage)]
-    if encoder.layout.similarity == "dot":  # cutoffs are cosines, whatever a model compares its vectors by
-        vectors = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in vectors]
-    cosines = pl.repeat(None, texts.height, dtype=pl.Float32, eager=True)
-    found = texts.select(
-        "pair_id",
-        score=cosines.scatter(places, np.einsum("nd,nd->n", *vectors)),
-        detail=pl.when(empty != "").then(pl.format("the tokenizer leaves nothing of the {}", empty)),
-    )
+    queries = as_unit(encode(encoder, whole["query"].to_arrow(), encoder.prompts.query))
+    positives = as_unit(encode(encoder, whole["positive"].to_arrow(), encoder.prompts.passage))
+    cosines = np.einsum("nd,nd->n", queries, positives)
+    ranked = rank_positives(whole, queries, cosines, sample)
+    scored = whole.select("pair_id", "source", score=pl.Series(cosines)).hstack(ranked)
+    lacking = pairs.select("pair_id", "source", detail=pl.format("the tokenizer leaves nothing of the {}", empty))
+    found = pl.concat([scored, lacking.filter(empty != "")], how="diagonal")
     return found, encoder.truncated - before
+
+
+def as_unit(vectors: Vectors) -> Vectors:
+    """Return vectors at length 1, [n, D]: cuts are cosines, also of a model that compares its vectors by dot product."""
+    found: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return found
 
 
 def find_without_tokens(encoder: Encoder, texts: pl.Series) -> pl.Series:

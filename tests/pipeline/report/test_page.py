@@ -114,7 +114,7 @@ def scored_corpus(tmp_path: Path, pair: Callable[..., dict[str, Any]], write_sha
     write_ingest(folder, web + news[:4] + bad, news[4:], rejects=unread)
     write_shards(folder, "filter", web + news[:4], news[4:], rejects=bad)
     write_shards(folder, "dedup", web, news)
-    scored = [row | {"score": 0.31 + number * 0.03} for number, row in enumerate(web)]
+    scored = [row | {"score": 0.31 + number * 0.03, "mismatched": 0.1} for number, row in enumerate(web)]
     low = [row | {"reason": "score", "detail": f"{row['score']:.3g} < 0.4"} for row in scored if row["score"] < 0.4]
     write_shards(folder, "score", scored[len(low) :], news, rejects=low)
     return folder
@@ -190,7 +190,8 @@ def test_the_score_histogram_has_every_pair_and_the_cutoff(scored_corpus: Path, 
     assert "cutoff 0.4" in figure[0]
     areas = [steps_of(path) for path in re.findall(r'class="area s\d" d="(.*?)"', figure[0])]
     scores = [0.31 + number * 0.03 for number in range(12)]
-    for area, side in zip(areas, ([each for each in scores if each >= 0.4], scores[:3]), strict=True):
+    sides = ([each for each in scores if each >= 0.4], scores[:3], [0.1] * 12)
+    for area, side in zip(areas, sides, strict=True):
         counts = Counter(int(np.float32(score) * np.float64(20)) for score in side)
         expected = [counts[place] for place in sorted(counts)]
         drawn = [height for height in area if height > 0]
