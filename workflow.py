@@ -5,7 +5,6 @@ trainer imports only the parts of the pipeline that tests/test_imports.py lists.
 """
 
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -199,6 +198,7 @@ def evaluate(
     """
     from .pipeline.corpus.catalog import RESULTS
     from .pipeline.encoder.encoder import dimension
+    from .pipeline.encoder.model_folder import ModelError
     from .trainer.evaluation.evaluate import judge, judge_bm25, widths, write_results
     from .trainer.evaluation.evaluation_sets import read_sets
 
@@ -218,7 +218,10 @@ def evaluate(
             wanted = widths(encoder, recipe.evaluate.matryoshka_dims)
             full_width, judgements = dimension(encoder), []
             for one in evaluation_sets:
-                judgements += judge(encoder, one, wanted)
+                try:
+                    judgements += judge(encoder, one, wanted)
+                except ModelError as error:
+                    raise ModelError(f"{name}: {error}") from error
                 sets_done += 1
                 progress("evaluate: sets", sets_done, all_sets, 0)
         for judgement in judgements:
@@ -312,7 +315,7 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
         prompts=model.prompts,
         precision=settings.precision,
         onnx=settings.onnx,
-        command=shlex.join(["conan", *sys.argv[1:]]),
+        command=["conan", *sys.argv[1:]],
     )
     write(model, tokenizer, target, precision=settings.precision, onnx=settings.onnx, card=card)
     return Exported(str(target))

@@ -40,7 +40,7 @@ def compute_scores(
 
 
 def as_unit(vectors: Vectors) -> Vectors:
-    """Return vectors at length 1, [n, D]: cuts are cosines, also of a model that compares its vectors by dot product."""
+    """Return vectors at length 1, [n, D]: cuts are cosines, whatever a model compares its vectors by."""
     found: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return found
 

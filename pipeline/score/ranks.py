@@ -39,10 +39,11 @@ def draw_sample(shards: Sequence[Path], among: int) -> pl.DataFrame:
     """
     with duckdb.connect(":memory:") as connection:
         connection.execute("SET enable_progress_bar = false")
-        return connection.sql(
+        drawn: pl.DataFrame = connection.sql(
             f"SELECT min(pair_id) AS pair_id, cluster_id FROM {scan_shards(shards)} WHERE task = 'pretrain' "
             f"GROUP BY cluster_id ORDER BY pair_id LIMIT {among}"
         ).pl()
+        return drawn
 
 
 def read_texts(shards: Sequence[Path], drawn: pl.DataFrame) -> pl.Series:
@@ -50,10 +51,11 @@ def read_texts(shards: Sequence[Path], drawn: pl.DataFrame) -> pl.Series:
     with duckdb.connect(":memory:") as connection:
         connection.execute("SET enable_progress_bar = false")
         connection.register("drawn", drawn.to_arrow())
-        return connection.sql(
+        texts: pl.DataFrame = connection.sql(
             f"SELECT any_value(positive) AS text FROM {scan_shards(shards)} SEMI JOIN drawn USING (pair_id) "
             "GROUP BY pair_id ORDER BY pair_id"
-        ).pl()["text"]
+        ).pl()
+        return texts["text"]
 
 
 def write_sample(file: Path, drawn: pl.DataFrame, texts: pl.Series, vectors: Floats) -> None:

@@ -8,11 +8,13 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
 from ...pipeline.corpus.folder import fingerprint
 from ...pipeline.encoder.encoder import Encoder, Vectors, encode
+from ...pipeline.encoder.finite import check_finite
 from ...schemas.errors import ConanError, MissingExtraError
 from ...schemas.registry import did_you_mean
 from .evaluate import cut
@@ -137,7 +139,9 @@ class ForMteb:
         texts = [text for batch in inputs for text in batch["text"]]
         side = {"query": "query", "document": "passage"}.get(getattr(prompt_type, "value", ""), "sentence")
         prompt = getattr(self.encoder.prompts, side)
-        return cut(encode(self.encoder, texts, prompt), self.width)
+        vectors = encode(self.encoder, texts, prompt)
+        check_finite("C-MTEB", vectors.__getitem__, pl.Series(texts, dtype=pl.String), "texts")
+        return cut(vectors, self.width)
 
     def similarity(self, left: Any, right: Any) -> Tensor:
         """Return the cosine of every pair, [n, m]."""

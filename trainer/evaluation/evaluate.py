@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ...pipeline.corpus.atomic import replacing
 from ...pipeline.encoder.encoder import Encoder, Vectors, dimension, encode
+from ...pipeline.encoder.finite import check_finite
 from ...schemas.errors import CorpusError
 from ...schemas.results import RESULT
 from . import metrics
@@ -76,21 +77,30 @@ def judge(encoder: Encoder, one: EvaluationSet, dimensions: Sequence[int]) -> li
       `best_accuracy` of the cosine, as in pair classification
     - classification: `accuracy` and `v_measure`
     - the metrics that plugins register (see metrics.py)
+
+    Raises:
+        ModelError: vectors have NaN or infinite numbers.
     """
     sentence = encoder.prompts.sentence
     if one.task == "sts":
-        left, right = (encode(encoder, one.frame[side].to_arrow(), sentence) for side in ("text_a", "text_b"))
+        left, right = (_encode(encoder, one, one.frame[side], "sentences", sentence) for side in ("text_a", "text_b"))
         found = [_sentence_pairs(one.frame, cut(left, width), cut(right, width)) for width in dimensions]
     elif one.task == "classification":
-        vectors = encode(encoder, one.frame["text"].to_arrow(), sentence)
+        vectors = _encode(encoder, one, one.frame["text"], "texts", sentence)
         found = [_labelled_texts(one.frame, cut(vectors, width)) for width in dimensions]
     else:
         among = haystack(one)
-        queries = encode(encoder, one.frame["query"].to_arrow(), encoder.prompts.query)
-        passages = encode(encoder, among.passages.to_arrow(), encoder.prompts.passage)
+        queries = _encode(encoder, one, one.frame["query"], "queries", encoder.prompts.query)
+        passages = _encode(encoder, one, among.passages, "passages", encoder.prompts.passage)
         scores = [_cosines(cut(queries, width), cut(passages, width)) for width in dimensions]
         found = [_retrieval(one.frame, among, score) for score in scores]
     return [Judgement(one.name, width, *each) for width, each in zip(dimensions, found, strict=True)]
+
+
+def _encode(encoder: Encoder, one: EvaluationSet, texts: pl.Series, kind: str, prompt: str) -> Vectors:
+    vectors = encode(encoder, texts.to_arrow(), prompt)
+    check_finite(f"evaluation set {one.name}", vectors.__getitem__, texts, kind)
+    return vectors
 
 
 def judge_bm25(one: EvaluationSet) -> Judgement:

@@ -1,11 +1,14 @@
 """Read evaluation sets from Parquet and JSONL files, written by `conan ingest` or by hand, and from recipes."""
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -56,11 +59,13 @@ def read_sets(places: Sequence[Path], overrides: Sequence[str] = ()) -> list[Eva
     task, query, positive`, as ingest writes them) gives one set per source; pairs of any task but sts and
     classification become a retrieval set, and those of the task passage are only searched. Any other file gives one
     set, by its columns: `query, positives` and optionally `negatives`; `text_a, text_b, label`; or `text, label` and
-    optionally `split`, where texts with the split `train` train the classifier. A column `query_id` is kept. Queries
+    optionally `split`, where texts with the split `train` train the classifier. A column `query_id` is kept. Records
+    with the same query are one query with the positives and negatives of all of them, and the first `query_id`. Queries
     without an answer are left out.
 
     Raises:
-        CorpusError: a file is missing, unreadable or has other columns, two sets have the same name, or a set is empty.
+        CorpusError: a file is missing, unreadable or has other columns, the label of a sentence pair is not a number,
+            two sets have the same name, or a set is empty.
         RecipeError: a recipe can't be used, or one of its evaluation sets has no pairs.
     """
     with TemporaryDirectory() as folder:
@@ -120,10 +125,49 @@ def _check_classes(one: EvaluationSet) -> None:
 
 def _read_file(file: Path) -> list[EvaluationSet]:
     try:
-        frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_ndjson(file)
+        if file.suffix != ".parquet":
+            found = _sets_of(file, _read_lines(file))
+            _check_labels(file, _json_labels(file) if any(one.task == "sts" for one in found) else ())
+            return found
+        frame = pl.read_parquet(file)
+        pairs = (
+            pl.col("task").cast(pl.String) == "sts" if "task" in frame.columns else pl.lit("text_a" in frame.columns)
+        )
+        if "label" in frame.columns:
+            numbered = frame.select("label", pairs=pairs, row=pl.int_range(1, pl.len() + 1)).filter("pairs")
+            _check_labels(file, numbered.select("row", "label").iter_rows())
         return _sets_of(file, frame)
     except pl.exceptions.PolarsError as error:
         raise CorpusError(f"{file}: can't be read as an evaluation set: {error}") from error
+
+
+def _read_lines(file: Path) -> pl.DataFrame:
+    try:
+        return pl.read_ndjson(file, infer_schema_length=None)
+    except pl.exceptions.PolarsError:
+        _check_labels(file, _json_labels(file))  # which are often what Polars can't read
+        raise
+
+
+def _json_labels(file: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the line number and label of each sentence pair of a JSONL file, as far as it is JSON."""
+    for number, line in enumerate(file.read_text("utf-8", errors="replace").splitlines(), start=1):
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and (
+                {"text_a", "text_b", "label"} <= record.keys() or record.get("task") == "sts"
+            ):
+                yield number, record.get("label")
+
+
+def _check_labels(file: Path, labels: Iterable[tuple[int, Any]]) -> None:
+    """Raise CorpusError if the label of a sentence pair is not a finite number; `labels` are by line or row, from 1."""
+    for number, label in labels:
+        if not isinstance(label, int | float) or isinstance(label, bool) or not isfinite(label):
+            raise CorpusError(
+                f"{file}:{number}: the label of a sentence pair must be a number, as in 0.8; found "
+                f"{json.dumps(label, ensure_ascii=False, default=str)}"
+            )
 
 
 def _sets_of(file: Path, frame: pl.DataFrame) -> list[EvaluationSet]:
@@ -141,12 +185,11 @@ def _sets_of(file: Path, frame: pl.DataFrame) -> list[EvaluationSet]:
         return [EvaluationSet(file.stem, "sts", frame.select("query_id", "text_a", "text_b", "label").drop_nulls())]
     if {"query", "positives"} <= columns.keys():
         negatives = pl.col("negatives") if "negatives" in columns else pl.lit([], pl.List(pl.String))
-        queries = frame.select(
-            "query_id",
-            "query",
-            pl.col("positives").list.filter(pl.element() != ""),
-            negatives=negatives.cast(pl.List(pl.String)),
-        ).drop_nulls(["query", "positives"])
+        positives = pl.col("positives").list.filter(pl.element() != "")
+        records = frame.select("query_id", "query", positives, negatives=negatives.cast(pl.List(pl.String)))
+        texts = (pl.col(side).explode().drop_nulls() for side in ("positives", "negatives"))
+        grouped = records.drop_nulls("query").group_by("query", maintain_order=True)
+        queries = grouped.agg(pl.col("query_id").first(), *texts)
         return [EvaluationSet(file.stem, "retrieval", queries.filter(pl.col("positives").list.len() > 0))]
     if {"text", "label"} <= columns.keys():
         learnt = pl.col("split") == "train" if "split" in columns else pl.lit(False)

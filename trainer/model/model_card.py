@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -110,7 +111,7 @@ def model_card(
     prompts: Prompts,
     precision: str,
     onnx: bool,
-    command: str,
+    command: Sequence[str],
 ) -> str:
     """Return the card of a model: YAML front matter (https://huggingface.co/docs/hub/model-cards), text and tables.
 
@@ -125,7 +126,7 @@ def model_card(
     trained = _trained(stages)
     used = [known[source] for source in trained["source"] if source in known]
     datasets = sorted({found[1] for source in used for file in source.files if (found := _HUB_DATASET.match(file))})
-    is_hub_name = base is not None and _HUB_NAME.fullmatch(base) is not None
+    is_hub_name = base is not None and _HUB_NAME.fullmatch(base) is not None and not Path(base).exists()
     data = ModelCardData(
         language="zh" if trained["chinese"].sum() * 2 > trained["rows"].sum() else None,
         license=_licence([known.get(source) for source in trained["source"]]) if base is None else "other",
@@ -148,7 +149,8 @@ def model_card(
         *(_stage(stage) for stage in stages),
         _metrics(metrics, dimension),
         f"## How this model was made\n\nWith the conan-embedding toolkit, version {version('conan-embedding')}, which "
-        f"implements the Conan-embedding paper (arXiv 2408.15710):\n\n```sh\n{command}\n```",
+        "implements the Conan-embedding paper (arXiv 2408.15710):\n\n"
+        f"```sh\n{shlex.join(_without_folders(command))}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -244,9 +246,27 @@ def _licence_of(source: Source | None) -> str:
     return (source and source.licence) or "not declared"
 
 
+def _without_folders(value: Any) -> Any:
+    """Return settings or arguments in which paths of this machine are their last part: a card is for everybody."""
+    if isinstance(value, dict):
+        return {key: _without_folders(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    key, equals, text = value.rpartition("=")  # --set KEY=PATH
+    path = Path(text.strip("\"'"))
+    is_local = (
+        path.is_absolute() or ".." in path.parts or text.startswith("~") or (len(path.parts) > 1 and path.exists())
+    )
+    return f"{key}{equals}{path.name}" if is_local else value
+
+
 def _stage(stage: Stage) -> str:
     processes = "one process" if stage.processes == 1 else f"{stage.processes} processes"
-    settings = yaml.safe_dump(stage.settings, allow_unicode=True, sort_keys=False, default_flow_style=None, width=200)
+    settings = yaml.safe_dump(
+        _without_folders(stage.settings), allow_unicode=True, sort_keys=False, default_flow_style=None, width=200
+    )
     return f"### {stage.name}\n\n{stage.steps:,} steps on {processes}.\n\n```yaml\n{settings}```"
 
 

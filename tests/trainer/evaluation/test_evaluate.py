@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, SciPy and plain loops; and what `conan evaluate` saves of them."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from conan_embedding import workflow
 from conan_embedding.cli import app
 from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.encoder.encoder import Encoder, load_encoder
+from conan_embedding.pipeline.encoder.model_folder import ModelError
 from conan_embedding.schemas.errors import CorpusError, RecipeError
 from conan_embedding.schemas.outcomes import Evaluated
 from conan_embedding.schemas.prompts import Prompts
@@ -22,7 +24,9 @@ from conan_embedding.schemas.settings import EncoderSettings
 from conan_embedding.trainer.evaluation import evaluate as module
 from conan_embedding.trainer.evaluation.evaluate import cut, evaluate, judge, judge_bm25, widths, write_results
 from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet
+from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 
@@ -331,3 +335,27 @@ def test_the_command_takes_a_corpus_or_with_sets_a_model(
     assert asked[2][1].evaluate.max_length == 64
     for arguments in (["--matryoshka-dims", "all"], ["--tasks", "STSB"], ["--cmteb", "--sets", own]):
         assert CliRunner().invoke(app, ["evaluate", str(evaluation_corpus), *arguments]).exit_code == 2
+
+
+@pytest.mark.parametrize("task", ["retrieval", "sts", "classification"])
+def test_vectors_that_are_not_finite_are_refused(task: str, tiny: Path, tmp_path: Path) -> None:
+    """One token's embedding is NaN: the texts that have it are counted and shown."""
+    model = shutil.copytree(tiny, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    wrong = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids("七")
+    (name,) = (name for name in weights if name.endswith("word_embeddings.weight"))
+    weights[name][wrong] = float("nan")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    rows, kind = {
+        "retrieval": ([{"query": "一", "positives": [text]} for text in ("丁", "一七", "七丁")], "2 of 3 passages"),
+        "sts": ([{"text_a": text, "text_b": "丁", "label": 1} for text in ("一七", "一", "七丁")], "2 of 3 sentences"),
+        "classification": (
+            [{"text": f"{'一七丁'[i % 3]}七" if i in (3, 4) else "一", "label": i % 2} for i in range(12)],
+            "2 of 12 texts",
+        ),
+    }[task]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(
+        ModelError, match=rf"model: evaluation set own: the vectors of {kind} have NaN .* numbers: 一七; 七"
+    ):
+        workflow.evaluate(None, Recipe(), [str(model)], [tmp_path / "own.jsonl"])

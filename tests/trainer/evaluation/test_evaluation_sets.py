@@ -80,7 +80,7 @@ def test_records_are_sets_too(tmp_path: Path) -> None:
         "retrieval",
         [
             {"query_id": "7", "query": "问", "positives": ["答"], "negatives": ["错"]},
-            {"query_id": "9", "query": "又问", "positives": ["又答"], "negatives": None},
+            {"query_id": "9", "query": "又问", "positives": ["又答"], "negatives": []},
         ],
         [],
     )
@@ -92,6 +92,44 @@ def test_records_are_sets_too(tmp_path: Path) -> None:
     assert (classes.name, classes.task) == ("classes", "classification")
     assert classes.frame["learnt"].to_list() == [True] * 6 + [False] * 4
     assert classes.frame["class"].to_list() == ["0", "1"] * 5
+
+
+def test_records_of_one_query_are_one_query(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text(
+        '{"query": "问", "positives": ["答"], "negatives": ["错"], "query_id": 7}\n'
+        '{"query": "又问", "positives": ["又答"], "query_id": 8}\n'
+        '{"query": "问", "positives": ["另答", "答"], "negatives": ["也错"], "query_id": 9}\n'
+        '{"query": "问", "positives": [], "query_id": 10}\n'
+    )
+    (one,) = read_sets([tmp_path / "own.jsonl"])
+    assert one.frame.rows(named=True) == [
+        {"query_id": "7", "query": "问", "positives": ["答", "另答", "答"], "negatives": ["错", "也错"]},
+        {"query_id": "8", "query": "又问", "positives": ["又答"], "negatives": []},
+    ]
+    assert haystack(one).wanted.tolist() == [True, True, False, False, True]
+
+
+PAIR = '{"text_a": "甲", "text_b": "乙", "label": %s}\n'
+STS = '{"source": "s", "task": "sts", "query": "甲", "positive": "乙", "label": %s}\n'
+
+
+@pytest.mark.parametrize("record", [PAIR, STS])
+@pytest.mark.parametrize("label", ['"0.5"', '"高"', "null", "true", "[1]", '{"a": 1}', "NaN", "Infinity"])
+def test_labels_are_numbers_or_refused_with_their_line(tmp_path: Path, record: str, label: str) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text(record % 1 + "\n" + record % 0.5 + record % label + record % '"later"')
+    with pytest.raises(CorpusError, match=rf"^{file}:4: the label of a sentence pair must be a number, .* found "):
+        read_sets([file])
+    file.write_text(record % 1 * 150 + record % 0.25)
+    assert read_sets([file])[0].frame["label"].to_list() == [1] * 150 + [0.25]
+
+
+def test_labels_in_parquet_are_numbers_too(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"text_a": ["甲"] * 3, "text_b": ["乙"] * 3, "label": [1.0, None, float("nan")]})
+    for wrong in (frame, frame[[0, 2]], frame.with_columns(pl.lit("1").alias("label"))[[0, 0]]):
+        wrong.write_parquet(tmp_path / "own.parquet")
+        with pytest.raises(CorpusError, match=r"own\.parquet:[12]: the label of a sentence pair must be a number"):
+            read_sets([tmp_path / "own.parquet"])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def card(**changes: Any) -> str:
         "prompts": Prompts(),
         "precision": "fp16",
         "onnx": False,
-        "command": "conan export corpora/zh",
+        "command": ["conan", "export", "corpora/zh"],
     }
     return model_card("my-model", **facts | changes)
 
@@ -204,3 +205,24 @@ def test_of_earlier_stages_only_pairs_that_are_trained_on_count(
     job.write_text(json.dumps(content))
     records = read_stages(training_corpus, "bootstrap")[0][0].records
     assert records is not None and records.rows() == [("s", "news", 6, 2)]
+
+
+def test_a_card_names_no_folder_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "own").mkdir(parents=True)
+    known = stage(("a", 40, 40))
+    settings = known.settings | {"validation": {"sets": [f"{tmp_path}/own.jsonl", "../b.jsonl", "questions"]}}
+    command = [
+        "conan",
+        "export",
+        str(tmp_path / "zh"),
+        "--model",
+        "BAAI/bge-small-zh",
+        "--set",
+        f"export.folder='{tmp_path}/out'",
+    ]
+    text = card(base="models/own", stages=[replace(known, settings=settings)], command=command)
+    assert str(tmp_path) not in text and "models/own" not in text and ".." not in text
+    assert "sets: [own.jsonl, b.jsonl, questions]" in text
+    assert "```sh\nconan export zh --model BAAI/bge-small-zh --set export.folder=out\n```" in text
+    assert "base_model" not in text and "Training started from `own`." in text
