@@ -326,6 +326,8 @@ def evaluate(
     results: options.ResultsFolder = None,
     cmteb: options.Cmteb = False,
     tasks: options.CmtebTasks = None,
+    pooling: options.PoolingOption = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     as_json: AsJson = False,
@@ -339,6 +341,7 @@ def evaluate(
     if tasks and not cmteb:
         raise typer.BadParameter("only with --cmteb", param_hint="--tasks")
     given = overrides + ([f"evaluate.matryoshka_dims=[{matryoshka_dims}]"] if matryoshka_dims else [])
+    given = with_options(given, {"evaluate.pooling": pooling, "evaluate.trust_remote_code": trust_remote_code or None})
     if (sets or cmteb) and not (corpus / "recipe.yaml").exists():
         place, models, resolved = None, [str(corpus), *models], read_recipe(recipe or Path(os.devnull), given)
     else:
@@ -357,6 +360,7 @@ def export(
     corpus: Corpus,
     model: options.ExportedModel = None,
     to: options.ExportFolder = None,
+    pooling: options.PoolingOption = None,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     as_json: AsJson = False,
@@ -365,7 +369,8 @@ def export(
     """Write the trained model as a folder that SentenceTransformer(folder) loads."""
     from .workflow import export
 
-    overrides = with_options(overrides, {"export.model": model, "export.folder": str(to.resolve()) if to else None})
+    own = {"export.model": model, "export.folder": str(to.resolve()) if to else None, "export.pooling": pooling}
+    overrides = with_options(overrides, own)
     resolved = resolve(corpus, recipe, overrides)
     with work(corpus):
         outcome = export(corpus, resolved)

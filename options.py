@@ -79,6 +79,16 @@ Dimensions = Annotated[
     ),
 ]
 
+PoolingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pooling", metavar="POOLING", help="How token vectors become one, as in mean; default: what the folder says."
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the models.")
+]
+
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe (YAML).")]
 OptionalCorpus = Annotated[
     Path | None,

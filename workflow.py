@@ -267,9 +267,8 @@ def _load_encoder(model: str, recipe: Recipe) -> "Encoder":
     from .pipeline.encoder.encoder import load_encoder
     from .schemas.settings import EncoderSettings
 
-    settings = recipe.evaluate
     return load_encoder(
-        EncoderSettings(model=model, max_length=settings.max_length, batch_tokens=settings.batch_tokens)
+        EncoderSettings(model=model, **recipe.evaluate.model_dump(exclude={"models", "matryoshka_dims"}))
     )
 
 
@@ -290,7 +289,8 @@ def _keep_metrics(file: Path, rows: list[dict[str, Any]]) -> None:
 def export(corpus: Path, recipe: Recipe) -> Exported:
     """Write a model as a SentenceTransformer folder with a model card.
 
-    The model keeps the prompts of its folder, which for a model trained here are those of its training.
+    The model keeps the pooling and prompts of its folder (for a model trained here, those of its training) unless the
+    recipe has others.
     """
     from .trainer.model.embedding_model import load
     from .trainer.model.export import export as write
@@ -299,7 +299,7 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
     settings = recipe.export
     target = corpus / settings.folder  # an absolute folder is not moved into the corpus
     source = find_trained_model(corpus, settings.model)  # a folder or a hub name
-    model, tokenizer = load(source)
+    model, tokenizer = load(source, pooling=settings.pooling, prompts=settings.prompts)
     if settings.model in STAGE_MODELS:
         stages, base = read_stages(corpus, settings.model)
     else:

@@ -401,6 +401,8 @@ class ExportSettings(Settings):
     precision: Literal["fp32", "fp16", "bf16"] = setting(
         "fp32", "Precision of the weights; fp16 and bf16 halve the files."
     )
+    pooling: Pooling | None = setting(None, "How token vectors become one vector; by default what the folder says.")
+    prompts: PromptSettings = setting(PromptSettings(), "Texts that the folder puts before queries and passages.")
     onnx: bool = setting(
         False,
         "Also write `onnx/model.onnx` for ONNX Runtime: token ids and mask in, vectors before normalisation out. Needs"
@@ -413,5 +415,10 @@ class EvaluateSettings(Settings):
 
     models: list[str] = setting(["finetune"], "Hub names, folders or training stages to compare.")
     matryoshka_dims: list[PositiveInt] = setting([], "Widths to cut vectors to, besides their full width.")
+    pooling: Pooling | None = setting(None, "How token vectors become one vector; by default what each folder says.")
+    prompts: PromptSettings = setting(PromptSettings(), "Texts put before queries, passages and sentences.")
+    trust_remote_code: bool = setting(
+        False, "Run the Python code that comes with the models. Only for models whose code you trust."
+    )
     max_length: int = setting(512, "Longest text, in tokens; the rest is cut off.", origin="paper §3.1", ge=2)
     batch_tokens: int | None = setting(None, BATCH_TOKENS, ge=16)

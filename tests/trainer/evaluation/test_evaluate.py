@@ -13,7 +13,7 @@ import pytest
 from conan_embedding import workflow
 from conan_embedding.cli import app
 from conan_embedding.pipeline.corpus import catalog
-from conan_embedding.pipeline.encoder.encoder import Encoder, load_encoder
+from conan_embedding.pipeline.encoder.encoder import Encoder, dimension, load_encoder
 from conan_embedding.pipeline.encoder.model_folder import ModelError
 from conan_embedding.schemas.errors import CorpusError, RecipeError
 from conan_embedding.schemas.outcomes import Evaluated
@@ -23,7 +23,7 @@ from conan_embedding.schemas.results import RESULT
 from conan_embedding.schemas.settings import EncoderSettings
 from conan_embedding.trainer.evaluation import evaluate as module
 from conan_embedding.trainer.evaluation.evaluate import cut, evaluate, judge, judge_bm25, widths, write_results
-from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet
+from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet, read_sets
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from transformers import AutoTokenizer
@@ -359,3 +359,30 @@ def test_vectors_that_are_not_finite_are_refused(task: str, tiny: Path, tmp_path
         ModelError, match=rf"model: evaluation set own: the vectors of {kind} have NaN .* numbers: 一七; 七"
     ):
         workflow.evaluate(None, Recipe(), [str(model)], [tmp_path / "own.jsonl"])
+
+
+def test_pooling_prompts_and_trust_are_the_encoders(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "own.jsonl"
+    pairs = [("一丁", "七"), ("丁七", "一七"), ("七", "一丁七"), ("丁", "丁一")]
+    file.write_text("\n".join(json.dumps({"text_a": a, "text_b": b, "label": i}) for i, (a, b) in enumerate(pairs)))
+    own = {"pooling": "lasttoken", "prompts": {"sentence": "七丁一"}}
+    (expected,) = judge(
+        load_encoder(EncoderSettings(model=str(tiny), **own)),
+        read_sets([file])[0],
+        [dimension(load_encoder(EncoderSettings(model=str(tiny))))],
+    )
+    asked = [f"evaluate.{key}={json.dumps(value)}" for key, value in own.items()]
+    for arguments in (["--set", asked[0], "--set", asked[1]], ["--pooling", "lasttoken", "--set", asked[1]], []):
+        done = CliRunner().invoke(
+            app, ["evaluate", str(tiny), "--sets", str(file), "--results", str(tmp_path), *arguments]
+        )
+        assert done.exit_code == 0, done.output
+        scores = pl.read_parquet(next(tmp_path.glob("*.parquet")))["score"]
+        assert np.allclose(scores, expected.results["score"], atol=1e-6) == bool(arguments)
+    seen: list[EncoderSettings] = []
+    monkeypatch.setattr("conan_embedding.pipeline.encoder.encoder.load_encoder", seen.append)
+    for options in ([], ["--trust-remote-code"]):
+        CliRunner().invoke(app, ["evaluate", str(tiny), "--sets", str(file), *options])
+    assert [each.trust_remote_code for each in seen] == [False, True]
