@@ -183,7 +183,7 @@ class ScoreSettings(EncoderSettings):
         None,
         "Pairs are rejected whose positive ranks lower than this for its query, among the sampled passages: `2` keeps"
         " those that come first or second. For models to which all cosines are alike, such as e5's.",
-        origin="chosen here; E5 (arXiv 2212.03533 §3.1) and nomic-embed take 2, KaLM takes 50",
+        origin="chosen here; E5 (arXiv 2212.03533 §3) and nomic-embed take 2, KaLM takes 50",
         ge=1,
     )
     among: int = setting(

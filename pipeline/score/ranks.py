@@ -1,7 +1,7 @@
 """Rank the positive of each pair among passages sampled from the corpus: a wrong pair's is no better than theirs.
 
-The filter by rank is that of E5 (arXiv 2212.03533 §3.1), which keeps a pair if its positive is among the first two of a
-million passages; nomic-embed (arXiv 2402.01613 §3.1) and KaLM (arXiv 2501.01028 §3.3) do the same with 2 and 50.
+The filter by rank is that of E5 (arXiv 2212.03533 §3), which keeps a pair if its positive is among the first two of a
+million passages; nomic-embed (arXiv 2402.01613) and KaLM (arXiv 2501.01028) do the same with 2 and 50.
 """
 
 from collections.abc import Sequence

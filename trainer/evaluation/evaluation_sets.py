@@ -187,9 +187,9 @@ def _sets_of(file: Path, frame: pl.DataFrame) -> list[EvaluationSet]:
         negatives = pl.col("negatives") if "negatives" in columns else pl.lit([], pl.List(pl.String))
         positives = pl.col("positives").list.filter(pl.element() != "")
         records = frame.select("query_id", "query", positives, negatives=negatives.cast(pl.List(pl.String)))
-        texts = (pl.col(side).explode().drop_nulls() for side in ("positives", "negatives"))
+        sides = (pl.col(side).explode().drop_nulls() for side in ("positives", "negatives"))
         grouped = records.drop_nulls("query").group_by("query", maintain_order=True)
-        queries = grouped.agg(pl.col("query_id").first(), *texts)
+        queries = grouped.agg(pl.col("query_id").first(), *sides)
         return [EvaluationSet(file.stem, "retrieval", queries.filter(pl.col("positives").list.len() > 0))]
     if {"text", "label"} <= columns.keys():
         learnt = pl.col("split") == "train" if "split" in columns else pl.lit(False)
