@@ -32,7 +32,18 @@ import pytest
 sys.path.append(str(Path(__file__).parent / "crash"))
 
 import forks
-from corpora import STAGES, WITH_WORKERS, Unbroken, check_full_disk, faults, lines, run_unbroken, state, temporaries
+from corpora import (
+    STAGES,
+    WITH_WORKERS,
+    Unbroken,
+    check_full_disk,
+    faults,
+    fill_disk_until_done,
+    lines,
+    run_unbroken,
+    state,
+    temporaries,
+)
 from points import kind_of
 from properties import FUZZ, SEED, time_is_over
 
@@ -44,8 +55,8 @@ pytestmark = [
 
 KILLS = {1: 2, 2: 1}
 """Number of kills per stage, by its workers; `make fuzz` continues for as long as it has time."""
-STARTING_WORKERS = 3.0
-"""Seconds in which two processes start and import what a stage needs: a kill may come then, too."""
+STARTING_WORKERS = 0.3
+"""Seconds in which two workers start: a kill may come then, too."""
 KILLED = [(stage, 1) for stage in STAGES] + [(stage, 2) for stage in WITH_WORKERS]
 CHANGES = {"ingest": "evaluation=[]", "score": "score.cutoff=0.995"}
 
@@ -173,12 +184,9 @@ def test_a_disk_full_from_any_point_on(
     unbroken: Unbroken, crashed_corpus: Path, output: Path, points: Path, stage: str
 ) -> None:
     unbroken.before(stage, crashed_corpus)
-    again, failures = unbroken.command(stage, crashed_corpus), 0
-    while code := forks.run(again, output, faults("full", crashed_corpus, points)):
-        check_full_disk(code, output.read_text("utf-8"), crashed_corpus)
-        points.with_suffix(".full").unlink()
-        failures += 1
-    assert failures == len(lines(points))
+    again, disk = unbroken.command(stage, crashed_corpus), faults("full", crashed_corpus, points)
+    filling = forks.start(fill_disk_until_done, again, crashed_corpus, points, output, output=output, environment=disk)
+    assert forks.exit_codes([filling]) == [0], output.read_text("utf-8")
     assert {"create", "write", "before"} <= {point.partition(" ")[0] for point in lines(points)}
     assert state(crashed_corpus) == unbroken.states[stage]
 

@@ -123,6 +123,22 @@ def check_full_disk(code: int, message: str, corpus: Path) -> None:
             assert connection.sql("SHOW TABLES").fetchall()
 
 
+def fill_disk_until_done(arguments: list[str], corpus: Path, points: Path, output: Path) -> None:
+    """Run a command again and again, on a disk that is full from another point on each time, until none is left."""
+    failures = 0
+    while True:
+        output.write_text("")
+        try:
+            forks.conan(*arguments)
+        except SystemExit as ended:
+            if not ended.code:
+                break
+            check_full_disk(ended.code, output.read_text("utf-8"), corpus)
+        points.with_suffix(".full").unlink()
+        failures += 1
+    assert failures == len(lines(points))
+
+
 def faults(
     kind: str, corpus: Path, points: Path, *, each: bool = False, wanted: list[str] | None = None
 ) -> dict[str, str]:

@@ -16,9 +16,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -110,11 +111,16 @@ def load_file(file: str) -> ModuleType:
 
 
 def conan(*arguments: object) -> None:
-    """Run a command, whose training processes are forks too."""
+    """Run a command, whose workers and training processes are forks too."""
     from conan_embedding.cli import main
+    from conan_embedding.pipeline.engine import local
     from conan_embedding.trainer.launch import hosts
 
     hosts.start = Rank
+    local.multiprocessing = SimpleNamespace(
+        get_context=lambda _: SimpleNamespace(Pipe=multiprocessing.Pipe, Process=Worker),
+        parent_process=multiprocessing.parent_process,
+    )
     sys.argv = ["conan", *map(str, arguments)]
     main()
 
@@ -162,6 +168,29 @@ def train(file: str) -> None:
     code = run(Path(file))
     sys.stderr.flush()
     os._exit(code)  # as a training process ends
+
+
+def serve(pipe: Connection) -> None:
+    """Be a worker of the driver at the other end of a pipe."""
+    from conan_embedding.pipeline.engine import local
+
+    local._serve(pipe)
+
+
+class Worker:
+    """Stands in for the process that engine.local spawns, with a fork."""
+
+    def __init__(self, target: object, args: tuple[Connection], daemon: bool) -> None:
+        self.arguments = args
+
+    def start(self) -> None:
+        output, errors = (Path(f"/proc/{os.getpid()}/fd/{number}") for number in (1, 2))
+        self.process = start(
+            serve, *self.arguments, output=output, errors=errors, environment=os.environ, group=os.getpgrp()
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.process, name)
 
 
 class Rank:

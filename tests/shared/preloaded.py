@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 from functools import cache
 
+import datasketch
 import faiss
 import forks
 import numpy as np
@@ -35,7 +36,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 imported = [
     *(cli, run, catalog, convert, dedup, encoder, ingest, mine, scanners, score, filter_pairs),
     *(forks, pyarrow.dataset, rich.progress, transformers.BertModel, transformers.BertTokenizerFast),
-    *(evaluate, faiss, pandas, setuptools, torch, train),  # DeepSpeed imports some of these while it runs
+    *(evaluate, datasketch, faiss, pandas, setuptools, torch, train),  # DeepSpeed imports some of these while it runs
 ]
 njit(lambda number: number + 1)(1)  # Numba loads its own types at the first call
 
