@@ -97,10 +97,11 @@ def read_heads(connection: duckdb.DuckDBPyConnection, source: Source, splits: Se
 
     With them come the problems that were found on the way.
     """
+    enough = SAMPLE_BYTES / max(1, len(splits))
     for split in splits:
-        for frame, problems in islice(readers.read_batches(connection, source, [split]), 1):
+        for frame, problems in islice(readers.read_batches(connection, source, [split], enough), 1):
             row = max(1, frame.estimated_size() / max(1, frame.height))
-            yield frame.drop("_row").head(max(1, int(SAMPLE_BYTES / len(splits) / row))), problems
+            yield frame.drop("_row").head(max(1, int(enough / row))), problems
 
 
 @dataclass

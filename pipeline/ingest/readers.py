@@ -261,22 +261,27 @@ def read_joined(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
 
 
 def read_batches(
-    connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]
+    connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit], enough: float = BATCH
 ) -> Iterator[Frames]:
-    """Gather rows and problems into batches of about BATCH bytes; small files share a batch. Rows have a `_row`."""
+    """Gather rows and problems into batches of about BATCH bytes; small files share a batch. Rows have a `_row`.
+
+    Args:
+        enough: Bytes of rows that are a batch, however few the problems.
+    """
     reader = find_reader(source)
     frames: list[pl.DataFrame] = []
     problems: list[pl.DataFrame] = []
-    size, number = 0.0, 0
+    size, rows_size, number = 0.0, 0.0, 0
     for frame, bad in (both for split in splits for both in read_split(connection, source, split)):
         frame, broken = _split_off_broken(frame)
         frames.append(frame)
         problems += [bad, broken]
+        rows_size += frame.estimated_size()
         size += frame.estimated_size() + bad.estimated_size()
-        if size >= BATCH or not reader.mixes_files:
+        if size >= BATCH or rows_size >= enough or not reader.mixes_files:
             rows = _number_rows(reader, frames, number)
             yield rows, _explain_broken(pl.concat(problems))
-            frames, problems, size, number = [], [], 0.0, number + rows.height
+            frames, problems, size, rows_size, number = [], [], 0.0, 0.0, number + rows.height
     if frames:
         yield _number_rows(reader, frames, number), _explain_broken(pl.concat(problems))
 

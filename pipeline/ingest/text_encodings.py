@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -38,6 +38,9 @@ BROKEN_BYTES = f"{BROKEN}(\\d+) ([\\w-]+) ([0-9a-f]*){BROKEN}"
 
 BLOCK = 8 << 20
 """Chosen here: bytes of a file that are decoded together."""
+
+_FIRST_SHARE = 8
+"""Chosen here: a file's first block is this many times smaller, since often only the beginning is looked at."""
 
 LONGEST_DOCUMENT = 128 << 20
 """Chosen here: the most bytes of a document that is held in memory as a whole."""
@@ -143,7 +146,7 @@ def read_text(path: str, declared: str | None = None) -> tuple[str, str | None]:
 def _cut_pieces(chunks: Iterable[bytes], encoding: str, offset: int) -> Iterator[tuple[int, bytes]]:
     """Yield pieces and their offsets. A piece ends where a line does or, in UTF-8, at least where a character does."""
     parts: list[bytes] = []
-    size, enough = 0, BLOCK
+    size, enough = 0, BLOCK // _FIRST_SHARE
     damage: FileError | None = None
     try:
         for chunk in chunks:
@@ -151,21 +154,39 @@ def _cut_pieces(chunks: Iterable[bytes], encoding: str, offset: int) -> Iterator
             size += len(chunk)
             if size < enough:
                 continue
-            data = b"".join(parts)
-            cut = data.rfind(b"\n") + 1 or (_find_last_character(data) if encoding.startswith("utf-8") else 0)
-            if cut:
-                yield offset, data[:cut]
-                offset += cut
+            if enough < BLOCK and not _are_lines_plain(parts):
+                enough = BLOCK
+                if size < enough:
+                    continue
+            data, rest = _cut(parts, encoding)
+            if data:
+                yield offset, data
+                offset += len(data)
             elif size > LONGEST_DOCUMENT:
                 raise FileError("too_long", f"a line of more than {LONGEST_DOCUMENT:,} bytes")
-            parts, size = [data[cut:]], size - cut
-            enough = max(BLOCK, 2 * size)
+            parts, size = [rest], len(rest)
+            enough = max(min(2 * enough, BLOCK), 2 * size)
     except FileError as error:
         damage = error
     if rest := _END_OF_DOS.sub(b"", b"".join(parts)):
         yield offset, rest
     if damage:
         raise damage
+
+
+def _are_lines_plain(parts: Sequence[bytes]) -> bool:
+    """Whether it is clear, without more of the file, that lines end in LF."""
+    return any(b"\n" in part for part in parts) and not any(b"\r" in part for part in parts)
+
+
+def _cut(parts: Sequence[bytes], encoding: str) -> tuple[bytes, bytes]:
+    """Join parts of a file; return all whole lines or, in UTF-8, at least whole characters, and the rest."""
+    *before, last = parts
+    if cut := last.rfind(b"\n") + 1:  # nearly always: each byte is copied only once
+        return b"".join([*before, last[:cut]]), last[cut:]
+    data = b"".join(parts)
+    cut = data.rfind(b"\n") + 1 or (_find_last_character(data) if encoding.startswith("utf-8") else 0)
+    return data[:cut], data[cut:]
 
 
 def _find_last_character(data: bytes) -> int:
