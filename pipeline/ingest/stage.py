@@ -20,7 +20,6 @@ from ..corpus.saved_recipe import load_saved, save_recipe
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
-from ..text.kernel_loading import kernels_pay
 from ..text.normalise import normalise, simplify
 from .columns import Decided, decide_columns, find_kept
 from .files import FileSplit, SourceFile
@@ -245,21 +244,12 @@ def _make_pairs(connection: duckdb.DuckDBPyConnection, source: Source, frame: pl
         label=pl.col("label").cast(pl.Float32),
         meta=pl.col("meta").fill_null("{}"),
     )
-    return named.to_arrow().add_column(0, "pair_id", _compute_ids(connection, named))
-
-
-def _compute_ids(connection: duckdb.DuckDBPyConnection, pairs: pl.DataFrame) -> pa.Array | pa.ChunkedArray:
-    """Compute the id of each pair, the MD5 of what it consists of, by a kernel if there are many."""
+    texts = named.select("source", "task", "query", "positive")
+    connection.register("frame", texts.to_arrow(compat_level=pl.CompatLevel.newest()))
     # Normalised text contains no unit separator (31), so different pairs hash different strings.
-    whole = pairs.select(text=pl.concat_str("source", "task", "query", "positive", separator="\x1f"))
-    if kernels_pay(whole["text"]):
-        from ..text.md5 import md5
-
-        return md5(whole["text"].to_arrow())
-    connection.register("whole", whole.to_arrow(compat_level=pl.CompatLevel.newest()))
-    ids = connection.sql("SELECT md5(text) FROM whole").to_arrow_table()
-    connection.unregister("whole")
-    return ids.column(0)
+    ids = connection.sql("SELECT md5(concat_ws(chr(31), source, task, query, positive)) FROM frame").to_arrow_table()
+    connection.unregister("frame")
+    return named.to_arrow().add_column(0, "pair_id", ids.column(0))
 
 
 def _choose_cleaning(source: Source) -> Callable[[pl.Expr], pl.Expr]:

@@ -10,7 +10,6 @@ import pytest
 from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.corpus.saved_recipe import load_recipe
 from conan_embedding.pipeline.ingest import splits, stage
-from conan_embedding.pipeline.text import kernel_loading
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.recipe import Recipe
 from ingested import ALONE, Ingested, frames
@@ -284,10 +283,7 @@ def test_globs_without_files_and_skipped_files_are_noted(tmp_path: Path) -> None
 # Identity, parts, resume
 
 
-@pytest.mark.parametrize("break_even", [kernel_loading._BREAK_EVEN, -1])  # computed by DuckDB, or by a kernel
-def test_pair_ids(ingest: Ingest, monkeypatch: pytest.MonkeyPatch, break_even: int) -> None:
-    monkeypatch.setattr(kernel_loading, "_BREAK_EVEN", break_even)
-
+def test_pair_ids(ingest: Ingest) -> None:
     def ids(*records: dict[str, str], **more: Any) -> list[str]:
         return ingest(lines(*records), query="q", positive="p", **more).pairs["pair_id"].to_list()
 
