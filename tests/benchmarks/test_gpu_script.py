@@ -1,21 +1,22 @@
 """Runs benchmarks/gpu.sh on the CPU at a tiny size, so that it works once there is a GPU."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from page_runs import open_shell
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
 
 
 def run(place: Path, *parts: str) -> str:
-    environment = {"PYTHON": sys.executable, "OUT": f"{place / 'out'}", "WORK": f"{place / 'work'}"}
-    command = ["bash", SCRIPT, "--small", *parts]
-    environment |= {"OMP_NUM_THREADS": "1"}  # with other tests running, more threads only wait for each other
-    return subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, check=True, text=True).stdout
+    """Run parts of the script, whose processes are forks."""
+    with open_shell(place) as shell:
+        printed, errors, code = shell.call(
+            f"PYTHON=python OUT={place / 'out'} WORK={place / 'work'} bash {SCRIPT} --small {' '.join(parts)}"
+        )
+    assert code == 0, errors
+    return printed
 
 
 def test_parts_are_skipped_once_done_and_a_failure_lets_the_others_go_on(tmp_path: Path) -> None:

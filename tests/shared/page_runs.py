@@ -51,7 +51,7 @@ def run_page(blocks: list[Block], folder: Path) -> list[str]:
     """
     wrong: list[str] = []
     with ExitStack() as stack:
-        shell = stack.enter_context(_open_shell(folder))
+        shell = stack.enter_context(open_shell(folder))
         python = None
         for block in blocks:
             try:
@@ -70,7 +70,7 @@ def run_page(blocks: list[Block], folder: Path) -> list[str]:
     return wrong
 
 
-def _run_console(shell: "_Shell", block: Block, wrong: list[str]) -> None:
+def _run_console(shell: "Shell", block: Block, wrong: list[str]) -> None:
     """Run the commands of a console block. One may fail if the block shows its error."""
     for command in read_commands(block.text):
         output, errors, code = shell.call(command.text)
@@ -93,7 +93,7 @@ def _load_recipe(text: str, folder: Path) -> None:
     file.unlink()
 
 
-class _Shell:
+class Shell:
     """Bash that keeps its variables from block to block."""
 
     def __init__(self, folder: Path, environment: dict[str, str], files: Path) -> None:
@@ -128,7 +128,8 @@ class _Shell:
 
 
 @contextmanager
-def _open_shell(folder: Path) -> Iterator[_Shell]:
+def open_shell(folder: Path) -> Iterator[Shell]:
+    """Open a shell in a folder, in which `conan` and `python FILE` are forks."""
     with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as server:
         files = Path(place)
         server.bind(str(files / "socket"))  # in a short path, as sockets want
@@ -140,7 +141,7 @@ def _open_shell(folder: Path) -> Iterator[_Shell]:
             (files / name).chmod(0o755)
         path = os.pathsep.join([place, str(Path(sys.executable).parent), os.environ["PATH"]])
         own = {"PATH": path, "PAGE_FORKS": str(files / "socket"), "HF_HUB_OFFLINE": "1", "CONAN_DEBUG": ""}
-        shell = _Shell(folder, {**os.environ, **own}, files)
+        shell = Shell(folder, {**os.environ, **own}, files)
         try:
             yield shell
         finally:

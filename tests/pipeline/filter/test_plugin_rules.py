@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forks
 import polars as pl
 import pytest
 from conan_embedding.pipeline.engine.calls import Engine
@@ -30,11 +29,14 @@ def folder(tmp_path: Path) -> Path:
 
 def conan(folder: Path, *arguments: str, code: int = 0) -> str:
     """Run a command in a process of its own; return its output, or its errors if it is expected to fail."""
-    program = [sys.executable, "-c", "from conan_embedding.cli import main; main()", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(folder / "plugins")}
-    ran = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    ran = forks.call(conan_in, folder, *arguments, environment={"PYTHONPATH": str(folder / "plugins")})
     assert ran.returncode == code, ran.stderr
     return ran.stderr if code else ran.stdout
+
+
+def conan_in(folder: Path, *arguments: str) -> None:
+    os.chdir(folder)
+    forks.conan(*arguments)
 
 
 def test_a_plugin_rule_filters_in_all_workers(folder: Path) -> None:

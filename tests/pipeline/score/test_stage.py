@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
@@ -308,8 +307,8 @@ def test_a_process_that_dies_leaves_the_scores_of_its_row_groups(
 ) -> None:
     write_shards(tmp_path, "dedup", rows[:8], rows[8:30])
     chosen = settings(bge, 0.9999)
-    died = subprocess.run([sys.executable, "-c", DYING, str(tmp_path), chosen.model_dump_json()], check=False)
-    assert died.returncode == 9
+    (tmp_path / "dying.py").write_text(DYING, "utf-8")
+    assert forks.call(forks.program, tmp_path / "dying.py", tmp_path, chosen.model_dump_json()).returncode == 9
     left = shutil.copytree(tmp_path / "score", tmp_path / "left")
     assert [place.name for place in left.glob("part-*")] == ["part-00000.parquet"]
     assert len(list(left.glob(".parts/*-0*"))) == 1  # of the second shard: the first is finished
