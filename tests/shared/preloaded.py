@@ -5,6 +5,8 @@ import multiprocessing
 from functools import cache
 
 import datasketch
+import deepspeed.module_inject.auto_ep_layer
+import deepspeed.runtime.zero.muon.muon_optimizer
 import faiss
 import forks
 import numpy as np
@@ -18,9 +20,10 @@ import typer
 from conan_embedding import cli
 from conan_embedding import workflow as run
 from conan_embedding.pipeline.convert import stage as convert
-from conan_embedding.pipeline.corpus import catalog
+from conan_embedding.pipeline.corpus import catalog, lock
 from conan_embedding.pipeline.dedup import stage as dedup
 from conan_embedding.pipeline.encoder import encoder
+from conan_embedding.pipeline.engine import local
 from conan_embedding.pipeline.filter import text_counts
 from conan_embedding.pipeline.filter.stage import filter_pairs
 from conan_embedding.pipeline.ingest import scanners
@@ -34,9 +37,10 @@ from numba import njit
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 imported = [
-    *(cli, run, catalog, convert, dedup, encoder, ingest, mine, scanners, score, filter_pairs),
+    *(cli, run, catalog, lock, local, convert, dedup, encoder, ingest, mine, scanners, score, filter_pairs),
     *(forks, pyarrow.dataset, rich.progress, transformers.BertModel, transformers.BertTokenizerFast),
-    *(evaluate, datasketch, faiss, pandas, setuptools, torch, train),  # DeepSpeed imports some of these while it runs
+    *(evaluate, datasketch, faiss, pandas, setuptools, torch, train),
+    deepspeed,  # which imports some of these while it runs
 ]
 njit(lambda number: number + 1)(1)  # Numba loads its own types at the first call
 
