@@ -77,7 +77,7 @@ def main(job: Job) -> bool:
         task.changes_data,
     ):
         torch.manual_seed(settings.seed * 1_000_003 + step * 1009 + rank)  # dropout depends on this step and rank only
-        chunks = pad_chunks(tokenizer, batch.ids, settings.gradcache_tokens, engine.device)
+        chunks = pad_chunks(tokenizer, batch.ids, settings.gradcache_tokens, engine.device, model.packable)
         if settings.zero_stage == 3:  # a forward pass gathers weights from all ranks, so all run the same number
             (most,) = all_reduce_max([len(chunks)], engine.device)
             chunks += [empty_chunk(engine.device)] * (most - len(chunks))

@@ -77,16 +77,18 @@ def load_batches(
 
 
 def pad_chunks(
-    tokenizer: Any, ids: list[list[int]], gradcache_tokens: int | None, device: torch.device
+    tokenizer: Any, ids: list[list[int]], gradcache_tokens: int | None, device: torch.device, packable: bool = True
 ) -> list[tuple[Tensor, Tensor | None]]:
     """Split texts, given longest first, into chunks that are encoded together: token ids and attention mask [n, L].
 
     A rank without texts has one empty chunk, because it still takes part in the forward pass. On a GPU, a chunk without
-    padding has no mask; reading one to find that nothing is padded would make the host wait for the GPU.
+    padding has no mask; reading one to find that nothing is padded would make the host wait for the GPU. On a CPU, the
+    chunks of a model that can't pack them are of texts of similar length, as padding would take longer than a pass.
     """
+    mixed_tokens = MIXED_TOKENS if packable or device.type != "cpu" else 0
     return [
         _padded(tokenizer, ids[chunk], device) if ids[chunk] else empty_chunk(device)
-        for chunk in chunks_of([len(each) for each in ids], gradcache_tokens, MIXED_TOKENS)
+        for chunk in chunks_of([len(each) for each in ids], gradcache_tokens, mixed_tokens)
     ]
 
 

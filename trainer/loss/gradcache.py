@@ -20,9 +20,9 @@ exceptions."""
 
 MIXED_TOKENS = 4_096
 """Chosen here: a chunk that has fewer tokens than this takes the next text whatever its length, within
-`gradcache_tokens`. A CPU packs such a
-chunk without padding (see model/packing.py). On a GPU, an additional pass would cost about as much in kernel launches
-as the padding costs in computation; that is an estimate and was not measured."""
+`gradcache_tokens`. A CPU packs such a chunk without padding (see model/packing.py), if the model can be packed. On a
+GPU, an additional pass would cost about as much in kernel launches as the padding costs in computation; that is an
+estimate and was not measured."""
 
 Inputs = tuple[Any, ...]
 

@@ -68,3 +68,10 @@ def test_beyond_a_cpu_only_padded_texts_have_a_mask(device: str) -> None:
     assert (mask is None) == (device == "meta")
     assert short_mask.shape == (2, 2)
     assert {each.device.type for each in (ids, short_ids, short_mask)} == {device}
+
+
+def test_a_cpu_mixes_lengths_only_where_it_can_pack_them() -> None:
+    ids = [[1] * 9, [2] * 6, [3] * 4]
+    for packable, shapes in ((True, [(3, 9)]), (False, [(2, 9), (1, 4)])):
+        chunks = pad_chunks(Words(), ids, None, torch.device("cpu"), packable)
+        assert [tuple(found.shape) for found, _ in chunks] == shapes
