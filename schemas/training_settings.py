@@ -14,6 +14,7 @@ from .pairs import Category
 from .settings import BATCH_TOKENS, Pooling, PromptSettings, Settings, setting
 
 CBBPartition = Literal["mixed", "per_task"]
+Attention = Literal["causal", "bidirectional", "soft"]
 
 MATRYOSHKA_DIMS = [256, 512, 768, 1024, 1280, 1536, 1792]
 
@@ -182,6 +183,12 @@ class PretrainSettings(OptimizerSettings):
         None,
         "How token vectors become one vector. By default what the model's folder says, else `mean`, as in the released"
         " model; a decoder whose folder says nothing is refused.",
+    )
+    attention: Attention | None = setting(
+        None,
+        "Attention of a decoder (Gemma 3, Llama, Mistral, Qwen2, Qwen3), by default as its folder says. causal: each"
+        " token sees those before it. bidirectional: it sees all. soft: from causal in the first steps to bidirectional"
+        " in the last, which Conan-embedding-v2 (arXiv 2509.12892) gained 2 points with.",
     )
     matryoshka_dims: list[PositiveInt] = setting(
         MATRYOSHKA_DIMS,

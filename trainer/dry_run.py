@@ -13,6 +13,7 @@ from ..schemas.training_settings import PretrainSettings
 from .data.batches import count_steps
 from .data.training_tables import count_pairs, count_queries, count_sentences
 from .job import Job, check_dimensions
+from .model.attention import check_attention
 from .model.embedding_model import precision_of
 
 
@@ -42,6 +43,7 @@ def plan_training(job: Job, processes: int) -> TrainingPlan:
     config = AutoConfig.from_pretrained(layout.encoder)
     width = len(layout.dense[0].weight) if layout.dense else getattr(settings, "projection_dim", None)
     check_dimensions(job, width or config.hidden_size)
+    check_attention(config, getattr(settings, "attention", None))
     parameters = count_parameters(config, width)
     own_tokens = -(-texts // processes) * settings.max_length
     tokens = min(own_tokens, settings.gradcache_tokens or own_tokens)

@@ -36,6 +36,7 @@ from .launch.process import asked_to_stop, join_process_group, run_process
 from .loss.cbb import Losses
 from .loss.collectives import all_gather_with_grad, all_reduce_max, all_reduce_sum
 from .loss.gradcache import backward
+from .model.attention import set_attention
 from .model.embedding_model import EmbeddingModel, load
 from .model.export import export
 from .optimizer import build_engine, full_precision
@@ -77,6 +78,8 @@ def main(job: Job) -> bool:
         task.changes_data,
     ):
         torch.manual_seed(settings.seed * 1_000_003 + step * 1009 + rank)  # dropout depends on this step and rank only
+        if model.soft_alpha is not None:
+            model.soft_alpha = step / task.steps  # Conan-embedding-v2, eq. 3
         chunks = pad_chunks(tokenizer, batch.ids, settings.gradcache_tokens, engine.device, model.packable)
         if settings.zero_stage == 3:  # a forward pass gathers weights from all ranks, so all run the same number
             (most,) = all_reduce_max([len(chunks)], engine.device)
@@ -134,11 +137,13 @@ def main(job: Job) -> bool:
 
 def _load_model(job: Job) -> tuple[EmbeddingModel, Any]:
     settings = job.settings
-    projection_dim, pooling = None, None  # fine-tuning keeps those of the model
+    projection_dim, pooling, attention = None, None, None  # fine-tuning keeps those of the model
     if isinstance(settings, PretrainSettings):
-        projection_dim, pooling = settings.projection_dim, settings.pooling
+        projection_dim, pooling, attention = settings.projection_dim, settings.pooling, settings.attention
     model, tokenizer = load(job.model, projection_dim, pooling, settings.max_length, settings.prompts)
     check_dimensions(job, model.dimension)
+    set_attention(model.encoder, attention)
+    model.soft_alpha = 0.0 if attention == "soft" else None
     if settings.gradient_checkpointing:
         model.encoder.activation_checkpointing_enable()
     if settings.compile:

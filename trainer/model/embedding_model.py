@@ -17,6 +17,7 @@ from ...pipeline.encoder.transformer import default_pooling, load_transformer
 from ...schemas.prompts import Prompts
 from ...schemas.settings import EncoderSettings, Pooling, PromptSettings
 from ...schemas.training_settings import OptimizerSettings
+from .attention import soft_mask
 from .onednn_linear import use_onednn_linear
 from .packing import hidden_states, make_packable
 
@@ -24,7 +25,11 @@ IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 class EmbeddingModel(nn.Module):
-    """Maps the tokens of each text to one vector, not normalised; losses and users of the model normalise it."""
+    """Maps the tokens of each text to one vector, not normalised; losses and users of the model normalise it.
+
+    `soft_alpha` is how far the attention of a bidirectional decoder has got in training, from 0 (causal) to 1; see
+    attention.py. It is None without a soft mask, and has no effect outside of training.
+    """
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class EmbeddingModel(nn.Module):
         self.dimension: int = dimension or hidden
         self.first_temperature = 1.0
         self.log_temperature: nn.Parameter | None = None
+        self.soft_alpha: float | None = None
         self.packable = make_packable(encoder)
         if (pooler := getattr(encoder, "pooler", None)) is not None:
             pooler.requires_grad_(False)
@@ -80,7 +86,10 @@ class EmbeddingModel(nn.Module):
         if self.packable and attention_mask is not None and input_ids.device.type == "cpu":
             hidden_NLH = hidden_states(self.encoder, input_ids, attention_mask)
         else:
-            hidden_NLH = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            seen: Tensor | dict[str, Tensor] | None = attention_mask
+            if self.training and self.soft_alpha is not None:
+                seen = soft_mask(self.encoder, input_ids, attention_mask, self.soft_alpha)
+            hidden_NLH = self.encoder(input_ids=input_ids, attention_mask=seen).last_hidden_state
         pooled_NH = pool(hidden_NLH, attention_mask, self.pooling)[:count]
         return pooled_NH if self.head is None else self.head(pooled_NH)
 
