@@ -49,6 +49,26 @@ class Validation(Settings):
     )
 
 
+class LoRASettings(Settings):
+    """Low-rank adapters (LoRA, arXiv 2106.09685), which are trained in place of the encoder's own weights."""
+
+    rank: int = setting(
+        16,
+        "Rank of an adapter's matrices. A higher one learns more, in more memory.",
+        origin="Conan-embedding-v2 (arXiv 2509.12892), whose ablation has 16, 32 and 64",
+        ge=1,
+    )
+    alpha: int = setting(
+        32, "What an adapter adds is multiplied by `alpha` / `rank`.", origin="chosen here: twice the rank", ge=1
+    )
+    targets: list[str] = setting(
+        [],
+        "Ends of the names of the linear layers that get an adapter, such as `q_proj`; `[]` means all layers.",
+        origin="QLoRA (arXiv 2305.14314) §4: all layers, to match full fine-tuning",
+    )
+    dropout: float = setting(0.0, "Dropout before each adapter.", ge=0, lt=1)
+
+
 class OptimizerSettings(Settings):
     """Settings that pre-training and fine-tuning share."""
 
@@ -120,6 +140,11 @@ class OptimizerSettings(Settings):
         False, "Compute activations again in the backward pass: less memory, a third more time."
     )
     compile: bool = setting(False, "Compile the encoder with torch.compile. For GPUs; a CPU is faster without.")
+    lora: LoRASettings | None = setting(
+        None,
+        "Train low-rank adapters and the linear layer instead of all weights, in much less memory; the trained model"
+        " has them merged. A higher `learning_rate` suits them, such as 1e-4. Needs the extra `[lora]`.",
+    )
     learn_temperature: bool = setting(
         False,
         "Train the temperature as well, from `temperature` on and never below 0.01 (CLIP, arXiv 2103.00020, §2.5).",

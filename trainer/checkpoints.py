@@ -24,7 +24,9 @@ def save(engine: Any, job: Job, step: int, miner: HardNegativeMiner | None) -> N
             shutil.rmtree(leftover)
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()
-    engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)
+    # A checkpoint of LoRA leaves the frozen weights out: they are those of the model that the run starts from.
+    lora = job.settings.lora is not None
+    engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False, exclude_frozen_parameters=lora)
     if dist.get_rank() == 0:
         if miner is not None:
             miner.write(step, whole=False)
@@ -51,7 +53,8 @@ def resume(engine: Any, job: Job, miner: HardNegativeMiner | None) -> int:
     check_processes(job, dist.get_world_size())
     step = 0
     if found := job.checkpoints:
-        engine.load_checkpoint(str(found[-1].parent), tag=found[-1].name)
+        whole = job.settings.lora is None
+        engine.load_checkpoint(str(found[-1].parent), tag=found[-1].name, load_module_strict=whole)
         step = int(json.loads((found[-1] / "state.json").read_text("utf-8"))["step"])
         if miner is not None:
             with np.load(found[-1] / "windows.npz") as arrays:

@@ -3,18 +3,18 @@
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from ..pipeline.encoder.model_folder import find_model
 from ..pipeline.encoder.model_layout import read_layout
 from ..schemas.outcomes import TrainingPlan
-from ..schemas.training_settings import PretrainSettings
+from ..schemas.training_settings import LoRASettings, PretrainSettings
 from .data.batches import count_steps
 from .data.training_tables import count_pairs, count_queries, count_sentences
 from .job import Job, check_dimensions
 from .model.attention import check_attention
 from .model.embedding_model import precision_of
+from .model.lora import add_adapters
 
 
 def plan_training(job: Job, processes: int) -> TrainingPlan:
@@ -44,7 +44,7 @@ def plan_training(job: Job, processes: int) -> TrainingPlan:
     width = len(layout.dense[0].weight) if layout.dense else getattr(settings, "projection_dim", None)
     check_dimensions(job, width or config.hidden_size)
     check_attention(config, getattr(settings, "attention", None))
-    parameters = count_parameters(config, width)
+    parameters, frozen = count_parameters(config, width, settings.lora, f"{job.name}.lora.targets")
     own_tokens = -(-texts // processes) * settings.max_length
     tokens = min(own_tokens, settings.gradcache_tokens or own_tokens)
     half = precision_of(settings) != "fp32"
@@ -54,33 +54,43 @@ def plan_training(job: Job, processes: int) -> TrainingPlan:
         steps=count_steps(settings, records, sentences, processes),
         texts_per_step=texts,
         parameters=parameters,
-        states_mb=round(state_bytes(parameters, half, settings.zero_stage, processes) / 1e6),
+        states_mb=round(state_bytes(parameters, half, settings.zero_stage, processes, frozen) / 1e6),
         activations_mb=round(activation_bytes(config, tokens, half, settings.gradient_checkpointing) / 1e6),
     )
 
 
-def count_parameters(config: Any, dimension: int | None) -> int:
-    """Count the parameters of an encoder and a linear layer with bias of width `dimension` (None: no layer).
+def count_parameters(
+    config: Any, dimension: int | None, lora: LoRASettings | None = None, place: str = "lora.targets"
+) -> tuple[int, int]:
+    """Count the parameters that are trained and those that are frozen: an encoder's, and those of its linear layer.
 
-    The encoder's pooler is left out, as no embedding uses it.
+    The layer has a bias and the width `dimension` (None: no layer). With `lora`, only adapters and the layer are
+    trained. The encoder's pooler is left out, as no embedding uses it.
+
+    Raises:
+        RecipeError: a target of `lora` fits no layer; the message begins with `place`.
     """
     with torch.device("meta"):
-        encoder: nn.Module = AutoModel.from_config(config)
-    unused = sum(part.numel() for name, part in encoder.named_parameters() if name.startswith("pooler."))
+        encoder = AutoModel.from_config(config)
+        if lora is not None:
+            add_adapters(encoder, lora, place)
+    used = [part for name, part in encoder.named_parameters() if not name.startswith("pooler.")]
+    trained = sum(part.numel() for part in used if part.requires_grad)
     head = 0 if dimension is None else (config.hidden_size + 1) * dimension
-    return sum(part.numel() for part in encoder.parameters()) - unused + head
+    return trained + head, sum(part.numel() for part in used) - trained
 
 
-def state_bytes(parameters: int, half: bool, zero_stage: int, processes: int) -> int:
+def state_bytes(parameters: int, half: bool, zero_stage: int, processes: int, frozen: int = 0) -> int:
     """Bytes per process for weights, gradients and AdamW's states (ZeRO, arXiv 1910.02054, §3.1 and §5).
 
     Per parameter in half precision: 2 for the weight, 2 for the gradient and 12 for the optimizer (a float32 weight and
     two averages); in float32: 4, 4 and 8. ZeRO 1 divides the optimizer's states among the processes, ZeRO 2 also the
-    gradients, ZeRO 3 also the weights; ZeRO 0 divides nothing.
+    gradients, ZeRO 3 also the weights; ZeRO 0 divides nothing. `frozen` parameters have a weight only.
     """
     weight, gradient, optimizer = (2, 2, 12) if half else (4, 4, 8)
     shared = sum([optimizer, gradient, weight][:zero_stage])
-    return round(parameters * (weight + gradient + optimizer - shared + shared / processes))
+    of_frozen = frozen * weight / (processes if zero_stage == 3 else 1)
+    return round(parameters * (weight + gradient + optimizer - shared + shared / processes) + of_frozen)
 
 
 def activation_bytes(config: Any, tokens: int, half: bool, checkpointing: bool) -> int:

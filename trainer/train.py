@@ -39,6 +39,7 @@ from .loss.gradcache import backward
 from .model.attention import set_attention
 from .model.embedding_model import EmbeddingModel, load
 from .model.export import export
+from .model.lora import add_adapters, check_export
 from .optimizer import build_engine, full_precision
 from .run_log import Log
 from .stages import Task, build_task
@@ -125,6 +126,8 @@ def main(job: Job) -> bool:
     with full_precision(model):
         if is_main:
             export(model, tokenizer, job.model_folder)
+            if settings.lora is not None:
+                check_export(job.model_folder, model, _load_model(job)[0], tokenizer, task.build_batch(1).texts[:8])
     if is_main:
         checkpoints.finish(job, task.steps, task.miner)
     log.write(event="end", step=task.steps)
@@ -144,6 +147,8 @@ def _load_model(job: Job) -> tuple[EmbeddingModel, Any]:
     check_dimensions(job, model.dimension)
     set_attention(model.encoder, attention)
     model.soft_alpha = 0.0 if attention == "soft" else None
+    if settings.lora is not None:
+        add_adapters(model.encoder, settings.lora, f"{job.name}.lora.targets")
     if settings.gradient_checkpointing:
         model.encoder.activation_checkpointing_enable()
     if settings.compile:

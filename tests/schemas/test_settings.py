@@ -14,8 +14,9 @@ ORIGINS = (
     "chosen here",
     "InternLM2 (arXiv",
     "NV-Retriever (arXiv",
-    "CoSENT (kexue",
+    "QLoRA (arXiv",
     "Conan-embedding-v2 (arXiv",
+    "CoSENT (kexue",
     "rules.py",
 )
 MODELS = [

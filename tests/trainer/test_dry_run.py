@@ -7,11 +7,14 @@ import pyarrow as pa
 import pytest
 import torch
 from conan_embedding.pipeline.corpus.folder import read_footer
-from conan_embedding.schemas.training_settings import FinetuneSettings, PretrainSettings
+from conan_embedding.pipeline.encoder.model_folder import ModelError
+from conan_embedding.schemas.training_settings import FinetuneSettings, LoRASettings, PretrainSettings
 from conan_embedding.trainer.dry_run import activation_bytes, count_parameters, plan_training, state_bytes
 from conan_embedding.trainer.job import TrainingError, make_job
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.trainer.model.embedding_model import load
+from conan_embedding.trainer.model.lora import add_adapters
+from tiny_decoders import config_of, untrained
 from transformers import AutoConfig, BertConfig
 
 
@@ -20,7 +23,7 @@ def test_the_papers_model_has_326_million_parameters() -> None:
     config = BertConfig(
         vocab_size=21_128, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
     )
-    assert round(count_parameters(config, 1792) / 1e6) == 326
+    assert round(count_parameters(config, 1792)[0] / 1e6) == 326
 
 
 @pytest.mark.parametrize("dimension", [None, 24])
@@ -29,7 +32,26 @@ def test_parameters_are_those_that_are_trained(dimension: int | None, tmp_path: 
     folder = tiny_bert(tmp_path / "tiny", texts=texts, layers=2, hidden=32, heads=2, intermediate=64)
     model, _ = load(folder, dimension)
     trained = sum(each.numel() for name, each in model.named_parameters() if "pooler" not in name)
-    assert count_parameters(AutoConfig.from_pretrained(folder), dimension) == trained
+    assert count_parameters(AutoConfig.from_pretrained(folder), dimension) == (trained, 0)
+
+
+@pytest.mark.parametrize(("targets", "layers"), [([], 7), (["q_proj", "v_proj"], 2)])
+def test_adapters_are_trained_and_all_else_is_frozen(targets: list[str], layers: int) -> None:
+    lora, config = LoRASettings(rank=4, targets=targets), config_of("llama", 100)
+    encoder = untrained("llama")
+    whole = sum(each.numel() for each in encoder.parameters())
+    add_adapters(encoder, lora)
+    adapters = [each for each in encoder.parameters() if each.requires_grad]
+    assert len(adapters) == 2 * config.num_hidden_layers * layers
+    trained = sum(each.numel() for each in adapters)
+    assert count_parameters(config, 12, lora) == (trained + 12 * 33, whole)
+
+
+def test_attention_is_refused_before_training(training_corpus: Path, tiny: Path) -> None:
+    settings = PretrainSettings(projection_dim=24, matryoshka_dims=[24], attention="soft")
+    shards = {"pairs": sorted((training_corpus / "convert" / "pretrain").glob("*.parquet"))}
+    with pytest.raises(ModelError, match=r"pretrain.attention: .*of type bert"):
+        plan_training(make_job(training_corpus, "pretrain", str(tiny), settings, shards), 1)
 
 
 def test_widths_beyond_the_vectors_are_refused(training_corpus: Path, tiny: Path) -> None:
@@ -50,6 +72,8 @@ def test_states() -> None:
     )
     # ZeRO, arXiv 1910.02054, figure 1: 7.5 billion parameters on 64 devices take 120, 31.4, 16.6 and 1.9 GB by stage.
     assert state_bytes(7_500_000_000, True, 0, 64) / 1e9 == pytest.approx(120)
+    assert state_bytes(0, True, 2, 64, frozen=640) == 2 * 640
+    assert state_bytes(0, False, 3, 64, frozen=640) == 4 * 10
     assert state_bytes(7_500_000_000, True, 1, 64) / 1e9 == pytest.approx(31.4, abs=0.05)
     assert state_bytes(7_500_000_000, True, 2, 64) / 1e9 == pytest.approx(16.6, abs=0.05)
     assert state_bytes(7_500_000_000, True, 3, 64) / 1e9 == pytest.approx(1.9, abs=0.05)
@@ -81,7 +105,7 @@ def test_the_plan_of_a_job(training_corpus: Path, tiny: Path, shards: Callable[[
     )
     assert (alone.records, alone.steps, alone.texts_per_step) == (records, round(3 * records / 2), 4)
     assert (two.steps, two.texts_per_step) == (round(3 * records / 4), 8)
-    assert alone.parameters == two.parameters == count_parameters(AutoConfig.from_pretrained(tiny), 24)
+    assert alone.parameters == two.parameters == count_parameters(AutoConfig.from_pretrained(tiny), 24)[0]
     assert not (training_corpus / "train").exists()
 
     found = {"retrieval": shards(training_corpus, "retrieval"), "sts": shards(training_corpus, "sts")}

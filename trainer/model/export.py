@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ...pipeline.encoder.model_layout import POOLING_FLAGS
 from ...schemas.errors import MissingExtraError
 from .embedding_model import IDENTITY, EmbeddingModel
+from .lora import merged_weights
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -109,7 +110,7 @@ def write_onnx(model: EmbeddingModel, file: Path) -> None:
 def _write(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, folder: Path, precision: Precision) -> None:
     if any(parameter.dtype != DTYPES[precision] for parameter in model.parameters()):
         model = copy.deepcopy(model).to(DTYPES[precision])
-    model.encoder.save_pretrained(folder)
+    model.encoder.save_pretrained(folder, state_dict=merged_weights(model.encoder))
     length = model.max_length or tokenizer.model_max_length  # not that of training, which may be shorter
     whole = copy.deepcopy(tokenizer)
     whole.model_max_length = length
