@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
 from ..pipeline.encoder.model_folder import find_model
 from ..pipeline.encoder.model_layout import read_layout
+from ..pipeline.encoder.transformer import T5_KINDS
 from ..schemas.outcomes import TrainingPlan
 from ..schemas.training_settings import LoRASettings, PretrainSettings
 from .data.batches import count_steps
@@ -71,7 +72,7 @@ def count_parameters(
         RecipeError: a target of `lora` fits no layer; the message begins with `place`.
     """
     with torch.device("meta"):
-        encoder = AutoModel.from_config(config)
+        encoder = (AutoModelForTextEncoding if config.model_type in T5_KINDS else AutoModel).from_config(config)
         if lora is not None:
             add_adapters(encoder, lora, place)
     used = [part for name, part in encoder.named_parameters() if not name.startswith("pooler.")]

@@ -14,6 +14,7 @@ from conan_embedding.trainer.job import TrainingError, make_job
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.trainer.model.embedding_model import load
 from conan_embedding.trainer.model.lora import add_adapters
+from model_folders import write_plain
 from tiny_decoders import config_of, untrained
 from transformers import AutoConfig, BertConfig
 
@@ -33,6 +34,13 @@ def test_parameters_are_those_that_are_trained(dimension: int | None, tmp_path: 
     model, _ = load(folder, dimension)
     trained = sum(each.numel() for name, each in model.named_parameters() if "pooler" not in name)
     assert count_parameters(AutoConfig.from_pretrained(folder), dimension) == (trained, 0)
+
+
+def test_of_t5_only_the_encoder_is_counted(tmp_path: Path) -> None:
+    folder = write_plain(tmp_path / "m", "t5")
+    model, _ = load(folder)
+    config = AutoConfig.from_pretrained(folder)
+    assert count_parameters(config, None) == (sum(each.numel() for each in model.parameters()), 0)
 
 
 @pytest.mark.parametrize(("targets", "layers"), [([], 7), (["q_proj", "v_proj"], 2)])
