@@ -264,9 +264,11 @@ def mine(
     resolved = resolve(corpus, recipe, overrides)
     if show is not None:
         from .pipeline.mine.show_pool import show_pool
+        from .schemas.source_settings import own_prompts
         from .workflow import with_model
 
-        display.show_pool(show_pool(corpus, show, with_model(resolved.mine, corpus)), as_json)
+        sources = own_prompts(resolved.sources)
+        display.show_pool(show_pool(corpus, show, with_model(resolved.mine, corpus), sources), as_json)
     else:
         run_and_show("mine", corpus, resolved, as_json, cluster=cluster_of(engine, address))
 

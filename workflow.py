@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .schemas.errors import RecipeError
 from .schemas.outcomes import Evaluated, Exported, Outcome, Summary, Trained, TrainingPlan
 from .schemas.recipe import Recipe
+from .schemas.source_settings import own_prompts
 
 if TYPE_CHECKING:
     from .pipeline.encoder.encoder import Encoder
@@ -50,7 +51,7 @@ def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") ->
         case "score":
             from .pipeline.score.stage import score
 
-            summary = score(corpus, with_model(recipe.score, corpus), engine)
+            summary = score(corpus, with_model(recipe.score, corpus), engine, own_prompts(recipe.sources))
         case "convert":
             from .pipeline.convert.stage import convert
 
@@ -58,7 +59,7 @@ def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") ->
         case "mine":
             from .pipeline.mine.stage import mine
 
-            summary = mine(corpus, with_model(recipe.mine, corpus), engine)
+            summary = mine(corpus, with_model(recipe.mine, corpus), engine, own_prompts(recipe.sources))
         case _:
             raise ValueError(f"no data stage is called {name!r}; choose from {', '.join(DATA_STAGES)}")
     catalog.rebuild(corpus)
@@ -144,7 +145,8 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
     else:
         folder = "convert/pretrain" if settings.on == "convert" else settings.on
         inputs, pools = {"pairs": shards(corpus, folder)}, None
-    return make_job(corpus, stage, find_trained_model(corpus, settings.model), settings, inputs, pools)
+    prompts = {"source_prompts": own_prompts(recipe.sources), "set_prompts": own_prompts(recipe.evaluation)}
+    return make_job(corpus, stage, find_trained_model(corpus, settings.model), settings, inputs, pools, **prompts)
 
 
 def _sentence_shards(corpus: Path) -> list[Path]:
@@ -192,9 +194,9 @@ def evaluate(
     """Evaluate models on evaluation sets, and BM25 on the retrieval sets among them.
 
     `sets` are files, folders and recipes; `overrides` apply to these recipes. If `sets` is empty, the corpus's own sets
-    are used and their metrics are kept in the corpus. Results per query go to the folder `results`; for the corpus's
-    own sets it defaults to a folder in the corpus. `progress` is called with the number of sets done, counted over all
-    models except BM25.
+    are used and their metrics are kept in the corpus. A set has the prompts that the recipe gives the set of its name.
+    Results per query go to the folder `results`; for the corpus's own sets it defaults to a folder in the corpus.
+    `progress` is called with the number of sets done, counted over all models except BM25.
     """
     from .pipeline.corpus.catalog import RESULTS
     from .pipeline.encoder.encoder import dimension
@@ -203,7 +205,8 @@ def evaluate(
     from .trainer.evaluation.evaluation_sets import read_sets
 
     corpus_of_sets = corpus if not sets else None  # the corpus whose own sets are used
-    evaluation_sets = read_sets(sets or [Path(corpus or ".") / "evaluation"], overrides)
+    places = sets or [Path(corpus or ".") / "evaluation"]
+    evaluation_sets = read_sets(places, overrides, own_prompts(recipe.evaluation))
     retrieval_sets = [one for one in evaluation_sets if one.task == "retrieval"]
     results_folder = results or (corpus_of_sets / RESULTS if corpus_of_sets else None)
     model_folders = _find_models(corpus, models)

@@ -33,6 +33,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 import yaml
 from conan_embedding.pipeline.corpus.folder import shards
 from conan_embedding.pipeline.corpus.pools import stored_fingerprint
@@ -294,8 +295,11 @@ def follow(run: Run, query: int) -> pl.DataFrame:
             saved = torch.load(place / "mp_rank_00_model_states.pt", weights_only=False)
             model.load_state_dict(saved["module"])
         lo = max([0, *(lo for at, lo in replaced(run, query) if at < step)])
-        vectors = vectors_of(model, tokenizer, pl.Series(asked + positives + windows[lo]).to_arrow())
-        scores = vectors[1:] @ vectors[0]
+        query, passages = (
+            vectors_of(model, tokenizer, pa.array(each), side, pa.array([""] * len(each)))
+            for side, each in (("query", asked), ("passage", positives + windows[lo]))
+        )
+        scores = passages @ query[0]
         rows.append(
             {"step": step, "positive": scores[: len(positives)].mean(), "negative": scores[len(positives) :].mean()}
         )

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from conan_embedding.schemas.pairs import Category, Format, Task
 from conan_embedding.schemas.recipe import Recipe
-from conan_embedding.schemas.settings import EncoderSettings
+from conan_embedding.schemas.settings import EncoderSettings, PromptSettings
 from conan_embedding.schemas.training_settings import OptimizerSettings
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -65,7 +65,7 @@ ALIASES = {Category: "category", Format: "format", Task: "task"}
 
 def document_settings() -> Iterator[str]:
     """Document the recipe's own keys, then each section, followed by the sections inside it."""
-    titles: dict[type[BaseModel], str] = {**SHARED, Recipe: "The recipe"}
+    titles: dict[type[BaseModel], str] = {**SHARED, PromptSettings: "prompts", Recipe: "The recipe"}
     titles |= {model: key for key, field in Recipe.model_fields.items() if (model := _model_in(field.annotation))}
     done = set()
 

@@ -228,7 +228,7 @@ def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Seq
     connection.execute(
         f"""
         CREATE TEMP TABLE asked AS
-        SELECT query_id AS old, row_number() OVER (ORDER BY query_id) - 1 AS query_id, text FROM pools.queries
+        SELECT query_id AS old, * REPLACE (row_number() OVER (ORDER BY query_id) - 1 AS query_id) FROM pools.queries
         SEMI JOIN {scan_shards(records, union_by_name=True)} AS records ON text = records.query
         """
     )
@@ -250,7 +250,7 @@ def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Seq
     selects = {
         "runs": "FROM pools.runs",
         "passages": "SELECT * EXCLUDE (old) FROM told ORDER BY passage_id",
-        "queries": "SELECT query_id, text FROM asked ORDER BY query_id",
+        "queries": "SELECT * EXCLUDE (old) FROM asked ORDER BY query_id",
         "positives": "SELECT asked.query_id, told.passage_id, score FROM pools.positives "
         "JOIN asked ON positives.query_id = asked.old JOIN told ON positives.passage_id = told.old ORDER BY ALL",
         "candidates": "SELECT asked.query_id, run_id, coalesce(renamed.passage_ids, []) AS passage_ids, scores "

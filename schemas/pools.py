@@ -12,21 +12,23 @@ CREATE TABLE IF NOT EXISTS runs (
     passages_from VARCHAR[],
     queries BIGINT,
     passages BIGINT,
-    truncated BIGINT,                    -- texts in the vectors' folders that were cut to the model's length
-    query_vectors VARCHAR,               -- folders of vectors/
-    passage_vectors VARCHAR,
+    truncated BIGINT,                    -- texts in the folders of vectors/ that were cut to the model's length
     fingerprint VARCHAR NOT NULL,        -- of everything that decides the pools; equal: mining is skipped
     created_at TIMESTAMP NOT NULL
 );
 CREATE TABLE IF NOT EXISTS passages (
     passage_id BIGINT PRIMARY KEY,
     text VARCHAR NOT NULL,
+    source VARCHAR,                      -- whose prompt goes before it: the first by name of those that have the text
+    vectors VARCHAR,                     -- folder of vectors/
     cluster_id BIGINT NOT NULL,          -- the smallest of its clusters
     cluster_ids BIGINT[]                 -- all of them
 );
 CREATE TABLE IF NOT EXISTS queries (
     query_id BIGINT PRIMARY KEY,
-    text VARCHAR NOT NULL
+    text VARCHAR NOT NULL,
+    source VARCHAR,
+    vectors VARCHAR
 );
 CREATE TABLE IF NOT EXISTS positives (
     query_id BIGINT NOT NULL,

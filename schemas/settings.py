@@ -129,6 +129,12 @@ class PromptSettings(Settings):
     )
 
 
+class SourcePrompts(PromptSettings):
+    """The prompts of a source, in place of the model's: texts for some sides, or an instruction."""
+
+    instruction: str | None = setting(None, "The task of the source's queries or sentences.")
+
+
 class EncoderSettings(Settings):
     """The embedding model and how it encodes."""
 

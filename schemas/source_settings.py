@@ -1,12 +1,13 @@
 """Settings of sources and evaluation sets: which files they have, how these are read, and the SQL that makes pairs."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from .pairs import Category, Format, Task
-from .settings import Settings, setting
+from .settings import PromptSettings, Settings, SourcePrompts, setting
 
 
 def _as_list(value: Any) -> Any:
@@ -169,6 +170,17 @@ class Source(Settings):
         None,
         "SQL struct of anything else to keep, such as `{'url': url}`; stored as JSON and never used by the trainer.",
     )
+    instruction: str | None = setting(
+        None,
+        "What to find for its queries, as in `Given a question, find its answer`, for models that are trained with"
+        " instructions. Queries get `Instruct: …` and `Query: ` before them; so do both sentences with `task: sts` and,"
+        " in an evaluation set, texts to classify.",
+        origin="chosen here; the form is that of multilingual-e5-instruct and Qwen3-Embedding",
+        min_length=1,
+    )
+    prompts: PromptSettings = setting(
+        PromptSettings(), "Texts put before those of this source, in place of the prompts of the model or stage."
+    )
     rejects: Literal["masked", "raw"] = setting(
         "masked",
         "Whether the records of rejects are kept as they were read, or with personal data masked as the filter masks it"
@@ -199,6 +211,27 @@ class Source(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _prompts_are_used(self) -> "Source":
+        used, given = self._prompted_sides(), self.prompts.model_dump(exclude_none=True)
+        if unused := [side for side in given if side not in used]:
+            raise ValueError(
+                f"{self.name} has task {self.task}, so no text gets `prompts.{unused[0]}`; expected "
+                f"{' or '.join(f'`prompts.{side}`' for side in used)}"
+            )
+        if self.instruction is not None and used == ("passage",):
+            raise ValueError(f"{self.name} has task passage and no queries, so remove `instruction:`")
+        if self.instruction is not None and used[0] in given:
+            raise ValueError(
+                f"{self.name} has both `instruction` and `prompts.{used[0]}`, which go to the same place; keep one"
+            )
+        return self
+
+    def _prompted_sides(self) -> tuple[str, ...]:
+        if self.task in ("sts", "passage"):
+            return ("sentence",) if self.task == "sts" else ("passage",)
+        return ("query", "passage")
+
 
 class EvaluationSet(Source):
     """A source to evaluate on; `dedup.decontaminate` keeps its texts out of training."""
@@ -219,3 +252,12 @@ class EvaluationSet(Source):
                 "search in `passages:`"
             )
         return self
+
+    def _prompted_sides(self) -> tuple[str, ...]:
+        return ("sentence",) if self.task == "classification" else super()._prompted_sides()
+
+
+def own_prompts(sources: Sequence[Source]) -> dict[str, SourcePrompts]:
+    """Return the prompts of the sources that have any of their own, by name."""
+    own = {each.name: SourcePrompts(**each.prompts.model_dump(), instruction=each.instruction) for each in sources}
+    return {name: prompts for name, prompts in own.items() if prompts != SourcePrompts()}

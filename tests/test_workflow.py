@@ -8,6 +8,7 @@ import pytest
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.schemas.errors import CorpusError, RecipeError
 from conan_embedding.schemas.recipe import Recipe
+from conan_embedding.schemas.settings import SourcePrompts
 from conan_embedding.workflow import (
     _keep_metrics,
     _sentence_shards,
@@ -15,8 +16,10 @@ from conan_embedding.workflow import (
     find_trained_model,
     last_step,
     run,
+    run_data_stage,
     steps,
     train,
+    training_job,
 )
 
 SOURCE = {"name": "s", "files": "*.jsonl", "read": "jsonl"}
@@ -123,3 +126,25 @@ def test_loss_terms_are_checked_before_any_work(stage: str, tmp_path: Path) -> N
     with pytest.raises(RecipeError, match=r"mine\.index: FAISS can't read 'IVF4096Flat'"):
         next(run(tmp_path, recipe(mine={"index": "IVF4096Flat"}), Engine(1), 1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_get_the_prompts_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = recipe(sources=[SOURCE | {"instruction": "Find it"}, SOURCE | {"name": "t"}])
+    monkeypatch.setattr("conan_embedding.pipeline.corpus.catalog.rebuild", lambda corpus: None)
+    for stage in ("score", "mine"):
+        monkeypatch.setattr(f"conan_embedding.pipeline.{stage}.stage.{stage}", lambda *arguments: arguments[3:])
+        assert run_data_stage(stage, tmp_path, given, Engine()) == ({"s": SourcePrompts(instruction="Find it")},)
+
+
+def test_training_gets_the_prompts_of_sources_and_of_evaluation_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"evaluation": [SOURCE | {"name": "e", "prompts": {"query": ""}}], "pretrain": {"model": "m"}}
+    given = recipe(sources=[SOURCE | {"instruction": "Find it"}], **own)
+    monkeypatch.setattr("conan_embedding.pipeline.corpus.folder.shards", lambda *_: [])
+    monkeypatch.setattr("conan_embedding.trainer.job.make_job", lambda *_, **prompts: prompts)
+    expected = {
+        "source_prompts": {"s": SourcePrompts(instruction="Find it")},
+        "set_prompts": {"e": SourcePrompts(query="")},
+    }
+    assert training_job("pretrain", tmp_path, given) == expected

@@ -1,6 +1,7 @@
 """The description of a training run, kept as one file: model, shards, settings."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -9,6 +10,7 @@ from ..pipeline.corpus.folder import fingerprint, read_footer
 from ..pipeline.encoder.model_folder import find_model, weights_fingerprint
 from ..pipeline.plugins import loaded_plugins
 from ..schemas.errors import ConanError
+from ..schemas.settings import SourcePrompts
 from ..schemas.training_settings import FinetuneSettings, PretrainSettings
 
 VERSION = 3
@@ -29,6 +31,8 @@ class Job(BaseModel):
     settings: PretrainSettings | FinetuneSettings
     shards: dict[str, list[Path]]
     fingerprint: str
+    source_prompts: dict[str, SourcePrompts] = {}
+    set_prompts: dict[str, SourcePrompts] = {}  # of evaluation sets, for validation
     plugins: tuple[str, ...] = ()
 
     @property
@@ -79,8 +83,10 @@ def make_job(
     settings: PretrainSettings | FinetuneSettings,
     shards: dict[str, list[Path]],
     pools: str | None = None,
+    source_prompts: Mapping[str, SourcePrompts] = {},
+    set_prompts: Mapping[str, SourcePrompts] = {},
 ) -> Job:
-    """Build a job, with a fingerprint of everything that decides its result: weights, settings, data, pools.
+    """Build a job, with a fingerprint of everything that decides its result: weights, settings, data, pools, prompts.
 
     The fingerprint leaves out settings that only decide what is logged or saved, or how a step is computed, so a run
     that ran out of memory can continue with a smaller `gradcache_tokens`.
@@ -93,6 +99,7 @@ def make_job(
     kept = {"checkpoint_every", "keep_checkpoints", "log_every", "validation", "tensorboard"}
     computed = {"gradcache_tokens", "gradient_checkpointing", "compile"}
     decisive = settings.model_dump(mode="json", exclude={"model", *kept, *computed})
+    decisive |= {"source_prompts": {name: own.model_dump() for name, own in sorted(source_prompts.items())}}
     place = Path(model).resolve()
     job = Job(
         corpus=corpus.resolve(),
@@ -100,6 +107,8 @@ def make_job(
         model=str(place) if place.is_dir() else model,
         settings=settings,
         shards={kind: [shard.resolve() for shard in each] for kind, each in shards.items()},
+        source_prompts=dict(source_prompts),
+        set_prompts=dict(set_prompts),
         plugins=loaded_plugins(),
         fingerprint=fingerprint(
             "train", VERSION, name, weights_fingerprint(find_model(model)), decisive, content, pools

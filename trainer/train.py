@@ -143,7 +143,9 @@ def _load_model(job: Job) -> tuple[EmbeddingModel, Any]:
     projection_dim, pooling, attention = None, None, None  # fine-tuning keeps those of the model
     if isinstance(settings, PretrainSettings):
         projection_dim, pooling, attention = settings.projection_dim, settings.pooling, settings.attention
-    model, tokenizer = load(job.model, projection_dim, pooling, settings.max_length, settings.prompts)
+    model, tokenizer = load(
+        job.model, projection_dim, pooling, settings.max_length, settings.prompts, job.source_prompts
+    )
     check_dimensions(job, model.dimension)
     set_attention(model.encoder, attention)
     model.soft_alpha = 0.0 if attention == "soft" else None

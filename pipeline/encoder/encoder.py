@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
@@ -153,6 +154,15 @@ def encode(encoder: Encoder, texts: pa.Array | pa.ChunkedArray | Sequence[str], 
     """
     infer = partial(_vectors, skipped=_count_skipped(encoder, prompt))
     return in_batches(encoder, texts, dimension(encoder), infer, prompt)
+
+
+def encode_after(encoder: Encoder, prompts: pl.Series, texts: pl.Series) -> Vectors:
+    """Encode texts, each after its own prompt: float32 [n, D]."""
+    vectors = np.empty((len(texts), dimension(encoder)), np.float32)
+    for prompt in prompts.unique(maintain_order=True):
+        rows = (prompts == prompt).arg_true()
+        vectors[rows.to_numpy()] = encode(encoder, texts.gather(rows).to_arrow(), prompt)
+    return vectors
 
 
 def _count_skipped(encoder: Encoder, prompt: str) -> int:

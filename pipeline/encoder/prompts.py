@@ -1,11 +1,15 @@
-"""Read which prompts a model's folder names; nothing here loads weights."""
+"""Read which prompts a model's folder names, and list those of texts; nothing here loads weights."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...schemas.prompts import Prompts
-from ...schemas.settings import EncoderSettings
+import polars as pl
+
+from ...schemas.prompts import AFTER_INSTRUCTION, Prompts, Side
+from ...schemas.settings import EncoderSettings, SourcePrompts
 from .model_folder import ModelError, anything, one_of, read_known
 
 BGE_QUERY_PROMPTS = {
@@ -18,6 +22,7 @@ NAMES = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 """Names of a side's prompt in a folder; the first that is there wins (sentence-transformers' `encode_document`)."""
 
 FILE = "config_sentence_transformers.json"
+_INSTRUCTED = re.compile(r"Instruct: .+(\nQuery: ?)", re.DOTALL)
 _KNOWN = {
     "__version__": anything,
     "model_type": one_of(None, "SentenceTransformer"),
@@ -43,10 +48,13 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_prompts(folder: Path, settings: EncoderSettings, retrieves: bool = True) -> Prompts:
-    """Return the prompts of a model: from the settings, else from its folder, else empty.
+def read_prompts(
+    folder: Path, settings: EncoderSettings, sources: Mapping[str, SourcePrompts] = {}, retrieves: bool = True
+) -> Prompts:
+    """Return the prompts of a model: from the settings, else from its folder, else empty; and those of `sources`.
 
-    If `retrieves`, a bge model whose folder names no prompt for queries gets the one of FlagEmbedding's README.
+    If `retrieves`, a bge model whose folder names no prompt for queries gets the one of FlagEmbedding's README. If the
+    prompt for queries is an instruction, those of the sources end as it does.
 
     Raises:
         ModelError: the folder's configuration can't be read.
@@ -60,4 +68,16 @@ def read_prompts(folder: Path, settings: EncoderSettings, retrieves: bool = True
     default = config.get("default_prompt_name")
     found["sentence"] = named.get(default) if default is not None else None
     chosen = settings.prompts.model_dump(exclude_none=True)
-    return Prompts(**{side: chosen.get(side, text or "") for side, text in found.items()})
+    of_queries = (chosen.get("query"), found["query"])
+    instructed = next(filter(None, (_INSTRUCTED.fullmatch(text) for text in of_queries if text)), None)
+    prompts = Prompts(
+        **{side: chosen.get(side, text or "") for side, text in found.items()},
+        after_instruction=instructed[1] if instructed else AFTER_INSTRUCTION,
+    )
+    return replace(prompts, sources={name: prompts.override(own) for name, own in sources.items()})
+
+
+def list_prompts(prompts: Prompts, side: Side, sources: pl.Series) -> pl.Series:
+    """Return what is put before each text of a side; `sources` are the names of the texts' sources."""
+    common, own = prompts.of_side(side)
+    return sources.cast(pl.String).replace_strict(own, default=common, return_dtype=pl.String).alias("prompt")

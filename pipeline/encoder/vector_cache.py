@@ -36,10 +36,10 @@ _TRUNCATED = "truncated"
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """The vectors of n texts: that of text i is row `rows[i]` of part `parts[i]` of the space in `folder`."""
+    """The vectors of n texts: that of text i is row `rows[i]` of `files[places[i]]`."""
 
-    folder: Path
-    parts: Integers
+    files: list[Path]
+    places: Integers
     rows: Integers
 
     def __len__(self) -> int:
@@ -47,13 +47,13 @@ class StoredVectors:
 
     def take(self, places: Integers) -> Vectors:
         """Read the vectors of the texts at `places`, in that order: float32 [len(places), D]; [0, 0] for no places."""
-        parts, rows = self.parts[places], self.rows[places]
+        files, rows = self.places[places], self.rows[places]
         found = np.empty((0, 0), np.float32)
-        for part in np.unique(parts):
-            mapped = np.load(_vectors_file(self.folder, part), mmap_mode="r")
+        for file in np.unique(files):
+            mapped = np.load(self.files[file], mmap_mode="r")
             if not found.size:
                 found = np.empty((len(places), mapped.shape[1]), np.float32)
-            here = parts == part
+            here = files == file
             found[here] = mapped[rows[here]]
         return found
 
@@ -63,10 +63,16 @@ def space(weights: str, settings: EncoderSettings, prompt: str) -> str:
     return fingerprint("vectors", weights, settings.max_length, settings.pooling, settings.trust_remote_code, prompt)
 
 
+def spaces(weights: str, settings: EncoderSettings, prompts: pl.Series) -> pl.Series:
+    """Name the space of each text, from what is put before it."""
+    names = {prompt: space(weights, settings, prompt) for prompt in prompts.unique()}
+    return prompts.replace_strict(names, return_dtype=pl.String).alias("vectors")
+
+
 def store(
-    corpus: Path, weights: str, settings: EncoderSettings, prompt: str, texts: pa.Array, engine: Engine
+    corpus: Path, weights: str, settings: EncoderSettings, prompts: pl.Series, texts: pa.Array, engine: Engine
 ) -> StoredVectors:
-    """Return the vectors of distinct texts under a model; encode and store those that are missing, part by part.
+    """Return the vectors of distinct texts, each after its prompt; encode and store those that are missing.
 
     The model is loaded only if vectors are missing. A run that is killed keeps the parts that it has written.
 
@@ -74,28 +80,40 @@ def store(
         ModelError: the model can't be loaded.
         StageError: a part could not be written.
     """
-    name = space(weights, settings, prompt)
-    folder = corpus / FOLDER / name
-    folder.mkdir(parents=True, exist_ok=True)
-    hashes = _hashes(texts)
-    known = _known(folder)
-    missing = hashes.with_row_index("place").join(known, on=_HASH, how="anti", maintain_order="left")["place"]
-    if len(missing):
-        from .encoder import loaded  # imports transformers: seconds and memory that cached vectors don't need
+    wanted = _hashes(texts).with_columns(vectors=spaces(weights, settings, prompts), prompt=prompts)
+    (corpus / FOLDER).mkdir(parents=True, exist_ok=True)
+    for (name, prompt), own in wanted.with_row_index("place").group_by("vectors", "prompt", maintain_order=True):
+        folder = corpus / FOLDER / str(name)
+        folder.mkdir(exist_ok=True)
+        missing = own.join(_known(folder), on=_HASH, how="anti", maintain_order="left")["place"]
+        if len(missing):
+            _write_parts(folder, texts, missing, weights, settings, str(prompt), engine)
+    return _stored(corpus, wanted)
 
-        loaded(settings, weights, "cpu")  # fail once if the model can't be loaded, instead of in every part
-        calls: list[Call] = []
-        for part, start in enumerate(range(0, len(missing), PART), start=max(_parts(folder), default=-1) + 1):
-            chosen = texts.take(missing[start : start + PART].to_numpy())
-            calls.append((str(_vectors_file(folder, part)), (folder, part, chosen, weights, settings, prompt)))
-        engine.progress("mine: vectors", 0, len(calls), 0)
-        outcomes = run_calls(write_part, calls, replace(engine, one_a_device=True))
-        for done, (file, error) in enumerate(outcomes, start=1):
-            if error or not Path(file).exists():
-                raise StageError(f"{file}: {error or 'written on a node that does not share this folder'}")
-            engine.progress("mine: vectors", done, len(calls), min(done * PART, len(missing)))
-        known = _known(folder)
-    return _stored(folder, hashes, known)
+
+def _write_parts(
+    folder: Path,
+    texts: pa.Array,
+    missing: pl.Series,
+    weights: str,
+    settings: EncoderSettings,
+    prompt: str,
+    engine: Engine,
+) -> None:
+    """Encode the texts at the places `missing`, and write them to a space, part by part."""
+    from .encoder import loaded  # imports transformers: seconds and memory that cached vectors don't need
+
+    loaded(settings, weights, "cpu")  # fail once if the model can't be loaded, instead of in every part
+    calls: list[Call] = []
+    for part, start in enumerate(range(0, len(missing), PART), start=max(_parts(folder), default=-1) + 1):
+        chosen = texts.take(missing[start : start + PART].to_numpy())
+        calls.append((str(_vectors_file(folder, part)), (folder, part, chosen, weights, settings, prompt)))
+    engine.progress("mine: vectors", 0, len(calls), 0)
+    outcomes = run_calls(write_part, calls, replace(engine, one_a_device=True))
+    for done, (file, error) in enumerate(outcomes, start=1):
+        if error or not Path(file).exists():
+            raise StageError(f"{file}: {error or 'written on a node that does not share this folder'}")
+        engine.progress("mine: vectors", done, len(calls), min(done * PART, len(missing)))
 
 
 def write_part(folder: Path, part: int, texts: pa.Array, weights: str, settings: EncoderSettings, prompt: str) -> None:
@@ -113,11 +131,13 @@ def write_part(folder: Path, part: int, texts: pa.Array, weights: str, settings:
         temporary.write_bytes(whole.getbuffer())
 
 
-def find(corpus: Path, name: str, texts: pa.Array) -> StoredVectors | None:
-    """Return the stored vectors of texts, or None if any is missing. Writes nothing."""
-    folder, hashes = corpus / FOLDER / name, _hashes(texts)
-    known = _known(folder)
-    return None if hashes.join(known, on=_HASH, how="anti").height else _stored(folder, hashes, known)
+def find(corpus: Path, names: pl.Series, texts: pa.Array) -> StoredVectors | None:
+    """Return the stored vectors of texts, each from the space of its name, or None if any is missing.
+
+    Writes nothing.
+    """
+    found = _stored(corpus, _hashes(texts).with_columns(vectors=names))
+    return None if (found.places < 0).any() else found
 
 
 def truncated(corpus: Path, names: Collection[str]) -> int:
@@ -164,9 +184,18 @@ def _known(folder: Path) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def _stored(folder: Path, hashes: pl.DataFrame, known: pl.DataFrame) -> StoredVectors:
-    found = hashes.join(known, on=_HASH, how="left", maintain_order="left")
-    return StoredVectors(folder, found["part"].to_numpy(), found["row"].to_numpy())
+def _stored(corpus: Path, wanted: pl.DataFrame) -> StoredVectors:
+    """Find the texts, columns `upper, lower, vectors` (the space); the place of one that is missing is -1."""
+    files: list[Path] = []
+    places, rows = np.full(wanted.height, -1), np.zeros(wanted.height, np.int64)
+    for (name,), own in wanted.with_row_index("place").group_by("vectors"):
+        folder = corpus / FOLDER / str(name)
+        found = own.join(_known(folder), on=_HASH)
+        place, parts = found["place"].to_numpy(), _parts(folder)
+        places[place] = len(files) + np.searchsorted(parts, found["part"].to_numpy())
+        rows[place] = found["row"].to_numpy()
+        files += [_vectors_file(folder, part) for part in parts]
+    return StoredVectors(files, places, rows)
 
 
 def _parts(folder: Path) -> list[int]:

@@ -184,7 +184,7 @@ def _count_left_out(corpus: Path, tasks: Sequence[Task]) -> dict[str, int]:
 
 def _fingerprint(source: Source, splits: Sequence[FileSplit], files: Sequence[SourceFile]) -> str:
     versions = {file.path: file.version for file in files}
-    settings = source.model_dump(mode="json", exclude={"priority", "licence", "label_range"})
+    settings = source.model_dump(mode="json", exclude={"priority", "licence", "label_range", "prompts", "instruction"})
     joined = [(file.path, file.version) for file in list_files(list(source.join.values())).files]
     read = [(split.path, split.start, split.end, versions[split.path]) for split in splits]
     return fingerprint("ingest", VERSION, settings, read, joined)

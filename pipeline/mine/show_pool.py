@@ -1,6 +1,7 @@
 """conan mine --show: rank the passages of one query and show which rule dropped which. Nothing is written."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -10,13 +11,14 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from ...schemas.errors import CorpusError
-from ...schemas.settings import EncoderSettings, MineSettings
+from ...schemas.settings import EncoderSettings, MineSettings, SourcePrompts
 from ..corpus.pools import open_pools
-from ..encoder.encoder import encode, load_encoder
-from ..encoder.vector_cache import find, space
+from ..encoder.encoder import encode_after, load_encoder
+from ..encoder.model_folder import find_model
+from ..encoder.prompts import list_prompts, read_prompts
+from ..encoder.vector_cache import find, spaces
 from .methods import METHODS, ceilings
 from .search import find_own_texts
 
@@ -47,7 +49,9 @@ class ShownPool:
     dropped: dict[str, int]
 
 
-def show_pool(corpus: Path, wanted: str, settings: MineSettings) -> ShownPool:
+def show_pool(
+    corpus: Path, wanted: str, settings: MineSettings, sources: Mapping[str, SourcePrompts] = {}
+) -> ShownPool:
     """Show what mining did for one query, given by its query_id, its text, or a part of its text that no other has.
 
     Scores come from the vectors that mining stored. If they are gone, all passages are encoded again.
@@ -59,9 +63,10 @@ def show_pool(corpus: Path, wanted: str, settings: MineSettings) -> ShownPool:
     """
     with open_pools(corpus) as pools:
         run = pools.sql("FROM runs").pl().row(0, named=True)
-        if run.get("passage_vectors") is None:
+        if "vectors" not in pools.sql("FROM queries").columns:
             raise CorpusError(f"{corpus}: the pools don't say how they were made; run `conan mine {corpus}` again")
         query_id, query = _find_query(pools, corpus, wanted)
+        asked = pools.sql("FROM queries WHERE query_id = ?", params=[query_id]).pl()
         positives = pools.sql(
             "SELECT passage_id, score, text FROM positives JOIN passages USING (passage_id) "
             "WHERE query_id = ? ORDER BY score DESC, passage_id",
@@ -72,10 +77,11 @@ def show_pool(corpus: Path, wanted: str, settings: MineSettings) -> ShownPool:
             "FROM candidates WHERE query_id = ?",
             params=[query_id],
         ).pl()
-        passages = pools.sql("SELECT passage_id, text FROM passages ORDER BY passage_id").pl()
-        scores = _scores(corpus, query, passages["text"].to_arrow(), run, settings)
+        passages = pools.sql("SELECT passage_id, text, source, vectors FROM passages ORDER BY passage_id").pl()
+        scores = _scores(corpus, asked, passages, settings, sources)
         ranked = (
-            passages.with_columns(score=pl.Series(scores))
+            passages.select("passage_id", "text")
+            .with_columns(score=pl.Series(scores))
             .sort("score", "passage_id", descending=[True, False])
             .with_row_index("place")
             .join(kept, on="passage_id", how="left", maintain_order="left")
@@ -83,7 +89,6 @@ def show_pool(corpus: Path, wanted: str, settings: MineSettings) -> ShownPool:
         depth = ranked.filter(pl.col("rank").is_not_null())["place"].max()
         head = ranked.head(max(run["top_k"], 1 + int(depth) if isinstance(depth, int) else 0))
         pools.register("head", head.select("passage_id").to_arrow())
-        asked = pl.DataFrame({"query_id": [query_id], "text": [query]})
         own_texts = find_own_texts(asked, passages)["passage_id"].to_list()
         clusters_of = "SELECT DISTINCT unnest(cluster_ids) FROM passages WHERE passage_id IN (SELECT unnest(?))"
         answering, asking = (
@@ -120,28 +125,36 @@ def _find_query(pools: duckdb.DuckDBPyConnection, corpus: Path, wanted: str) -> 
     raise CorpusError(f"{corpus}: several queries contain {wanted!r}; give the id of one:\n{some}")
 
 
-def _scores(corpus: Path, query: str, passages: pa.Array, run: dict[str, Any], settings: MineSettings) -> Floats:
-    """Return the cosine of the query and every passage, float32 [passages]."""
+def _scores(
+    corpus: Path,
+    asked: pl.DataFrame,
+    passages: pl.DataFrame,
+    settings: MineSettings,
+    sources: Mapping[str, SourcePrompts],
+) -> Floats:
+    """Return the cosine of the query and every passage, float32 [passages]. Both have `text, source, vectors`."""
     scores = np.empty(len(passages), np.float32)
     blocks = [np.arange(start, min(start + BLOCK, len(scores))) for start in range(0, len(scores), BLOCK)]
-    of_query = find(corpus, run["query_vectors"], pa.array([query]))
-    stored = find(corpus, run["passage_vectors"], passages)
+    of_query, stored = (find(corpus, each["vectors"], each["text"].to_arrow()) for each in (asked, passages))
     if of_query is not None and stored is not None:
         vector = of_query.take(np.zeros(1, np.int64))[0]
         for block in blocks:
             scores[block] = stored.take(block) @ vector
         return scores
     encoder = load_encoder(EncoderSettings(**settings.model_dump(include=set(EncoderSettings.model_fields))))
-    prompts = encoder.prompts
-    spaces = [space(encoder.fingerprint, settings, prompt) for prompt in (prompts.query, prompts.passage)]
-    if spaces != [run["query_vectors"], run["passage_vectors"]]:
+    prompts = read_prompts(find_model(settings.model, settings.trust_remote_code), settings, sources)
+    before = [list_prompts(prompts, "query", asked["source"]), list_prompts(prompts, "passage", passages["source"])]
+    if not all(
+        spaces(encoder.fingerprint, settings, own).equals(each["vectors"])
+        for own, each in zip(before, (asked, passages), strict=True)
+    ):
         raise CorpusError(
             f"{corpus}: the stored vectors are gone, and the pools were mined with another model than the recipe's "
             f"({settings.model}) or with other settings; run `conan mine {corpus}` again"
         )
-    vector = encode(encoder, [query], prompts.query)[0]
+    vector = encode_after(encoder, before[0], asked["text"])[0]
     for block in blocks:
-        scores[block] = encode(encoder, passages.take(block), prompts.passage) @ vector
+        scores[block] = encode_after(encoder, before[1].gather(block), passages["text"].gather(block)) @ vector
     return scores
 
 

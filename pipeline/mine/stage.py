@@ -4,7 +4,7 @@ The steps: collect the texts, encode them, search for each query's passages, wri
 """
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,27 +15,28 @@ import polars as pl
 import pyarrow as pa
 
 from ...schemas.outcomes import Summary
-from ...schemas.settings import MineSettings, PromptSettings
+from ...schemas.settings import MineSettings, SourcePrompts
 from ..corpus.folder import fingerprint, is_begun, read_footer, shards
 from ..corpus.pools import as_lists, read_candidates, stored_fingerprint, write_pools
 from ..corpus.sql import scan_shards
 from ..encoder.finite import check_finite
 from ..encoder.model_folder import find_model, weights_fingerprint
-from ..encoder.prompts import read_prompts
-from ..encoder.vector_cache import StoredVectors, keep_only, space, store, truncated
+from ..encoder.prompts import list_prompts, read_prompts
+from ..encoder.vector_cache import StoredVectors, keep_only, spaces, store, truncated
 from ..engine.calls import Engine
 from .methods import ceiling_sql, ceilings, margin_of, skipped_ranks
 from .search import Rules, check_index, default_index, find_own_texts, pair_cosines, search
 
-VERSION = 3
+VERSION = 4
 
 
-def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
+def mine(corpus: Path, settings: MineSettings, engine: Engine, sources: Mapping[str, SourcePrompts] = {}) -> Summary:
     """Write pools.duckdb: for each query, the best-scored passages that the method allows.
 
     A passage is allowed if it is neither the query's own text nor one of its positives, nor in a cluster of these, and
     if its score is below the ceiling. Pools of the same model, settings and data are left as they are;
-    texts that the model has already encoded are not encoded again.
+    texts that the model has already encoded are not encoded again. `sources` are the prompts of the sources that have
+    their own.
 
     Raises:
         ModelError: the model can't be read, or gives vectors with NaN or infinite numbers.
@@ -45,8 +46,7 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
     margin = margin_of(settings)
     folder = find_model(settings.model, settings.trust_remote_code)
     weights = weights_fingerprint(folder)
-    prompts = read_prompts(folder, settings)
-    settings = settings.model_copy(update={"prompts": PromptSettings(**asdict(prompts))})
+    prompts = read_prompts(folder, settings, sources)
     others = [name for name in settings.passages if name != "passages"]
     if others and not is_begun(corpus, "convert/passages"):
         settings = settings.model_copy(update={"passages": others})
@@ -54,7 +54,8 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
         name: shards(corpus, f"convert/{name}") for name in sorted({*settings.passages, *settings.queries})
     }
     content = [(name, shard.name, read_footer(shard).content) for name, found in inputs.items() for shard in found]
-    decisive = settings.model_dump(exclude={"model", "batch_tokens", "compile"})
+    decisive = settings.model_dump(exclude={"model", "batch_tokens", "compile", "prompts"})
+    decisive |= {"prompts": [prompts.of_side("query"), prompts.of_side("passage")]}
     wanted = fingerprint("mine", VERSION, weights, decisive, content)
     if stored_fingerprint(corpus) != wanted:
         texts = _texts(inputs, settings)
@@ -62,12 +63,15 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
             from ..encoder.encoder import dimension, loaded  # imports transformers, which cached vectors don't need
 
             check_index(settings.index, dimension(loaded(settings, weights, "cpu")), texts.passages.height)
-        spaces = {
-            "queries": space(weights, settings, prompts.query),
-            "passages": space(weights, settings, prompts.passage),
-        }
-        passages = store(corpus, weights, settings, prompts.passage, texts.passages["text"].to_arrow(), engine)
-        queries = store(corpus, weights, settings, prompts.query, texts.queries["text"].to_arrow(), engine)
+        of_passages = list_prompts(prompts, "passage", texts.passages["source"])
+        of_queries = list_prompts(prompts, "query", texts.queries["source"])
+        passages = store(corpus, weights, settings, of_passages, texts.passages["text"].to_arrow(), engine)
+        queries = store(corpus, weights, settings, of_queries, texts.queries["text"].to_arrow(), engine)
+        texts = texts._replace(
+            queries=texts.queries.with_columns(spaces(weights, settings, of_queries)),
+            passages=texts.passages.with_columns(spaces(weights, settings, of_passages)),
+        )
+        in_use = {*texts.queries["vectors"].unique(), *texts.passages["vectors"].unique()}
         check_finite(settings.model, queries.take, texts.queries["text"], "queries")
         check_finite(settings.model, passages.take, texts.passages["text"], "passages")
         run = {
@@ -81,15 +85,13 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine) -> Summary:
             "passages_from": sorted(set(settings.passages)),
             "queries": len(queries),
             "passages": len(passages),
-            "truncated": truncated(corpus, set(spaces.values())),
-            "query_vectors": spaces["queries"],
-            "passage_vectors": spaces["passages"],
+            "truncated": truncated(corpus, in_use),
             "fingerprint": wanted,
             "created_at": datetime.now(UTC).replace(tzinfo=None),
         }
         tables = _pools(texts, queries, passages, settings, engine, run)
         write_pools(corpus, tables, ceiling_sql())
-        keep_only(corpus, set(spaces.values()))
+        keep_only(corpus, in_use)
     return _summary(corpus, settings, time.monotonic() - started)
 
 
@@ -105,10 +107,13 @@ def _summary(corpus: Path, settings: MineSettings, seconds: float) -> Summary:
 
 
 class Texts(NamedTuple):
-    """The distinct texts, numbered in sorted order, and how they belong together."""
+    """The distinct texts, numbered in sorted order, and how they belong together.
 
-    queries: pl.DataFrame  # query_id, text
-    passages: pl.DataFrame  # passage_id, text, cluster_id (its smallest cluster), cluster_ids (all its clusters)
+    A text that several sources have is of the one whose name comes first.
+    """
+
+    queries: pl.DataFrame  # query_id, text, source
+    passages: pl.DataFrame  # passage_id, text, source, cluster_id (its smallest cluster), cluster_ids (all of them)
     positives: pl.DataFrame  # query_id, passage_id
     members: pl.DataFrame  # passage_id, cluster; a text in classes of two sources has two clusters
     own: pl.DataFrame  # query_id, cluster (of one of its positives, or of its own text)
@@ -116,9 +121,9 @@ class Texts(NamedTuple):
 
 def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> Texts:
     columns = {
-        "retrieval": "query, unnest(positives) AS positive, unnest(cluster_ids) AS cluster_id",
-        "pretrain": "query, positive, cluster_id",
-        "passages": "'' AS query, text AS positive, cluster_id",
+        "retrieval": "query, unnest(positives) AS positive, unnest(cluster_ids) AS cluster_id, source",
+        "pretrain": "query, positive, cluster_id, source",
+        "passages": "'' AS query, text AS positive, cluster_id, source",
     }
     with duckdb.connect(":memory:") as connection:
         connection.execute("SET enable_progress_bar = false")
@@ -126,12 +131,12 @@ def _texts(inputs: dict[str, list[Path]], settings: MineSettings) -> Texts:
             selects = [f"SELECT {columns[folder]} FROM {scan_shards(inputs[folder])}" for folder in sorted(set(wanted))]
             connection.execute(f"CREATE TABLE {name} AS {' UNION ALL '.join(selects)}")
         connection.execute(
-            "CREATE TABLE queries AS SELECT row_number() OVER (ORDER BY query) - 1 AS query_id, query AS text "
-            "FROM (SELECT DISTINCT query FROM asked);"
-            "CREATE TABLE clustered AS SELECT DISTINCT positive AS text, cluster_id "
-            "FROM (FROM asked UNION ALL FROM searched);"
+            "CREATE TABLE queries AS SELECT row_number() OVER (ORDER BY query) - 1 AS query_id, query AS text, "
+            "min(CAST(source AS VARCHAR)) AS source FROM asked GROUP BY query;"
+            "CREATE TABLE clustered AS SELECT positive AS text, cluster_id, min(CAST(source AS VARCHAR)) AS source "
+            "FROM (FROM asked UNION ALL FROM searched) GROUP BY ALL;"
             "CREATE TABLE passages AS SELECT row_number() OVER (ORDER BY text) - 1 AS passage_id, text, "
-            "min(cluster_id) AS cluster_id, list(cluster_id ORDER BY cluster_id) AS cluster_ids "
+            "min(source) AS source, min(cluster_id) AS cluster_id, list(cluster_id ORDER BY cluster_id) AS cluster_ids "
             "FROM clustered GROUP BY text;"
             "CREATE TABLE members AS SELECT passage_id, clustered.cluster_id AS cluster "
             "FROM clustered JOIN passages USING (text);"

@@ -3,20 +3,22 @@
 import numpy as np
 import polars as pl
 
+from ...schemas.prompts import Prompts
 from ...schemas.settings import EncoderSettings
-from ..encoder.encoder import Encoder, Vectors, encode, loaded
+from ..encoder.encoder import Encoder, Vectors, encode_after, loaded
+from ..encoder.prompts import list_prompts
 from .ranks import Sample, rank_positives
 
 SIDES = ("query", "positive")
 
 
 def compute_scores(
-    pairs: pl.DataFrame, settings: EncoderSettings, weights: str, sample: Sample
+    pairs: pl.DataFrame, settings: EncoderSettings, prompts: Prompts, weights: str, sample: Sample
 ) -> tuple[pl.DataFrame, int]:
     """Score pairs (`pair_id, source, query, positive, cluster_id`) and rank their positives among sampled passages.
 
     Returns `pair_id, source, score, mismatched, rank, detail` and the number of truncated texts. `score` is the cosine
-    of the query and the positive, each after its prompt, Float32; `mismatched` and `rank` are those of
+    of the query and the positive, each after its source's prompt, Float32; `mismatched` and `rank` are those of
     `rank_positives`. A text is truncated to the model's length. If the tokenizer drops all of one side, its vector
     would be that of an empty text: the pair has no score but a `detail` that says so.
 
@@ -29,8 +31,9 @@ def compute_scores(
     empty = bare.select(pl.concat_str(named, separator=" and ", ignore_nulls=True)).to_series()
     whole = pairs.filter(empty == "")
     before = encoder.truncated
-    queries = as_unit(encode(encoder, whole["query"].to_arrow(), encoder.prompts.query))
-    positives = as_unit(encode(encoder, whole["positive"].to_arrow(), encoder.prompts.passage))
+    of_queries, of_positives = (list_prompts(prompts, side, whole["source"]) for side in ("query", "passage"))
+    queries = as_unit(encode_after(encoder, of_queries, whole["query"]))
+    positives = as_unit(encode_after(encoder, of_positives, whole["positive"]))
     cosines = np.einsum("nd,nd->n", queries, positives)
     ranked = rank_positives(whole, queries, cosines, sample)
     scored = whole.select("pair_id", "source", score=pl.Series(cosines)).hstack(ranked)

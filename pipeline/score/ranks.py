@@ -46,16 +46,16 @@ def draw_sample(shards: Sequence[Path], among: int) -> pl.DataFrame:
         return drawn
 
 
-def read_texts(shards: Sequence[Path], drawn: pl.DataFrame) -> pl.Series:
-    """Read the positives of the pairs that were drawn, in their order."""
+def read_passages(shards: Sequence[Path], drawn: pl.DataFrame) -> pl.DataFrame:
+    """Read the positives of the pairs that were drawn, in their order: columns `text, source`."""
     with duckdb.connect(":memory:") as connection:
         connection.execute("SET enable_progress_bar = false")
         connection.register("drawn", drawn.to_arrow())
         texts: pl.DataFrame = connection.sql(
-            f"SELECT any_value(positive) AS text FROM {scan_shards(shards)} SEMI JOIN drawn USING (pair_id) "
-            "GROUP BY pair_id ORDER BY pair_id"
+            "SELECT any_value(positive) AS text, min(CAST(source AS VARCHAR)) AS source "
+            f"FROM {scan_shards(shards)} SEMI JOIN drawn USING (pair_id) GROUP BY pair_id ORDER BY pair_id"
         ).pl()
-        return texts["text"]
+        return texts
 
 
 def write_sample(file: Path, drawn: pl.DataFrame, texts: pl.Series, vectors: Floats) -> None:

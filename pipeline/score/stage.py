@@ -6,7 +6,7 @@ soon as they are computed, and the scores of finished shards are read back if on
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,19 +18,20 @@ import pyarrow.parquet as pq
 from ...schemas.errors import CorpusError
 from ...schemas.outcomes import Summary
 from ...schemas.pairs import SCORED, rejected
-from ...schemas.settings import PromptSettings, ScoreSettings
+from ...schemas.prompts import Prompts
+from ...schemas.settings import ScoreSettings, SourcePrompts
 from ..corpus.atomic import replacing
 from ..corpus.folder import committed, fingerprint, read_batches, read_footer, rejects, shards
 from ..corpus.shard_writer import ShardWriter
 from ..encoder.encoder import loaded
 from ..encoder.model_folder import find_model, weights_fingerprint
-from ..encoder.prompts import read_prompts
+from ..encoder.prompts import list_prompts, read_prompts
 from ..encoder.vector_cache import store
 from ..engine.calls import Engine
 from ..engine.stage import StageError, Task, find_finished, run_calls, run_stage
 from .cuts import judge, list_cutoffs, warn
 from .pair_scores import as_unit, compute_scores
-from .ranks import draw_sample, read_sample, read_texts, write_sample
+from .ranks import draw_sample, read_passages, read_sample, write_sample
 
 VERSION = 3
 BINS = 64
@@ -59,6 +60,7 @@ class Scoring(NamedTuple):
     dedup_shard: Path
     earlier: Path | None
     settings: ScoreSettings
+    prompts: Prompts
     weights: str
     scores: str
     sample: str
@@ -74,8 +76,10 @@ class Scoring(NamedTuple):
         return self.parts / f"{self.scores}-{self.sample}-{name}.parquet"
 
 
-def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
+def score(corpus: Path, settings: ScoreSettings, engine: Engine, sources: Mapping[str, SourcePrompts] = {}) -> Summary:
     """Score the pairs that dedup kept. If only cuts changed, existing scores are read instead of computed.
+
+    `sources` are the prompts of the sources that have their own.
 
     The summary's notes are the number of pairs `scored`, the number of texts `truncated` to the model's length,
     quantiles of the scores and of `mismatched` pairs, and `warnings` of cuts that reject nothing or most pairs.
@@ -86,9 +90,9 @@ def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
     """
     folder = find_model(settings.model, settings.trust_remote_code)
     weights = weights_fingerprint(folder)
-    prompts = read_prompts(folder, settings, retrieves=False)
-    settings = settings.model_copy(update={"prompts": PromptSettings(**asdict(prompts))})
-    encoding = settings.model_dump(include={"pooling", "max_length", "trust_remote_code", "prompts"})
+    prompts = read_prompts(folder, settings, sources, retrieves=False)
+    encoding = settings.model_dump(include={"pooling", "max_length", "trust_remote_code"})
+    encoding |= {"prompts": [prompts.of_side("query"), prompts.of_side("passage")]}
     engine = replace(engine, one_a_device=True)
     inputs = shards(corpus, "dedup")
     drawn = draw_sample(inputs, settings.among)
@@ -97,16 +101,18 @@ def score(corpus: Path, settings: ScoreSettings, engine: Engine) -> Summary:
     scorings = []
     for shard in inputs:
         scores = fingerprint("score", VERSION, weights, encoding, shard.name, read_footer(shard).content)
-        known = (shard, earlier.get(scores), settings, weights, scores, sample, corpus / "score" / _PARTS)
+        known = (shard, earlier.get(scores), settings, prompts, weights, scores, sample, corpus / "score" / _PARTS)
         scorings.append(Scoring(*known))
     tasks = _list_tasks(scorings, settings, {}, len(drawn))
     there = find_finished(corpus, "score", tasks)
     pending = [one for one, task in zip(scorings, tasks, strict=True) if task.fingerprint not in there]
     if drawn.height and not all(_has_all_scores(one) for one in pending):
         loaded(settings, weights, "cpu")  # so that an unreadable model is reported once, not by every shard
-        texts = read_texts(inputs, drawn)
-        vectors = store(corpus, weights, settings, prompts.passage, texts.to_arrow(), engine)
-        write_sample(scorings[0].sample_file, drawn, texts, as_unit(vectors.take(np.arange(len(texts)))))
+        passages = read_passages(inputs, drawn)
+        before = list_prompts(prompts, "passage", passages["source"])
+        vectors = store(corpus, weights, settings, before, passages["text"].to_arrow(), engine)
+        vectors_of_all = as_unit(vectors.take(np.arange(len(vectors))))
+        write_sample(scorings[0].sample_file, drawn, passages["text"], vectors_of_all)
     if settings.quantile is not None and pending:
         tasks = _list_tasks(scorings, settings, _find_thresholds(scorings, settings.quantile, engine), len(drawn))
     summary = run_stage(corpus, "score", score_shard, tasks, engine)
@@ -227,7 +233,7 @@ def _complete_scores(scoring: Scoring) -> tuple[pl.DataFrame, int]:
         missing = pairs.join(known, on="pair_id", how="anti", maintain_order="left")
         if missing.height:
             sample = read_sample(scoring.sample_file)
-            found, cut = compute_scores(missing, scoring.settings, scoring.weights, sample)
+            found, cut = compute_scores(missing, scoring.settings, scoring.prompts, scoring.weights, sample)
             _set_aside(scoring.part(f"{group:05d}"), found, cut)
             truncated += cut
             known = pl.concat([known, found.select(*_KNOWN)])

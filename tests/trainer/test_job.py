@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conan_embedding.pipeline.corpus.folder import read_footer
+from conan_embedding.schemas.settings import SourcePrompts
 from conan_embedding.schemas.training_settings import BootstrapTraining, FinetuneSettings, PretrainSettings
 from conan_embedding.trainer.job import Job, TrainingError, make_job
 from conan_embedding.trainer.launch import launcher as module
@@ -70,6 +71,12 @@ def test_the_fingerprint_is_of_what_decides_the_result(
 
     others = [pretraining(learning_rate=2e-5), pretraining(seed=1)]
     others.append(make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(), pairs, pools="other"))
+    own = {"a": SourcePrompts(query="q")}
+    prompted = make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(), pairs, source_prompts=own)
+    others.append(prompted)
+    only_of_sets = make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(), pairs, set_prompts=own)
+    assert only_of_sets.fingerprint == job.fingerprint
+    assert Job.model_validate_json(prompted.model_dump_json()).source_prompts == own
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
@@ -78,7 +85,7 @@ def test_the_fingerprint_is_of_what_decides_the_result(
     write.shard(training_corpus, "pretrain", [{"source": "c", "query": "q", "positive": "p", "cluster_id": 4}])
     assert read_footer(pairs["pairs"][0]).content != before
     others.append(make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(), pairs))
-    assert len({job.fingerprint, *(other.fingerprint for other in others)}) == 6
+    assert len({job.fingerprint, *(other.fingerprint for other in others)}) == 7
 
 
 def test_a_finished_run_is_not_run_again(pretraining: Callable[..., Job], processes: Callable[[str], None]) -> None:

@@ -1,5 +1,7 @@
 """Building the batch of a step from the records drawn for it and the queries' current negatives."""
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -22,6 +24,7 @@ def pretrain_batch(data: PairData, rows: Integers, prompts: Prompts) -> Batch:
         taken["positive"].to_pylist(),
         positive_clusters=taken["cluster_id"].to_pylist(),
         prompts=prompts,
+        query_sources=taken["source"].to_pylist(),
     )
 
 
@@ -37,24 +40,28 @@ def finetune_batch(
     """Build a batch of queries, each with a positive and its current negatives, and of sentence pairs.
 
     `visits` counts the earlier draws of each query. A query with several positives takes the next one at each draw.
+    Prompts are those of a record's source; a negative from the pool has those of its passage's source.
     """
     taken, sentences = data.queries.take(rows), data.sentences.take(sentence_rows)
     positives, clusters = taken["positives"].to_pylist(), taken["clusters"].to_pylist()
     chosen = [visit % len(each) for visit, each in zip(visits.tolist(), positives, strict=True)]
     if isinstance(current, Windows):
-        texts, groups = _negatives_of_windows(data, current, rows, taken, negatives)
+        found = _negatives_of_windows(data, current, rows, taken, negatives)
     else:
-        texts, groups = _negatives_by_rank(data, current, rows, taken)
+        found = _negatives_by_rank(data, current, rows, taken)
     return build_batch(
         taken["query"].to_pylist(),
         [each[place] for each, place in zip(positives, chosen, strict=True)],
-        texts,
+        found.texts,
         positive_clusters=[each[place] for each, place in zip(clusters, chosen, strict=True)],
-        negative_clusters=groups,
+        negative_clusters=found.clusters,
         left=sentences["text_a"].to_pylist(),
         right=sentences["text_b"].to_pylist(),
         labels=sentences["label"].to_pylist(),
         prompts=prompts,
+        query_sources=taken["source"].to_pylist(),
+        negative_sources=found.sources,
+        sentence_sources=sentences["source"].to_pylist(),
     )
 
 
@@ -87,32 +94,41 @@ def count_steps(settings: PretrainSettings | FinetuneSettings, records: int, sen
     return max(1, round(settings.epochs * records / drawn))
 
 
+class _Negatives(NamedTuple):
+    """The negatives of each query of a batch, with their clusters and sources."""
+
+    texts: list[list[str]]
+    clusters: list[list[int]]
+    sources: list[list[str]]
+
+
 def _negatives_of_windows(
     data: FinetuneData, windows: Windows, rows: Integers, taken: pa.Table, negatives: int
-) -> tuple[list[list[str]], list[list[int]]]:
-    """Return the negatives of each query, texts and clusters: its window's, or the provided ones if that is empty."""
+) -> _Negatives:
+    """Return the negatives of each query: its window's, or the provided ones if that is empty."""
     ids, counts = window_passages(data, windows, rows)
     passages, ends = data.passages.take(ids), np.cumsum(counts)
-    texts, clusters = passages["text"].to_pylist(), passages["cluster_id"].to_pylist()
+    texts, clusters, sources = (passages[name].to_pylist() for name in ("text", "cluster_id", "source"))
     mined = [slice(end - count, end) for end, count in zip(ends.tolist(), counts.tolist(), strict=True)]
     provided = [each[:negatives] for each in taken["provided"].to_pylist()]
-    return (
+    asking = taken["source"].to_pylist()
+    return _Negatives(
         [texts[own] or came for own, came in zip(mined, provided, strict=True)],
         [clusters[own] or [-1] * len(came) for own, came in zip(mined, provided, strict=True)],
+        [sources[own] or [asks] * len(came) for own, came, asks in zip(mined, provided, asking, strict=True)],
     )
 
 
-def _negatives_by_rank(
-    data: FinetuneData, current: Negatives, rows: Integers, taken: pa.Table
-) -> tuple[list[list[str]], list[list[int]]]:
-    """Return the negatives of each query, texts and clusters, each from its rank in the pool or provided."""
+def _negatives_by_rank(data: FinetuneData, current: Negatives, rows: Integers, taken: pa.Table) -> _Negatives:
+    """Return the negatives of each query, each from its rank in the pool or provided."""
     ranks = current.rank[rows]
     pools = data.pools.take(rows)["pool"].combine_chunks()
     of_pool = (pools.offsets.to_numpy()[:-1, None] + ranks)[ranks >= 0]
     passages = data.passages.take(pools.values.to_numpy()[of_pool])
-    mined = zip(passages["text"].to_pylist(), passages["cluster_id"].to_pylist(), strict=True)
+    mined = zip(*(passages[name].to_pylist() for name in ("text", "cluster_id", "source")), strict=True)
+    provided, asking = taken["provided"].to_pylist(), taken["source"].to_pylist()
     found = [
-        [next(mined) if rank >= 0 else (own[slot], -1) for slot, rank in enumerate(of_query) if rank != ABSENT]
-        for of_query, own in zip(ranks.tolist(), taken["provided"].to_pylist(), strict=True)
+        [next(mined) if rank >= 0 else (own[slot], -1, asks) for slot, rank in enumerate(of_query) if rank != ABSENT]
+        for of_query, own, asks in zip(ranks.tolist(), provided, asking, strict=True)
     ]
-    return [[text for text, _ in each] for each in found], [[cluster for _, cluster in each] for each in found]
+    return _Negatives(*([[part[place] for part in each] for each in found] for place in range(3)))

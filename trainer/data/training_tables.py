@@ -36,7 +36,9 @@ QUERIES = pa.schema(
     | _SOURCE
 )
 POOLS = pa.schema([QUERIES.field("pool")])  # pools of the same queries, rebuilt during training
-PASSAGES = pa.schema({"text": pa.large_string(), "cluster_id": pa.int64()})  # the row number is the passage id
+PASSAGES = pa.schema(
+    {"text": pa.large_string(), "cluster_id": pa.int64(), "source": pa.large_string()}
+)  # the row number is the passage id
 SENTENCES = pa.schema({"text_a": pa.large_string(), "text_b": pa.large_string(), "label": pa.float32()} | _SOURCE)
 
 MEMORY = "2GB"
@@ -80,7 +82,7 @@ class PairData:
 
 def read_pairs(folder: Path) -> PairData:
     """Map the pairs that `write_pairs` wrote."""
-    return PairData(MappedTable(folder / "pairs.arrow", _SOURCE), read_sources(folder / "pairs.arrow"))
+    return PairData(MappedTable(folder / "pairs.arrow", {"category"}), read_sources(folder / "pairs.arrow"))
 
 
 def write_finetune(folder: Path, corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Sequence[Path]) -> None:
@@ -149,11 +151,11 @@ class FinetuneData:
 
 def read_finetune(folder: Path) -> FinetuneData:
     """Open what `write_finetune` wrote."""
-    queries = MappedTable(folder / "queries.arrow", _SOURCE)
+    queries = MappedTable(folder / "queries.arrow", {"category"})
     return FinetuneData(
         queries,
         MappedTable(folder / "passages.arrow"),
-        MappedTable(folder / "sentences.arrow", _SOURCE),
+        MappedTable(folder / "sentences.arrow", {"category"}),
         read_sources(folder / "queries.arrow"),
         read_sources(folder / "sentences.arrow"),
         query_ids=_joined(batch["query_id"] for batch in queries),
@@ -182,7 +184,7 @@ def _passages(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]
     """Yield the passages ordered by id, one window at a time, because sorting loads all texts into memory."""
     for start in range(0, _number(connection, "SELECT count(*) FROM stored.passages"), WINDOW):
         rows = f"FROM stored.passages WHERE passage_id >= {start} AND passage_id < {start + WINDOW}"
-        yield from _streamed(connection, f"SELECT text, cluster_id {rows} ORDER BY passage_id")
+        yield from _streamed(connection, f"SELECT text, cluster_id, source {rows} ORDER BY passage_id")
 
 
 def _queries(
@@ -239,9 +241,11 @@ def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 def _attach(connection: duckdb.DuckDBPyConnection, corpus: Path) -> None:
     """Attach pools.duckdb as `stored`, and create the view `pools` (query_id, query, pool).
 
-    Raises CorpusError if the corpus has no pools.
+    Raises CorpusError if the corpus has no pools, or if they don't name the sources of texts.
     """
-    open_pools(corpus).close()
+    with open_pools(corpus) as pools:
+        if "source" not in pools.sql("FROM passages").columns:
+            raise CorpusError(f"{corpus}: {FILE} does not name sources; run `conan mine {corpus}` again")
     connection.execute(f"ATTACH {quote(corpus / FILE)} AS stored (READ_ONLY)")
     connection.execute(
         "CREATE VIEW pools AS SELECT query_id, text AS query, passage_ids AS pool "

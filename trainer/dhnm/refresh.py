@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ...pipeline.corpus.atomic import replacing, write_text
 from ...pipeline.corpus.pools import as_lists, open_pools
-from ...pipeline.encoder.encoder import Vectors, encode
+from ...pipeline.encoder.encoder import Vectors, encode_after
+from ...pipeline.encoder.prompts import list_prompts
 from ...schemas.settings import MineSettings
 from ..data.batches import Integers, window_passages
 from ..data.mapped_table import ROWS, MappedTable, write_records
@@ -36,16 +37,19 @@ SEARCHED = 262_144
 """Chosen here: queries per search; the results take 200 MB at a hundred candidates per query."""
 
 Side = Literal["query", "passage"]
-Encode = Callable[[pa.Array, Side], Vectors]
-"""Encodes queries or passages with the current weights into unit vectors, float32 [n, D]."""
+Encode = Callable[[pa.Array, Side, pa.Array], Vectors]
+"""Encodes queries or passages, given their sources, with the current weights into unit vectors, float32 [n, D]."""
 Rows = Callable[[Integers], Vectors]
 """Returns the vectors with the given n row numbers, float32 [n, D]."""
 
 
-def vectors_of(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, texts: pa.Array, side: Side) -> Vectors:
+def vectors_of(
+    model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, texts: pa.Array, side: Side, sources: pa.Array
+) -> Vectors:
     """Encode queries or passages with a model in training, dropout off: unit vectors, float32 [n, D]."""
     model.eval()
-    vectors = encode(encoder_of(model, tokenizer), texts, getattr(model.prompts, side))
+    prompts = list_prompts(model.prompts, side, pl.Series(sources, dtype=pl.String))
+    vectors = encode_after(encoder_of(model, tokenizer), prompts, pl.Series(texts, dtype=pl.String))
     model.train()
     return vectors
 
@@ -128,11 +132,13 @@ def _hardest(
     candidates, owner = pools.flatten().to_numpy(), pools.value_parent_indices().to_numpy()
     passages, place = np.unique(candidates, return_inverse=True)
     positives = taken["positives"].combine_chunks()
-    of_queries = encode(_whole(taken["query"]), "query")
-    texts = [_whole(positives.flatten()), _whole(data.passages.take(passages)["text"])]
-    of_positives, of_passages = np.split(encode(pa.concat_arrays(texts), "passage"), [len(texts[0])])
-
     asking = positives.value_parent_indices().to_numpy()
+    asked_by, searched = _whole(taken["source"]), data.passages.take(passages)
+    of_queries = encode(_whole(taken["query"]), "query", asked_by)
+    texts = pa.concat_arrays([positives.flatten(), _whole(searched["text"])])
+    sources = pa.concat_arrays([asked_by.take(pa.array(asking)), _whole(searched["source"])])
+    of_positives, of_passages = np.split(encode(texts, "passage", sources), [len(asking)])
+
     positive_scores = np.einsum("nd,nd->n", of_queries[asking], of_positives)
     scores = np.einsum("nd,nd->n", of_queries[owner], of_passages[place])
     allowed = np.flatnonzero(scores < ceilings(asking, positive_scores, len(rows), mined)[owner])
@@ -176,7 +182,7 @@ def remine(
         for number, batch in enumerate(records):
             if number % world_size == rank:
                 with replacing(_part(vectors / side, number)) as temporary, temporary.open("wb") as part:
-                    np.save(part, encode(batch[column], side))
+                    np.save(part, encode(batch[column], side, batch["source"]))
     if rank == 0:
         for side, (records, _) in sides.items():
             for number in range(-(-len(records) // ROWS)):

@@ -81,17 +81,19 @@ def judge(encoder: Encoder, one: EvaluationSet, dimensions: Sequence[int]) -> li
     Raises:
         ModelError: vectors have NaN or infinite numbers.
     """
-    sentence = encoder.prompts.sentence
+    prompts = encoder.prompts.override(one.prompts)
     if one.task == "sts":
-        left, right = (_encode(encoder, one, one.frame[side], "sentences", sentence) for side in ("text_a", "text_b"))
+        left, right = (
+            _encode(encoder, one, one.frame[side], "sentences", prompts.sentence) for side in ("text_a", "text_b")
+        )
         found = [_sentence_pairs(one.frame, cut(left, width), cut(right, width)) for width in dimensions]
     elif one.task == "classification":
-        vectors = _encode(encoder, one, one.frame["text"], "texts", sentence)
+        vectors = _encode(encoder, one, one.frame["text"], "texts", prompts.sentence)
         found = [_labelled_texts(one.frame, cut(vectors, width)) for width in dimensions]
     else:
         among = haystack(one)
-        queries = _encode(encoder, one, one.frame["query"], "queries", encoder.prompts.query)
-        passages = _encode(encoder, one, among.passages, "passages", encoder.prompts.passage)
+        queries = _encode(encoder, one, one.frame["query"], "queries", prompts.query)
+        passages = _encode(encoder, one, among.passages, "passages", prompts.passage)
         scores = [_cosines(cut(queries, width), cut(passages, width)) for width in dimensions]
         found = [_retrieval(one.frame, among, score) for score in scores]
     return [Judgement(one.name, width, *each) for width, each in zip(dimensions, found, strict=True)]

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -23,6 +23,8 @@ from ...pipeline.ingest.stage import ingest_evaluation_set
 from ...pipeline.plugins import load_plugins
 from ...schemas.errors import CorpusError, RecipeError
 from ...schemas.recipe import load
+from ...schemas.settings import SourcePrompts
+from ...schemas.source_settings import own_prompts
 
 Integers = npt.NDArray[np.int64]
 
@@ -44,15 +46,20 @@ class EvaluationSet:
     - sts: `text_a, text_b, label`
     - classification: `text, class, learnt`; if any texts are `learnt`, they train the classifier, which predicts the
       class of the others
+
+    `prompts` are the set's own, in place of the model's.
     """
 
     name: str
     task: Literal["retrieval", "sts", "classification"]
     frame: pl.DataFrame
     passages: pl.Series = field(default_factory=lambda: pl.Series([], dtype=pl.String))
+    prompts: SourcePrompts = field(default_factory=SourcePrompts)
 
 
-def read_sets(places: Sequence[Path], overrides: Sequence[str] = ()) -> list[EvaluationSet]:
+def read_sets(
+    places: Sequence[Path], overrides: Sequence[str] = (), prompts: Mapping[str, SourcePrompts] = {}
+) -> list[EvaluationSet]:
     """Read evaluation sets from `places`: Parquet and JSONL files, folders of them, and recipes.
 
     `overrides` apply to recipes, whose section `evaluation` is ingested. A file with the columns of pairs (`source,
@@ -61,18 +68,20 @@ def read_sets(places: Sequence[Path], overrides: Sequence[str] = ()) -> list[Eva
     set, by its columns: `query, positives` and optionally `negatives`; `text_a, text_b, label`; or `text, label` and
     optionally `split`, where texts with the split `train` train the classifier. A column `query_id` is kept. Records
     with the same query are one query with the positives and negatives of all of them, and the first `query_id`. Queries
-    without an answer are left out.
+    without an answer are left out. Sets have the prompts that their recipe gives them or, by name, those in `prompts`.
 
     Raises:
         CorpusError: a file is missing, unreadable or has other columns, the label of a sentence pair is not a number,
             two sets have the same name, or a set is empty.
         RecipeError: a recipe can't be used, or one of its evaluation sets has no pairs.
     """
+    prompts = dict(prompts)
     with TemporaryDirectory() as folder:
-        whole = [
-            _ingested(place, overrides, Path(folder) / str(number)) if place.suffix in (".yaml", ".yml") else place
-            for number, place in enumerate(places)
-        ]
+        whole = list(places)
+        for number, place in enumerate(places):
+            if place.suffix in (".yaml", ".yml"):
+                whole[number] = Path(folder) / str(number)
+                prompts |= _ingest(place, overrides, whole[number])
         files = [
             file
             for place in whole
@@ -82,6 +91,7 @@ def read_sets(places: Sequence[Path], overrides: Sequence[str] = ()) -> list[Eva
             missing = [str(file) for file in files if not file.exists()] or [str(place) for place in places]
             raise CorpusError(f"no evaluation sets in {', '.join(missing)}; expected Parquet or JSONL files")
         found = [one for file in files for one in _read_file(file)]
+    found = [replace(one, prompts=prompts.get(one.name, one.prompts)) for one in found]
     if empty := [one.name for one in found if one.frame.is_empty()]:
         raise CorpusError(f"empty evaluation sets: {', '.join(empty)}")
     if twice := [name for name, times in Counter(one.name for one in found).items() if times > 1]:
@@ -92,8 +102,8 @@ def read_sets(places: Sequence[Path], overrides: Sequence[str] = ()) -> list[Eva
     return found
 
 
-def _ingested(file: Path, overrides: Sequence[str], folder: Path) -> Path:
-    """Ingest the evaluation sets of a recipe to `folder`, one shard each; return the folder."""
+def _ingest(file: Path, overrides: Sequence[str], folder: Path) -> dict[str, SourcePrompts]:
+    """Ingest the evaluation sets of a recipe to `folder`, one shard each; return their prompts."""
     recipe = load(file, overrides)
     load_plugins(recipe.plugins)
     if not recipe.evaluation:
@@ -109,7 +119,7 @@ def _ingested(file: Path, overrides: Sequence[str], folder: Path) -> Path:
         footer = read_footer(shard)
         if footer.rows_out == footer.notes["passages"]:
             raise RecipeError(f"{file}: the evaluation set {one.name} has no pairs in {', '.join(one.files)}")
-    return folder
+    return own_prompts(recipe.evaluation)
 
 
 def _check_classes(one: EvaluationSet) -> None:

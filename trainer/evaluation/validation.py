@@ -42,14 +42,16 @@ def validation_sets(job: Job) -> list[EvaluationSet]:
         return []
     files = [Path(name) for name in wanted.sets if Path(name).exists()]
     names = [name for name in wanted.sets if not Path(name).exists()]
-    own = read_sets([folder]) if names or not files else []
+    own = read_sets([folder], prompts=job.set_prompts) if names or not files else []
     if unknown := sorted(set(names) - {one.name for one in own}):
         raise CorpusError(
             f"validation.sets: {unknown[0]} is neither a file nor a set of {folder}"
             f"{did_you_mean(unknown[0], [one.name for one in own])}"
         )
     chosen = [one for one in own if one.name in names or not wanted.sets]
-    return [_fewer(one, wanted.queries) for one in [*chosen, *(read_sets(files) if files else [])]]
+    return [
+        _fewer(one, wanted.queries) for one in [*chosen, *(read_sets(files, prompts=job.set_prompts) if files else [])]
+    ]
 
 
 def _fewer(one: EvaluationSet, queries: int) -> EvaluationSet:

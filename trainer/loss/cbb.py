@@ -77,13 +77,20 @@ def build_batch(
     right: Sequence[str] = (),
     labels: Sequence[float] = (),
     prompts: Prompts | None = None,
+    query_sources: Sequence[str] = (),
+    negative_sources: Sequence[Sequence[str]] = (),
+    sentence_sources: Sequence[str] = (),
 ) -> Batch:
     """Build a batch of N queries, each with a positive and up to K negatives, and P labelled sentence pairs.
 
     `negatives` may be omitted (pre-training). `positive_clusters` and `negative_clusters` give the cluster of each text
     (-1 for none). Texts are grouped by following two kinds of links: from a query to its positive, and between texts of
     one cluster. So if a query occurs twice, its second positive is not a negative of the first occurrence, and a
-    near-duplicate of a query's positive is not its negative. The batch's texts begin with the `prompts` of their roles.
+    near-duplicate of a query's positive is not its negative.
+
+    The batch's texts begin with the `prompts` of their roles and, if sources are given, of their sources; a positive is
+    of its query's source.
+
     Raises ValueError if lengths do not match.
     """
     negatives = negatives or [()] * len(queries)
@@ -99,9 +106,15 @@ def build_batch(
 
     parts = [queries, positives, list(chain.from_iterable(negatives)), left, right]
     prompts = prompts or Prompts()
-    before = [prompts.query, prompts.passage, prompts.passage, prompts.sentence, prompts.sentence]
-    bare_texts, bare_rows = _number(list(chain.from_iterable(parts)))
-    texts, rows = _number([prompt + text for prompt, part in zip(before, parts, strict=True) for text in part])
+    of_queries = [prompts.of(source) for source in query_sources] or [prompts] * len(queries)
+    of_negatives = [prompts.of(source) for each in negative_sources for source in each] or [prompts] * len(parts[2])
+    of_sentences = [prompts.of(source) for source in sentence_sources] or [prompts] * len(left)
+    before = [own.query for own in of_queries]
+    before += [own.passage for own in [*of_queries, *of_negatives]]
+    before += [own.sentence for own in of_sentences * 2]
+    bare = list(chain.from_iterable(parts))
+    bare_texts, bare_rows = _number(bare)
+    texts, rows = _number([prompt + text for prompt, text in zip(before, bare, strict=True)])
     splits = np.cumsum([len(part) for part in parts])[:-1]
     query_rows, positive_rows, flat_negative_rows, left_rows, right_rows = np.split(rows, splits)
     present = np.arange(counts.max(initial=0)) < counts[:, None]

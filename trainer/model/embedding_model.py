@@ -1,6 +1,7 @@
 """The embedding model: a Hugging Face encoder, pooling and a linear layer (paper §3.1)."""
 # ruff: noqa: N806 (capital letters are shapes: hidden_NLH is [n, L, H])
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from ...pipeline.encoder.pooling import pool
 from ...pipeline.encoder.prompts import read_prompts
 from ...pipeline.encoder.transformer import default_pooling, load_transformer
 from ...schemas.prompts import Prompts
-from ...schemas.settings import EncoderSettings, Pooling, PromptSettings
+from ...schemas.settings import EncoderSettings, Pooling, PromptSettings, SourcePrompts
 from ...schemas.training_settings import OptimizerSettings
 from .attention import soft_mask
 from .onednn_linear import use_onednn_linear
@@ -108,11 +109,13 @@ def load(
     pooling: Pooling | None = None,
     max_length: int | None = None,
     prompts: PromptSettings | None = None,
+    sources: Mapping[str, SourcePrompts] = {},
 ) -> tuple[EmbeddingModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder or a hub name: a SentenceTransformer or a plain encoder.
 
     `dimension` is the width of the linear layer, which is new (from torch's seed) if none was saved; None keeps the
-    saved layer, or none. `pooling` and `prompts` default to the folder's. `tokenizer.model_max_length` is `max_length`
+    saved layer, or none. `pooling` and `prompts` default to the folder's; `sources` are the prompts of the sources that
+    have their own. `tokenizer.model_max_length` is `max_length`
     or, if that is shorter, what the folder and the encoder's positions allow. Weights are read as float32, from
     safetensors only; no code from a model is run. The model is in training mode.
 
@@ -128,11 +131,11 @@ def load(
     width = dimension if saved is None else len(saved.weight)
     if dimension not in (None, width):
         raise ModelError(f"{name} has a linear layer of width {width}, not {dimension}")
-    chosen = read_prompts(folder, EncoderSettings(model=str(name), prompts=prompts or PromptSettings()))
-    if not layout.includes_prompt and chosen != Prompts():
+    chosen = read_prompts(folder, EncoderSettings(model=str(name), prompts=prompts or PromptSettings()), sources)
+    if not layout.includes_prompt and not chosen.are_empty():
         raise ModelError(
             f"{folder}: `include_prompt: false` leaves prompts out of the pooling, which training can't; set them to "
-            '"" in `prompts`'
+            '"" in `prompts`, and leave out `instruction` and `prompts` of sources'
         )
     encoder, tokenizer, longest = load_transformer(layout, max_length)
     model = EmbeddingModel(encoder, width, pooling or default_pooling(layout, encoder), chosen, longest)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
-from conan_embedding.pipeline.encoder.encoder import dimension, encode, load_encoder
+from conan_embedding.pipeline.encoder.encoder import dimension, encode, encode_after, load_encoder
 from conan_embedding.pipeline.encoder.model_folder import ModelError, weights_fingerprint
 from conan_embedding.pipeline.encoder.model_layout import MODULES, POOLING_FLAGS
 from conan_embedding.pipeline.encoder.prompts import read_prompts
 from conan_embedding.schemas.prompts import Prompts
-from conan_embedding.schemas.settings import EncoderSettings
+from conan_embedding.schemas.settings import EncoderSettings, SourcePrompts
 from model_folders import KINDS, add_modules, write_json, write_plain
 from safetensors.torch import load_file, save_file
 
@@ -166,6 +167,36 @@ def test_prompts_are_the_settings_s_or_the_folder_s(
 ) -> None:
     write_json(tmp_path / "config_sentence_transformers.json", named)
     assert read_prompts(tmp_path, settings(tmp_path, prompts=chosen)) == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "chosen", "before"),
+    [
+        ({}, {}, "Instruct: Find it\nQuery: "),  # multilingual-e5-instruct, whose folder has no prompts
+        ({"query": "Instruct: Search\nQuery:"}, {}, "Instruct: Find it\nQuery:"),  # Qwen3-Embedding
+        ({"query": "Instruct: Search\nQuery:"}, {"query": ""}, "Instruct: Find it\nQuery:"),
+        ({"query": "Instruct: Search\nQuery: "}, {}, "Instruct: Find it\nQuery: "),
+        ({"query": "q: "}, {"query": "Instruct: Search\nQuery:"}, "Instruct: Find it\nQuery:"),
+        ({"query": "Query:"}, {}, "Instruct: Find it\nQuery: "),
+    ],
+)
+def test_an_instruction_has_the_form_of_the_model_s(
+    named: Mapping[str, str], chosen: Mapping[str, str], before: str, tmp_path: Path
+) -> None:
+    write_json(tmp_path / "config_sentence_transformers.json", {"prompts": {"document": "d"} | named})
+    sources = {"qa": SourcePrompts(instruction="Find it"), "web": SourcePrompts(passage="")}
+    prompts = read_prompts(tmp_path, settings(tmp_path, prompts=chosen), sources)
+    assert (prompts.of("qa").query, prompts.of("qa").passage, prompts.of("qa").sentence) == (before, "d", before)
+    assert (prompts.of("web").query, prompts.of("web").passage) == (prompts.query, "")
+
+
+@pytest.mark.parametrize("included", [True, False])
+def test_each_text_comes_after_its_own_prompt(included: bool, tmp_path: Path) -> None:
+    folder = add_modules(write_plain(tmp_path / "m"), {"pooling_mode_mean_tokens": True, "include_prompt": included})
+    texts, prompts = [text for text in TEXTS if text] * 3, ["问：", "", "答："] * (len(TEXTS) - 1)
+    found = encode_after(load_encoder(settings(folder)), pl.Series(prompts), pl.Series(texts))
+    for place, prompt in enumerate(prompts[:3]):
+        assert agree(found[place::3], theirs(folder, texts[place::3], prompt=prompt or None))
 
 
 def test_bge_s_own_instruction_is_for_retrieval_alone(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """The cache of vectors: no text is encoded twice, a killed run loses at most one part, no stray files remain."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 from conan_embedding.pipeline.encoder import encoder as encoders
@@ -54,15 +55,19 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     return Model(monkeypatch)
 
 
+def each(value: str, texts: Sized) -> pl.Series:
+    return pl.Series([value] * len(texts), dtype=pl.String)
+
+
 def stored(corpus: Path, model: Model, texts: Sequence[str], name: str = "one", prompt: str = "") -> np.ndarray:
     column, seen = pa.array(texts, pa.large_string()), []
     before = sum(map(len, model.asked))
     engine = Engine(progress=lambda *done: seen.append(done))
-    result = store(corpus, name, EncoderSettings(), prompt, column, engine)
+    result = store(corpus, name, EncoderSettings(), each(prompt, texts), column, engine)
     encoded, parts = sum(map(len, model.asked)) - before, -(-(sum(map(len, model.asked)) - before) // 10)
     assert seen[-1:] == ([("mine: vectors", parts, parts, encoded)] if encoded else [])
     assert len(result) == len(texts)
-    found = find(corpus, name, column)
+    found = find(corpus, each(name, texts), column)
     assert found is not None
     backwards = np.arange(len(texts))[::-1]
     np.testing.assert_array_equal(found.take(backwards), result.take(backwards))
@@ -125,16 +130,16 @@ def test_spaces_keep_apart_and_old_ones_go(tmp_path: Path, model: Model) -> None
 
 def test_what_is_missing_is_not_found(tmp_path: Path, model: Model) -> None:
     column = pa.array(TEXTS, pa.large_string())
-    assert find(tmp_path, "one", column) is None
+    assert find(tmp_path, each("one", column), column) is None
     stored(tmp_path, model, TEXTS[1:])
-    assert find(tmp_path, "one", column) is None
-    assert find(tmp_path, "other", column) is None
-    assert find(tmp_path, "one", column[1:]) is not None
+    assert find(tmp_path, each("one", column), column) is None
+    assert find(tmp_path, each("other", column), column) is None
+    assert find(tmp_path, each("one", column[1:]), column[1:]) is not None
     assert not (tmp_path / FOLDER / "other").exists()
 
 
 def test_no_texts(tmp_path: Path, model: Model) -> None:
-    result = store(tmp_path, "one", EncoderSettings(), "", pa.array([], pa.large_string()), Engine())
+    result = store(tmp_path, "one", EncoderSettings(), each("", []), pa.array([], pa.large_string()), Engine())
     assert (len(result), model.loaded, truncated(tmp_path, {"one"})) == (0, set(), 0)
     assert result.take(np.zeros(0, np.int64)).size == 0
 

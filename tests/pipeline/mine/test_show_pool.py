@@ -10,7 +10,6 @@ import pytest
 from conan_embedding.pipeline.corpus.pools import open_pools
 from conan_embedding.pipeline.encoder.encoder import Encoder
 from conan_embedding.pipeline.engine.calls import Engine
-from conan_embedding.pipeline.mine import show_pool as module
 from conan_embedding.pipeline.mine.show_pool import show_pool
 from conan_embedding.pipeline.mine.stage import mine
 from conan_embedding.schemas.errors import CorpusError
@@ -31,7 +30,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
         return np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)
 
     monkeypatch.setattr("conan_embedding.pipeline.encoder.encoder.encode", encode)
-    monkeypatch.setattr(module, "encode", encode)
+    monkeypatch.setattr("conan_embedding.pipeline.encoder.encoder.dimension", lambda encoder: 2)
 
 
 @pytest.fixture
@@ -128,7 +127,7 @@ def test_what_can_not_be_shown_is_said(converted_corpus: Path, bge: Path) -> Non
     with pytest.raises(CorpusError, match="with another model than the recipe's"):
         show_pool(converted_corpus, "问", mined.model_copy(update={"max_length": 16}))
     with open_pools(converted_corpus, read_only=False) as pools:
-        pools.execute("ALTER TABLE runs DROP COLUMN passage_vectors")
+        pools.execute("ALTER TABLE queries DROP COLUMN vectors")
     with pytest.raises(CorpusError, match=r"don't say how they were made; run `conan mine"):
         show_pool(converted_corpus, "问", mined)
 

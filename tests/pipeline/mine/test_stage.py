@@ -19,9 +19,10 @@ from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine import search
 from conan_embedding.pipeline.mine import stage as module
 from conan_embedding.pipeline.mine.methods import METHODS, ceilings
+from conan_embedding.pipeline.mine.show_pool import show_pool
 from conan_embedding.pipeline.mine.stage import mine
-from conan_embedding.schemas.errors import RecipeError
-from conan_embedding.schemas.settings import MineSettings
+from conan_embedding.schemas.errors import CorpusError, RecipeError
+from conan_embedding.schemas.settings import MineSettings, SourcePrompts
 
 ONE = Engine(workers=1)
 HAN = [chr(0x4E00 + place) for place in range(1000)]
@@ -317,6 +318,40 @@ def test_the_model_folder_s_own_prompt(tmp_path: Path, bge: Path, records, write
     assert found(tmp_path)[0] == brute_force(records, known | prompted, "topk-percpos", 8)
     mine(tmp_path, settings(bge, prompts={"query": ""}), ONE)
     assert found(tmp_path)[0] == brute_force(records, known, "topk-percpos", 8)
+
+
+def test_each_source_has_its_own_prompts(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
+    """A text that two sources have takes the prompts of the first by name."""
+    known = vectors(monkeypatch)
+    named = [record | {"source": "bac"[number % 3]} for number, record in enumerate(records)]
+    write_shards(tmp_path, "convert/retrieval", named[::2], named[1::2])
+    before = {"a": ("Instruct: 找\nQuery: ", "文："), "b": ("问：", ""), "c": ("搜：", "文：")}
+    sources = {"a": SourcePrompts(instruction="找"), "b": SourcePrompts(query="问：", passage="")}
+    prompted: dict[str, np.ndarray] = {}
+    for record in sorted(named, key=lambda record: record["source"]):
+        of_query, of_passage = before[record["source"]]
+        prompted.setdefault(record["query"], known[of_query + record["query"]])
+        for text in record["positives"]:
+            prompted.setdefault(text, known[of_passage + text])
+    chosen = settings(bge, prompts={"query": "搜：", "passage": "文："})
+    mine(tmp_path, chosen, ONE, sources)
+    assert found(tmp_path)[0] == brute_force(named, prompted, "topk-percpos", 8)
+    assert len(list((tmp_path / "vectors").iterdir())) == 5
+
+    monkeypatch.setattr("conan_embedding.pipeline.encoder.encoder.dimension", lambda encoder: 16)
+    shown = [show_pool(tmp_path, named[number]["query"], chosen, sources) for number in range(3)]
+    shutil.rmtree(tmp_path / "vectors")
+    for number, of_stored in enumerate(shown):
+        again = show_pool(tmp_path, named[number]["query"], chosen, sources)
+        for key in ("score", "text", "verdict"):
+            values = [[row[key] for row in one.passages] for one in (again, of_stored)]
+            assert values[0] == (pytest.approx(values[1], abs=1e-6) if key == "score" else values[1])
+    with pytest.raises(CorpusError, match="with other settings"):
+        show_pool(tmp_path, named[0]["query"], chosen)
+
+    mine(tmp_path, chosen, ONE)
+    alike = {text: known[("搜：" if text in {each["query"] for each in named} else "文：") + text] for text in prompted}
+    assert found(tmp_path)[0] == brute_force(named, alike, "topk-percpos", 8)
 
 
 def test_what_a_run_says_of_itself(tmp_path: Path, bge: Path, records, write_shards) -> None:

@@ -18,7 +18,7 @@ from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.engine.stage import StageError
 from conan_embedding.pipeline.score import pair_scores as module
 from conan_embedding.pipeline.score.stage import score
-from conan_embedding.schemas.settings import ScoreSettings
+from conan_embedding.schemas.settings import ScoreSettings, SourcePrompts
 from safetensors.torch import load_file, save_file
 
 ONE = Engine(workers=1)
@@ -35,13 +35,13 @@ def rows(pair) -> list[dict]:
 def count_texts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Record how many texts each call of the encoder gets: the queries, the positives, and so on."""
     counts: list[int] = []
-    whole = module.encode
+    whole = module.encode_after
 
-    def encode(encoder: Any, texts: Any, prompt: str = "") -> Any:
+    def encode(encoder: Any, prompts: Any, texts: Any) -> Any:
         counts.append(len(texts))
-        return whole(encoder, texts, prompt)
+        return whole(encoder, prompts, texts)
 
-    monkeypatch.setattr(module, "encode", encode)
+    monkeypatch.setattr(module, "encode_after", encode)
     return counts
 
 
@@ -262,18 +262,18 @@ def test_a_shard_that_was_killed_goes_on_with_its_next_row_group(
     score(tmp_path / "whole", settings(bge, 0.9999), ONE)
     assert count_texts == [7, 7, 8, 8, 8, 8, 8, 8]
 
-    counted = module.encode
+    counted = module.encode_after
 
-    def die(encoder: Any, texts: Any, prompt: str = "") -> Any:
+    def die(encoder: Any, prompts: Any, texts: Any) -> Any:
         if len(count_texts) == 12:
             raise MemoryError("killed")
-        return counted(encoder, texts, prompt)
+        return counted(encoder, prompts, texts)
 
-    monkeypatch.setattr(module, "encode", die)
+    monkeypatch.setattr(module, "encode_after", die)
     with pytest.raises(StageError, match="killed"):
         score(tmp_path / "broken", settings(bge, 0.9999), ONE)
     assert count_texts[8:] == [7, 7, 8, 8]
-    monkeypatch.setattr(module, "encode", counted)
+    monkeypatch.setattr(module, "encode_after", counted)
     score(tmp_path / "broken", settings(bge, -1), ONE)  # the saved scores do not depend on the cutoff
     assert count_texts[12:] == [8, 8, 8, 8]
     score(tmp_path / "broken", settings(bge, 0.9999), ONE)
@@ -290,13 +290,13 @@ from conan_embedding.pipeline.score import pair_scores
 from conan_embedding.pipeline.engine.local import Engine
 from conan_embedding.pipeline.score.stage import score
 from conan_embedding.schemas.settings import ScoreSettings
-calls, whole = [], pair_scores.encode
+calls, whole = [], pair_scores.encode_after
 def encode(*arguments):
     calls.append(arguments)
     if len(calls) == 6:
         os._exit(9)
     return whole(*arguments)
-pair_scores.encode = encode
+pair_scores.encode_after = encode
 score(Path(sys.argv[1]), ScoreSettings.model_validate_json(sys.argv[2]), Engine(workers=1))
 """
 
@@ -433,6 +433,33 @@ def test_ranks_are_those_of_brute_force_among_the_sample(tmp_path: Path, bge: Pa
         assert np.abs(np.array(cosines) - row["mismatched"]).min() < 1e-5
     assert found["rank"].max() > 10 and found["rank"].min() == 1
     assert found["mismatched"].n_unique() > 10
+
+
+def test_each_source_has_its_own_prompts(tmp_path: Path, bge: Path, many, write_shards, read) -> None:
+    change_weights(bge, 20)
+    write_shards(tmp_path, "dedup", many[:25], many[25:])
+    chosen = settings(bge, -1, among=100, prompts={"query": "一", "passage": "丁"})
+    score(tmp_path, chosen, ONE, {"b": SourcePrompts(query="丈三", passage="")})
+    before = {"a": ("一", "丁"), "web": ("一", "丁"), "b": ("丈三", "")}
+    rows = [
+        row | {"query": before[row["source"]][0] + row["query"], "positive": before[row["source"]][1] + row["positive"]}
+        for row in many
+    ]
+    expected = dict(zip([row["pair_id"] for row in many], reference(bge, rows), strict=True))
+    found = scores(read, tmp_path)
+    assert [found[each] for each in expected] == pytest.approx(list(expected.values()), abs=1e-5)
+
+    first: dict[int, dict] = {}
+    for row, prompted in sorted(zip(many, rows, strict=True), key=lambda each: each[0]["pair_id"]):
+        first.setdefault(row["cluster_id"], row | {"prompted": prompted["positive"]})
+    ranks = dict(ranked(read, tmp_path).select("pair_id", "rank").iter_rows())
+    for row, prompted in list(zip(many, rows, strict=True))[::5]:
+        others = [one for one in first.values() if one["positive"] not in (row["positive"], row["query"])]
+        cosines = reference(bge, [{"query": prompted["query"], "positive": one["prompted"]} for one in others])
+        assert ranks[row["pair_id"]] == 1 + sum(cosines > expected[row["pair_id"]] + 1e-5)
+
+    assert score(tmp_path, chosen, ONE, {"b": SourcePrompts(query="丈三", passage="")}).skipped == 2
+    assert score(tmp_path, chosen, ONE, {"b": SourcePrompts(query="丈", passage="")}).skipped == 0
 
 
 def test_ranks_depend_neither_on_shards_nor_on_workers(tmp_path: Path, bge: Path, many, write_shards, read) -> None:

@@ -5,6 +5,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import polars as pl
 import pytest
@@ -26,6 +27,7 @@ from conan_embedding.trainer.data.training_tables import (
     write_finetune,
     write_pairs,
 )
+from conan_embedding.trainer.dhnm.negatives import start_negatives
 from conan_embedding.trainer.dhnm.windows import Windows, advance, start
 
 Shards = Callable[[Path, str], list[Path]]
@@ -234,6 +236,76 @@ def test_negatives_are_those_of_the_windows(shared_training_corpus: Path, read: 
     expected = [provided[0], pools[1], pools[3], provided[10], pools[39][14:18]]
     assert negatives_of(data, moved, rows) == expected  # a query whose pool is too short keeps its window
     assert negatives_of(data, moved, [25]) == [pools[25][10:14]]
+
+
+OWN = {
+    "a": Prompts("aq:", "ap:", "as:"),
+    "big": Prompts("bq:", "bp:", "bs:"),
+    "sts": Prompts("q:", "p:", "ss:"),
+    "found": Prompts("fq:", "fp:", "fs:"),
+}
+PROMPTS = Prompts("q:", "p:", "s:", sources=OWN)
+
+
+def same_groups(one: Any, other: Any) -> bool:
+    """Whether roles of two batches are grouped alike, whatever the groups' numbers and the order of the texts."""
+    roles = ("query_rows", "positive_rows", "negative_rows", "left_rows", "right_rows")
+    numbers = [[batch.groups[getattr(batch, role).flatten()].numpy() for role in roles] for batch in (one, other)]
+    alike = [np.concatenate(each)[:, None] == np.concatenate(each) for each in numbers]
+    return bool((alike[0] == alike[1]).all())
+
+
+def test_a_batch_for_pretraining_has_the_prompts_of_its_sources(
+    shared_training_corpus: Path, shards: Shards, pairs_of: Callable[..., PairData]
+) -> None:
+    data = pairs_of(*shards(shared_training_corpus, "pretrain"))
+    rows = np.array([32, 33, 0, 39, 1])
+    bare, batch = (pretrain_batch(data, rows, prompts) for prompts in (Prompts(), PROMPTS))
+    for role, before in (("query_rows", ["aq:", "q:"]), ("positive_rows", ["ap:", "p:"])):
+        texts = [bare.texts[row] for row in getattr(bare, role)]
+        expected = [before[int(row >= 33)] + text for row, text in zip(rows, texts, strict=True)]
+        assert [batch.texts[row] for row in getattr(batch, role)] == expected
+    assert same_groups(bare, batch)
+
+
+@pytest.mark.parametrize("policy", ["v1", "v2"])
+def test_a_batch_for_finetuning_has_the_prompts_of_its_sources(
+    training_corpus: Path, read: Read, write: Any, policy: str
+) -> None:
+    with duckdb.connect(str(training_corpus / "pools.duckdb")) as pools:
+        pools.execute("UPDATE passages SET source = 'found' WHERE passage_id % 2 = 0")
+    data = read(training_corpus, "retrieval")
+    current: Any = start(data.pool_sizes, 4, provided_counts(data))
+    if policy == "v2":
+        current = start_negatives(data.pool_sizes, 4, provided_counts(data))
+    rows, visits = np.array([0, 10, 39, 25, 3]), np.zeros(5, np.int64)
+    bare, batch = (
+        finetune_batch(data, current, rows, np.arange(2), 4, visits, prompts) for prompts in (Prompts(), PROMPTS)
+    )
+    places = {text: place for place, text in enumerate(column(data.passages, "text"))}
+    provided = column(data.queries, "provided")
+    for number, row in enumerate(rows.tolist()):
+        of_query, of_passage = ("bq:", "bp:") if row < 30 else ("q:", "p:")
+        assert batch.texts[batch.query_rows[number]] == of_query + bare.texts[bare.query_rows[number]]
+        assert batch.texts[batch.positive_rows[number]] == of_passage + bare.texts[bare.positive_rows[number]]
+        negatives = [bare.texts[each] for each in bare.negative_rows[number] if each >= 0]
+        expected = [
+            (of_passage if text in provided[row] else "fp:" if places[text] % 2 == 0 else "p:") + text
+            for text in negatives
+        ]
+        assert [batch.texts[each] for each in batch.negative_rows[number] if each >= 0] == expected
+    for role in ("left_rows", "right_rows"):
+        assert [batch.texts[row] for row in getattr(batch, role)] == [
+            "ss:" + bare.texts[row] for row in getattr(bare, role)
+        ]
+    assert same_groups(bare, batch)
+
+
+def test_pools_without_sources_are_mined_again(training_corpus: Path, read: Read) -> None:
+    with duckdb.connect(str(training_corpus / "pools.duckdb")) as pools:
+        pools.execute("ALTER TABLE passages DROP COLUMN source")
+    with pytest.raises(CorpusError, match=r"does not name sources; run `conan mine"):
+        read(training_corpus, "retrieval")
 
 
 def test_a_query_shows_its_positives_in_turn(shared_training_corpus: Path, read: Read) -> None:

@@ -47,7 +47,7 @@ def make_miner(corpus: Path, data: FinetuneData, **changes: Any) -> NegativeMine
     return NegativeMiner(job, job.settings, data, lambda step: ROWS, steps=20)
 
 
-def vectors(seed: int, texts: pa.Array, side: str) -> np.ndarray:
+def vectors(seed: int, texts: pa.Array, side: str, sources: pa.Array) -> np.ndarray:
     """Encode as a model with these weights would."""
     found = np.random.default_rng(seed).normal(size=(len(texts), 8)).astype(np.float32)
     return found / np.linalg.norm(found, axis=1, keepdims=True)

@@ -17,7 +17,7 @@ from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine.stage import mine
 from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.prompts import Prompts
-from conan_embedding.schemas.settings import EncoderSettings, MineSettings, PromptSettings
+from conan_embedding.schemas.settings import EncoderSettings, MineSettings, PromptSettings, SourcePrompts
 from conan_embedding.schemas.training_settings import FinetuneSettings, HardNegativeMining
 from conan_embedding.trainer.data.batches import finetune_batch
 from conan_embedding.trainer.data.mapped_table import MappedTable
@@ -39,7 +39,7 @@ from conan_embedding.trainer.model.embedding_model import load
 Shards = Callable[[Path, str], list[Path]]
 
 
-def vectors(seed: int, texts: pa.Array, side: str = "passage") -> np.ndarray:
+def vectors(seed: int, texts: pa.Array, side: str = "passage", sources: pa.Array = None) -> np.ndarray:
     """Encode as a model with these weights would: any two texts are a little similar."""
     assert isinstance(texts, pa.Array)
     rows = [np.random.default_rng([seed, crc32(text.encode())]).normal(0.5, 1, 8) for text in texts.to_pylist()]
@@ -138,13 +138,33 @@ def test_with_the_same_weights_remine_makes_the_pools_of_mine(
     data = written(training_corpus, shards)
     folder = job_of(training_corpus).data
     encoder = load_encoder(EncoderSettings(model=str(tiny), max_length=32))
-    made = remine(
-        folder, data, 7, read_mined(folder), lambda texts, side: encode(encoder, texts, getattr(encoder.prompts, side))
-    )
+    made = remine(folder, data, 7, read_mined(folder), lambda texts, *_: encode(encoder, texts))
     assert column(made.pools, "pool") == pools
     assert made.pool_sizes.tolist() == [len(pool) for pool in pools]
     assert len({len(pool) for pool in pools}) > 1 or changes["method"] != "topk-percpos"
     assert not (folder / "vectors").exists()
+
+
+def test_rerank_and_remine_encode_each_text_after_the_prompt_of_its_source(
+    training_corpus: Path, shards: Shards, tiny: Path
+) -> None:
+    own = {"big": SourcePrompts(query="丈", passage="三"), "b": SourcePrompts(query="上", passage="")}
+    settings = MineSettings(
+        model=str(tiny), passages=["retrieval", "pretrain"], max_length=32, method="topk", prompts={"passage": "下"}
+    )
+    mine(training_corpus, settings, Engine(workers=1), own)
+    pools = read_candidates(training_corpus)["passage_ids"].to_list()
+    data = written(training_corpus, shards)
+    assert {*column(data.passages, "source")} == {"a", "b", "big"}
+    folder, (model, tokenizer) = job_of(training_corpus).data, load(tiny, None, None, 32, settings.prompts, own)
+    encode = partial(vectors_of, model, tokenizer)
+    assert column(remine(folder, data, 7, read_mined(folder), encode).pools, "pool") == pools
+
+    windows = start(data.pool_sizes, 4, provided_counts(data))
+    found = rerank(data, windows, np.arange(40), 4, read_mined(folder), encode)  # type: ignore[arg-type]
+    in_use = zip(windows.lo, windows.hi, strict=True)
+    expected = [pool[:lo] + pool[hi:] for pool, (lo, hi) in zip(pools, in_use, strict=True)]
+    assert found.tolist() == [pool[:4] for pool in expected]
 
 
 def test_vectors_of_a_model_in_training_are_those_of_inference(tiny: Path) -> None:
@@ -153,7 +173,7 @@ def test_vectors_of_a_model_in_training_are_those_of_inference(tiny: Path) -> No
     batch = tokenizer([f"三{text}" for text in texts.to_pylist()], padding=True, return_tensors="pt")
     wanted = torch.nn.functional.normalize(model.eval()(batch["input_ids"], batch["attention_mask"]), dim=1)
     model.train()
-    assert np.allclose(vectors_of(model, tokenizer, texts, "passage"), wanted.detach().numpy(), atol=1e-5)
+    assert np.allclose(vectors_of(model, tokenizer, texts, "passage", pa.nulls(3)), wanted.detach().numpy(), atol=1e-5)
     assert model.training
 
 
@@ -217,7 +237,7 @@ def test_a_used_up_pool_is_not_scored_again(data: FinetuneData, training_corpus:
     asked: list[str] = []
     nothing = torch.zeros(())
 
-    def encode(texts: pa.Array, side: str) -> np.ndarray:
+    def encode(texts: pa.Array, side: str, sources: pa.Array) -> np.ndarray:
         asked.extend(texts.to_pylist())
         return vectors(6, texts, side)
 

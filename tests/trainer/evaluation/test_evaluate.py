@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from conan_embedding.schemas.outcomes import Evaluated
 from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.results import RESULT
-from conan_embedding.schemas.settings import EncoderSettings
+from conan_embedding.schemas.settings import EncoderSettings, SourcePrompts
 from conan_embedding.trainer.evaluation import evaluate as module
 from conan_embedding.trainer.evaluation.evaluate import cut, evaluate, judge, judge_bm25, widths, write_results
 from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet, read_sets
@@ -54,6 +55,17 @@ def by_hand(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, Any], prompt: st
     width = len(next(iter(vectors.values())))
     layout = SimpleNamespace(dense=[SimpleNamespace(weight=[0] * width)])
     return SimpleNamespace(prompts=Prompts(prompt), layout=layout)  # type: ignore[return-value]
+
+
+def test_a_set_has_its_own_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "Instruct: Find it\nQuery: "
+    vectors = {f"{asked}q": [1, 0], f"{asked}r": [0, 1], "own:甲": [1, 0.1], "own:乙": [0.1, 1]}
+    encoder = by_hand(monkeypatch, vectors, "model's:")
+    own = SourcePrompts(instruction="Find it", passage="own:")
+    assert evaluate(encoder, replace(retrieval({"q": ["甲"], "r": ["乙"]}), prompts=own))["ndcg@10"] == 1
+    pairs = pl.DataFrame({"query_id": ["1", "2"], "text_a": ["q", "q"], "text_b": ["q", "r"], "label": [1.0, 0.0]})
+    alike = EvaluationSet("pairs", "sts", pairs, prompts=SourcePrompts(instruction="Find it"))
+    assert judge(encoder, alike, [2])[0].results["score"].to_list() == [1, 0]
 
 
 @pytest.mark.parametrize(("queries", "passages", "most"), [(40, 160, 4), (3, 30, 25), (5, 4, 2), (1, 1, 1)])

@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 from conan_embedding.schemas.errors import CorpusError, RecipeError
+from conan_embedding.schemas.settings import SourcePrompts
 from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet, haystack, read_sets
 
 PAIRS = pl.DataFrame(
@@ -167,6 +168,19 @@ def test_a_recipe_with_an_unknown_reader_is_said(tmp_path: Path) -> None:
     file.write_text("evaluation:\n  - name: own\n    files: own.csv\n    read: cvs\n")
     with pytest.raises(RecipeError, match=rf"^{file}:4: evaluation\.0\.read: no reader is called 'cvs'; .* 'csv'\?$"):
         read_sets([file])
+
+
+def test_sets_have_the_prompts_of_their_recipe(tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_text('{"query": "q", "positive": "p"}\n')
+    (tmp_path / "own.jsonl").write_text('{"query": "q", "positives": ["p"]}\n')
+    (tmp_path / "sets.yaml").write_text(
+        f"evaluation: [{{name: asked, files: {tmp_path}/asked.jsonl, read: jsonl, instruction: Find it}}]"
+    )
+    by_name = {"own": SourcePrompts(query="own:"), "asked": SourcePrompts(query="another recipe's:")}
+    found = {one.name: one.prompts for one in read_sets([tmp_path / "sets.yaml", tmp_path / "own.jsonl"], (), by_name)}
+    assert found == {"asked": SourcePrompts(instruction="Find it"), "own": SourcePrompts(query="own:")}
+    (plain,) = read_sets([tmp_path / "own.jsonl"])
+    assert plain.prompts == SourcePrompts()
 
 
 def test_two_sets_of_one_name_are_said(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+from conan_embedding.schemas.settings import SourcePrompts
 from conan_embedding.schemas.training_settings import PretrainSettings, Validation
-from conan_embedding.trainer.evaluation.validation import BEST, best_so_far, keep_best
+from conan_embedding.trainer.evaluation.validation import BEST, best_so_far, keep_best, validation_sets
 from conan_embedding.trainer.job import Job, make_job
 from conan_embedding.trainer.model.embedding_model import load
 
@@ -28,3 +29,10 @@ def test_the_best_is_of_earlier_steps_and_the_same_sets(training_corpus: Path, t
     assert best_so_far(job_of(training_corpus, tiny, every=2, queries=20), 12) == 0.75
     assert best_so_far(job_of(training_corpus, tiny, every=4, queries=30), 12) == -np.inf
     assert best_so_far(job_of(training_corpus, tiny, every=4, queries=20, sets=["asked"]), 12) == -np.inf
+
+
+def test_sets_have_the_prompts_of_the_recipe(training_corpus: Path, tiny: Path) -> None:
+    job = job_of(training_corpus, tiny, every=4, queries=20)
+    job = job.model_copy(update={"set_prompts": {"asked": SourcePrompts(instruction="Find it")}})
+    prompts = {one.name: one.prompts for one in validation_sets(Job.model_validate_json(job.model_dump_json()))}
+    assert prompts == {"asked": SourcePrompts(instruction="Find it"), "alike": SourcePrompts()}

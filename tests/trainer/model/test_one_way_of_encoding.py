@@ -8,7 +8,7 @@ import torch
 from conan_embedding.pipeline.encoder.encoder import encode, load_encoder
 from conan_embedding.pipeline.encoder.model_folder import ModelError
 from conan_embedding.schemas.prompts import Prompts
-from conan_embedding.schemas.settings import EncoderSettings, PromptSettings
+from conan_embedding.schemas.settings import EncoderSettings, PromptSettings, SourcePrompts
 from conan_embedding.trainer.data.loader import pad_chunks
 from conan_embedding.trainer.loss.cbb import build_batch
 from conan_embedding.trainer.model.embedding_model import EmbeddingModel, encoder_of, load
@@ -80,7 +80,10 @@ def test_training_can_not_leave_prompts_out_of_the_pooling(tmp_path: Path) -> No
     folder = add_modules(write_plain(tmp_path / "m"), pooling, config=CONFIG)
     with pytest.raises(ModelError, match="include_prompt: false"):
         load(folder)
-    load(folder, prompts=PromptSettings(query="", passage=""))
+    empty = PromptSettings(query="", passage="")
+    load(folder, prompts=empty, sources={"qa": SourcePrompts(query="")})
+    with pytest.raises(ModelError, match="`instruction` and `prompts` of sources"):
+        load(folder, prompts=empty, sources={"qa": SourcePrompts(instruction="Find it")})
 
 
 def test_a_text_with_a_prompt_keeps_its_group() -> None:
