@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.training_settings import PretrainSettings
 from conan_embedding.trainer.data.batches import pretrain_batch
 from conan_embedding.trainer.data.sampler import Sampler
@@ -60,7 +61,7 @@ def test_a_run_is_adamw_with_warm_up_decay_and_clipping(runs: dict[str, Job], ti
     rates = [0.5, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     expected, norms = [], []
     for step in range(1, 9):
-        batch = pretrain_batch(data, drawn[(step - 1) * 8 : step * 8])
+        batch = pretrain_batch(data, drawn[(step - 1) * 8 : step * 8], Prompts())
         inputs = tokenizer(batch.texts, padding=True, truncation=True, max_length=32, return_tensors="pt")
         loss = pretrain_loss(
             model(inputs["input_ids"], inputs["attention_mask"]),
