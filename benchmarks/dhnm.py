@@ -41,6 +41,7 @@ import pyarrow.parquet as pq
 import torch
 from conan_embedding.pipeline.corpus.pools import as_lists, write_pools
 from conan_embedding.pipeline.mine.methods import ceiling_sql
+from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.training_settings import FinetuneSettings, HardNegativeMining
 from conan_embedding.trainer.data.batches import finetune_batch
 from conan_embedding.trainer.data.training_tables import read_finetune, write_finetune
@@ -167,7 +168,8 @@ def check(folder: Path, batch: int, checks: int) -> None:
         if checking:
             timed(taken["write"], lambda: mining.write(step, whole=False))  # noqa: B023
             rows, visits, none = drawn[step], np.zeros(batch, np.int64), np.zeros(0, np.int64)
-            timed(taken["read"], lambda: finetune_batch(data, mining.current, rows, none, settings.negatives, visits))  # noqa: B023
+            asked = (rows, none, settings.negatives, visits, Prompts())
+            timed(taken["read"], lambda: finetune_batch(data, mining.current, *asked))  # noqa: B023
     timed(taken["all"], lambda: mining.write(step))
     ms = {name: 1000 * float(np.median(seconds)) for name, seconds in taken.items()}
     whole = ms["decide"] + ms["write"] + ms["read"]
@@ -204,7 +206,7 @@ def replace_at_every_step(folder: Path, batch: int, checkpoints: int) -> None:
     timed(taken["all"], lambda: mining.write(step))
     memory = max(most)
     nobody, visits = np.zeros(0, np.int64), np.zeros(batch, np.int64)
-    batches = [finetune_batch(data, mining.current, rows, nobody, negatives, visits) for rows in drawn[:4]]
+    batches = [finetune_batch(data, mining.current, rows, nobody, negatives, visits, Prompts()) for rows in drawn[:4]]
     taken["training"] = training_steps(batches)[1:]
     ms = {name: 1000 * float(np.median(seconds)) for name, seconds in taken.items()}
     policy = ms["step"] + ms["checkpoint"] / every

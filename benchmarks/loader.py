@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.training_settings import Mixing
 from conan_embedding.trainer.data.batches import pretrain_batch
 from conan_embedding.trainer.data.sampler import Sampler
@@ -101,14 +102,14 @@ def read(folder: Path, updates: int) -> None:
     begin = time.perf_counter()
     data = read_pairs(folder / "data")
     order = Sampler(data.sources, Mixing(), seed=0)
-    pretrain_batch(data, order.draw(0, BATCH)[0])
+    pretrain_batch(data, order.draw(0, BATCH)[0], Prompts())
     opened = time.perf_counter() - begin
     speeds, memory = [], [anonymous()]
     for first in (0, 100 * len(data.pairs) // BATCH):
         order.draw(first * BATCH, first * BATCH + 1)  # pay for the jump outside the timed part
         begin = time.perf_counter()
         for number in range(first, first + updates):
-            pretrain_batch(data, order.draw(number * BATCH, (number + 1) * BATCH)[0])
+            pretrain_batch(data, order.draw(number * BATCH, (number + 1) * BATCH)[0], Prompts())
         speeds.append(updates * BATCH / (time.perf_counter() - begin))
         memory.append(anonymous())
     print(
