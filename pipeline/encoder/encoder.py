@@ -83,7 +83,7 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel, device:
         model.compile(dynamic=True)
     elif place.type == "cpu":
         pack_linear_layers(model)
-    if kind is AutoModel:
+    if kind is AutoModel and not settings.trust_remote_code:  # what code of one's own does with padding is its affair
         _check_padding(layout, model, tokenizer)
     layout.dense = [
         replace(dense, weight=dense.weight.to(place), bias=None if dense.bias is None else dense.bias.to(place))

@@ -14,8 +14,9 @@ from conan_embedding.pipeline.encoder.model_layout import MODULES, POOLING_FLAGS
 from conan_embedding.pipeline.encoder.prompts import read_prompts
 from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.settings import EncoderSettings, SourcePrompts
-from model_folders import KINDS, add_modules, write_json, write_plain
+from model_folders import KINDS, add_modules, make_tokenizer, write_json, write_plain
 from safetensors.torch import load_file, save_file
+from transformers import FNetConfig, FNetModel
 
 TEXTS = ["今天天气很好", "How Are you", "北京", "", "股市怎样?" * 30, "龘"]
 MEAN = {"pooling_mode_mean_tokens": True}
@@ -330,6 +331,15 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     change_json("config.json", vocab_size=20)(folder)
     with pytest.raises(ModelError, match=r"the tokenizer's token .* but the model has embeddings of 20 tokens"):
         load_encoder(settings(folder))
+
+
+def test_a_model_that_does_not_mask_padding_is_refused(tmp_path: Path) -> None:
+    words = make_tokenizer("bert")
+    words.save_pretrained(tmp_path)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "initializer_range": 0.3}
+    FNetModel(FNetConfig(vocab_size=len(words), **shape)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="fnet gives a text other vectors if it is encoded together with a longer one"):
+        load_encoder(settings(tmp_path))
 
 
 def test_a_length_without_room_for_a_text_is_refused(tmp_path: Path) -> None:
