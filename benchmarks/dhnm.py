@@ -41,8 +41,9 @@ import pyarrow.parquet as pq
 import torch
 from conan_embedding.pipeline.corpus.pools import as_lists, write_pools
 from conan_embedding.pipeline.mine.methods import ceiling_sql
+from conan_embedding.schemas.dhnm_settings import HardNegativeMining
 from conan_embedding.schemas.prompts import Prompts
-from conan_embedding.schemas.training_settings import FinetuneSettings, HardNegativeMining
+from conan_embedding.schemas.training_settings import FinetuneSettings
 from conan_embedding.trainer.data.batches import finetune_batch
 from conan_embedding.trainer.data.training_tables import read_finetune, write_finetune
 from conan_embedding.trainer.dhnm.negative_miner import NegativeMiner

@@ -15,7 +15,7 @@ def save_recipe(corpus: Path, recipe: Recipe) -> None:
 
 
 def find_recipe(corpus: Path) -> Path:
-    """Return the path of the recipe saved in a corpus. Raises RecipeError if there is none."""
+    """Return the path of the recipe saved in a corpus. Raises RecipeError if no recipe was saved."""
     path = corpus / "recipe.yaml"
     if not path.exists():
         raise RecipeError(f"{corpus}: no recipe.yaml here; run `conan ingest {corpus} --recipe FILE` first")
@@ -28,7 +28,7 @@ def load_recipe(corpus: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def load_saved(corpus: Path) -> Recipe:
-    """Load the recipe saved in a corpus, or an empty one if there is none that can be read."""
+    """Load the recipe saved in a corpus; an empty one if it is missing or can't be read."""
     try:
         return load_recipe(corpus)
     except RecipeError:

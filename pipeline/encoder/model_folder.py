@@ -44,7 +44,7 @@ def find_model(name: str, trust_remote_code: bool = False) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file, or return {} if there is none. Raises ModelError if it can't be parsed."""
+    """Read a JSON file; a missing one is {}. Raises ModelError if it can't be parsed."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:
@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_known(file: Path, known: Known) -> dict[str, Any]:
-    """Read a configuration whose every key is understood; {} if there is none.
+    """Read a configuration whose every key is understood; a missing file is {}.
 
     Raises:
         ModelError: the file is not a JSON object, or a key of it or its value is not known.

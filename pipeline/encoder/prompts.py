@@ -35,7 +35,7 @@ _KNOWN = {
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """Read config_sentence_transformers.json; {} if there is none.
+    """Read config_sentence_transformers.json; a missing file is {}.
 
     Raises:
         ModelError: the file has a key or value that Conan does not follow.

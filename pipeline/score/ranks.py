@@ -77,7 +77,8 @@ def rank_positives(pairs: pl.DataFrame, queries: Floats, cosines: Floats, sample
 
     `pairs` has `pair_id, query, cluster_id`; `queries` are the vectors of its queries [n, D], `cosines` the scores of
     its pairs [n]. Passages of the positive's cluster, and those with the query's own text, don't count. The pair's id
-    decides which of the others `mismatched` is taken from, null if there is none. `rank` is null if the cosine is NaN.
+    decides which of the others `mismatched` is taken from; without others it is null. `rank` is null if the cosine is
+    NaN.
     """
     numbered = pairs.select("query", "cluster_id", row=pl.int_range(pl.len()))
     left_out = pl.concat(

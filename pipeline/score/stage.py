@@ -53,8 +53,8 @@ class Scoring(NamedTuple):
     """The inputs of a shard's scores, and the files where they are found or kept.
 
     `scores` is the fingerprint of all that cosines depend on, `sample` that of the passages that positives are ranked
-    among. `earlier` is a finished shard with these scores but other cuts, None if there is none. `parts` is the folder
-    of scores that are set aside until their shard is written, and of the sample.
+    among. `earlier` is a finished shard with these scores but other cuts, or None. `parts` is the folder of scores that
+    are set aside until their shard is written, and of the sample.
     """
 
     dedup_shard: Path

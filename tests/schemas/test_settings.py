@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conan_embedding.schemas import settings, source_settings, training_settings
+from conan_embedding.schemas import dhnm_settings, settings, source_settings, training_settings
 from conan_embedding.schemas.recipe import Recipe
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -23,7 +23,7 @@ MODELS = [
     Recipe,
     *(
         model
-        for module in (settings, source_settings, training_settings)
+        for module in (settings, source_settings, dhnm_settings, training_settings)
         for model in vars(module).values()
         if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ == module.__name__
     ),
@@ -120,7 +120,7 @@ def test_one_glob_is_a_list_of_one() -> None:
 
 
 def test_each_policy_has_its_constants_and_writes_its_own_keys_alone() -> None:
-    mining = training_settings.HardNegativeMining
+    mining = dhnm_settings.HardNegativeMining
     v1, v2 = mining(), mining.model_validate({"policy": "v2", "factor": 1.3})
     assert (v2.factor, v2.ceiling, v2.floor) == (1.3, 0.7, 0.4) and mining(policy="v2").factor == 1.2
     assert {"check_every", "offset"} <= v1.model_dump().keys() and "floor" not in v1.model_dump()
@@ -141,4 +141,4 @@ def test_each_policy_has_its_constants_and_writes_its_own_keys_alone() -> None:
 )
 def test_keys_of_another_policy_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        training_settings.HardNegativeMining.model_validate(values)
+        dhnm_settings.HardNegativeMining.model_validate(values)

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from conan_embedding.schemas.dhnm_settings import HardNegativeMining
 from conan_embedding.schemas.prompts import Prompts
-from conan_embedding.schemas.training_settings import FinetuneSettings, HardNegativeMining
+from conan_embedding.schemas.training_settings import FinetuneSettings
 from conan_embedding.trainer.data.batches import finetune_batch
 from conan_embedding.trainer.data.training_tables import FinetuneData, read_finetune, write_finetune
 from conan_embedding.trainer.dhnm.negative_miner import NegativeMiner

@@ -15,10 +15,11 @@ from conan_embedding.pipeline.corpus.pools import read_candidates
 from conan_embedding.pipeline.encoder.encoder import encode, load_encoder
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine.stage import mine
+from conan_embedding.schemas.dhnm_settings import HardNegativeMining
 from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.settings import EncoderSettings, MineSettings, PromptSettings, SourcePrompts
-from conan_embedding.schemas.training_settings import FinetuneSettings, HardNegativeMining
+from conan_embedding.schemas.training_settings import FinetuneSettings
 from conan_embedding.trainer.data.batches import finetune_batch
 from conan_embedding.trainer.data.mapped_table import MappedTable
 from conan_embedding.trainer.data.training_tables import (

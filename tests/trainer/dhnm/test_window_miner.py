@@ -10,7 +10,8 @@ import duckdb
 import numpy as np
 import pytest
 import torch
-from conan_embedding.schemas.training_settings import FinetuneSettings, HardNegativeMining
+from conan_embedding.schemas.dhnm_settings import HardNegativeMining
+from conan_embedding.schemas.training_settings import FinetuneSettings
 from conan_embedding.trainer.data.training_tables import FinetuneData, read_finetune, write_finetune
 from conan_embedding.trainer.dhnm.window_miner import WindowMiner
 from conan_embedding.trainer.job import Job
