@@ -17,7 +17,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...schemas.prompts import Prompts
 from ...schemas.settings import EncoderSettings, Pooling
-from .model_folder import ModelError, find_model, weights_fingerprint
+from .model_folder import find_model, weights_fingerprint
 from .model_layout import ACTIVATIONS, Layout, read_layout
 from .onednn import pack_linear_layers
 from .pooling import pool
@@ -35,10 +35,6 @@ BATCH_TOKENS = {"cpu": 2_048}
 """Chosen here, per type of device: a CPU is fastest while the activations of a layer fit its cache."""
 GPU_BATCH_TOKENS = 16_384
 """Chosen here: matrices with this many rows fill a large GPU. Padding is 3 % of a batch, 12 % at 65,536 tokens."""
-
-
-PADDING_TOLERANCE = 0.05
-"""Chosen here: relative to the largest number; bf16 rounds within 0.01 of it, and FNet differs by 0.3."""
 
 
 @dataclass
@@ -83,8 +79,6 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel, device:
         model.compile(dynamic=True)
     elif place.type == "cpu":
         pack_linear_layers(model)
-    if kind is AutoModel and not settings.trust_remote_code:  # what code of one's own does with padding is its affair
-        _check_padding(layout, model, tokenizer)
     layout.dense = [
         replace(dense, weight=dense.weight.to(place), bias=None if dense.bias is None else dense.bias.to(place))
         for dense in layout.dense
@@ -100,21 +94,6 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel, device:
         device=place,
         prompts=read_prompts(folder, settings),
     )
-
-
-@torch.inference_mode()
-def _check_padding(layout: Layout, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ModelError if a text's hidden states depend on how far it is padded: those of FNet and Funnel do."""
-    ids = tokenizer("1 2", return_tensors="pt")["input_ids"].to(model.device)
-    padding = torch.full_like(ids, tokenizer.pad_token_id)
-    mask = torch.cat([torch.ones_like(ids), torch.zeros_like(ids)], dim=1)
-    alone = model(input_ids=ids).last_hidden_state.float()
-    padded = model(input_ids=torch.cat([ids, padding], dim=1), attention_mask=mask).last_hidden_state.float()
-    if (padded[:, : ids.shape[1]] - alone).abs().max() > PADDING_TOLERANCE * alone.abs().max():
-        raise ModelError(
-            f"{layout.encoder}: {model.config.model_type} gives a text other vectors if it is encoded together with a "
-            "longer one, as padding is not masked; such models can't be used"
-        )
 
 
 def best_device() -> str:
