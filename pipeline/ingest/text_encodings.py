@@ -58,7 +58,7 @@ _MARKS = (
 _MARK = "\ufeff".encode()
 _MARKS_AT_STARTS = re.compile(b"(?m)^(?:%b)+" % _MARK)
 _RETURNS = re.compile(rb"\r+\n")
-_END_OF_DOS = re.compile(rb"\x1a+[\r\n]*\Z")  # Ctrl-Z
+_END_OF_DOS = b"\x1a"  # Ctrl-Z
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,15 @@ def _cut_pieces(chunks: Iterable[bytes], encoding: str, offset: int) -> Iterator
             enough = max(min(2 * enough, BLOCK), 2 * size)
     except FileError as error:
         damage = error
-    if rest := _END_OF_DOS.sub(b"", b"".join(parts)):
+    if rest := _drop_end_of_dos(b"".join(parts)):
         yield offset, rest
     if damage:
         raise damage
+
+
+def _drop_end_of_dos(text: bytes) -> bytes:
+    before = text.rstrip(b"\r\n")
+    return before.rstrip(_END_OF_DOS) if before.endswith(_END_OF_DOS) else text
 
 
 def _are_lines_plain(parts: Sequence[bytes]) -> bool:
