@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 FILES = [
     *PACKAGE.glob("*.py"),
-    *(file for room in ("schemas", "pipeline", "trainer") for file in PACKAGE.glob(f"{room}/**/*.py")),
+    *(file for room in ("commands", "schemas", "pipeline", "trainer") for file in PACKAGE.glob(f"{room}/**/*.py")),
 ]
 
 SHARED_ROOMS = {"pipeline.corpus", "pipeline.encoder", "pipeline.engine", "pipeline.plugins", "pipeline.text"}

@@ -12,7 +12,7 @@ import pytest
 from command_line import write_recipe
 
 PACKAGE = Path(__file__).parents[1]
-FOLDERS = ("pipeline", "recipes", "schemas", "trainer")
+FOLDERS = ("commands", "pipeline", "recipes", "schemas", "trainer")
 RUN = "import sys, conan_embedding.cli; print(conan_embedding.__file__, file=sys.stderr); conan_embedding.cli.main()"
 
 

@@ -1,0 +1,69 @@
+"""Commands that show what is in a corpus."""
+
+from functools import partial
+
+import typer
+
+from .. import display, options
+from ..options import AsJson, Corpus, Debug
+from .registration import register
+
+app = typer.Typer()
+command = partial(register, app, "Inspection")
+
+
+@command(
+    'conan sql corpora/zh "SELECT reason, count(*) FROM rejected GROUP BY 1"',
+    'conan sql corpora/zh "FROM rejected" --limit 100 --csv',
+)
+def sql(
+    corpus: Corpus,
+    query: options.Query,
+    limit: options.Limit = None,
+    as_json: AsJson = False,
+    as_csv: options.AsCsv = False,
+    debug: Debug = False,
+) -> None:
+    """Query a corpus with SQL, and print the result.
+
+    Views: ingest, filter, dedup, score, convert, pretrain, retrieval, sts, passages, rejected, funnel, rules, runs,
+    results.
+    Negative pools: pools.candidates, pools.queries, pools.passages, pools.positives, pools.windows, pools.replacements,
+    pools.runs, pools.short_pools.
+    """
+    from ..pipeline.corpus.catalog import query as ask
+
+    if as_json and as_csv:
+        raise typer.BadParameter("not with --json", param_hint="--csv")
+    display.show_rows(ask(corpus, query, limit), as_json, as_csv)
+
+
+@command("conan report corpora/zh --to report.html")
+def report(
+    corpus: Corpus,
+    to: options.ReportFile = None,
+    debug: Debug = False,
+) -> None:
+    """Write one self-contained HTML page: funnel, rejects, training curves, metrics."""
+    from ..pipeline.report.page import write_report
+
+    typer.echo(f"report: {write_report(corpus, to or corpus / 'report.html')}")
+
+
+@command("conan sample corpora/zh tests/corpus --rows 1000")
+def sample(
+    corpus: Corpus,
+    out: options.NewFolder,
+    rows: options.Rows = 1_000,
+    seed: options.Seed = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write a small sample of a corpus: every stage with its rejects and pools, by source and format."""
+    from ..pipeline.corpus.lock import locked
+    from ..pipeline.sample import cut
+
+    with locked(corpus):
+        summaries = cut(corpus, out, rows, seed)
+    for summary in summaries:
+        display.show_outcome(summary, as_json)

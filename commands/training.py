@@ -1,0 +1,119 @@
+"""Commands that train, evaluate and export models."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import typer
+
+from .. import display, options
+from ..options import AsJson, Corpus, Debug, Overrides, Processes, RecipeFile, read_recipe, resolve, with_options, work
+from ..schemas.outcomes import Trained, TrainingPlan
+from .registration import register
+
+app = typer.Typer()
+command = partial(register, app, "Training")
+
+
+@command(
+    "conan train corpora/zh --stage finetune --nproc 8 --dry-run",
+    "conan train corpora/zh --stage finetune --hostfile hosts",
+)
+def train(
+    corpus: Corpus,
+    stage: options.TrainingStage = "finetune",
+    on: options.TrainOn = None,
+    model: options.StartModel = None,
+    processes: Processes = 1,
+    hostfile: options.Hostfile = None,
+    dry_run: options.TrainDryRun = False,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model with DeepSpeed. An interrupted run continues from its last checkpoint."""
+    from ..schemas.errors import RecipeError
+    from ..trainer.launch.hosts import read_hostfile
+    from ..workflow import TRAINING_STAGES, plan, train
+
+    if stage not in TRAINING_STAGES:
+        raise RecipeError(f"--stage {stage}: expected one of {', '.join(TRAINING_STAGES)}")
+    if stage == "bootstrap" and model:
+        raise RecipeError(f"--model {model}: bootstrap starts from random weights; --stage pretrain does from a model")
+    hosts = read_hostfile(hostfile) if hostfile else None
+    if hosts:
+        processes = sum(host.slots for host in hosts)
+    section = "bootstrap.training" if stage == "bootstrap" else stage
+    overrides = with_options(overrides, {f"{section}.on": on, f"{section}.model": model})
+    resolved = resolve(corpus, recipe, overrides)
+    with work(corpus):
+        outcome: TrainingPlan | Trained
+        if dry_run:
+            outcome = plan(stage, corpus, resolved, processes)
+        else:
+            outcome = train(stage, corpus, resolved, hosts or processes)
+    display.show_outcome(outcome, as_json)
+
+
+@command(
+    "conan evaluate corpora/zh pretrain finetune --matryoshka-dims 256",
+    "conan evaluate BAAI/bge-large-zh-v1.5 --sets own.jsonl",
+)
+def evaluate(
+    corpus: options.CorpusOrModel,
+    models: options.Models = [],
+    sets: options.Sets = [],
+    matryoshka_dims: options.Dimensions = None,
+    results: options.ResultsFolder = None,
+    cmteb: options.Cmteb = False,
+    tasks: options.CmtebTasks = None,
+    pooling: options.PoolingOption = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Evaluate models: retrieval (next to BM25), reranking, sentence pairs, classification, clustering."""
+    from ..workflow import evaluate, evaluate_cmteb
+
+    if cmteb and sets:
+        raise typer.BadParameter("not with --cmteb, which has its own sets", param_hint="--sets")
+    if tasks and not cmteb:
+        raise typer.BadParameter("only with --cmteb", param_hint="--tasks")
+    given = overrides + ([f"evaluate.matryoshka_dims=[{matryoshka_dims}]"] if matryoshka_dims else [])
+    given = with_options(given, {"evaluate.pooling": pooling, "evaluate.trust_remote_code": trust_remote_code or None})
+    if (sets or cmteb) and not (corpus / "recipe.yaml").exists():
+        place, models, resolved = None, [str(corpus), *models], read_recipe(recipe or Path(os.devnull), given)
+    else:
+        place, resolved = corpus, resolve(corpus, recipe, given)
+    models = models or list(resolved.evaluate.models)
+    if cmteb:
+        outcome = evaluate_cmteb(place, resolved, models, tasks.split(",") if tasks else [])
+    else:
+        with display.progress() as progress:
+            outcome = evaluate(place, resolved, models, sets, results, overrides, progress)
+    display.show_outcome(outcome, as_json)
+
+
+@command("conan export corpora/zh --to models/zh --set export.precision=bf16")
+def export(
+    corpus: Corpus,
+    model: options.ExportedModel = None,
+    to: options.ExportFolder = None,
+    pooling: options.PoolingOption = None,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write the trained model as a folder that SentenceTransformer(folder) loads."""
+    from ..workflow import export
+
+    own = {"export.model": model, "export.folder": str(to.resolve()) if to else None, "export.pooling": pooling}
+    overrides = with_options(overrides, own)
+    resolved = resolve(corpus, recipe, overrides)
+    with work(corpus):
+        outcome = export(corpus, resolved)
+    display.show_outcome(outcome, as_json)

@@ -1,0 +1,80 @@
+"""Commands that run everything at once."""
+
+from functools import partial
+from pathlib import Path
+
+import typer
+
+from .. import display, options
+from ..options import (
+    BAD_INPUT,
+    Address,
+    AsJson,
+    Debug,
+    EngineName,
+    EngineOption,
+    Overrides,
+    Processes,
+    Strict,
+    Workers,
+    cluster_of,
+    read_recipe,
+    work,
+)
+from ..schemas.outcomes import Summary
+from .inspection import sql
+from .registration import register
+
+app = typer.Typer()
+command = partial(register, app, "Everything at once")
+
+
+@command("conan run recipe.yaml corpora/zh --nproc 8")
+def run(
+    recipe: options.RecipeArgument,
+    corpus: options.OptionalCorpus = None,
+    overrides: Overrides = [],
+    workers: Workers = 0,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
+    processes: Processes = 1,
+    strict: Strict = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run every stage of a recipe. Finished work is skipped, so after an interruption run it again."""
+    from ..workflow import find_corpus, run
+
+    resolved = read_recipe(recipe, overrides)
+    folder = find_corpus(resolved, corpus, recipe)
+    bad = False
+    with work(folder, workers, cluster_of(engine, address)) as chosen:
+        for _, outcome in run(folder, resolved, chosen, processes):
+            display.show_outcome(outcome, as_json)
+            bad = bad or (isinstance(outcome, Summary) and outcome.bad_input)
+    if strict and bad:
+        raise typer.Exit(BAD_INPUT)
+
+
+@command("conan demo demo")
+def demo(
+    folder: options.DemoFolder = Path("demo"),
+    debug: Debug = False,
+) -> None:
+    """Write a small, dirty data set, run every stage on it, and show the results."""
+    from ..pipeline.demo.prepare import DEMO_QUESTIONS, prepare_demo
+    from ..workflow import run
+
+    corpus = folder / "corpus"
+    resolved, sources = prepare_demo(folder)
+    typer.echo(f"Sample sources in {sources}, corpus in {corpus}\n")
+    outcomes = []
+    with work(corpus, 0) as engine:
+        for step, outcome in run(corpus, resolved, engine, 1):
+            outcomes.append(outcome)
+            display.errors.print(f"{step} done")
+    for outcome in outcomes:
+        display.show_outcome(outcome, as_json=False)
+    for question in DEMO_QUESTIONS:
+        typer.echo(f'\n$ conan sql {corpus} "{question}"')
+        sql(corpus, question)
