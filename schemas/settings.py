@@ -140,7 +140,8 @@ class EncoderSettings(Settings):
 
     model: str = setting(
         "BAAI/bge-large-zh-v1.5",
-        "Hugging Face hub name, model folder, or training stage of this corpus (`bootstrap`, `pretrain`, `finetune`).",
+        "Hugging Face hub name, model folder, or training stage of this corpus (`bootstrap`, `pretrain`, `finetune`);"
+        " `NAME[:6]` is the first six layers of a model.",
         origin="paper §2.1.1",
     )
     pooling: Pooling | None = setting(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from ...schemas.errors import ConanError
+
+_FIRST_LAYERS = re.compile(r"(.+)\[:(\d+)\]")
 
 Known = Mapping[str, Callable[[Any], bool]]
 """The keys that a configuration may have, each with a test of its value."""
@@ -21,13 +24,19 @@ class ModelError(ConanError):
 def find_model(name: str, trust_remote_code: bool = False) -> Path:
     """Return the folder of a model: `name` itself if it is a folder, else the model of this name from the hub.
 
-    The download takes weights only as safetensors, and the model's code only if it is trusted.
+    The download takes weights only as safetensors, and the model's code only if it is trusted. `NAME[:6]` is a model's
+    first six layers.
 
     Raises:
-        ModelError: there is no such folder, and the hub has no such model or can't be reached.
+        ModelError: there is no such folder, and the hub has no such model or can't be reached; or the model has fewer
+            layers.
     """
     if Path(name).is_dir():
         return Path(name)
+    if whole := _FIRST_LAYERS.fullmatch(name):
+        from .first_layers import keep_first_layers  # imports transformers, which takes seconds
+
+        return keep_first_layers(find_model(whole[1], trust_remote_code), int(whole[2]), trust_remote_code)
     try:
         return Path(
             snapshot_download(
