@@ -245,16 +245,20 @@ def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks
         BenchmarkError: mteb is not installed, the hub can't be reached, or a task is not part of C-MTEB.
     """
     from .pipeline.encoder.encoder import dimension
+    from .pipeline.encoder.model_folder import find_model
+    from .pipeline.encoder.prompts import read_named_prompts
     from .trainer.evaluation.cmteb import check, cmteb
     from .trainer.evaluation.evaluate import widths
 
     tasks = check(tasks)
     rows = []
-    for name, model_folder in _find_models(corpus, models).items():
-        encoder = _load_encoder(model_folder, recipe)
+    for name, model in _find_models(corpus, models).items():
+        encoder = _load_encoder(model, recipe)
+        named = read_named_prompts(find_model(model, recipe.evaluate.trust_remote_code))
         for width in widths(encoder, recipe.evaluate.matryoshka_dims):
             label = name if width == dimension(encoder) else f"{name}@{width}"
-            rows += [{"model": label, "dimension": width, **row} for row in cmteb(encoder, tasks, width)]
+            found = cmteb(encoder, tasks, width, recipe.evaluate.prompts, named)
+            rows += [{"model": label, "dimension": width, **row} for row in found]
     return Evaluated(rows)
 
 

@@ -48,6 +48,17 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_named_prompts(folder: Path) -> dict[str, str]:
+    """Read all prompts of a folder by their names. Raises ModelError as `read_model_config` does."""
+    prompts = read_model_config(folder).get("prompts") or {}
+    return {name: text for name, text in prompts.items() if text is not None}
+
+
+def is_instruction(prompt: str) -> bool:
+    """Whether a prompt has the form in which instruction-tuned models are given the task of their queries."""
+    return _INSTRUCTED.fullmatch(prompt) is not None
+
+
 def read_prompts(
     folder: Path, settings: EncoderSettings, sources: Mapping[str, SourcePrompts] = {}, retrieves: bool = True
 ) -> Prompts:
@@ -60,7 +71,7 @@ def read_prompts(
         ModelError: the folder's configuration can't be read.
     """
     config = read_model_config(folder)
-    named = {name: text for name, text in (config.get("prompts") or {}).items() if text is not None}
+    named = read_named_prompts(folder)
     found = {side: next((named[name] for name in names if name in named), None) for side, names in NAMES.items()}
     language = re.match(r"bge-(?:small|base|large)-(zh|en)\b", Path(settings.model).name)
     if found["query"] is None and retrieves and language:

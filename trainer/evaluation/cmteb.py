@@ -1,7 +1,7 @@
 """Evaluation on C-MTEB with mteb: the 35 tasks of the Conan-embedding paper (arXiv 2408.15710)."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 from urllib.error import HTTPError
@@ -15,8 +15,10 @@ from torch import Tensor
 from ...pipeline.corpus.folder import fingerprint
 from ...pipeline.encoder.encoder import Encoder, Vectors, encode
 from ...pipeline.encoder.finite import check_finite
+from ...pipeline.encoder.prompts import is_instruction
 from ...schemas.errors import ConanError, MissingExtraError
 from ...schemas.registry import did_you_mean
+from ...schemas.settings import PromptSettings
 from .evaluate import cut
 
 BENCHMARK = "MTEB(cmn, v1)"
@@ -48,6 +50,9 @@ TASKS = {
 
 _PATIENCE = 10
 """Chosen here: seconds to wait for the hub."""
+
+
+NO_PROMPTS = PromptSettings()
 
 
 class BenchmarkError(ConanError):
@@ -85,8 +90,16 @@ def check(names: Sequence[str]) -> list[str]:
     )
 
 
-def cmteb(encoder: Encoder, names: Sequence[str], width: int) -> list[dict[str, Any]]:
+def cmteb(
+    encoder: Encoder,
+    names: Sequence[str],
+    width: int,
+    given: PromptSettings = NO_PROMPTS,
+    named: Mapping[str, str] = {},
+) -> list[dict[str, Any]]:
     """Evaluate a model on tasks of C-MTEB, with vectors truncated to `width`; return rows of set, metric, value.
+
+    `given` are the recipe's prompts, `named` those of the model's folder; see `ForMteb.find_prompt`.
 
     A row is a task's main score. There is also a row with the mean of each type of which all tasks were run, and with
     the mean of all 35. mteb caches scores by a hash of the weights and settings, so an interrupted run continues with
@@ -101,7 +114,7 @@ def cmteb(encoder: Encoder, names: Sequence[str], width: int) -> list[dict[str, 
         else ours[name]
         for name in names
     ]
-    scores = score(encoder, tasks, width)
+    scores = score(ForMteb(encoder, width, given, named), tasks)
     rows = [
         {"set": task.metadata.name, "metric": task.metadata.main_score, "value": scores[task.metadata.name]}
         for task in tasks
@@ -115,33 +128,61 @@ def cmteb(encoder: Encoder, names: Sequence[str], width: int) -> list[dict[str, 
     return rows
 
 
-def score(encoder: Encoder, tasks: Sequence[Any], width: int) -> dict[str, float]:
+def score(model: "ForMteb", tasks: Sequence[Any]) -> dict[str, float]:
     """Return a model's main score on each of these mteb tasks: the mean over its splits and subsets."""
     import mteb
 
-    found = mteb.evaluate(ForMteb(encoder, width), tasks, cache=mteb.ResultCache())
+    found = mteb.evaluate(model, tasks, cache=mteb.ResultCache())
     return {task.task_name: float(task.get_score()) for task in found.task_results}
 
 
 class ForMteb:
     """An Encoder with the interface that mteb needs: `mteb.models.EncoderProtocol`."""
 
-    def __init__(self, encoder: Encoder, width: int) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        width: int,
+        given: PromptSettings = NO_PROMPTS,
+        named: Mapping[str, str] = {},
+    ) -> None:
         from mteb.models import ModelMeta
 
-        self.encoder, self.width = encoder, width
-        decides = (encoder.fingerprint, asdict(encoder.prompts), encoder.max_length, encoder.pooling, width)
-        named = {"name": "conan-embedding/local", "revision": fingerprint(*decides), "embed_dim": width}
-        self.mteb_model_meta = ModelMeta.create_empty(named)
+        self.encoder, self.width, self.given, self.named = encoder, width, given, dict(named)
+        prompts = asdict(encoder.prompts), given.model_dump(), self.named
+        decides = (encoder.fingerprint, prompts, encoder.max_length, encoder.pooling, width)
+        metadata = {"name": "conan-embedding/local", "revision": fingerprint(*decides), "embed_dim": width}
+        self.mteb_model_meta = ModelMeta.create_empty(metadata)
 
-    def encode(self, inputs: Any, *, prompt_type: Any = None, **_: Any) -> Vectors:
-        """Encode the texts in mteb's batches, each after the prompt of its side."""
+    def encode(self, inputs: Any, *, task_metadata: Any = None, prompt_type: Any = None, **_: Any) -> Vectors:
+        """Encode the texts in mteb's batches, each after its prompt."""
         texts = [text for batch in inputs for text in batch["text"]]
-        side = {"query": "query", "document": "passage"}.get(getattr(prompt_type, "value", ""), "sentence")
-        prompt = getattr(self.encoder.prompts, side)
-        vectors = encode(self.encoder, texts, prompt)
+        vectors = encode(self.encoder, texts, self.find_prompt(task_metadata, prompt_type))
         check_finite("C-MTEB", vectors.__getitem__, pl.Series(texts, dtype=pl.String), "texts")
         return cut(vectors, self.width)
+
+    def find_prompt(self, task: Any, prompt_type: Any) -> str:
+        """Return what goes before the texts of a task: `task` has mteb's TaskMetadata, `prompt_type` the side or None.
+
+        The first of: the recipe's prompt of that side; the prompt that the folder names after the task or its type, by
+        mteb's rule; mteb's instruction of the task, if the model's own prompt for queries is an instruction; the
+        model's own prompt of that side. Passages get no instruction (mteb's `InstructSentenceTransformerModel` for
+        Qwen3-Embedding and e5-instruct).
+        """
+        side = {"query": "query", "document": "passage"}.get(getattr(prompt_type, "value", ""), "sentence")
+        own = self.encoder.prompts
+        if task is None or getattr(self.given, side) is not None:
+            return str(getattr(own, side))
+        from mteb.abstasks.abstask import get_abstask_prompt
+        from mteb.models.abs_encoder import get_prompt_name
+
+        name = get_prompt_name(self.named, task, prompt_type)
+        if name not in (None, "query", "document"):  # sides have their own names, see prompts.NAMES
+            return self.named[name]
+        if side != "passage" and is_instruction(own.query):
+            instruction = task.prompt.get("query") if isinstance(task.prompt, dict) else task.prompt
+            return f"Instruct: {instruction or get_abstask_prompt(task.name)}{own.after_instruction}"
+        return str(getattr(own, side))
 
     def similarity(self, left: Any, right: Any) -> Tensor:
         """Return the cosine of every pair, [n, m]."""

@@ -90,7 +90,7 @@ def test_means_are_of_whole_kinds(monkeypatch: pytest.MonkeyPatch, encoder: Enco
     value = {name: place / 35 for place, name in enumerate(EVERY)}
     asked = {}
 
-    def scored(_: Any, tasks: Any, width: int) -> dict[str, float]:
+    def scored(_: Any, tasks: Any) -> dict[str, float]:
         asked.update({task.metadata.name: task.hf_subsets for task in tasks})
         return {task.metadata.name: value[task.metadata.name] for task in tasks}
 
@@ -138,7 +138,7 @@ def records(file: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def scored(encoder: Encoder, task: Any, width: int) -> float:
-    return score(encoder, [task], width)[task.metadata.name]
+    return score(ForMteb(encoder, width), [task])[task.metadata.name]
 
 
 def metrics(encoder: Encoder, file: Path, width: int) -> dict[str, float]:
@@ -228,6 +228,60 @@ def test_mteb_is_given_the_models_own_vectors(tiny: Path) -> None:
     queries = ForMteb(encoder, 32).encode(batches, prompt_type=PromptType.query, task_metadata=None)
     assert queries == pytest.approx(encode(encoder, [f"一丁{text}" for text in texts]), abs=1e-6)
     assert np.linalg.norm(ForMteb(encoder, 8).encode(batches), axis=1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "prompt"),
+    [
+        ("T2Retrieval", "query", "t2 "),  # after the task
+        ("T2Retrieval", "document", "passage: "),
+        ("DuRetrieval", "query", "retrieval-query "),  # after its type and side
+        ("TNews", None, "classification "),
+        ("AFQMC", None, "sentence: "),  # after nothing: the model's own
+        ("T2Reranking", "query", "query: "),
+    ],
+)
+def test_prompts_are_those_that_the_folder_names_after_tasks(
+    name: str, side: str | None, prompt: str, tiny: Path
+) -> None:
+    own = PromptSettings(query="query: ", passage="passage: ", sentence="sentence: ")
+    named = {"T2Retrieval-query": "t2 ", "Retrieval-query": "retrieval-query ", "Classification": "classification "}
+    named |= {"query": "query: ", "document": "not ours"}
+    model = ForMteb(load_encoder(EncoderSettings(model=str(tiny), prompts=own)), 32, named=named)
+    assert model.find_prompt(mteb.get_task(name).metadata, side_of(side)) == prompt
+    given = ForMteb(model.encoder, 32, PromptSettings(query="Q", passage="", sentence="S"), named)
+    recipes = {"query": "query: ", "document": "passage: ", None: "sentence: "}[side]
+    assert given.find_prompt(mteb.get_task(name).metadata, side_of(side)) == recipes
+    assert given.mteb_model_meta.revision != model.mteb_model_meta.revision
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "prompt"),
+    [
+        (
+            "T2Retrieval",
+            "query",
+            "Instruct: Given a Chinese search query, retrieve web passages that answer the question\nQuery:",
+        ),
+        ("T2Retrieval", "document", ""),
+        ("TNews", None, "Instruct: Classify the fine-grained category of the given news title\nQuery:"),
+        ("LCQMC", None, "Instruct: Retrieve semantically similar text.\nQuery:"),  # mteb's default of the type
+    ],
+)
+def test_instructions_are_mtebs(name: str, side: str | None, prompt: str, tiny: Path) -> None:
+    own = PromptSettings(query="Instruct: Given a web search query, retrieve relevant passages\nQuery:")
+    model = ForMteb(load_encoder(EncoderSettings(model=str(tiny), prompts=own)), 32)
+    task = mteb.get_task(name).metadata
+    assert model.find_prompt(task, side_of(side)) == prompt
+    batches = [{"text": ["丈三"]}]
+    found = model.encode(batches, task_metadata=task, prompt_type=side_of(side))
+    assert found == pytest.approx(encode(model.encoder, [f"{prompt}丈三"]), abs=1e-6)
+
+
+def side_of(name: str | None) -> Any:
+    from mteb.types import PromptType
+
+    return name and PromptType(name)
 
 
 def test_scores_are_kept_by_weights_and_width(encoder: Encoder, cache: Path) -> None:
