@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from .schemas.outcomes import Evaluated, Exported, Summary, Trained, TrainingPlan
+from .schemas.outcomes import Evaluated, Exported, Pushed, Summary, Trained, TrainingPlan
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,8 +139,27 @@ def _(outcome: Exported, as_json: bool) -> None:
 
 
 @show_outcome.register
+def _(outcome: Pushed, as_json: bool) -> None:
+    _print(asdict(outcome), as_json, _show_push)
+
+
+@show_outcome.register
 def _(outcome: TrainingPlan, as_json: bool) -> None:
     _print(asdict(outcome), as_json, _show_plan)
+
+
+def _show_push(pushed: dict[str, Any]) -> None:
+    visible = "private" if pushed["private"] else "public"
+    if pushed["url"] is None:
+        typer.echo(f"would be sent to the {visible} {pushed['kind']} {pushed['repository']}:\n")
+        table = Table("file", Column("bytes", justify="right"))
+        for name, size in pushed["files"].items():
+            table.add_row(name, f"{size:,}")
+        out.print(table)
+        typer.echo(f"\n{pushed['card']}")
+    else:
+        size = sum(pushed["files"].values())
+        typer.echo(f"push: {len(pushed['files'])} files, {size:,} bytes, {visible}: {pushed['url']}")
 
 
 def _show_summary(summary: dict[str, Any]) -> None:

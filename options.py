@@ -177,6 +177,16 @@ Cmteb = Annotated[bool, typer.Option("--cmteb", help="Evaluate on C-MTEB, which 
 CmtebTasks = Annotated[
     str | None, typer.Option(metavar="NAMES", help="--cmteb: only these tasks, as in T2Retrieval,STSB.")
 ]
+Repository = Annotated[str, typer.Option("--to", metavar="ORG/NAME", help="The repository on the Hugging Face hub.")]
+PushedStage = Annotated[
+    str | None,
+    typer.Option("--data", metavar="STAGE", help="Send this stage's pairs as a data set, in place of the model."),
+]
+WithRejects = Annotated[
+    bool, typer.Option("--rejects", help="--data: send the stage's rejects, too, with personal data masked.")
+]
+Public = Annotated[bool, typer.Option("--public", help="Make the repository public; by default it is private.")]
+PushDryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be sent; ask and send nothing.")]
 ExportedModel = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Training stage, hub name or folder; default: the recipe's.")
 ]

@@ -117,3 +117,33 @@ def export(
     with work(corpus):
         outcome = export(corpus, resolved)
     display.show_outcome(outcome, as_json)
+
+
+@command(
+    "conan push corpora/zh --to my-team/zh-model --dry-run",
+    "conan push corpora/zh --to my-team/zh-pairs --data score",
+)
+def push(
+    corpus: Corpus,
+    to: options.Repository,
+    data: options.PushedStage = None,
+    rejects: options.WithRejects = False,
+    public: options.Public = False,
+    dry_run: options.PushDryRun = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Send the exported model, or a stage's pairs, to the Hugging Face hub, with a card.
+
+    The token is that of HF_TOKEN or of `hf auth login`.
+    """
+    from ..pipeline.publish.push import push_data, push_model
+
+    if rejects and data is None:
+        raise typer.BadParameter("only with --data", param_hint="--rejects")
+    recipe = resolve(corpus, None, [])
+    if data is None:
+        outcome = push_model(corpus, recipe, to, public=public, dry_run=dry_run)
+    else:
+        outcome = push_data(corpus, recipe, data, to, with_rejects=rejects, public=public, dry_run=dry_run)
+    display.show_outcome(outcome, as_json)

@@ -51,6 +51,18 @@ class Exported:
 
 
 @dataclass(frozen=True)
+class Pushed:
+    """A push to a repository of the Hugging Face hub: files with their bytes, and the card. A dry run has no URL."""
+
+    repository: str
+    kind: str
+    private: bool
+    files: dict[str, int]
+    card: str
+    url: str | None
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """Size of a training run, without running it. Memory is the least that a process needs, in megabytes."""
 

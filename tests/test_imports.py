@@ -41,6 +41,7 @@ ARROWS = {
         "pipeline.mine.methods",  # DHNM refreshes pools with the methods and the search of `conan mine`
         "pipeline.mine.search",
         "pipeline.plugins",  # training processes import what a recipe names
+        "pipeline.publish.cards",  # the model card has what the cards of data sets have
     },
     "workflow": {"schemas", "pipeline", "trainer"},
 }

@@ -13,15 +13,9 @@ import polars as pl
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from ...pipeline.publish.cards import choose_licence, show_licence, write_table
 from ...schemas.prompts import Prompts
 from ...schemas.source_settings import Source
-
-HUB_LICENCES = {
-    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "unlicense"),
-    *("cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
-    *("cc-by-nd-4.0", "cc-by-nc-nd-4.0", "odc-by", "odbl", "wtfpl"),
-}
-"""The identifiers in https://huggingface.co/docs/hub/repositories-licenses that data is likely to have."""
 
 _METRICS = {
     "map": ("Reranking", "map"),
@@ -129,7 +123,7 @@ def model_card(
     is_hub_name = base is not None and _HUB_NAME.fullmatch(base) is not None and not Path(base).exists()
     data = ModelCardData(
         language="zh" if trained["chinese"].sum() * 2 > trained["rows"].sum() else None,
-        license=_licence([known.get(source) for source in trained["source"]]) if base is None else "other",
+        license=choose_licence([known.get(source) for source in trained["source"]]) if base is None else "other",
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "conan-embedding"]
@@ -163,12 +157,6 @@ def _trained(stages: Sequence[Stage]) -> pl.DataFrame:
         pl.col("rows", "chinese").sum(),
         *(pl.col("rows").filter(pl.col("stage") == stage.name).sum().alias(stage.name) for stage in stages),
     )
-
-
-def _licence(sources: Sequence[Source | None]) -> str:
-    """Return the licence that all sources declare, spelt as on the hub (`CC BY-SA 4.0` is cc-by-sa-4.0), or `other`."""
-    named = {(source.licence or "").lower().replace(" ", "-") if source else "" for source in sources}
-    return named.pop() if len(named) == 1 and named <= HUB_LICENCES else "other"
 
 
 def _result(row: Mapping[str, Any]) -> EvalResult:
@@ -230,20 +218,21 @@ def _training_data(trained: pl.DataFrame, stages: Sequence[Stage], sources: Mapp
     found = [stage.name for stage in stages if stage.records is not None]
     gone = [stage.name for stage in stages if stage.records is None]
     rows = [
-        [row["source"], row["category"], _licence_of(sources.get(row["source"])), *(f"{row[name]:,}" for name in found)]
+        [
+            row["source"],
+            row["category"],
+            show_licence(sources.get(row["source"])),
+            *(f"{row[name]:,}" for name in found),
+        ]
         for row in trained.to_dicts()
     ]
     total = ["all", "", "", *(f"{trained[name].sum():,}" for name in found)]
     return (
         "## Training data\n\nThe number of records that each training stage drew from, by source. Licences are as "
         "declared in the recipe. They do not settle the licence of the model, which its publisher has to choose.\n\n"
-        + _table(["source", "category", "licence", *found], [*rows, total], numbers=len(found))
+        + write_table(["source", "category", "licence", *found], [*rows, total], numbers=len(found))
         + "".join(f"\n\nThe records of {name} are no longer in the corpus." for name in gone)
     )
-
-
-def _licence_of(source: Source | None) -> str:
-    return (source and source.licence) or "not declared"
 
 
 def _without_folders(value: Any) -> Any:
@@ -280,11 +269,4 @@ def _metrics(metrics: Sequence[Mapping[str, Any]], full: int) -> str:
         for name, metric in dict.fromkeys((name, metric) for name, metric, _ in found)
     ]
     header = ["set", "metric", *map(str, widths)]
-    return "## Evaluation\n\nOn held-out sets, by vector width:\n\n" + _table(header, rows, len(widths))
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
-    """Return a Markdown table whose last `numbers` columns are right-aligned."""
-    rule = ["---"] * (len(header) - numbers) + ["---:"] * numbers
-    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, rule, *rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "## Evaluation\n\nOn held-out sets, by vector width:\n\n" + write_table(header, rows, len(widths))
