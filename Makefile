@@ -1,14 +1,19 @@
-# `make demo` and `make test` need Python 3.11 or newer, git and make; they set up .venv themselves.
+# `make demo` and `make test` need Python 3.11 or newer, git and make; they set up .venv themselves, with uv if there is
+# one. The demo installs what Conan needs to run, the tests add the extras and tools.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 INSTALLED := $(VENV)/.installed
+# Compiling every module of the libraries, as pip does, takes as long as installing them; Python compiles what it imports.
+INSTALL = $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --no-compile) \
+	--quiet --constraint constraints.txt --editable
 
 CUT_STAGES = filter dedup score convert mine
 
 .PHONY: demo cut test fuzz check phrases docs bench clean
 
-demo: $(INSTALLED)
+demo: $(READY)
 	$(BIN)/conan demo demo
 
 cut: demo
@@ -50,7 +55,11 @@ bench: $(INSTALLED)
 clean:
 	rm -rf demo .cache .mypy .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs,test]"
+	$(INSTALL) .
+	touch $@
+
+$(INSTALLED): $(READY)
+	$(INSTALL) ".[docs,test]"
 	touch $@
