@@ -75,14 +75,17 @@ class OptimizerSettings(Settings):
         1e-5,
         "Peak learning rate of AdamW; it rises linearly and then falls linearly to 0. Lower it if the loss rises or"
         " gradients become NaN; larger batches allow a higher one.",
-        origin="paper §3.1",
+        origin="paper §3.1; the fall is BERT's (arXiv 1810.04805, A.2), as the paper gives only the warm-up",
         gt=0,
     )
     warmup: float = setting(
         0.05, "Share of all steps in which the learning rate rises.", origin="paper §3.1", ge=0, le=1
     )
     weight_decay: float = setting(
-        0.001, "Weight decay of AdamW; biases and norms have none.", origin="paper §3.1", ge=0
+        0.001,
+        "Weight decay of AdamW; biases and norms have none.",
+        origin="paper §3.1; biases and norms as in BERT's code, google-research/bert optimization.py",
+        ge=0,
     )
     gradient_clipping: float = setting(
         1.0,

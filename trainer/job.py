@@ -13,7 +13,7 @@ from ..schemas.errors import ConanError
 from ..schemas.settings import SourcePrompts
 from ..schemas.training_settings import FinetuneSettings, PretrainSettings
 
-VERSION = 3
+VERSION = 4
 
 
 class TrainingError(ConanError):

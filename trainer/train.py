@@ -49,6 +49,11 @@ MOST_NONFINITE_STEPS = 3
 """Chosen here: a run stops after this many consecutive steps with NaN or infinite gradients."""
 
 
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of a step's dropout, which differs between steps and, up to 1,009 of them, between ranks."""
+    return seed * 1_000_003 + step * 1009 + rank
+
+
 def main(job: Job) -> bool:
     """Train a job from its last checkpoint, if any, to the end, and export the model.
 
@@ -78,7 +83,7 @@ def main(job: Job) -> bool:
         world_size,
         task.changes_data,
     ):
-        torch.manual_seed(settings.seed * 1_000_003 + step * 1009 + rank)  # dropout depends on this step and rank only
+        torch.manual_seed(dropout_seed(settings.seed, step, rank))  # on nothing else, so a resumed run draws the same
         if model.soft_alpha is not None:
             model.soft_alpha = step / task.steps  # Conan-embedding-v2, eq. 3
         chunks = pad_chunks(tokenizer, batch.ids, settings.gradcache_tokens, engine.device, model.packable)

@@ -30,10 +30,14 @@ def judge(scored: pl.DataFrame, settings: ScoreSettings, thresholds: Mapping[str
     reasons = {
         "no_tokens": (pl.col("detail").is_not_null(), pl.col("detail")),
         "score_nan": (score.is_nan(), pl.lit("the cosine is NaN")),
-        "score": (score < cutoff, pl.format("{} < {}", score.round(3), _shown(cutoff))),
+        "score": (score < cutoff, pl.format("{} < {}", _round_below(score, cutoff), _shown(cutoff))),
         "score_quantile": (
             score < threshold,
-            pl.format(f"{{}} < {{}}, quantile {settings.quantile} of the source", score.round(3), threshold.round(3)),
+            pl.format(
+                f"{{}} < {{}}, quantile {settings.quantile} of the source",
+                _round_below(score, threshold.round(3)),
+                threshold.round(3),
+            ),
         ),
         "score_rank": (
             rank > settings.rank if settings.rank is not None else pl.lit(False),
@@ -48,6 +52,12 @@ def judge(scored: pl.DataFrame, settings: ScoreSettings, thresholds: Mapping[str
 def _look_up(column: str, values: Mapping[str, float | None]) -> pl.Expr:
     """Return the value of each row by a column of names; null for names without one."""
     return pl.col(column).cast(pl.String).replace_strict(values, default=None, return_dtype=pl.Float32)
+
+
+def _round_below(score: pl.Expr, limit: pl.Expr) -> pl.Expr:
+    """Round to three decimals, or to as many as tell a float32 from the limit."""
+    exact = score.cast(pl.Float64)
+    return pl.when(score.round(3) < limit).then(exact.round(3)).otherwise(exact.round(9)).cast(pl.String)
 
 
 def _shown(cutoff: pl.Expr) -> pl.Expr:

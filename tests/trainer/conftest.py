@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,9 +55,10 @@ def write_lines(file: Path, rows: list[Row]) -> None:
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
-def write_mined(corpus: Path, passages: dict[int, tuple[str, int]], pools: dict[str, list[int]]) -> None:
+def write_mined(corpus: Path, passages: Mapping[int, tuple[str, int | list[int]]], pools: dict[str, list[int]]) -> None:
     """Write pools.duckdb: passages by id with their clusters, and the pool of each query, best first."""
     ids = list(range(len(pools)))
+    every = [[clusters] if isinstance(clusters, int) else sorted(clusters) for _, clusters in passages.values()]
     run = {
         "run_id": "r",
         "model_fingerprint": "m",
@@ -73,7 +74,8 @@ def write_mined(corpus: Path, passages: dict[int, tuple[str, int]], pools: dict[
             {
                 "passage_id": pa.array(passages.keys(), pa.int64()),
                 "text": pa.array([text for text, _ in passages.values()], pa.string()),
-                "cluster_id": pa.array([cluster for _, cluster in passages.values()], pa.int64()),
+                "cluster_id": pa.array([clusters[0] for clusters in every], pa.int64()),
+                "cluster_ids": pa.array(every, pa.list_(pa.int64())),
             }
         ),
         "queries": pa.table({"query_id": pa.array(ids, pa.int64()), "text": pa.array(pools.keys(), pa.string())}),

@@ -13,6 +13,7 @@ from conan_embedding.trainer.data.training_tables import read_pairs, write_pairs
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.loss.cbb import pretrain_loss
 from conan_embedding.trainer.model.embedding_model import load
+from conan_embedding.trainer.train import dropout_seed
 from training_runs import log_of, losses_of, replacements
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
@@ -110,3 +111,8 @@ def test_the_loss_falls(runs: dict[str, Job]) -> None:
     for name in ("pretrain", "finetune"):
         losses = losses_of(runs[name])
         assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
+
+
+def test_steps_and_ranks_drop_out_different_numbers() -> None:
+    seeds = {dropout_seed(seed, step, rank) for seed in range(3) for step in range(900) for rank in range(64)}
+    assert len(seeds) == 3 * 900 * 64

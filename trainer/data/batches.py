@@ -10,10 +10,12 @@ from ...schemas.prompts import Prompts
 from ...schemas.training_settings import FinetuneSettings, PretrainSettings
 from ..dhnm.negatives import ABSENT, Negatives
 from ..dhnm.windows import Windows
-from ..loss.cbb import Batch, build_batch
+from ..loss.cbb import Batch, Clusters, build_batch
 from .training_tables import FinetuneData, PairData
 
 Integers = npt.NDArray[np.int64]
+
+_PROVIDED = ("provided", "provided_clusters")
 
 
 def pretrain_batch(data: PairData, rows: Integers, prompts: Prompts) -> Batch:
@@ -98,7 +100,7 @@ class _Negatives(NamedTuple):
     """The negatives of each query of a batch, with their clusters and sources."""
 
     texts: list[list[str]]
-    clusters: list[list[int]]
+    clusters: list[list[Clusters]]
     sources: list[list[str]]
 
 
@@ -108,13 +110,13 @@ def _negatives_of_windows(
     """Return the negatives of each query: its window's, or the provided ones if that is empty."""
     ids, counts = window_passages(data, windows, rows)
     passages, ends = data.passages.take(ids), np.cumsum(counts)
-    texts, clusters, sources = (passages[name].to_pylist() for name in ("text", "cluster_id", "source"))
+    texts, clusters, sources = (passages[name].to_pylist() for name in ("text", "clusters", "source"))
     mined = [slice(end - count, end) for end, count in zip(ends.tolist(), counts.tolist(), strict=True)]
-    provided = [each[:negatives] for each in taken["provided"].to_pylist()]
+    provided, theirs = ([each[:negatives] for each in taken[name].to_pylist()] for name in _PROVIDED)
     asking = taken["source"].to_pylist()
     return _Negatives(
         [texts[own] or came for own, came in zip(mined, provided, strict=True)],
-        [clusters[own] or [-1] * len(came) for own, came in zip(mined, provided, strict=True)],
+        [clusters[own] or came for own, came in zip(mined, theirs, strict=True)],
         [sources[own] or [asks] * len(came) for own, came, asks in zip(mined, provided, asking, strict=True)],
     )
 
@@ -125,10 +127,14 @@ def _negatives_by_rank(data: FinetuneData, current: Negatives, rows: Integers, t
     pools = data.pools.take(rows)["pool"].combine_chunks()
     of_pool = (pools.offsets.to_numpy()[:-1, None] + ranks)[ranks >= 0]
     passages = data.passages.take(pools.values.to_numpy()[of_pool])
-    mined = zip(*(passages[name].to_pylist() for name in ("text", "cluster_id", "source")), strict=True)
-    provided, asking = taken["provided"].to_pylist(), taken["source"].to_pylist()
+    mined = zip(*(passages[name].to_pylist() for name in ("text", "clusters", "source")), strict=True)
+    (provided, theirs), asking = (taken[name].to_pylist() for name in _PROVIDED), taken["source"].to_pylist()
     found = [
-        [next(mined) if rank >= 0 else (own[slot], -1, asks) for slot, rank in enumerate(of_query) if rank != ABSENT]
-        for of_query, own, asks in zip(ranks.tolist(), provided, asking, strict=True)
+        [
+            next(mined) if rank >= 0 else (own[slot], clusters[slot], asks)
+            for slot, rank in enumerate(of_query)
+            if rank != ABSENT
+        ]
+        for of_query, own, clusters, asks in zip(ranks.tolist(), provided, theirs, asking, strict=True)
     ]
     return _Negatives(*([[part[place] for part in each] for each in found] for place in range(3)))

@@ -29,21 +29,23 @@ QUERIES = pa.schema(
         "query_id": pa.int64(),
         "query": pa.large_string(),
         "positives": pa.large_list(pa.large_string()),
-        "clusters": pa.large_list(pa.int64()),  # one per positive
+        "clusters": pa.large_list(pa.large_list(pa.int64())),  # those of each positive
         "provided": pa.large_list(pa.large_string()),  # negatives that came with the data
+        "provided_clusters": pa.large_list(pa.large_list(pa.int64())),  # those of each, if it is a passage too
         "pool": pa.large_list(pa.int64()),  # passage ids, best first
     }
     | _SOURCE
 )
 POOLS = pa.schema([QUERIES.field("pool")])  # pools of the same queries, rebuilt during training
 PASSAGES = pa.schema(
-    {"text": pa.large_string(), "cluster_id": pa.int64(), "source": pa.large_string()}
+    {"text": pa.large_string(), "clusters": pa.large_list(pa.int64()), "source": pa.large_string()}
 )  # the row number is the passage id
 SENTENCES = pa.schema({"text_a": pa.large_string(), "text_b": pa.large_string(), "label": pa.float32()} | _SOURCE)
 
 MEMORY = "2GB"
 THREADS = 4
 """Chosen here: DuckDB's memory and threads for a join. It spills to disk beyond MEMORY, which all threads share."""
+_CLUSTERS = "coalesce(cluster_ids, [cluster_id])"  # a text in classes of two sources has two
 WINDOW = 16_384
 """Chosen here: queries or passages that are sorted at a time; more would take too much of MEMORY."""
 
@@ -184,7 +186,7 @@ def _passages(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]
     """Yield the passages ordered by id, one window at a time, because sorting loads all texts into memory."""
     for start in range(0, _number(connection, "SELECT count(*) FROM stored.passages"), WINDOW):
         rows = f"FROM stored.passages WHERE passage_id >= {start} AND passage_id < {start + WINDOW}"
-        yield from _streamed(connection, f"SELECT text, cluster_id, source {rows} ORDER BY passage_id")
+        yield from _streamed(connection, f"SELECT text, {_CLUSTERS} AS clusters, source {rows} ORDER BY passage_id")
 
 
 def _queries(
@@ -204,6 +206,11 @@ def _queries(
                 if window not in writers:
                     writers[window] = files.enter_context(pa.ipc.new_file(folder / f"{window}", batch.schema))
                 writers[window].write_batch(batch.filter(pa.array(windows == window)))
+    # Texts whose clusters the records don't tell: those with several, and provided negatives that are passages, too.
+    connection.execute(
+        f"CREATE TABLE clustered AS SELECT text, {_CLUSTERS} AS known FROM stored.passages "
+        f"WHERE len(cluster_ids) > 1 OR text IN (SELECT unnest(negatives) FROM {_records(retrieval)})"
+    )
     positives, provided = (pl.col(name).explode(empty_as_null=False) for name in ("positives", "negatives"))
     for window in sorted(writers):
         with pa.memory_map(str(folder / f"{window}")) as file:
@@ -213,6 +220,9 @@ def _queries(
                     WHERE query_id BETWEEN {window * WINDOW} AND {(window + 1) * WINDOW - 1}
                     ORDER BY query_id, source, pair_ids"""
             ).pl()
+            clustered: pl.DataFrame = connection.sql(
+                "FROM clustered SEMI JOIN (SELECT unnest(positives || negatives) AS text FROM records) USING (text)"
+            ).pl()
             connection.unregister("records")
         queries = records.group_by("query_id", maintain_order=True).agg(
             pl.first("query", "source", "category", "pool"),
@@ -220,8 +230,21 @@ def _queries(
             pl.col("cluster_ids").explode(empty_as_null=False).alias("clusters"),
             provided.filter(~provided.is_in(positives.implode())).unique(maintain_order=True).alias("provided"),
         )
+        queries = queries.with_columns(
+            clusters=_find_clusters(queries.select("query_id", text="positives", own="clusters"), clustered),
+            provided_clusters=_find_clusters(queries.select("query_id", text="provided"), clustered),
+        ).select(QUERIES.names)
         yield from queries.to_arrow(compat_level=pl.CompatLevel.oldest()).to_batches()
     shutil.rmtree(folder)
+
+
+def _find_clusters(queries: pl.DataFrame, clustered: pl.DataFrame) -> pl.Series:
+    """Return the clusters of each text in the lists `text`: those that are known, or the text's cluster in `own`."""
+    texts = queries.explode(queries.columns[1:], empty_as_null=False)
+    found = texts.join(clustered, on="text", how="left", maintain_order="left")
+    own = pl.concat_list("own") if "own" in queries.columns else pl.lit([], pl.List(pl.Int64))
+    lists = found.group_by("query_id").agg(pl.coalesce("known", own).alias("clusters"))
+    return queries.join(lists, on="query_id", how="left", maintain_order="left")["clusters"].fill_null([])
 
 
 @contextmanager

@@ -34,6 +34,8 @@ from .losses import cosent, cosine_matrix, cosine_pairs, info_nce, matryoshka
 from .terms import LossTerm
 
 Rows = npt.NDArray[np.int64]
+Clusters = int | Sequence[int]
+"""The cluster of a text (-1 for none), or its clusters."""
 Mask = npt.NDArray[np.bool_]
 
 
@@ -71,8 +73,8 @@ def build_batch(
     positives: Sequence[str] = (),
     negatives: Sequence[Sequence[str]] = (),
     *,
-    positive_clusters: Sequence[int] = (),
-    negative_clusters: Sequence[Sequence[int]] = (),
+    positive_clusters: Sequence[Clusters] = (),
+    negative_clusters: Sequence[Sequence[Clusters]] = (),
     left: Sequence[str] = (),
     right: Sequence[str] = (),
     labels: Sequence[float] = (),
@@ -84,9 +86,9 @@ def build_batch(
     """Build a batch of N queries, each with a positive and up to K negatives, and P labelled sentence pairs.
 
     `negatives` may be omitted (pre-training). `positive_clusters` and `negative_clusters` give the cluster of each text
-    (-1 for none). Texts are grouped by following two kinds of links: from a query to its positive, and between texts of
-    one cluster. So if a query occurs twice, its second positive is not a negative of the first occurrence, and a
-    near-duplicate of a query's positive is not its negative.
+    (-1 for none), or its clusters. Texts are grouped by following two kinds of links: from a query to its positive, and
+    between texts of one cluster. So if a query occurs twice, its second positive is not a negative of the first
+    occurrence, and a near-duplicate of a query's positive is not its negative.
 
     The batch's texts begin with the `prompts` of their roles and, if sources are given, of their sources; a positive is
     of its query's source.
@@ -126,7 +128,7 @@ def build_batch(
         len(bare_texts),
         positive_of=(queries_bare, positives_bare),
         clustered_rows=np.concatenate([positives_bare, negatives_bare]),
-        clusters=np.array([*positive_clusters, *chain.from_iterable(negative_clusters)], np.int64),
+        clusters=[*positive_clusters, *chain.from_iterable(negative_clusters)],
     )
     groups = np.empty(len(texts), np.int64)
     groups[rows] = bare_groups[bare_rows]
@@ -320,12 +322,14 @@ def _number(texts: list[str]) -> tuple[list[str], Rows]:
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
 
 
-def _groups(texts: int, positive_of: tuple[Rows, Rows], clustered_rows: Rows, clusters: Rows) -> Rows:
+def _groups(texts: int, positive_of: tuple[Rows, Rows], clustered_rows: Rows, clusters: Sequence[Clusters]) -> Rows:
     """Return the connected component of each text, [T], under the links "positive of" and "in the same cluster"."""
-    known = clusters >= 0
-    names, members = np.unique(clusters[known], return_inverse=True)
+    lists = [[each] if isinstance(each, int) else each for each in clusters]
+    flat = np.fromiter(chain.from_iterable(lists), np.int64)
+    rows, flat = np.repeat(clustered_rows, [len(each) for each in lists])[flat >= 0], flat[flat >= 0]
+    names, members = np.unique(flat, return_inverse=True)
     nodes = texts + len(names)  # a cluster is a node too, linked to each of its texts
-    start = np.concatenate([positive_of[0], clustered_rows[known]])
+    start = np.concatenate([positive_of[0], rows])
     end = np.concatenate([positive_of[1], texts + members])
     edges = coo_array((np.ones(len(start), np.bool_), (start, end)), shape=(nodes, nodes))
     _, components = connected_components(edges, directed=False)

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.score.cuts import judge
 from conan_embedding.pipeline.score.stage import score
 from conan_embedding.schemas.settings import ScoreSettings, SourcePrompts
 from score_runs import ONE, change_weights, notes, reference, scores, settings
@@ -185,3 +186,24 @@ def test_a_cut_of_nothing_or_most_is_warned_of(tmp_path: Path, bge: Path, many, 
 def test_cuts_that_make_no_sense_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ScoreSettings(**wrong)
+
+
+def test_a_score_at_the_cutoff_is_kept() -> None:
+    """Scores are float32, whose 0.4 is above and whose 0.7 is below the number that a recipe names."""
+    limits = [0.4, 0.7]
+    at = [float(np.float32(limit)) for limit in limits]
+    below = [float(np.nextafter(np.float32(limit), np.float32(-1))) for limit in limits]
+    scored = pl.DataFrame(
+        {
+            "score": pl.Series([*below, *at, 0.3998, 0.25, float("nan")], dtype=pl.Float32),
+            "rank": pl.Series([1] * 7, dtype=pl.Int32),
+            "format": ["title_content", "question_answer"] * 3 + ["title_content"],
+            "source": ["a"] * 7,
+            "detail": pl.Series([None] * 7, dtype=pl.String),
+        }
+    )
+    chosen = ScoreSettings(cutoff=0.4, cutoffs={"question_answer": 0.7})
+    judged = judge(scored, chosen, {}, 0)
+    assert judged["reason"].to_list() == ["score", "score", None, None, "score", "score", "score_nan"]
+    assert judged["detail"].to_list()[:2] == ["0.399999976 < 0.4", "0.699999928 < 0.7"]
+    assert judged["detail"].to_list()[4:6] == ["0.399800003 < 0.4", "0.25 < 0.7"]

@@ -153,7 +153,7 @@ def test_records_meet_their_pools(
     assert column(data.queries, "query") == records["query"].to_list()  # numbered in this order
     assert data.query_ids.tolist() == list(range(40))
     assert column(data.queries, "positives") == records["positives"].to_list()
-    assert column(data.queries, "clusters") == records["cluster_ids"].to_list()
+    assert column(data.queries, "clusters") == [[[one] for one in each] for each in records["cluster_ids"].to_list()]
     assert column(data.queries, "provided") == records["negatives"].to_list()
     assert provided_counts(data).tolist() == [2 if i % 5 == 0 else 0 for i in range(40)]
     assert data.sources.rows.tolist() == list(range(40))
@@ -179,7 +179,7 @@ def test_records_of_one_query_become_one(tmp_path: Path, write: Any, read: Read)
     data = read(tmp_path, "retrieval", "pretrain")
     assert column(data.queries, "query") == ["问"]
     assert column(data.queries, "positives") == [["三", "一", "二", "四"]]  # by source
-    assert column(data.queries, "clusters") == [[3, 1, 2, 4]]
+    assert column(data.queries, "clusters") == [[[3], [1], [2], [4]]]
     # Each once, in this order, without texts that are a positive in another record.
     assert column(data.queries, "provided") == [["差", "坏"]]
     assert (data.sources.names, data.sources.sizes) == (["a"], [1])
@@ -345,3 +345,56 @@ def test_an_update_may_be_of_one_task(shared_training_corpus: Path, read: Read) 
     assert (len(update.query_rows), len(update.labels), len(update.texts)) == (0, 3, 6)
     update = finetune_batch(data, windows, np.array([39]), nothing, 4, np.array([0]), Prompts())
     assert (len(update.query_rows), len(update.labels), update.negative_rows.shape) == (1, 0, (1, 4))
+
+
+@pytest.mark.parametrize("policy", ["v1", "v2"])
+def test_texts_have_all_clusters_of_their_passages(tmp_path: Path, write: Any, read: Read, policy: str) -> None:
+    """A provided negative that is a passage, and passages in classes of two sources."""
+    records = [
+        {"query": "甲问", "positives": ["甲答"], "cluster_ids": [1], "negatives": ["乙类", "无类"]},
+        {"query": "乙问", "positives": ["乙答"], "cluster_ids": [2], "negatives": []},
+        {"query": "丙问", "positives": ["丙丁答"], "cluster_ids": [3], "negatives": []},
+        {"query": "丁问", "positives": ["丁答"], "cluster_ids": [4], "negatives": []},
+        {"query": "戊问", "positives": ["戊答"], "cluster_ids": [5], "negatives": []},
+    ]
+    write.shard(tmp_path, "retrieval", [{"source": "a"} | record for record in records])
+    passages = {
+        0: ("甲答", 1),
+        1: ("乙答", 2),
+        2: ("乙类", 2),
+        3: ("丙丁答", [3, 4]),
+        4: ("丁答", 4),
+        5: ("甲戊", [1, 5]),
+    }
+    passages |= {6: ("戊答", 5)}
+    pools = {"甲问": [], "乙问": [], "丙问": [], "丁问": [5], "戊问": []}
+    write.mined(tmp_path, passages, pools)
+    data = read(tmp_path, "retrieval")
+    assert column(data.queries, "clusters") == [[[1]], [[2]], [[3, 4]], [[4]], [[5]]]
+    assert column(data.queries, "provided_clusters") == [[[2], []], [], [], [], []]
+    assert column(data.passages, "clusters") == [[1], [2], [2], [3, 4], [4], [1, 5], [5]]
+
+    def group(batch: Any, text: str) -> int:
+        return int(batch.groups[batch.texts.index(text)])
+
+    begin: Any = start if policy == "v1" else start_negatives
+    current = begin(data.pool_sizes, 4, provided_counts(data))
+    nothing = np.zeros(0, np.int64)
+    batch = finetune_batch(data, current, np.array([0, 1, 2, 3]), nothing, 4, np.zeros(4, np.int64), Prompts())
+    assert group(batch, "乙类") == group(batch, "乙答") != group(batch, "甲答")
+    assert group(batch, "丙丁答") == group(batch, "丁答")
+    assert group(batch, "甲戊") == group(batch, "甲答")
+    groups = {text: group(batch, text) for text in ("甲答", "乙答", "丁答", "无类")}
+    assert len(set(groups.values())) == 4
+
+
+@pytest.mark.parametrize("policy", ["v1", "v2"])
+def test_provided_negatives_are_cut_to_their_number(tmp_path: Path, write: Any, read: Read, policy: str) -> None:
+    record = {"source": "a", "query": "问", "positives": ["答"], "cluster_ids": [9], "negatives": ["一", "二", "三"]}
+    write.shard(tmp_path, "retrieval", [record])
+    write.mined(tmp_path, {0: ("别的", 3)}, {"问": []})
+    data = read(tmp_path, "retrieval")
+    begin: Any = start if policy == "v1" else start_negatives
+    current = begin(data.pool_sizes, 2, provided_counts(data))
+    update = finetune_batch(data, current, np.array([0]), np.zeros(0, np.int64), 2, np.array([0]), Prompts())
+    assert [update.texts[row] for row in update.negative_rows[0]] == ["一", "二"]

@@ -225,3 +225,21 @@ def test_ranks_of_their_own_cover_every_text_once(world_size: int, marked: float
         assert np.array_equal(gathered[restore], np.arange(40))
         assert len(own) and np.all(np.diff(lengths[own]) <= 0)
         assert apart[own].all() or not apart[own].any() or world_size == 1
+
+
+def test_masked_negatives_are_not_counted() -> None:
+    """One of the three negatives in this batch is in the second query's own class."""
+    texts = Texts(
+        ["q", "r"], ["p", "s"], [["n", "m"], ["o"]], positive_clusters=[5, 6], negative_clusters=[[6, -1], [-1]]
+    )
+    update = build_batch(**vars(texts))
+    embeddings = torch.eye(len(update.texts))
+    assert cbb_loss(embeddings, update, temperature=0.05, beta=0).mean_negatives == 2.5
+    assert cbb_loss(embeddings, update, temperature=0.05, beta=0, query_only_negatives=True).mean_negatives == 1.5
+    assert cbb_loss(embeddings, update, temperature=0.05, beta=0, in_batch_positives=True).mean_negatives == 3.5
+
+
+def test_ranks_of_their_own_are_rounded() -> None:
+    sts_only = np.array([False] * 65 + [True] * 35)
+    sizes = [len(partition_texts(rank, 5, np.ones(100), sts_only)[0]) for rank in range(5)]
+    assert sizes == [21, 22, 22, 17, 18]  # 0.35 · 5 = 1.75: two ranks
