@@ -25,6 +25,11 @@ ARROWS = {
     "pipeline.plugins": {"schemas"},
     "pipeline.engine": {"schemas", "pipeline.corpus", "pipeline.plugins"},
     "pipeline.encoder": {"schemas", "pipeline.corpus", "pipeline.engine"},  # the vector cache is filled by calls
+    "pipeline.needed_extras": {
+        "schemas",
+        "pipeline.ingest.file_kinds",
+        "pipeline.ingest.listing",
+    },  # kinds of documents
     "pipeline.sample": {"schemas", *SHARED_ROOMS, "pipeline.mine.methods"},  # cuts pools, whose view names methods
     "pipeline": {"schemas", *SHARED_ROOMS},  # a stage, the report, the demo: none imports another
     "trainer": {
