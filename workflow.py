@@ -136,7 +136,7 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
         settings = getattr(recipe, stage)
         if settings is None:
             raise RecipeError(f"the recipe has no `{stage}:`; add the section, if only with defaults: `{stage}: {{}}`")
-    _check_loss_terms(recipe, stage)
+    _check_training_names(recipe, stage)
     if stage == "finetune":
         inputs = {kind: shards(corpus, f"convert/{kind}") for kind in settings.queries}
         inputs["sts"] = _sentence_shards(corpus)
@@ -338,12 +338,13 @@ def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Check the names in a recipe against the registries of readers, mining methods and loss terms, and FAISS's index.
+    """Check the names in a recipe against the registries: readers, methods, loss terms, trackers; and the index.
 
     Filter rule names are checked later, by the filter stage, because classifiers add rules of their own.
 
     Raises:
         RecipeError: a name is not registered, or FAISS can't read the index.
+        MissingExtraError: a tracker's library is not installed.
     """
     from .pipeline.ingest.readers import check_readers
     from .pipeline.mine.methods import METHODS
@@ -355,11 +356,11 @@ def check_names(recipe: Recipe) -> None:
 
         check_index_syntax(recipe.mine.index, recipe.locate("mine", "index"))
     for stage in TRAINING_STAGES:
-        _check_loss_terms(recipe, stage)
+        _check_training_names(recipe, stage)
 
 
-def _check_loss_terms(recipe: Recipe, stage: str) -> None:
-    """Raise RecipeError if a training stage names a loss term that is not registered."""
+def _check_training_names(recipe: Recipe, stage: str) -> None:
+    """Check the loss terms and trackers that a training stage names. Raises as `check_names` does."""
     recipe_path: tuple[str, ...] = (stage,)
     settings = getattr(recipe, stage)
     if stage == "bootstrap" and settings is not None:
@@ -368,6 +369,10 @@ def _check_loss_terms(recipe: Recipe, stage: str) -> None:
         from .trainer.loss.terms import find_terms  # imports torch
 
         find_terms(settings.loss_terms, recipe.locate(*recipe_path, "loss_terms"))
+    if settings is not None and settings.track:
+        from .trainer.trackers import check_trackers
+
+        check_trackers(settings.track, recipe.locate(*recipe_path, "track"))
 
 
 def steps(recipe: Recipe) -> list[str]:

@@ -15,6 +15,9 @@ from .ingest.listing import list_files
 
 PROJECT = "conan-embedding"
 
+TRACKER_EXTRAS = ("wandb", "mlflow", "trackio", "tensorboard")
+"""Extras for the trackers of `track`; each is called as its tracker."""
+
 _WEB_READERS = ("html", "warc")
 _DOCUMENTS = {".html": "web", ".htm": "web", ".docx": "documents", ".pptx": "documents", ".pdf": "documents"}
 """The extra that `read: documents` needs for a file, by its ending."""
@@ -111,7 +114,6 @@ def _needs_of_training(recipe: Recipe) -> Iterator[_Need]:
             continue
         if settings.lora is not None:
             yield "lora", (*location, "lora")
-        if settings.tensorboard:
-            yield "tensorboard", (*location, "tensorboard")
+        yield from ((name, (*location, "track")) for name in settings.track if name in TRACKER_EXTRAS)
     if recipe.export.onnx:
         yield "onnx", ("export", "onnx")

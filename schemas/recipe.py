@@ -58,6 +58,7 @@ RENAMED_KEYS = {
         "dimensions": "matryoshka_dims",
         "by_source": "homogeneous_batches",
         "chunk_tokens": "gradcache_tokens",
+        "tensorboard": "track: [tensorboard]",
     },
     "finetune": {
         "dimensions": "matryoshka_dims",
@@ -65,6 +66,7 @@ RENAMED_KEYS = {
         "in_turn": "alternate_tasks",
         "layout": "cbb_partition: mixed (was fused) or per_task (was paper)",
         "chunk_tokens": "gradcache_tokens",
+        "tensorboard": "track: [tensorboard]",
     },
     "evaluate": {"dimensions": "matryoshka_dims"},
 }
@@ -78,8 +80,8 @@ class Recipe(Settings):
     corpus: str | None = setting(None, "The corpus folder, unless `conan run` is given one.")
     plugins: list[str] = setting(
         [],
-        "Python modules to import in every process; they register readers, filter rules, mining methods, loss terms or"
-        " metrics.",
+        "Python modules to import in every process; they register readers, filter rules, mining methods, loss terms,"
+        " metrics or trackers.",
     )
     variables: dict[str, str] = setting(
         {},

@@ -153,8 +153,10 @@ class OptimizerSettings(Settings):
     )
     loss_terms: dict[str, float] = setting({}, "Weights of further loss terms, by the name that a plugin registers.")
     validation: Validation = setting(Validation(), "Evaluation during training.")
-    tensorboard: bool = setting(
-        False, "Write the log for TensorBoard as well, into the run's folder. Needs the extra `[tensorboard]`."
+    track: list[str] = setting(
+        [],
+        "Experiment trackers that get the log as well: wandb, mlflow, trackio, tensorboard, or a plugin's. Each needs"
+        " the extra of its name.",
     )
     gradcache_tokens: int | None = setting(
         None,

@@ -45,6 +45,7 @@ ARROWS = {
         "pipeline.ingest.stage",
         "pipeline.mine.methods",  # DHNM refreshes pools with the methods and the search of `conan mine`
         "pipeline.mine.search",
+        "pipeline.needed_extras",  # the extras of trackers
         "pipeline.plugins",  # training processes import what a recipe names
         "pipeline.publish.cards",  # the model card has what the cards of data sets have
     },

@@ -96,7 +96,7 @@ def make_job(
         TrainingError: the model is one that this job would overwrite.
     """
     content = {kind: [read_footer(shard).content for shard in each] for kind, each in shards.items()}
-    kept = {"checkpoint_every", "keep_checkpoints", "log_every", "validation", "tensorboard"}
+    kept = {"checkpoint_every", "keep_checkpoints", "log_every", "validation", "track"}
     computed = {"gradcache_tokens", "gradient_checkpointing", "compile"}
     decisive = settings.model_dump(mode="json", exclude={"model", *kept, *computed})
     decisive |= {"source_prompts": {name: own.model_dump() for name, own in sorted(source_prompts.items())}}

@@ -1,10 +1,9 @@
-"""The log of a training run: log.jsonl, progress on standard error, and TensorBoard if asked for."""
+"""The log of a training run: log.jsonl, progress on standard error, and the trackers that the recipe names."""
 
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,9 +14,9 @@ from torch import Tensor
 from ..pipeline.corpus.atomic import write_text
 from ..pipeline.engine.calls import quiet
 from ..pipeline.engine.progress_lines import progress_lines
-from ..schemas.errors import MissingExtraError
 from .job import Job
 from .loss.cbb import Losses
+from .tracking import Tracking
 
 
 class Log:
@@ -27,15 +26,19 @@ class Log:
     first.
     """
 
+    tracking: Tracking | None = None
+
     def __init__(self, job: Job, step: int, steps: int, writes: bool = True) -> None:
-        self.name, self.steps, self.every, self.writes = job.name, steps, job.settings.log_every, writes
+        self.job, self.name, self.steps, self.every, self.writes = job, job.name, steps, job.settings.log_every, writes
+        self.resumed_at = step
         self.single_label_batches, self.since = 0, time.monotonic()
         if not writes:
             return
         path = job.folder / "log.jsonl"
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _is_whole(line) and json.loads(line).get("step", 0) <= step] if step else []
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        self.before = [json.loads(line) for line in lines if _is_whole(line)]
+        self.kept = [entry for entry in self.before if entry.get("step", 0) <= step] if step else []
+        write_text(path, "".join(f"{json.dumps(entry)}\n" for entry in self.kept))
         self.file = path.open("a", encoding="utf-8")
         self.progress = Progress(
             TextColumn(f"train {job.name}"),
@@ -46,26 +49,39 @@ class Log:
             console=Console(file=sys.stderr),
             disable=not sys.stderr.isatty(),
         )
-        self.board = _board(job, step) if job.settings.tensorboard else None
         self.bar = self.progress.add_task("", completed=step, total=steps, progress="")
         self.progress.start()
         self.lines = ExitStack()
         self.show_line = quiet if sys.stderr.isatty() else self.lines.enter_context(progress_lines())
         self.show_line(f"train {job.name}", step, steps, 0)
 
+    def start(self, **facts: int) -> None:
+        """Write the entry `start` with facts about the run, if it is not resumed; start its trackers."""
+        if not self.writes:
+            return
+        if self.resumed_at == 0:
+            self.write(event="start", **facts)
+        settings = self.job.settings.model_dump(mode="json") | facts
+        self.tracking = Tracking(self.job, settings, self.kept, self.before)
+        self.kept = self.before = []
+
     def write(self, **entry: Any) -> None:
-        """Append one entry to log.jsonl, and its numbers to TensorBoard if the recipe asks for it."""
+        """Append one entry to log.jsonl, and send its numbers to the trackers."""
         if not self.writes:
             return
         self.file.write(json.dumps(entry) + "\n")
         self.file.flush()
-        if self.board and "step" in entry:
-            for name, value in _numbers(entry).items():
-                self.board.add_scalar(name, value, entry["step"])
-            self.board.flush()
-        if entry.get("event") == "end":
-            self.progress.stop()
-            self.lines.close()
+        if self.tracking:
+            self.tracking.log(entry)
+
+    def close(self, succeeded: bool) -> None:
+        """End the progress and the trackers. A run that was asked to stop has not succeeded."""
+        if not self.writes:
+            return
+        self.progress.stop()
+        self.lines.close()
+        if self.tracking:
+            self.tracking.finish(succeeded)
 
     def is_due(self, step: int) -> bool:
         """Whether a step is logged: every `log_every` steps, and the last one."""
@@ -123,30 +139,6 @@ class Log:
             f"{losses.mean_negatives:,.0f} negatives per query, {tokens_per_second:,.0f} tokens/s"
         )
         self.progress.update(self.bar, completed=step, progress=shown)
-
-
-def _board(job: Job, step: int) -> Any:
-    """Return TensorBoard's writer, which hides entries later than `step` that a killed run left.
-
-    Raises:
-        MissingExtraError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError("tensorboard: true", "tensorboard") from error
-    return SummaryWriter(str(job.folder / "tensorboard"), purge_step=step + 1)
-
-
-def _numbers(entry: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers of a log entry by name; a nested number is named `outer/inner`."""
-    found: dict[str, float] = {}
-    for name, value in entry.items():
-        if isinstance(value, Mapping):
-            found |= _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and name != "step":
-            found[prefix + name] = value
-    return found
 
 
 def _number(value: Any) -> float | None:

@@ -70,8 +70,7 @@ def main(job: Job) -> bool:
     engine = build_engine(model, settings, task.steps)  # count before this: ZeRO 3 leaves parameters without elements
     done = checkpoints.resume(engine, job, task.miner)
     log = Log(job, done, task.steps, is_main)
-    if done == 0:
-        log.write(event="start", steps=task.steps, parameters=trained, world_size=world_size)
+    log.start(steps=task.steps, parameters=trained, world_size=world_size)
 
     tokens = nonfinite_steps = 0
     for step, batch in load_batches(
@@ -126,6 +125,7 @@ def main(job: Job) -> bool:
         if step % settings.checkpoint_every == 0 or step == task.steps or stopping:
             checkpoints.save(engine, job, step, task.miner)
         if stopping:
+            log.close(succeeded=False)
             return False
 
     with full_precision(model):
@@ -136,6 +136,7 @@ def main(job: Job) -> bool:
     if is_main:
         checkpoints.finish(job, task.steps, task.miner)
     log.write(event="end", step=task.steps)
+    log.close(succeeded=True)
     dist.barrier()
     if is_main:
         shutil.rmtree(job.data, ignore_errors=True)  # NFS keeps a placeholder for each file that other ranks still map

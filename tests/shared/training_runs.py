@@ -100,7 +100,7 @@ RUNS: dict[str, tuple[OptimizerSettings, int]] = {
             steps=8,
             learn_temperature=True,
             gradcache_tokens=64,
-            tensorboard=True,
+            track=["tensorboard"],
             validation=Validation(every=2, queries=20),
         ),
         2,

@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_is_null_and_skipped_steps_are_counted(job: Jo
 def test_nothing_is_shown_where_there_is_no_terminal(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
     log = Log(job, 0, 20)
     write_steps(log, 10, 20)
-    log.write(event="end", step=20)
+    log.close(succeeded=True)
     assert capfd.readouterr() == ("", "")
 
 
@@ -132,7 +132,7 @@ def test_a_log_file_sees_how_far_the_run_is(
         write_step(log, 6, losses(1.0))
         err += capsys.readouterr().err
     assert "train pretrain: 6 of 20, " in err and " left\n" in err
-    log.write(event="end", step=20)
+    log.close(succeeded=True)
     capsys.readouterr()
     time.sleep(0.03)
     assert capsys.readouterr().err == ""

@@ -51,7 +51,7 @@ def test_tensorboard_has_what_the_log_has(runs: dict[str, Job]) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     job = runs["validated"]
     events = accumulator.EventAccumulator(str(job.folder / "tensorboard")).Reload()
-    for name in ("loss", "temperature", "tokens_per_second", "metrics/asked/ndcg@10"):
+    for name in ("loss", "temperature", "tokens_per_second", "validation/metrics/asked/ndcg@10"):
         assert name in events.Tags()["scalars"]
     assert [one.value for one in events.Scalars("loss")] == pytest.approx(losses_of(job), rel=1e-6)
     assert [one.step for one in events.Scalars("loss")] == [line["step"] for line in log_of(job)]

@@ -113,13 +113,14 @@ def rendezvous(hosts: Sequence[Host]) -> tuple[str, int]:
 def start(name: str, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a training process on a host, in the current working directory.
 
-    Its output goes to standard error, since DeepSpeed logs to standard output, where ours is for results. `environment`
+    Its output goes to standard error, since DeepSpeed logs to standard output, where ours is for results. It can't read
+    standard input, so a tracker that would ask for a key there fails instead of waiting for an answer. `environment`
     is added to this process's own environment or, on another machine, to the part of it in PASSED_ON. The started
     process ends when this one does, even if this one is killed.
     """
     if is_here(name):
         own = {**os.environ, **environment, PARENT: str(os.getpid())}
-        return subprocess.Popen(command, env=own, stdout=2)
+        return subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, stdout=2)
     passed = {key: value for key, value in os.environ.items() if key.startswith(PASSED_ON)} | dict(environment)
     variables = shlex.join(f"{key}={value}" for key, value in passed.items() if key != PARENT)
     # The shell has two children: the process, and a loop that passes signals on to it, whose names it reads from the
