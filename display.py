@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from .schemas.outcomes import Evaluated, Exported, Pushed, Summary, Trained, TrainingPlan
+from .schemas.outcomes import Evaluated, Exported, Finding, Pushed, Summary, Trained, TrainingPlan
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -372,3 +372,18 @@ def _show_dry_run(tried: dict[str, Any]) -> None:
             )
             for side in ("query", "positive"):
                 out.print(f"  {side}: {' '.join(example[side].split())}", soft_wrap=True)
+
+
+_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
+def show_findings(findings: list[Finding], as_json: bool) -> None:
+    """Print a line for each finding of `conan doctor`, with its cure."""
+    if as_json:
+        echo_json([asdict(finding) for finding in findings])
+        return
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        level = Text(f"{finding.level:8}", style=_STYLES[finding.level])
+        cure = f" → {finding.cure}" if finding.cure else ""
+        out.print(level, f"{finding.check:{width}}  {finding.found}{cure}", soft_wrap=True)

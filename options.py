@@ -90,6 +90,9 @@ TrustRemoteCode = Annotated[
 ]
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe (YAML).")]
+OptionalRecipe = Annotated[
+    Path | None, typer.Argument(metavar="RECIPE", help="A recipe (YAML), to see whether what it needs is installed.")
+]
 OptionalCorpus = Annotated[
     Path | None,
     typer.Argument(

@@ -1,11 +1,11 @@
-"""Commands that show what is in a corpus."""
+"""Commands that show what is in a corpus, and whether the machine is fit for the work."""
 
 from functools import partial
 
 import typer
 
 from .. import display, options
-from ..options import AsJson, Corpus, Debug
+from ..options import AsJson, Corpus, Debug, Overrides
 from .registration import register
 
 app = typer.Typer()
@@ -67,3 +67,22 @@ def sample(
         summaries = cut(corpus, out, rows, seed)
     for summary in summaries:
         display.show_outcome(summary, as_json)
+
+
+@command("conan doctor", "conan doctor recipe.yaml --json")
+def doctor(
+    recipe: options.OptionalRecipe = None,
+    overrides: Overrides = [],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Examine this machine: devices, memory, versions, disks, network, extras; a line each, with what to do.
+
+    The exit code is 1 if there is an error.
+    """
+    from ..pipeline.doctor import examine
+
+    findings = examine(recipe, overrides)
+    display.show_findings(findings, as_json)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)

@@ -24,6 +24,11 @@ class MissingExtraError(ConanError):
     def __init__(self, asked: str, extra: str) -> None:
         super().__init__(asked, extra)  # both, so that the error can be pickled
 
+    @property
+    def command(self) -> str:
+        """The command that installs the extra."""
+        return f"pip install 'conan-embedding[{self.args[1]}]'"
+
     def __str__(self) -> str:
         asked, extra = self.args
-        return f"{asked} needs the extra {extra}: pip install 'conan-embedding[{extra}]'"
+        return f"{asked} needs the extra {extra}: {self.command}"

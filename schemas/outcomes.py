@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass
@@ -73,6 +73,16 @@ class TrainingPlan:
     parameters: int
     states_mb: int
     activations_mb: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `conan doctor`: what was examined, whether it is as it should be, what was found, and what to do."""
+
+    check: str
+    level: Literal["ok", "warning", "error"]
+    found: str
+    cure: str = ""
 
 
 Outcome = Summary | Trained | Evaluated | Exported

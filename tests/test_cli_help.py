@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 COMMANDS = [
     "run", "demo", "ingest", "filter", "dedup", "score", "convert", "mine",
-    "train", "evaluate", "export", "push", "sql", "report", "sample",
+    "train", "evaluate", "export", "push", "sql", "report", "sample", "doctor",
 ]  # fmt: skip
 PANELS = ["Everything at once", "Data stages", "Training", "Inspection"]
 HEAVY = ["torch", "ray", "faiss", "deepspeed", "transformers", "polars", "duckdb", "pydantic"]

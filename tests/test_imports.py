@@ -25,6 +25,7 @@ ARROWS = {
     "pipeline.plugins": {"schemas"},
     "pipeline.engine": {"schemas", "pipeline.corpus", "pipeline.plugins"},
     "pipeline.encoder": {"schemas", "pipeline.corpus", "pipeline.engine"},  # the vector cache is filled by calls
+    "pipeline.doctor": {"schemas", "pipeline.needed_extras", "pipeline.plugins"},
     "pipeline.needed_extras": {
         "schemas",
         "pipeline.ingest.file_kinds",

@@ -1,4 +1,4 @@
-"""A mining method, a loss term and a metric from a module outside the package, named only in the recipe."""
+"""A mining method, a loss term, a metric and a tracker from a module outside the package, named only in the recipe."""
 
 import json
 import subprocess
@@ -14,9 +14,26 @@ import numpy as np
 from conan_embedding.losses import LOSS_TERMS
 from conan_embedding.pipeline.mine.methods import METHODS, Method
 from conan_embedding.trainer.evaluation.metrics import METRICS, Metric, reciprocal_rank
+from conan_embedding.trainer.trackers import TRACKERS
 
 METHODS.register("topk-half", Method(0.5, lambda lowest, margin: margin * lowest, "margin * lowest_positive"))
 LOSS_TERMS.register("small", lambda embeddings, batch: embeddings.square().mean())
+
+
+class Lines:
+    def start(self, name, settings, folder, run_id):
+        self.file = (folder / "lines").open("a")
+        print(name, settings["steps"], settings["world_size"], file=self.file)
+        return "lines"
+
+    def log(self, metrics, step):
+        print(step, metrics["small"], file=self.file)
+
+    def finish(self, succeeded):
+        print(succeeded, file=self.file, flush=True)
+
+
+TRACKERS.register("lines", Lines)
 METRICS.register("mrr@3", Metric("retrieval", lambda ranking: reciprocal_rank(ranking.gains, 3)))
 """
 RECIPE = """\
@@ -31,6 +48,7 @@ finetune:
   max_length: 32
   log_every: 1
   loss_terms: {{small: 0.25}}
+  track: [lines]
 """
 
 
@@ -66,6 +84,12 @@ def test_what_a_plugin_registers_works_from_the_command_line(training_corpus: Pa
         assert entry["small"] > 0
         whole = entry["retrieval"] + 0.8 * entry["sts"] + 0.25 * entry["small"]
         assert entry["loss"] == pytest.approx(whole, rel=1e-5)
+    tracked = (training_corpus / "train" / "finetune" / "lines").read_text().splitlines()
+    assert tracked == [
+        f"{training_corpus.name} finetune 3 2",  # once, though there are two processes
+        *(f"{entry['step']} {entry['small']}" for entry in steps),
+        "True",
+    ]
 
     evaluated = conan(recipe, "evaluate", training_corpus, "finetune", "--json")
     assert evaluated.returncode == 0, evaluated.stderr
@@ -78,6 +102,7 @@ def test_what_a_plugin_registers_works_from_the_command_line(training_corpus: Pa
     [
         ("mine", "mine.method=topk-halve", "no mining method is called 'topk-halve'; did you mean 'topk-half'?"),
         ("train", "finetune.loss_terms={smal: 1}", "no loss term is called 'smal'; did you mean 'small'?"),
+        ("train", "finetune.track=[line]", "finetune.track: no tracker is called 'line'; did you mean 'lines'?"),
         ("mine", "plugins=[no_such_module]", "plugins: no_such_module can't be imported"),
     ],
 )
