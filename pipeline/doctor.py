@@ -311,13 +311,17 @@ def _check_recipe(file: Path, overrides: Sequence[str]) -> Iterable[Finding]:
     try:
         recipe = load(file, overrides)
         load_plugins(recipe.plugins)
-        extras = needed_extras(recipe)
     except ConanError as error:
         yield Finding("recipe", "error", str(error))
         return
     yield Finding("recipe", "ok", f"{file} can be read")
     if recipe.corpus:
         yield _check_disk("corpus", Path(recipe.corpus), "name another folder in `corpus`")
+    try:
+        extras = needed_extras(recipe)
+    except ConanError as error:  # perhaps of the network
+        yield Finding("extras", "warning", str(error))
+        return
     for extra, place in extras.items():
         if missing := missing_packages(extra):
             cure = MissingExtraError(place, extra).command

@@ -38,7 +38,8 @@ class Tracker(Protocol):
     def start(self, name: str, settings: Mapping[str, Any], folder: Path, run_id: str | None) -> str:
         """Begin a run, or continue the one that an earlier call returned the id of. Returns the run's id.
 
-        `folder` is the run's own folder, for files; `settings` may be nested.
+        If that is not `run_id`, the run is sent the whole log. `folder` is the run's own folder, for files; `settings`
+        may be nested.
         """
         ...
 
@@ -78,6 +79,8 @@ class WeightsAndBiases:
     def start(self, name: str, settings: Mapping[str, Any], folder: Path, run_id: str | None) -> str:
         import wandb
 
+        if wandb.setup().settings.mode == "offline":
+            run_id = None  # wandb resumes no run offline, and a killed one has lost what it had not written yet
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=name,

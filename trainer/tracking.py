@@ -72,7 +72,7 @@ class _TrackerThread:
         self.tracker = TRACKERS[self.name]()
         run_id = self.file.read_text("utf-8") if self.file.exists() else None
         started = self.tracker.start(f"{job.corpus.name} {job.name}", settings, job.folder, run_id)
-        if run_id is None:
+        if started != run_id:
             self.known = set()
             for entry in kept:
                 self.log(entry)

@@ -262,4 +262,7 @@ def test_a_recipe_says_which_extras_are_missing(conan: Conan, monkeypatch: pytes
     assert "error    recipe          --set sources=no: sources: " in out
     assert "ok       python " in out
 
+    code, out, _ = conan("doctor", "r.yaml", "--set", "sources=[{name: a, files: 'no://a', read: documents}]")
+    assert code == 0 and "warning  extras          --set sources=" in out
+
     assert only(doctor._check_extras).found.endswith("; not installed: wandb")

@@ -4,10 +4,12 @@ Each real tracker is tested if its library is installed, without a network; a fa
 """
 
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, call
 
 import pytest
 from conan_embedding.schemas.errors import MissingExtraError, RecipeError
@@ -203,6 +205,24 @@ def test_names_and_libraries_are_checked(monkeypatch: pytest.MonkeyPatch) -> Non
         check_trackers(["wandb"], "r.yaml:3: finetune.track")
 
 
+def test_wandb_continues_a_run_online(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for wandb, as there is no server."""
+    wandb = MagicMock()
+    wandb.setup().settings.mode = "online"
+    wandb.init.return_value.id = "1a2b3c4d"
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run_and_resume(tracked(job, "wandb"))
+    first, second = (each.kwargs for each in wandb.init.call_args_list)
+    assert (first["id"], first["resume"], second["id"], second["resume"]) == (None, None, "1a2b3c4d", "allow")
+    run = wandb.init.return_value
+    logged = [each.args[0] for each in run.log.call_args_list]
+    assert [(entry["step"], "loss" in entry) for entry in logged] == [
+        (10, True), (20, True), (20, False), (30, True), (40, True), (40, False)
+    ]  # fmt: skip
+    assert run.define_metric.call_args_list[1] == call("*", step_metric="step")
+    assert [each.kwargs for each in run.finish.call_args_list] == [{"exit_code": 1}, {"exit_code": 0}]
+
+
 def read_tensorboard(job: Job) -> tuple[Points, str]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -216,17 +236,14 @@ def read_wandb(job: Job) -> tuple[Points, str]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     points: Points = {}
-    settings, runs = "", set()
-    for file in sorted(job.folder.glob("wandb/offline-run-*/*.wandb")):
-        for data in read_level_db(file.read_bytes()):
-            record = Record.FromString(data)
-            settings += str(record.run.config) + str(record.config)
-            if record.run.run_id:
-                runs.add(record.run.run_id)
-            row = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-            for name in row.keys() & EXPECTED.keys():
-                points.setdefault(name, []).append((int(row["step"]), float(row[name])))
-    assert len(runs) == 1
+    settings = ""
+    (file,) = job.folder.glob(f"wandb/offline-run-*-{(job.folder / 'trackers' / 'wandb').read_text()}/*.wandb")
+    for data in read_level_db(file.read_bytes()):
+        record = Record.FromString(data)
+        settings += str(record.run.config) + str(record.config)
+        row = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+        for name in row.keys() & EXPECTED.keys():
+            points.setdefault(name, []).append((int(row["step"]), float(row[name])))
     return points, settings
 
 
