@@ -25,7 +25,8 @@ for panel in (whole, data, training, inspection):
 
 
 def main() -> None:
-    """Run a command. An error is one message and an exit code: 2 usage, 3 bad input with --strict, 1 anything else."""
+    """Run a command. An error is one message and an exit code: 2 usage, 3 bad input with --strict,
+    4 a model that fails, 1 anything else."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Saving a model imports DeepSpeed, which would report on standard output, among our JSON, that it found no GPU.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())

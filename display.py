@@ -129,7 +129,8 @@ def _(outcome: Trained, as_json: bool) -> None:
 
 @show_outcome.register
 def _(outcome: Evaluated, as_json: bool) -> None:
-    _print({"stage": "evaluate", "metrics": outcome.metrics}, as_json, _show_metrics)
+    judged = asdict(outcome.gate) | {"passed": not outcome.gate.failures} if outcome.gate else {}
+    _print({"stage": "evaluate", "metrics": outcome.metrics, **judged}, as_json, _show_metrics)
 
 
 @show_outcome.register
@@ -195,6 +196,42 @@ def _show_metrics(evaluated: dict[str, Any]) -> None:
     for one, metric in dict.fromkeys((row["set"], row["metric"]) for row in rows):
         values = {row["model"]: row["value"] for row in rows if (row["set"], row["metric"]) == (one, metric)}
         table.add_row(one, metric, *(f"{values[model]:.4f}" if model in values else "" for model in models))
+    _print_table(table)
+    if "passed" in evaluated:
+        _show_gate(evaluated)
+
+
+def _show_gate(judged: dict[str, Any]) -> None:
+    numbers = (Column(name, justify="right", no_wrap=True) for name in ("difference", "90 % interval", "p"))
+    table = Table("set", "metric", "model", "baseline", *numbers, "verdict")
+    for each in judged["comparisons"]:
+        tested = each["p"] is not None
+        interval = f"{each['low']:+.4f} to {each['high']:+.4f}" if tested else ""
+        verdict = "lower, but not significantly" if tested and each["verdict"] == "lower" else each["verdict"]
+        table.add_row(
+            *(each[name] for name in ("set", "metric", "model", "baseline")),
+            *(f"{each['difference']:+.4f}", interval, f"{each['p']:.4f}" if tested else ""),
+            f"{verdict}; {each['note']}" if each["note"] else verdict,
+        )
+    if judged["comparisons"]:
+        _print_table(table)
+    for each in judged["comparisons"]:
+        if each["verdict"] == "worse":
+            _show_lost(each)
+    for note in judged["notes"]:
+        out.print(f"note: {note}", soft_wrap=True)
+    for failure in judged["failures"] or ():
+        out.print(f"failed: {failure}", style="bold", soft_wrap=True)
+    if judged["failures"] == []:
+        out.print("passed", style="bold")
+
+
+def _show_lost(comparison: dict[str, Any]) -> None:
+    out.print(f"{comparison['set']}: what lost most {comparison['metric']}", style="bold", soft_wrap=True)
+    models = (Column(comparison[name], justify="right", overflow="fold") for name in ("model", "baseline"))
+    table = Table(*models, Column("text", no_wrap=True, overflow="ellipsis", ratio=1), expand=out.is_terminal)
+    for lost in comparison["lost"]:
+        table.add_row(f"{lost['value']:.4f}", f"{lost['baseline_value']:.4f}", _excerpt(lost["query"]))
     _print_table(table)
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 3
 """Exit code with --strict if any input was bad."""
+GATE_FAILED = 4
+"""Exit code if a model is below --min, or worse than --baseline by more than --not-worse."""
 
 
 class EngineName(StrEnum):
@@ -176,6 +179,29 @@ ResultsFolder = Annotated[
         help="Write results per query to this folder; default for the corpus's own sets: evaluation/results.",
     ),
 ]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL", help="Evaluate this model, too (bm25 is one), and compare the others with it on each set."
+    ),
+]
+Minimums = Annotated[
+    list[str],
+    typer.Option(
+        "--min",
+        metavar="METRIC=VALUE",
+        help=f"Exit with code {GATE_FAILED} if a model is below this on a set, as in ndcg@10=0.80. May be repeated.",
+    ),
+]
+NotWorse = Annotated[
+    float | None,
+    typer.Option(
+        metavar="DELTA",
+        help=f"Exit with code {GATE_FAILED} if a model is below the baseline by more than this on a set, as the paired "
+        "bootstrap finds with 95 % confidence.",
+        min=0,
+    ),
+]
 Cmteb = Annotated[bool, typer.Option("--cmteb", help="Evaluate on C-MTEB, which needs the Hugging Face hub.")]
 CmtebTasks = Annotated[
     str | None, typer.Option(metavar="NAMES", help="--cmteb: only these tasks, as in T2Retrieval,STSB.")
@@ -207,6 +233,20 @@ NewFolder = Annotated[
 ]
 Rows = Annotated[int, typer.Option(metavar="N", help="Pairs in the sample.", min=1)]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the draw.")]
+
+
+def read_minimums(minimums: list[str]) -> dict[str, float]:
+    """Read METRIC=VALUE. What doesn't have this form is a usage error."""
+    found = {}
+    for text in minimums:
+        metric, _, value = text.rpartition("=")
+        try:
+            found[metric] = float(value)
+        except ValueError:
+            metric = ""
+        if not metric or not isfinite(found[metric]):
+            raise typer.BadParameter(f"{text}: expected METRIC=VALUE, as in ndcg@10=0.80", param_hint="--min")
+    return found
 
 
 def read_recipe(file: Path, overrides: list[str]) -> "Recipe":

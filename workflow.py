@@ -6,6 +6,7 @@ trainer imports only the parts of the pipeline that tests/test_imports.py lists.
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from .schemas.source_settings import own_prompts
 if TYPE_CHECKING:
     from .pipeline.encoder.encoder import Encoder
     from .pipeline.engine.calls import Engine, Progress
+    from .trainer.evaluation.evaluate import Judgement
+    from .trainer.evaluation.gate import Conditions
     from .trainer.job import Job
     from .trainer.launch.hosts import Host
 
@@ -26,8 +29,6 @@ TRAINING_STAGES = ("bootstrap", "pretrain", "finetune")
 STAGE_MODELS = ("untrained", *TRAINING_STAGES)
 """Names of models that training stages write into the corpus; a recipe can use them like hub names. `untrained` is the
 model with random weights that bootstrap starts from."""
-BM25 = "bm25"
-"""The name under which BM25 appears among evaluated models."""
 
 
 def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") -> "Summary":
@@ -190,6 +191,7 @@ def evaluate(
     results: Path | None = None,
     overrides: Sequence[str] = (),
     progress: "Progress" = lambda *_: None,
+    conditions: "Conditions | None" = None,
 ) -> Evaluated:
     """Evaluate models on evaluation sets, and BM25 on the retrieval sets among them.
 
@@ -197,23 +199,34 @@ def evaluate(
     are used and their metrics are kept in the corpus. A set has the prompts that the recipe gives the set of its name.
     Results per query go to the folder `results`; for the corpus's own sets it defaults to a folder in the corpus.
     `progress` is called with the number of sets done, counted over all models except BM25.
+    `conditions` are what the models are judged by.
+
+    Raises:
+        RecipeError: the conditions can't be judged with these models and sets.
     """
     from .pipeline.corpus.catalog import RESULTS
     from .pipeline.encoder.encoder import dimension
     from .pipeline.encoder.model_folder import ModelError
+    from .trainer.evaluation.bm25 import BM25
     from .trainer.evaluation.evaluate import judge, judge_bm25, widths, write_results
     from .trainer.evaluation.evaluation_sets import read_sets
+    from .trainer.evaluation.gate import check_conditions, judge_models
 
     corpus_of_sets = corpus if not sets else None  # the corpus whose own sets are used
     places = sets or [Path(corpus or ".") / "evaluation"]
     evaluation_sets = read_sets(places, overrides, own_prompts(recipe.evaluation))
     retrieval_sets = [one for one in evaluation_sets if one.task == "retrieval"]
     results_folder = results or (corpus_of_sets / RESULTS if corpus_of_sets else None)
-    model_folders = _find_models(corpus, models)
-    sets_done, all_sets = 0, len(evaluation_sets) * len(set(models) - {BM25})
+    names = models
+    if conditions:
+        check_conditions(conditions, models, evaluation_sets)
+        names = [*([conditions.baseline] if conditions.baseline else []), *models]
+    model_folders = _find_models(corpus, names)
+    sets_done, all_sets = 0, len(evaluation_sets) * len(set(names) - {BM25})
     progress("evaluate: sets", sets_done, all_sets, 0)
     rows = []
-    for name in dict.fromkeys([*models, *([BM25] if retrieval_sets else [])]):
+    judged: dict[tuple[str, str], list[Judgement]] = defaultdict(list)
+    for name in dict.fromkeys([*names, *([BM25] if retrieval_sets else [])]):
         if name == BM25:
             full_width, judgements = None, [judge_bm25(one) for one in retrieval_sets]
         else:
@@ -228,14 +241,15 @@ def evaluate(
                 sets_done += 1
                 progress("evaluate: sets", sets_done, all_sets, 0)
         for judgement in judgements:
-            label = name if judgement.dimension == full_width else f"{name}@{judgement.dimension}"
-            columns = {"model": label, "dimension": judgement.dimension, "set": judgement.set}
+            variant = "" if judgement.dimension == full_width else f"@{judgement.dimension}"
+            judged[name, variant].append(judgement)
+            columns = {"model": name + variant, "dimension": judgement.dimension, "set": judgement.set}
             rows += [{**columns, "metric": metric, "value": value} for metric, value in judgement.metrics.items()]
         if results_folder:
             write_results(results_folder, name, judgements)
     if corpus_of_sets:
         _keep_metrics(corpus_of_sets / "evaluation" / "metrics.json", rows)
-    return Evaluated(rows)
+    return Evaluated(rows, judge_models(conditions, models, judged) if conditions else None)
 
 
 def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks: list[str]) -> Evaluated:

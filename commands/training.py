@@ -7,7 +7,20 @@ from pathlib import Path
 import typer
 
 from .. import display, options
-from ..options import AsJson, Corpus, Debug, Overrides, Processes, RecipeFile, read_recipe, resolve, with_options, work
+from ..options import (
+    GATE_FAILED,
+    AsJson,
+    Corpus,
+    Debug,
+    Overrides,
+    Processes,
+    RecipeFile,
+    read_minimums,
+    read_recipe,
+    resolve,
+    with_options,
+    work,
+)
 from ..schemas.outcomes import Trained, TrainingPlan
 from .registration import register
 
@@ -59,6 +72,7 @@ def train(
 @command(
     "conan evaluate corpora/zh pretrain finetune --matryoshka-dims 256",
     "conan evaluate BAAI/bge-large-zh-v1.5 --sets own.jsonl",
+    "conan evaluate corpora/zh --baseline models/zh --not-worse 0.005",
 )
 def evaluate(
     corpus: options.CorpusOrModel,
@@ -66,6 +80,9 @@ def evaluate(
     sets: options.Sets = [],
     matryoshka_dims: options.Dimensions = None,
     results: options.ResultsFolder = None,
+    baseline: options.Baseline = None,
+    minimums: options.Minimums = [],
+    not_worse: options.NotWorse = None,
     cmteb: options.Cmteb = False,
     tasks: options.CmtebTasks = None,
     pooling: options.PoolingOption = None,
@@ -76,12 +93,19 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Evaluate models: retrieval (next to BM25), reranking, sentence pairs, classification, clustering."""
+    from ..trainer.evaluation.gate import Conditions
     from ..workflow import evaluate, evaluate_cmteb
 
     if cmteb and sets:
         raise typer.BadParameter("not with --cmteb, which has its own sets", param_hint="--sets")
     if tasks and not cmteb:
         raise typer.BadParameter("only with --cmteb", param_hint="--tasks")
+    if not_worse is not None and baseline is None:
+        raise typer.BadParameter("only with --baseline MODEL", param_hint="--not-worse")
+    if cmteb and (baseline or minimums):
+        raise typer.BadParameter(
+            "not with --cmteb, whose tasks give no results per question", param_hint="--baseline, --min"
+        )
     given = overrides + ([f"evaluate.matryoshka_dims=[{matryoshka_dims}]"] if matryoshka_dims else [])
     given = with_options(given, {"evaluate.pooling": pooling, "evaluate.trust_remote_code": trust_remote_code or None})
     if (sets or cmteb) and not (corpus / "recipe.yaml").exists():
@@ -89,12 +113,15 @@ def evaluate(
     else:
         place, resolved = corpus, resolve(corpus, recipe, given)
     models = models or list(resolved.evaluate.models)
+    conditions = Conditions(baseline, read_minimums(minimums), not_worse) if baseline or minimums else None
     if cmteb:
         outcome = evaluate_cmteb(place, resolved, models, tasks.split(",") if tasks else [])
     else:
         with display.progress() as progress:
-            outcome = evaluate(place, resolved, models, sets, results, overrides, progress)
+            outcome = evaluate(place, resolved, models, sets, results, overrides, progress, conditions)
     display.show_outcome(outcome, as_json)
+    if outcome.gate and outcome.gate.failures:
+        raise typer.Exit(GATE_FAILED)
 
 
 @command("conan export corpora/zh --to models/zh --set export.precision=bf16")

@@ -37,10 +37,59 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class LostRow:
+    """A question, pair or text of a set on which a model does worse than the baseline."""
+
+    query_id: str
+    query: str
+    value: float
+    baseline_value: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model's metric on a set and the baseline's, on the same `rows` questions, pairs or texts.
+
+    `low`, `high` and `p` are from the paired bootstrap, as in `Bounds` of trainer/evaluation/paired_bootstrap.py. They
+    are None where it can't tell, and `note` says why. `verdict` is `worse` if both the difference and `high` are below
+    the margin, `lower` if only the difference is, else `not worse`. `lost` are the rows that lost most, worst first.
+    """
+
+    model: str
+    baseline: str
+    set: str
+    metric: str
+    value: float
+    baseline_value: float
+    difference: float
+    rows: int
+    low: float | None
+    high: float | None
+    p: float | None
+    verdict: Literal["worse", "lower", "not worse"]
+    note: str
+    lost: list[LostRow]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What `conan evaluate` was asked to judge: comparisons with a baseline, and a message for each failure.
+
+    `failures` is None if nothing could fail, as neither a minimum nor a margin was given. `notes` are sets that could
+    not be judged, each with the reason.
+    """
+
+    comparisons: list[Comparison]
+    failures: list[str] | None
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class Evaluated:
-    """Metrics of models on evaluation sets, as rows of model, dimension, set, metric and value."""
+    """Metrics of models on evaluation sets, as rows of model, dimension, set, metric and value; and what was judged."""
 
     metrics: list[dict[str, Any]]
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+BM25 = "bm25"
+"""The name under which BM25 appears among evaluated models."""
+
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _RUNS = re.compile(rf"([{_HAN}]+)|[^\W_{_HAN}]+")
 

@@ -20,6 +20,7 @@ from ...schemas.results import RESULT
 from . import metrics
 from .bm25 import bm25
 from .evaluation_sets import EvaluationSet, Haystack, Integers, haystack
+from .metrics import Floats
 
 CUT = 10
 """How many passages the results list per query: the cutoff of C-MTEB's nDCG (mteb)."""
@@ -38,17 +39,19 @@ Scores = Callable[[int, int], npt.NDArray[np.float32]]
 class Judgement:
     """The metrics on a set for one dimension of the vectors, and one row of results per query, text or pair.
 
-    `results` has columns of RESULT. `dimension` is None for BM25, which has no vectors.
+    `results` has columns of RESULT. `each` has, by metric, the values per row of `results` of which the metric is the
+    mean, [n]; NaN for rows that don't count. `dimension` is None for BM25, which has no vectors.
     """
 
     set: str
     dimension: int | None
     metrics: dict[str, float]
     results: pl.DataFrame
+    each: dict[str, Floats]
 
 
-Found = tuple[dict[str, float], pl.DataFrame]
-"""Metrics and results, as in Judgement."""
+Found = tuple[dict[str, float], pl.DataFrame, dict[str, Floats]]
+"""Metrics, results and values per row, as in Judgement."""
 
 
 def evaluate(encoder: Encoder, one: EvaluationSet) -> dict[str, float]:
@@ -99,6 +102,20 @@ def judge(encoder: Encoder, one: EvaluationSet, dimensions: Sequence[int]) -> li
     return [Judgement(one.name, width, *each) for width, each in zip(dimensions, found, strict=True)]
 
 
+def list_metrics(one: EvaluationSet) -> list[str]:
+    """List the metrics that a set has, whichever model is evaluated."""
+    if one.task == "sts":
+        labels = one.frame["label"].to_numpy()
+        return list(metrics.compute_metrics("sts", labels, labels)[0])
+    if one.task == "classification":
+        return [name for name, metric in metrics.METRICS.items() if metric.task == one.task]
+    among = haystack(one)
+    nothing_found = np.zeros((one.frame.height, min(DEPTH, len(among.passages))), bool)
+    counts = np.bincount(among.owner[among.wanted], minlength=one.frame.height)
+    ranking = metrics.Ranking(nothing_found, counts, among.owner, np.zeros(len(among.owner)), among.wanted)
+    return list(metrics.compute_metrics("retrieval", ranking)[0])
+
+
 def _encode(encoder: Encoder, one: EvaluationSet, texts: pl.Series, kind: str, prompt: str) -> Vectors:
     vectors = encode(encoder, texts.to_arrow(), prompt)
     check_finite(f"evaluation set {one.name}", vectors.__getitem__, texts, kind)
@@ -127,16 +144,16 @@ def _cosines(queries: Vectors, passages: Vectors) -> Scores:
 
 def _sentence_pairs(frame: pl.DataFrame, left: Vectors, right: Vectors) -> Found:
     scores, labels = np.einsum("nd,nd->n", left, right), frame["label"].to_numpy()
-    found, _ = metrics.compute_metrics("sts", scores, labels)
+    found, each = metrics.compute_metrics("sts", scores, labels)
     results = frame.select("query_id", "label", query="text_a", positive="text_b", score=pl.Series(scores))
-    return found, results
+    return found, results, each
 
 
 def _labelled_texts(frame: pl.DataFrame, vectors: Vectors) -> Found:
     classes, learnt = frame["class"].to_numpy(), frame["learnt"].to_numpy()
     found, each = metrics.compute_metrics("classification", vectors, classes, learnt)
     results = frame.select("query_id", "class", query="text", accuracy=pl.Series(each["accuracy"]))
-    return found, results.filter(~pl.Series(learnt))
+    return found, results.filter(~pl.Series(learnt)), {name: values[~learnt] for name, values in each.items()}
 
 
 def _retrieval(frame: pl.DataFrame, among: Haystack, score: Scores) -> Found:
@@ -154,7 +171,7 @@ def _retrieval(frame: pl.DataFrame, among: Haystack, score: Scores) -> Found:
         rank=pl.Series(gains.argmax(axis=1) + 1).set(~pl.Series(gains.any(axis=1)), None),
         passages=among.passages.gather(head.ravel()).reshape(head.shape).arr.to_list(),
     )
-    return found, results
+    return found, results, each
 
 
 def _search(among: Haystack, queries: int, score: Scores) -> tuple[Integers, npt.NDArray[np.float32]]:

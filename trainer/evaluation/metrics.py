@@ -174,6 +174,9 @@ class Metric:
 
 METRICS: Registry[Metric] = Registry("metric")
 
+HEADLINE = {"retrieval": "ndcg@10", "sts": "spearman", "classification": "accuracy"}
+"""The headline metric of each task, as in C-MTEB (arXiv 2309.07597, §3)."""
+
 
 def compute_metrics(task: str, *inputs: Any) -> tuple[dict[str, float], dict[str, Floats]]:
     """Compute all metrics of a task that apply: their values and, by metric, the values per query, pair or text."""

@@ -20,9 +20,7 @@ from ..optimizer import full_precision
 from ..run_log import Log
 from .evaluate import evaluate
 from .evaluation_sets import EvaluationSet, part, read_sets
-
-HEADLINE = {"retrieval": "ndcg@10", "sts": "spearman", "classification": "accuracy"}
-"""The headline metric of each task, as in C-MTEB (arXiv 2309.07597, §3)."""
+from .metrics import HEADLINE
 
 BEST = "best.json"
 """A file in the folder of the best model: its step, its mean headline metric, and the sets that this is the mean of."""
