@@ -196,6 +196,10 @@ def _show_metrics(evaluated: dict[str, Any]) -> None:
     for one, metric in dict.fromkeys((row["set"], row["metric"]) for row in rows):
         values = {row["model"]: row["value"] for row in rows if (row["set"], row["metric"]) == (one, metric)}
         table.add_row(one, metric, *(f"{values[model]:.4f}" if model in values else "" for model in models))
+    if any(row.get("precision") in ("int8", "binary") for row in rows):
+        sizes = {row["model"]: row["bytes_per_vector"] for row in rows}
+        table.add_section()
+        table.add_row("", "bytes/vector", *(f"{size:,}" if (size := sizes[model]) else "" for model in models))
     _print_table(table)
     if "passed" in evaluated:
         _show_gate(evaluated)

@@ -82,6 +82,11 @@ Dimensions = Annotated[
     ),
 ]
 
+Quantizations = Annotated[
+    str | None,
+    typer.Option(metavar="KINDS", help="Also search passages stored as int8 or binary, as in int8,binary."),
+]
+
 PoolingOption = Annotated[
     str | None,
     typer.Option(

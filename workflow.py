@@ -216,6 +216,11 @@ def evaluate(
     places = sets or [Path(corpus or ".") / "evaluation"]
     evaluation_sets = read_sets(places, overrides, own_prompts(recipe.evaluation))
     retrieval_sets = [one for one in evaluation_sets if one.task == "retrieval"]
+    if recipe.evaluate.quantize and not retrieval_sets:
+        raise RecipeError(
+            "evaluate.quantize: only retrieval sets are searched with quantised vectors, and there is none among "
+            f"{', '.join(one.name for one in evaluation_sets)}; leave it out, or add a retrieval set"
+        )
     results_folder = results or (corpus_of_sets / RESULTS if corpus_of_sets else None)
     names = models
     if conditions:
@@ -235,15 +240,22 @@ def evaluate(
             full_width, judgements = dimension(encoder), []
             for one in evaluation_sets:
                 try:
-                    judgements += judge(encoder, one, wanted)
+                    judgements += judge(encoder, one, wanted, recipe.evaluate.quantize)
                 except ModelError as error:
                     raise ModelError(f"{name}: {error}") from error
                 sets_done += 1
                 progress("evaluate: sets", sets_done, all_sets, 0)
         for judgement in judgements:
             variant = "" if judgement.dimension == full_width else f"@{judgement.dimension}"
+            variant += f" {judgement.precision}" if judgement.precision in recipe.evaluate.quantize else ""
             judged[name, variant].append(judgement)
-            columns = {"model": name + variant, "dimension": judgement.dimension, "set": judgement.set}
+            columns = {
+                "model": name + variant,
+                "dimension": judgement.dimension,
+                "precision": judgement.precision,
+                "bytes_per_vector": judgement.bytes_per_vector,
+                "set": judgement.set,
+            }
             rows += [{**columns, "metric": metric, "value": value} for metric, value in judgement.metrics.items()]
         if results_folder:
             write_results(results_folder, name, judgements)
@@ -264,6 +276,8 @@ def evaluate_cmteb(corpus: Path | None, recipe: Recipe, models: list[str], tasks
     from .trainer.evaluation.cmteb import check, cmteb
     from .trainer.evaluation.evaluate import widths
 
+    if recipe.evaluate.quantize:
+        raise RecipeError("evaluate.quantize: mteb searches float32 vectors; leave it out, or evaluate with --sets")
     tasks = check(tasks)
     rows = []
     for name, model in _find_models(corpus, models).items():
@@ -289,7 +303,7 @@ def _load_encoder(model: str, recipe: Recipe) -> "Encoder":
     from .schemas.settings import EncoderSettings
 
     return load_encoder(
-        EncoderSettings(model=model, **recipe.evaluate.model_dump(exclude={"models", "matryoshka_dims"}))
+        EncoderSettings(model=model, **recipe.evaluate.model_dump(exclude={"models", "matryoshka_dims", "quantize"}))
     )
 
 
@@ -298,13 +312,15 @@ def _keep_metrics(file: Path, rows: list[dict[str, Any]]) -> None:
     from .pipeline.corpus.atomic import write_text
     from .pipeline.corpus.lock import alone_in
 
-    def model(row: dict[str, Any]) -> str:
-        return str(row["model"]).removesuffix(f"@{row.get('dimension')}")
-
-    evaluated = set(map(model, rows))
+    evaluated = set(map(_model_of, rows))
     with alone_in(file.parent):
         before = json.loads(file.read_text("utf-8")) if file.exists() else []
-        write_text(file, json.dumps([*(row for row in before if model(row) not in evaluated), *rows], indent=1))
+        write_text(file, json.dumps([*(row for row in before if _model_of(row) not in evaluated), *rows], indent=1))
+
+
+def _model_of(row: dict[str, Any]) -> str:
+    """Return the model's name in a row of metrics, whose label also says how its vectors were cut and stored."""
+    return str(row["model"]).removesuffix(f" {row.get('precision')}").removesuffix(f"@{row.get('dimension')}")
 
 
 def export(corpus: Path, recipe: Recipe) -> Exported:
@@ -343,12 +359,12 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
 
 
 def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:
-    """Read a model's metrics on the corpus's own sets, at all widths; empty if they are older than the model."""
+    """Read a model's metrics on the corpus's own sets, in all widths and precisions; empty if older than the model."""
     file, done = corpus / "evaluation" / "metrics.json", corpus / "train" / name / "done"
     if not file.exists() or (done.exists() and file.stat().st_mtime < done.stat().st_mtime):
         return []
     rows = json.loads(file.read_text("utf-8"))
-    return [row for row in rows if row["model"].removesuffix(f"@{row.get('dimension')}") == name]
+    return [row for row in rows if _model_of(row) == name]
 
 
 def check_names(recipe: Recipe) -> None:

@@ -70,7 +70,7 @@ def train(
 
 
 @command(
-    "conan evaluate corpora/zh pretrain finetune --matryoshka-dims 256",
+    "conan evaluate corpora/zh pretrain finetune --matryoshka-dims 256 --quantize int8,binary",
     "conan evaluate BAAI/bge-large-zh-v1.5 --sets own.jsonl",
     "conan evaluate corpora/zh --baseline models/zh --not-worse 0.005",
 )
@@ -79,6 +79,7 @@ def evaluate(
     models: options.Models = [],
     sets: options.Sets = [],
     matryoshka_dims: options.Dimensions = None,
+    quantize: options.Quantizations = None,
     results: options.ResultsFolder = None,
     baseline: options.Baseline = None,
     minimums: options.Minimums = [],
@@ -107,6 +108,7 @@ def evaluate(
             "not with --cmteb, whose tasks give no results per question", param_hint="--baseline, --min"
         )
     given = overrides + ([f"evaluate.matryoshka_dims=[{matryoshka_dims}]"] if matryoshka_dims else [])
+    given = with_options(given, {"evaluate.quantize": quantize.split(",") if quantize else None})
     given = with_options(given, {"evaluate.pooling": pooling, "evaluate.trust_remote_code": trust_remote_code or None})
     if (sets or cmteb) and not (corpus / "recipe.yaml").exists():
         place, models, resolved = None, [str(corpus), *models], read_recipe(recipe or Path(os.devnull), given)

@@ -86,7 +86,8 @@ class Gate:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Metrics of models on evaluation sets, as rows of model, dimension, set, metric and value; and what was judged."""
+    """Metrics of models on evaluation sets, as rows of model, dimension, precision, bytes_per_vector, set, metric and
+    value; and what was judged. Rows of C-MTEB have no precision and bytes_per_vector."""
 
     metrics: list[dict[str, Any]]
     gate: Gate | None = None

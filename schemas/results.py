@@ -6,6 +6,7 @@ RESULT = pa.schema(
     [
         pa.field("model", pa.string(), nullable=False),
         pa.field("dimension", pa.int64()),  # null for BM25
+        pa.field("precision", pa.string()),  # float32, int8 or binary; null for BM25
         pa.field("set", pa.string(), nullable=False),
         pa.field("query_id", pa.string(), nullable=False),
         pa.field("query", pa.string(), nullable=False),

@@ -14,6 +14,7 @@ from .settings import BATCH_TOKENS, Pooling, PromptSettings, Settings, setting
 
 CBBPartition = Literal["mixed", "per_task"]
 Attention = Literal["causal", "bidirectional", "soft"]
+Quantization = Literal["int8", "binary"]
 
 MATRYOSHKA_DIMS = [256, 512, 768, 1024, 1280, 1536, 1792]
 
@@ -361,6 +362,11 @@ class EvaluateSettings(Settings):
 
     models: list[str] = setting(["finetune"], "Hub names, folders or training stages to compare.")
     matryoshka_dims: list[PositiveInt] = setting([], "Widths to cut vectors to, besides their full width.")
+    quantize: list[Quantization] = setting(
+        [],
+        "Also search passages stored as `int8` (a byte per dimension) or `binary` (a bit per dimension, rescored), at"
+        " every width.",
+    )
     pooling: Pooling | None = setting(None, "How token vectors become one vector; by default what each folder says.")
     prompts: PromptSettings = setting(PromptSettings(), "Texts put before queries, passages and sentences.")
     trust_remote_code: bool = setting(

@@ -123,14 +123,14 @@ def _statements(corpus: Path) -> list[str]:
     )
     statements.append(f"CREATE VIEW runs AS {_runs(corpus)}")
     result_files = sorted((corpus / RESULTS).glob("*.parquet"))
-    statements.append(f"CREATE VIEW results AS {_scan(result_files, RESULT)}")
+    statements.append(f"CREATE VIEW results AS {_scan(result_files, RESULT, union_by_name=True)}")
     return statements
 
 
-def _scan(files: list[Path], schema: pa.Schema) -> str:
+def _scan(files: list[Path], schema: pa.Schema, **options: bool) -> str:
     """Build a SELECT over shards or, if there are none, over an empty table with the columns of `schema`."""
     if files:
-        return f"SELECT * FROM {scan_shards(file.resolve() for file in files)}"
+        return f"SELECT * FROM {scan_shards((file.resolve() for file in files), **options)}"
     columns = ", ".join(f'CAST(NULL AS {_type(field.type)}) AS "{field.name}"' for field in schema)
     return f"SELECT {columns} WHERE false"
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,17 @@ import pyarrow.parquet as pq
 from ...pipeline.corpus.atomic import replacing
 from ...pipeline.encoder.encoder import Encoder, Vectors, dimension, encode
 from ...pipeline.encoder.finite import check_finite
+from ...pipeline.encoder.quantization import (
+    binarize,
+    bytes_per_vector,
+    calibrate,
+    calibration_rows,
+    dequantize_int8,
+    quantize_int8,
+)
 from ...schemas.errors import CorpusError
 from ...schemas.results import RESULT
+from ...schemas.training_settings import Quantization
 from . import metrics
 from .bm25 import bm25
 from .evaluation_sets import EvaluationSet, Haystack, Integers, haystack
@@ -26,6 +36,9 @@ CUT = 10
 """How many passages the results list per query: the cutoff of C-MTEB's nDCG (mteb)."""
 DEPTH = 100
 """How many ranks per query the metrics see: the largest cutoff, that of recall@100."""
+RESCORE_MULTIPLIER = 4
+"""A binary index rescores this many times as many passages as it returns, as the demo of
+https://huggingface.co/blog/embedding-quantization does, which finds 40 to return 10."""
 _SCORES_AT_ONCE = 1 << 24
 """The most scores (queries x passages) in memory at a time."""
 _PASSAGES = 64 << 20
@@ -40,14 +53,23 @@ class Judgement:
     """The metrics on a set for one dimension of the vectors, and one row of results per query, text or pair.
 
     `results` has columns of RESULT. `each` has, by metric, the values per row of `results` of which the metric is the
-    mean, [n]; NaN for rows that don't count. `dimension` is None for BM25, which has no vectors.
+    mean, [n]; NaN for rows that don't count. `precision` is what the vectors are stored as: float32, int8 or binary. It
+    and `dimension` are None for BM25, which has no vectors.
     """
 
     set: str
     dimension: int | None
+    precision: str | None
     metrics: dict[str, float]
     results: pl.DataFrame
     each: dict[str, Floats]
+
+    @property
+    def bytes_per_vector(self) -> int | None:
+        """The size of a stored vector; None for BM25."""
+        if self.dimension is None or self.precision is None:
+            return None
+        return bytes_per_vector(self.dimension, self.precision)
 
 
 Found = tuple[dict[str, float], pl.DataFrame, dict[str, Floats]]
@@ -71,8 +93,12 @@ def widths(encoder: Encoder, dimensions: Sequence[int]) -> list[int]:
     return list(dict.fromkeys([full, *dimensions]))
 
 
-def judge(encoder: Encoder, one: EvaluationSet, dimensions: Sequence[int]) -> list[Judgement]:
+def judge(
+    encoder: Encoder, one: EvaluationSet, dimensions: Sequence[int], quantize: Sequence[Quantization] = ()
+) -> list[Judgement]:
     """Evaluate a model on a set, once for each width in `dimensions` that its vectors are truncated to.
+
+    A retrieval set is also searched with its passages' vectors quantised, at each width (see `_index`).
 
     - retrieval: `ndcg@10, mrr@10, recall@10, recall@100`; if queries have negatives, also `map`: the mean average
       precision among a query's own positives and negatives, as in reranking
@@ -97,9 +123,12 @@ def judge(encoder: Encoder, one: EvaluationSet, dimensions: Sequence[int]) -> li
         among = haystack(one)
         queries = _encode(encoder, one, one.frame["query"], "queries", prompts.query)
         passages = _encode(encoder, one, among.passages, "passages", prompts.passage)
-        scores = [_cosines(cut(queries, width), cut(passages, width)) for width in dimensions]
-        found = [_retrieval(one.frame, among, score) for score in scores]
-    return [Judgement(one.name, width, *each) for width, each in zip(dimensions, found, strict=True)]
+        judgements = []
+        for width, precision in product(dimensions, ("float32", *dict.fromkeys(quantize))):
+            index = _index(cut(queries, width), cut(passages, width), precision)
+            judgements.append(Judgement(one.name, width, precision, *_retrieval(one.frame, among, *index)))
+        return judgements
+    return [Judgement(one.name, width, "float32", *each) for width, each in zip(dimensions, found, strict=True)]
 
 
 def list_metrics(one: EvaluationSet) -> list[str]:
@@ -126,7 +155,7 @@ def judge_bm25(one: EvaluationSet) -> Judgement:
     """Evaluate BM25 on a retrieval set."""
     among = haystack(one)
     score = bm25(among.passages.to_list(), one.frame["query"].to_list())
-    return Judgement(one.name, None, *_retrieval(one.frame, among, score))
+    return Judgement(one.name, None, None, *_retrieval(one.frame, among, score))
 
 
 def cut(vectors: Vectors, width: int) -> Vectors:
@@ -138,7 +167,23 @@ def cut(vectors: Vectors, width: int) -> Vectors:
     return found
 
 
-def _cosines(queries: Vectors, passages: Vectors) -> Scores:
+def _index(queries: Vectors, passages: Vectors, precision: str) -> tuple[Scores, Scores | None]:
+    """Return the scores of an index that stores passages in a precision and, if it searches by others first, those.
+
+    Queries stay float32. An int8 index is calibrated on a sample of its passages and scores them as dequantised. A
+    binary index finds passages by Hamming distance, which also needs the queries' bits, and rescores the nearest by the
+    inner product of the query and the passage's bits (Yamada et al. 2021, arXiv 2106.00882, §3).
+    """
+    if precision == "int8":
+        ranges = calibrate(passages[calibration_rows(len(passages))])
+        passages = dequantize_int8(quantize_int8(passages, ranges), ranges)
+    elif precision == "binary":
+        passages = binarize(passages)
+        return _inner_products(queries, passages), _inner_products(binarize(queries), passages)
+    return _inner_products(queries, passages), None
+
+
+def _inner_products(queries: Vectors, passages: Vectors) -> Scores:
     return lambda start, stop: queries[start:stop] @ passages.T
 
 
@@ -156,8 +201,8 @@ def _labelled_texts(frame: pl.DataFrame, vectors: Vectors) -> Found:
     return found, results.filter(~pl.Series(learnt)), {name: values[~learnt] for name, values in each.items()}
 
 
-def _retrieval(frame: pl.DataFrame, among: Haystack, score: Scores) -> Found:
-    ranked, own = _search(among, frame.height, score)
+def _retrieval(frame: pl.DataFrame, among: Haystack, score: Scores, nearness: Scores | None = None) -> Found:
+    ranked, own = _search(among, frame.height, score, nearness)
     queries, passages = frame.height, len(among.passages)
     answers = (among.owner * passages + among.place)[among.wanted]
     gains = np.isin(np.arange(queries)[:, None] * passages + ranked, answers)
@@ -174,8 +219,10 @@ def _retrieval(frame: pl.DataFrame, among: Haystack, score: Scores) -> Found:
     return found, results, each
 
 
-def _search(among: Haystack, queries: int, score: Scores) -> tuple[Integers, npt.NDArray[np.float32]]:
-    """Search the passages for each query.
+def _search(
+    among: Haystack, queries: int, score: Scores, nearness: Scores | None
+) -> tuple[Integers, npt.NDArray[np.float32]]:
+    """Search the passages for each query; given `nearness`, only rank those that it finds.
 
     Returns the indices of its best DEPTH passages, [queries, DEPTH], and the scores of the passages that it names (its
     positives and negatives), in the order of the haystack.
@@ -185,11 +232,27 @@ def _search(among: Haystack, queries: int, score: Scores) -> tuple[Integers, npt
     own = np.empty(len(among.owner), np.float32)
     at_once = max(1, _SCORES_AT_ONCE // passages)
     for start in range(0, queries, at_once):
-        scores = score(start, min(start + at_once, queries))
-        ranked[start : start + at_once] = metrics.best(scores, ranked.shape[1])
+        stop = min(start + at_once, queries)
+        scores = score(start, stop)
+        places = scores if nearness is None else _rescored(nearness(start, stop), scores)
+        ranked[start:stop] = metrics.best(places, ranked.shape[1])
         named = slice(*np.searchsorted(among.owner, [start, start + at_once]))
         own[named] = scores[among.owner[named] - start, among.place[named]]
     return ranked, own
+
+
+def _rescored(nearness: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Order passages as an index that rescores the nearest RESCORE_MULTIPLIER × k for its best k; [queries, passages].
+
+    The first CUT are what a search for CUT finds, the others what a search for DEPTH finds; the rest are -inf.
+    """
+    order = np.full_like(scores, -np.inf)
+    for best_place, k in ((0, DEPTH), (CUT, CUT)):
+        nearest = metrics.best(nearness, min(RESCORE_MULTIPLIER * k, scores.shape[1]))
+        ranked = metrics.best(np.take_along_axis(scores, nearest, axis=1), min(k, nearest.shape[1]))
+        found = np.take_along_axis(nearest, ranked, axis=1)
+        np.put_along_axis(order, found, best_place - np.arange(found.shape[1], dtype=np.float32), axis=1)
+    return order
 
 
 def write_results(folder: Path, model: str, judgements: Sequence[Judgement]) -> Path:
@@ -199,7 +262,7 @@ def write_results(folder: Path, model: str, judgements: Sequence[Judgement]) -> 
     settings = {"compression": "zstd", "dictionary_pagesize_limit": _PASSAGES}
     with replacing(file) as temporary, pq.ParquetWriter(temporary, RESULT, **settings) as writer:
         for each in judgements:
-            named = {"model": model, "dimension": each.dimension, "set": each.set}
+            named = {"model": model, "dimension": each.dimension, "precision": each.precision, "set": each.set}
             frame = each.results.with_columns(pl.lit(value).alias(column) for column, value in named.items())
             writer.write_table(_as_results(frame))
     return file

@@ -13,6 +13,7 @@ import polars as pl
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from ...pipeline.encoder.quantization import bytes_per_vector
 from ...pipeline.publish.cards import choose_licence, show_licence, write_table
 from ...schemas.prompts import Prompts
 from ...schemas.source_settings import Source
@@ -110,7 +111,7 @@ def model_card(
     """Return the card of a model: YAML front matter (https://huggingface.co/docs/hub/model-cards), text and tables.
 
     `base` is the hub name or folder that training started from, None for random weights. `metrics` has rows with set,
-    metric, value and, for truncated vectors, dimension.
+    metric, value and, for truncated or quantised vectors, dimension and precision.
 
     The card claims only what is known. The licence is the one that all training sources declare if there is no base
     model, which may have its own; otherwise `other`. The language is Chinese if most records are, and omitted
@@ -131,7 +132,7 @@ def model_card(
         base_model=base if is_hub_name else None,
         datasets=datasets or None,
         model_name=name if metrics else None,  # required with eval_results; without, it would be a key of the card
-        eval_results=[_result(row) for row in metrics if row.get("dimension") in (None, dimension)] or None,
+        eval_results=[_result(row) for row in metrics if _vectors_of(row, dimension) == (dimension, "float32")] or None,
     )
     began = "random weights" if base is None else f"`{base if is_hub_name else Path(base).name}`"
     parts = [
@@ -262,11 +263,18 @@ def _stage(stage: Stage) -> str:
 def _metrics(metrics: Sequence[Mapping[str, Any]], full: int) -> str:
     if not metrics:
         return ""
-    found = {(row["set"], row["metric"], row.get("dimension") or full): f"{row['value']:.4f}" for row in metrics}
-    widths = sorted({width for *_, width in found})
+    found = {(row["set"], row["metric"], _vectors_of(row, full)): f"{row['value']:.4f}" for row in metrics}
+    stored = sorted({vectors for *_, vectors in found}, key=lambda vectors: bytes_per_vector(*vectors))
     rows = [
-        [name, metric, *(found.get((name, metric, width), "") for width in widths)]
+        [name, metric, *(found.get((name, metric, vectors), "") for vectors in stored)]
         for name, metric in dict.fromkeys((name, metric) for name, metric, _ in found)
     ]
-    header = ["set", "metric", *map(str, widths)]
-    return "## Evaluation\n\nOn held-out sets, by vector width:\n\n" + write_table(header, rows, len(widths))
+    if any(precision != "float32" for _, precision in stored):
+        rows.append(["", "bytes per vector", *(f"{bytes_per_vector(*vectors):,}" for vectors in stored)])
+    header = ["set", "metric", *(f"{width} {precision}".removesuffix(" float32") for width, precision in stored)]
+    return "## Evaluation\n\nOn held-out sets, by vector width:\n\n" + write_table(header, rows, len(stored))
+
+
+def _vectors_of(row: Mapping[str, Any], full: int) -> tuple[int, str]:
+    """Return the width and precision of the vectors behind a metric."""
+    return row.get("dimension") or full, row.get("precision") or "float32"

@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, SciPy and plain loops; and what `conan evaluate` saves of them."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,98 @@ def test_vectors_are_cut_and_unit_again(monkeypatch: pytest.MonkeyPatch) -> None
         widths(encoder, [2, 4])
 
 
+@pytest.fixture
+def spread(monkeypatch: pytest.MonkeyPatch) -> tuple[Encoder, EvaluationSet, Any, Any]:
+    """Twelve questions among 120 passages, and the unit vectors of both."""
+    random = np.random.default_rng(5)
+    texts = [f"p{place}" for place in range(120)]
+    vectors = dict(zip(texts, random.normal(size=(120, 8192)), strict=True))
+    asked = {f"q{i}": texts[10 * i : 10 * i + 10] for i in range(12)}
+    for query, answers in asked.items():
+        vectors[query] = 0.02 * sum(vectors[text] for text in answers) + random.normal(size=8192)
+    encoder = by_hand(monkeypatch, vectors)
+    unit = {text: np.float32(vector) / np.linalg.norm(np.float32(vector)) for text, vector in vectors.items()}
+    one = retrieval(asked, None, *texts)
+    return encoder, one, np.stack([unit[query] for query in asked]), np.stack([unit[text] for text in texts])
+
+
+def test_a_binary_index_finds_what_sentence_transformers_finds(
+    spread: tuple[Encoder, EvaluationSet, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sentence_transformers.util.quantization import quantize_embeddings, semantic_search_faiss
+
+    monkeypatch.setattr(module, "DEPTH", 25)
+    encoder, one, queries, passages = spread
+    full, binary = judge(encoder, one, [8192], ["binary"])
+    assert (full.precision, full.bytes_per_vector, binary.precision, binary.bytes_per_vector) == (
+        "float32", 32768, "binary", 1024,
+    )  # fmt: skip
+    bits = quantize_embeddings(passages, "ubinary")
+    distances = np.sort(np.bitwise_count(np.packbits(queries > 0, axis=1)[:, None] ^ bits).sum(axis=2), axis=1)
+    compared = [i for i in range(12) if distances[i, 39] < distances[i, 40]]  # else, any of the tied may be a candidate
+    assert len(compared) > 5
+    found, *_ = semantic_search_faiss(queries, bits, corpus_precision="ubinary", rescore_multiplier=4)
+    for i in compared:
+        assert binary.results["passages"][i].to_list() == [f"p{each['corpus_id']}" for each in found[i]]
+    assert binary.results["passages"].to_list() != full.results["passages"].to_list()
+    found, *_ = semantic_search_faiss(queries, bits, corpus_precision="ubinary", top_k=25, rescore_multiplier=4)
+    for i in (i for i in range(12) if distances[i, 99] < distances[i, 100]):
+        within = {each["corpus_id"] for each in found[i]} & set(range(10 * i, 10 * i + 10))
+        assert binary.results["recall_100"][i] == pytest.approx(len(within) / 10)
+
+
+def test_an_int8_index_scores_the_restored_vectors(spread: tuple[Encoder, EvaluationSet, Any, Any]) -> None:
+    from sentence_transformers.util.quantization import _dequantize_embeddings, quantize_embeddings
+
+    encoder, one, queries, passages = spread
+    stored = [
+        (each.dimension, each.precision, each.bytes_per_vector) for each in judge(encoder, one, [16, 8], ["int8"])
+    ]
+    assert stored == [(16, "float32", 64), (16, "int8", 16), (8, "float32", 32), (8, "int8", 8)]
+    int8 = judge(encoder, one, [8], ["int8", "int8"])[1]
+    queries, passages = cut(queries, 8), cut(passages, 8)
+    ranges = np.stack([passages.min(axis=0), passages.max(axis=0)])
+    restored = _dequantize_embeddings(quantize_embeddings(passages, "int8", ranges), "int8", ranges)
+    best = np.argsort(-(queries @ restored.T), axis=1)[:, :10]
+    assert int8.results["passages"].to_list() == [[f"p{place}" for place in row] for row in best]
+
+
+def test_only_retrieval_sets_are_searched_quantised(evaluation_corpus: Path, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"evaluate": {"quantize": ["int8", "binary"], "matryoshka_dims": [8]}})
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text_a": "一丁", "text_b": "七万", "label": 1}\n{"text_a": "丈", "text_b": "三", "label": 0.5}')
+    with pytest.raises(RecipeError, match=r"only retrieval sets are searched .* there is none among other"):
+        workflow.evaluate(None, recipe, ["no model is loaded"], [other])
+    with pytest.raises(RecipeError, match="mteb searches float32 vectors"):
+        workflow.evaluate_cmteb(None, recipe, ["no model is loaded"], [])
+    rows = workflow.evaluate(evaluation_corpus, recipe, ["pretrain"], []).metrics
+    named = {(row["model"], row["dimension"], row["precision"], row["bytes_per_vector"]): None for row in rows}
+    assert list(named) == [
+        ("pretrain", 32, "float32", 128), ("pretrain int8", 32, "int8", 32), ("pretrain binary", 32, "binary", 4),
+        ("pretrain@8", 8, "float32", 32), ("pretrain@8 int8", 8, "int8", 8), ("pretrain@8 binary", 8, "binary", 1),
+        ("bm25", None, None, None),
+    ]  # fmt: skip
+    asked = "SELECT dimension, precision, count(*) FROM results WHERE model = 'pretrain' GROUP BY ALL ORDER BY ALL"
+    assert [tuple(row.values()) for row in catalog.query(evaluation_corpus, asked).to_pylist()] == [
+        (8, "binary", 5), (8, "float32", 5), (8, "int8", 5), (32, "binary", 5), (32, "float32", 5), (32, "int8", 5),
+    ]  # fmt: skip
+    workflow.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [])
+    kept = json.loads((evaluation_corpus / "evaluation" / "metrics.json").read_text())
+    assert {row["model"] for row in kept} == {"pretrain", "bm25"}
+    shown = CliRunner().invoke(
+        app, ["evaluate", str(evaluation_corpus), "pretrain", "--quantize", "binary", "--recipe", "/dev/null"]
+    )
+    assert "bytes/vector" in shown.output, shown.output
+    assert re.findall(r"\d+", shown.output.partition("bytes/vector")[2]) == ["128", "4"]
+
+
+def test_results_of_before_have_no_precision(evaluation_corpus: Path) -> None:
+    workflow.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [])
+    file = evaluation_corpus / "evaluation" / "results" / "pretrain.parquet"
+    pl.read_parquet(file).drop("precision").write_parquet(file.with_name("a.parquet"))
+    assert catalog.query(evaluation_corpus, "SELECT precision FROM results").num_rows == 15
+
+
 def test_bm25_finds_words_in_common() -> None:
     asked = retrieval({"红楼梦作者": ["红楼梦的作者是曹雪芹"], "iPhone": ["iphone 是手机"]}, None, "作者")
     judged = judge_bm25(asked)
@@ -332,7 +425,7 @@ def test_the_command_takes_a_corpus_or_with_sets_a_model(
     own = str(evaluation_corpus / "evaluation" / "own.jsonl")
     for arguments in (
         [str(evaluation_corpus)],
-        [str(evaluation_corpus), "finetune", "--sets", own, "--matryoshka-dims", "8,16"],
+        [str(evaluation_corpus), "finetune", "--sets", own, "--matryoshka-dims", "8,16", "--quantize", "int8,binary"],
         [str(tiny), "BAAI/bge", "--sets", own, "--results", "there", "--set", "evaluate.max_length=64"],
     ):
         assert CliRunner().invoke(app, ["evaluate", *arguments]).exit_code == 0
@@ -345,6 +438,10 @@ def test_the_command_takes_a_corpus_or_with_sets_a_model(
         (None, [], [str(tiny), "BAAI/bge"], [Path(own)], Path("there")),
     ]
     assert asked[2][1].evaluate.max_length == 64
+    assert [recipe.evaluate.quantize for _, recipe, *_ in asked] == [[], ["int8", "binary"], []]
+    wrong = CliRunner().invoke(app, ["evaluate", str(evaluation_corpus), "--quantize", "int4"])
+    assert isinstance(wrong.exception, RecipeError)
+    assert "Input should be 'int8' or 'binary', found 'int4'" in str(wrong.exception)
     for arguments in (["--matryoshka-dims", "all"], ["--tasks", "STSB"], ["--cmteb", "--sets", own]):
         assert CliRunner().invoke(app, ["evaluate", str(evaluation_corpus), *arguments]).exit_code == 2
 

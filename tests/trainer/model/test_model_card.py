@@ -71,6 +71,16 @@ def test_the_hub_reads_the_front_matter() -> None:
     assert body.startswith("\n# my-model\n")
 
 
+def test_quantised_vectors_have_columns_but_no_place_in_the_front_matter() -> None:
+    row = {"set": "one", "metric": "ndcg@10", "dimension": 64}
+    stored = [row | {"precision": kind, "value": value} for kind, value in (("float32", 0.5), ("int8", 0.25))]
+    text = card(metrics=[*stored, row | {"precision": "binary", "value": 0.125, "dimension": 8}])
+    assert [one.metric_value for one in ModelCard(text).data.eval_results] == [0.5]
+    assert "| set | metric | 8 binary | 64 int8 | 64 |" in text
+    assert "| one | ndcg@10 | 0.1250 | 0.2500 | 0.5000 |" in text
+    assert "|  | bytes per vector | 1 | 64 | 256 |" in text
+
+
 def test_without_metrics_there_is_no_model_index() -> None:
     text = card(metrics=[])
     assert "model-index" not in text and "my-model" in text and "## Evaluation" not in text
