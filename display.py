@@ -135,8 +135,8 @@ def _(outcome: Evaluated, as_json: bool) -> None:
 
 @show_outcome.register
 def _(outcome: Exported, as_json: bool) -> None:
-    value = {"stage": "export", "folder": outcome.folder}
-    _print(value, as_json, lambda _: typer.echo(f"export: {outcome.folder}"))
+    value = {"stage": "export", "folder": outcome.folder, "warnings": outcome.warnings}
+    _print(value, as_json, lambda _: typer.echo("\n".join([f"export: {outcome.folder}", *outcome.warnings])))
 
 
 @show_outcome.register

@@ -332,6 +332,7 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
     from .trainer.model.embedding_model import load
     from .trainer.model.export import export as write
     from .trainer.model.model_card import model_card, read_stages
+    from .trainer.model.tei import tei_warnings
 
     settings = recipe.export
     target = corpus / settings.folder  # an absolute folder is not moved into the corpus
@@ -355,7 +356,7 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
         command=["conan", *sys.argv[1:]],
     )
     write(model, tokenizer, target, precision=settings.precision, onnx=settings.onnx, card=card)
-    return Exported(str(target))
+    return Exported(str(target), tei_warnings(target))
 
 
 def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:

@@ -95,9 +95,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Exported:
-    """The folder of an exported model."""
+    """The folder of an exported model, and what other tools will not read of it as meant."""
 
     folder: str
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
