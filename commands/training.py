@@ -70,7 +70,7 @@ def train(
 
 
 @command(
-    "conan evaluate corpora/zh pretrain finetune --matryoshka-dims 256 --quantize int8,binary",
+    "conan evaluate corpora/zh finetune --matryoshka-dims 256 --quantize int8",
     "conan evaluate BAAI/bge-large-zh-v1.5 --sets own.jsonl",
     "conan evaluate corpora/zh --baseline models/zh --not-worse 0.005",
 )
