@@ -329,6 +329,7 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
     The model keeps the pooling and prompts of its folder (for a model trained here, those of its training) unless the
     recipe has others.
     """
+    from .trainer.model.calibration import find_ranges, sample_passages
     from .trainer.model.embedding_model import load
     from .trainer.model.export import export as write
     from .trainer.model.model_card import model_card, read_stages
@@ -342,6 +343,9 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
         stages, base = read_stages(corpus, settings.model)
     else:
         stages, base = [], source
+    widths = {model.dimension, *(width for stage in stages[-1:] for width in stage.settings["matryoshka_dims"])}
+    passages = sample_passages(corpus, settings.calibration)
+    ranges = find_ranges(model, tokenizer, passages, sorted(widths))
     card = model_card(
         target.name,
         base=base,
@@ -353,10 +357,14 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
         prompts=model.prompts,
         precision=settings.precision,
         onnx=settings.onnx,
+        calibrated=len(passages),
         command=["conan", *sys.argv[1:]],
     )
-    write(model, tokenizer, target, precision=settings.precision, onnx=settings.onnx, card=card)
-    return Exported(str(target), tei_warnings(target))
+    write(model, tokenizer, target, precision=settings.precision, onnx=settings.onnx, card=card, ranges=ranges)
+    warnings = tei_warnings(target)
+    if settings.calibration and not ranges:
+        warnings.append("no int8 ranges: the corpus has no training records (convert/) to take passages from")
+    return Exported(str(target), warnings)
 
 
 def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:

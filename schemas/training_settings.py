@@ -356,6 +356,13 @@ class ExportSettings(Settings):
         " the extra `[onnx]`.",
     )
 
+    calibration: int = setting(
+        1_000,
+        "Passages of the corpus whose vectors give `int8_ranges.safetensors`, with which vectors are stored as bytes; 0"
+        " leaves the file out.",
+        ge=0,
+    )
+
 
 class EvaluateSettings(Settings):
     """Which models are evaluated, and how texts are encoded."""

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from ...schemas.errors import ConanError
+from .quantization import RANGES_FILE
 
 _FIRST_LAYERS = re.compile(r"(.+)\[:(\d+)\]")
 
@@ -98,12 +99,13 @@ def only_keys(*keys: str) -> Callable[[Any], bool]:
 def weights_fingerprint(folder: Path) -> str:
     """Return a 128-bit hash (hex) of the weights, tokenizer, configuration and code in a model's folder.
 
-    All such files count, those of its modules too, whatever their names: any of them may decide the vectors.
+    All such files count, those of its modules too, whatever their names: any of them may decide the vectors. Ranges of
+    the vectors, found after them, do not.
     """
     digest = hashlib.blake2b(digest_size=16)
     suffixes = ("safetensors", "json", "jinja", "txt", "model", "py")
     found = {file for end in suffixes for depth in ("", "*/") for file in folder.glob(f"{depth}*.{end}")}
-    for file in sorted(found):
+    for file in sorted(found - {folder / RANGES_FILE}):
         if file.relative_to(folder).parts[0] in ("onnx", "openvino"):  # the same weights for other runtimes
             continue
         digest.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())

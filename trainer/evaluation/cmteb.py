@@ -16,10 +16,10 @@ from ...pipeline.corpus.folder import fingerprint
 from ...pipeline.encoder.encoder import Encoder, Vectors, encode
 from ...pipeline.encoder.finite import check_finite
 from ...pipeline.encoder.prompts import is_instruction
+from ...pipeline.encoder.quantization import cut
 from ...schemas.errors import ConanError, MissingExtraError
 from ...schemas.registry import did_you_mean
 from ...schemas.settings import PromptSettings
-from .evaluate import cut
 
 BENCHMARK = "MTEB(cmn, v1)"
 """mteb's own C-MTEB, which has 31 of the 35 tasks."""

@@ -21,6 +21,7 @@ from ...pipeline.encoder.quantization import (
     bytes_per_vector,
     calibrate,
     calibration_rows,
+    cut,
     dequantize_int8,
     quantize_int8,
 )
@@ -156,15 +157,6 @@ def judge_bm25(one: EvaluationSet) -> Judgement:
     among = haystack(one)
     score = bm25(among.passages.to_list(), one.frame["query"].to_list())
     return Judgement(one.name, None, None, *_retrieval(one.frame, among, score))
-
-
-def cut(vectors: Vectors, width: int) -> Vectors:
-    """Truncate vectors to their first `width` numbers and normalise again (Matryoshka, arXiv 2205.13147)."""
-    if width == vectors.shape[1]:
-        return vectors
-    first = vectors[:, :width]
-    found: Vectors = first / np.maximum(np.linalg.norm(first, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return found
 
 
 def _index(queries: Vectors, passages: Vectors, precision: str) -> tuple[Scores, Scores | None]:

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -14,8 +15,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from ...pipeline.encoder.encoder import Vectors
 from ...pipeline.encoder.model_layout import POOLING_FLAGS
 from ...schemas.errors import MissingExtraError
+from .calibration import write_ranges
 from .embedding_model import IDENTITY, EmbeddingModel
 from .lora import merged_weights
 
@@ -34,6 +37,7 @@ def export(
     precision: Precision = "fp32",
     onnx: bool = False,
     card: str = "",
+    ranges: Mapping[int, Vectors] = {},
 ) -> Path:
     """Write encoder, tokenizer, pooling and linear layer. The model's vectors are not normalised; compare by cosine.
 
@@ -42,7 +46,7 @@ def export(
 
     Weights are written in `precision`; the model itself is not changed. Its prompts are put before texts by
     `encode_query`, `encode_document` and `encode`. `onnx` adds onnx/model.onnx (see `write_onnx`), `card` is the
-    content of README.md.
+    content of README.md, `ranges` that of int8_ranges.safetensors (see `find_ranges`).
 
     Raises:
         FileExistsError: the folder exists and is not an exported model.
@@ -58,6 +62,8 @@ def export(
         _write(model, tokenizer, temporary, precision)
         if onnx:
             write_onnx(model, temporary / "onnx" / "model.onnx")
+        if ranges:
+            write_ranges(temporary, ranges)
         if card:
             (temporary / "README.md").write_text(card, encoding="utf-8")
         if folder.exists():

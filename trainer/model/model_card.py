@@ -13,7 +13,7 @@ import polars as pl
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from ...pipeline.encoder.quantization import bytes_per_vector
+from ...pipeline.encoder.quantization import RANGES_FILE, bytes_per_vector
 from ...pipeline.publish.cards import choose_licence, show_licence, write_table
 from ...schemas.prompts import Prompts
 from ...schemas.source_settings import Source
@@ -106,12 +106,14 @@ def model_card(
     prompts: Prompts,
     precision: str,
     onnx: bool,
+    calibrated: int,
     command: Sequence[str],
 ) -> str:
     """Return the card of a model: YAML front matter (https://huggingface.co/docs/hub/model-cards), text and tables.
 
     `base` is the hub name or folder that training started from, None for random weights. `metrics` has rows with set,
-    metric, value and, for truncated or quantised vectors, dimension and precision.
+    metric, value and, for truncated or quantised vectors, dimension and precision. `calibrated` is the number of
+    passages that int8_ranges.safetensors is of, 0 if there is no such file.
 
     The card claims only what is known. The licence is the one that all training sources declare if there is no base
     model, which may have its own; otherwise `other`. The language is Chinese if most records are, and omitted
@@ -139,6 +141,7 @@ def model_card(
         f"---\n{data.to_yaml()}\n---\n\n# {name}",
         _what(name, stages, dimension, max_length, prompts, precision),
         _how_to_run_onnx(dimension) if onnx else "",
+        _how_to_quantize(name, dimension, calibrated) if calibrated else "",
         _training_data(trained, stages, known),
         f"## Training\n\nTraining started from {began}." if stages else f"This is {began}, not trained further.",
         *(_stage(stage) for stage in stages),
@@ -210,6 +213,18 @@ def _how_to_run_onnx(dimension: int) -> str:
         'batch = tokenizer(texts, padding=True, truncation=True, return_tensors="np")\n'
         'session = onnxruntime.InferenceSession("onnx/model.onnx")\n'
         'vectors = session.run(None, {name: batch[name] for name in ("input_ids", "attention_mask")})[0]\n```'
+    )
+
+
+def _how_to_quantize(name: str, dimension: int, calibrated: int) -> str:
+    return (
+        f"`{RANGES_FILE}` has the least and the greatest value of each dimension in the vectors of {calibrated:,} "
+        "passages of the training data, for each width. With them, a passage is stored in a byte per dimension:\n\n"
+        "```python\nfrom safetensors.numpy import load_file\n"
+        "from sentence_transformers.util.quantization import quantize_embeddings\n\n"
+        f'ranges = load_file("{name}/{RANGES_FILE}")["{dimension}"]\n'
+        "vectors = model.encode_document(passages_as_text, normalize_embeddings=True)\n"
+        'stored = quantize_embeddings(vectors, "int8", ranges=ranges)\n```'
     )
 
 

@@ -17,6 +17,7 @@ from conan_embedding.cli import app
 from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.encoder.encoder import Encoder, dimension, load_encoder
 from conan_embedding.pipeline.encoder.model_folder import ModelError
+from conan_embedding.pipeline.encoder.quantization import cut
 from conan_embedding.schemas.errors import CorpusError, RecipeError
 from conan_embedding.schemas.outcomes import Evaluated
 from conan_embedding.schemas.prompts import Prompts
@@ -24,7 +25,7 @@ from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.results import RESULT
 from conan_embedding.schemas.settings import EncoderSettings, SourcePrompts
 from conan_embedding.trainer.evaluation import evaluate as module
-from conan_embedding.trainer.evaluation.evaluate import cut, evaluate, judge, judge_bm25, widths, write_results
+from conan_embedding.trainer.evaluation.evaluate import evaluate, judge, judge_bm25, widths, write_results
 from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet, read_sets
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr

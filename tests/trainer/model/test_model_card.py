@@ -48,6 +48,7 @@ def card(**changes: Any) -> str:
         "prompts": Prompts(),
         "precision": "fp16",
         "onnx": False,
+        "calibrated": 0,
         "command": ["conan", "export", "corpora/zh"],
     }
     return model_card("my-model", **facts | changes)
