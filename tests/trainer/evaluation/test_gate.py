@@ -21,13 +21,13 @@ def retrieval(values: list[float], name: str = "own", metric: str = "ndcg@10") -
     results = pl.DataFrame({"query_id": [f"id {row}" for row in range(len(values))]})
     results = results.with_columns(query=pl.format("q{}", pl.int_range(pl.len())))
     each = np.array(values)
-    return Judgement(name, 8, {metric: float(np.nanmean(each))}, results, {metric: each})
+    return Judgement(name, 8, "float32", {metric: float(np.nanmean(each))}, results, {metric: each})
 
 
 def pairs(scores: list[float], labels: list[float]) -> Judgement:
     results = pl.DataFrame({"label": labels, "score": scores}).with_columns(query_id=pl.lit("i"), query=pl.lit("a"))
     found = METRICS["spearman"].compute(np.array(scores), np.array(labels))
-    return Judgement("pairs", 8, {"spearman": found}, results.with_columns(positive=pl.lit("b")), {})
+    return Judgement("pairs", 8, "float32", {"spearman": found}, results.with_columns(positive=pl.lit("b")), {})
 
 
 def compare(model: Judgement, baseline: Judgement, not_worse: float | None = None) -> Comparison:
@@ -106,8 +106,8 @@ def test_sentence_pairs_are_compared_by_spearman_and_lose_by_their_ranks(monkeyp
 
 def test_a_metric_of_the_whole_set_is_compared_without_an_interval() -> None:
     results = pl.DataFrame({"query_id": ["1"], "query": ["a"]})
-    one = Judgement("classes", 8, {"v_measure": 0.5}, results, {})
-    two = Judgement("classes", 8, {"v_measure": 0.25}, results, {})
+    one = Judgement("classes", 8, "float32", {"v_measure": 0.5}, results, {})
+    two = Judgement("classes", 8, "float32", {"v_measure": 0.25}, results, {})
     judged = {("base", ""): [one], ("model", ""): [two]}
     gate = judge_models(Conditions("base", {"v_measure": 0.2}, 0.01), ["model"], judged)
     (found,) = gate.comparisons
@@ -131,7 +131,7 @@ def test_minimums_hold_for_every_model_and_width_and_sets_without_the_metric_are
 
 
 def test_a_metric_that_is_nan_is_refused() -> None:
-    nothing = Judgement("own", 8, {"ndcg@10": float("nan")}, pl.DataFrame({"query_id": []}), {})
+    nothing = Judgement("own", 8, "float32", {"ndcg@10": float("nan")}, pl.DataFrame({"query_id": []}), {})
     judged = {("base", ""): [retrieval([1.0])], ("model", ""): [nothing]}
     for conditions in (Conditions("base"), Conditions(None, {"ndcg@10": 0.1})):
         with pytest.raises(CorpusError, match="own: ndcg@10 of model is NaN, so the model can't be judged by it"):
