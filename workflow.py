@@ -146,7 +146,7 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
     else:
         folder = "convert/pretrain" if settings.on == "convert" else settings.on
         inputs, pools = {"pairs": shards(corpus, folder)}, None
-    prompts = {"source_prompts": own_prompts(recipe.sources), "set_prompts": own_prompts(recipe.evaluation)}
+    prompts = {"source_prompts": own_prompts(recipe.sources), "set_prompts": recipe.set_prompts}
     return make_job(corpus, stage, find_trained_model(corpus, settings.model), settings, inputs, pools, **prompts)
 
 
@@ -209,12 +209,12 @@ def evaluate(
     from .pipeline.encoder.model_folder import ModelError
     from .trainer.evaluation.bm25 import BM25
     from .trainer.evaluation.evaluate import judge, judge_bm25, widths, write_results
-    from .trainer.evaluation.evaluation_sets import read_sets
+    from .trainer.evaluation.evaluation_sets import find_own_sets, read_sets
     from .trainer.evaluation.gate import check_conditions, judge_models
 
     corpus_of_sets = corpus if not sets else None  # the corpus whose own sets are used
-    places = sets or [Path(corpus or ".") / "evaluation"]
-    evaluation_sets = read_sets(places, overrides, own_prompts(recipe.evaluation))
+    places = sets or find_own_sets(corpus or Path())
+    evaluation_sets = read_sets(places, overrides, recipe.set_prompts)
     retrieval_sets = [one for one in evaluation_sets if one.task == "retrieval"]
     if recipe.evaluate.quantize and not retrieval_sets:
         raise RecipeError(
@@ -421,7 +421,7 @@ def steps(recipe: Recipe) -> list[str]:
     order += ["score", "convert"]
     order += ["pretrain"] if recipe.pretrain else []
     order += ["mine", "finetune"] if recipe.finetune else []
-    order += ["evaluate"] if recipe.evaluation else []
+    order += ["evaluate"] if recipe.evaluation or recipe.holdout else []
     return order + (["export"] if recipe.finetune else [])  # last, because the model card shows the metrics
 
 

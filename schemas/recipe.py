@@ -17,12 +17,14 @@ from .settings import (
     ConvertSettings,
     DedupSettings,
     FilterSettings,
+    HoldoutSettings,
     MineSettings,
     ScoreSettings,
     Settings,
+    SourcePrompts,
     setting,
 )
-from .source_settings import EvaluationSet, Source
+from .source_settings import EvaluationSet, Source, own_prompts
 from .training_settings import BootstrapSettings, EvaluateSettings, ExportSettings, FinetuneSettings, PretrainSettings
 
 
@@ -89,6 +91,11 @@ class Recipe(Settings):
     )
     sources: list[Source] = setting([], "The data sets to read.")
     evaluation: list[EvaluationSet] = setting([], "The data sets to evaluate on.")
+    holdout: HoldoutSettings | None = setting(
+        None,
+        "Questions of the sources to evaluate on; without this section none are kept apart. `holdout: {}` takes the"
+        " defaults.",
+    )
     filter: FilterSettings = setting(FilterSettings(), "Quality rules and personal data.", origin="paper §2.1.1")
     dedup: DedupSettings = setting(DedupSettings(), "Duplicates and evaluation texts.", origin=INTERNLM2)
     bootstrap: BootstrapSettings | None = setting(
@@ -122,6 +129,11 @@ class Recipe(Settings):
         """Name the place of a key for messages, `recipe.yaml:12: mine.method`, or the override that set it."""
         return _locate(self._file, self._lines, self._overrides, location)
 
+    @property
+    def set_prompts(self) -> dict[str, SourcePrompts]:
+        """The prompts of evaluation sets that have any of their own; a set held out of a source has the source's."""
+        return own_prompts([*(self.sources if self.holdout else ()), *self.evaluation])
+
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Recipe":
         for kind, entries in (("sources", self.sources), ("evaluation", self.evaluation)):
@@ -129,6 +141,25 @@ class Recipe(Settings):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{kind}: the name {twice[0]} appears twice; names must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _holdout_is_possible(self) -> "Recipe":
+        if self.holdout is None or not self.sources:
+            return self
+        names = [source.name for source in self.sources if source.gives_questions]
+        if not names:
+            raise ValueError("holdout: no source has questions to hold out; remove `holdout:`")
+        if same := sorted({one.name for one in self.evaluation} & set(names)):
+            raise ValueError(
+                f"evaluation: {same[0]} is also a source, whose held-out questions are a set of this name; rename one"
+            )
+        stages = (("bootstrap.training", self.bootstrap and self.bootstrap.training), ("pretrain", self.pretrain))
+        for name, stage in stages:
+            if stage and stage.on in ("ingest", "filter"):
+                raise ValueError(
+                    f"{name}.on is {stage.on}, whose pairs include what `holdout` keeps apart; expected dedup or later"
+                )
         return self
 
 

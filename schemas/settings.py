@@ -111,6 +111,36 @@ class DedupSettings(Settings):
     )
 
 
+MOST_HELD_OUT = 0.2
+"""The largest share of a source to hold out. Chosen here: most of a source is for training, whatever `min` says."""
+
+
+class HoldoutSettings(Settings):
+    """Questions of the corpus's own sources that are kept out of training, to evaluate on."""
+
+    share: float = setting(0.05, "Share of each source's questions.", gt=0, le=MOST_HELD_OUT)
+    min: int = setting(
+        200, "At least this many questions of each source, but never more than a fifth of those it has.", ge=0
+    )
+    max: int = setting(
+        5000,
+        "At most this many questions of each source.",
+        origin="chosen here: the standard error of a mean over 5,000 values between 0 and 1 is at most 0.007",
+        ge=1,
+    )
+    by: Literal["cluster"] = setting(
+        "cluster",
+        "What stays together: questions that are near-duplicates, and whatever shares a text or a near-duplicate with"
+        " a held-out pair.",
+    )
+
+    @model_validator(mode="after")
+    def _min_is_below_max(self) -> "HoldoutSettings":
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min} and above max, {self.max}")
+        return self
+
+
 Pooling = Literal["cls", "mean", "max", "lasttoken", "weightedmean", "mean_sqrt_len"]
 
 

@@ -192,8 +192,14 @@ class Source(Settings):
         " in the recipe, counted from 0.",
     )
     licence: str | None = setting(None, "Licence of the data, for the model card.")
+    holdout: bool = setting(True, "Whether the recipe's `holdout:` takes questions of this source.")
 
     _listed = field_validator("files", "exclude", mode="before")(_as_list)
+
+    @property
+    def gives_questions(self) -> bool:
+        """Whether the recipe's `holdout:` takes questions of this source."""
+        return self.holdout and self.task != "passage"
 
     @model_validator(mode="after")
     def _labelled(self) -> "Source":
@@ -246,6 +252,8 @@ class EvaluationSet(Source):
 
     @model_validator(mode="after")
     def _asks(self) -> "EvaluationSet":
+        if not self.holdout:
+            raise ValueError(f"evaluation set {self.name}: `holdout` is for `sources`, so remove it")
         if self.task == "passage":
             raise ValueError(
                 f"evaluation set {self.name} has task passage: expected pairs in `files:`, and files of passages to "

@@ -41,7 +41,9 @@ class Validation(Settings):
     """Evaluation during training. The best model so far is kept in `train/STAGE/best`."""
 
     every: int | None = setting(None, "Steps between evaluations; by default there are no evaluations.", ge=1)
-    sets: list[str] = setting([], "Names of `evaluation:` sources, or files; by default all of `evaluation:`.")
+    sets: list[str] = setting(
+        [], "Names of the corpus's sets (`evaluation:` and `holdout:`), or files; by default all its sets."
+    )
     queries: int = setting(
         500,
         "At most this many queries, sentence pairs or texts of each set. Fewer take less time but vary more.",

@@ -21,6 +21,9 @@ FOLDERS = (
 )
 """The folders that hold shards, in pipeline order."""
 
+HOLDOUT = "holdout"
+"""The folder of the evaluation sets that dedup holds out of the sources."""
+
 _INCOMPLETE = ".incomplete"
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[:/]")  # two letters or more: `C:/` is a drive
 _PART = re.compile(r"part-\d+\.parquet")
@@ -33,7 +36,7 @@ def shards(corpus: Path, folder: str) -> list[Path]:
         CorpusError: the stage has not been run, or it was interrupted.
     """
     check_place(corpus)
-    stage = "ingest" if folder == "evaluation" else folder.partition("/")[0]
+    stage = {"evaluation": "ingest", HOLDOUT: "dedup"}.get(folder, folder.partition("/")[0])
     if (corpus / folder / _INCOMPLETE).exists():
         raise CorpusError(f"{corpus / folder}: `conan {stage}` was interrupted; run it again first")
     found = committed(corpus, folder)

@@ -16,8 +16,11 @@ from ahocorasick_rs import BytesAhoCorasick
 from ...schemas.errors import RecipeError
 from ...schemas.registry import did_you_mean
 from ..corpus.folder import committed, fingerprint, is_begun, read_batches, read_footer, shards
+from ..engine.calls import Engine
 from ..text.kernels import utf8_buffers
 from ..text.match_key import match_keys
+from .blocks import call_all
+from .clusters import Pairs
 from .lsh import NO_BUCKET
 from .minhash import ShingleSets, jaccard, shingle_sets
 from .signatures import SIDES, band_columns, hash_text_bands, is_class, read_compared_texts
@@ -73,7 +76,11 @@ def read_held_out(files: Sequence[Path]) -> pl.DataFrame:
     Raises:
         RecipeError: a file can't be read or has no column of texts.
     """
-    found = pl.concat([_read_texts(file) for file in files])
+    return collect_held_out(pl.concat([_read_texts(file) for file in files]))
+
+
+def collect_held_out(found: pl.DataFrame) -> pl.DataFrame:
+    """Collect evaluation texts, `text, set, asked`, as `read_held_out` returns them."""
     found = found.with_columns(text=pl.Series(match_keys(found["text"].to_arrow()), dtype=pl.String))
     return (
         found.filter(pl.col("text").str.len_chars() >= SHORTEST)
@@ -155,6 +162,19 @@ def prepare_held_out(evaluation: Path, bands: int, rows: int) -> HeldOut:
         asked,
         BytesAhoCorasick([query.encode() for query in asked["text"]]),
     )
+
+
+def find_contaminated(
+    pairs: Pairs, held_out: Path | None, banding: tuple[int, int], threshold: float, engine: Engine
+) -> pl.DataFrame:
+    """Find the rows that contain one of the texts that `read_held_out` found, from a file: `row`, `detail`."""
+    if held_out is None:
+        return pl.DataFrame(schema={"row": pl.Int64, "detail": pl.String})
+    files = [pairs.work / f"contaminated_{number}.parquet" for number in range(len(pairs.filtered))]
+    parts = zip(pairs.filtered, pairs.signed, pairs.starts, files, strict=False)
+    calls = [(shard, signed, held_out, start, *banding, threshold, file) for shard, signed, start, file in parts]
+    call_all("contamination", mark_contaminated, [(str(call[0]), call) for call in calls], engine)
+    return pl.read_parquet(files)
 
 
 def mark_contaminated(

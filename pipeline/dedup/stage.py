@@ -15,15 +15,16 @@ from ...schemas.outcomes import Summary
 from ...schemas.pairs import CLUSTERED, PAIR, TASKS, rejected
 from ...schemas.recipe import Recipe
 from ...schemas.settings import DedupSettings
-from ..corpus.folder import fingerprint, read_batches, read_footer, shards
+from ..corpus.folder import HOLDOUT, begin, fingerprint, is_begun, read_batches, read_footer, shards
 from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from . import signatures
-from .blocks import call_all
 from .chains import find_further_survivors
 from .clusters import Clusters, Pairs, find_clusters, find_row_starts
-from .decontamination import find_evaluation_files, fingerprint_set, mark_contaminated, read_held_out
+from .decontamination import find_contaminated, find_evaluation_files, fingerprint_set, read_held_out
+from .holdout import hold_out, plan_holdout
+from .holdout_sets import describe_sets, plan_sets, write_set
 from .lsh import choose_bands, collision_probability
 from .signatures import SIDES, Side
 from .survivors import choose_duplicates, describe_rejected, find_duplicates
@@ -35,8 +36,11 @@ _WORK = ".work"
 def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     """Sign filtered shards that are not signed yet, decide over the whole corpus, write each shard without duplicates.
 
+    With `holdout:`, questions are held out of the shards and written as evaluation sets.
+
     Raises:
-        RecipeError: an evaluation set that `decontaminate` names doesn't exist or has no texts.
+        RecipeError: an evaluation set that `decontaminate` names doesn't exist or has no texts, or no question can be
+            held out.
         CorpusError: filter, or the ingestion of evaluation sets, was interrupted.
         StageError: a shard failed.
     """
@@ -57,17 +61,23 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         [(shard.name, read_footer(shard).content) for shard in inputs],
         [fingerprint_set(file) for file in evaluation],
     )
+    holdout = plan_holdout(corpus, recipe, decided_by)
+    decided_by = holdout.fingerprint if holdout else decided_by
     work = corpus / "dedup" / _WORK
     starts = find_row_starts(inputs)
     tasks = [
         Task((shard, start, work), fingerprint(decided_by, shard.name))
         for shard, start in zip(inputs, starts, strict=False)
     ]
+    sets = plan_sets(recipe, Pairs(tuple(inputs), (), starts, work), decided_by)
     bands, rows = choose_bands(settings.recall, settings.threshold)
     try:
-        if len(find_finished(corpus, "dedup", tasks)) < len(tasks):
+        if sets or is_begun(corpus, HOLDOUT):
+            begin(corpus, HOLDOUT)  # until both folders are written, nobody may evaluate or train
+        if len(find_finished(corpus, "dedup", tasks) | find_finished(corpus, HOLDOUT, sets)) < len(tasks) + len(sets):
             kinds = np.concatenate([_read_task_numbers(shard) for shard in inputs])
-            both = settings.on != "positive" or evaluation or (kinds == TASKS.index("classification")).any()
+            has_classes = (kinds == TASKS.index("classification")).any()
+            both = settings.on != "positive" or evaluation or holdout or has_classes
             sides: Sequence[Side] = SIDES if both else ("positive",)
             signed = sign(corpus, inputs, sides, bands, rows, engine)
             shutil.rmtree(work, ignore_errors=True)
@@ -76,12 +86,17 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
             if known:
                 read_held_out(evaluation).write_parquet(known)
             pairs = Pairs(tuple(inputs), signed, starts, work)
-            decide(pairs, kinds, sides, known, priorities, settings, (bands, rows), engine)
+            clusters = decide(pairs, kinds, sides, known, priorities, settings, (bands, rows), engine)
+            if holdout:
+                hold_out(corpus, pairs, clusters, holdout, settings.threshold, (bands, rows), engine)
         summary = run_stage(corpus, "dedup", dedup_shard, tasks, engine)
+        if sets or is_begun(corpus, HOLDOUT):
+            run_stage(corpus, HOLDOUT, write_set, sets, engine)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     summary.seconds = time.monotonic() - started  # including the decision, which takes most of the time
     found = collision_probability(settings.threshold, bands, rows)
+    summary.notes["held_out"] = describe_sets(corpus)
     summary.notes["bands"] = f"{bands} × {rows} find {found:.1%} of pairs at Jaccard {settings.threshold:g}"
     return summary
 
@@ -105,11 +120,11 @@ def decide(
     settings: DedupSettings,
     banding: tuple[int, int],
     engine: Engine,
-) -> None:
+) -> dict[Side, Clusters]:
     """Decide which rows to reject; write these with reasons, and the positives' cluster ids, to `pairs.work`.
 
-    kinds: uint8[n], each row's place in TASKS. held_out: a file with the texts of the evaluation sets. banding: (bands,
-    rows).
+    Returns the clusters by side. kinds: uint8[n], each row's place in TASKS. held_out: a file with the texts of the
+    evaluation sets. banding: (bands, rows).
 
     Two pairs are duplicates if they have the same task and both their queries and their positives are duplicates: the
     same passage with another question is another pair. With `on: query` or `on: positive` that side alone decides,
@@ -123,7 +138,7 @@ def decide(
     found: dict[Side, Clusters] = {
         side: find_clusters(pairs, side, similar[side], banding[0], settings.threshold, engine) for side in sides
     }
-    contaminated = _find_contaminated(pairs, held_out, banding, settings.threshold, engine)
+    contaminated = find_contaminated(pairs, held_out, banding, settings.threshold, engine)
     contaminated.with_columns(reason=pl.lit("contaminated")).write_parquet(pairs.work / "rejected-0.parquet")
     choices = []
     for frame in find_duplicates(pairs, found, priorities, contaminated["row"], settings.on, engine):
@@ -133,6 +148,7 @@ def decide(
     far, copies = (pl.concat(frames) for frames in zip(*choices, strict=True))
     near = find_further_survivors(pairs, found, far, settings.on, banding[0], settings.threshold)
     _write_rejected(pairs.work / f"rejected-{len(choices) + 1}.parquet", describe_rejected(copies, near, far))
+    return found
 
 
 def _write_rejected(file: Path, rejected: pl.DataFrame) -> None:
@@ -143,19 +159,6 @@ def _write_rejected(file: Path, rejected: pl.DataFrame) -> None:
 def _read_task_numbers(shard: Path) -> NDArray[np.uint8]:
     tasks = pl.read_parquet(shard, columns=["task"])["task"].cast(pl.String)
     return tasks.replace_strict(TASKS, range(len(TASKS)), return_dtype=pl.UInt8).to_numpy()
-
-
-def _find_contaminated(
-    pairs: Pairs, held_out: Path | None, banding: tuple[int, int], threshold: float, engine: Engine
-) -> pl.DataFrame:
-    """Find the contaminated rows: `row`, `detail`."""
-    if held_out is None:
-        return pl.DataFrame(schema={"row": pl.Int64, "detail": pl.String})
-    files = [pairs.work / f"contaminated_{number}.parquet" for number in range(len(pairs.filtered))]
-    parts = zip(pairs.filtered, pairs.signed, pairs.starts, files, strict=False)
-    calls = [(shard, signed, held_out, start, *banding, threshold, file) for shard, signed, start, file in parts]
-    call_all("contamination", mark_contaminated, [(str(call[0]), call) for call in calls], engine)
-    return pl.read_parquet(files)
 
 
 def dedup_shard(filtered: Path, start: int, work: Path, fingerprint: str, shard: Path) -> None:

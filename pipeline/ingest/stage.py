@@ -31,6 +31,9 @@ from .splits import list_source_files, plan_splits
 
 VERSION = 5
 
+_LATER = {"priority", "licence", "holdout", "label_range", "prompts", "instruction"}
+"""Settings of a source that only later stages use."""
+
 
 def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     """Read the sources of the recipe into `corpus/ingest`, and its evaluation sets into `corpus/evaluation`.
@@ -184,7 +187,7 @@ def _count_left_out(corpus: Path, tasks: Sequence[Task]) -> dict[str, int]:
 
 def _fingerprint(source: Source, splits: Sequence[FileSplit], files: Sequence[SourceFile]) -> str:
     versions = {file.path: file.version for file in files}
-    settings = source.model_dump(mode="json", exclude={"priority", "licence", "label_range", "prompts", "instruction"})
+    settings = source.model_dump(mode="json", exclude=_LATER)
     joined = [(file.path, file.version) for file in list_files(list(source.join.values())).files]
     read = [(split.path, split.start, split.end, versions[split.path]) for split in splits]
     return fingerprint("ingest", VERSION, settings, read, joined)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ...pipeline.corpus.folder import read_footer
+from ...pipeline.corpus.folder import HOLDOUT, is_begun, read_footer, shards
 from ...pipeline.ingest.columns import decide_columns
 from ...pipeline.ingest.files import FileSplit
 from ...pipeline.ingest.readers import check_readers
@@ -55,6 +55,17 @@ class EvaluationSet:
     frame: pl.DataFrame
     passages: pl.Series = field(default_factory=lambda: pl.Series([], dtype=pl.String))
     prompts: SourcePrompts = field(default_factory=SourcePrompts)
+
+
+def find_own_sets(corpus: Path) -> list[Path]:
+    """Find the places of a corpus's own sets: those of `evaluation:`, and those that are held out of its sources.
+
+    Raises:
+        CorpusError: dedup, which writes the latter, was interrupted.
+    """
+    folder = corpus / "evaluation"
+    held_out = shards(corpus, HOLDOUT) if is_begun(corpus, HOLDOUT) else []
+    return [*([folder] if folder.is_dir() or not held_out else []), *held_out]
 
 
 def read_sets(

@@ -19,7 +19,7 @@ from ..model.export import export
 from ..optimizer import full_precision
 from ..run_log import Log
 from .evaluate import evaluate
-from .evaluation_sets import EvaluationSet, part, read_sets
+from .evaluation_sets import EvaluationSet, find_own_sets, part, read_sets
 from .metrics import HEADLINE
 
 BEST = "best.json"
@@ -35,15 +35,15 @@ def validation_sets(job: Job) -> list[EvaluationSet]:
     Raises:
         CorpusError: a set is neither an evaluation set of the corpus nor a file, or it can't be read.
     """
-    wanted, folder = job.settings.validation, job.corpus / "evaluation"
+    wanted = job.settings.validation
     if not wanted.every:
         return []
     files = [Path(name) for name in wanted.sets if Path(name).exists()]
     names = [name for name in wanted.sets if not Path(name).exists()]
-    own = read_sets([folder], prompts=job.set_prompts) if names or not files else []
+    own = read_sets(find_own_sets(job.corpus), prompts=job.set_prompts) if names or not files else []
     if unknown := sorted(set(names) - {one.name for one in own}):
         raise CorpusError(
-            f"validation.sets: {unknown[0]} is neither a file nor a set of {folder}"
+            f"validation.sets: {unknown[0]} is neither a file nor a set of {job.corpus}"
             f"{did_you_mean(unknown[0], [one.name for one in own])}"
         )
     chosen = [one for one in own if one.name in names or not wanted.sets]

@@ -283,7 +283,7 @@ def test_workers_and_parts_of_the_work_change_nothing(
     assert found("two", Engine(workers=2), _JUDGED=30, _BLOCK_BYTES=50_000, _FEW=0) == expected
 
 
-@pytest.mark.parametrize("broken", ["dedup_shard", "mark_contaminated", "decide"])
+@pytest.mark.parametrize("broken", ["stage.dedup_shard", "decontamination.mark_contaminated", "stage.decide"])
 def test_the_work_folder_goes_and_a_failed_run_is_taken_up(
     tmp_path: Path, pair, write_shards, read, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -297,7 +297,7 @@ def test_the_work_folder_goes_and_a_failed_run_is_taken_up(
         write_shards(tmp_path / name, "evaluation", [pair(near(rows[3]["query"]), text(900), "exam")])
     dedup(tmp_path / "whole", SOURCES, ONE)
     with monkeypatch.context() as patched:
-        patched.setattr(f"conan_embedding.pipeline.dedup.stage.{broken}", fail)
+        patched.setattr(f"conan_embedding.pipeline.dedup.{broken}", fail)
         with pytest.raises((StageError, OSError), match="no space left"):
             dedup(tmp_path / "broken", SOURCES, ONE)
     before = signed(tmp_path / "broken")
