@@ -51,6 +51,12 @@ def _local_folder(folder: Path | None) -> Path | None:
     return folder
 
 
+def _local_folders(folders: list[Path]) -> list[Path]:
+    for folder in folders:
+        _local_folder(folder)
+    return folders
+
+
 Corpus = Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus folder.", callback=_local_folder)]
 Overrides = Annotated[
     list[str],
@@ -230,8 +236,15 @@ ExportFolder = Annotated[
 Query = Annotated[str, typer.Argument(metavar="QUERY", help="The DuckDB SQL.")]
 Limit = Annotated[int | None, typer.Option(metavar="ROWS", help="Print at most this many rows; default: all.", min=0)]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table; lists and structs as JSON.")]
+ReportedCorpora = Annotated[
+    list[Path],
+    typer.Argument(metavar="CORPUS…", help="A corpus folder, or several to compare.", callback=_local_folders),
+]
 ReportFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The page to write; default: CORPUS/report.html.")
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The page to write; default: CORPUS/report.html, of several the first's comparison.html."
+    ),
 ]
 NewFolder = Annotated[
     Path, typer.Argument(metavar="OUT", help="The folder to write; must be new.", callback=_local_folder)

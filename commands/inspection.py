@@ -38,16 +38,20 @@ def sql(
     display.show_rows(ask(corpus, query, limit), as_json, as_csv)
 
 
-@command("conan report corpora/zh --to report.html")
+@command("conan report corpora/zh --to report.html", "conan report corpora/zh corpora/zh-strict")
 def report(
-    corpus: Corpus,
+    corpora: options.ReportedCorpora,
     to: options.ReportFile = None,
     debug: Debug = False,
 ) -> None:
-    """Write one self-contained HTML page: funnel, rejects, training curves, metrics."""
+    """Write one self-contained HTML page: funnel, scores, rejects with examples, training curves, metrics.
+
+    Several corpora are next to each other, after the settings in which they differ.
+    """
     from ..pipeline.report.page import write_report
 
-    typer.echo(f"report: {write_report(corpus, to or corpus / 'report.html')}")
+    name = "report.html" if len(corpora) == 1 else "comparison.html"
+    typer.echo(f"report: {write_report(corpora, to or corpora[0] / name)}")
 
 
 @command("conan sample corpora/zh tests/corpus --rows 1000")

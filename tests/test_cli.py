@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -353,3 +354,12 @@ def test_report_writes_a_page(conan: Conan, filtered_corpus: Path, tmp_path: Pat
     assert "<html" in (tmp_path / "page.html").read_text("utf-8")
     assert conan("report", filtered_corpus)[0] == 0
     assert (filtered_corpus / "report.html").exists()
+
+
+def test_report_compares_corpora(conan: Conan, filtered_corpus: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(filtered_corpus, tmp_path / "other"))
+    code, output, _ = conan("report", filtered_corpus, other)
+    assert (code, output) == (0, f"report: {filtered_corpus / 'comparison.html'}\n")
+    assert "corpus and other" in (filtered_corpus / "comparison.html").read_text("utf-8")
+    code, _, error = conan("report", filtered_corpus, filtered_corpus)
+    assert (code, "compared with itself" in error) == (1, True)

@@ -4,6 +4,8 @@ Every data stage rebuilds them in catalog.duckdb; `conan sql` creates the same v
 """
 
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -65,12 +67,22 @@ def _write(file: Path, statements: list[str]) -> Path:
 def query(corpus: Path, sql: str, limit: int | None = None) -> pa.Table:
     """Run an SQL query over the views of a corpus and, as `pools.…`, over its negative pools.
 
-    At most `limit` rows are returned. A statement without a result, such as SET, returns a table without columns. The
-    views are created in a temporary folder, so a query needs no write access to the corpus and never blocks a stage.
+    At most `limit` rows are returned. A statement without a result, such as SET, returns a table without columns.
 
     Raises:
         QueryError: DuckDB rejected the SQL; the message is DuckDB's.
         CorpusError: `corpus` is not a folder, or it holds a shard that Conan did not write.
+    """
+    with opened(corpus) as ask:
+        return ask(sql, limit)
+
+
+@contextmanager
+def opened(corpus: Path) -> Iterator[Callable[..., pa.Table]]:
+    """Open the views of a corpus for several queries; yields `query` without its first argument.
+
+    The views are created in a temporary folder, so a query needs no write access to the corpus and never blocks a
+    stage.
     """
     with tempfile.TemporaryDirectory() as folder:
         catalog = _write(Path(folder) / FILE, _statements(corpus))
@@ -78,12 +90,16 @@ def query(corpus: Path, sql: str, limit: int | None = None) -> pa.Table:
             connection.execute("SET enable_progress_bar = false")
             if (corpus / POOLS_FILE).exists():
                 connection.execute(f"ATTACH {quote((corpus / POOLS_FILE).resolve())} AS pools (READ_ONLY)")
-            try:
-                result = connection.sql(sql)
-                # `select("*")` renames duplicate columns (a, a_1), because an Arrow table needs distinct names.
-                return pa.table({}) if result is None else _limited(result.select("*"), limit).to_arrow_table()
-            except duckdb.Error as error:
-                raise QueryError(str(error)) from error
+
+            def ask(sql: str, limit: int | None = None) -> pa.Table:
+                try:
+                    result = connection.sql(sql)
+                    # `select("*")` renames duplicate columns (a, a_1), because an Arrow table needs distinct names.
+                    return pa.table({}) if result is None else _limited(result.select("*"), limit).to_arrow_table()
+                except duckdb.Error as error:
+                    raise QueryError(str(error)) from error
+
+            yield ask
 
 
 def _limited(relation: duckdb.DuckDBPyRelation, limit: int | None) -> duckdb.DuckDBPyRelation:
