@@ -88,6 +88,8 @@ def test_what_is_wrong_is_said(recipe: Path, tmp_path: Path) -> None:
         ("finetune: {layout: fused}", "it is called `cbb_partition: mixed (was fused) or per_task (was paper)` now"),
         ("finetune: {in_turn: true}", "it is called `alternate_tasks` now"),
         ("pretrain: {dimension: 8}", "it is called `projection_dim` now"),
+        ("bootstrap: {training: {tensorboard: true}}", "it is called `track: [tensorboard]` now"),
+        ("finetune: {tensorboard: true}", "it is called `track: [tensorboard]` now"),
         ("bootstrap: {training: {dimensions: [8]}}", "it is called `matryoshka_dims` now"),
         ("evaluate: {dimensions: [8]}", "it is called `matryoshka_dims` now"),
     ],

@@ -31,7 +31,8 @@ sources:
   - {name: crawl, files: "*.warc.gz", read: warc}
   - {name: pages, files: "*.html", read: html, simplify: true}
   - {name: remote, files: "s3://bucket/*.csv", read: csv}
-pretrain: {lora: {rank: 4}}
+pretrain: {lora: {rank: 4}, track: [a_plugins_own]}
+bootstrap: {training: {track: [mlflow]}}
 finetune: {lora: {rank: 4}}
 export: {onnx: true}
 """
@@ -40,8 +41,9 @@ export: {onnx: true}
         "web": "r.yaml:3: sources.1.read",
         "zh": "r.yaml:4: sources.2.simplify",
         "s3": "r.yaml:5: sources.3.files",
+        "mlflow": "r.yaml:7: bootstrap.training.track",
         "lora": "r.yaml:6: pretrain.lora",
-        "onnx": "r.yaml:8: export.onnx",
+        "onnx": "r.yaml:9: export.onnx",
     }
     assert needed_extras(read("finetune: {}")) == {}
 
