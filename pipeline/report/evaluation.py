@@ -29,7 +29,8 @@ def render_evaluation(subjects: Sequence[Subject]) -> str:
         for subject in subjects
         if any(key[2:] == (model, subject.name) for key in values)
     ]
-    columns = columns if len(columns) <= _MODELS else [*columns[: _MODELS - 1], columns[-1]]
+    left_out = len(columns) - _MODELS
+    columns = columns if left_out <= 0 else [*columns[: _MODELS - 1], columns[-1]]
     rows = []
     for place, metric in dict.fromkeys(key[:2] for key in values):
         found = [values.get((place, metric, model, subject.name)) for model, subject in columns]
@@ -43,11 +44,12 @@ def render_evaluation(subjects: Sequence[Subject]) -> str:
         rows.append([f'{escape_text(place)} <span class="aside">{escape_text(metric)}</span>', *cells])
     if not rows:
         return ""
-    note = '<p class="note">The best is bold.</p>'
-    if _BM25 in models:
-        note = '<p class="note">The best is bold; below each model is its difference from BM25.</p>'
+    note = "The best is bold" + ("; below each model is its difference from BM25." if _BM25 in models else ".")
+    note += f" {left_out} more are left out." if left_out > 0 else ""
     heads = [f"{escape_text(model)}{subject.tag}" for model, subject in columns]
-    return render_section("evaluation", "Evaluation", render_table(["set", *heads], rows) + note)
+    return render_section(
+        "evaluation", "Evaluation", f'{render_table(["set", *heads], rows)}<p class="note">{note}</p>'
+    )
 
 
 def _read_metrics(subject: Subject) -> list[dict[str, Any]]:

@@ -89,8 +89,8 @@ def render_examples(subjects: Sequence[Subject]) -> str:
     return render_section(
         "examples",
         "Examples of rejects",
-        '<p class="note">Drawn at random from each stage, rule and source, whose number of rejects '
-        "is given. Personal data is masked, texts are shortened.</p>"
+        f'<p class="note">Up to {_EXAMPLES} of each stage, rule and source, drawn at random, and {_MOST} in all; rows '
+        "says how many there are. Personal data is masked, texts are shortened.</p>"
         '<div class="filters" hidden><input type="search" placeholder="search" aria-label="search">'
         f'{selects}<output aria-live="polite"></output></div><table class="examples"><thead><tr>'
         f"{columns}</tr></thead><tbody>{rows}</tbody></table>",

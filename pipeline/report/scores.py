@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from math import ceil, log2
+from math import ceil, floor, log2
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,32 +44,35 @@ def render_scores(subjects: Sequence[Subject]) -> str:
     scored = [subject for subject in subjects if _has_scores(subject)]
     if not scored:
         return ""
-    cosines, ranks, tables, of_source = "", "", "", defaultdict[str, list[tuple[str, _Source]]](list)
-    for subject in scored:
-        other = f" · {subject.name}" if subject.tag else ""
-        sources = _read_sources(subject)
-        total = _add_up(source.bins for source in sources)
-        cutoffs = {mark for source in sources for mark in source.marks if mark[1].startswith("cutoff")}
-        cosines += _render_cosines(f"All sources{other}", total, sorted(cutoffs), total)
-        ranks += _render_ranks(subject, other)
-        tables += f"<h3>By source{escape_text(other)}</h3>{_render_table(sources)}"
-        for source in sources:
-            of_source[source.name].append((f"{source.name}{other}", source))
-    together = _add_up(source.bins for each in of_source.values() for _, source in each)
-    own = [
-        _render_cosines(title, source.bins, source.marks, together)
-        for each in of_source.values()
-        for title, source in each
-    ][:_CHARTS]
+    read = [(f" · {subject.name}" if subject.tag else "", *_read_sources(subject)) for subject in scored]
+    sources = [source for _, found, _ in read for source in found]
+    span = _find_span([total for *_, total in read], [mark for source in sources for mark in source.marks])
+    cosines, tables = "", ""
+    for other, found, total in read:
+        cutoffs = {mark for source in found for mark in source.marks if mark[1].startswith("cutoff")}
+        cosines += _render_cosines(f"All sources{other}", total, sorted(cutoffs), span)
+        tables += f"<h3>By source{escape_text(other)}</h3>{_render_table(found)}"
+    ranks = "".join(_render_ranks(subject, other) for subject, (other, *_) in zip(scored, read, strict=True))
+    names = dict.fromkeys(source.name for source in sources)
+    charts = [
+        _render_cosines(f"{source.name}{other}", source.bins, source.marks, span)
+        for name in names
+        for other, found, _ in read
+        for source in found
+        if source.name == name and source.bins
+    ]
+    charts = charts if len(names) > 1 else []
     small = "charts" if len(scored) > 1 else "charts small"
     note = (
         '<p class="note">Cosines of query and positive, of pairs kept and rejected, and of each query with another '
-        "passage: what a wrong pair scores. Dashed lines are cuts. Charts of sources share the horizontal axis.</p>"
+        "passage: the score of a wrong pair. Dashed lines are cuts. Charts of sources share the horizontal axis"
+        f"{f'; the first {_CHARTS} are shown' if len(charts) > _CHARTS else ''}.</p>"
     )
     return render_section(
         "scores",
         "Scores",
-        f'{note}<div class="charts">{cosines}{ranks}</div>{tables}<div class="{small}">{"".join(own)}</div>',
+        f'{note}<div class="charts">{cosines}{ranks}</div>{tables}'
+        f'<div class="{small}">{"".join(charts[:_CHARTS])}</div>',
     )
 
 
@@ -90,22 +93,27 @@ def _all_pairs(subject: Subject) -> str:
     return " UNION ALL ".join(parts)
 
 
-def _read_sources(subject: Subject) -> list[_Source]:
-    """Read the scores of the sources with the most scored pairs."""
+def _read_sources(subject: Subject) -> tuple[list[_Source], Bins]:
+    """Read the scores of each source, those with the most pairs first, and the bins of all of them together.
+
+    Sources that no table or chart has room for have no bins of their own.
+    """
     pairs = _all_pairs(subject)
-    # A cosine such as 0.35 may be a little less than that in float32; it still belongs to the bin that begins there.
-    fine = f"CAST(least(floor(CAST({{}} AS DOUBLE) * {_FINE} + 1e-4), {_FINE - 1}) AS INTEGER)"
     sources = subject.rows(
         "SELECT source, any_value(format) AS format, avg(CAST(rank = 1 AS INTEGER)) AS first, "
         f"min(score) FILTER (name = 'kept') AS lowest FROM ({pairs}) "
-        f"WHERE isfinite(score) GROUP BY source ORDER BY count(*) DESC, source LIMIT {ROWS}"
+        "WHERE isfinite(score) GROUP BY source ORDER BY count(*) DESC, source"
     )
-    bins: dict[str, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
+    # A cosine such as 0.35 may be a little less than that in float32; it still belongs to the bin that begins there.
+    fine = f"CAST(least(floor(CAST({{}} AS DOUBLE) * {_FINE} + 1e-4), {_FINE - 1}) AS INTEGER)"
+    bins: dict[str | None, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
     for row in subject.rows(
-        f"WITH pairs AS ({pairs}) SELECT source, name, bin, count(*) AS rows FROM ("
+        f"WITH pairs AS ({pairs}), largest AS (SELECT source FROM pairs WHERE isfinite(score) GROUP BY source "
+        f"ORDER BY count(*) DESC, source LIMIT {ROWS}) "
+        "SELECT largest.source, name, bin, count(*) AS rows FROM ("
         f"SELECT source, name, {fine.format('score')} AS bin FROM pairs WHERE isfinite(score) UNION ALL "
         f"SELECT source, '{_MISMATCHED}', {fine.format('mismatched')} FROM pairs WHERE isfinite(mismatched)"
-        ") GROUP BY ALL ORDER BY ALL"
+        ") LEFT JOIN largest USING (source) GROUP BY ALL ORDER BY ALL"
     ):
         bins[row["source"]][row["name"]][row["bin"]] = row["rows"]
     cuts: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
@@ -114,7 +122,8 @@ def _read_sources(subject: Subject) -> list[_Source]:
         f"AS at FROM ({pairs}) WHERE name = 'rejected' GROUP BY ALL"
     ):
         cuts[row["source"]][row["reason"]] = row
-    return [_make_source(subject, source, bins[source["source"]], cuts[source["source"]]) for source in sources]
+    found = [_make_source(subject, one, bins.get(one["source"], {}), cuts[one["source"]]) for one in sources]
+    return found, _add_up(bins.values())
 
 
 def _make_source(subject: Subject, source: dict[str, Any], bins: Bins, cuts: dict[str, dict[str, Any]]) -> _Source:
@@ -145,10 +154,15 @@ def _add_up(parts: Iterable[Bins]) -> Bins:
     return total
 
 
-def _render_cosines(title: str, bins: Bins, marks: Sequence[tuple[float, str]], shared: Bins) -> str:
-    """Render a histogram over the range of all the bins that are `shared`, so that charts can be compared."""
-    places = [place for counts in shared.values() for place in counts]
-    low, high = min(places), max(places)
+def _find_span(totals: Sequence[Bins], marks: Sequence[tuple[float, str]]) -> tuple[int, int]:
+    """Return the first and last fine bin that charts need, so that all have the same axis."""
+    places = [place for bins in totals for counts in bins.values() for place in counts]
+    places += [floor(place) for place, _ in marks]
+    return min(places), max(places)
+
+
+def _render_cosines(title: str, bins: Bins, marks: Sequence[tuple[float, str]], span: tuple[int, int]) -> str:
+    low, high = span
     width = next((width for width in _WIDTHS if (high - low) / width < _BINS), _WIDTHS[-1])
     series: dict[str, dict[int, int]] = {}
     for name in ("kept", "rejected", _MISMATCHED):

@@ -2,9 +2,9 @@
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5f6972; --rule: #e1e5e8; --paper: #fff; --tint: #f5f6f7;
-  --s0: #0072b2; --s1: #c75000; --s2: #00805e; --s3: #9b4f96; --warn: #a33a2a; }
+  --s0: #0072b2; --s1: #d55e00; --s2: #009e73; --s3: #4a1642; --warn: #a33a2a; }
 @media screen and (prefers-color-scheme: dark) { :root { --ink: #e4e6e8; --soft: #9da6ae; --rule: #30353a;
-  --paper: #16181b; --tint: #1e2124; --s0: #56b4e9; --s1: #e69f00; --s2: #2cc295; --s3: #d39fdc; --warn: #ec8d7d; } }
+  --paper: #16181b; --tint: #1e2124; --s0: #56b4e9; --s1: #e69f00; --s2: #009e73; --s3: #f5e9a0; --warn: #ec8d7d; } }
 * { box-sizing: border-box; }
 [hidden] { display: none !important; }
 html { -webkit-text-size-adjust: 100%; }
@@ -30,7 +30,7 @@ table { width: 100%; border-spacing: 0; font-size: .9rem; }
 th, td { padding: .34rem 0 .34rem 1.5rem; text-align: right; white-space: nowrap; vertical-align: top; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; font-weight: 400; }
 .wide th:first-child { position: sticky; left: 0; min-width: 7rem; padding-right: .5rem; background: var(--paper);
-  white-space: normal; overflow-wrap: anywhere; }
+  white-space: normal; overflow-wrap: break-word; }
 thead th, thead .aside { color: var(--soft); font-weight: 400; font-size: .8rem; border-bottom: 1px solid var(--rule);
   white-space: normal; vertical-align: bottom; }
 thead .aside { border: 0; }
@@ -70,7 +70,8 @@ path.mark { stroke: currentColor; stroke-dasharray: 3 3; } svg text.mark { fill:
 .examples dt { color: var(--soft); font-size: .8rem; line-height: 1.75; }
 .examples dd { margin: 0; }
 @media (max-width: 44rem) { body { padding-top: 1.5rem; } th, td { padding-left: .9rem; }
-  .examples thead { display: none; }
+  .wide th:first-child { overflow-wrap: anywhere; } }
+@media print, (max-width: 44rem) { .examples thead { display: none; }
   .examples tr { display: block; padding: .6rem 0; border-top: 1px solid var(--rule); }
   .examples td, .examples td:first-child { display: inline-block; padding: 0 .7rem 0 0; border: 0; }
   .examples td:nth-child(-n+4) { color: var(--soft); font-size: .8rem; }
@@ -78,10 +79,12 @@ path.mark { stroke: currentColor; stroke-dasharray: 3 3; } svg text.mark { fill:
   .examples td:nth-child(4)::before { content: "of "; }
   .examples td:nth-child(5), .examples td:nth-child(6) { display: block; } }
 @media print { :root { color-scheme: light; } body { max-width: none; padding: 0; font-size: 9pt; } nav, .filters {
-  display: none; } .wide { overflow: visible; } th, td { padding-left: .7rem; } h2, h3 { break-after: avoid; }
-  tr { break-inside: avoid; } .charts { grid-template-columns: 1fr 1fr; } .charts.small {
-  grid-template-columns: 1fr 1fr 1fr; } .wide th:first-child { position: static; } }
+  display: none !important; } .wide { overflow: visible; } th, td { padding-left: .7rem; }
+  h2, h3 { break-after: avoid; } tr { break-inside: avoid; } .charts { grid-template-columns: 1fr 1fr; }
+  .charts.small { grid-template-columns: 1fr 1fr 1fr; } .wide th:first-child {
+  position: static; background: none; } }
 """
+"""The colours of series are three of Okabe and Ito's, made for all kinds of colour vision, and one close to the ink."""
 
 SCRIPT = """
 const table = document.querySelector(".examples"), filters = document.querySelector(".filters");

@@ -35,8 +35,12 @@ def render_training(subjects: Sequence[Subject]) -> str:
         for log in sorted(subject.folder.glob("train/*/log.jsonl")):
             runs.setdefault(log.parent.name, {})[subject.name] = list(_read_log(log))
     runs = {name: logs for name, logs in runs.items() if any(map(_steps, logs.values()))}
-    names = sorted(runs, key=lambda name: (_ORDER.get(name, len(_ORDER)), name))[:_RUNS]
-    parts = [_render_run(name, {each.name: runs[name].get(each.name, []) for each in subjects}) for name in names]
+    names = sorted(runs, key=lambda name: (_ORDER.get(name, len(_ORDER)), name))
+    parts = [
+        _render_run(name, {each.name: runs[name].get(each.name, []) for each in subjects}) for name in names[:_RUNS]
+    ]
+    if len(names) > _RUNS:
+        parts.append(f'<p class="note">The first {_RUNS} of {len(names)} runs are shown.</p>')
     return render_section("training", "Training", "".join(parts))
 
 

@@ -98,5 +98,9 @@ def test_the_size_is_bounded_whatever_is_in_it(
     assert file.stat().st_size < 2_000_000
     page = Page(file.read_text("utf-8"))
     assert page.all("h2")[-2:] == ["Evaluation", "Examples of rejects"]
+    notes = {text for text in page.all("p") if "shown" in text or "left out" in text}
+    assert "The first 8 of 10 runs are shown." in notes
+    assert "The best is bold. 8 more are left out." in notes
+    assert "The first 100 of 200 are shown." in notes
     assert [tag for tag, _ in page.elements].count("script") == 1
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)

@@ -100,6 +100,16 @@ def test_the_cutoff_is_what_rejects_were_held_to_or_else_the_recipe_s(tmp_path: 
     assert ">Scores</h2>" in html  # although score kept no pair
 
 
+def test_sources_without_a_row_count_in_the_total(tmp_path: Path, pair, write_shards, monkeypatch) -> None:
+    monkeypatch.setattr("conan_embedding.pipeline.report.scores.ROWS", 1)
+    rows = [pair(f"问{number}", "答", "ab"[number > 2], score=0.5) for number in range(5)]
+    write_shards(tmp_path, "score", rows)
+    html = report(tmp_path)
+    assert "kept: 5, most between 0.5 and" in figure_of(html, "All sources")
+    assert "kept: 3, most between 0.5 and" in figure_of(html, "a")
+    assert "<figcaption><b>b</b>" not in html
+
+
 def test_shards_of_earlier_versions_have_no_mismatched_pairs(tmp_path: Path, pair, write_shards) -> None:
     corpus = tmp_path / "c"
     write_shards(corpus, "score", [pair("问题", "答案", score=0.6, mismatched=0.2, rank=1)])
