@@ -354,8 +354,8 @@ class ExportSettings(Settings):
     prompts: PromptSettings = setting(PromptSettings(), "Texts that the folder puts before queries and passages.")
     onnx: bool = setting(
         False,
-        "Also write `onnx/model.onnx` for ONNX Runtime: token ids and mask in, vectors before normalisation out. Needs"
-        " the extra `[onnx]`.",
+        "Also write `onnx/model.onnx` for ONNX Runtime and transformers.js: token ids and mask in, vectors before"
+        " normalisation out; and `onnx/model_quantized.onnx`, with int8 weights. Needs the extra `[onnx]`.",
     )
 
     calibration: int = setting(

@@ -2,12 +2,9 @@
 
 import copy
 import json
-import logging
 import os
 import shutil
-import warnings
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -17,16 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ...pipeline.encoder.encoder import Vectors
 from ...pipeline.encoder.model_layout import POOLING_FLAGS
-from ...schemas.errors import MissingExtraError
 from .calibration import write_ranges
 from .embedding_model import IDENTITY, EmbeddingModel
 from .lora import merged_weights
+from .onnx_model import is_too_large, write_onnx, write_quantized
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-ONNX_LIMIT = 2_000_000_000
-"""An ONNX file is a protocol buffer, limited to 2 GiB; weights of more bytes than this go into a separate file."""
 
 
 def export(
@@ -45,8 +39,8 @@ def export(
     name and then renamed; only then is an earlier export at `folder` replaced.
 
     Weights are written in `precision`; the model itself is not changed. Its prompts are put before texts by
-    `encode_query`, `encode_document` and `encode`. `onnx` adds onnx/model.onnx (see `write_onnx`), `card` is the
-    content of README.md, `ranges` that of int8_ranges.safetensors (see `find_ranges`).
+    `encode_query`, `encode_document` and `encode`. `onnx` adds the files of onnx_model.py, `card` is the content of
+    README.md, `ranges` that of int8_ranges.safetensors (see `find_ranges`).
 
     Raises:
         FileExistsError: the folder exists and is not an exported model.
@@ -61,7 +55,7 @@ def export(
     try:
         _write(model, tokenizer, temporary, precision)
         if onnx:
-            write_onnx(model, temporary / "onnx" / "model.onnx")
+            _write_onnx(model, temporary)
         if ranges:
             write_ranges(temporary, ranges)
         if card:
@@ -73,44 +67,6 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)  # last, so that the earlier export survives a failed rename
     return folder
-
-
-def write_onnx(model: EmbeddingModel, file: Path) -> None:
-    """Write encoder, pooling and linear layer as one ONNX model for ONNX Runtime.
-
-    Inputs are `input_ids` and `attention_mask`, int64 [texts, length], with any number of texts and any length. The
-    output is `sentence_embedding`, float32 [texts, D], not normalised. Weights are always float32, because ONNX
-    Runtime has few half-precision operations on a CPU.
-
-    Raises:
-        MissingExtraError: the extra `onnx` is not installed.
-    """
-    if not find_spec("onnxscript"):
-        raise MissingExtraError("an ONNX file", "onnx")
-    file.parent.mkdir(parents=True)
-    copied = copy.deepcopy(model).float().cpu().eval()
-    copied.packable = False  # packing would fix the lengths of the example texts in the traced graph
-    ids, mask = (torch.ones(2, 8, dtype=torch.int64) for _ in range(2))  # the same tensor twice would be one input
-    axes = {0: "texts", 1: "length"}
-    size = sum(parameter.numel() * 4 for parameter in copied.parameters())
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    try:
-        exporter.setLevel(logging.ERROR)  # the exporter warns that it can't find torchvision's operations
-        with warnings.catch_warnings(action="ignore"):  # torch warns of axis names and of its own pytree code
-            torch.onnx.export(
-                copied,
-                (ids, mask),
-                file,
-                input_names=["input_ids", "attention_mask"],
-                output_names=["sentence_embedding"],
-                dynamic_shapes={"input_ids": axes, "attention_mask": axes},
-                external_data=size > ONNX_LIMIT,
-                dynamo=True,
-                verbose=False,
-            )
-    finally:
-        exporter.setLevel(level)
 
 
 def _write(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, folder: Path, precision: Precision) -> None:
@@ -147,6 +103,17 @@ def _write(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
             "similarity_fn_name": "cosine",
         },
     )
+
+
+def _write_onnx(model: EmbeddingModel, folder: Path) -> None:
+    """Write onnx/model.onnx and, unless the model is too large for it, onnx/model_quantized.onnx."""
+    file = folder / "onnx" / "model.onnx"
+    write_onnx(model, file)
+    if is_too_large(model):
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        _json(folder / "config.json", config | {"transformers.js_config": {"use_external_data_format": True}})
+    else:
+        write_quantized(file)
 
 
 def _json(path: Path, content: object) -> None:

@@ -130,7 +130,7 @@ def model_card(
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "conan-embedding"]
-        + ["onnx"] * onnx,
+        + ["onnx", "transformers.js"] * onnx,
         base_model=base if is_hub_name else None,
         datasets=datasets or None,
         model_name=name if metrics else None,  # required with eval_results; without, it would be a key of the card
@@ -208,7 +208,8 @@ def _what(name: str, stages: Sequence[Stage], dimension: int, max_length: int, p
 def _how_to_run_onnx(dimension: int) -> str:
     return (
         f"`onnx/model.onnx` takes `input_ids` and `attention_mask` [texts, length] and returns `sentence_embedding` "
-        f"[texts, {dimension}] in fp32, not normalised:\n\n"
+        f"[texts, {dimension}] in fp32, not normalised. `onnx/model_quantized.onnx`, if there is one, is the same with "
+        'int8 weights: `dtype: "q8"` in transformers.js.\n\n'
         "```python\nimport onnxruntime\n\n"
         'batch = tokenizer(texts, padding=True, truncation=True, return_tensors="np")\n'
         'session = onnxruntime.InferenceSession("onnx/model.onnx")\n'

@@ -12,7 +12,6 @@ import pytest
 import torch
 from conan_embedding import workflow
 from conan_embedding.pipeline.encoder.prompts import read_prompts
-from conan_embedding.schemas.errors import MissingExtraError
 from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import EncoderSettings, PromptSettings
@@ -20,7 +19,7 @@ from conan_embedding.schemas.training_settings import MATRYOSHKA_DIMS, FinetuneS
 from conan_embedding.trainer.model import export as module
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.trainer.model.embedding_model import load
-from conan_embedding.trainer.model.export import export, write_onnx
+from conan_embedding.trainer.model.export import export
 from safetensors.torch import load_file
 
 TEXTS = ["今天天气好", "python 编程", "在", "很长的一段文字，" * 20]
@@ -98,49 +97,6 @@ def test_prompts_of_both_sides_are_written(plain: Path, tmp_path: Path) -> None:
     model, tokenizer = load(plain, 24)
     without = sentence_transformers.SentenceTransformer(str(export(model, tokenizer, tmp_path / "none")), device="cpu")
     assert np.array_equal(without.encode_query(["编程"]), without.encode(["编程"]))
-
-
-@pytest.mark.parametrize(("dimension", "pooling"), [(24, "mean"), (None, "cls")])
-def test_onnx_runtime_gives_the_same_vectors(plain: Path, tmp_path: Path, dimension: int | None, pooling: str) -> None:
-    """With other batch sizes and lengths than in tracing, exported in training mode, in full and half precision."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    model, tokenizer = load(plain, dimension, pooling)
-    for part in model.modules():
-        if isinstance(part, torch.nn.Dropout):
-            part.p = 0.5
-    folder = export(model, tokenizer, tmp_path / "model", precision="bf16", onnx=True)
-    assert [file.name for file in (folder / "onnx").iterdir()] == ["model.onnx"]
-    assert model.training
-    session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
-    assert [each.name for each in session.get_inputs()] == ["input_ids", "attention_mask"]
-    model.eval()
-    for texts in (TEXTS, ["在"], TEXTS * 5, TEXTS[2:]):
-        batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        with torch.no_grad():
-            expected = model(**inputs).numpy()
-        (found,) = session.run(["sentence_embedding"], {name: value.numpy() for name, value in inputs.items()})
-        assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-4
-
-
-def test_weights_that_are_too_large_for_an_onnx_file_stand_beside_it(
-    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(module, "ONNX_LIMIT", 1000)
-    write_onnx(load(plain, 24)[0], tmp_path / "onnx" / "model.onnx")
-    assert sorted(file.name for file in (tmp_path / "onnx").iterdir()) == ["model.onnx", "model.onnx.data"]
-    moved = (tmp_path / "onnx").rename(tmp_path / "moved")
-    ones = np.ones((1, 3), np.int64)
-    session = onnxruntime.InferenceSession(moved / "model.onnx", providers=["CPUExecutionProvider"])
-    assert session.run(None, {"input_ids": ones, "attention_mask": ones})[0].shape == (1, 24)
-
-
-def test_onnx_without_its_extra_is_said(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda _: None)
-    with pytest.raises(MissingExtraError, match=r"conan-embedding\[onnx\]"):
-        export(*load(plain), tmp_path / "model", onnx=True)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_recipe_decides_what_is_exported(plain: Path, tmp_path: Path) -> None:
