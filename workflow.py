@@ -7,7 +7,8 @@ trainer imports only the parts of the pipeline that tests/test_imports.py lists.
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .schemas.errors import RecipeError
 from .schemas.outcomes import Evaluated, Exported, Outcome, Summary, Trained, TrainingPlan
 from .schemas.recipe import Recipe
 from .schemas.source_settings import own_prompts
+from .schemas.stage_fit import find_misfits
 
 if TYPE_CHECKING:
     from .pipeline.encoder.encoder import Encoder
@@ -76,12 +78,17 @@ def find_trained_model(corpus: Path, name: str) -> str:
     if name not in STAGE_MODELS:
         return name
     folder = corpus / "train" / name / "model"
-    if not folder.is_dir():
+    if not is_trained(corpus, name):
         from .schemas.errors import CorpusError
 
         stage = "bootstrap" if name == "untrained" else name
         raise CorpusError(f"no model in {folder}; run `conan train {corpus} --stage {stage}` first")
     return str(folder)
+
+
+def is_trained(corpus: Path, name: str) -> bool:
+    """Whether a training stage has written its model into the corpus."""
+    return (corpus / "train" / name / "model").is_dir()
 
 
 def with_model(settings: Any, corpus: Path) -> Any:
@@ -385,17 +392,22 @@ def check_names(recipe: Recipe) -> None:
         RecipeError: a name is not registered, or FAISS can't read the index.
         MissingExtraError: a tracker's library is not installed.
     """
-    from .pipeline.ingest.readers import check_readers
+    for check in list_name_checks(recipe):
+        check()
+
+
+def list_name_checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
+    """Yield the checks of `check_names`, each of which raises an error of its own."""
+    from .pipeline.ingest.readers import check_reader, list_sources
     from .pipeline.mine.methods import METHODS
 
-    check_readers(recipe)
-    METHODS.find(recipe.mine.method, recipe.locate("mine", "method"))
+    yield from (partial(check_reader, recipe, *source) for source in list_sources(recipe))
+    yield partial(METHODS.find, recipe.mine.method, recipe.locate("mine", "method"))
     if recipe.mine.index is not None:
         from .pipeline.mine.search import check_index_syntax  # imports FAISS
 
-        check_index_syntax(recipe.mine.index, recipe.locate("mine", "index"))
-    for stage in TRAINING_STAGES:
-        _check_training_names(recipe, stage)
+        yield partial(check_index_syntax, recipe.mine.index, recipe.locate("mine", "index"))
+    yield from (partial(_check_training_names, recipe, stage) for stage in TRAINING_STAGES)
 
 
 def _check_training_names(recipe: Recipe, stage: str) -> None:
@@ -429,10 +441,15 @@ def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Itera
     """Run all stages in order and yield the name and outcome of each. Stages skip what is already done.
 
     Raises:
-        RecipeError: the recipe names something that is not registered; raised before the first stage.
+        RecipeError: the recipe names something that is not registered, or a stage needs what none makes; raised before
+            the first stage.
     """
     check_names(recipe)
+    for location, problem in find_misfits(recipe, steps(recipe), STAGE_MODELS, partial(is_trained, corpus)):
+        raise RecipeError(f"{recipe.locate(*location)}: {problem}")
     for step in steps(recipe):
+        if step == "mine":
+            _check_width(corpus, recipe)
         if step in DATA_STAGES:
             yield step, run_data_stage(step, corpus, recipe, engine)
         elif step == "export":
@@ -441,6 +458,19 @@ def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Itera
             yield step, evaluate(corpus, recipe, list(recipe.evaluate.models), [], progress=engine.progress)
         else:
             yield step, train(step, corpus, recipe, processes)
+
+
+def _check_width(corpus: Path, recipe: Recipe) -> None:
+    """Raise TrainingError before mining if `finetune.matryoshka_dims` does not fit its model, as training would."""
+    from .pipeline.encoder.model_folder import find_model
+    from .pipeline.encoder.model_shape import read_shape
+    from .schemas.settings import EncoderSettings
+    from .trainer.job import check_dimensions
+
+    if recipe.finetune and recipe.finetune.matryoshka_dims:
+        model = find_trained_model(corpus, recipe.finetune.model)
+        width = read_shape(find_model(model), EncoderSettings(model=model)).width
+        check_dimensions("finetune", model, recipe.finetune.matryoshka_dims, width)
 
 
 def find_corpus(recipe: Recipe, corpus: Path | None, file: Path) -> Path:

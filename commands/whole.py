@@ -56,6 +56,26 @@ def run(
         raise typer.Exit(BAD_INPUT)
 
 
+@command("conan check recipe.yaml", "conan check recipe.yaml corpora/zh --json")
+def check(
+    recipe: options.RecipeArgument,
+    corpus: options.OptionalCorpus = None,
+    overrides: Overrides = [],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Find what is wrong with a recipe, its files, models and extras; write and download nothing.
+
+    The exit code is 1 if there is an error.
+    """
+    from ..check import check_recipe
+
+    findings = check_recipe(recipe, overrides, corpus)
+    display.show_findings(findings, as_json)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
 @command("conan demo demo")
 def demo(
     folder: options.DemoFolder = Path("demo"),

@@ -4,11 +4,15 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from conan_embedding import workflow
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.schemas.errors import CorpusError, RecipeError
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import SourcePrompts
+from conan_embedding.trainer.job import TrainingError
+from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.workflow import (
     _keep_metrics,
     _sentence_shards,
@@ -126,6 +130,25 @@ def test_loss_terms_are_checked_before_any_work(stage: str, tmp_path: Path) -> N
     with pytest.raises(RecipeError, match=r"mine\.index: FAISS can't read 'IVF4096Flat'"):
         next(run(tmp_path, recipe(mine={"index": "IVF4096Flat"}), Engine(1), 1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_that_do_not_fit_together_are_refused_before_any_work(tmp_path: Path) -> None:
+    sections = {"finetune": {"model": "pretrain"}, "sources": [{**SOURCE, "task": "retrieval"}]}
+    with pytest.raises(RecipeError, match=r"finetune\.model: names the model of pretrain, but there is no `pretrain:`"):
+        next(run(tmp_path, recipe(**sections), Engine(1), 1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_widths_beyond_the_models_are_refused_before_mining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_bert(tmp_path / "model", texts=pa.chunked_array([["怎么泡茶"]]), hidden=32)
+    ran: list[str] = []
+    monkeypatch.setattr(workflow, "run_data_stage", lambda step, *_: ran.append(step))
+    given = recipe(
+        sources=[{**SOURCE, "task": "retrieval"}], finetune={"model": str(model), "matryoshka_dims": [16, 64]}
+    )
+    with pytest.raises(TrainingError, match=r"have 32 dimensions, but finetune\.matryoshka_dims lists 64"):
+        list(run(tmp_path, given, Engine(1), 1))
+    assert ran == ["ingest", "filter", "dedup", "score", "convert"]
 
 
 def test_stages_get_the_prompts_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def plan_training(job: Job, processes: int) -> TrainingPlan:
     layout = read_layout(find_model(job.model))
     config = AutoConfig.from_pretrained(layout.encoder)
     width = len(layout.dense[0].weight) if layout.dense else getattr(settings, "projection_dim", None)
-    check_dimensions(job, width or config.hidden_size)
+    check_dimensions(job.name, job.model, settings.matryoshka_dims, width or config.hidden_size)
     check_attention(config, getattr(settings, "attention", None))
     parameters, frozen = count_parameters(config, width, settings.lora, f"{job.name}.lora.targets")
     own_tokens = -(-texts // processes) * settings.max_length

@@ -1,7 +1,7 @@
 """The description of a training run, kept as one file: model, shards, settings."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -132,10 +132,10 @@ def check_processes(job: Job, processes: int) -> None:
         )
 
 
-def check_dimensions(job: Job, width: int) -> None:
-    """Raise TrainingError if `matryoshka_dims` has a value above the width of the model's vectors."""
-    if beyond := [each for each in job.settings.matryoshka_dims if each > width]:
+def check_dimensions(stage: str, model: str, matryoshka_dims: Sequence[int], width: int) -> None:
+    """Raise TrainingError if a stage's `matryoshka_dims` has a value above the width of the model's vectors."""
+    if beyond := [each for each in matryoshka_dims if each > width]:
         raise TrainingError(
-            f"the vectors of {job.model} have {width} dimensions, but {job.name}.matryoshka_dims lists {beyond[0]}; "
+            f"the vectors of {model} have {width} dimensions, but {stage}.matryoshka_dims lists {beyond[0]}; "
             f"list only values up to {width}"
         )

@@ -152,7 +152,7 @@ def _load_model(job: Job) -> tuple[EmbeddingModel, Any]:
     model, tokenizer = load(
         job.model, projection_dim, pooling, settings.max_length, settings.prompts, job.source_prompts
     )
-    check_dimensions(job, model.dimension)
+    check_dimensions(job.name, job.model, job.settings.matryoshka_dims, model.dimension)
     set_attention(model.encoder, attention)
     model.soft_alpha = 0.0 if attention == "soft" else None
     if settings.lora is not None:

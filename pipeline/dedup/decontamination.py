@@ -3,7 +3,7 @@
 A pair does so if one of its texts is a near-duplicate of an evaluation text, or contains an evaluation query verbatim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -51,16 +51,18 @@ def find_evaluation_files(corpus: Path, wanted: bool | Sequence[str]) -> list[Pa
     own = {_read_set_name(shard): shard for shard in found}
     if wanted is True:
         return list(own.values())
-    files = []
+    check_set_names(wanted, own)
+    return [own.get(name, Path(name)) for name in wanted]
+
+
+def check_set_names(wanted: Iterable[str], own: Collection[str]) -> None:
+    """Raise RecipeError if a name is neither that of a file nor of one of the corpus's `own` sets."""
     for name in wanted:
-        file = own.get(name, Path(name))
-        if not file.exists():
+        if name not in own and not Path(name).exists():
             raise RecipeError(
                 f"dedup.decontaminate: {name} is neither a Parquet or JSONL file nor an evaluation set of the corpus"
                 f"{did_you_mean(name, own)}"
             )
-        files.append(file)
-    return files
 
 
 def fingerprint_set(file: Path) -> str:

@@ -73,7 +73,7 @@ def load_encoder(settings: EncoderSettings, kind: type[Any] = AutoModel, device:
     model, tokenizer, _ = load_transformer(
         layout, settings.max_length, kind, settings.trust_remote_code, dtype=best_precision(place)
     )
-    pooling = settings.pooling or default_pooling(layout, model)
+    pooling = settings.pooling or default_pooling(layout, model.config.model_type)
     model = model.eval().to(place)
     if settings.compile:
         model.compile(dynamic=True)

@@ -26,17 +26,7 @@ def keep_first_layers(folder: Path, layers: int, trust_remote_code: bool = False
     Raises:
         ModelError: the model has fewer layers, or transformers can't read its configuration.
     """
-    configs = [file for file in sorted(folder.glob("**/config.json")) if "model_type" in read_json(file)]
-    if len(configs) != 1:
-        raise ModelError(f"{folder}: {len(configs)} files config.json name a `model_type`; expected one, of the model")
-    transformer = configs[0].parent
-    try:
-        config = AutoConfig.from_pretrained(transformer, trust_remote_code=trust_remote_code)
-        present, key = config.num_hidden_layers, config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    except (AttributeError, OSError, ValueError) as error:
-        raise ModelError(f"{configs[0]}: can't tell how many layers the model has: {error}") from error
-    if not 1 <= layers <= present:
-        raise ModelError(f"{folder} has {present} layers; ask for 1 to {present} of them, as in [:{present}]")
+    file, key, present = check_first_layers(folder, layers, trust_remote_code)
     if layers == present:
         return folder
     cut = Path(HF_HOME) / "conan" / f"{folder.name}-{layers}-layers-{_identify(folder)}"
@@ -45,16 +35,37 @@ def keep_first_layers(folder: Path, layers: int, trust_remote_code: bool = False
         with tempfile.TemporaryDirectory(dir=cut.parent) as place:
             written = Path(place, "model")
             shutil.copytree(folder, written, ignore=shutil.ignore_patterns("*.safetensors", "onnx", "openvino", ".*"))
-            _cut_config(written / configs[0].relative_to(folder), key, present, layers)
+            _cut_config(written / file.relative_to(folder), key, present, layers)
             for file in folder.glob("**/*.safetensors"):
                 _cut_weights(file, written / file.relative_to(folder), layers)
-            _cut_index(written / transformer.relative_to(folder) / _INDEX, layers)
+            _cut_index(written / file.parent.relative_to(folder) / _INDEX, layers)
             try:
                 written.replace(cut)
             except OSError:
                 if not cut.is_dir():  # else another process was faster
                     raise
     return cut
+
+
+def check_first_layers(folder: Path, layers: int, trust_remote_code: bool = False) -> tuple[Path, str, int]:
+    """Check that a model has enough layers.
+
+    Returns its configuration file, the key in it that says how many layers there are, and how many.
+
+    Raises:
+        ModelError: as for `keep_first_layers`.
+    """
+    configs = [file for file in sorted(folder.glob("**/config.json")) if "model_type" in read_json(file)]
+    if len(configs) != 1:
+        raise ModelError(f"{folder}: {len(configs)} files config.json name a `model_type`; expected one, of the model")
+    try:
+        config = AutoConfig.from_pretrained(configs[0].parent, trust_remote_code=trust_remote_code)
+        present, key = config.num_hidden_layers, config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    except (AttributeError, OSError, ValueError) as error:
+        raise ModelError(f"{configs[0]}: can't tell how many layers the model has: {error}") from error
+    if not 1 <= layers <= present:
+        raise ModelError(f"{folder} has {present} layers; ask for 1 to {present} of them, as in [:{present}]")
+    return configs[0], key, present
 
 
 def _identify(folder: Path) -> str:

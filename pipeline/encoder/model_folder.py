@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ...schemas.errors import ConanError
 from .quantization import RANGES_FILE
@@ -51,6 +52,32 @@ def find_model(name: str, trust_remote_code: bool = False) -> Path:
             f"{name} is not a folder and can't be downloaded from the Hugging Face hub ({type(error).__name__}); pass "
             "the path of a model folder, or run this where the hub can be reached"
         ) from error
+
+
+def find_local_model(name: str, trust_remote_code: bool = False) -> Path | None:
+    """Return the folder of a model without downloading anything; None if it would have to be downloaded.
+
+    The folder of `NAME[:6]` is that of NAME, which has as many layers or more.
+
+    Raises:
+        ModelError: no folder and no model of the hub can have this name, or the model has fewer layers.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if whole := _FIRST_LAYERS.fullmatch(name):
+        folder = find_local_model(whole[1], trust_remote_code)
+        if folder:
+            from .first_layers import check_first_layers
+
+            check_first_layers(folder, int(whole[2]), trust_remote_code)
+        return folder
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except ValueError as error:
+        raise ModelError(f"{name} is not a folder, nor a name that a model on the hub may have") from error
+    return folder if any(folder.rglob("*.safetensors")) else None  # else only some of its files were needed so far
 
 
 def read_json(path: Path) -> Any:

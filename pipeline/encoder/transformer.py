@@ -64,7 +64,7 @@ def load_transformer(
             excess; or the tokenizer does not fit the model.
     """
     folder = layout.encoder
-    _refuse_other_kinds(layout, kind, trust_remote_code)
+    refuse_other_kinds(layout, kind, trust_remote_code)
     model_type = read_json(folder / "config.json").get("model_type")
     kind = AutoModelForTextEncoding if kind is AutoModel and model_type in T5_KINDS else kind
     try:
@@ -101,7 +101,7 @@ def load_transformer(
     return Transformer(model, tokenizer, longest)
 
 
-def default_pooling(layout: Layout, model: PreTrainedModel) -> Pooling:
+def default_pooling(layout: Layout, model_type: str) -> Pooling:
     """Return the pooling that the folder names; for an encoder without modules.json, the mean.
 
     The mean is what sentence-transformers takes for such folders.
@@ -109,9 +109,9 @@ def default_pooling(layout: Layout, model: PreTrainedModel) -> Pooling:
     Raises:
         ModelError: the model is a decoder, which may pool in several ways, and the folder does not say how.
     """
-    if layout.pooling is None and is_decoder(model.config.model_type):
+    if layout.pooling is None and is_decoder(model_type):
         raise ModelError(
-            f"{layout.encoder}: {model.config.model_type} is a decoder, and no modules.json says how its tokens become "
+            f"{layout.encoder}: {model_type} is a decoder, and no modules.json says how its tokens become "
             "one vector; set `pooling` (most embedding models that are decoders take lasttoken)"
         )
     return layout.pooling or "mean"
@@ -122,7 +122,7 @@ def is_decoder(model_type: str) -> bool:
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def _refuse_other_kinds(layout: Layout, kind: type[Any], trust_remote_code: bool) -> None:
+def refuse_other_kinds(layout: Layout, kind: type[Any], trust_remote_code: bool) -> None:
     """Raise ModelError if a folder holds something else than a model that `kind` loads completely."""
     folder = layout.encoder
     if (folder / "adapter_config.json").exists():

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 from scipy.special import expit, softmax
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from ...schemas.errors import RecipeError
 from ...schemas.registry import did_you_mean
@@ -74,13 +74,35 @@ def _load_once(settings: EncoderSettings, weights: str, device: str) -> Classifi
         width = int(encoder.model.config.num_labels)
         several = encoder.model.config.problem_type == "multi_label_classification"
     else:
-        raise ModelError(
-            f"{settings.model} is not a classifier: expected a *ForSequenceClassification architecture in config.json, "
-            "or a SentenceTransformer folder whose last Dense module has one output per class"
-        )
+        raise _is_no_classifier(settings.model)
+    return Classifier(encoder, infer, _list_labels(folder, width), exclusive=width > 1 and not several)
+
+
+def check_classifier(settings: ClassifierSettings, folder: Path) -> None:
+    """Check a classifier's layout and label; `folder` is where it is. No weights of its encoder are read.
+
+    Raises:
+        ModelError: the folder is not a classifier's.
+        RecipeError: the model has no such label.
+    """
+    layout = read_layout(folder)
+    if not layout.dense and not _has_head(layout):
+        raise _is_no_classifier(settings.model)
+    config = AutoConfig.from_pretrained(layout.encoder)
+    width = len(layout.dense[-1].weight) if layout.dense else int(config.num_labels)
+    find_label(settings.label, _list_labels(folder, width))
+
+
+def _is_no_classifier(model: str) -> ModelError:
+    return ModelError(
+        f"{model} is not a classifier: expected a *ForSequenceClassification architecture in config.json, or a "
+        "SentenceTransformer folder whose last Dense module has one output per class"
+    )
+
+
+def _list_labels(folder: Path, width: int) -> tuple[str, ...]:
     names = _read_labels(folder)
-    labels = tuple(names.get(place, f"LABEL_{place}") for place in range(width))
-    return Classifier(encoder, infer, labels, exclusive=width > 1 and not several)
+    return tuple(names.get(place, f"LABEL_{place}") for place in range(width))
 
 
 def find_label(label: str | int, labels: tuple[str, ...]) -> int:

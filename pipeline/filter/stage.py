@@ -80,18 +80,23 @@ def read_rulebook(corpus: Path, settings: FilterSettings, found: Iterable[Collec
         RecipeError: a name is unknown, or a list can't be read.
         ModelError: a classifier can't be found.
     """
+    check_rule_names(settings)
+    _check_sources(corpus, settings, {source for shard in found for source, _ in shard})
+    return Rulebook(
+        settings,
+        read_list(settings, "blocked_words"),
+        read_list(settings, "blocked_domains"),
+        {name: _fingerprint_model(classifier) for name, classifier in settings.classifiers.items()},
+    )
+
+
+def check_rule_names(settings: FilterSettings) -> None:
+    """Check the names of rules, for all pairs and for those of some categories and sources. Raises RecipeError."""
     levels: dict[str, Thresholds] = {"rules": settings.rules}
     levels |= {f"categories.{category}": thresholds for category, thresholds in settings.categories.items()}
     levels |= {f"sources.{source}": thresholds for source, thresholds in settings.sources.items()}
     for place, thresholds in levels.items():
         select_rules(thresholds, classifiers=settings.classifiers, place=f"filter.{place}")
-    _check_sources(corpus, settings, {source for shard in found for source, _ in shard})
-    return Rulebook(
-        settings,
-        _read_list(settings, "blocked_words"),
-        _read_list(settings, "blocked_domains"),
-        {name: _fingerprint_model(classifier) for name, classifier in settings.classifiers.items()},
-    )
 
 
 def _check_sources(corpus: Path, settings: FilterSettings, known: set[str]) -> None:
@@ -101,8 +106,8 @@ def _check_sources(corpus: Path, settings: FilterSettings, known: set[str]) -> N
     check_names("source", settings.sources, sorted(known), "filter.sources")
 
 
-def _read_list(settings: FilterSettings, name: Literal["blocked_words", "blocked_domains"]) -> list[str]:
-    """Read the non-blank lines of a list that the recipe names, without a byte-order mark."""
+def read_list(settings: FilterSettings, name: Literal["blocked_words", "blocked_domains"]) -> list[str]:
+    """Read the non-blank lines of a list that the recipe names, without a byte-order mark. Raises RecipeError."""
     path = getattr(settings, name)
     if path is None:
         return []

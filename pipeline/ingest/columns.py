@@ -45,9 +45,16 @@ class Decided(Generic[SomeSource]):
 
 
 def decide_columns(
-    source: SomeSource, splits: Sequence[FileSplit], kept: Mapping[str, str] | None = None
+    source: SomeSource,
+    splits: Sequence[FileSplit],
+    kept: Mapping[str, str] | None = None,
+    sample: int | None = None,
 ) -> Decided[SomeSource]:
     """Fill in `columns` of a source: as declared in the recipe, else as kept from an earlier run, else by the sample.
+
+    Args:
+        sample: Bytes of records to decide by, and by no others. By default SAMPLE_BYTES, and where a column has no
+            value in these, whatever comes after them.
 
     Raises:
         RecipeError: a declared type does not exist or the reader has its own; a column is mixed.
@@ -56,9 +63,9 @@ def decide_columns(
     _check_declared(source, reader)
     kept = kept or {}
     if reader.has_keys and not source.options.whole:
-        decided = _decide_from_records(source, splits, kept)
+        decided = _decide_from_records(source, splits, kept, sample)
     elif not reader.mixes_files:
-        decided = _decide_from_schemas(source, splits)
+        decided = _decide_from_schemas(source, splits, sample)
     else:
         return Decided(source)
     columns = {**decided, **kept, **source.columns}
@@ -92,12 +99,14 @@ def _check_declared(source: Source, reader: readers.Reader) -> None:
             ) from error
 
 
-def read_heads(connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit]) -> Iterator[Frames]:
-    """Yield the first rows or records of each split, at least one of each and about SAMPLE_BYTES in all.
+def read_heads(
+    connection: duckdb.DuckDBPyConnection, source: Source, splits: Sequence[FileSplit], sample: int | None = None
+) -> Iterator[Frames]:
+    """Yield the first rows or records of each split, at least one of each and about `sample` bytes in all.
 
-    With them come the problems that were found on the way.
+    With them come the problems that were found on the way. `sample` defaults to SAMPLE_BYTES.
     """
-    enough = SAMPLE_BYTES / max(1, len(splits))
+    enough = (sample or SAMPLE_BYTES) / max(1, len(splits))
     for split in splits:
         for frame, problems in islice(readers.read_batches(connection, source, [split], enough), 1):
             row = max(1, frame.estimated_size() / max(1, frame.height))
@@ -126,14 +135,16 @@ class Keys:
                     self.spelled[name][key] = None
 
 
-def _decide_from_records(source: Source, splits: Sequence[FileSplit], kept: Mapping[str, str]) -> dict[str, str]:
+def _decide_from_records(
+    source: Source, splits: Sequence[FileSplit], kept: Mapping[str, str], sample: int | None
+) -> dict[str, str]:
     names = find_names(source)
     keys = Keys({name.lower() for name in names} if names else None)
     with readers.open_sandbox() as connection:
-        for frame, _ in read_heads(connection, source, splits):
+        for frame, _ in read_heads(connection, source, splits, sample):
             keys.add(frame)
     decided, lacking = _choose_types(source, keys, names, kept)
-    if lacking or names is None:
+    if sample is None and (lacking or names is None):
         _look_further(source, splits, keys, lacking)
         decided, _ = _choose_types(source, keys, names, kept)
     return decided
@@ -212,13 +223,13 @@ def _look_further(source: Source, splits: Sequence[FileSplit], keys: Keys, lacki
                 return
 
 
-def _decide_from_schemas(source: Source, splits: Sequence[FileSplit]) -> dict[str, str]:
+def _decide_from_schemas(source: Source, splits: Sequence[FileSplit], sample: int | None) -> dict[str, str]:
     """Decide by the types that the files declare for their columns."""
     names = find_names(source)
     wanted = {name.lower() for name in names} if names else None
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     with readers.open_sandbox() as connection:
-        for frame, _ in read_heads(connection, source, splits):
+        for frame, _ in read_heads(connection, source, splits, sample):
             relation = connection.from_arrow(frame.head(0).to_arrow())
             for name, kind in zip(relation.columns, map(str, relation.types), strict=True):
                 is_named = name not in PLACE and (wanted is None or name.lower() in wanted)

@@ -31,6 +31,7 @@ class SourcePreview:
         rows, kept, left_out: Rows of the sample, how many become pairs, and how many `where` excludes.
         pairs: The first pairs, as (query, positive).
         rejected: Rejects by reason: how many, and the place and detail of the first.
+        unreadable: Files without a readable row at their beginning, each with what is wrong.
         error: Why nothing of the source can be ingested, or None.
     """
 
@@ -42,6 +43,7 @@ class SourcePreview:
     left_out: int = 0
     pairs: list[tuple[str, str]] = field(default_factory=list)
     rejected: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
     error: str | None = None
 
 
@@ -56,22 +58,30 @@ def preview(recipe: Recipe) -> Iterator[SourcePreview]:
         files = list_source_files(source, source.files).files
         splits = [split for splits in plan_splits(source, files) for split in splits]
         if splits:
-            yield _preview_source(source, len(files), splits)
+            yield preview_source(source, len(files), splits)
         else:
             yield SourcePreview(source.name, 0, error=f"no file matches {', '.join(source.files)}")
 
 
-def _preview_source(source: Source, files: int, splits: Sequence[FileSplit]) -> SourcePreview:
+def preview_source(source: Source, files: int, splits: Sequence[FileSplit], sample: int | None = None) -> SourcePreview:
+    """Try a source on the beginnings of some splits of its files.
+
+    Args:
+        files: How many files the source has.
+        splits: Those to read.
+        sample: Bytes to read of all of them together. By default as `decide_columns` does.
+    """
     with readers.open_sandbox() as connection:
-        heads = list(read_heads(connection, source, splits))
+        heads = list(read_heads(connection, source, splits, sample))
     columns = _describe_columns(source, [frame for frame, _ in heads])
     try:
-        source = decide_columns(source, splits).source
+        source = decide_columns(source, splits, sample=sample).source
     except RecipeError as error:
         return SourcePreview(source.name, files, columns, error=str(error))
     rejected: Counter[str] = Counter()
     first: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
+    unreadable: dict[str, str] = {}
     rows = kept = left_out = 0
     with Projector(source) as projector:
         for head, unread in heads:
@@ -83,12 +93,14 @@ def _preview_source(source: Source, files: int, splits: Sequence[FileSplit]) -> 
             if found.pairs.height and len(pairs) < _PAIRS:
                 sides = found.pairs.select(normalise(pl.col("query")), normalise(pl.col("positive")))
                 pairs += sides.head(_PAIRS - len(pairs)).rows()
+            if head.is_empty() and unread.height:
+                unreadable[unread["file"][0]] = unread["detail"][0]
             problems = pl.concat([unread, found.problems])
             for reason, file, line, detail in problems.select("reason", "file", "line", "detail").iter_rows():
                 rejected[reason] += 1
                 first.setdefault(reason, f"{file}{f', line {line}' if line else ''}: {detail}")
     counted = {reason: (number, first[reason]) for reason, number in rejected.most_common()}
-    return SourcePreview(source.name, files, columns, rows, kept, left_out, pairs, counted)
+    return SourcePreview(source.name, files, columns, rows, kept, left_out, pairs, counted, unreadable)
 
 
 def _describe_columns(source: Source, frames: Sequence[pl.DataFrame]) -> dict[str, str]:

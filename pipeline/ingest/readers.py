@@ -129,11 +129,21 @@ def check_readers(recipe: Recipe) -> None:
     Raises:
         RecipeError: names the place in the recipe and suggests the most similar reader.
     """
+    for section, number, source in list_sources(recipe):
+        check_reader(recipe, section, number, source)
+
+
+def list_sources(recipe: Recipe) -> Iterator[tuple[str, int, Source]]:
+    """Yield every source and evaluation set of a recipe, with its section and its place there."""
     for section, sources in (("sources", recipe.sources), ("evaluation", recipe.evaluation)):
-        for number, source in enumerate(sources):
-            reader = READERS.find(source.read, recipe.locate(section, number, "read"))
-            if reader.check and (fault := reader.check(source)):
-                raise RecipeError(f"{recipe.locate(section, number, 'options')}: {fault}")
+        yield from ((section, number, source) for number, source in enumerate(sources))
+
+
+def check_reader(recipe: Recipe, section: str, number: int, source: Source) -> None:
+    """Check one source of a recipe as `check_readers` does. Raises RecipeError."""
+    reader = READERS.find(source.read, recipe.locate(section, number, "read"))
+    if reader.check and (fault := reader.check(source)):
+        raise RecipeError(f"{recipe.locate(section, number, 'options')}: {fault}")
 
 
 def find_reader(source: Source) -> Reader:

@@ -125,12 +125,7 @@ def load(
     """
     folder = find_model(str(name))
     layout = read_layout(folder)
-    saved = layout.dense[0] if layout.dense else None
-    if len(layout.dense) > 1 or (saved is not None and (saved.activation != IDENTITY or saved.bias is None)):
-        raise ModelError(f"{folder}: can train only one linear layer, which must have a bias and no activation")
-    width = dimension if saved is None else len(saved.weight)
-    if dimension not in (None, width):
-        raise ModelError(f"{name} has a linear layer of width {width}, not {dimension}")
+    width = check_trainable(folder, layout, dimension)
     chosen = read_prompts(folder, EncoderSettings(model=str(name), prompts=prompts or PromptSettings()), sources)
     if not layout.includes_prompt and not chosen.are_empty():
         raise ModelError(
@@ -138,11 +133,30 @@ def load(
             '"" in `prompts`, and leave out `instruction` and `prompts` of sources'
         )
     encoder, tokenizer, longest = load_transformer(layout, max_length)
-    model = EmbeddingModel(encoder, width, pooling or default_pooling(layout, encoder), chosen, longest)
-    if model.head is not None and saved is not None:
+    model = EmbeddingModel(
+        encoder, width, pooling or default_pooling(layout, encoder.config.model_type), chosen, longest
+    )
+    if model.head is not None and layout.dense:
+        (saved,) = layout.dense
         model.head.load_state_dict({"weight": saved.weight, "bias": saved.bias})
     use_onednn_linear(model)
     return model.train(), tokenizer
+
+
+def check_trainable(folder: Path, layout: Layout, dimension: int | None) -> int | None:
+    """Return the width of the linear layer that a model trains with: its saved layer's, else `dimension` (maybe None).
+
+    Raises:
+        ModelError: its layers can't be trained here, or the saved one has another width than `dimension`.
+    """
+    if not layout.dense:
+        return dimension
+    saved = layout.dense[0]
+    if len(layout.dense) > 1 or saved.activation != IDENTITY or saved.bias is None:
+        raise ModelError(f"{folder}: can train only one linear layer, which must have a bias and no activation")
+    if dimension not in (None, len(saved.weight)):
+        raise ModelError(f"{folder} has a linear layer of width {len(saved.weight)}, not {dimension}")
+    return len(saved.weight)
 
 
 def encoder_of(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
