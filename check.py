@@ -106,6 +106,8 @@ def _check_named_sets(recipe: Recipe) -> Iterator[Finding]:
     if isinstance(recipe.dedup.decontaminate, list):
         place = recipe.locate("dedup", "decontaminate")
         yield from _try(place, partial(check_set_names, recipe.dedup.decontaminate, sets))
+    if recipe.holdout:
+        sets += [source.name for source in recipe.sources if source.gives_questions]
     for location, training in list_trainings(recipe):
         place = recipe.locate(*location, "mixing", "sources")
         yield from _try(place, partial(check_names, "source", training.mixing.sources, sources, place))

@@ -66,6 +66,7 @@ def test_every_fault_of_the_settings_is_told_at_its_key(folder: Path, tiny: Path
             "plugins": ["no_such_plugin", "json"],
             "sources": [{"name": "faq", **FAQ}, {"name": "typo", **FAQ, "read": "josnl"}],
             "evaluation": [{"name": "exam", **FAQ}],
+            "holdout": {},
             "filter": {
                 "rules": {"hanratio": 0.2},
                 "sources": {"fq": {"han_ratio": 0.1}},
@@ -80,7 +81,7 @@ def test_every_fault_of_the_settings_is_told_at_its_key(folder: Path, tiny: Path
             "finetune": {
                 "model": f"{tiny}[:1]",
                 "queries": ["pretrain"],
-                "validation": {"every": 1, "sets": ["exom", "faq.jsonl"]},
+                "validation": {"every": 1, "sets": ["exom", "faq.jsonl", "faq"]},
                 "mixing": {"sources": {"fqa": 2}},
                 "loss_terms": {"nix": 1},
             },
