@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .pipeline.filter.preview import DryRun, Explanation
     from .pipeline.ingest.preview import SourcePreview
     from .pipeline.mine.show_pool import ShownPool
+    from .pipeline.recipe_writer.draft import Draft
 
 # Much of the output is data, in which "[/img]" must not be read as markup.
 out = Console(markup=False, emoji=False, highlight=False)
@@ -390,6 +391,38 @@ def _show_source(source: dict[str, Any]) -> None:
         out.print(f"  positive: {_excerpt(positive)}", soft_wrap=True)
     for reason, (number, example) in source["rejected"].items():
         out.print(f"  rejected: {reason} {number:,}, first {_excerpt(example)}", soft_wrap=True)
+
+
+def show_draft(draft: "Draft", as_json: bool) -> None:
+    """Print the sources of a drafted recipe with their first pairs, the files that none reads, and what to run next."""
+    _print(asdict(draft), as_json, _show_draft)
+
+
+def _show_draft(draft: dict[str, Any]) -> None:
+    for source in draft["sources"]:
+        files = len(source["paths"])
+        kind = "evaluation set, " if source["section"] == "evaluation" else ""
+        out.print(f"{source['name']}: {kind}{source['read']}, {source['task']}, {source['format']}", style="bold")
+        out.print(f"  {files:,} file{'s' * (files != 1)}: {', '.join(source['files'])}", soft_wrap=True)
+        out.print(f"  {source['why']}", soft_wrap=True)
+        for query, positive in source["pairs"]:
+            if query:
+                out.print(f"  query: {_excerpt(query)}", soft_wrap=True)
+            out.print(f"  positive: {_excerpt(positive)}", soft_wrap=True)
+        for reason, (number, example) in source["rejected"].items():
+            out.print(f"  rejected: {reason} {number:,}, first {_excerpt(example)}", soft_wrap=True)
+    reasons: dict[str, list[str]] = {}
+    for path, reason in draft["unplaced"].items():
+        reasons.setdefault(reason, []).append(path)
+    if reasons:
+        out.print("not read:", style="bold")
+    for reason, paths in reasons.items():
+        out.print(f"  {', '.join(paths)}: {reason}", soft_wrap=True)
+    recipe, corpus = draft["recipe"], draft["corpus"]
+    out.print(f"{recipe} is written. Read it, correct what it guesses wrongly, then run", style="bold")
+    out.print(f"  conan ingest {corpus} --recipe {recipe} --dry-run", soft_wrap=True)
+    then = f"conan run {recipe} {corpus}" if draft["can_train"] else f"conan ingest {corpus} --recipe {recipe}"
+    out.print(f"  {then}", soft_wrap=True)
 
 
 def show_dry_run(tried: "DryRun", as_json: bool) -> None:

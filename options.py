@@ -103,6 +103,11 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the models.")
 ]
 
+Place = Annotated[
+    str,
+    typer.Argument(metavar="FOLDER", help="A folder; or a file, a glob, or a URI such as s3://… or hf://datasets/…."),
+]
+NewRecipe = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The recipe to write; must be new.")]
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe (YAML).")]
 OptionalRecipe = Annotated[
     Path | None, typer.Argument(metavar="RECIPE", help="A recipe (YAML), to see whether what it needs is installed.")

@@ -29,6 +29,19 @@ app = typer.Typer()
 command = partial(register, app, "Everything at once")
 
 
+@command("conan init raw", "conan init hf://datasets/ORG/NAME -o recipes/name.yaml")
+def init(
+    place: options.Place,
+    recipe: options.NewRecipe = Path("recipe.yaml"),
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Look at a folder of raw files and write a recipe for it, with a comment on each guess."""
+    from ..pipeline.recipe_writer.draft import draft_recipe
+
+    display.show_draft(draft_recipe(place, recipe), as_json)
+
+
 @command("conan run recipe.yaml corpora/zh --nproc 8")
 def run(
     recipe: options.RecipeArgument,

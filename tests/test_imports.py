@@ -32,6 +32,7 @@ ARROWS = {
         "pipeline.ingest.listing",
     },  # kinds of documents
     "pipeline.sample": {"schemas", *SHARED_ROOMS, "pipeline.mine.methods"},  # cuts pools, whose view names methods
+    "pipeline.recipe_writer": {"schemas", *SHARED_ROOMS, "pipeline.ingest"},  # looks at files as ingest reads them
     "pipeline": {"schemas", *SHARED_ROOMS},  # a stage, the report, the demo: none imports another
     "trainer": {
         "schemas",
