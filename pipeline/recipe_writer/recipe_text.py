@@ -85,7 +85,7 @@ def write_recipe(
             [
                 "# Written by `conan init`: guesses, to be read and corrected. This shows what they give:",
                 f"#   conan ingest {corpus} --recipe {recipe} --dry-run",
-                "# docs/recipe.md explains the keys; SQL is DuckDB's. Of duplicates, the first source's stays.",
+                "# docs/recipe.md explains the keys; SQL is DuckDB's. The first of several sources keeps a duplicate.",
             ]
         ),
         f"variables:\n  root: {_scalar(root)}" + _model_line(sources),

@@ -84,7 +84,7 @@ def _read_text(uri: str, declared: str | None = None) -> tuple[str, str | None]:
 
 
 def _is_json(text: str) -> bool:
-    """Whether a text begins with a JSON value that goes on after its first bracket as JSON does."""
+    """Whether a text begins as a JSON object or array does, and not as prose in brackets."""
     return bool(re.match(r"\s*(?:\{\s*\"|\[\s*[\[{\"])", text))
 
 
@@ -113,17 +113,20 @@ def _read_sample(
     source = Source.model_validate(
         {"name": "sample", "files": "", "read": read, "options": options or {}, "encoding": encoding}
     )
+    if read in ("csv", "tsv") and "columns" not in source.options.model_fields_set:
+        source.options.header = True  # or the reader would doubt it, as no SQL names its columns yet
     records: list[dict[str, Any]] = []
-    reason = "no record in it"
+    rejects, reason = 0, "no record in it"
     with open_sandbox() as connection:
         for frame, problems in islice(read_split(connection, source, FileSplit(file.uri)), 3):
             spread = frame.gather_every(max(1, frame.height // RECORDS))  # files are often sorted by class
             records += _list_records(spread.head(RECORDS - len(records)), find_reader(source).is_json)
-            if problems.height:
-                reason = str(problems["detail"][0])
+            if problems.height and not rejects:
+                reason = f"{problems['reason'][0]}, {problems['detail'][0]}"
+            rejects += problems.height
             if len(records) >= RECORDS:
                 break
-    if not records:
+    if not records or rejects > len(records):
         raise FileError("no_record", reason)
     return Sample(read, records, options or {}, encoding)
 

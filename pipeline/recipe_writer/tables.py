@@ -3,7 +3,8 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from .names import UNNAMED, find_role
@@ -43,9 +44,9 @@ def find_table(text: str, ending: str) -> tuple[str, dict[str, Any]]:
             rows = [line.rstrip("\r").split(delimiter) for line in lines if line.count(delimiter) == number]
             options: dict[str, Any] = {} if delimiter == "\t" else {"delimiter": delimiter, "quote": ""}
             if delimiter == "\t" and _are_quoted(rows):
-                options, rows = {"quote": '"'}, list(csv.reader(lines, delimiter=delimiter))
+                options, rows = {"quote": '"'}, _read_rows(lines, delimiter)
             return "tsv", options | _find_header(rows)
-    quoted = [row for row in csv.reader(text.splitlines(keepends=True)[:-1][:_LINES] or [text], delimiter="\t") if row]
+    quoted = _read_rows(text.splitlines(keepends=True)[:-1][:_LINES] or [text], "\t")
     if ending in (".tsv", ".txt") and len(quoted) > 1 and len(quoted[0]) > 1 and _is_even(quoted):
         return "tsv", {"quote": '"'} | _find_header(quoted)
     raise NoTableError
@@ -59,7 +60,7 @@ def _find_quoted(text: str, lines: Sequence[str]) -> tuple[str, dict[str, Any]]:
     whole = whole[: _LINES * 2] if len(whole) > 1 else whole
     found: list[tuple[int, str, list[list[str]]]] = []
     for delimiter in (",", ";", "\t", "|"):
-        rows = [row for row in csv.reader(whole, delimiter=delimiter) if row][:_LINES]
+        rows = _read_rows(whole, delimiter)[:_LINES]
         if rows and _is_even(rows):
             found.append((len(rows[0]), delimiter, rows))
     if not found:
@@ -67,6 +68,14 @@ def _find_quoted(text: str, lines: Sequence[str]) -> tuple[str, dict[str, Any]]:
     _, delimiter, rows = max(found, key=lambda one: (one[0] > 1, one[1] == ",", one[0]))
     options = {} if delimiter == "," or named else {"delimiter": delimiter}
     return "csv", options | _find_header(rows)
+
+
+def _read_rows(lines: Iterable[str], delimiter: str) -> list[list[str]]:
+    """Read the records of a table up to the first that Python's reader refuses, as for its length."""
+    rows: list[list[str]] = []
+    with suppress(csv.Error):
+        rows.extend(row for row in csv.reader(lines, delimiter=delimiter) if row)
+    return rows
 
 
 def _are_quoted(rows: Sequence[Sequence[str]]) -> bool:

@@ -283,6 +283,28 @@ def test_places_other_than_folders(place: str, tmp_path: Path, monkeypatch: pyte
     assert [one.kept for one in preview(recipe)] == [6]
 
 
+def test_broken_files_are_listed_with_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = tmp_path / "raw"
+    write_faq(raw)
+    write_table(raw / "long.csv", [["question", "answer"], ["问？", f'"{"答" * 200_000}"'], ["再问？", "答"]])
+    (raw / "junk.txt").write_bytes(bytes(range(128, 256)) * 40)
+    (raw / "header.csv").write_text("question,answer", "utf-8")
+    (raw / "broken.parquet").write_bytes(b"PAR1PAR1")
+    (raw / "lfs.jsonl").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 3\n")
+    (raw / "old.docx").write_bytes(b"PK")
+    (raw / "scalar.json").write_text("3")
+    drafted, _, _ = draft(tmp_path, monkeypatch)
+    assert [source.name for source in drafted.sources] == ["faq", "long"]
+    assert {path: reason[:40] for path, reason in drafted.unplaced.items()} == {
+        "broken.parquet": "ArrowInvalid: Parquet magic bytes not fo",
+        "header.csv": "no record in it",
+        "junk.txt": drafted.unplaced["junk.txt"][:40],
+        "lfs.jsonl": "a Git LFS pointer, not the file itself: ",
+        "old.docx": "looked like documents, but gives no pair",
+        "scalar.json": "lines of about 1 characters: words or na",
+    }
+
+
 def test_the_members_of_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import zipfile
 
