@@ -36,7 +36,7 @@ SPLITS = {
     "dev": ("dev", "val", "valid", "validation", "验证", "验证集", "开发集"),
     "test": ("test", "testing", "eval", "evaluation", "trial", "测试", "测试集", "评测"),
 }
-"""What files of a split are named: the keywords of Hugging Face `datasets` (data_files.py), `trial`, which shared tasks
+"""The names that files of a split have: the keywords of Hugging Face `datasets` (data_files.py), `trial`, which shared tasks
 call a first small set of theirs, and the Chinese words."""
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 

@@ -46,7 +46,7 @@ class Column:
 
     @cached_property
     def kind(self) -> str:
-        """What most values are: text, number, texts (a list), objects (a list), or other."""
+        """The kind of most values: text, number, texts (a list), objects (a list), or other."""
         kinds = [_kind_of(value) for value in self.values]
         return max(dict.fromkeys(kinds), key=kinds.count, default="other")
 
