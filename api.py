@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from .evaluation import evaluate as evaluate_models
 from .pipeline.corpus import catalog
 from .pipeline.corpus.lock import locked
 from .pipeline.corpus.pools import read_candidates
@@ -22,7 +23,6 @@ from .schemas.recipe import Recipe, load
 from .schemas.registry import did_you_mean
 from .schemas.settings import EncoderSettings
 from .workflow import DATA_STAGES, TRAINING_STAGES, run_data_stage, train
-from .workflow import evaluate as evaluate_models
 from .workflow import export as export_model
 from .workflow import run as run_stages
 

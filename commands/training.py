@@ -94,8 +94,8 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Evaluate models: retrieval (next to BM25), reranking, sentence pairs, classification, clustering."""
+    from ..evaluation import evaluate, evaluate_cmteb
     from ..trainer.evaluation.gate import Conditions
-    from ..workflow import evaluate, evaluate_cmteb
 
     if cmteb and sets:
         raise typer.BadParameter("not with --cmteb, which has its own sets", param_hint="--sets")

@@ -51,7 +51,8 @@ ARROWS = {
         "pipeline.plugins",  # training processes import what a recipe names
         "pipeline.publish.cards",  # the model card has what the cards of data sets have
     },
-    "workflow": {"schemas", "pipeline", "trainer"},
+    "workflow": {"schemas", "pipeline", "trainer", "evaluation"},
+    "evaluation": {"schemas", "pipeline", "trainer", "workflow"},
 }
 """The imports that a room may have besides itself and the package's own __init__. Files at the top that are not named
 here (the command line, the public API) may import everything, and nothing that is named here imports them."""

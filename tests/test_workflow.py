@@ -1,7 +1,6 @@
 """The small parts of workflow.py; whole runs are in test_train.py and the demo."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +13,6 @@ from conan_embedding.schemas.settings import SourcePrompts
 from conan_embedding.trainer.job import TrainingError
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.workflow import (
-    _keep_metrics,
     _sentence_shards,
     find_corpus,
     find_trained_model,
@@ -101,20 +99,6 @@ def test_the_corpus_is_named_by_the_command_or_the_recipe(tmp_path: Path) -> Non
     assert find_corpus(recipe(corpus="there"), Path("here"), tmp_path) == Path("here")
     with pytest.raises(RecipeError, match="conan run"):
         find_corpus(recipe(), None, tmp_path)
-
-
-def test_evaluations_that_end_at_once_keep_all_metrics(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.json"
-    rows = [
-        {"model": f"model {number}", "dimension": 8, "set": "s", "metric": "m", "value": 0.5} for number in range(40)
-    ]
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda row: _keep_metrics(file, [row]), rows))
-    kept = json.loads(file.read_text("utf-8"))
-    assert sorted(row["model"] for row in kept) == sorted(row["model"] for row in rows)
-    _keep_metrics(file, [{**rows[3], "model": "model 3@4", "dimension": 4, "value": 0.7}])
-    replaced = [row for row in json.loads(file.read_text("utf-8")) if row["model"].startswith("model 3@")]
-    assert [row["value"] for row in replaced] == [0.7]
 
 
 @pytest.mark.parametrize("stage", ["bootstrap", "pretrain", "finetune"])

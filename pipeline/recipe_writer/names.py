@@ -36,8 +36,8 @@ SPLITS = {
     "dev": ("dev", "val", "valid", "validation", "验证", "验证集", "开发集"),
     "test": ("test", "testing", "eval", "evaluation", "trial", "测试", "测试集", "评测"),
 }
-"""The names that files of a split have: the keywords of Hugging Face `datasets` (data_files.py), `trial`, which shared tasks
-call a first small set of theirs, and the Chinese words."""
+"""Words in the names of a split's files: the keywords of Hugging Face `datasets` (data_files.py), `trial` of shared
+tasks, and the Chinese words."""
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 
 PAIRED = (("premise", "hypothesis"), ("前提", "假设"), ("sentence", "paraphrase"), ("left", "right"))

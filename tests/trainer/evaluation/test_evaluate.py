@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import polars as pl
 import pytest
-from conan_embedding import workflow
+from conan_embedding import evaluation
 from conan_embedding.cli import app
 from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.encoder.encoder import Encoder, dimension, load_encoder
@@ -274,10 +274,10 @@ def test_only_retrieval_sets_are_searched_quantised(evaluation_corpus: Path, tmp
     other = tmp_path / "other.jsonl"
     other.write_text('{"text_a": "一丁", "text_b": "七万", "label": 1}\n{"text_a": "丈", "text_b": "三", "label": 0.5}')
     with pytest.raises(RecipeError, match=r"only retrieval sets are searched .* there is none among other"):
-        workflow.evaluate(None, recipe, ["no model is loaded"], [other])
+        evaluation.evaluate(None, recipe, ["no model is loaded"], [other])
     with pytest.raises(RecipeError, match="mteb searches float32 vectors"):
-        workflow.evaluate_cmteb(None, recipe, ["no model is loaded"], [])
-    rows = workflow.evaluate(evaluation_corpus, recipe, ["pretrain"], []).metrics
+        evaluation.evaluate_cmteb(None, recipe, ["no model is loaded"], [])
+    rows = evaluation.evaluate(evaluation_corpus, recipe, ["pretrain"], []).metrics
     named = {(row["model"], row["dimension"], row["precision"], row["bytes_per_vector"]): None for row in rows}
     assert list(named) == [
         ("pretrain", 32, "float32", 128), ("pretrain int8", 32, "int8", 32), ("pretrain binary", 32, "binary", 4),
@@ -288,7 +288,7 @@ def test_only_retrieval_sets_are_searched_quantised(evaluation_corpus: Path, tmp
     assert [tuple(row.values()) for row in catalog.query(evaluation_corpus, asked).to_pylist()] == [
         (8, "binary", 5), (8, "float32", 5), (8, "int8", 5), (32, "binary", 5), (32, "float32", 5), (32, "int8", 5),
     ]  # fmt: skip
-    workflow.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [])
+    evaluation.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [])
     kept = json.loads((evaluation_corpus / "evaluation" / "metrics.json").read_text())
     assert {row["model"] for row in kept} == {"pretrain", "bm25"}
     shown = CliRunner().invoke(
@@ -299,7 +299,7 @@ def test_only_retrieval_sets_are_searched_quantised(evaluation_corpus: Path, tmp
 
 
 def test_results_of_before_have_no_precision(evaluation_corpus: Path) -> None:
-    workflow.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [])
+    evaluation.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [])
     file = evaluation_corpus / "evaluation" / "results" / "pretrain.parquet"
     pl.read_parquet(file).drop("precision").write_parquet(file.with_name("a.parquet"))
     assert catalog.query(evaluation_corpus, "SELECT precision FROM results").num_rows == 15
@@ -347,7 +347,7 @@ def evaluation_corpus(tmp_path: Path, tiny: Path) -> Path:
 
 def test_metrics_stay_in_the_corpus(evaluation_corpus: Path) -> None:
     recipe = Recipe.model_validate({"evaluate": {"matryoshka_dims": [8]}})
-    rows = workflow.evaluate(evaluation_corpus, recipe, ["pretrain"], []).metrics
+    rows = evaluation.evaluate(evaluation_corpus, recipe, ["pretrain"], []).metrics
     models = ["pretrain", "pretrain@8", "bm25"]
     assert list(dict.fromkeys(row["model"] for row in rows)) == models
     assert [row["dimension"] for row in rows[::4]] == [32, 8, None]
@@ -358,7 +358,7 @@ def test_metrics_stay_in_the_corpus(evaluation_corpus: Path) -> None:
         ("bm25", None, 5, True), ("pretrain", 8, 5, True), ("pretrain", 32, 5, True),
     ]  # fmt: skip
     file.write_text(json.dumps([{"model": "other", "set": "own", "metric": "ndcg@10", "value": 0.5}, *rows]))
-    workflow.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [])
+    evaluation.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [])
     kept = [row["model"] for row in json.loads(file.read_text())]
     assert list(dict.fromkeys(kept)) == [
         "other",
@@ -376,7 +376,7 @@ def test_a_corpus_without_metrics_has_no_results(evaluation_corpus: Path) -> Non
 def test_other_sets_leave_the_corpus_as_it_is(evaluation_corpus: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"text_a": "一丁", "text_b": "七万", "label": 1}\n{"text_a": "丈", "text_b": "三", "label": 0.5}')
-    rows = workflow.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [other], tmp_path / "results").metrics
+    rows = evaluation.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [other], tmp_path / "results").metrics
     assert [(row["model"], row["set"], row["metric"]) for row in rows] == [("pretrain", "other", "spearman")]
     assert not (evaluation_corpus / "evaluation" / "metrics.json").exists()
     assert not (evaluation_corpus / "evaluation" / "results").exists()
@@ -388,7 +388,7 @@ def test_progress_counts_the_sets_of_all_models_and_reaches_their_number(
 ) -> None:
     other, calls = tmp_path / "other.jsonl", []
     other.write_text('{"text_a": "一丁", "text_b": "七万", "label": 1}\n{"text_a": "丈", "text_b": "三", "label": 0.5}')
-    workflow.evaluate(
+    evaluation.evaluate(
         evaluation_corpus,
         Recipe(),
         ["pretrain", "pretrain"],
@@ -407,21 +407,21 @@ def test_a_model_needs_no_corpus_and_a_recipe_is_a_place_of_sets(tiny: Path, tmp
         "passages: '${root}/more.jsonl', read: jsonl, query: q, positive: a}\n"
     )
     root = [f"variables.root={tmp_path}"]
-    rows = workflow.evaluate(None, Recipe(), [str(tiny)], [recipe], overrides=root).metrics
+    rows = evaluation.evaluate(None, Recipe(), [str(tiny)], [recipe], overrides=root).metrics
     assert {(row["model"], row["set"]) for row in rows} == {(str(tiny), "questions"), ("bm25", "questions")}
     recipe.write_text(recipe.read_text().replace("questions.jsonl", "lost.jsonl"))
     with pytest.raises(RecipeError, match=r"the evaluation set questions has no pairs in .*lost\.jsonl"):
-        workflow.evaluate(None, Recipe(), [str(tiny)], [recipe], overrides=root)
+        evaluation.evaluate(None, Recipe(), [str(tiny)], [recipe], overrides=root)
     recipe.write_text("sources: []\n")
     with pytest.raises(RecipeError, match="no `evaluation:` section"):
-        workflow.evaluate(None, Recipe(), [str(tiny)], [recipe])
+        evaluation.evaluate(None, Recipe(), [str(tiny)], [recipe])
 
 
 def test_the_command_takes_a_corpus_or_with_sets_a_model(
     evaluation_corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(workflow, "evaluate", lambda *given: asked.append(given) or Evaluated([]))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *given: asked.append(given) or Evaluated([]))
     (evaluation_corpus / "recipe.yaml").write_text("evaluate: {models: [pretrain], matryoshka_dims: [4]}")
     own = str(evaluation_corpus / "evaluation" / "own.jsonl")
     for arguments in (
@@ -468,7 +468,7 @@ def test_vectors_that_are_not_finite_are_refused(task: str, tiny: Path, tmp_path
     with pytest.raises(
         ModelError, match=rf"model: evaluation set own: the vectors of {kind} have NaN .* numbers: 一七; 七"
     ):
-        workflow.evaluate(None, Recipe(), [str(model)], [tmp_path / "own.jsonl"])
+        evaluation.evaluate(None, Recipe(), [str(model)], [tmp_path / "own.jsonl"])
 
 
 def test_pooling_prompts_and_trust_are_the_encoders(
