@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import unified_diff
 
 RUN = ("sh", "console", "python", "yaml")
-SHOWN = ("", "json", "pyi", "text")
+SHOWN = ("", "json", "pyi", "js", "text")
 """Languages of blocks that are run or checked, and of those that are only looked at."""
 
 FENCE = re.compile(r"( *)```(\w*)")
