@@ -55,7 +55,7 @@ class FoundFiles:
 
     Attributes:
         root: The folder or the URI below which they are, as it is to be written into the recipe.
-        no_data: Files whose names say that they hold no data.
+        no_data: Files whose names say that they are not data.
         skipped: Files and folders that ingest skips: hidden, empty, unreadable.
     """
 

@@ -110,11 +110,12 @@ def _check_document(sample: Sample) -> Sample:
 def _read_sample(
     file: FoundFile, read: str, options: dict[str, Any] | None = None, encoding: str | None = None
 ) -> Sample:
+    chosen = dict(options or {})
+    if read in ("csv", "tsv"):
+        chosen.setdefault("header", True)  # or the reader would doubt it, as no SQL names its columns yet
     source = Source.model_validate(
-        {"name": "sample", "files": "", "read": read, "options": options or {}, "encoding": encoding}
+        {"name": "sample", "files": "", "read": read, "options": chosen, "encoding": encoding}
     )
-    if read in ("csv", "tsv") and "columns" not in source.options.model_fields_set:
-        source.options.header = True  # or the reader would doubt it, as no SQL names its columns yet
     records: list[dict[str, Any]] = []
     rejects, reason = 0, "no record in it"
     with open_sandbox() as connection:

@@ -294,14 +294,14 @@ def test_broken_files_are_listed_with_what_is_wrong(tmp_path: Path, monkeypatch:
     (raw / "old.docx").write_bytes(b"PK")
     (raw / "scalar.json").write_text("3")
     drafted, _, _ = draft(tmp_path, monkeypatch)
-    assert [source.name for source in drafted.sources] == ["faq", "long"]
-    assert {path: reason[:40] for path, reason in drafted.unplaced.items()} == {
-        "broken.parquet": "ArrowInvalid: Parquet magic bytes not fo",
+    assert [source.paths for source in drafted.sources] == [["faq.csv", "long.csv"]]
+    assert {path: reason[:36] for path, reason in drafted.unplaced.items()} == {
+        "broken.parquet": "unreadable, ArrowInvalid: Parquet fi",
         "header.csv": "no record in it",
-        "junk.txt": drafted.unplaced["junk.txt"][:40],
-        "lfs.jsonl": "a Git LFS pointer, not the file itself: ",
-        "old.docx": "looked like documents, but gives no pair",
-        "scalar.json": "lines of about 1 characters: words or na",
+        "junk.txt": "looked like text, but gives no pair:",
+        "lfs.jsonl": "a Git LFS pointer, not the file itse",
+        "old.docx": "looked like documents, but gives no ",
+        "scalar.json": "lines of about 1 characters: words o",
     }
 
 
