@@ -6,6 +6,7 @@ This module is at the root because it reads the corpus for the trainer, as workf
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,9 @@ def evaluate(
         for judgement in judgements:
             variant = "" if judgement.dimension == full_width else f"@{judgement.dimension}"
             variant += f" {judgement.precision}" if judgement.precision in recipe.evaluate.quantize else ""
-            judged[name, variant].append(judgement)
+            if conditions:  # which need none of the passages, by far the largest column
+                kept = judgement.results.drop("passages", strict=False)
+                judged[name, variant].append(replace(judgement, results=kept))
             columns = {
                 "model": name + variant,
                 "dimension": judgement.dimension,
