@@ -180,13 +180,10 @@ def _training(sources: Sequence[SourceText], evaluation: Sequence[SourceText]) -
         f'mine: {{model: "${{model}}", queries: [{queries}], passages: [{passages}]}}',
         f'finetune: {{model: "${{model}}", queries: [{queries}]}}',
     ]
-    if evaluation:
-        lines.append('evaluate: {models: ["${model}", finetune]}')
-    else:
-        lines += _comment(
-            "No file looked like an evaluation set. Keep some questions apart in a file of their own and describe it"
-            " like a source under `evaluation:`, or training can't be judged: docs/evaluation.md."
-        )
+    if not evaluation:
+        no_sets = "No file looks like an evaluation set, so some questions of each source are kept out of training"
+        lines = [*_comment(f"{no_sets}: docs/evaluation.md."), "holdout: {}", "", *lines]
+    lines.append('evaluate: {models: ["${model}", finetune]}')
     return ["\n".join(lines)]
 
 

@@ -26,6 +26,9 @@ score: {model: "${model}", cutoff: null}    # cuts nothing: look at the scores f
 """
 
 
+ENDS = ("\n# Training", "\n# No file looks")
+
+
 def write_lines(path: Path, rows: Sequence[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
@@ -38,7 +41,7 @@ def write_table(path: Path, rows: Sequence[Sequence[str]], delimiter: str = ",",
 
 def sources_of(text: str) -> str:
     """The part of a recipe between its head and the sections of training."""
-    return text[text.index("sources:") : text.index("\n# Training")]
+    return text[text.index("sources:") : min(text.find(end) for end in ENDS if end in text)]
 
 
 def draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str = "raw") -> tuple[Draft, str, Recipe]:
@@ -87,6 +90,7 @@ def test_a_shop_s_faq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 #   conan ingest corpora/raw --recipe recipe.yaml --dry-run
 """)
     assert TRAINING in text
+    assert recipe.holdout is not None
     assert text.endswith("\n# Not read:\n# LICENSE: describes the other files\n")
     assert drafted.unplaced == {"LICENSE": "describes the other files"}
     assert [source.paths for source in drafted.sources] == [["faq.csv"], ["售后.txt"]]
