@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ..schemas.errors import CorpusError
 from ..schemas.outcomes import Summary
 from .corpus.atomic import clear_temporaries, commit
-from .corpus.folder import FOLDERS, committed, fingerprint, read_footer, rejects, shards
+from .corpus.folder import FOLDERS, HELD_OUT, HOLDOUT, committed, fingerprint, read_footer, rejects, shards
 from .corpus.pools import FILE as POOLS_FILE
 from .corpus.pools import TABLES, write_pools
 from .corpus.shard_writer import ShardWriter
@@ -25,6 +25,8 @@ from .engine.stage import summarise
 from .mine.methods import ceiling_sql
 
 VERSION = 1
+_SETS = ("evaluation", HOLDOUT)
+"""The folders of evaluation sets."""
 _BATCH = 2048
 """Rows, with their texts, that are in memory at a time."""
 
@@ -40,7 +42,8 @@ def cut(corpus: Path, out: Path, rows: int, seed: int = 0) -> list[Summary]:
     - Later stages: what they kept and rejected of these pairs. A training record lists only those of its pairs that
       were taken. A duplicate's survivor may be missing, since results are copied, not computed again.
     - pools.duckdb: the queries of the training records taken, and the passages that their pools refer to.
-    - Evaluation sets: at most `rows` rows each. Trained models are left out.
+    - Evaluation sets: at most `rows` rows each, and the list of questions that are held out of the sources. Trained
+      models are left out.
 
     The choice depends only on pair_ids and the seed, not on how the corpus is divided into shards. Memory grows with
     `rows`, not with the corpus. `out` appears complete or not at all.
@@ -54,25 +57,29 @@ def cut(corpus: Path, out: Path, rows: int, seed: int = 0) -> list[Summary]:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CorpusError(f"{out} already exists; name a new folder, or remove this one")
     inputs = {folder: shards(corpus, folder) for folder in FOLDERS if folder == "ingest" or committed(corpus, folder)}
-    sets = shards(corpus, "evaluation") if committed(corpus, "evaluation") else []
+    sets = [(folder, shard) for folder in _SETS if committed(corpus, folder) for shard in shards(corpus, folder)]
     clear_temporaries(out.parent, out.name)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         spill = temporary / ".spill"
         with duckdb.connect(":memory:", config={"temp_directory": str(spill)}) as connection:
             connection.execute("SET enable_progress_bar = false")
-            for shard in sets:
+            for folder, shard in sets:
                 _pick(connection, [shard], ["source", "task = 'passage'"], rows, seed)
-                _write(connection, "evaluation", [shard], temporary, (rows, seed))
+                _write(connection, folder, [shard], temporary, (rows, seed))
             _pick(connection, inputs["ingest"], ["source", "format"], rows, seed)
             for folder, files in inputs.items():
                 _write(connection, folder, files, temporary, (rows, seed))
-            summaries = [summarise(temporary, folder) for folder in [*inputs, *(["evaluation"] if sets else [])]]
+            written = dict.fromkeys([*inputs, *(folder for folder, _ in sets)])
+            summaries = [summarise(temporary, folder) for folder in written]
             records = [shard for kind in ("retrieval", "pretrain") for shard in committed(temporary, f"convert/{kind}")]
             if records and (corpus / POOLS_FILE).exists():
                 summaries.append(_cut_pools(connection, corpus, records, temporary))
         if (corpus / "recipe.yaml").exists():
             shutil.copyfile(corpus / "recipe.yaml", temporary / "recipe.yaml")
+        if (corpus / HELD_OUT).exists():
+            (temporary / HELD_OUT).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(corpus / HELD_OUT, temporary / HELD_OUT)
         shutil.rmtree(spill, ignore_errors=True)
         commit(temporary, out)
     finally:
@@ -190,7 +197,7 @@ def _write(
     else:
         kept = _PICKED_PAIRS.format(shards=scan_shards(files))
     thrown_files = [rejects(file) for file in files]
-    thrown = _PICKED_REJECTS if folder in ("ingest", "evaluation") else _PICKED_PAIRS
+    thrown = _PICKED_REJECTS if folder in ("ingest", *_SETS) else _PICKED_PAIRS
     for table, sql in (("kept", kept), ("thrown", thrown.format(shards=scan_shards(thrown_files)))):
         connection.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS {sql}")
     sources = connection.sql("SELECT source FROM kept UNION SELECT source FROM thrown ORDER BY source").fetchall()

@@ -49,6 +49,15 @@ def test_stages_follow_from_the_recipe() -> None:
     ]
 
 
+def test_questions_held_out_are_evaluated_on_with_the_prompts_of_their_source() -> None:
+    sources = [SOURCE | {"instruction": "Find it"}]
+    held_out = recipe(sources=sources, holdout={}, evaluation=[SOURCE | {"name": "e", "instruction": "Find e"}])
+    assert steps(held_out)[-1] == steps(recipe(holdout={}))[-1] == "evaluate"
+    own = {"s": SourcePrompts(instruction="Find it"), "e": SourcePrompts(instruction="Find e")}
+    assert held_out.set_prompts == own
+    assert recipe(sources=sources).set_prompts == {}
+
+
 def test_a_stage_that_the_recipe_lacks_is_said(tmp_path: Path) -> None:
     for stage in ("bootstrap", "pretrain", "finetune"):
         with pytest.raises(RecipeError, match=stage):

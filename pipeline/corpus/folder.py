@@ -23,6 +23,8 @@ FOLDERS = (
 
 HOLDOUT = "holdout"
 """The folder of the evaluation sets that dedup holds out of the sources."""
+HELD_OUT = f"{HOLDOUT}/questions/questions.parquet"
+"""The questions that stay held out when the corpus grows; not a shard."""
 
 _INCOMPLETE = ".incomplete"
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[:/]")  # two letters or more: `C:/` is a drive

@@ -23,7 +23,7 @@ from ...schemas.errors import CorpusError, RecipeError
 from ...schemas.recipe import Recipe
 from ...schemas.settings import MOST_HELD_OUT, HoldoutSettings
 from ..corpus.atomic import replacing
-from ..corpus.folder import HOLDOUT, fingerprint
+from ..corpus.folder import HELD_OUT, fingerprint
 from ..engine.calls import Engine
 from ..text.match_key import match_keys
 from .clusters import Clusters, Pairs
@@ -83,7 +83,7 @@ def plan_holdout(corpus: Path, recipe: Recipe, decided_by: str) -> Holdout | Non
 
 def _read_earlier(corpus: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Read what was held out until now, and what decided it; nothing before the first choice."""
-    file = _questions_file(corpus)
+    file = corpus / HELD_OUT
     if not file.exists():
         return pl.DataFrame(schema=dict.fromkeys(_QUESTION, pl.String)), {}
     try:
@@ -98,7 +98,7 @@ def _read_earlier(corpus: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
 
 def _write_chosen(corpus: Path, questions: pl.DataFrame, holdout: Holdout) -> None:
     """Write the questions that the next run begins with; after a kill, the file is the old one or the new one."""
-    file = _questions_file(corpus)
+    file = corpus / HELD_OUT
     file.parent.mkdir(parents=True, exist_ok=True)
     about = {
         "decided_by": holdout.decided_by,
@@ -107,10 +107,6 @@ def _write_chosen(corpus: Path, questions: pl.DataFrame, holdout: Holdout) -> No
     }
     with replacing(file) as temporary:
         pq.write_table(questions.to_arrow().replace_schema_metadata({_KEY: json.dumps(about)}), temporary)
-
-
-def _questions_file(corpus: Path) -> Path:
-    return corpus / HOLDOUT / "questions" / "questions.parquet"
 
 
 def hold_out(
@@ -133,11 +129,13 @@ def hold_out(
     rows = _read_rows(pairs, found)
     gone = pl.scan_parquet(pairs.work / "rejected-*.parquet").select("row").collect()["row"]
     survivors = rows.filter(~pl.col("row").is_in(gone.implode()))
-    chosen = choose_clusters(survivors.filter(_IS_QUESTION), holdout, _find_known(rows, holdout))
+    questions = survivors.filter(_IS_QUESTION)
+    wanted = _count_wanted(questions, holdout)
+    chosen = choose_clusters(questions, wanted, _find_known(rows, holdout), holdout.is_fixed)
     is_chosen = _IS_QUESTION & pl.col("query_id").is_in(chosen.implode())
-    is_held = is_chosen & pl.col("source").is_in(list(holdout.sources))
+    is_held = is_chosen & pl.col("source").is_in(list(wanted))
     held, rest = survivors.filter(is_held), survivors.filter(~is_held)
-    _check_held(held, survivors.filter(_IS_QUESTION), holdout.sources)
+    _check_held(held, questions, holdout)
     texts = pairs.work / f"holdout-{holdout.fingerprint}.parquet"  # a name of its own: workers keep what they read
     _read_texts(pairs, held).write_parquet(texts)
     resembling = find_contaminated(pairs, texts, banding, threshold, engine)
@@ -147,19 +145,20 @@ def hold_out(
     searched.write_parquet(pairs.work / SEARCHED)
     rejected = held.select("row", reason=pl.lit("holdout"), detail=pl.format("set {}", "source"))
     pl.concat([rejected, contaminated]).write_parquet(pairs.work / "rejected-holdout.parquet")
-    questions = read_pairs(pairs, rows.filter(is_chosen)["row"].to_numpy(), _QUESTION).select(_QUESTION)
-    kept = pl.concat([holdout.earlier, questions]) if holdout.is_fixed else questions
+    texts_chosen = read_pairs(pairs, rows.filter(is_chosen)["row"].to_numpy(), _QUESTION).select(_QUESTION)
+    kept = pl.concat([holdout.earlier, texts_chosen]) if holdout.is_fixed else texts_chosen
     _write_chosen(corpus, kept.unique().sort(pl.all()), holdout)
 
 
 def _read_rows(pairs: Pairs, found: Mapping[Side, Clusters]) -> pl.DataFrame:
-    """Read `row, source, task` of all pairs, and each side's hash and cluster id."""
+    """Read `row, source, task` of all pairs, each side's hash and cluster id, and what counts as one `question`."""
     names = [pl.read_parquet(shard, columns=["source", "task"]) for shard in pairs.filtered]
     sides = {f"{side}_hash": pairs.column(f"{side}_hash") for side in SIDES}
     sides |= {f"{side}_id": np.load(found[side].ids) for side in SIDES}
     frame = pl.concat(one.with_columns(pl.col("source", "task").cast(pl.String)) for one in names)
     columns = {name: pl.Series(values, dtype=pl.Int64) for name, values in sides.items()}
-    return frame.with_columns(row=pl.int_range(pl.len()), **columns)
+    question = pl.when(pl.col("task") == "sts").then("row").otherwise("query_hash")
+    return frame.with_columns(row=pl.int_range(pl.len()), **columns).with_columns(question=question)
 
 
 def _find_known(rows: pl.DataFrame, holdout: Holdout) -> pl.Series:
@@ -171,19 +170,26 @@ def _find_known(rows: pl.DataFrame, holdout: Holdout) -> pl.Series:
     return questions.join(asked, on=["query_hash", "sts"], how="semi")["query_id"].unique()
 
 
-def choose_clusters(questions: pl.DataFrame, holdout: Holdout, known: pl.Series) -> pl.Series:
-    """Choose the clusters of queries to hold out, enough for each source, the known ones first.
+def _count_wanted(questions: pl.DataFrame, holdout: Holdout) -> dict[str, int]:
+    """Count how many questions are wanted of each source that has enough of them."""
+    counts = dict(questions.group_by("source").agg(pl.col("question").n_unique()).iter_rows())
+    wanted = {
+        source: count_wanted(counts.get(source, 0), task, holdout.settings) for source, task in holdout.sources.items()
+    }
+    return {source: number for source, number in wanted.items() if number}
 
-    The others follow in the order of a hash of their answers, so that questions with one answer are held out together.
-    A cluster counts for every source that it is in.
 
-    questions: `row, source, task, query_hash, query_id, positive_id` of the pairs to choose from.
+def choose_clusters(questions: pl.DataFrame, wanted: Mapping[str, int], known: pl.Series, is_fixed: bool) -> pl.Series:
+    """Choose the clusters of queries to hold out, as many questions of each source as are wanted, known clusters first.
+
+    If these are fixed, all of them are taken. The others follow in the order of a hash of their answers, so that
+    questions with one answer are held out together. A cluster counts for every source that it is in.
+
+    questions: `source, task, question, query_id, positive_id` of the pairs to choose from.
     """
-    is_pair, is_class = (pl.col("task") == task for task in ("sts", "classification"))
-    questions = questions.with_columns(
-        question=pl.when(is_pair).then("row").otherwise("query_hash"),
-        answer=pl.when(is_class).then("query_id").otherwise("positive_id"),
-    ).with_columns(sharing=pl.max_horizontal(pl.len().over("query_id"), pl.len().over("answer")))
+    answer = pl.when(pl.col("task") == "classification").then("query_id").otherwise("positive_id")
+    questions = questions.with_columns(answer=answer)
+    questions = questions.with_columns(sharing=pl.max_horizontal(pl.len().over("query_id"), pl.len().over("answer")))
     clusters = questions.group_by("query_id").agg(pl.col("answer").min(), is_popular=pl.col("sharing").max() > POPULAR)
     clusters = clusters.with_columns(
         pl.Series("place", text_hashes(clusters["answer"].cast(pl.String).to_arrow())),
@@ -191,11 +197,10 @@ def choose_clusters(questions: pl.DataFrame, holdout: Holdout, known: pl.Series)
     )
     sizes = questions.group_by("source", "query_id").agg(size=pl.col("question").n_unique())
     sizes = sizes.join(clusters, on="query_id").sort(~pl.col("is_known"), "is_popular", "place", "query_id")
-    chosen = known.to_list() if holdout.is_fixed else []
-    for source, task in holdout.sources.items():
+    chosen = known.to_list() if is_fixed else []
+    for source, room in wanted.items():
         own = sizes.filter(pl.col("source") == source)
-        room = count_wanted(int(own["size"].sum()), task, holdout.settings)
-        if holdout.is_fixed:
+        if is_fixed:
             room -= int(own.filter("is_known")["size"].sum())
             own = own.filter(~pl.col("is_known"))
         for cluster, size in own.select("query_id", "size").iter_rows():
@@ -214,11 +219,11 @@ def count_wanted(questions: int, task: str, settings: HoldoutSettings) -> int:
     return 0 if task == "classification" and wanted < FEWEST_TEXTS else wanted
 
 
-def _check_held(held: pl.DataFrame, questions: pl.DataFrame, sources: Mapping[str, str]) -> None:
+def _check_held(held: pl.DataFrame, questions: pl.DataFrame, holdout: Holdout) -> None:
     """Raise RecipeError if nothing is held out, or what is held out of a source can't be evaluated on."""
     if held.is_empty():
-        sizes = dict(questions.group_by("source").agg(pl.col("query_hash").n_unique()).iter_rows())
-        named = ", ".join(f"{name} {sizes.get(name, 0):,}" for name in sources)
+        counts = dict(questions.group_by("source").agg(pl.col("question").n_unique()).iter_rows())
+        named = ", ".join(f"{source} {counts.get(source, 0):,}" for source in holdout.sources)
         raise RecipeError(
             "holdout: no question can be held out, as no more than a fifth of a source may be, near-duplicates stay "
             f"together, and a set to classify needs {FEWEST_TEXTS} texts. Questions after filter and dedup: {named}. "

@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ...schemas.pairs import PAIR
+from ...schemas.pairs import PAIR, REJECTED_AT_INGEST
 from ...schemas.recipe import Recipe
 from ...schemas.source_settings import Source
 from ..corpus.folder import HOLDOUT, committed, fingerprint, read_batches, read_footer
@@ -41,7 +41,9 @@ def write_set(source: Source, pairs: Pairs, fingerprint: str, shard: Path) -> No
     texts = read_pairs(pairs, held["row"].to_numpy()).join(held.drop("source", "task"), on="row").sort("pair_id")
     rest = searched.filter(~pl.col("held"), is_asked and len(held) > 0)
     passages = rest.unique("positive_hash", keep="first", maintain_order=True)
-    with ShardWriter(shard, PAIR, None, stage=HOLDOUT, version=VERSION, fingerprint=fingerprint) as writer:
+    with ShardWriter(
+        shard, PAIR, REJECTED_AT_INGEST, stage=HOLDOUT, version=VERSION, fingerprint=fingerprint
+    ) as writer:
         _write(writer, add_answers(texts) if is_asked else texts)
         for frame in _read_frames(pairs, passages["row"].to_numpy(), PAIR.names):
             _write(writer, frame.with_columns(source=pl.lit(source.name), **_NO_QUESTION))

@@ -60,10 +60,12 @@ def run_unbroken(folder: Path) -> Unbroken:
     assert forks.exit_codes([forks.start(write_inputs, folder)]) == [0]
     recipe = yaml.safe_load(RECIPE.read_text("utf-8"))
     encoder = {"model": str(folder / "model"), "pooling": "mean", "max_length": 32}
+    sources = [source for name in SOURCES for source in recipe["sources"] if source["name"] == name]
     small = {
         "variables": {"root": str(folder / "sources")},
-        "sources": [source for name in SOURCES for source in recipe["sources"] if source["name"] == name],
+        "sources": [source | {"holdout": source["name"] == "triples"} for source in sources],
         "evaluation": recipe["evaluation"][:1],
+        "holdout": {"share": 0.05, "min": 5},
         "score": {**encoder, "cutoff": 0.985},
         "dedup": {"recall": 0.3},  # few bands, few files to read
         "mine": {**encoder, "method": "topk", "top_k": 3},

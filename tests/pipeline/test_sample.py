@@ -16,7 +16,7 @@ import pytest
 from conan_embedding.pipeline import sample as cut_module
 from conan_embedding.pipeline.convert.stage import convert
 from conan_embedding.pipeline.corpus.catalog import query
-from conan_embedding.pipeline.corpus.folder import committed, read_footer, rejects
+from conan_embedding.pipeline.corpus.folder import HELD_OUT, committed, read_footer, rejects
 from conan_embedding.pipeline.corpus.pools import read_candidates, read_passages, write_pools
 from conan_embedding.pipeline.corpus.saved_recipe import save_recipe
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
@@ -313,6 +313,16 @@ def test_evaluation_sets_keep_questions_and_their_haystack(mined_corpus: Path, t
     only = names[0]["task"] == "passage"
     assert (len(only), only.sum(), names[1].height) == (20, 15, 5)
     assert [read_footer(shard).stage for shard in committed(out, "evaluation")] == ["evaluation"] * 2
+
+
+def test_held_out_questions_are_cut_as_evaluation_sets_are(mined_corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(mined_corpus / "evaluation", mined_corpus / "holdout")
+    (mined_corpus / HELD_OUT).parent.mkdir()
+    (mined_corpus / HELD_OUT).write_text("the list of questions")
+    out = tmp_path / "out"
+    cut(mined_corpus, out, 20)
+    assert same(all_rows(out, "holdout"), all_rows(out, "evaluation"))
+    assert (out / HELD_OUT).read_text() == "the list of questions"
 
 
 def test_later_stages_run_on_it(mined_corpus: Path, tmp_path: Path) -> None:

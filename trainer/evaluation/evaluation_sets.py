@@ -61,11 +61,16 @@ def find_own_sets(corpus: Path) -> list[Path]:
     """Find the places of a corpus's own sets: those of `evaluation:`, and those that are held out of its sources.
 
     Raises:
-        CorpusError: dedup, which writes the latter, was interrupted.
+        CorpusError: there are none, or dedup, which writes the latter, was interrupted.
     """
     folder = corpus / "evaluation"
     held_out = shards(corpus, HOLDOUT) if is_begun(corpus, HOLDOUT) else []
-    return [*([folder] if folder.is_dir() or not held_out else []), *held_out]
+    if not held_out and not folder.is_dir():
+        raise CorpusError(
+            f"{corpus}: no evaluation sets; add `evaluation:` or `holdout:` to the recipe and run ingest and dedup, or "
+            "name files of your own (`conan evaluate --sets`, `validation.sets`)"
+        )
+    return [*([folder] if folder.is_dir() else []), *held_out]
 
 
 def read_sets(

@@ -1,9 +1,13 @@
 """Which model is the best so far. test_train_options.py tests what validation computes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
+import pytest
+from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.settings import SourcePrompts
 from conan_embedding.schemas.training_settings import PretrainSettings, Validation
 from conan_embedding.trainer.evaluation.validation import BEST, best_so_far, keep_best, validation_sets
@@ -36,3 +40,22 @@ def test_sets_have_the_prompts_of_the_recipe(training_corpus: Path, tiny: Path) 
     job = job.model_copy(update={"set_prompts": {"asked": SourcePrompts(instruction="Find it")}})
     prompts = {one.name: one.prompts for one in validation_sets(Job.model_validate_json(job.model_dump_json()))}
     assert prompts == {"asked": SourcePrompts(instruction="Find it"), "alike": SourcePrompts()}
+
+
+def test_questions_held_out_of_the_sources_are_sets_too(training_corpus: Path, tiny: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "held out"
+    (corpus / "holdout").mkdir(parents=True)
+    pairs = [("retrieval", f"一丁{c}", f"一丁{c}七") for c in "万丈三"] + [("passage", "", "上下")]
+    rows = [{"source": "faq", "task": task, "query": query, "positive": positive} for task, query, positive in pairs]
+    pl.DataFrame(rows).write_parquet(corpus / "holdout" / "part-00000.parquet")
+    (one,) = validation_sets(job_of(corpus, tiny, every=4, sets=["faq"]))
+    assert (one.name, one.frame.height, set(one.passages.drop_nulls())) == (
+        "faq",
+        3,
+        {"一丁万七", "一丁丈七", "一丁三七", "上下"},
+    )
+    shutil.copytree(training_corpus / "evaluation", corpus / "evaluation")
+    assert [one.name for one in validation_sets(job_of(corpus, tiny, every=4))] == ["asked", "alike", "faq"]
+    (corpus / "holdout" / ".incomplete").touch()
+    with pytest.raises(CorpusError, match="`conan dedup` was interrupted"):
+        validation_sets(job_of(corpus, tiny, every=4))
