@@ -75,11 +75,12 @@ def render_histogram(
         drawing += f'<path class="area s{number}" d="M{_LEFT} {_BOTTOM}{steps}V{_BOTTOM}"/>'
         top = max(counts, key=lambda place: (counts[place], -place))
         said.append(f"{name}: {sum(counts.values()):,}, most between {edge(top) or 0} and {edge(top + 1)}")
+    drawing += "".join(f'<path class="mark" d="M{across(place):.1f} {_TOP}V{_BOTTOM}"/>' for place, _ in marks)
     for row, (place, label) in enumerate(marks):
         x, left = across(place), across(place) > (_LEFT + _RIGHT) / 2
         drawing += (
-            f'<path class="mark" d="M{x:.1f} {_TOP}V{_BOTTOM}"/><text class="mark{" end" if left else ""}" '
-            f'x="{x + (-4 if left else 4):.1f}" y="{_TOP + 10 + 13 * row}">{escape_text(label)}</text>'
+            f'<text class="mark{" end" if left else ""}" x="{x + (-4 if left else 4):.1f}" y="{_TOP + 10 + 14 * row}">'
+            f"{escape_text(label)}</text>"
         )
         said.append(label)
     drawn = [(number, name) for number, (name, counts) in enumerate(series.items()) if counts]

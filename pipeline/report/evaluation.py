@@ -19,9 +19,11 @@ def render_evaluation(subjects: Sequence[Subject]) -> str:
     Higher is better for all metrics. If corpora are compared, columns of the same model are next to each other.
     """
     values: dict[tuple[str, str, str, str], float | None] = {}
+    sizes: dict[str, int | None] = {}
     for subject in subjects:
         for row in _read_metrics(subject):
             values[row["set"], row["metric"], row["model"], subject.name] = row["value"]
+            sizes[row["model"]] = row.get("bytes_per_vector")
     models = sorted(dict.fromkeys(model for _, _, model, _ in values), key=lambda model: model == _BM25)
     columns = [
         (model, subject)
@@ -44,9 +46,9 @@ def render_evaluation(subjects: Sequence[Subject]) -> str:
         rows.append([f'{escape_text(place)} <span class="aside">{escape_text(metric)}</span>', *cells])
     if not rows:
         return ""
-    note = "The best is bold" + ("; below each model is its difference from BM25." if _BM25 in models else ".")
+    note = "The best is bold" + ("; below each metric is its difference from BM25's." if _BM25 in models else ".")
     note += f" {left_out} more are left out." if left_out > 0 else ""
-    heads = [f"{escape_text(model)}{subject.tag}" for model, subject in columns]
+    heads = [f"{escape_text(model)}{_render_size(sizes[model])}{subject.tag}" for model, subject in columns]
     return render_section(
         "evaluation", "Evaluation", f'{render_table(["set", *heads], rows)}<p class="note">{note}</p>'
     )
@@ -55,6 +57,10 @@ def render_evaluation(subjects: Sequence[Subject]) -> str:
 def _read_metrics(subject: Subject) -> list[dict[str, Any]]:
     file = subject.folder / "evaluation" / "metrics.json"
     return list(json.loads(file.read_text("utf-8"))) if file.exists() else []
+
+
+def _render_size(bytes_per_vector: int | None) -> str:
+    return f'<br><span class="aside">{bytes_per_vector:,} bytes</span>' if bytes_per_vector else ""
 
 
 def _render_cell(value: float | None, best: bool, baseline: float | None) -> str:

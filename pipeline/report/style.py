@@ -57,7 +57,8 @@ svg text { fill: var(--soft); font-size: 11.5px; } .small svg text { font-size: 
 path.s0 { stroke: var(--s0); } path.s1 { stroke: var(--s1); stroke-dasharray: 6 3; }
 path.s2 { stroke: var(--s2); stroke-dasharray: 2 2; } path.s3 { stroke: var(--s3); stroke-dasharray: 10 3 2 3; }
 .area.s0 { fill: var(--s0); } .area.s1 { fill: var(--s1); } .area.s2 { fill: none; } .area.s3 { fill: none; }
-path.mark { stroke: currentColor; stroke-dasharray: 3 3; } svg text.mark { fill: currentColor; }
+path.mark { stroke: currentColor; stroke-dasharray: 3 3; } svg text.mark { fill: currentColor;
+  stroke: var(--paper); stroke-width: 3px; paint-order: stroke; }
 .filters { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1rem 0; align-items: baseline; font-size: .87rem; }
 .filters > * { max-width: 100%; font: inherit; }
 .examples { table-layout: fixed; }

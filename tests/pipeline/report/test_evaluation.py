@@ -3,16 +3,17 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from conan_embedding.pipeline.report.evaluation import render_evaluation
 from report_pages import render, rows_of
 
 
-def write_metrics(corpus: Path, *rows: tuple[str, str, str, float | None]) -> None:
-    names = ("model", "set", "metric", "value")
+def write_metrics(corpus: Path, *rows: tuple[Any, ...]) -> None:
+    names = ("model", "set", "metric", "value", "bytes_per_vector")
     (corpus / "evaluation").mkdir(exist_ok=True)
     (corpus / "evaluation" / "metrics.json").write_text(
-        json.dumps([dict(zip(names, row, strict=True)) for row in rows])
+        json.dumps([dict(zip(names, row, strict=False)) for row in rows])
     )
 
 
@@ -20,7 +21,7 @@ def test_the_best_is_bold_and_models_are_compared_to_bm25(scored_corpus: Path) -
     write_metrics(
         scored_corpus,
         ("bm25", "qa", "ndcg@10", 0.75),
-        ("bge <large>", "qa", "ndcg@10", 0.7),
+        ("bge <large>", "qa", "ndcg@10", 0.7, 4096),
         ("chosen here", "qa", "ndcg@10", 0.8125),
         ("chosen here", "sts", "spearman", None),
     )
@@ -31,7 +32,12 @@ def test_the_best_is_bold_and_models_are_compared_to_bm25(scored_corpus: Path) -
     ]
     assert re.findall(r"<td><b>(.*?)</b>", html) == ["0.812"]
     heads = re.findall(r'<th scope="col">(.*?)</th>', html[html.index(">Evaluation</h2>") :])
-    assert heads[:4] == ["set", "bge &lt;large&gt;", "chosen here", "bm25"]
+    assert heads[:4] == [
+        "set",
+        'bge &lt;large&gt;<br><span class="aside">4,096 bytes</span>',
+        "chosen here",
+        "bm25",
+    ]
 
 
 def test_columns_of_a_model_of_compared_corpora_are_next_to_each_other(tmp_path: Path, pair, write_shards) -> None:
