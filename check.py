@@ -152,6 +152,8 @@ def _check_models(recipe: Recipe, corpus: Path | None) -> Iterator[Finding]:
         place = recipe.locate("bootstrap", "training", "matryoshka_dims")
         check = partial(check_dimensions, "bootstrap.training", "bootstrap", training.matryoshka_dims)
         yield from _try(place, partial(check, training.projection_dim))
+        if (vocabulary := recipe.bootstrap.vocabulary) and not Path(vocabulary).is_file():
+            yield Finding(recipe.locate("bootstrap", "vocabulary"), "error", f"there is no file {vocabulary}")
     for stage, location, settings in list_models(recipe, steps(recipe)):
         place, width = recipe.locate(*location), widths.get(settings.model)
         if settings.model not in widths:
@@ -183,10 +185,14 @@ def _check_model(stage: str, settings: Any, place: str, corpus: Path | None) -> 
     """Return the width of a stage's vectors, if its model is there, and what is found besides errors."""
     from .pipeline.encoder.model_folder import find_local_model
     from .pipeline.encoder.model_shape import read_shape
+    from .trainer.dry_run import count_parameters
+    from .trainer.evaluation.bm25 import BM25
     from .trainer.model.attention import check_attention
     from .trainer.model.embedding_model import check_trainable
 
     name = settings.model
+    if name == BM25:
+        return None, []
     if name in STAGE_MODELS:
         if corpus is None or not is_trained(corpus, name):
             return None, []  # told by `_check_stages`
@@ -200,6 +206,8 @@ def _check_model(stage: str, settings: Any, place: str, corpus: Path | None) -> 
     if stage in STAGE_MODELS:
         width = check_trainable(folder, layout, getattr(settings, "projection_dim", None)) or width
         check_attention(config, getattr(settings, "attention", None))
+        if settings.lora and not missing_packages("lora"):
+            count_parameters(config, None, settings.lora, f"{stage}.lora.targets")
     return width, []
 
 
@@ -248,6 +256,8 @@ def _judge_preview(tried: "SourcePreview", place: str) -> list[Finding]:
     """Say what of a source's sample gives no pairs."""
     if tried.error:
         return [Finding(place, "error", tried.error.removeprefix(f"{place}: "))]
+    if not tried.rows:
+        return [Finding(place, "error", f"{tried.name}: no row in its files")]
     reason, (rejects, first) = next(iter(tried.rejected.items()), ("", (0, "")))
     most = f"{rejects:,} as {reason}, such as {' '.join(first.split())}"
     if not tried.kept and not tried.left_out:

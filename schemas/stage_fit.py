@@ -71,3 +71,7 @@ def find_misfits(
             if not tasks & _TASKS[kind]:
                 expected = " or ".join(f"`task: {task}`" for task in sorted(_TASKS[kind]))
                 yield ("finetune", "queries"), f"no source has {expected}, so convert/{kind} is empty"
+    held_out = [source for source in recipe.sources if recipe.holdout and source.gives_questions]
+    are_asked = any(one.task not in ("sts", "classification") for one in [*recipe.evaluation, *held_out])
+    if "evaluate" in order and recipe.evaluate.quantize and not are_asked:
+        yield ("evaluate", "quantize"), "no evaluation set has questions to search passages for; leave it out"

@@ -341,6 +341,12 @@ class BootstrapSettings(Settings):
     max_length: int = setting(512, "Longest text that the model can take, in tokens.", origin="paper §3.1", ge=8)
     training: BootstrapTraining = setting(BootstrapTraining(), "How it is trained.")
 
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"`hidden` must be a multiple of `heads`, got {self.hidden} and {self.heads}")
+        return self
+
 
 class ExportSettings(Settings):
     """The folder that SentenceTransformer loads."""

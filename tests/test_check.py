@@ -55,6 +55,7 @@ def test_a_recipe_without_faults_can_begin(folder: Path, tiny: Path) -> None:
         "score": {"model": str(tiny)},
         "mine": {"model": f"{tiny}[:1]"},
         "finetune": {"model": str(tiny), "matryoshka_dims": [16]},
+        "evaluate": {"models": ["finetune", "bm25", str(tiny)]},
     }
     ready = "ingest, filter, dedup, score, convert, mine, finetune, evaluate, export can begin"
     assert check(recipe) == [("ok", "recipe.yaml", ready)]
@@ -74,7 +75,7 @@ def test_every_fault_of_the_settings_is_told_at_its_key(folder: Path, tiny: Path
                 "classifiers": {"fluent": {"model": str(tiny), "label": "good"}},
             },
             "dedup": {"decontaminate": ["exm", "faq.jsonl"]},
-            "bootstrap": {"heads": 4, "training": {"on": "score", "matryoshka_dims": [2000]}},
+            "bootstrap": {"vocabulary": "vocab.txt", "training": {"on": "score", "matryoshka_dims": [2000]}},
             "score": {"model": "pretrain"},
             "mine": {"method": "topk-percos", "model": "no/such/model"},
             "pretrain": {"model": "bootstrap", "projection_dim": 512, "matryoshka_dims": [256]},
@@ -96,6 +97,7 @@ def test_every_fault_of_the_settings_is_told_at_its_key(folder: Path, tiny: Path
         "filter.blocked_words": "words.txt can't be read as UTF-8 text",
         "filter.classifiers.fluent": f"{tiny} is not a classifier",
         "dedup.decontaminate": "exm is neither a Parquet or JSONL file nor an evaluation set of the corpus",
+        "bootstrap.vocabulary": "there is no file vocab.txt",
         "bootstrap.training.on": "score comes after bootstrap; name an earlier stage",
         "bootstrap.training.matryoshka_dims": "the vectors of bootstrap have 1792 dimensions, but",
         "score.model": "names the model of pretrain, which is trained later than score",
@@ -115,8 +117,29 @@ def test_every_fault_of_the_settings_is_told_at_its_key(folder: Path, tiny: Path
     assert [key for key, start in expected.items() if not found[key].startswith(start)] == []
 
 
+def test_what_only_some_models_and_sets_allow_is_told(folder: Path, tiny: Path) -> None:
+    pairs = {"name": "pairs", **FAQ, "task": "sts", "label": "1.0"}
+    model = {"model": str(tiny), "matryoshka_dims": []}
+    recipe = {
+        "sources": [{"name": "faq", **FAQ}, {"name": "raw", **FAQ, "task": "pretrain"}],
+        "evaluation": [pairs],
+        "score": {"model": str(tiny)},
+        "mine": {"model": str(tiny)},
+        "pretrain": {**model, "attention": "bidirectional", "lora": None},
+        "finetune": {**model, "lora": {"targets": ["q_proj"]}},
+        "evaluate": {"quantize": ["int8"]},
+    }
+    found = errors(recipe)
+    assert found.keys() == {"pretrain.model", "finetune.model", "evaluate.quantize"}
+    assert found["pretrain.model"].startswith("pretrain.attention: can be chosen for decoders only")
+    assert found["finetune.model"].startswith("finetune.lora.targets: ")
+    assert found["evaluate.quantize"].startswith("no evaluation set has questions to search passages for")
+    assert errors({**recipe, "bootstrap": {"heads": 3}}).keys() == {"bootstrap"}
+
+
 def test_the_beginnings_of_the_files_of_every_source_are_tried(folder: Path) -> None:
     Path("table.csv").write_text("q,a\n怎么泡茶,用热水\n", "utf-8")
+    Path("header.csv").write_text("q,a\n", "utf-8")
     Path("some").mkdir()
     Path("some", "1.jsonl").write_text(PAIRS, "utf-8")
     Path("some", "2.jsonl").write_bytes(b"\x80\x81\xff\xfe\x9f" * 40)
@@ -132,6 +155,7 @@ def test_the_beginnings_of_the_files_of_every_source_are_tried(folder: Path) -> 
                 {"name": "condition", **FAQ, "where": "question = 'x'"},
                 {"name": "protocol", **FAQ, "files": "s4://bucket/x.jsonl"},
                 {"name": "joined", **FAQ, "join": {"more": "lost.txt"}},
+                {"name": "no_rows", **table, "files": "header.csv"},
                 {"name": "fine", **FAQ},
             ],
             "evaluation": [{"name": "exam", **FAQ, "passages": "lost.jsonl"}],
@@ -148,6 +172,7 @@ def test_the_beginnings_of_the_files_of_every_source_are_tried(folder: Path) -> 
         ("warning", "sources.5.files", "condition: `where` leaves no pair of the first 2 rows"),
         ("error", "sources.6.files", "ValueError: Protocol not known: s4"),
         ("error", "sources.7.files", "joined: none of the first 2 rows is a pair: 2 as projection,"),
+        ("error", "sources.8.files", "no_rows: no row in its files"),
         ("error", "evaluation.0.passages", "exam: no file matches lost.jsonl"),
     ]
     told = " ".join(text for _, _, text in found)
