@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from ...schemas.settings import EncoderSettings
 from .model_folder import ModelError
 from .model_layout import Layout, read_layout
 from .prompts import read_prompts
-from .transformer import default_pooling, refuse_other_kinds
+from .transformer import default_pooling, load_tokenizer, refuse_other_kinds
 
 
 class ModelShape(NamedTuple):
@@ -33,9 +33,9 @@ def read_shape(folder: Path, settings: EncoderSettings, kind: type[Any] = AutoMo
     refuse_other_kinds(layout, kind, settings.trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(layout.encoder, trust_remote_code=settings.trust_remote_code)
-        AutoTokenizer.from_pretrained(layout.encoder, trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{layout.encoder}: no Hugging Face model can be loaded from here: {error}") from error
+    load_tokenizer(layout.encoder, settings.trust_remote_code)
     if not any(layout.encoder.glob("*.safetensors")):
         raise ModelError(f"{layout.encoder}: no weights in the format safetensors; save the model in this format")
     if settings.pooling is None:

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,11 +73,11 @@ def load_transformer(
             model, loading = kind.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True
             )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"{folder}: no Hugging Face model with safetensors can be loaded from here: {error}"
         ) from error
+    tokenizer = load_tokenizer(folder, trust_remote_code)
     has_no_head = kind in (AutoModel, AutoModelForTextEncoding)
     missing = [key for key in loading["missing_keys"] if not (has_no_head and POOLER.match(key))]
     _refuse_weights(layout, "lack", missing)
@@ -99,6 +100,25 @@ def load_transformer(
             "folder's max_seq_length"
         )
     return Transformer(model, tokenizer, longest)
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a transformer.
+
+    Raises:
+        ModelError: transformers can't read it, or it has no vocabulary: where the files are missing, transformers makes
+            a tokenizer that knows the special tokens alone, to which all texts of one length are the same.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{folder}: no tokenizer of a Hugging Face model can be loaded from here: {error}") from error
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) - {"▁"}:  # T5's has this space as well
+        raise ModelError(
+            f"{folder}: the tokenizer has no vocabulary; copy the model's tokenizer.json into the folder, or the file "
+            "of its kind (vocab.txt, sentencepiece.bpe.model)"
+        )
+    return tokenizer
 
 
 def default_pooling(layout: Layout, model_type: str) -> Pooling:
