@@ -4,17 +4,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from decimal import Decimal
-from functools import singledispatch
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from .schemas.outcomes import Evaluated, Exported, Finding, Pushed, Summary, Trained, TrainingPlan
+from .schemas.outcomes import Finding
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,156 +102,12 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
-def _print(value: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
+def print_value(value: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
+    """Print a value as JSON, or as `show` does for people."""
     if as_json:
         echo_json(value)
     else:
         show(value)
-
-
-@singledispatch
-def show_outcome(outcome: object, as_json: bool) -> None:
-    """Print the outcome of a command; its type decides the layout."""
-    raise TypeError(f"no way to print a {type(outcome).__name__}")
-
-
-@show_outcome.register
-def _(outcome: Summary, as_json: bool) -> None:
-    _print({**vars(outcome), "rejected": dict(outcome.rejected.most_common())}, as_json, _show_summary)
-
-
-@show_outcome.register
-def _(outcome: Trained, as_json: bool) -> None:
-    value = {"stage": outcome.stage, "trained": outcome.trained, "model": outcome.model, **outcome.last_step}
-    _print(value, as_json, _show_training)
-
-
-@show_outcome.register
-def _(outcome: Evaluated, as_json: bool) -> None:
-    judged = asdict(outcome.gate) | {"passed": not outcome.gate.failures} if outcome.gate else {}
-    _print({"stage": "evaluate", "metrics": outcome.metrics, **judged}, as_json, _show_metrics)
-
-
-@show_outcome.register
-def _(outcome: Exported, as_json: bool) -> None:
-    value = {"stage": "export", "folder": outcome.folder, "warnings": outcome.warnings}
-    _print(value, as_json, lambda _: typer.echo("\n".join([f"export: {outcome.folder}", *outcome.warnings])))
-
-
-@show_outcome.register
-def _(outcome: Pushed, as_json: bool) -> None:
-    _print(asdict(outcome), as_json, _show_push)
-
-
-@show_outcome.register
-def _(outcome: TrainingPlan, as_json: bool) -> None:
-    _print(asdict(outcome), as_json, _show_plan)
-
-
-def _show_push(pushed: dict[str, Any]) -> None:
-    visible = "private" if pushed["private"] else "public"
-    if pushed["url"] is None:
-        typer.echo(f"would be sent to the {visible} {pushed['kind']} {pushed['repository']}:\n")
-        table = Table("file", Column("bytes", justify="right"))
-        for name, size in pushed["files"].items():
-            table.add_row(name, f"{size:,}")
-        out.print(table)
-        typer.echo(f"\n{pushed['card']}")
-    else:
-        size = sum(pushed["files"].values())
-        typer.echo(f"push: {len(pushed['files'])} files, {size:,} bytes, {visible}: {pushed['url']}")
-
-
-def _show_summary(summary: dict[str, Any]) -> None:
-    seconds = f"{summary['seconds']:.1f} s" + (f", {summary['skipped']} shards unchanged" if summary["skipped"] else "")
-    out.print(f"{summary['stage']} ({seconds})", style="bold")
-    table = Table("", Column("rows", justify="right"))
-    table.add_row("in", f"{summary['rows_in']:,}")
-    for reason, rows in summary["rejected"].items():
-        table.add_row(f"  rejected: {reason}", f"{rows:,}")
-    table.add_row("out", f"{summary['rows_out']:,}", style="bold")
-    _print_table(table)
-    for name, note in {"empty_sources": summary["empty_sources"], **summary["notes"]}.items():
-        if note:
-            out.print(f"{name.replace('_', ' ')}: {_in_words(note)}", soft_wrap=True)
-
-
-def _in_words(note: Any) -> str:
-    """Write a note of a stage: a text, a number, or lists and counts by name."""
-    if isinstance(note, dict):
-        return ", ".join(f"{name} {_in_words(value)}" for name, value in note.items())
-    if isinstance(note, list | tuple):
-        return ", ".join(map(_in_words, note))
-    return f"{note:,}" if isinstance(note, int) else str(note)
-
-
-def _show_metrics(evaluated: dict[str, Any]) -> None:
-    rows = evaluated["metrics"]
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    out.print("evaluate", style="bold")
-    table = Table(
-        "set", Column("metric", no_wrap=True), *(Column(model, justify="right", overflow="fold") for model in models)
-    )
-    for one, metric in dict.fromkeys((row["set"], row["metric"]) for row in rows):
-        values = {row["model"]: row["value"] for row in rows if (row["set"], row["metric"]) == (one, metric)}
-        table.add_row(one, metric, *(f"{values[model]:.4f}" if model in values else "" for model in models))
-    if any(row.get("precision") in ("int8", "binary") for row in rows):
-        sizes = {row["model"]: row["bytes_per_vector"] for row in rows}
-        table.add_section()
-        table.add_row("", "bytes/vector", *(f"{size:,}" if (size := sizes[model]) else "" for model in models))
-    _print_table(table)
-    if "passed" in evaluated:
-        _show_gate(evaluated)
-
-
-def _show_gate(judged: dict[str, Any]) -> None:
-    numbers = (Column(name, justify="right", no_wrap=True) for name in ("difference", "90 % interval", "p"))
-    table = Table("set", "metric", "model", "baseline", *numbers, "verdict")
-    for each in judged["comparisons"]:
-        tested = each["p"] is not None
-        interval = f"{each['low']:+.4f} to {each['high']:+.4f}" if tested else ""
-        verdict = "lower, but not significantly" if tested and each["verdict"] == "lower" else each["verdict"]
-        table.add_row(
-            *(each[name] for name in ("set", "metric", "model", "baseline")),
-            *(f"{each['difference']:+.4f}", interval, f"{each['p']:.4f}" if tested else ""),
-            f"{verdict}; {each['note']}" if each["note"] else verdict,
-        )
-    if judged["comparisons"]:
-        _print_table(table)
-    for each in judged["comparisons"]:
-        if each["verdict"] == "worse":
-            _show_lost(each)
-    for note in judged["notes"]:
-        out.print(f"note: {note}", soft_wrap=True)
-    for failure in judged["failures"] or ():
-        out.print(f"failed: {failure}", style="bold", soft_wrap=True)
-    if judged["failures"] == []:
-        out.print("passed", style="bold")
-
-
-def _show_lost(comparison: dict[str, Any]) -> None:
-    out.print(f"{comparison['set']}: what lost most {comparison['metric']}", style="bold", soft_wrap=True)
-    models = (Column(comparison[name], justify="right", overflow="fold") for name in ("model", "baseline"))
-    table = Table(*models, Column("text", no_wrap=True, overflow="ellipsis", ratio=1), expand=out.is_terminal)
-    for lost in comparison["lost"]:
-        table.add_row(f"{lost['value']:.4f}", f"{lost['baseline_value']:.4f}", _excerpt(lost["query"]))
-    _print_table(table)
-
-
-def _show_training(trained: dict[str, Any]) -> None:
-    if not trained["trained"]:
-        typer.echo(f"{trained['stage']}: already trained; model in {trained['model']}")
-    else:
-        loss = f"loss {trained['loss']:.4f}, " if "loss" in trained else ""
-        typer.echo(f"{trained['stage']}: {trained.get('step', 0):,} steps, {loss}model in {trained['model']}")
-
-
-def _show_plan(plan: dict[str, Any]) -> None:
-    for name, value in plan.items():
-        if isinstance(value, dict):
-            out.print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(), soft_wrap=True)
-        else:
-            out.print(f"{name.replace('_', ' ').replace(' mb', ', MB')}: {value:,}")
 
 
 def show_rows(found: "pa.Table", as_json: bool = False, as_csv: bool = False) -> None:
@@ -267,7 +121,7 @@ def show_rows(found: "pa.Table", as_json: bool = False, as_csv: bool = False) ->
         table = Table(*(Column(name, overflow="fold") for name in found.column_names))
         for record in found.to_pylist():
             table.add_row(*map(_cell, record.values()))
-        _print_table(table)
+        print_table(table)
 
 
 def _echo_csv(found: "pa.Table") -> None:
@@ -288,7 +142,7 @@ def _echo_csv(found: "pa.Table") -> None:
     typer.echo(frame.write_csv(), nl=False)
 
 
-def _print_table(table: Table) -> None:
+def print_table(table: Table) -> None:
     """Print a table: as wide as the terminal, or in a pipe or a file as wide as its cells."""
     if not out.is_terminal:
         out.width = _ANY_WIDTH
@@ -297,7 +151,7 @@ def _print_table(table: Table) -> None:
 
 def show_explanation(explanation: "Explanation", as_json: bool) -> None:
     """Print one pair and each rule's verdict."""
-    _print(asdict(explanation), as_json, _show_explanation)
+    print_value(asdict(explanation), as_json, _show_explanation)
 
 
 def _show_explanation(explanation: dict[str, Any]) -> None:
@@ -321,7 +175,7 @@ def _show_explanation(explanation: dict[str, Any]) -> None:
             "" if threshold is None else f"{finding['bound']} {threshold:g}",
             finding["verdict"],
         )
-    _print_table(table)
+    print_table(table)
     for finding in explanation["findings"]:
         if finding["verdict"] == "fails":
             out.print(f"{finding['rule']}: threshold from {finding['origin']}", soft_wrap=True)
@@ -329,29 +183,29 @@ def _show_explanation(explanation: dict[str, Any]) -> None:
 
 def show_pool(pool: "ShownPool", as_json: bool) -> None:
     """Print a query's positives, its nearest passages, and the reason why each is kept or dropped."""
-    _print(asdict(pool), as_json, _show_pool)
+    print_value(asdict(pool), as_json, _show_pool)
 
 
 def _show_pool(pool: dict[str, Any]) -> None:
     run, ceiling = pool["run"], pool["ceiling"]
-    out.print(f"query {pool['query_id']}: {_excerpt(pool['query'])}", style="bold", soft_wrap=True)
+    out.print(f"query {pool['query_id']}: {excerpt(pool['query'])}", style="bold", soft_wrap=True)
     below = "" if ceiling is None else f", candidates below {ceiling:.4f}"
     out.print(f"{run['method']} {run['margin']:g}, top {run['top_k']} of {run['passages']:,} passages{below}")
     for positive in pool["positives"]:
-        out.print(f"positive {positive['score']:.4f}: {_excerpt(positive['text'])}", no_wrap=True, overflow="ellipsis")
+        out.print(f"positive {positive['score']:.4f}: {excerpt(positive['text'])}", no_wrap=True, overflow="ellipsis")
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("place", "score"))
     line = Column("passage", no_wrap=True, overflow="ellipsis", ratio=1)  # takes the width that the others leave
     table = Table(*numbers, Column("verdict", no_wrap=True), line, expand=out.is_terminal)
     for passage in pool["passages"]:
         rank = "" if passage["rank"] is None else f" (rank {passage['rank']})"
         verdict, score = passage["verdict"] + rank, f"{passage['score']:.4f}"
-        table.add_row(str(passage["place"]), score, verdict, _excerpt(passage["text"]))
-    _print_table(table)
+        table.add_row(str(passage["place"]), score, verdict, excerpt(passage["text"]))
+    print_table(table)
     for rule, passages in pool["dropped"].items():
         out.print(f"dropped: {passages:,} {rule}")
 
 
-def _excerpt(text: str) -> str:
+def excerpt(text: str) -> str:
     """Return the beginning of a text on one line."""
     line = " ".join(text.split())
     return line[:200] + " …" if len(line) > 200 else line
@@ -380,22 +234,22 @@ def _show_source(source: dict[str, Any]) -> None:
         table = Table("column", "type")
         for name, kind in source["columns"].items():
             table.add_row(name, kind)
-        _print_table(table)
+        print_table(table)
     if source["error"]:
         out.print(source["error"], soft_wrap=True)
         return
     left_out = f", {source['left_out']:,} left out by where" if source["left_out"] else ""
     out.print(f"{source['rows']:,} rows tried: {source['kept']:,} pairs{left_out}; nothing written")
     for query, positive in source["pairs"]:
-        out.print(f"  query: {_excerpt(query)}", soft_wrap=True)
-        out.print(f"  positive: {_excerpt(positive)}", soft_wrap=True)
+        out.print(f"  query: {excerpt(query)}", soft_wrap=True)
+        out.print(f"  positive: {excerpt(positive)}", soft_wrap=True)
     for reason, (number, example) in source["rejected"].items():
-        out.print(f"  rejected: {reason} {number:,}, first {_excerpt(example)}", soft_wrap=True)
+        out.print(f"  rejected: {reason} {number:,}, first {excerpt(example)}", soft_wrap=True)
 
 
 def show_draft(draft: "Draft", as_json: bool) -> None:
     """Print the sources of a drafted recipe with their first pairs, the files that none reads, and what to run next."""
-    _print(asdict(draft), as_json, _show_draft)
+    print_value(asdict(draft), as_json, _show_draft)
 
 
 def _show_draft(draft: dict[str, Any]) -> None:
@@ -407,10 +261,10 @@ def _show_draft(draft: dict[str, Any]) -> None:
         out.print(f"  {source['why']}", soft_wrap=True)
         for query, positive in source["pairs"]:
             if query:
-                out.print(f"  query: {_excerpt(query)}", soft_wrap=True)
-            out.print(f"  positive: {_excerpt(positive)}", soft_wrap=True)
+                out.print(f"  query: {excerpt(query)}", soft_wrap=True)
+            out.print(f"  positive: {excerpt(positive)}", soft_wrap=True)
         for reason, (number, example) in source["rejected"].items():
-            out.print(f"  rejected: {reason} {number:,}, first {_excerpt(example)}", soft_wrap=True)
+            out.print(f"  rejected: {reason} {number:,}, first {excerpt(example)}", soft_wrap=True)
     reasons: dict[str, list[str]] = {}
     for path, reason in draft["unplaced"].items():
         reasons.setdefault(reason, []).append(path)
@@ -427,7 +281,7 @@ def _show_draft(draft: dict[str, Any]) -> None:
 
 def show_dry_run(tried: "DryRun", as_json: bool) -> None:
     """Print how many pairs of a sample each rule would reject, with examples."""
-    _print(asdict(tried), as_json, _show_dry_run)
+    print_value(asdict(tried), as_json, _show_dry_run)
 
 
 def _show_dry_run(tried: dict[str, Any]) -> None:
@@ -438,7 +292,7 @@ def _show_dry_run(tried: dict[str, Any]) -> None:
     table = Table("rule", *(Column(name, justify="right") for name in ("rejected", "share", "failing")))
     for losses in tried["rules"]:
         table.add_row(losses["rule"], f"{losses['first']:,}", f"{losses['share']:.2%}", f"{losses['fails']:,}")
-    _print_table(table)
+    print_table(table)
     for losses in tried["rules"]:
         for example in losses["examples"]:
             out.print(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import display
+from .show_outcome import show_outcome
 
 if TYPE_CHECKING:
     from .pipeline.engine.calls import Engine
@@ -339,6 +340,6 @@ def run_and_show(
 
     with work(corpus, workers, cluster) as engine:
         summary = run_data_stage(name, corpus, recipe, engine)
-    display.show_outcome(summary, as_json)
+    show_outcome(summary, as_json)
     if strict and summary.bad_input:
         raise typer.Exit(BAD_INPUT)

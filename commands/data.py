@@ -22,6 +22,7 @@ from ..options import (
     with_options,
     work,
 )
+from ..show_outcome import show_outcome
 from .registration import register
 
 app = typer.Typer()
@@ -128,7 +129,7 @@ def score(
     with work(corpus, cluster=cluster_of(engine, address)) as working:
         summary = run_data_stage("score", corpus, resolved, working)
         keep_settings(corpus, kept)
-    display.show_outcome(summary, as_json)
+    show_outcome(summary, as_json)
 
 
 @command("conan convert corpora/zh")

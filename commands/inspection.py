@@ -6,6 +6,7 @@ import typer
 
 from .. import display, options
 from ..options import AsJson, Corpus, Debug, Overrides
+from ..show_outcome import show_outcome
 from .registration import register
 
 app = typer.Typer()
@@ -70,7 +71,7 @@ def sample(
     with locked(corpus):
         summaries = cut(corpus, out, rows, seed)
     for summary in summaries:
-        display.show_outcome(summary, as_json)
+        show_outcome(summary, as_json)
 
 
 @command("conan doctor", "conan doctor recipe.yaml --json")

@@ -22,6 +22,7 @@ from ..options import (
     work,
 )
 from ..schemas.outcomes import Trained, TrainingPlan
+from ..show_outcome import show_outcome
 from .registration import register
 
 app = typer.Typer()
@@ -66,7 +67,7 @@ def train(
             outcome = plan(stage, corpus, resolved, processes)
         else:
             outcome = train(stage, corpus, resolved, hosts or processes)
-    display.show_outcome(outcome, as_json)
+    show_outcome(outcome, as_json)
 
 
 @command(
@@ -121,7 +122,7 @@ def evaluate(
     else:
         with display.progress() as progress:
             outcome = evaluate(place, resolved, models, sets, results, overrides, progress, conditions)
-    display.show_outcome(outcome, as_json)
+    show_outcome(outcome, as_json)
     if outcome.gate and outcome.gate.failures:
         raise typer.Exit(GATE_FAILED)
 
@@ -145,7 +146,7 @@ def export(
     resolved = resolve(corpus, recipe, overrides)
     with work(corpus):
         outcome = export(corpus, resolved)
-    display.show_outcome(outcome, as_json)
+    show_outcome(outcome, as_json)
 
 
 @command(
@@ -175,4 +176,4 @@ def push(
         outcome = push_model(corpus, recipe, to, public=public, dry_run=dry_run)
     else:
         outcome = push_data(corpus, recipe, data, to, with_rejects=rejects, public=public, dry_run=dry_run)
-    display.show_outcome(outcome, as_json)
+    show_outcome(outcome, as_json)

@@ -22,6 +22,7 @@ from ..options import (
     work,
 )
 from ..schemas.outcomes import Summary
+from ..show_outcome import show_outcome
 from .inspection import sql
 from .registration import register
 
@@ -63,7 +64,7 @@ def run(
     bad = False
     with work(folder, workers, cluster_of(engine, address)) as chosen:
         for _, outcome in run(folder, resolved, chosen, processes):
-            display.show_outcome(outcome, as_json)
+            show_outcome(outcome, as_json)
             bad = bad or (isinstance(outcome, Summary) and outcome.bad_input)
     if strict and bad:
         raise typer.Exit(BAD_INPUT)
@@ -107,7 +108,7 @@ def demo(
             outcomes.append(outcome)
             display.errors.print(f"{step} done")
     for outcome in outcomes:
-        display.show_outcome(outcome, as_json=False)
+        show_outcome(outcome, as_json=False)
     for question in DEMO_QUESTIONS:
         typer.echo(f'\n$ conan sql {corpus} "{question}"')
         sql(corpus, question)

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from command_line import RECORDS, Conan
-from conan_embedding.display import show_outcome
 from conan_embedding.pipeline.corpus.lock import locked
 from conan_embedding.pipeline.corpus.saved_recipe import load_recipe
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.filter.rules import RULES
 from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.recipe import Recipe
+from conan_embedding.show_outcome import show_outcome
 
 HEAVY = ["torch", "ray", "faiss", "deepspeed", "transformers"]
 
