@@ -71,7 +71,9 @@ def test_runs_of_compared_corpora_share_charts_and_keep_their_colours(tmp_path: 
         ("0", pytest.approx(42 + 332 / 2), 24.0),  # steps to 20, losses to 4
         ("1", pytest.approx(42 + 332 / 4), 94.0),
     ]
-    assert re.findall(r'class="key s(\d)">(.*?)<', figure_of(finetune, "Validation")) == [("1", "second")]
+    validation = figure_of(finetune, "Validation")
+    assert re.findall(r'class="key s(\d)">(.*?)<', validation) == [("1", "second")]
+    assert re.findall(r'class="line s(\d)"', validation) == ["1"]
     assert "Cosine of positives" in finetune
     assert "Cosine of negatives" not in finetune
     assert np.isfinite([float(each) for each in re.findall(r"[ML]([\d.]+) ", html)]).all()
