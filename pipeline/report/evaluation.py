@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ..corpus.folder import HOLDOUT, committed, read_footer
 from .elements import escape_text, render_section, render_table
 from .subjects import Subject
 
@@ -44,14 +45,25 @@ def render_evaluation(subjects: Sequence[Subject]) -> str:
             for value, (model, subject) in zip(found, columns, strict=True)
         ]
         rows.append([f'{escape_text(place)} <span class="aside">{escape_text(metric)}</span>', *cells])
+    held_out = "".join(_render_held_out(subject) for subject in subjects)
     if not rows:
-        return ""
+        return render_section("evaluation", "Evaluation", held_out) if held_out else ""
     note = "The best is bold" + ("; below each metric is its difference from BM25's." if _BM25 in models else ".")
     note += f" {left_out} more are left out." if left_out > 0 else ""
     heads = [f"{escape_text(model)}{_render_size(sizes[model])}{subject.tag}" for model, subject in columns]
-    return render_section(
-        "evaluation", "Evaluation", f'{render_table(["set", *heads], rows)}<p class="note">{note}</p>'
-    )
+    table = f'{render_table(["set", *heads], rows)}<p class="note">{note}</p>'
+    return render_section("evaluation", "Evaluation", table + held_out)
+
+
+def _render_held_out(subject: Subject) -> str:
+    """Render a table of the sets that `holdout:` keeps apart: questions, of how many, and passages to search."""
+    notes = [read_footer(shard).notes for shard in committed(subject.folder, HOLDOUT)]
+    rows = [
+        [escape_text(each["source"]), *(f"{each[name]:,}" for name in ("held_out", "questions", "passages"))]
+        for each in sorted(notes, key=lambda each: str(each.get("source")))
+        if "source" in each  # a cut of a corpus has no notes
+    ]
+    return render_table([f"held out{subject.tag}", "questions", "of", "passages"], rows) if rows else ""
 
 
 def _read_metrics(subject: Subject) -> list[dict[str, Any]]:

@@ -5,7 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.report.evaluation import render_evaluation
+from conan_embedding.schemas.pairs import PAIR
 from report_pages import render, rows_of
 
 
@@ -59,3 +62,13 @@ def test_columns_of_a_model_of_compared_corpora_are_next_to_each_other(tmp_path:
         ["qa ndcg@10", "0.500-0.050", "0.600", "0.550", "–"],
         ["own ndcg@10", "–", "–", "–", "0.250"],
     ]
+
+
+def test_what_is_held_out_of_the_sources_is_listed(scored_corpus: Path) -> None:
+    for number, notes in enumerate([{"source": "qa", "held_out": 200, "questions": 4000, "passages": 3900}, {}]):
+        shard = scored_corpus / "holdout" / f"part-{number:05d}.parquet"
+        with ShardWriter(shard, PAIR, None, stage="holdout", version=1, fingerprint="") as writer:
+            writer.keep(pa.table([[] for _ in PAIR], PAIR))
+            writer.notes |= notes
+    html = render(render_evaluation, scored_corpus)
+    assert rows_of(html, "Evaluation") == [["qa", "200", "4,000", "3,900"]]
