@@ -96,7 +96,8 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         shutil.rmtree(work, ignore_errors=True)
     summary.seconds = time.monotonic() - started  # including the decision, which takes most of the time
     found = collision_probability(settings.threshold, bands, rows)
-    summary.notes["held_out"] = describe_sets(corpus)
+    if sets:
+        summary.notes["held_out"] = describe_sets(corpus)
     summary.notes["bands"] = f"{bands} × {rows} find {found:.1%} of pairs at Jaccard {settings.threshold:g}"
     return summary
 
