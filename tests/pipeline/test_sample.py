@@ -331,7 +331,7 @@ def test_later_stages_run_on_it(mined_corpus: Path, tmp_path: Path) -> None:
     funnel = query(out, "SELECT stage, CAST(sum(rows) AS BIGINT) AS rows FROM funnel GROUP BY stage").to_pylist()
     assert {row["stage"]: row["rows"] for row in funnel}["score"] == all_rows(out, "score").height
     assert query(out, "SELECT count(*) AS rows FROM pools.candidates").to_pylist() != [{"rows": 0}]
-    assert write_report(out, out / "report.html").stat().st_size > 1000
+    assert write_report([out], out / "report.html").stat().st_size > 1000
     kept = all_rows(out, "filter").height
     summary = dedup(out, RECIPE, ONE)
     assert (summary.rows_in, summary.skipped) == (kept, 0)
