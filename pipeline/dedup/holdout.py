@@ -124,7 +124,7 @@ def hold_out(
     made; and keeps the questions for the next run.
 
     Raises:
-        RecipeError: no question can be held out, or too few texts to classify.
+        RecipeError: no question can be held out, or too few texts to classify; or most other pairs would go with them.
     """
     rows = _read_rows(pairs, found)
     gone = pl.scan_parquet(pairs.work / "rejected-*.parquet").select("row").collect()["row"]
@@ -140,6 +140,7 @@ def hold_out(
     _read_texts(pairs, held).write_parquet(texts)
     resembling = find_contaminated(pairs, texts, banding, threshold, engine)
     contaminated = _add_linked(held, rest, is_chosen, resembling)
+    _check_rest(held, rest, contaminated)
     left_out = contaminated["row"].implode()
     searched = survivors.with_columns(held=is_held).filter(~pl.col("row").is_in(left_out))
     searched.write_parquet(pairs.work / SEARCHED)
@@ -240,6 +241,17 @@ def _check_held(held: pl.DataFrame, questions: pl.DataFrame, holdout: Holdout) -
                 f"holdout: {texts} texts of {source} in {classes} classes are too little to evaluate on; expected "
                 f"{FEWEST_TEXTS} texts and two classes. Set `holdout: false` for this source"
             )
+
+
+def _check_rest(held: pl.DataFrame, rest: pl.DataFrame, contaminated: pl.DataFrame) -> None:
+    """Raise RecipeError if what is held out takes more than half of all other pairs with it."""
+    if contaminated.height > rest.height / 2:
+        named = ", ".join(held["source"].unique().sort())
+        raise RecipeError(
+            f"holdout: {held.height:,} pairs of {named} share an answer with, or resemble, {contaminated.height:,} of "
+            f"the {rest.height:,} others, which could not be trained on. Set `holdout: false` for sources with few "
+            "different answers, or remove `holdout:`"
+        )
 
 
 def _read_texts(pairs: Pairs, held: pl.DataFrame) -> pl.DataFrame:

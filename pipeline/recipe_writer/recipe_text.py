@@ -178,7 +178,7 @@ def _training(sources: Sequence[SourceText], evaluation: Sequence[SourceText]) -
         ),
         'score: {model: "${model}", cutoff: null}    # cuts nothing: look at the scores first, docs/score.md',
         f'mine: {{model: "${{model}}", queries: [{queries}], passages: [{passages}]}}',
-        f'finetune: {{model: "${{model}}", queries: [{queries}]}}',
+        f'finetune: {{model: "${{model}}", queries: [{queries}], matryoshka_dims: []}}    # its full width alone',
     ]
     if not evaluation:
         no_sets = "No file looks like an evaluation set, so some questions of each source are kept out of training"

@@ -301,6 +301,10 @@ def test_what_can_not_be_held_out_is_said(tmp_path: Path, pair, write_shards) ->
     write_shards(tmp_path / "class", "filter", one_class)
     with pytest.raises(RecipeError, match=r"12 texts of labels in 1 classes.*Set `holdout: false`"):
         dedup(tmp_path / "class", make_recipe(share=0.2), ONE)
+    one_answer = [pair(text(i), text(1000), "web") for i in range(60)]
+    write_shards(tmp_path / "answer", "filter", one_answer)
+    with pytest.raises(RecipeError, match=r"of web share an answer with, or resemble, 48 of the 48 others"):
+        dedup(tmp_path / "answer", make_recipe(share=0.2), ONE)
     write_shards(tmp_path / "list", "filter", make_pairs(pair, 10))
     (tmp_path / "list" / HELD_OUT).parent.mkdir(parents=True)
     (tmp_path / "list" / HELD_OUT).write_text("no table")
