@@ -57,7 +57,7 @@ def evaluate(
     retrieval_sets = [one for one in evaluation_sets if one.task == "retrieval"]
     if recipe.evaluate.quantize and not retrieval_sets:
         raise RecipeError(
-            "evaluate.quantize: only retrieval sets are searched with quantised vectors, and there is none among "
+            "evaluate.quantize: only retrieval sets are searched with quantised vectors, but none is among "
             f"{', '.join(one.name for one in evaluation_sets)}; leave it out, or add a retrieval set"
         )
     results_folder = results or (corpus_of_sets / RESULTS if corpus_of_sets else None)

@@ -24,6 +24,11 @@ MOST = 0.8
 FEW_CLASSES = 200
 """Chosen here: more values than this are no classes. TNEWS has 15, IFLYTEK 119."""
 
+SIMILAR = 2
+"""Chosen here: how many times longer, in the median, one of two like sentences may be."""
+LONGER = 3
+"""Chosen here: how many times longer than its title a text is, in the median."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -133,3 +138,24 @@ def profile(records: Sequence[Mapping[str, Any]], above: tuple[str, ...] = ()) -
         else:
             columns.append(Column((*above, name), values, len(records)))
     return columns
+
+
+def looks_like_score(column: Column) -> bool:
+    """Whether numbers may be similarities, and not an index that rises from row to row."""
+    numbers = column.numbers
+    return (
+        min(numbers) >= 0
+        and max(numbers) <= 5
+        and column.distinct > 1
+        and (column.has_classes or column.distinct < len(numbers))
+    )
+
+
+def are_alike(one: Column, other: Column) -> bool:
+    """Whether the texts of two columns are about as long."""
+    return max(one.length, other.length) < SIMILAR * max(1, min(one.length, other.length))
+
+
+def answers_within(content: Column, answer: Column) -> bool:
+    """Whether answers are much shorter than the texts that they are about, like SQuAD's spans."""
+    return answer.length < content.length / LONGER

@@ -1,20 +1,15 @@
 """Decide what sampled records are: which reader makes pairs of them, or which columns are query, positive and label."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 
-import duckdb
-
-from ..corpus.sql import quote, quote_name
+from ..corpus.sql import quote
+from .column_roles import find_all, find_label, find_one, role_of, sql_of
 from .names import are_first_and_second, find_role, find_split, split_name
-from .profiles import Column, profile
+from .profiles import LONGER, SIMILAR, Column, answers_within, are_alike, looks_like_score, profile
 from .samples import Sample
 
-_SIMILAR = 2
-"""Chosen here: how many times longer, in the median, one of two like sentences may be."""
-_LONGER = 3
-"""Chosen here: how many times longer than its title a text is, in the median."""
 _CHATS = ("conversations", "messages", "conversation")
 _JSON = ("json", "jsonl")
 _ITEM = "item"
@@ -167,7 +162,7 @@ def _triples(columns: Sequence[Column], keys: set[str]) -> Shape | None:
     if not queries or not positives or queries[0].kind != "text":
         return None
     why = f"`{queries[0].name}` with its `{positives[0].path[0]}`"
-    why += ", and negatives that come with the data" if any(_role(column) == "negative" for column in columns) else ""
+    why += ", and negatives that come with the data" if any(role_of(column) == "negative" for column in columns) else ""
     return Shape(
         "triples",
         "retrieval",
@@ -184,11 +179,11 @@ def _by_names(sample: Sample, columns: Sequence[Column]) -> Shape | None:
     """Decide by names, which must be those of columns that can have the role."""
     if shape := _two_sentences(sample, columns):
         return shape
-    question, title = _find(columns, "question"), _find(columns, "title")
-    answer, content = _find(columns, "answer"), _find(columns, "content")
-    instruction, extra = _find(columns, "instruction"), _find(columns, "input")
-    positive, label = _find(columns, "positive", lists=True), _find_label(columns)
-    others = [column for column in columns if column.is_prose and _role(column) is None]
+    question, title = find_one(columns, "question"), find_one(columns, "title")
+    answer, content = find_one(columns, "answer"), find_one(columns, "content")
+    instruction, extra = find_one(columns, "instruction"), find_one(columns, "input")
+    positive, label = find_one(columns, "positive", lists=True), find_label(columns)
+    others = [column for column in columns if column.is_prose and role_of(column) is None]
     asked = question or title
     if question and title and title.variety >= 0.5 and answer:
         both = f"concat_ws(' ', {sql_of(title)}, {sql_of(question)})"
@@ -197,7 +192,7 @@ def _by_names(sample: Sample, columns: Sequence[Column]) -> Shape | None:
     if positive and (asked or content or len(others) == 1):
         query = asked or content or others[0]
         return _with_negatives(sample, columns, query, positive)
-    if question and (found := _find_all(columns, "content")) and answer and _answers_within(found[0], answer):
+    if question and (found := find_all(columns, "content")) and answer and answers_within(found[0], answer):
         why = f"`{question.name}` is asked about `{found[0].name}`, which holds the answer"
         return replace(_pairs(sample, question, found[0], "question_answer", why, label), task="retrieval")
     response = answer or (content if instruction or extra else None)
@@ -222,7 +217,7 @@ def _by_names(sample: Sample, columns: Sequence[Column]) -> Shape | None:
     if question and len(others) == 1 and others[0].length > question.length:
         why = f"`{question.name}` and the only other text, which is longer"
         return _pairs(sample, question, others[0], "question_answer", why, label)
-    if title and len(others) == 1 and others[0].length > _SIMILAR * title.length:
+    if title and len(others) == 1 and others[0].length > SIMILAR * title.length:
         why = f"`{title.name}` and the only other text, which is longer"
         return _pairs(sample, title, others[0], "title_content", why)
     text = content or title or question or (others[0] if len(others) == 1 else None)
@@ -232,7 +227,7 @@ def _by_names(sample: Sample, columns: Sequence[Column]) -> Shape | None:
 
 
 def _two_sentences(sample: Sample, columns: Sequence[Column]) -> Shape | None:
-    texts = [column for column in columns if column.is_prose and _role(column) not in ("answer", "negative", "label")]
+    texts = [column for column in columns if column.is_prose and role_of(column) not in ("answer", "negative", "label")]
     pairs = [
         (one, other)
         for place, one in enumerate(texts)
@@ -242,7 +237,7 @@ def _two_sentences(sample: Sample, columns: Sequence[Column]) -> Shape | None:
     if not pairs:
         return None
     one, other = pairs[0]
-    if label := _find_label(columns, classes=False):
+    if label := find_label(columns, classes=False):
         return _scored(sample, one, other, label)
     return replace(
         _pairs(
@@ -290,7 +285,7 @@ def _is_inference(one: str, other: str) -> bool:
 
 
 def _with_negatives(sample: Sample, columns: Sequence[Column], query: Column, positive: Column) -> Shape:
-    negatives = [column for column in columns if _role(column) == "negative" and column.kind in ("text", "texts")]
+    negatives = [column for column in columns if role_of(column) == "negative" and column.kind in ("text", "texts")]
     parts = [sql_of(each) if each.kind == "texts" else f"[{sql_of(each)}]" for each in negatives]
     why = f"`{query.name}` with its `{positive.name}`{', and negatives that come with the data' if negatives else ''}"
     shape = _pairs(sample, query, positive, relate(query, positive), why)
@@ -345,7 +340,7 @@ def _in_lists(sample: Sample, columns: Sequence[Column]) -> Shape | None:
             continue
         items = [item for value in column.values for item in value]
         inner = [each for each in profile(items, (_ITEM,)) if each.values]
-        beside = [each for each in columns if each is not column and each.kind == "text" and _role(each) is not None]
+        beside = [each for each in columns if each is not column and each.kind == "text" and role_of(each) is not None]
         for around in ([*beside, *inner], inner):
             shape = _by_names(sample, around)
             if shape and f"{_ITEM}." in (shape.positive or ""):
@@ -359,13 +354,13 @@ def _in_lists(sample: Sample, columns: Sequence[Column]) -> Shape | None:
 
 
 def _by_values(sample: Sample, columns: Sequence[Column]) -> Shape | None:
-    texts = [column for column in columns if column.is_prose and _role(column) not in ("other", "negative")]
-    classes = [column for column in columns if column.has_classes and _role(column) != "other"]
+    texts = [column for column in columns if column.is_prose and role_of(column) not in ("other", "negative")]
+    classes = [column for column in columns if column.has_classes and role_of(column) != "other"]
     texts = [column for column in texts if column not in classes and column.variety >= 0.5]
     if not texts:
         return None
-    scores = [column for column in columns if column.numbers and _looks_like_score(column)]
-    if len(texts) == 2 and scores and _are_alike(*texts) and (shape := _scored(sample, texts[0], texts[1], scores[-1])):
+    scores = [column for column in columns if column.numbers and looks_like_score(column)]
+    if len(texts) == 2 and scores and are_alike(*texts) and (shape := _scored(sample, texts[0], texts[1], scores[-1])):
         return shape
     if len(texts) == 1 and classes:
         return _classes(sample, texts[0], classes[-1])
@@ -380,7 +375,7 @@ def _by_values(sample: Sample, columns: Sequence[Column]) -> Shape | None:
             sample, asking[0], positive, "question_answer", f"`{asking[0].name}` asks, by its question marks and words"
         )
     short, long = min(texts, key=lambda column: column.length), max(texts, key=lambda column: column.length)
-    if long.length >= _LONGER * short.length:
+    if long.length >= LONGER * short.length:
         why = f"`{short.name}` is short (about {short.length:.0f} characters), `{long.name}` long ({long.length:.0f})"
         return _pairs(sample, short, long, "title_content", why)
     if classes:
@@ -390,81 +385,6 @@ def _by_values(sample: Sample, columns: Sequence[Column]) -> Shape | None:
     return replace(shape, otherwise="the columns the other way round, or `task: passage` with only `positive:`")
 
 
-def _looks_like_score(column: Column) -> bool:
-    """Whether numbers may be similarities, and not an index that rises from row to row."""
-    numbers = column.numbers
-    return (
-        min(numbers) >= 0
-        and max(numbers) <= 5
-        and column.distinct > 1
-        and (column.has_classes or column.distinct < len(numbers))
-    )
-
-
-def _are_alike(one: Column, other: Column) -> bool:
-    return max(one.length, other.length) < _SIMILAR * max(1, min(one.length, other.length))
-
-
 def relate(query: Column, positive: Column) -> str:
     """Guess the format of queries and positives whose names only say that they belong together."""
-    return "input_output" if _are_alike(query, positive) and not query.asks else "question_answer"
-
-
-# ── roles and SQL ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _role(column: Column) -> str | None:
-    found = find_role(column.name)
-    return found[0] if found else None
-
-
-def _candidates(columns: Sequence[Column], role: str) -> Iterator[Column]:
-    """Yield the columns whose names have a role: the outer ones first, and of these those whose whole names do."""
-    named = [(column, found[1]) for column in columns if (found := find_role(column.name)) and found[0] == role]
-    yield from (column for column, _ in sorted(named, key=lambda one: (len(one[0].path), not one[1])))
-
-
-def _find_all(columns: Sequence[Column], role: str) -> list[Column]:
-    return [column for column in _candidates(columns, role) if column.is_prose]
-
-
-def _find(columns: Sequence[Column], role: str, lists: bool = False) -> Column | None:
-    """Find the column of texts with a role; of several contents, the one with the longest texts."""
-    named = list(_candidates(columns, role))
-    found = [column for column in named if column.is_prose or (lists and column.kind == "texts")]
-    if not found and role == "answer":  # `42` may be an answer; so may `B`
-        found = [column for column in named if column.kind in ("text", "number") and column.distinct > 1]
-    if role == "content":
-        return max(found, key=lambda column: column.length, default=None)
-    return found[0] if found else None
-
-
-def _find_label(columns: Sequence[Column], classes: bool = True) -> Column | None:
-    found = [
-        column for column in _candidates(columns, "label") if column.kind in ("text", "number") and column.distinct > 1
-    ]
-    names = {column.name: column for column in columns}
-    for column in found:
-        if classes and (named := names.get(f"{column.name}_name")) and named.values:
-            return named
-        if column.kind == "number" or column.length <= 20:
-            return column
-    return None
-
-
-def _answers_within(content: Column, answer: Column) -> bool:
-    """Whether answers are much shorter than the texts that they are about, like SQuAD's spans."""
-    return answer.length < content.length / _LONGER
-
-
-@cache
-def _reserved() -> frozenset[str]:
-    words = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category IN ('reserved', 'type_function')"
-    return frozenset(word for (word,) in duckdb.connect().execute(words).fetchall())
-
-
-def sql_of(column: Column) -> str:
-    """Return the SQL for a column: its name, or the path to a field."""
-    return ".".join(
-        name if name.isidentifier() and name.lower() not in _reserved() else quote_name(name) for name in column.path
-    )
+    return "input_output" if are_alike(query, positive) and not query.asks else "question_answer"

@@ -127,7 +127,7 @@ def _read_sources(subject: Subject) -> tuple[list[_Source], Bins]:
 
 
 def _make_source(subject: Subject, source: dict[str, Any], bins: Bins, cuts: dict[str, dict[str, Any]]) -> _Source:
-    """Put a source together. Its cutoff is what rejects were held to or, if there are none, what the recipe says.
+    """Put a source together. Its cutoff is what rejects were held to or, without rejects, what the recipe says.
 
     A run may have had another cutoff than the recipe says, which is of no use if a pair below it was kept.
     """

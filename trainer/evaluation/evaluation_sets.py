@@ -61,7 +61,7 @@ def find_own_sets(corpus: Path) -> list[Path]:
     """Find the places of a corpus's own sets: those of `evaluation:`, and those that are held out of its sources.
 
     Raises:
-        CorpusError: there are none, or dedup, which writes the latter, was interrupted.
+        CorpusError: the corpus has no sets, or dedup, which writes those held out, was interrupted.
     """
     folder = corpus / "evaluation"
     held_out = shards(corpus, HOLDOUT) if is_begun(corpus, HOLDOUT) else []

@@ -49,9 +49,7 @@ def check_conditions(conditions: Conditions, models: Collection[str], sets: Sequ
             f"--baseline {conditions.baseline}: no other model is evaluated; name the one to compare with it"
         )
     if conditions.baseline == BM25 and not any(one.task == "retrieval" for one in sets):
-        raise RecipeError(
-            f"--baseline {BM25}: it has metrics on retrieval sets only, and there is none; name another model"
-        )
+        raise RecipeError(f"--baseline {BM25}: it has metrics on retrieval sets only; add one, or name another model")
     check_names("metric", conditions.minimums, METRICS, "--min")
     known = {one.name: list_metrics(one) for one in sets} if conditions.minimums else {}
     for metric in conditions.minimums:

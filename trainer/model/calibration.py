@@ -18,7 +18,7 @@ from .embedding_model import EmbeddingModel, encoder_of
 def sample_passages(corpus: Path, count: int) -> pl.Series:
     """Return at most `count` distinct passages of a corpus's training records, the same ones whatever their order.
 
-    There are none before convert.
+    The result is empty before convert.
     """
     found = catalog.query(
         corpus,
@@ -36,7 +36,7 @@ def find_ranges(
 ) -> dict[int, Vectors]:
     """Return the ranges of the passages' unit vectors, float32 [2, width], for each width they are truncated to.
 
-    Without passages there are none. The model is left on the device that it is used on.
+    The result is empty without passages. The model is left on the device that it is used on.
 
     Raises:
         ModelError: vectors have NaN or infinite numbers.

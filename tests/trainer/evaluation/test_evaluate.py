@@ -273,7 +273,7 @@ def test_only_retrieval_sets_are_searched_quantised(evaluation_corpus: Path, tmp
     recipe = Recipe.model_validate({"evaluate": {"quantize": ["int8", "binary"], "matryoshka_dims": [8]}})
     other = tmp_path / "other.jsonl"
     other.write_text('{"text_a": "一丁", "text_b": "七万", "label": 1}\n{"text_a": "丈", "text_b": "三", "label": 0.5}')
-    with pytest.raises(RecipeError, match=r"only retrieval sets are searched .* there is none among other"):
+    with pytest.raises(RecipeError, match=r"only retrieval sets are searched .* but none is among other"):
         evaluation.evaluate(None, recipe, ["no model is loaded"], [other])
     with pytest.raises(RecipeError, match="mteb searches float32 vectors"):
         evaluation.evaluate_cmteb(None, recipe, ["no model is loaded"], [])
