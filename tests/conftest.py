@@ -54,6 +54,17 @@ def pytest_runtest_setup() -> None:
     start_clock()
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained encoder with two layers of width 32, without dropout, so that runs can be compared."""
+    import pyarrow as pa
+    from conan_embedding.trainer.model.bootstrap import tiny_bert
+
+    texts = pa.chunked_array([[chr(point) for point in range(0x4E00, 0x4E00 + 150)]], pa.string())
+    shape = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 64, "max_length": 64}
+    return tiny_bert(tmp_path_factory.mktemp("tiny") / "model", texts=texts, **shape)
+
+
 @cache
 def has_gpu() -> bool:
     import torch

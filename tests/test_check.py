@@ -5,24 +5,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import yaml
 from command_line import Conan
 from conan_embedding import check as module
 from conan_embedding.check import check_recipe
-from conan_embedding.trainer.model.bootstrap import tiny_bert
 
 PAIRS = '{"question": "怎么泡茶", "answer": "用热水泡"}\n{"question": "怎么煮饭", "answer": "用电饭锅"}\n'
 FAQ = {"files": "faq.jsonl", "read": "jsonl", "task": "retrieval", "query": "question", "positive": "answer"}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained encoder of two layers and 32 dimensions, without its weights."""
-    texts = pa.chunked_array([["怎么泡茶用热水"]])
-    shape = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 64, "max_length": 64}
-    return tiny_bert(tmp_path_factory.mktemp("tiny") / "model", texts=texts, **shape)
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from conan_embedding.schemas.pairs import SCORED, rejected
 from conan_embedding.schemas.training import TRAINING
 from conan_embedding.schemas.training_settings import PretrainSettings
 from conan_embedding.trainer.job import Job
-from conan_embedding.trainer.model.bootstrap import tiny_bert
 from training_runs import Runs
 
 CHARACTERS = [chr(point) for point in range(0x4E00, 0x4E00 + 150)]
@@ -149,14 +148,6 @@ def shared_training_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training_corpus(shared_training_corpus: Path, tmp_path: Path) -> Path:
     """A copy of the corpus for this test alone."""
     return Path(shutil.copytree(shared_training_corpus, tmp_path / "corpus"))
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained encoder with two layers of width 32, without dropout, so that runs can be compared."""
-    texts = pa.chunked_array([CHARACTERS], pa.string())
-    shape = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 64, "max_length": 64}
-    return tiny_bert(tmp_path_factory.mktemp("tiny") / "model", texts=texts, **shape)
 
 
 @pytest.fixture
