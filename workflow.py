@@ -149,8 +149,18 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
     else:
         folder = "convert/pretrain" if settings.on == "convert" else settings.on
         inputs, pools = {"pairs": shards(corpus, folder)}, None
-    prompts = {"source_prompts": own_prompts(recipe.sources), "set_prompts": recipe.set_prompts}
-    return make_job(corpus, stage, find_trained_model(corpus, settings.model), settings, inputs, pools, **prompts)
+    query_only = [source.name for source in recipe.sources if source.query_only_negatives and stage == "finetune"]
+    return make_job(
+        corpus,
+        stage,
+        find_trained_model(corpus, settings.model),
+        settings,
+        inputs,
+        pools,
+        source_prompts=own_prompts(recipe.sources),
+        set_prompts=recipe.set_prompts,
+        query_only_sources=query_only,
+    )
 
 
 def _sentence_shards(corpus: Path) -> list[Path]:

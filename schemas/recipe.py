@@ -154,13 +154,31 @@ class Recipe(Settings):
             raise ValueError(
                 f"evaluation: {same[0]} is also a source, whose held-out questions are a set of this name; rename one"
             )
-        stages = (("bootstrap.training", self.bootstrap and self.bootstrap.training), ("pretrain", self.pretrain))
-        for name, stage in stages:
-            if stage and stage.on in ("ingest", "filter"):
+        for name, stage in self._pretraining_stages():
+            if stage.on in ("ingest", "filter"):
                 raise ValueError(
                     f"{name}.on is {stage.on}, whose pairs include what `holdout` keeps apart; expected dedup or later"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _pretraining_has_negatives(self) -> "Recipe":
+        for name, stage in self._pretraining_stages():
+            tasks = ("pretrain",) if stage.on == "convert" else ("pretrain", "retrieval")
+            for source in self.sources:
+                is_drawn = source.task in tasks and stage.mixing.sources.get(source.name) != 0
+                if source.query_only_negatives and is_drawn:
+                    raise ValueError(
+                        f"{name}: the source {source.name} has `query_only_negatives`, but the only negatives here are"
+                        f" the positives of other queries; leave it out: `{name}.mixing.sources: {{{source.name}: 0}}`"
+                    )
+        return self
+
+    def _pretraining_stages(self) -> Iterator[tuple[str, PretrainSettings]]:
+        if self.bootstrap:
+            yield "bootstrap.training", self.bootstrap.training
+        if self.pretrain:
+            yield "pretrain", self.pretrain
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:

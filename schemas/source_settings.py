@@ -193,6 +193,13 @@ class Source(Settings):
     )
     licence: str | None = setting(None, "Licence of the data, for the model card.")
     holdout: bool = setting(True, "Whether the recipe's `holdout:` takes questions of this source.")
+    query_only_negatives: bool = setting(
+        False,
+        "In fine-tuning, compare each of its queries with the query's own negatives only, and no other query with its"
+        " texts. Set it where the answer to one query also answers others: classes, clusters, questions made from a"
+        " template.",
+        origin="chosen here: off, like FlagEmbedding's `no_in_batch_neg`",
+    )
 
     _listed = field_validator("files", "exclude", mode="before")(_as_list)
 
@@ -201,12 +208,21 @@ class Source(Settings):
         """Whether the recipe's `holdout:` takes questions of this source."""
         return self.holdout and self.task != "passage"
 
+    @property
+    def has_training_queries(self) -> bool:
+        """Whether training draws queries with positives from this source."""
+        return self.task not in ("sts", "passage")
+
     @model_validator(mode="after")
     def _labelled(self) -> "Source":
         if self.task == "sts" and self.label is None:
             raise ValueError(f"source {self.name} has task sts and needs `label:`, an SQL expression")
         if self.task == "passage" and self.query != "query":
             raise ValueError(f"source {self.name} has task passage, so remove `query:`; keep such a column in `meta:`")
+        if self.query_only_negatives and not self.has_training_queries:
+            raise ValueError(
+                f"source {self.name} has task {self.task} and no queries, so remove `query_only_negatives:`"
+            )
         if self.label_range[0] >= self.label_range[1]:
             raise ValueError(f"source {self.name}: label_range must rise, got {list(self.label_range)}")
         for name in self.join:
@@ -254,6 +270,8 @@ class EvaluationSet(Source):
     def _asks(self) -> "EvaluationSet":
         if not self.holdout:
             raise ValueError(f"evaluation set {self.name}: `holdout` is for `sources`, so remove it")
+        if self.query_only_negatives:
+            raise ValueError(f"evaluation set {self.name}: `query_only_negatives` is for `sources`, so remove it")
         if self.task == "passage":
             raise ValueError(
                 f"evaluation set {self.name} has task passage: expected pairs in `files:`, and files of passages to "

@@ -283,7 +283,9 @@ class FinetuneSettings(OptimizerSettings):
         False, "Take the positives of a step's other queries as negatives as well; in eq. 3 they are not."
     )
     query_only_negatives: bool = setting(
-        False, "Compare a query with its own hard negatives only; in eq. 3 it is compared with those of all queries."
+        False,
+        "Compare every query with its own hard negatives only; in eq. 3 it is compared with those of all queries. For"
+        " the queries of single sources, set it in the source.",
     )
     matryoshka_dims: list[PositiveInt] = setting(
         MATRYOSHKA_DIMS,
@@ -294,6 +296,15 @@ class FinetuneSettings(OptimizerSettings):
     hard_negative_mining: HardNegativeMining = setting(
         HardNegativeMining(), "Replacement of negatives that have become easy.", origin="paper §2.2"
     )
+
+    @model_validator(mode="after")
+    def _negatives_are_whose(self) -> Self:
+        if self.in_batch_positives and self.query_only_negatives:
+            raise ValueError(
+                "query_only_negatives leaves out the texts of other queries, and in_batch_positives takes them; set one"
+                " of them to false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranks_can_mine(self) -> Self:

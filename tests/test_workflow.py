@@ -162,5 +162,17 @@ def test_training_gets_the_prompts_of_sources_and_of_evaluation_sets(
     expected = {
         "source_prompts": {"s": SourcePrompts(instruction="Find it")},
         "set_prompts": {"e": SourcePrompts(query="")},
+        "query_only_sources": [],
     }
     assert training_job("pretrain", tmp_path, given) == expected
+
+
+def test_finetuning_gets_the_sources_with_negatives_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [SOURCE, SOURCE | {"name": "t", "task": "classification", "query_only_negatives": True}]
+    given = recipe(sources=sources, finetune={"model": "m"})
+    monkeypatch.setattr("conan_embedding.pipeline.corpus.folder.shards", lambda *_: [])
+    monkeypatch.setattr("conan_embedding.pipeline.corpus.pools.stored_fingerprint", lambda _: "pools")
+    monkeypatch.setattr("conan_embedding.trainer.job.make_job", lambda *_, query_only_sources, **__: query_only_sources)
+    assert training_job("finetune", tmp_path, given) == ["t"]

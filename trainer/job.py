@@ -13,7 +13,7 @@ from ..schemas.errors import ConanError
 from ..schemas.settings import SourcePrompts
 from ..schemas.training_settings import FinetuneSettings, PretrainSettings
 
-VERSION = 4
+VERSION = 5
 
 
 class TrainingError(ConanError):
@@ -33,6 +33,7 @@ class Job(BaseModel):
     fingerprint: str
     source_prompts: dict[str, SourcePrompts] = {}
     set_prompts: dict[str, SourcePrompts] = {}  # of evaluation sets, for validation
+    query_only_sources: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
 
     @property
@@ -85,6 +86,7 @@ def make_job(
     pools: str | None = None,
     source_prompts: Mapping[str, SourcePrompts] = {},
     set_prompts: Mapping[str, SourcePrompts] = {},
+    query_only_sources: Sequence[str] = (),
 ) -> Job:
     """Build a job, with a fingerprint of everything that decides its result: weights, settings, data, pools, prompts.
 
@@ -100,6 +102,7 @@ def make_job(
     computed = {"gradcache_tokens", "gradient_checkpointing", "compile"}
     decisive = settings.model_dump(mode="json", exclude={"model", *kept, *computed})
     decisive |= {"source_prompts": {name: own.model_dump() for name, own in sorted(source_prompts.items())}}
+    decisive |= {"query_only_sources": sorted(query_only_sources)}
     place = Path(model).resolve()
     job = Job(
         corpus=corpus.resolve(),
@@ -109,6 +112,7 @@ def make_job(
         shards={kind: [shard.resolve() for shard in each] for kind, each in shards.items()},
         source_prompts=dict(source_prompts),
         set_prompts=dict(set_prompts),
+        query_only_sources=tuple(query_only_sources),
         plugins=loaded_plugins(),
         fingerprint=fingerprint(
             "train", VERSION, name, weights_fingerprint(find_model(model)), decisive, content, pools

@@ -84,7 +84,7 @@ def _finetuning(job: Job, settings: FinetuneSettings, world_size: int, prompts: 
     retrieval: dict[str, list[Path]] = {kind: job.shards[kind] for kind in settings.queries}
 
     def write(temporary: Path) -> None:
-        write_finetune(temporary, job.corpus, retrieval, job.shards["sts"])
+        write_finetune(temporary, job.corpus, retrieval, job.shards["sts"], job.query_only_sources)
         if settings.hard_negative_mining.refresh != "static":
             write_mined(temporary, job.corpus)
 

@@ -226,3 +226,19 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     path.write_text(dump(recipe), "utf-8")
     assert load(path) == recipe
     assert load(path).dedup.on == "query"
+
+
+@pytest.mark.parametrize(
+    ("task", "section", "stage"),
+    [
+        ("pretrain", "pretrain: {%s}", "pretrain"),
+        ("retrieval", "pretrain: {on: dedup, %s}", "pretrain"),
+        ("retrieval", "bootstrap: {training: {%s}}", "bootstrap.training"),
+    ],
+)
+def test_pretraining_needs_the_negatives_of_other_queries(write: Write, task: str, section: str, stage: str) -> None:
+    source = f"{SOURCE}    task: {task}\n    query_only_negatives: true\nvariables: {{root: r}}\n"
+    said = f"leave it out: `{stage}.mixing.sources: {{web: 0}}`"
+    assert said in message(write(source + section % ""))
+    assert load(write(source + section % "mixing: {sources: {web: 0}}"))
+    assert load(write(source.replace(task, "classification") + section % ""))

@@ -97,6 +97,7 @@ def test_a_value_out_of_range_is_refused(model: type[BaseModel], values: dict[st
         ({"task": "sts", "read": "triples"}, "needs `label:`"),
         ({"task": "passage", "query": "title"}, "web has task passage, so remove `query:`"),
         ({"label_range": [5, 0]}, "label_range must rise"),
+        ({"task": "passage", "query_only_negatives": True}, "no queries, so remove `query_only_negatives:`"),
         ({"join": {"rows": "x.txt"}}, "join can't be named 'rows'"),
         *(({"join": {name: "x.txt"}}, f"join can't be named '{name}'") for name in ("Rows", "bad", "frame", "JOINED")),
         ({"join": {'a"; DROP': "x.txt"}}, "join can't be named"),
@@ -112,6 +113,16 @@ def test_an_evaluation_set_asks() -> None:
         ValidationError, match="expected pairs in `files:`, and files of passages to search in `passages"
     ):
         source_settings.EvaluationSet.model_validate(SOURCE | {"task": "passage"})
+
+
+def test_keys_of_training_are_not_for_evaluation_sets() -> None:
+    with pytest.raises(ValidationError, match="`query_only_negatives` is for `sources`"):
+        source_settings.EvaluationSet.model_validate(SOURCE | {"query_only_negatives": True})
+
+
+def test_a_query_is_not_both_alone_and_compared_with_other_positives() -> None:
+    with pytest.raises(ValidationError, match="set one of them to false"):
+        training_settings.FinetuneSettings(query_only_negatives=True, in_batch_positives=True)
 
 
 def test_one_glob_is_a_list_of_one() -> None:

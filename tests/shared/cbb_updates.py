@@ -47,6 +47,7 @@ class Texts:
     left: list[str] = field(default_factory=list)
     right: list[str] = field(default_factory=list)
     labels: list[float] = field(default_factory=list)
+    query_only: list[bool] = field(default_factory=list)
 
 
 RETRIEVAL = Texts(
@@ -67,7 +68,8 @@ STS = Texts(
     labels=[0.9, 0.2, 0.9, 0.2, 0.5],
 )
 BOTH = Texts(**{**vars(RETRIEVAL), "left": STS.left, "right": STS.right, "labels": STS.labels})
-BATCHES = {"both": BOTH, "retrieval": RETRIEVAL, "sts": STS, "nothing": Texts()}
+SOME_ALONE = Texts(**{**vars(BOTH), "query_only": [False, True, False, True]})
+BATCHES = {"both": BOTH, "retrieval": RETRIEVAL, "sts": STS, "nothing": Texts(), "some alone": SOME_ALONE}
 PARTITIONS: list[tuple[CBBPartition, bool]] = [
     (partition, cached) for partition in ("mixed", "per_task") for cached in (False, True)
 ]
@@ -100,12 +102,14 @@ WIDTHS: list[tuple[int, ...]] = [(), (4, 8, 12)]
 CASES = [Case(batch, dims) for batch in BATCHES for dims in WIDTHS]
 CASES += [Case("both", dims, in_batch_positives=True) for dims in WIDTHS]
 CASES += [Case("both", dims, query_only_negatives=True) for dims in WIDTHS]
+CASES += [Case("some alone", in_batch_positives=True)]
 DEEPSPEED_CASE = Case("both", (4, 8, 12))
 
 
 def reference_loss(encoder: Encoder, case: Case) -> Tensor:
     """Compute eq. 3 text by text: every occurrence encoded on its own, without batching or masks."""
     batch = BATCHES[case.batch]
+    alone = [case.query_only_negatives or own for own in batch.query_only or [False] * len(batch.queries)]
 
     def similarity(one: str, other: str, dim: int) -> Tensor:
         return torch.cosine_similarity(encoder([one])[0, :dim], encoder([other])[0, :dim], dim=0)
@@ -119,11 +123,11 @@ def reference_loss(encoder: Encoder, case: Case) -> Tensor:
                 (text, its_cluster)
                 for j, texts in enumerate(batch.negatives)
                 for text, its_cluster in zip(texts, batch.negative_clusters[j], strict=True)
-                if j == i or not case.query_only_negatives
+                if j == i or not (alone[i] or alone[j])
             ]
             if case.in_batch_positives:
                 others = zip(batch.positives, batch.positive_clusters, strict=True)
-                candidates += [each for j, each in enumerate(others) if j != i]
+                candidates += [each for j, each in enumerate(others) if j != i and not (alone[i] or alone[j])]
             for text, its_cluster in candidates:
                 if text != positive and (its_cluster != cluster or cluster < 0):
                     denominator = denominator + torch.exp(similarity(query, text, dim) / TEMPERATURE)

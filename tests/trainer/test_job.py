@@ -74,6 +74,9 @@ def test_the_fingerprint_is_of_what_decides_the_result(
     own = {"a": SourcePrompts(query="q")}
     prompted = make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(), pairs, source_prompts=own)
     others.append(prompted)
+    alone = make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(), pairs, query_only_sources=["a"])
+    assert Job.model_validate_json(alone.model_dump_json()).query_only_sources == ("a",)
+    others.append(alone)
     only_of_sets = make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(), pairs, set_prompts=own)
     assert only_of_sets.fingerprint == job.fingerprint
     assert Job.model_validate_json(prompted.model_dump_json()).source_prompts == own
@@ -85,7 +88,7 @@ def test_the_fingerprint_is_of_what_decides_the_result(
     write.shard(training_corpus, "pretrain", [{"source": "c", "query": "q", "positive": "p", "cluster_id": 4}])
     assert read_footer(pairs["pairs"][0]).content != before
     others.append(make_job(training_corpus, "pretrain", str(tiny), PretrainSettings(), pairs))
-    assert len({job.fingerprint, *(other.fingerprint for other in others)}) == 7
+    assert len({job.fingerprint, *(other.fingerprint for other in others)}) == 8
 
 
 def test_a_finished_run_is_not_run_again(pretraining: Callable[..., Job], processes: Callable[[str], None]) -> None:

@@ -64,6 +64,7 @@ def finetune_batch(
         query_sources=taken["source"].to_pylist(),
         negative_sources=found.sources,
         sentence_sources=sentences["source"].to_pylist(),
+        query_only=taken["query_only"].to_pylist(),
     )
 
 

@@ -1,7 +1,7 @@
 """Exports the records of a run to memory-mapped files: pairs, or queries with pools and sentence pairs."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ QUERIES = pa.schema(
         "provided": pa.large_list(pa.large_string()),  # negatives that came with the data
         "provided_clusters": pa.large_list(pa.large_list(pa.int64())),  # those of each, if it is a passage too
         "pool": pa.large_list(pa.int64()),  # passage ids, best first
+        "query_only": pa.bool_(),  # whether one of its sources has `query_only_negatives`
     }
     | _SOURCE
 )
@@ -87,12 +88,19 @@ def read_pairs(folder: Path) -> PairData:
     return PairData(MappedTable(folder / "pairs.arrow", {"category"}), read_sources(folder / "pairs.arrow"))
 
 
-def write_finetune(folder: Path, corpus: Path, retrieval: Mapping[str, Sequence[Path]], sts: Sequence[Path]) -> None:
+def write_finetune(
+    folder: Path,
+    corpus: Path,
+    retrieval: Mapping[str, Sequence[Path]],
+    sts: Sequence[Path],
+    query_only: Collection[str] = (),
+) -> None:
     """Write the data for fine-tuning: queries with their pools, passages, and sentence pairs.
 
     `retrieval` holds the shards of convert/retrieval, and of convert/pretrain if its pairs are used as retrieval too.
     Queries and passages are ordered by id. Records with the same query are merged into one: it has the positives of
-    all of them, and their provided negatives except those that are a positive of one of them.
+    all of them, and their provided negatives except those that are a positive of one of them. `query_only` names the
+    sources with `query_only_negatives`; a query that one of them has, too, counts as theirs.
 
     Raises:
         CorpusError: there are no queries, some have no pool, or passages are not numbered from 0.
@@ -103,7 +111,8 @@ def write_finetune(folder: Path, corpus: Path, retrieval: Mapping[str, Sequence[
         if not _number(connection, "SELECT coalesce(max(passage_id) + 1, 0) = count(*) FROM stored.passages"):
             raise CorpusError(f"{corpus}: passages in {FILE} are not numbered from 0; run `conan mine {corpus}` again")
         write_records(folder / "passages.arrow", PASSAGES, _passages(connection))
-        write_records(folder / "queries.arrow", QUERIES, _queries(connection, folder / "windows", retrieval))
+        queries = _queries(connection, folder / "windows", retrieval, query_only)
+        write_records(folder / "queries.arrow", QUERIES, queries)
         found = _streamed(connection, f"SELECT * FROM {scan_shards(sts)}") if sts else []
         write_records(folder / "sentences.arrow", SENTENCES, found)
     for name in ("queries", "sentences"):
@@ -190,7 +199,10 @@ def _passages(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]
 
 
 def _queries(
-    connection: duckdb.DuckDBPyConnection, folder: Path, retrieval: Mapping[str, Sequence[Path]]
+    connection: duckdb.DuckDBPyConnection,
+    folder: Path,
+    retrieval: Mapping[str, Sequence[Path]],
+    query_only: Collection[str],
 ) -> Iterator[pa.RecordBatch]:
     """Yield the queries ordered by id, with their records merged.
 
@@ -226,6 +238,7 @@ def _queries(
             connection.unregister("records")
         queries = records.group_by("query_id", maintain_order=True).agg(
             pl.first("query", "source", "category", "pool"),
+            pl.col("source").is_in(list(query_only)).any().alias("query_only"),
             positives,
             pl.col("cluster_ids").explode(empty_as_null=False).alias("clusters"),
             provided.filter(~provided.is_in(positives.implode())).unique(maintain_order=True).alias("provided"),

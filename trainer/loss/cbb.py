@@ -54,6 +54,7 @@ class Batch:
     left_rows: Tensor  # [P] int64
     right_rows: Tensor  # [P] int64
     labels: Tensor  # [P] float32
+    query_only: Tensor  # [N] bool: neither is the query compared with other queries' texts, nor they with its texts
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def build_batch(
     query_sources: Sequence[str] = (),
     negative_sources: Sequence[Sequence[str]] = (),
     sentence_sources: Sequence[str] = (),
+    query_only: Sequence[bool] = (),
 ) -> Batch:
     """Build a batch of N queries, each with a positive and up to K negatives, and P labelled sentence pairs.
 
@@ -93,6 +95,8 @@ def build_batch(
     The batch's texts begin with the `prompts` of their roles and, if sources are given, of their sources; a positive is
     of its query's source.
 
+    Queries marked in `query_only` have negatives of their own alone, as if each were a batch by itself.
+
     Raises ValueError if lengths do not match.
     """
     negatives = negatives or [()] * len(queries)
@@ -103,6 +107,8 @@ def build_batch(
         raise ValueError("queries, positives, negatives and positive_clusters differ in length")
     if counts.tolist() != [len(each) for each in negative_clusters]:
         raise ValueError("negatives and negative_clusters differ in length")
+    if len(query_only) not in (0, len(queries)):
+        raise ValueError("queries and query_only differ in length")
     if not len(left) == len(right) == len(labels):
         raise ValueError("left, right and labels differ in length")
 
@@ -141,6 +147,7 @@ def build_batch(
         left_rows=torch.from_numpy(left_rows),
         right_rows=torch.from_numpy(right_rows),
         labels=torch.tensor(labels, dtype=torch.float32),
+        query_only=torch.tensor(query_only or [False] * len(queries), dtype=torch.bool),
     )
 
 
@@ -204,10 +211,10 @@ def cbb_loss(
 
     The denominator of a query contains its own positive and the negatives of all queries in the batch; a negative that
     was drawn twice counts twice. `in_batch_positives` adds the positives of the other queries; `query_only_negatives`
-    leaves out the negatives of other queries. Apart from the positive, texts of the query's own group (see `Batch`) are
-    always left out. Retrieval or STS may be empty; its loss is then 0. Every term is the mean over `matryoshka_dims`
-    (default: the full width only). A learnt `temperature` is a scalar tensor. `terms` maps names to weights and
-    functions (see terms.py).
+    leaves out all texts of other queries, as if every query were marked in the batch's `query_only`. Apart from the
+    positive, texts of the query's own group (see `Batch`) are always left out. Retrieval or STS may be empty; its loss
+    is then 0. Every term is the mean over `matryoshka_dims` (default: the full width only). A learnt `temperature` is a
+    scalar tensor. `terms` maps names to weights and functions (see terms.py).
 
     Nothing here synchronises with the device: whatever determines shapes is computed on the CPU, where the batch is.
     """
@@ -217,12 +224,14 @@ def cbb_loss(
     columns_M = torch.cat([batch.positive_rows, batch.negative_rows[present_NK]])
     query_N = torch.arange(len(batch.query_rows))  # also the column of each query's own positive
     negative_query, negative_slot = present_NK.nonzero(as_tuple=True)  # [M - N] each: which query, which of its K
+    owner_M = torch.cat([query_N, negative_query])
+    alone_N = batch.query_only | query_only_negatives
     # True = left out. info_nce always keeps the query's own positive, whatever the mask says.
     excluded_NM = batch.groups[columns_M] == batch.groups[batch.positive_rows][:, None]
     if not in_batch_positives:
         excluded_NM[:, : len(query_N)] = True
-    if query_only_negatives:
-        excluded_NM[:, len(query_N) :] |= negative_query != query_N[:, None]
+    if alone_N.any():
+        excluded_NM |= (owner_M != query_N[:, None]) & (alone_N[:, None] | alone_N[owner_M])
 
     negative_counts = (~excluded_NM).numpy().sum(axis=1, dtype=np.float32)
     positive_index_N, device_excluded_NM = to_device(query_N, device), to_device(excluded_NM, device)

@@ -1,6 +1,6 @@
 """The content of each batch, against plain loops over the same records."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,10 @@ def folder(tmp_path: Path) -> Callable[[], Path]:
 def read(folder: Callable[[], Path], shards: Shards) -> Read:
     """A function that reads the fine-tuning data of a corpus, with the given kinds of queries."""
 
-    def written(corpus: Path, *kinds: str) -> FinetuneData:
+    def written(corpus: Path, *kinds: str, query_only: Sequence[str] = ()) -> FinetuneData:
         place = folder()
-        write_finetune(place, corpus, {kind: shards(corpus, kind) for kind in kinds}, shards(corpus, "sts"))
+        retrieval = {kind: shards(corpus, kind) for kind in kinds}
+        write_finetune(place, corpus, retrieval, shards(corpus, "sts"), query_only)
         return read_finetune(place)
 
     return written
@@ -184,6 +185,24 @@ def test_records_of_one_query_become_one(tmp_path: Path, write: Any, read: Read)
     assert column(data.queries, "provided") == [["差", "坏"]]
     assert (data.sources.names, data.sources.sizes) == (["a"], [1])
     assert len(data.sentences) == 0
+
+
+def test_a_query_is_on_its_own_if_one_of_its_sources_is(tmp_path: Path, write: Any, read: Read) -> None:
+    write.shard(
+        tmp_path,
+        "retrieval",
+        [
+            {"source": source, "query": query, "positives": [f"{query}{source}"], "cluster_ids": [i], "negatives": []}
+            for i, (source, query) in enumerate([("a", "一"), ("a", "二"), ("b", "二"), ("b", "三"), ("c", "四")])
+        ],
+    )
+    write.mined(tmp_path, {0: ("五", 5)}, {query: [0] for query in "一二三四"})
+    data = read(tmp_path, "retrieval", query_only=["b", "d"])
+    windows = start(data.pool_sizes, 4, provided_counts(data))
+    rows = np.array([3, 0, 1, 2])
+    batch = finetune_batch(data, windows, rows, np.arange(0), 4, np.zeros(4, np.int64), Prompts())
+    assert [batch.texts[row] for row in batch.query_rows] == list("四一二三")
+    assert batch.query_only.tolist() == [False, False, True, True]
 
 
 def test_pairs_alone_may_serve_as_retrieval(tmp_path: Path, write: Any, read: Read) -> None:

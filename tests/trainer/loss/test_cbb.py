@@ -175,6 +175,7 @@ def test_a_negative_that_is_the_query_itself_is_left_out() -> None:
         {"queries": ["q"], "positives": ["p"], "positive_clusters": [1, 2]},
         {"queries": ["q"], "positives": ["p"], "negatives": [["n"]], "negative_clusters": [[1, 2]]},
         {"left": ["a"], "right": ["b"], "labels": []},
+        {"queries": ["q"], "positives": ["p"], "query_only": [True, False]},
     ],
 )
 def test_sequences_that_differ_in_length_are_refused(wrong: dict[str, list[str]]) -> None:
@@ -237,6 +238,22 @@ def test_masked_negatives_are_not_counted() -> None:
     assert cbb_loss(embeddings, update, temperature=0.05, beta=0).mean_negatives == 2.5
     assert cbb_loss(embeddings, update, temperature=0.05, beta=0, query_only_negatives=True).mean_negatives == 1.5
     assert cbb_loss(embeddings, update, temperature=0.05, beta=0, in_batch_positives=True).mean_negatives == 3.5
+
+
+@pytest.mark.parametrize("in_batch_positives", [False, True])
+def test_queries_on_their_own_are_batches_of_their_own(in_batch_positives: bool) -> None:
+    """The loss is that of the marked queries one by one and of the others together, weighted by their number."""
+
+    def loss(*numbers: int) -> Tensor:
+        texts = Texts(*([column[i] for i in numbers] for column in (queries, positives, negatives)))
+        texts.query_only = [len(numbers) == 4 and i in (1, 3) for i in numbers]
+        update = build_batch(**vars(texts))
+        options = {"temperature": TEMPERATURE, "in_batch_positives": in_batch_positives}
+        return len(numbers) * cbb_loss(encoder(update.texts), update, **options).total
+
+    queries, positives, encoder = list("qrst"), list("abcd"), Encoder()
+    negatives = [["k"], ["l", "m"], ["n"], ["o", "p"]]
+    assert loss(*range(4)).item() == pytest.approx(sum(loss(*part) for part in [(0, 2), (1,), (3,)]).item())
 
 
 def test_ranks_of_their_own_are_rounded() -> None:
