@@ -9,6 +9,7 @@ from pydantic import (
 )
 
 from .dhnm_settings import HardNegativeMining
+from .loss_settings import FalseNegativeMask
 from .pairs import Category
 from .settings import BATCH_TOKENS, Pooling, PromptSettings, Settings, setting
 
@@ -153,6 +154,11 @@ class OptimizerSettings(Settings):
     learn_temperature: bool = setting(
         False,
         "Train the temperature as well, from `temperature` on and never below 0.01 (CLIP, arXiv 2103.00020, §2.5).",
+    )
+    mask_false_negatives: FalseNegativeMask | None = setting(
+        None,
+        "Leave out of a query's negatives the passages of other queries that score too close to its own positive, as"
+        " they may answer it, too; by default all are negatives.",
     )
     loss_terms: dict[str, float] = setting({}, "Weights of further loss terms, by the name that a plugin registers.")
     validation: Validation = setting(Validation(), "Evaluation during training.")

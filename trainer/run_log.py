@@ -120,11 +120,13 @@ class Log:
         tokens_per_second = tokens / (now - self.since)
         counts = {"single_label_batches": self.single_label_batches, "nonfinite_steps": nonfinite_steps}
         self.single_label_batches, self.since = 0, now
+        false_negatives = losses.mean_false_negatives
         entry = {
             "step": step,
             "loss": _number(total),
             **{name: _number(value) for name, value in terms.items()},
-            "negatives": round(losses.mean_negatives, 1),
+            "negatives": round(float(losses.mean_negatives), 1),
+            **({} if false_negatives is None else {"false_negatives": round(float(false_negatives), 1)}),
             "positive_score": _mean(losses.positive_scores),
             "negative_score": _mean(losses.negative_scores),
             "learning_rate": learning_rate,

@@ -60,6 +60,7 @@ def _pretraining(job: Job, settings: PretrainSettings, world_size: int, prompts:
     size = settings.batch_size * world_size
     sampler = Sampler(data.sources, settings.mixing, settings.seed, run=size if settings.homogeneous_batches else 1)
     terms = find_terms(settings.loss_terms, f"{job.name}.loss_terms")
+    ceiling = settings.mask_false_negatives.ceiling if settings.mask_false_negatives else None
 
     def build_batch(step: int) -> Batch:
         rows, _ = sampler.draw((step - 1) * size, step * size)
@@ -72,6 +73,7 @@ def _pretraining(job: Job, settings: PretrainSettings, world_size: int, prompts:
             temperature=settings.temperature if temperature is None else temperature,
             matryoshka_dims=settings.matryoshka_dims,
             symmetric=settings.symmetric,
+            ceiling=ceiling,
             terms=terms,
         )
 
@@ -99,6 +101,7 @@ def _finetuning(job: Job, settings: FinetuneSettings, world_size: int, prompts: 
     schedule = SourceSchedule([1, 1], settings.seed + 2) if settings.alternate_tasks and sentences else None
 
     terms = find_terms(settings.loss_terms, f"{job.name}.loss_terms")
+    ceiling = settings.mask_false_negatives.ceiling if settings.mask_false_negatives else None
 
     @lru_cache(maxsize=4)  # DHNM asks for a step's queries again
     def draw(step: int) -> tuple[tuple[Integers, Integers], tuple[Integers, Integers]]:
@@ -131,6 +134,7 @@ def _finetuning(job: Job, settings: FinetuneSettings, world_size: int, prompts: 
             matryoshka_dims=settings.matryoshka_dims,
             in_batch_positives=settings.in_batch_positives,
             query_only_negatives=settings.query_only_negatives,
+            ceiling=ceiling,
             terms=terms,
         )
 

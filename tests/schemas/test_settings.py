@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conan_embedding.schemas import dhnm_settings, settings, source_settings, training_settings
+from conan_embedding.schemas import dhnm_settings, loss_settings, settings, source_settings, training_settings
 from conan_embedding.schemas.recipe import Recipe
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -23,7 +23,7 @@ MODELS = [
     Recipe,
     *(
         model
-        for module in (settings, source_settings, dhnm_settings, training_settings)
+        for module in (settings, source_settings, dhnm_settings, loss_settings, training_settings)
         for model in vars(module).values()
         if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ == module.__name__
     ),
@@ -123,6 +123,18 @@ def test_keys_of_training_are_not_for_evaluation_sets() -> None:
 def test_a_query_is_not_both_alone_and_compared_with_other_positives() -> None:
     with pytest.raises(ValidationError, match="set one of them to false"):
         training_settings.FinetuneSettings(query_only_negatives=True, in_batch_positives=True)
+
+
+@pytest.mark.parametrize("values", [{}, {"margin": 0.1, "share": 0.9}])
+def test_false_negatives_have_one_limit(values: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="expected one of `margin` and `share`"):
+        loss_settings.FalseNegativeMask.model_validate(values)
+
+
+def test_a_share_puts_the_limit_below_the_positive_whatever_its_sign() -> None:
+    mask = loss_settings.FalseNegativeMask
+    assert [mask(margin=0.1).ceiling(cosine) for cosine in (0.5, -0.5)] == pytest.approx([0.6, -0.4])
+    assert [mask(share=0.9).ceiling(cosine) for cosine in (0.5, -0.5)] == pytest.approx([0.45, -0.55])
 
 
 def test_one_glob_is_a_list_of_one() -> None:

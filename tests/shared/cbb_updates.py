@@ -10,6 +10,7 @@ from typing import Any
 import forks
 import torch
 import torch.distributed as dist
+from conan_embedding.schemas.loss_settings import FalseNegativeMask
 from conan_embedding.schemas.training_settings import CBBPartition
 from conan_embedding.trainer.loss.cbb import Losses, build_batch, cbb_loss, partition_texts, sts_only_mask
 from conan_embedding.trainer.loss.collectives import all_gather_with_grad
@@ -17,6 +18,7 @@ from conan_embedding.trainer.loss.gradcache import backward, cached_backward, ch
 from torch import Tensor, nn
 
 TEMPERATURE, STS_TEMPERATURE, LEARNING_RATE = 0.1, 0.07, 0.5
+MARGIN = 0.1
 
 
 class Encoder(nn.Module):
@@ -84,6 +86,7 @@ class Case:
     matryoshka_dims: tuple[int, ...] = ()
     in_batch_positives: bool = False
     query_only_negatives: bool = False
+    mask: FalseNegativeMask | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -95,6 +98,7 @@ class Case:
             "matryoshka_dims": self.matryoshka_dims,
             "in_batch_positives": self.in_batch_positives,
             "query_only_negatives": self.query_only_negatives,
+            "ceiling": self.mask and self.mask.ceiling,
         }
 
 
@@ -103,6 +107,8 @@ CASES = [Case(batch, dims) for batch in BATCHES for dims in WIDTHS]
 CASES += [Case("both", dims, in_batch_positives=True) for dims in WIDTHS]
 CASES += [Case("both", dims, query_only_negatives=True) for dims in WIDTHS]
 CASES += [Case("some alone", in_batch_positives=True)]
+CASES += [Case("both", dims, in_batch_positives=True, mask=FalseNegativeMask(margin=MARGIN)) for dims in WIDTHS]
+CASES += [Case("some alone", mask=FalseNegativeMask(share=0.9))]
 DEEPSPEED_CASE = Case("both", (4, 8, 12))
 
 
@@ -118,17 +124,20 @@ def reference_loss(encoder: Encoder, case: Case) -> Tensor:
     for dim in case.matryoshka_dims or [12]:
         for i, (query, positive) in enumerate(zip(batch.queries, batch.positives, strict=True)):
             cluster = batch.positive_clusters[i]
+            with torch.no_grad():  # the mask is that of the full width
+                highest = case.mask.ceiling(similarity(query, positive, 12)) if case.mask else 1.1
             denominator = top = torch.exp(similarity(query, positive, dim) / TEMPERATURE)
             candidates = [
-                (text, its_cluster)
+                (text, its_cluster, j)
                 for j, texts in enumerate(batch.negatives)
                 for text, its_cluster in zip(texts, batch.negative_clusters[j], strict=True)
-                if j == i or not (alone[i] or alone[j])
             ]
             if case.in_batch_positives:
                 others = zip(batch.positives, batch.positive_clusters, strict=True)
-                candidates += [each for j, each in enumerate(others) if j != i and not (alone[i] or alone[j])]
-            for text, its_cluster in candidates:
+                candidates += [(*each, j) for j, each in enumerate(others) if j != i]
+            for text, its_cluster, j in candidates:
+                if j != i and (alone[i] or alone[j] or similarity(query, text, 12).item() > highest):
+                    continue
                 if text != positive and (its_cluster != cluster or cluster < 0):
                     denominator = denominator + torch.exp(similarity(query, text, dim) / TEMPERATURE)
             total = total - torch.log(top / denominator) / len(batch.queries)

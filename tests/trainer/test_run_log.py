@@ -76,6 +76,13 @@ def test_updates_whose_sentence_pairs_have_one_label_are_counted(job: Job) -> No
     assert [line.get("single_label_batches") for line in lines(job)] == [3, None]
 
 
+def test_false_negatives_are_logged_where_they_are_masked(job: Job) -> None:
+    log = Log(job, 0, 20)
+    for step, found in ((10, torch.tensor(1.26)), (20, None)):
+        write_step(log, step, replace(losses(1.0), mean_negatives=torch.tensor(7.5), mean_false_negatives=found))
+    assert [(line["negatives"], line.get("false_negatives")) for line in lines(job)] == [(7.5, 1.3), (7.5, None)]
+
+
 def test_a_rate_counts_from_the_entry_before(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 100.0
     monkeypatch.setattr("conan_embedding.trainer.run_log.time.monotonic", lambda: clock)

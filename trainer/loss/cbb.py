@@ -17,6 +17,7 @@ padding), P sentence pairs, D the width of an embedding, d the width after trunc
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -31,6 +32,7 @@ from ...schemas.prompts import Prompts
 from ...schemas.training_settings import CBBPartition
 from ..transfer import to_device
 from .losses import cosent, cosine_matrix, cosine_pairs, info_nce, matryoshka
+from .masks import Ceiling, mask_false_negatives, mask_known
 from .terms import LossTerm
 
 Rows = npt.NDArray[np.int64]
@@ -65,7 +67,8 @@ class Losses:
     terms: dict[str, Tensor]  # by name: retrieval, sts, and the recipe's extra terms
     positive_scores: Tensor  # [N]
     negative_scores: Tensor  # [N, K], padded with NaN if a query has fewer than K
-    mean_negatives: float = 0.0  # mean number of negatives in a query's denominator
+    mean_negatives: Tensor | float = 0.0  # mean number of negatives in a query's denominator
+    mean_false_negatives: Tensor | None = None  # mean number of those that the ceiling leaves out, if there is one
     single_label: bool = False  # all sentence pairs have the same label, so CoSENT has nothing to compare
 
 
@@ -205,16 +208,19 @@ def cbb_loss(
     matryoshka_dims: Sequence[int] = (),
     in_batch_positives: bool = False,
     query_only_negatives: bool = False,
+    ceiling: Ceiling | None = None,
     terms: Mapping[str, tuple[float, LossTerm]] = {},
 ) -> Losses:
     """InfoNCE over the negatives of the whole batch + β · CoSENT (paper eq. 3) + extra weighted terms.
 
     The denominator of a query contains its own positive and the negatives of all queries in the batch; a negative that
     was drawn twice counts twice. `in_batch_positives` adds the positives of the other queries; `query_only_negatives`
-    leaves out all texts of other queries, as if every query were marked in the batch's `query_only`. Apart from the
-    positive, texts of the query's own group (see `Batch`) are always left out. Retrieval or STS may be empty; its loss
-    is then 0. Every term is the mean over `matryoshka_dims` (default: the full width only). A learnt `temperature` is a
-    scalar tensor. `terms` maps names to weights and functions (see terms.py).
+    leaves out all texts of other queries, as if every query were marked in the batch's `query_only`. `ceiling` leaves
+    out those whose cosine with the query, at full width, is above what it returns for the query's positive. Apart from
+    the positive, texts of the query's own group (see `Batch`) are always left out.
+
+    Retrieval or STS may be empty; its loss is then 0. Every term is the mean over `matryoshka_dims` (default: the full
+    width only). A learnt `temperature` is a scalar tensor. `terms` maps names to weights and functions (see terms.py).
 
     Nothing here synchronises with the device: whatever determines shapes is computed on the CPU, where the batch is.
     """
@@ -225,23 +231,23 @@ def cbb_loss(
     query_N = torch.arange(len(batch.query_rows))  # also the column of each query's own positive
     negative_query, negative_slot = present_NK.nonzero(as_tuple=True)  # [M - N] each: which query, which of its K
     owner_M = torch.cat([query_N, negative_query])
-    alone_N = batch.query_only | query_only_negatives
-    # True = left out. info_nce always keeps the query's own positive, whatever the mask says.
-    excluded_NM = batch.groups[columns_M] == batch.groups[batch.positive_rows][:, None]
-    if not in_batch_positives:
-        excluded_NM[:, : len(query_N)] = True
-    if alone_N.any():
-        excluded_NM |= (owner_M != query_N[:, None]) & (alone_N[:, None] | alone_N[owner_M])
-
-    negative_counts = (~excluded_NM).numpy().sum(axis=1, dtype=np.float32)
-    positive_index_N, device_excluded_NM = to_device(query_N, device), to_device(excluded_NM, device)
+    excluded_NM = to_device(
+        mask_known(batch.groups[columns_M], owner_M, batch.query_only, in_batch_positives, query_only_negatives), device
+    )
+    positive_index_N = to_device(query_N, device)
     queries_ND, passages_MD, left_PD, right_PD = (
         embeddings_TD[to_device(rows, device)]
         for rows in (batch.query_rows, columns_M, batch.left_rows, batch.right_rows)
     )
+    with torch.no_grad():
+        scores_NM = cosine_matrix(queries_ND, passages_MD)
+    false_NM = None
+    if ceiling is not None:
+        false_NM = mask_false_negatives(scores_NM, to_device(owner_M, device), ceiling) & ~excluded_NM
+        excluded_NM = excluded_NM | false_NM
 
     def retrieval_loss(queries_Nd: Tensor, passages_Md: Tensor) -> Tensor:
-        return info_nce(queries_Nd, passages_Md, positive_index_N, temperature, device_excluded_NM)
+        return info_nce(queries_Nd, passages_Md, positive_index_N, temperature, excluded_NM)
 
     def sts_loss(left_Pd: Tensor, right_Pd: Tensor) -> Tensor:
         return cosent(cosine_pairs(left_Pd, right_Pd), batch.labels, sts_temperature)
@@ -252,19 +258,18 @@ def cbb_loss(
     }
     total = values["retrieval"] + beta * values["sts"]
     total, values = add_terms(total, values, terms, embeddings_TD, batch, dims)
-    with torch.no_grad():
-        scores_NM = cosine_matrix(queries_ND, passages_MD)
-        negative_scores = scores_NM.new_full(present_NK.shape, float("nan"))
-        rows = to_device(negative_query, device)
-        columns = len(query_N) + torch.arange(len(negative_query), device=device)
-        negative_scores[rows, to_device(negative_slot, device)] = scores_NM[rows, columns]
+    negative_scores = scores_NM.new_full(present_NK.shape, float("nan"))
+    rows = to_device(negative_query, device)
+    columns = len(query_N) + torch.arange(len(negative_query), device=device)
+    negative_scores[rows, to_device(negative_slot, device)] = scores_NM[rows, columns]
     labels = batch.labels.numpy()
     return Losses(
         total=total,
         terms=values,
         positive_scores=scores_NM[positive_index_N, positive_index_N],
         negative_scores=negative_scores,
-        mean_negatives=float(negative_counts.mean()) if len(negative_counts) else 0.0,
+        mean_negatives=_mean_count(~excluded_NM),
+        mean_false_negatives=None if false_NM is None else _mean_count(false_NM),
         single_label=len(labels) > 0 and bool((labels == labels[0]).all()),
     )
 
@@ -276,22 +281,22 @@ def pretrain_loss(
     temperature: float | Tensor,
     matryoshka_dims: Sequence[int] = (),
     symmetric: bool = False,
+    ceiling: Ceiling | None = None,
     terms: Mapping[str, tuple[float, LossTerm]] = {},
 ) -> Losses:
     """InfoNCE with in-batch negatives (paper eq. 1): the negatives of a query are the other pairs' positives.
 
     `batch` must hold the pairs of all ranks, with their clusters, and no sentence pairs; the STS loss is then 0. Pairs
     of one cluster, or with a text in common, are not negatives of each other. With `symmetric`, the loss is the mean of
-    both directions: query to positive among all positives, and positive to query among all queries.
+    both directions: query to positive among all positives, and positive to query among all queries. `ceiling` is
+    as in `cbb_loss`. Negatives are counted in the first direction.
     """
-    losses = cbb_loss(
-        embeddings_TD, batch, temperature=temperature, matryoshka_dims=matryoshka_dims, in_batch_positives=True
+    one_way = partial(
+        cbb_loss, temperature=temperature, matryoshka_dims=matryoshka_dims, in_batch_positives=True, ceiling=ceiling
     )
+    losses = one_way(embeddings_TD, batch)
     if symmetric:
-        mirrored = replace(batch, query_rows=batch.positive_rows, positive_rows=batch.query_rows)
-        other = cbb_loss(
-            embeddings_TD, mirrored, temperature=temperature, matryoshka_dims=matryoshka_dims, in_batch_positives=True
-        )
+        other = one_way(embeddings_TD, replace(batch, query_rows=batch.positive_rows, positive_rows=batch.query_rows))
         mean = (losses.total + other.total) / 2
         losses = replace(losses, total=mean, terms=losses.terms | {"retrieval": mean})
     dims = list(matryoshka_dims) or [embeddings_TD.shape[1]]
@@ -315,6 +320,11 @@ def add_terms(
         value = matryoshka(lambda embeddings_Td, term=term: term(embeddings_Td, batch), dims)(embeddings_TD)
         total, values = total + weight * value, values | {name: value}
     return total, values
+
+
+def _mean_count(marked_NM: Tensor) -> Tensor:
+    """Return how many passages are marked per query, on average; 0 without queries."""
+    return marked_NM.sum() / max(len(marked_NM), 1)
 
 
 def _in_snake_order(rows: Rows, lengths: Rows, parts: int) -> list[Rows]:

@@ -240,6 +240,28 @@ def test_masked_negatives_are_not_counted() -> None:
     assert cbb_loss(embeddings, update, temperature=0.05, beta=0, in_batch_positives=True).mean_negatives == 3.5
 
 
+def test_false_negatives_are_left_out_and_counted() -> None:
+    """The first query's positive has cosine 0.6, its own negative 0.9, the other query's texts 0.65 and 0.8."""
+
+    def at(cosine: float) -> list[float]:
+        return [cosine, (1 - cosine**2) ** 0.5]
+
+    update = build_batch(["q", "r"], ["p", "s"], [["n"], ["m"]])
+    cosines = {"q": 1.0, "p": 0.6, "n": 0.9, "r": -1.0, "s": 0.65, "m": 0.8}
+    embeddings = torch.tensor([at(cosines[text]) for text in update.texts], dtype=torch.float64)
+    options = {"temperature": TEMPERATURE, "in_batch_positives": True}
+    losses = cbb_loss(embeddings, update, **options, ceiling=lambda positive: positive + 0.1)
+    assert (losses.mean_negatives, losses.mean_false_negatives) == (2.5, 0.5)  # "m" for "q"
+    kept = [0.6, 0.9, 0.65], [-0.65, -0.8, -0.6, -0.9]
+    first, second = (torch.tensor(cosines) / TEMPERATURE for cosines in kept)
+    expected = sum(torch.logsumexp(each, 0) - each[0] for each in (first, second)) / 2
+    assert losses.total.item() == pytest.approx(expected.item(), rel=1e-6)
+    pairs = build_batch(["q", "r"], ["p", "s"])
+    embeddings = torch.tensor([at(cosines[text]) for text in pairs.texts])
+    masked = pretrain_loss(embeddings, pairs, temperature=TEMPERATURE, ceiling=lambda positive: positive + 0.04)
+    assert (masked.mean_negatives, masked.mean_false_negatives) == (0.0, 1.0)  # "s" for "q", and "p" for "r"
+
+
 @pytest.mark.parametrize("in_batch_positives", [False, True])
 def test_queries_on_their_own_are_batches_of_their_own(in_batch_positives: bool) -> None:
     """The loss is that of the marked queries one by one and of the others together, weighted by their number."""
