@@ -146,6 +146,10 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
         inputs["sts"] = _sentence_shards(corpus)
         if (pools := stored_fingerprint(corpus)) is None:
             raise CorpusError(f"{corpus}: no negative pools; run `conan mine {corpus}` first")
+        if settings.distill:
+            from .trainer.data.teacher_scores import fingerprint_scores
+
+            pools += fingerprint_scores(corpus, settings.distill.judge)
     else:
         folder = "convert/pretrain" if settings.on == "convert" else settings.on
         inputs, pools = {"pairs": shards(corpus, folder)}, None
@@ -279,7 +283,7 @@ def list_name_checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
 
 
 def _check_training_names(recipe: Recipe, stage: str) -> None:
-    """Check the loss terms and trackers that a training stage names. Raises as `check_names` does."""
+    """Check the losses and trackers that a training stage names. Raises as `check_names` does."""
     recipe_path: tuple[str, ...] = (stage,)
     settings = getattr(recipe, stage)
     if stage == "bootstrap" and settings is not None:
@@ -288,6 +292,10 @@ def _check_training_names(recipe: Recipe, stage: str) -> None:
         from .trainer.loss.terms import find_terms  # imports torch
 
         find_terms(settings.loss_terms, recipe.locate(*recipe_path, "loss_terms"))
+    if distill := getattr(settings, "distill", None):
+        from .trainer.loss.distillation import DISTILLATION_LOSSES
+
+        DISTILLATION_LOSSES.find(distill.loss, recipe.locate(*recipe_path, "distill", "loss"))
     if settings is not None and settings.track:
         from .trainer.trackers import check_trackers
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from .settings import Settings, setting
 
@@ -36,3 +36,26 @@ class FalseNegativeMask(Settings):
             return positive + self.margin
         assert self.share is not None
         return positive - (1 - self.share) * abs(positive)  # as `topk-percpos`: for a negative cosine, too, lower
+
+
+class DistillSettings(Settings):
+    """Learning from the scores that a judge gave to the pools (`conan judge`), as one more term of the loss."""
+
+    temperature: float = Field(
+        gt=0,
+        description="Divides the judge's scores. It has no default, as every judge has a scale of its own: 1 suits the"
+        " logits of a cross-encoder, about 0.1 its probabilities, 0.02 the cosines of a bi-encoder. A lower one makes"
+        " the judge surer.",
+    )
+    judge: str | None = setting(
+        None,
+        "Beginning of the judge's name, as in the column `judge` of `pools.judgements`; needed only if several have"
+        " judged the pools.",
+    )
+    loss: str = setting(
+        "kl",
+        "kl: KL divergence of the model's softmax over a query's positive and negatives from the judge's. margin_mse:"
+        " mean squared error of the margins between the positive and the negatives. Or a name that a plugin registers.",
+        origin="chosen here: as FlagEmbedding's `kd_loss_type`",
+    )
+    weight: float = setting(1.0, "Weight of the term in the loss.", origin="chosen here: as in FlagEmbedding", gt=0)

@@ -9,7 +9,7 @@ from pydantic import (
 )
 
 from .dhnm_settings import HardNegativeMining
-from .loss_settings import FalseNegativeMask
+from .loss_settings import DistillSettings, FalseNegativeMask
 from .pairs import Category
 from .settings import BATCH_TOKENS, Pooling, PromptSettings, Settings, setting
 
@@ -299,6 +299,9 @@ class FinetuneSettings(OptimizerSettings):
         " width only.",
         origin="paper §3.1",
     )
+    distill: DistillSettings | None = setting(
+        None, "Learning from a judge's scores of positives and negatives; by default only which is which is learnt."
+    )
     hard_negative_mining: HardNegativeMining = setting(
         HardNegativeMining(), "Replacement of negatives that have become easy.", origin="paper §2.2"
     )
@@ -310,6 +313,12 @@ class FinetuneSettings(OptimizerSettings):
                 "query_only_negatives leaves out the texts of other queries, and in_batch_positives takes them; set one"
                 " of them to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _names_of_terms_differ(self) -> Self:
+        if self.distill and "distill" in self.loss_terms:
+            raise ValueError("the loss term of `distill:` has this name in the log; register yours under another one")
         return self
 
     @model_validator(mode="after")

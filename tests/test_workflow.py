@@ -122,6 +122,8 @@ def test_loss_terms_are_checked_before_any_work(stage: str, tmp_path: Path) -> N
         next(run(tmp_path, recipe(mine={"method": "topk-best"}), Engine(1), 1))
     with pytest.raises(RecipeError, match=r"mine\.index: FAISS can't read 'IVF4096Flat'"):
         next(run(tmp_path, recipe(mine={"index": "IVF4096Flat"}), Engine(1), 1))
+    with pytest.raises(RecipeError, match=r"finetune\.distill\.loss: no distillation loss is called 'lk'.*'kl'"):
+        next(run(tmp_path, recipe(finetune={"distill": {"temperature": 1, "loss": "lk"}}), Engine(1), 1))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,3 +178,15 @@ def test_finetuning_gets_the_sources_with_negatives_of_their_own(
     monkeypatch.setattr("conan_embedding.pipeline.corpus.pools.stored_fingerprint", lambda _: "pools")
     monkeypatch.setattr("conan_embedding.trainer.job.make_job", lambda *_, query_only_sources, **__: query_only_sources)
     assert training_job("finetune", tmp_path, given) == ["t"]
+
+
+def test_other_scores_to_learn_make_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conan_embedding.pipeline.corpus.folder.shards", lambda *_: [])
+    monkeypatch.setattr("conan_embedding.pipeline.corpus.pools.stored_fingerprint", lambda _: "pools")
+    monkeypatch.setattr(
+        "conan_embedding.trainer.data.teacher_scores.fingerprint_scores", lambda _, judge: f" by {judge}"
+    )
+    monkeypatch.setattr("conan_embedding.trainer.job.make_job", lambda *arguments, **_: arguments[5])
+    distill = {"temperature": 1, "judge": "someone"}
+    assert training_job("finetune", tmp_path, recipe(finetune={"model": "m"})) == "pools"
+    assert training_job("finetune", tmp_path, recipe(finetune={"model": "m", "distill": distill})) == "pools by someone"

@@ -88,6 +88,7 @@ def give_up(job: Job, step: int, batch: Batch) -> NoReturn:
     file = job.folder / "nonfinite_batch.json"
     if dist.get_rank() == 0:
         tensors = {name: value.tolist() for name, value in vars(batch).items() if name != "texts"}
+        tensors = json.loads(json.dumps(tensors), parse_constant=lambda _: None)  # JSON has no NaN
         write_text(file, json.dumps({"step": step, "texts": batch.texts} | tensors, ensure_ascii=False))
     dist.barrier()  # the first rank to raise ends the others, so wait until the batch is saved
     raise TrainingError(

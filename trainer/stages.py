@@ -1,19 +1,21 @@
 """The two training stages, pre-training and fine-tuning: how each builds the batch of a step and computes its loss."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch.distributed as dist
 from torch import Tensor
 
+from ..schemas.loss_settings import DistillSettings
 from ..schemas.prompts import Prompts
 from ..schemas.training_settings import CBBPartition, FinetuneSettings, PretrainSettings
 from .data.batches import count_steps, finetune_batch, pretrain_batch
 from .data.mapped_table import build_once
 from .data.mixing import check_mixing
 from .data.sampler import Integers, Sampler, SourceSchedule
+from .data.teacher_scores import count_scored, write_scores
 from .data.training_tables import read_finetune, read_pairs, write_finetune, write_pairs
 from .dhnm.miner import HardNegativeMiner
 from .dhnm.negative_miner import NegativeMiner
@@ -21,7 +23,8 @@ from .dhnm.refresh import write_mined
 from .dhnm.window_miner import WindowMiner
 from .job import Job
 from .loss.cbb import Batch, Losses, cbb_loss, pretrain_loss
-from .loss.terms import find_terms
+from .loss.distillation import DISTILLATION_LOSSES, distillation_loss
+from .loss.terms import LossTerm, find_terms
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Task:
     loss: Callable[[Tensor, Batch, Tensor | None], Losses]  # embeddings of all ranks, batch, learnt temperature or None
     miner: HardNegativeMiner | None = None
     partition: CBBPartition = "mixed"
+    facts: Mapping[str, int] = field(default_factory=dict)  # about the data, for the log
 
     def changes_data(self, step: int) -> bool:
         """Whether the negatives of the next batch may change after this step."""
@@ -87,6 +91,8 @@ def _finetuning(job: Job, settings: FinetuneSettings, world_size: int, prompts: 
 
     def write(temporary: Path) -> None:
         write_finetune(temporary, job.corpus, retrieval, job.shards["sts"], job.query_only_sources)
+        if settings.distill:
+            write_scores(temporary, job.corpus, settings.distill.judge)
         if settings.hard_negative_mining.refresh != "static":
             write_mined(temporary, job.corpus)
 
@@ -125,17 +131,30 @@ def _finetuning(job: Job, settings: FinetuneSettings, world_size: int, prompts: 
         return finetune_batch(miner.data, miner.current, rows, pairs, settings.negatives, visits, prompts)
 
     def loss(embeddings: Tensor, batch: Batch, temperature: Tensor | None) -> Losses:
+        current = settings.temperature if temperature is None else temperature
         return cbb_loss(
             embeddings,
             batch,
-            temperature=settings.temperature if temperature is None else temperature,
+            temperature=current,
             beta=settings.beta,
             sts_temperature=settings.sts_temperature,
             matryoshka_dims=settings.matryoshka_dims,
             in_batch_positives=settings.in_batch_positives,
             query_only_negatives=settings.query_only_negatives,
             ceiling=ceiling,
-            terms=terms,
+            terms=terms | _distillation(job.name, settings.distill, current),
         )
 
-    return Task(steps, build_batch, loss, miner, settings.cbb_partition)
+    facts = {"queries_with_scores": count_scored(data.scores)} if data.scores else {}
+    return Task(steps, build_batch, loss, miner, settings.cbb_partition, facts)
+
+
+def _distillation(
+    stage: str, settings: DistillSettings | None, temperature: float | Tensor
+) -> dict[str, tuple[float, LossTerm]]:
+    """Return the term `distill` with its weight, for the present `temperature` of InfoNCE; empty without settings."""
+    if settings is None:
+        return {}
+    loss = DISTILLATION_LOSSES.find(settings.loss, f"{stage}.distill.loss")
+    term = partial(distillation_loss, loss=loss, temperature=temperature, teacher_temperature=settings.temperature)
+    return {"distill": (settings.weight, term)}

@@ -70,7 +70,7 @@ def main(job: Job) -> bool:
     engine = build_engine(model, settings, task.steps)  # count before this: ZeRO 3 leaves parameters without elements
     done = checkpoints.resume(engine, job, task.miner)
     log = Log(job, done, task.steps, is_main)
-    log.start(steps=task.steps, parameters=trained, world_size=world_size)
+    log.start(steps=task.steps, parameters=trained, world_size=world_size, **task.facts)
 
     tokens = nonfinite_steps = 0
     for step, batch in load_batches(

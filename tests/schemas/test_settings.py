@@ -137,6 +137,14 @@ def test_a_share_puts_the_limit_below_the_positive_whatever_its_sign() -> None:
     assert [mask(share=0.9).ceiling(cosine) for cosine in (0.5, -0.5)] == pytest.approx([0.45, -0.55])
 
 
+def test_a_judges_scale_has_to_be_given() -> None:
+    with pytest.raises(ValidationError, match="temperature\n  Field required"):
+        training_settings.FinetuneSettings.model_validate({"distill": {}})
+    terms = {"distill": {"temperature": 1}, "loss_terms": {"distill": 1.0}}
+    with pytest.raises(ValidationError, match="register yours under another"):
+        training_settings.FinetuneSettings.model_validate(terms)
+
+
 def test_one_glob_is_a_list_of_one() -> None:
     assert source_settings.Source.model_validate(SOURCE | {"exclude": "b.json"}).files == ["*.json"]
     assert source_settings.EvaluationSet.model_validate(SOURCE | {"passages": "p.json"}).passages == ["p.json"]

@@ -1,5 +1,6 @@
 """Training updates with any number of ranks and any partition, and the paper's equation 3 written pair by pair."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ import torch
 import torch.distributed as dist
 from conan_embedding.schemas.loss_settings import FalseNegativeMask
 from conan_embedding.schemas.training_settings import CBBPartition
-from conan_embedding.trainer.loss.cbb import Losses, build_batch, cbb_loss, partition_texts, sts_only_mask
+from conan_embedding.trainer.loss.cbb import Batch, Losses, build_batch, cbb_loss, partition_texts, sts_only_mask
 from conan_embedding.trainer.loss.collectives import all_gather_with_grad
+from conan_embedding.trainer.loss.distillation import DISTILLATION_LOSSES, distillation_loss
 from conan_embedding.trainer.loss.gradcache import backward, cached_backward, chunks_of
 from torch import Tensor, nn
 
@@ -50,6 +52,7 @@ class Texts:
     right: list[str] = field(default_factory=list)
     labels: list[float] = field(default_factory=list)
     query_only: list[bool] = field(default_factory=list)
+    teacher_scores: list[list[float]] = field(default_factory=list)
 
 
 RETRIEVAL = Texts(
@@ -72,6 +75,17 @@ STS = Texts(
 BOTH = Texts(**{**vars(RETRIEVAL), "left": STS.left, "right": STS.right, "labels": STS.labels})
 SOME_ALONE = Texts(**{**vars(BOTH), "query_only": [False, True, False, True]})
 BATCHES = {"both": BOTH, "retrieval": RETRIEVAL, "sts": STS, "nothing": Texts(), "some alone": SOME_ALONE}
+NO = float("nan")
+JUDGED = Texts(
+    **{
+        **vars(BOTH),
+        # The first query has all scores, the second lacks a negative's, the third its positive's; the fourth has no
+        # negatives.
+        "teacher_scores": [[3.0, 1.5, -2.0, 3.5], [0.5, NO, -1.0], [NO, 1.0, 2.0, 0.0], [4.0]],
+    }
+)
+BATCHES["judged"] = JUDGED
+TEACHER_TEMPERATURE, DISTILL_WEIGHT = 1.5, 0.3
 PARTITIONS: list[tuple[CBBPartition, bool]] = [
     (partition, cached) for partition in ("mixed", "per_task") for cached in (False, True)
 ]
@@ -87,6 +101,7 @@ class Case:
     in_batch_positives: bool = False
     query_only_negatives: bool = False
     mask: FalseNegativeMask | None = None
+    distill: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -99,16 +114,24 @@ class Case:
             "in_batch_positives": self.in_batch_positives,
             "query_only_negatives": self.query_only_negatives,
             "ceiling": self.mask and self.mask.ceiling,
+            "terms": {"distill": (DISTILL_WEIGHT, self.distillation)} if self.distill else {},
         }
+
+    def distillation(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """Return the term of distillation."""
+        loss = DISTILLATION_LOSSES[str(self.distill)]
+        temperatures = {"temperature": TEMPERATURE, "teacher_temperature": TEACHER_TEMPERATURE}
+        return distillation_loss(embeddings, batch, loss=loss, **temperatures)
 
 
 WIDTHS: list[tuple[int, ...]] = [(), (4, 8, 12)]
-CASES = [Case(batch, dims) for batch in BATCHES for dims in WIDTHS]
+CASES = [Case(batch, dims) for batch in BATCHES if batch != "judged" for dims in WIDTHS]
 CASES += [Case("both", dims, in_batch_positives=True) for dims in WIDTHS]
 CASES += [Case("both", dims, query_only_negatives=True) for dims in WIDTHS]
 CASES += [Case("some alone", in_batch_positives=True)]
 CASES += [Case("both", dims, in_batch_positives=True, mask=FalseNegativeMask(margin=MARGIN)) for dims in WIDTHS]
 CASES += [Case("some alone", mask=FalseNegativeMask(share=0.9))]
+CASES += [Case("judged", (4, 8, 12), distill="kl"), Case("judged", distill="margin_mse")]
 DEEPSPEED_CASE = Case("both", (4, 8, 12))
 
 
@@ -141,6 +164,15 @@ def reference_loss(encoder: Encoder, case: Case) -> Tensor:
                 if text != positive and (its_cluster != cluster or cluster < 0):
                     denominator = denominator + torch.exp(similarity(query, text, dim) / TEMPERATURE)
             total = total - torch.log(top / denominator) / len(batch.queries)
+            if case.distill:
+                passages = [positive, *batch.negatives[i]]
+                judged = [
+                    (similarity(query, text, dim) / TEMPERATURE, score / TEACHER_TEMPERATURE)
+                    for text, score in zip(passages, batch.teacher_scores[i], strict=True)
+                    if score == score
+                ]
+                if len(judged) > 1 and batch.teacher_scores[i][0] == batch.teacher_scores[i][0]:
+                    total = total + DISTILL_WEIGHT * reference_distillation(case.distill, judged) / len(batch.queries)
         scores = [similarity(a, b, dim) for a, b in zip(batch.left, batch.right, strict=True)]
         ordered = torch.ones((), dtype=torch.float64)
         for i, high in enumerate(batch.labels):
@@ -149,6 +181,20 @@ def reference_loss(encoder: Encoder, case: Case) -> Tensor:
                     ordered = ordered + torch.exp((scores[j] - scores[i]) / STS_TEMPERATURE)
         total = total + 0.8 * torch.log(ordered)
     return total / len(case.matryoshka_dims or [12])
+
+
+def reference_distillation(loss: str, judged: list[tuple[Tensor, float]]) -> Tensor:
+    """Compute the term of one query from its logits of student and teacher, the positive's first."""
+    if loss == "margin_mse":
+        (best, best_teacher), *others = judged
+        return sum(((best - one) - (best_teacher - teacher)) ** 2 for one, teacher in others) / len(others)
+    of_student = sum(torch.exp(one) for one, _ in judged)
+    of_teacher = sum(math.exp(teacher) for _, teacher in judged)
+    divergence = torch.zeros((), dtype=torch.float64)
+    for one, teacher in judged:
+        probability = math.exp(teacher) / of_teacher
+        divergence = divergence + probability * (math.log(probability) - torch.log(torch.exp(one) / of_student))
+    return divergence
 
 
 def parameters_after(encoder: Encoder, world_size: int = 1) -> Tensor:

@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import duckdb
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 from conan_embedding.pipeline.corpus.folder import fingerprint
@@ -23,6 +25,11 @@ from training_runs import Runs
 CHARACTERS = [chr(point) for point in range(0x4E00, 0x4E00 + 150)]
 
 Row = dict[str, Any]
+
+JUDGEMENTS = (
+    "CREATE TABLE IF NOT EXISTS judgements "
+    "(query_id BIGINT, passage_id BIGINT, judge VARCHAR, score FLOAT, verdict VARCHAR, created_at TIMESTAMP)"
+)
 
 
 def sentences(count: int, seed: int) -> list[str]:
@@ -154,6 +161,19 @@ def training_corpus(shared_training_corpus: Path, tmp_path: Path) -> Path:
 def write() -> SimpleNamespace:
     """Write parts of a corpus: `shard(corpus, kind, rows, number)`, `mined(corpus, passages, pools)`."""
     return SimpleNamespace(shard=write_shard, mined=write_mined)
+
+
+@pytest.fixture
+def judge(training_corpus: Path) -> Callable[..., None]:
+    """Add judgements of the pools by a judge: `judge(name, *rows)`, rows of (query_id, passage_id, score)."""
+
+    def add(name: str, *rows: tuple[int, int, float]) -> None:
+        with duckdb.connect(str(training_corpus / "pools.duckdb")) as pools:
+            pools.execute(JUDGEMENTS)
+            pools.register("given", pl.DataFrame(rows, ["query_id", "passage_id", "score"], orient="row").to_arrow())
+            pools.execute("INSERT INTO judgements BY NAME SELECT *, ? AS judge, now() AS created_at FROM given", [name])
+
+    return add
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Which records a step trains on, with alternating tasks or both together."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.training_settings import FinetuneSettings, PretrainSettings
 from training_runs import FINETUNE, PRETRAIN, job_of
@@ -38,6 +40,30 @@ def test_in_turn_a_task_goes_on_where_it_was(
         assert one.miner.rows_of(step).tolist() == drawn
         assert len(found.labels) == (0 if task == 0 else 6)
     assert sum(steps) == 60 and min(steps) > 15
+
+
+def test_scores_of_a_judge_become_a_term_of_the_loss(
+    training_corpus: Path, tiny: Path, judge: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conan_embedding.trainer.stages import build_task
+
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    judge(
+        "cross-encoder-1",
+        *((query, passage, query / 40 - passage / 160) for query in range(30) for passage in range(160)),
+    )
+    distill = {"temperature": 0.5, "weight": 0.3, "loss": "margin_mse"}
+    settings = FinetuneSettings(**FINETUNE, steps=3, distill=distill)
+    task = build_task(job_of(training_corpus, tiny, settings), world_size=1, prompts=Prompts())
+    assert task.facts == {"queries_with_scores": 30}
+    batch = task.build_batch(2)
+    embeddings = torch.randn(len(batch.texts), 32, generator=torch.Generator().manual_seed(0))
+    losses = task.loss(embeddings, batch, torch.tensor(0.2))
+    terms = losses.terms
+    assert terms["distill"] > 0
+    parts = terms["retrieval"] + settings.beta * terms["sts"] + 0.3 * terms["distill"]
+    assert losses.total.item() == pytest.approx(parts.item())
+    assert task.loss(embeddings, batch, torch.tensor(0.1)).terms["distill"] != terms["distill"]
 
 
 def test_an_update_may_be_of_one_source(training_corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,4 +139,5 @@ def test_a_run_without_gradients_ends_and_keeps_its_update(runs: dict[str, Job])
     assert [(line["step"], line.get("nonfinite_steps", 0)) for line in steps] == [(1, 0), (2, 1), (3, 2)]
     assert steps[0]["loss"] > 0 and [line["loss"] for line in steps[1:]] == [None, None]
     lost = json.loads((job.folder / "nonfinite_batch.json").read_text("utf-8"))
+    assert lost["teacher_scores"][0][0] is None
     assert lost["step"] == 4 and len(lost["query_rows"]) == 8 and max(lost["positive_rows"]) < len(lost["texts"])

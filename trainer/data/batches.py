@@ -11,6 +11,7 @@ from ...schemas.training_settings import FinetuneSettings, PretrainSettings
 from ..dhnm.negatives import ABSENT, Negatives
 from ..dhnm.windows import Windows
 from ..loss.cbb import Batch, Clusters, build_batch
+from .teacher_scores import teacher_scores
 from .training_tables import FinetuneData, PairData
 
 Integers = npt.NDArray[np.int64]
@@ -46,16 +47,17 @@ def finetune_batch(
     """
     taken, sentences = data.queries.take(rows), data.sentences.take(sentence_rows)
     positives, clusters = taken["positives"].to_pylist(), taken["clusters"].to_pylist()
-    chosen = [visit % len(each) for visit, each in zip(visits.tolist(), positives, strict=True)]
+    places = [visit % len(each) for visit, each in zip(visits.tolist(), positives, strict=True)]
+    chosen = [each[place] for each, place in zip(positives, places, strict=True)]
     if isinstance(current, Windows):
         found = _negatives_of_windows(data, current, rows, taken, negatives)
     else:
         found = _negatives_by_rank(data, current, rows, taken)
     return build_batch(
         taken["query"].to_pylist(),
-        [each[place] for each, place in zip(positives, chosen, strict=True)],
+        chosen,
         found.texts,
-        positive_clusters=[each[place] for each, place in zip(clusters, chosen, strict=True)],
+        positive_clusters=[each[place] for each, place in zip(clusters, places, strict=True)],
         negative_clusters=found.clusters,
         left=sentences["text_a"].to_pylist(),
         right=sentences["text_b"].to_pylist(),
@@ -65,6 +67,7 @@ def finetune_batch(
         negative_sources=found.sources,
         sentence_sources=sentences["source"].to_pylist(),
         query_only=taken["query_only"].to_pylist(),
+        teacher_scores=teacher_scores(data.scores, rows, chosen, found.texts) if data.scores else (),
     )
 
 

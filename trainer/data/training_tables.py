@@ -37,6 +37,9 @@ QUERIES = pa.schema(
     }
     | _SOURCE
 )
+SCORES = pa.schema({"passages": pa.large_list(pa.uint64()), "scores": pa.large_list(pa.float32())})
+"""A judge's scores of each query's passages, which are hashes of texts (see teacher_scores.py)."""
+SCORES_FILE = "scores.arrow"
 POOLS = pa.schema([QUERIES.field("pool")])  # pools of the same queries, rebuilt during training
 PASSAGES = pa.schema(
     {"text": pa.large_string(), "clusters": pa.large_list(pa.int64()), "source": pa.large_string()}
@@ -146,7 +149,7 @@ class FinetuneData:
     """The data for fine-tuning, as `write_finetune` wrote it. Only query ids and pool sizes are held in memory.
 
     `pools` has one row per query. `picked` [queries, n] holds the passages of a query's window if `rerank` picked them
-    one by one, and -1 if the window is a range of the pool.
+    one by one, and -1 if the window is a range of the pool. `scores` are a judge's, with the schema SCORES.
     """
 
     queries: MappedTable
@@ -158,6 +161,7 @@ class FinetuneData:
     pools: MappedTable
     pool_sizes: Integers
     picked: Integers | None = None
+    scores: MappedTable | None = None
 
 
 def read_finetune(folder: Path) -> FinetuneData:
@@ -172,6 +176,7 @@ def read_finetune(folder: Path) -> FinetuneData:
         query_ids=_joined(batch["query_id"] for batch in queries),
         pools=MappedTable(folder / "queries.arrow", {*QUERIES.names} - {"pool"}),
         pool_sizes=_joined(pc.list_value_length(batch["pool"]) for batch in queries),
+        scores=MappedTable(folder / SCORES_FILE) if (folder / SCORES_FILE).exists() else None,
     )
 
 

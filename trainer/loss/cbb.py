@@ -57,6 +57,7 @@ class Batch:
     right_rows: Tensor  # [P] int64
     labels: Tensor  # [P] float32
     query_only: Tensor  # [N] bool: neither is the query compared with other queries' texts, nor they with its texts
+    teacher_scores: Tensor  # [N, 1 + K] float32: a judge's scores of the positive and the negatives, NaN if unknown
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def build_batch(
     negative_sources: Sequence[Sequence[str]] = (),
     sentence_sources: Sequence[str] = (),
     query_only: Sequence[bool] = (),
+    teacher_scores: Sequence[Sequence[float]] = (),
 ) -> Batch:
     """Build a batch of N queries, each with a positive and up to K negatives, and P labelled sentence pairs.
 
@@ -99,6 +101,7 @@ def build_batch(
     of its query's source.
 
     Queries marked in `query_only` have negatives of their own alone, as if each were a batch by itself.
+    `teacher_scores` has a judge's scores for each query: the positive's, then the negatives', NaN where there is none.
 
     Raises ValueError if lengths do not match.
     """
@@ -112,6 +115,8 @@ def build_batch(
         raise ValueError("negatives and negative_clusters differ in length")
     if len(query_only) not in (0, len(queries)):
         raise ValueError("queries and query_only differ in length")
+    if teacher_scores and [len(each) for each in teacher_scores] != [1 + count for count in counts.tolist()]:
+        raise ValueError("teacher_scores and negatives differ in length: expected the positive's score before theirs")
     if not len(left) == len(right) == len(labels):
         raise ValueError("left, right and labels differ in length")
 
@@ -131,6 +136,12 @@ def build_batch(
     present = np.arange(counts.max(initial=0)) < counts[:, None]
     negative_rows = np.full(present.shape, -1)
     negative_rows[present] = flat_negative_rows
+    scores = np.full((len(queries), 1 + present.shape[1]), np.nan, np.float32)
+    if teacher_scores:
+        scores[:, 0], scores[:, 1:][present] = (
+            [each[0] for each in teacher_scores],
+            [score for each in teacher_scores for score in each[1:]],
+        )
     # Group the texts without their prompts, so that a query is in one group with a passage that has the same text.
     queries_bare, positives_bare, negatives_bare, *_ = np.split(bare_rows, splits)
     bare_groups = _groups(
@@ -151,6 +162,7 @@ def build_batch(
         right_rows=torch.from_numpy(right_rows),
         labels=torch.tensor(labels, dtype=torch.float32),
         query_only=torch.tensor(query_only or [False] * len(queries), dtype=torch.bool),
+        teacher_scores=torch.from_numpy(scores),
     )
 
 
