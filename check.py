@@ -185,6 +185,7 @@ def _check_model(stage: str, settings: Any, place: str, corpus: Path | None) -> 
     """Return the width of a stage's vectors, if its model is there, and what is found besides errors."""
     from .pipeline.encoder.model_folder import find_local_model
     from .pipeline.encoder.model_shape import read_shape
+    from .pipeline.judge.cross_encoder import is_cross_encoder, read_cross_encoder
     from .trainer.dry_run import count_parameters
     from .trainer.evaluation.bm25 import BM25
     from .trainer.model.attention import check_attention
@@ -202,6 +203,9 @@ def _check_model(stage: str, settings: Any, place: str, corpus: Path | None) -> 
     folder = find_local_model(name, encoder.trust_remote_code)
     if folder is None:
         return None, [_is_not_here(place, name)]
+    if stage == "judge" and is_cross_encoder(folder):
+        read_cross_encoder(folder, encoder.trust_remote_code)
+        return None, []
     layout, config, width = read_shape(folder, encoder)
     if stage in STAGE_MODELS:
         width = check_trainable(folder, layout, getattr(settings, "projection_dim", None)) or width

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .trainer.job import Job
     from .trainer.launch.hosts import Host
 
-DATA_STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine")
+DATA_STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine", "judge")
 TRAINING_STAGES = ("bootstrap", "pretrain", "finetune")
 STAGE_MODELS = ("untrained", *TRAINING_STAGES)
 """Names of models that training stages write into the corpus; a recipe can use them like hub names. `untrained` is the
@@ -59,6 +59,12 @@ def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") ->
             from .pipeline.mine.stage import mine
 
             summary = mine(corpus, with_model(recipe.mine, corpus), engine, own_prompts(recipe.sources))
+        case "judge":
+            from .pipeline.judge.stage import judge
+
+            if recipe.judge is None:
+                raise RecipeError("the recipe has no `judge:`; add the section, if only with defaults: `judge: {}`")
+            summary = judge(corpus, with_model(recipe.judge, corpus), engine, own_prompts(recipe.sources))
         case _:
             raise ValueError(f"no data stage is called {name!r}; choose from {', '.join(DATA_STAGES)}")
     catalog.rebuild(corpus)
@@ -308,7 +314,9 @@ def steps(recipe: Recipe) -> list[str]:
     order += ["bootstrap"] if recipe.bootstrap else []
     order += ["score", "convert"]
     order += ["pretrain"] if recipe.pretrain else []
-    order += ["mine", "finetune"] if recipe.finetune else []
+    order += ["mine"] if recipe.finetune else []
+    order += ["judge"] if recipe.finetune and recipe.judge else []
+    order += ["finetune"] if recipe.finetune else []
     order += ["evaluate"] if recipe.evaluation or recipe.holdout else []
     return order + (["export"] if recipe.finetune else [])  # last, because the model card shows the metrics
 

@@ -172,3 +172,19 @@ def mine(
         display.show_pool(show_pool(corpus, show, with_model(resolved.mine, corpus), sources), as_json)
     else:
         run_and_show("mine", corpus, resolved, as_json, cluster=cluster_of(engine, address))
+
+
+@command("conan judge corpora/zh --set judge.candidates=20", "conan judge corpora/zh --model BAAI/bge-reranker-large")
+def judge(
+    corpus: Corpus,
+    model: options.Model = None,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Ask a teacher about the pools' positives and candidates; keep its scores. No pair is judged twice."""
+    resolved = resolve(corpus, recipe, with_options(overrides, {"judge.model": model}))
+    run_and_show("judge", corpus, resolved, as_json, cluster=cluster_of(engine, address))

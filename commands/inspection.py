@@ -30,7 +30,7 @@ def sql(
     Views: ingest, filter, dedup, score, convert, pretrain, retrieval, sts, passages, rejected, funnel, rules, runs,
     results.
     Negative pools: pools.candidates, pools.queries, pools.passages, pools.positives, pools.windows, pools.replacements,
-    pools.runs, pools.short_pools.
+    pools.runs, pools.short_pools, pools.judgements.
     """
     from ..pipeline.corpus.catalog import query as ask
 

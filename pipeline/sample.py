@@ -17,6 +17,7 @@ from ..schemas.errors import CorpusError
 from ..schemas.outcomes import Summary
 from .corpus.atomic import clear_temporaries, commit
 from .corpus.folder import FOLDERS, HELD_OUT, HOLDOUT, committed, fingerprint, read_footer, rejects, shards
+from .corpus.judgements import copy_rows, list_parts, scan
 from .corpus.pools import FILE as POOLS_FILE
 from .corpus.pools import TABLES, write_pools
 from .corpus.shard_writer import ShardWriter
@@ -41,7 +42,8 @@ def cut(corpus: Path, out: Path, rows: int, seed: int = 0) -> list[Summary]:
       twice, so there may be a few more. The same share of the rejects is taken, by source, format and reason.
     - Later stages: what they kept and rejected of these pairs. A training record lists only those of its pairs that
       were taken. A duplicate's survivor may be missing, since results are copied, not computed again.
-    - pools.duckdb: the queries of the training records taken, and the passages that their pools refer to.
+    - pools.duckdb: the queries of the training records taken, and the passages that their pools refer to; of the
+      judgements those of these queries and passages.
     - Evaluation sets: at most `rows` rows each, and the list of questions that are held out of the sources. Trained
       models are left out.
 
@@ -265,6 +267,12 @@ def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Seq
         "LEFT JOIN renamed ON renamed.old_query = asked.old ORDER BY asked.query_id",
     }
     tables = {name: connection.sql(selects[name]).to_arrow_table() for name in TABLES}
+    if parts := list_parts(corpus):
+        judged = (
+            f"FROM ({scan(corpus)}) SEMI JOIN asked ON query_hash = md5(asked.text) "
+            "SEMI JOIN told ON passage_hash = md5(told.text) ORDER BY ALL"
+        )
+        copy_rows(connection, out, fingerprint("sample", [part.name for part in parts], judged), judged)
     write_pools(out, tables, ceiling_sql())
     queries = tables["queries"].num_rows
     return Summary("pools", queries, queries, notes={"passages": tables["passages"].num_rows})

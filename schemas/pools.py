@@ -61,8 +61,16 @@ CREATE TABLE IF NOT EXISTS replacements (
     hi INTEGER NOT NULL,
     slot INTEGER
 );
+CREATE TABLE IF NOT EXISTS judgements (
+    query_id BIGINT NOT NULL,
+    passage_id BIGINT NOT NULL,
+    judge VARCHAR NOT NULL,              -- kind and hash of what decides its scores
+    score FLOAT NOT NULL,
+    verdict VARCHAR,                     -- of judges that give one in words
+    created_at TIMESTAMP NOT NULL
+);
 """
-"""The tables of pools.duckdb."""
+"""The tables of pools.duckdb. `judgements` is filled from the store (see corpus/judgements.py)."""
 
 SHORT_POOLS = """
 CREATE VIEW IF NOT EXISTS short_pools AS

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, PrivateAttr, ValidationError, model_validator
 
 from .errors import RecipeError
+from .judge_settings import JudgeSettings
 from .registry import did_you_mean
 from .settings import (
     INTERNLM2,
@@ -106,6 +107,10 @@ class Recipe(Settings):
     score: ScoreSettings = setting(ScoreSettings(), "Cosine of query and positive.", origin="paper §2.1.1")
     convert: ConvertSettings = setting(ConvertSettings(), "Training records.", origin="paper §3.2")
     mine: MineSettings = setting(MineSettings(), "Negative pools.", origin="paper §2.2")
+    judge: JudgeSettings | None = setting(
+        None,
+        "Judgements of the pools; skipped by `conan run` if the section is missing. `judge: {}` takes the defaults.",
+    )
     pretrain: PretrainSettings | None = setting(
         None, "Pre-training; skipped by `conan run` if the section is missing. `pretrain: {}` takes the defaults."
     )

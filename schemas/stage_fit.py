@@ -31,6 +31,8 @@ def list_models(recipe: Recipe, order: Sequence[str]) -> Iterator[tuple[str, Loc
     for stage in order:
         if stage == "bootstrap":
             continue  # makes its own
+        if stage == "judge" and recipe.judge and recipe.judge.scores is not None:
+            continue  # has a file in place of a model
         if stage == "evaluate":
             for number, name in enumerate(recipe.evaluate.models):
                 yield stage, (stage, "models", number), recipe.evaluate.model_copy(update={"model": name})

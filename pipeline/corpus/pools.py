@@ -12,6 +12,7 @@ import pyarrow as pa
 from ...schemas.errors import CorpusError
 from ...schemas.pools import POOLS, SHORT_POOLS
 from .atomic import replacing
+from .judgements import fill
 
 FILE = "pools.duckdb"
 TABLES = ("runs", "passages", "queries", "positives", "candidates")
@@ -53,7 +54,8 @@ def open_pools(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnectio
 def write_pools(corpus: Path, tables: dict[str, pa.Table], ceiling_sql: str) -> None:
     """Replace the pools atomically. `tables` holds an Arrow table for each name in TABLES.
 
-    `ceiling_sql` is the SQL expression for the column `ceiling` of the view `short_pools` (see mine/methods.py).
+    `ceiling_sql` is the SQL expression for the column `ceiling` of the view `short_pools` (see mine/methods.py). What
+    the store of judgements knows about the new pools is filled in.
     """
     with replacing(corpus / FILE) as temporary:
         with duckdb.connect(str(temporary)) as connection:
@@ -64,9 +66,24 @@ def write_pools(corpus: Path, tables: dict[str, pa.Table], ceiling_sql: str) -> 
                 connection.register("incoming", tables[name])
                 connection.execute(f"INSERT INTO {name} BY NAME FROM incoming")
                 connection.unregister("incoming")
+            fill(connection, corpus)
             connection.execute("CHECKPOINT")
         # The write-ahead log of a killed trainer belongs to the old pools; DuckDB must not replay it on the new ones.
         (corpus / f"{FILE}.wal").unlink(missing_ok=True)
+
+
+def refresh_judgements(corpus: Path) -> None:
+    """Fill the table `judgements` of the pools from the store.
+
+    Raises:
+        CorpusError: there are no pools yet.
+        PoolsInUseError: another process has the database open.
+    """
+    with open_pools(corpus, read_only=False) as connection:
+        connection.execute("BEGIN")
+        connection.execute(POOLS)  # pools mined before there were judges have no such table
+        fill(connection, corpus)
+        connection.execute("COMMIT")
 
 
 def read_candidates(corpus: Path) -> pl.DataFrame:

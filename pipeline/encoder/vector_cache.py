@@ -108,12 +108,12 @@ def _write_parts(
     for part, start in enumerate(range(0, len(missing), PART), start=max(_parts(folder), default=-1) + 1):
         chosen = texts.take(missing[start : start + PART].to_numpy())
         calls.append((str(_vectors_file(folder, part)), (folder, part, chosen, weights, settings, prompt)))
-    engine.progress("mine: vectors", 0, len(calls), 0)
+    engine.progress("vectors", 0, len(calls), 0)
     outcomes = run_calls(write_part, calls, replace(engine, one_a_device=True))
     for done, (file, error) in enumerate(outcomes, start=1):
         if error or not Path(file).exists():
             raise StageError(f"{file}: {error or 'written on a node that does not share this folder'}")
-        engine.progress("mine: vectors", done, len(calls), min(done * PART, len(missing)))
+        engine.progress("vectors", done, len(calls), min(done * PART, len(missing)))
 
 
 def write_part(folder: Path, part: int, texts: pa.Array, weights: str, settings: EncoderSettings, prompt: str) -> None:

@@ -17,6 +17,7 @@ from conan_embedding.pipeline import sample as cut_module
 from conan_embedding.pipeline.convert.stage import convert
 from conan_embedding.pipeline.corpus.catalog import query
 from conan_embedding.pipeline.corpus.folder import HELD_OUT, committed, read_footer, rejects
+from conan_embedding.pipeline.corpus.judgements import add, list_parts
 from conan_embedding.pipeline.corpus.pools import read_candidates, read_passages, write_pools
 from conan_embedding.pipeline.corpus.saved_recipe import save_recipe
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
@@ -264,6 +265,27 @@ def test_pools_are_those_of_the_records(mined_corpus: Path, tmp_path: Path) -> N
     assert passages["passage_id"].to_list() == list(range(len(named)))
     assert set(passages["text"]) == named
     assert (summary.stage, summary.rows_out, summary.notes) == ("pools", len(asked), {"passages": len(named)})
+
+
+def test_judgements_of_the_records_are_taken_over(mined_corpus: Path, tmp_path: Path) -> None:
+    """Also that write_pools, and so mine, fills the view from what the store has."""
+    before = pools(mined_corpus)
+    judged = {(text, passage): place for place, (text, pool) in enumerate(before.items()) for (passage, _) in pool[0]}
+    columns = ("query", "passage", "score")
+    rows = [(query, passage, score) for (query, passage), score in judged.items()] + [("其他", "别", 0.5)]
+    add(mined_corpus, "file-1", pl.DataFrame(rows, columns, orient="row"))
+    for name in ("a", "b"):
+        cut(mined_corpus, tmp_path / name, 100)
+    asked = pools(tmp_path / "a").keys()
+    found = query(
+        tmp_path / "a",
+        "SELECT q.text, p.text, score, judge FROM pools.judgements JOIN pools.queries q USING (query_id) "
+        "JOIN pools.passages p USING (passage_id)",
+    )
+    expected = [(query, passage, score, "file-1") for (query, passage), score in judged.items() if query in asked]
+    assert sorted(map(tuple, map(dict.values, found.to_pylist()))) == sorted(expected) != []
+    stored = [[(part.name, pl.read_parquet(part).rows()) for part in list_parts(tmp_path / name)] for name in "ab"]
+    assert stored[0] == stored[1] and len(stored[0][0][1]) == len(expected)
 
 
 def content(corpus: Path) -> Iterator[list[str]]:

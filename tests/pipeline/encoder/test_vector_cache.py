@@ -65,7 +65,7 @@ def stored(corpus: Path, model: Model, texts: Sequence[str], name: str = "one", 
     engine = Engine(progress=lambda *done: seen.append(done))
     result = store(corpus, name, EncoderSettings(), each(prompt, texts), column, engine)
     encoded, parts = sum(map(len, model.asked)) - before, -(-(sum(map(len, model.asked)) - before) // 10)
-    assert seen[-1:] == ([("mine: vectors", parts, parts, encoded)] if encoded else [])
+    assert seen[-1:] == ([("vectors", parts, parts, encoded)] if encoded else [])
     assert len(result) == len(texts)
     found = find(corpus, each(name, texts), column)
     assert found is not None

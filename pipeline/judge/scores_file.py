@@ -1,0 +1,52 @@
+"""A file of scores as the judge: scores that another tool gave to pairs of texts."""
+
+import hashlib
+from pathlib import Path
+
+import duckdb
+
+from ...schemas.errors import RecipeError
+from ..corpus.judgements import add_from, scan
+from ..corpus.sql import quote
+
+COLUMNS = {"query": "VARCHAR", "passage": "VARCHAR", "score": "DOUBLE"}
+_WHOLE = "query IS NOT NULL AND passage IS NOT NULL AND coalesce(isfinite(score), false)"
+
+
+def add_scores(corpus: Path, file: Path) -> str:
+    """Add a file's scores to the store, unless they are there already; return the name of the judge: the file's hash.
+
+    Raises:
+        RecipeError: the file can't be read, lacks a column, or has a row without a text or a finite score, or two
+            scores of one pair.
+    """
+    with duckdb.connect(":memory:") as connection:
+        connection.execute("SET enable_progress_bar = false")
+        try:
+            with file.open("rb") as stream:
+                judge = f"file-{hashlib.file_digest(stream, 'blake2b').hexdigest()[:16]}"
+            connection.execute(f"CREATE VIEW scores AS SELECT {', '.join(COLUMNS)} FROM {_reader(file)}")
+            bad = connection.sql(f"FROM scores WHERE NOT ({_WHOLE})").count("*").fetchall()[0][0]
+            twice = connection.sql(
+                "SELECT query FROM scores GROUP BY query, passage HAVING min(score) < max(score) LIMIT 1"
+            ).fetchall()
+        except (OSError, duckdb.Error) as error:
+            expected = "expected the columns query, passage (texts) and score (a number)"
+            raise RecipeError(f"judge.scores: {file}: {expected}: {error}") from error
+        if bad:
+            raise RecipeError(f"judge.scores: {file}: {bad} rows have no query, no passage or no finite score")
+        if twice:
+            raise RecipeError(f"judge.scores: {file}: a passage has two scores for the query {twice[0][0][:80]!r}")
+        if not connection.sql(f"FROM ({scan(corpus)}) WHERE judge = {quote(judge)} LIMIT 1").fetchall():
+            connection.execute("CREATE VIEW pairs AS SELECT DISTINCT * FROM scores")
+            add_from(connection, corpus, judge, "pairs")
+    return judge
+
+
+def _reader(file: Path) -> str:
+    """Build the SQL that reads the file."""
+    if file.suffix == ".parquet":
+        return f"read_parquet({quote(file)}, hive_partitioning = false)"
+    if file.suffix == ".jsonl":
+        return f"read_json({quote(file)}, format = 'newline_delimited', columns = {COLUMNS}, hive_partitioning = false)"
+    raise RecipeError(f"judge.scores: {file}: expected a file that ends in .parquet or .jsonl")
