@@ -56,9 +56,12 @@ def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") ->
 
             summary = convert(corpus, recipe, engine)
         case "mine":
+            from .pipeline.judge.decisions import undo
             from .pipeline.mine.stage import mine
 
             summary = mine(corpus, with_model(recipe.mine, corpus), engine, own_prompts(recipe.sources))
+            if recipe.judge is None:
+                undo(corpus)
         case "judge":
             from .pipeline.judge.stage import judge
 
@@ -133,7 +136,7 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
     does.
     """
     from .pipeline.corpus.folder import shards
-    from .pipeline.corpus.pools import stored_fingerprint
+    from .pipeline.corpus.pools import decided_fingerprint
     from .schemas.errors import CorpusError
     from .trainer.job import make_job
 
@@ -150,8 +153,9 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
     if stage == "finetune":
         inputs = {kind: shards(corpus, f"convert/{kind}") for kind in settings.queries}
         inputs["sts"] = _sentence_shards(corpus)
-        if (pools := stored_fingerprint(corpus)) is None:
+        if (pools := decided_fingerprint(corpus)) is None:
             raise CorpusError(f"{corpus}: no negative pools; run `conan mine {corpus}` first")
+        _check_judging(corpus, recipe)
         if settings.distill:
             from .trainer.data.teacher_scores import fingerprint_scores
 
@@ -171,6 +175,23 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
         set_prompts=recipe.set_prompts,
         query_only_sources=query_only,
     )
+
+
+def _check_judging(corpus: Path, recipe: Recipe) -> None:
+    """Raise CorpusError if the pools are not judged as the recipe says."""
+    from .pipeline.corpus.pools import read_judging
+    from .schemas.errors import CorpusError
+
+    wanted = with_model(recipe.judge, corpus).decisive if recipe.judge else None
+    found = read_judging(corpus)
+    if wanted and found != wanted:
+        how = "not judged" if found is None else "judged with other settings than the recipe's"
+        raise CorpusError(f"{corpus}: the pools are {how}; run `conan judge {corpus}` first")
+    if found and not wanted:
+        raise CorpusError(
+            f"{corpus}: the pools are judged, but the recipe has no `judge:`; add it, or run `conan mine {corpus}`, "
+            "which leaves the pools as mined"
+        )
 
 
 def _sentence_shards(corpus: Path) -> list[Path]:
@@ -262,12 +283,12 @@ def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Check the names in a recipe against the registries: readers, methods, loss terms, trackers; and the index.
+    """Check what a recipe names: readers, methods, loss terms, trackers, by their registries; index; a judge's file.
 
     Filter rule names are checked later, by the filter stage, because classifiers add rules of their own.
 
     Raises:
-        RecipeError: a name is not registered, or FAISS can't read the index.
+        RecipeError: a name is not registered, FAISS can't read the index, or there is no file of scores.
         MissingExtraError: a tracker's library is not installed.
     """
     for check in list_name_checks(recipe):
@@ -285,6 +306,10 @@ def list_name_checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
         from .pipeline.mine.search import check_index_syntax  # imports FAISS
 
         yield partial(check_index_syntax, recipe.mine.index, recipe.locate("mine", "index"))
+    if recipe.judge is not None and recipe.judge.scores is not None:
+        from .pipeline.judge.scores_file import check_scores_file
+
+        yield partial(check_scores_file, Path(recipe.judge.scores), recipe.locate("judge", "scores"))
     yield from (partial(_check_training_names, recipe, stage) for stage in TRAINING_STAGES)
 
 

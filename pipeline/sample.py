@@ -19,7 +19,7 @@ from .corpus.atomic import clear_temporaries, commit
 from .corpus.folder import FOLDERS, HELD_OUT, HOLDOUT, committed, fingerprint, read_footer, rejects, shards
 from .corpus.judgements import copy_rows, list_parts, scan
 from .corpus.pools import FILE as POOLS_FILE
-from .corpus.pools import TABLES, write_pools
+from .corpus.pools import TABLES, check_version, open_pools, write_pools
 from .corpus.shard_writer import ShardWriter
 from .corpus.sql import quote, scan_shards
 from .engine.stage import summarise
@@ -233,11 +233,14 @@ def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Seq
 
     Results that a training run wrote into the pools are left out.
     """
+    with open_pools(corpus) as pools:
+        check_version(pools, corpus)
     connection.execute(f"ATTACH {quote(corpus / POOLS_FILE)} AS pools (READ_ONLY)")
     connection.execute(
         f"""
         CREATE TEMP TABLE asked AS
-        SELECT query_id AS old, * REPLACE (row_number() OVER (ORDER BY query_id) - 1 AS query_id) FROM pools.queries
+        SELECT query_id AS old, * REPLACE (row_number() OVER (ORDER BY query_id) - 1 AS query_id)
+        FROM pools.mined_queries
         SEMI JOIN {scan_shards(records, union_by_name=True)} AS records ON text = records.query
         """
     )
@@ -245,12 +248,12 @@ def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Seq
         """
         CREATE TEMP TABLE ranked AS
         SELECT query_id AS old_query, unnest(passage_ids) AS old, generate_subscripts(passage_ids, 1) AS place
-        FROM pools.candidates SEMI JOIN asked ON candidates.query_id = asked.old;
+        FROM pools.mined_candidates SEMI JOIN asked ON mined_candidates.query_id = asked.old;
         CREATE TEMP TABLE told AS
         SELECT passage_id AS old, * REPLACE (row_number() OVER (ORDER BY passage_id) - 1 AS passage_id)
         FROM pools.passages SEMI JOIN (
             SELECT old FROM ranked UNION
-            SELECT passage_id FROM pools.positives SEMI JOIN asked ON positives.query_id = asked.old
+            SELECT passage_id FROM pools.mined_positives SEMI JOIN asked ON mined_positives.query_id = asked.old
         ) AS named ON passage_id = named.old;
         CREATE TEMP TABLE renamed AS
         SELECT old_query, list(passage_id ORDER BY place) AS passage_ids FROM ranked JOIN told USING (old) GROUP BY ALL
@@ -260,10 +263,10 @@ def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Seq
         "runs": "FROM pools.runs",
         "passages": "SELECT * EXCLUDE (old) FROM told ORDER BY passage_id",
         "queries": "SELECT * EXCLUDE (old) FROM asked ORDER BY query_id",
-        "positives": "SELECT asked.query_id, told.passage_id, score FROM pools.positives "
+        "positives": "SELECT asked.query_id, told.passage_id, score FROM pools.mined_positives AS positives "
         "JOIN asked ON positives.query_id = asked.old JOIN told ON positives.passage_id = told.old ORDER BY ALL",
         "candidates": "SELECT asked.query_id, run_id, coalesce(renamed.passage_ids, []) AS passage_ids, scores "
-        "FROM pools.candidates JOIN asked ON candidates.query_id = asked.old "
+        "FROM pools.mined_candidates AS candidates JOIN asked ON candidates.query_id = asked.old "
         "LEFT JOIN renamed ON renamed.old_query = asked.old ORDER BY asked.query_id",
     }
     tables = {name: connection.sql(selects[name]).to_arrow_table() for name in TABLES}

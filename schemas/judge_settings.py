@@ -1,6 +1,25 @@
-"""Settings of `conan judge`: who judges the pools, and how many candidates."""
+"""Settings of `conan judge`: who judges the pools, how many candidates, and what follows from the scores."""
 
-from .settings import EncoderSettings, setting
+from pydantic import model_validator
+
+from .settings import EncoderSettings, Settings, setting
+
+
+class Threshold(Settings):
+    """The score that a candidate must reach: a score, a distance to the query's positives, or both."""
+
+    score: float | None = setting(None, "The least score.")
+    margin: float | None = setting(
+        None,
+        "How far the score may be below the lowest one of the query's positives (of those that are not irrelevant): 0"
+        " is as good as the positive. A query whose positives have no score then keeps its candidates.",
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Threshold":
+        if self.score is None and self.margin is None:
+            raise ValueError("expected `score`, `margin` or both")
+        return self
 
 
 class JudgeSettings(EncoderSettings):
@@ -18,3 +37,31 @@ class JudgeSettings(EncoderSettings):
         " and `score`.",
     )
     candidates: int = setting(10, "Candidates per query to judge, the best first; positives are always judged.", ge=0)
+    relabel: Threshold | None = setting(
+        None,
+        "Candidates that reach this become positives. By default none do; look at the scores first, as every judge has"
+        " a scale of its own.",
+        origin="RLHN (arXiv 2505.16967), which relabels by a language model",
+    )
+    set_aside: Threshold | None = setting(
+        None, "Other candidates that reach this are set aside as ambiguous: neither positives nor negatives."
+    )
+    irrelevant: float | None = setting(
+        None,
+        "Positives with a lower score are set aside as irrelevant, and so are queries that have no other positive.",
+    )
+
+    @model_validator(mode="after")
+    def _relabelling_is_stricter(self) -> "JudgeSettings":
+        if self.relabel and self.set_aside:
+            score, margin = self.set_aside.score, self.set_aside.margin
+            above = self.relabel.score is not None and score is not None and score > self.relabel.score
+            nearer = self.relabel.margin is not None and margin is not None and margin < self.relabel.margin
+            if above or nearer:
+                raise ValueError("`set_aside` asks for more than `relabel`; expected a lower score or a wider margin")
+        return self
+
+    @property
+    def decisive(self) -> str:
+        """The settings on which judgements and decisions depend, as JSON."""
+        return self.model_dump_json(exclude={"batch_tokens", "compile"})

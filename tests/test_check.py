@@ -10,6 +10,7 @@ import yaml
 from command_line import Conan
 from conan_embedding import check as module
 from conan_embedding.check import check_recipe
+from cross_encoders import write_cross_encoder
 
 PAIRS = '{"question": "怎么泡茶", "answer": "用热水泡"}\n{"question": "怎么煮饭", "answer": "用电饭锅"}\n'
 FAQ = {"files": "faq.jsonl", "read": "jsonl", "task": "retrieval", "query": "question", "positive": "answer"}
@@ -206,6 +207,24 @@ def test_a_models_folder_is_read_by_the_whitelist_and_needs_no_weights_in_memory
     assert errors(recipe)["score.model"].startswith("model: no weights in the format safetensors")
     Path("model", "modules.json").write_text('[{"type": "pylate.models.ColBERT", "path": ""}]')
     assert "is not understood" in errors(recipe)["score.model"]
+
+
+def test_a_judge_is_a_cross_encoder_a_bi_encoder_or_a_file(folder: Path, tiny: Path) -> None:
+    recipe: dict[str, Any] = {"sources": [{"name": "faq", **FAQ}], "finetune": {"model": str(tiny)}}
+    recipe |= {"mine": {"model": str(tiny)}, "score": {"model": str(tiny)}}
+    good = write_cross_encoder(folder / "good")
+    (good / "model.safetensors").write_bytes(b"")  # not read
+    (folder / "scores.jsonl").write_text("", "utf-8")
+    for judge in ({"model": str(good)}, {"model": str(tiny)}, {"scores": "scores.jsonl"}):
+        assert errors(recipe | {"judge": judge}) == {}
+    several = write_cross_encoder(folder / "several", labels=3)
+    for judge, message in (
+        ({"model": str(several)}, "the classifier has 3 labels"),
+        ({"scores": "gone.jsonl"}, "there is no file gone.jsonl"),
+        ({"scores": "scores.csv"}, "expected a file that ends in .parquet or .jsonl"),
+    ):
+        (found,) = errors(recipe | {"judge": judge}).values()
+        assert message in found
 
 
 def test_models_of_an_earlier_run_are_looked_for_in_the_corpus(folder: Path, tiny: Path) -> None:

@@ -33,7 +33,7 @@ def recipe(**sections: object) -> Recipe:
 
 def test_stages_follow_from_the_recipe() -> None:
     assert steps(recipe()) == ["ingest", "filter", "dedup", "score", "convert"]
-    whole = recipe(bootstrap={}, pretrain={}, finetune={}, evaluation=[{**SOURCE, "task": "retrieval"}])
+    whole = recipe(bootstrap={}, pretrain={}, finetune={}, judge={}, evaluation=[{**SOURCE, "task": "retrieval"}])
     assert steps(whole) == [
         "ingest",
         "filter",
@@ -43,10 +43,12 @@ def test_stages_follow_from_the_recipe() -> None:
         "convert",
         "pretrain",
         "mine",
+        "judge",
         "finetune",
         "evaluate",
         "export",
     ]
+    assert "judge" not in steps(recipe(finetune={})) + steps(recipe(judge={}))
 
 
 def test_questions_held_out_are_evaluated_on_with_the_prompts_of_their_source() -> None:

@@ -77,6 +77,7 @@ def fill(connection: duckdb.DuckDBPyConnection, corpus: Path) -> None:
         "DELETE FROM judgements; "
         "INSERT INTO judgements SELECT query_id, passage_id, judge, score, verdict, created_at "
         f"FROM ({scan(corpus)}) AS stored "
-        "JOIN queries ON query_hash = md5(queries.text) JOIN passages ON passage_hash = md5(passages.text) "
+        "JOIN mined_queries AS queries ON query_hash = md5(queries.text) "
+        "JOIN passages ON passage_hash = md5(passages.text) "
         "ORDER BY query_id, passage_id, judge"
     )

@@ -10,12 +10,15 @@ import polars as pl
 import pyarrow as pa
 
 from ...schemas.errors import CorpusError
-from ...schemas.pools import POOLS, SHORT_POOLS
+from ...schemas.pools import POOLS, SHORT_POOLS, WHAT_IS_LEFT
 from .atomic import replacing
+from .folder import fingerprint
 from .judgements import fill
 
 FILE = "pools.duckdb"
-TABLES = ("runs", "passages", "queries", "positives", "candidates")
+TABLES = {name: f"mined_{name}" for name in ("queries", "positives", "candidates")}
+TABLES |= {"runs": "runs", "passages": "passages"}
+"""The tables of what mining writes; a judge's decisions leave the views `queries`, `positives` …"""
 
 
 class PoolsInUseError(CorpusError):
@@ -61,10 +64,11 @@ def write_pools(corpus: Path, tables: dict[str, pa.Table], ceiling_sql: str) -> 
         with duckdb.connect(str(temporary)) as connection:
             connection.execute("SET enable_progress_bar = false")
             connection.execute(POOLS)
+            connection.execute(WHAT_IS_LEFT)
             connection.execute(SHORT_POOLS.format(ceiling=ceiling_sql))
-            for name in TABLES:
+            for name, table in TABLES.items():
                 connection.register("incoming", tables[name])
-                connection.execute(f"INSERT INTO {name} BY NAME FROM incoming")
+                connection.execute(f"INSERT INTO {table} BY NAME FROM incoming")
                 connection.unregister("incoming")
             fill(connection, corpus)
             connection.execute("CHECKPOINT")
@@ -76,14 +80,57 @@ def refresh_judgements(corpus: Path) -> None:
     """Fill the table `judgements` of the pools from the store.
 
     Raises:
-        CorpusError: there are no pools yet.
+        CorpusError: there are no pools, or they are from before there were judges.
         PoolsInUseError: another process has the database open.
     """
     with open_pools(corpus, read_only=False) as connection:
+        check_version(connection, corpus)
         connection.execute("BEGIN")
-        connection.execute(POOLS)  # pools mined before there were judges have no such table
         fill(connection, corpus)
         connection.execute("COMMIT")
+
+
+def check_version(connection: duckdb.DuckDBPyConnection, corpus: Path) -> None:
+    """Raise CorpusError if opened pools are of a release whose tables were others."""
+    if ("decisions",) not in connection.execute("SHOW TABLES").fetchall():
+        raise CorpusError(f"{corpus}: {FILE} is of an earlier version; run `conan mine {corpus}` again")
+
+
+def decided_fingerprint(corpus: Path) -> str | None:
+    """Return the fingerprint of what is left of the pools; without decisions it is that of `stored_fingerprint`."""
+    mined = stored_fingerprint(corpus)
+    if mined is None:
+        return None
+    with open_pools(corpus) as connection:
+        check_version(connection, corpus)
+        decisions = connection.sql("SELECT query_id, passage_id, decision FROM decisions ORDER BY ALL").fetchall()
+    return fingerprint(mined, decisions) if decisions else mined
+
+
+def write_decisions(corpus: Path, decisions: pa.Table | None, settings: str | None) -> None:
+    """Replace a judge's decisions and the settings that they follow from; with None, the pools are as mined.
+
+    Raises:
+        CorpusError: there are no pools, or they are from before there were judges.
+        PoolsInUseError: another process has the database open.
+    """
+    with open_pools(corpus, read_only=False) as connection:
+        check_version(connection, corpus)
+        connection.execute("BEGIN")
+        connection.execute("DELETE FROM decisions; DELETE FROM judging")
+        if decisions is not None:
+            connection.register("incoming", decisions)
+            connection.execute("INSERT INTO decisions BY NAME FROM incoming")
+            connection.execute("INSERT INTO judging VALUES (?)", [settings])
+        connection.execute("COMMIT")
+
+
+def read_judging(corpus: Path) -> str | None:
+    """Return the settings with which the pools were judged, None if they were not."""
+    with open_pools(corpus) as connection:
+        check_version(connection, corpus)
+        found = connection.sql("SELECT settings FROM judging").fetchall()
+        return str(found[0][0]) if found else None
 
 
 def read_candidates(corpus: Path) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from ..corpus.judgements import add_from, scan
 from ..corpus.sql import quote
 
 COLUMNS = {"query": "VARCHAR", "passage": "VARCHAR", "score": "DOUBLE"}
-_WHOLE = "query IS NOT NULL AND passage IS NOT NULL AND coalesce(isfinite(score), false)"
+_WHOLE = "query IS NOT NULL AND passage IS NOT NULL AND coalesce(isfinite(TRY_CAST(score AS FLOAT)), false)"
 
 
 def add_scores(corpus: Path, file: Path) -> str:
@@ -20,6 +20,7 @@ def add_scores(corpus: Path, file: Path) -> str:
         RecipeError: the file can't be read, lacks a column, or has a row without a text or a finite score, or two
             scores of one pair.
     """
+    check_scores_file(file, "judge.scores")
     with duckdb.connect(":memory:") as connection:
         connection.execute("SET enable_progress_bar = false")
         try:
@@ -43,10 +44,16 @@ def add_scores(corpus: Path, file: Path) -> str:
     return judge
 
 
+def check_scores_file(file: Path, place: str) -> None:
+    """Raise RecipeError if there is no such file, or none that can hold scores. `place` is as in `Registry.find`."""
+    if file.suffix not in (".parquet", ".jsonl"):
+        raise RecipeError(f"{place}: {file}: expected a file that ends in .parquet or .jsonl")
+    if not file.is_file():
+        raise RecipeError(f"{place}: there is no file {file}")
+
+
 def _reader(file: Path) -> str:
     """Build the SQL that reads the file."""
     if file.suffix == ".parquet":
         return f"read_parquet({quote(file)}, hive_partitioning = false)"
-    if file.suffix == ".jsonl":
-        return f"read_json({quote(file)}, format = 'newline_delimited', columns = {COLUMNS}, hive_partitioning = false)"
-    raise RecipeError(f"judge.scores: {file}: expected a file that ends in .parquet or .jsonl")
+    return f"read_json({quote(file)}, format = 'newline_delimited', columns = {COLUMNS}, hive_partitioning = false)"

@@ -4,6 +4,7 @@ The store of judgements outlives the pools (see corpus/judgements.py), so no jud
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +28,14 @@ from ..encoder.prompts import list_prompts, read_prompts
 from ..encoder.vector_cache import Vectors, store
 from ..engine.calls import Engine
 from ..engine.stage import StageError, run_calls
+from .decisions import decide
 from .scores_file import add_scores
 
 PART = 16_384
 """Chosen here: pairs per file of the store, which is the most that a killed run loses."""
 
 Sources = Mapping[str, SourcePrompts]
-_TABLES: dict[Side, str] = {"query": "queries", "passage": "passages"}
+_TABLES: dict[Side, str] = {"query": "mined_queries", "passage": "passages"}
 
 
 def judge(corpus: Path, settings: JudgeSettings, engine: Engine, sources: Mapping[str, SourcePrompts] = {}) -> Summary:
@@ -56,7 +58,7 @@ def judge(corpus: Path, settings: JudgeSettings, engine: Engine, sources: Mappin
     else:
         name, asked = _ask_model(corpus, settings, engine, sources)
     refresh_judgements(corpus)
-    pairs, missing = count_pairs(corpus, settings), find_missing(corpus, settings, name).height
+    pairs, missing = _count(corpus, f"FROM ({_asked(settings)})"), find_missing(corpus, settings, name).height
     if settings.scores is None and missing:
         raise StageError(f"{missing} judgements were written on a node that does not share {corpus}")
     if pairs and missing == pairs:
@@ -64,8 +66,18 @@ def judge(corpus: Path, settings: JudgeSettings, engine: Engine, sources: Mappin
             f"judge.scores: {settings.scores} has no pair of the pools; its texts must be those of pools.queries and "
             "pools.passages to the letter, as `conan sql` prints them"
         )
-    notes = {"judge": name, "asked": asked, "without_score": missing}
-    return Summary("judge", pairs, pairs - missing, seconds=time.monotonic() - started, notes=notes)
+    decided = decide(corpus, settings, name)
+    rejected = Counter({reason: decided[reason] for reason in ("ambiguous", "irrelevant") if decided[reason]})
+    notes = {
+        "judge": name,
+        "asked": asked,
+        "without_score": missing,
+        "relabelled": decided["positive"],
+        "near_duplicates": decided["near_duplicate"],
+        "queries_set_aside": _count(corpus, "FROM mined_queries ANTI JOIN queries USING (query_id)"),
+    }
+    left = pairs - rejected.total()
+    return Summary("judge", pairs, left, rejected, seconds=time.monotonic() - started, notes=notes)
 
 
 def name_judge(kind: str, *decisive: object) -> str:
@@ -73,10 +85,10 @@ def name_judge(kind: str, *decisive: object) -> str:
     return f"{kind}-{fingerprint(*decisive)[:16]}"
 
 
-def count_pairs(corpus: Path, settings: JudgeSettings) -> int:
-    """Count the pairs that are judged."""
+def _count(corpus: Path, rows: str) -> int:
+    """Count the rows of a FROM clause over the pools."""
     with open_pools(corpus) as pools:
-        return int(pools.sql(f"SELECT count(*) FROM ({_asked(settings)})").fetchall()[0][0])
+        return int(pools.sql(f"SELECT count(*) {rows}").fetchall()[0][0])
 
 
 def find_missing(corpus: Path, settings: JudgeSettings, judge: str) -> pl.DataFrame:
@@ -93,8 +105,8 @@ def find_missing(corpus: Path, settings: JudgeSettings, judge: str) -> pl.DataFr
 def _asked(settings: JudgeSettings) -> str:
     """Build the SQL for the pairs that are judged: the positives, and the first candidates of each query."""
     return (
-        "SELECT query_id, passage_id FROM positives "
-        f"UNION SELECT query_id, unnest(passage_ids[:{settings.candidates}]) FROM candidates"
+        "SELECT query_id, passage_id FROM mined_positives "
+        f"UNION SELECT query_id, unnest(passage_ids[:{settings.candidates}]) FROM mined_candidates"
     )
 
 
@@ -103,8 +115,8 @@ def _read_texts(corpus: Path, pairs: pl.DataFrame) -> pl.DataFrame:
     with open_pools(corpus) as pools:
         pools.register("pairs", pairs.with_row_index("place").to_arrow())
         texts: pl.DataFrame = pools.sql(
-            "SELECT queries.text AS query, passages.text AS passage FROM pairs JOIN queries USING (query_id) "
-            "JOIN passages USING (passage_id) ORDER BY place"
+            "SELECT queries.text AS query, passages.text AS passage FROM pairs "
+            "JOIN mined_queries AS queries USING (query_id) JOIN passages USING (passage_id) ORDER BY place"
         ).pl()
         return texts
 
@@ -179,6 +191,6 @@ def _find_vectors(
         ).pl()
     before = list_prompts(prompts, side, texts["source"])
     vectors = store(corpus, weights, settings, before, texts["text"].to_arrow(), engine)
-    check_finite(settings.model, vectors.take, texts["text"], _TABLES[side])
+    check_finite(settings.model, vectors.take, texts["text"], _TABLES[side].removeprefix("mined_"))
     places = np.searchsorted(distinct.to_numpy(), ids.to_numpy())
     return lambda part: vectors.take(places[part])

@@ -14,7 +14,7 @@ import polars as pl
 
 from ...schemas.errors import CorpusError
 from ...schemas.settings import EncoderSettings, MineSettings, SourcePrompts
-from ..corpus.pools import open_pools
+from ..corpus.pools import check_version, open_pools
 from ..encoder.encoder import encode_after, load_encoder
 from ..encoder.model_folder import find_model
 from ..encoder.prompts import list_prompts, read_prompts
@@ -62,13 +62,12 @@ def show_pool(
         ModelError: the vectors are gone and the model can't be read.
     """
     with open_pools(corpus) as pools:
+        check_version(pools, corpus)
         run = pools.sql("FROM runs").pl().row(0, named=True)
-        if "vectors" not in pools.sql("FROM queries").columns:
-            raise CorpusError(f"{corpus}: the pools don't say how they were made; run `conan mine {corpus}` again")
         query_id, query = _find_query(pools, corpus, wanted)
-        asked = pools.sql("FROM queries WHERE query_id = ?", params=[query_id]).pl()
+        asked = pools.sql("FROM mined_queries WHERE query_id = ?", params=[query_id]).pl()
         positives = pools.sql(
-            "SELECT passage_id, score, text FROM positives JOIN passages USING (passage_id) "
+            "SELECT passage_id, score, text FROM mined_positives JOIN passages USING (passage_id) "
             "WHERE query_id = ? ORDER BY score DESC, passage_id",
             params=[query_id],
         ).pl()
@@ -77,6 +76,7 @@ def show_pool(
             "FROM candidates WHERE query_id = ?",
             params=[query_id],
         ).pl()
+        decided = pools.sql("SELECT passage_id, decision FROM decisions WHERE query_id = ?", params=[query_id]).pl()
         passages = pools.sql("SELECT passage_id, text, source, vectors FROM passages ORDER BY passage_id").pl()
         scores = _scores(corpus, asked, passages, settings, sources)
         ranked = (
@@ -85,6 +85,7 @@ def show_pool(
             .sort("score", "passage_id", descending=[True, False])
             .with_row_index("place")
             .join(kept, on="passage_id", how="left", maintain_order="left")
+            .join(decided, on="passage_id", how="left", maintain_order="left")
         )
         depth = ranked.filter(pl.col("rank").is_not_null())["place"].max()
         head = ranked.head(max(run["top_k"], 1 + int(depth) if isinstance(depth, int) else 0))
@@ -115,7 +116,7 @@ def show_pool(
 def _find_query(pools: duckdb.DuckDBPyConnection, corpus: Path, wanted: str) -> tuple[int, str]:
     for condition in ("CAST(query_id AS VARCHAR) = ?", "text = ?", "contains(text, ?)"):
         found = pools.execute(
-            f"SELECT query_id, text FROM queries WHERE {condition} ORDER BY query_id LIMIT 6", [wanted]
+            f"SELECT query_id, text FROM mined_queries WHERE {condition} ORDER BY query_id LIMIT 6", [wanted]
         ).fetchall()
         if len(found) == 1:
             return int(found[0][0]), str(found[0][1])
@@ -173,18 +174,20 @@ def _verdict(
     ceiling: float,
     run: dict[str, Any],
 ) -> pl.Expr:
-    """Return what happened to each passage, from the columns `passage_id, place, rank, score, cluster_ids`.
+    """Return what happened to each passage, from the columns `passage_id, place, rank, score, decision, cluster_ids`.
 
     `answering` are the clusters of the positives, `own_texts` the passages with the query's own text, `asking` their
-    clusters. A passage in the pool was kept; any other was dropped by the first rule that applies to it. If no rule
-    applies, an approximate index did not find it.
+    clusters. A passage that a judge has decided on has its decision, and one in the pool was kept; any other was
+    dropped by the first rule that applies to it. If no rule applies, an approximate index did not find it.
     """
     lowest = float(positives["score"].to_numpy().min())
     method = METHODS.find(run["method"], "pools.runs")
     rule = f"{run['method']} {method.formula.format(lowest=lowest, margin=run['margin'])}".rstrip()
     is_kept, first = pl.col("rank").is_not_null(), pl.col("place").filter(pl.col("rank") == 0).first()
     return (
-        pl.when(is_kept)
+        pl.when(pl.col("decision").is_not_null())
+        .then("judged " + pl.col("decision").str.replace("_", " "))
+        .when(is_kept)
         .then(pl.lit("kept"))
         .when(pl.col("passage_id").is_in(positives["passage_id"].implode()))
         .then(pl.lit("own positive"))

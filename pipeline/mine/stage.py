@@ -27,7 +27,7 @@ from ..engine.calls import Engine
 from .methods import ceiling_sql, ceilings, margin_of, skipped_ranks
 from .search import Rules, check_index, default_index, find_own_texts, pair_cosines, search
 
-VERSION = 4
+VERSION = 5
 
 
 def mine(corpus: Path, settings: MineSettings, engine: Engine, sources: Mapping[str, SourcePrompts] = {}) -> Summary:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..corpus.pools import FILE as POOLS_FILE
 from .charts import render_histogram
-from .elements import escape_text, render_facts, render_section
+from .elements import escape_text, render_facts, render_section, render_table
 from .subjects import Subject
 
 _BINS = 50
@@ -24,7 +24,10 @@ def render_pools(subjects: Sequence[Subject]) -> str:
         return ""
     facts = {subject.name: _summarise(_read_run(subject)[0]) for subject in mined}
     charts = "".join(_render_scores(subject) for subject in mined)
-    return render_section("pools", "Negative pools", f'{render_facts(facts)}<div class="charts">{charts}</div>')
+    decided = "".join(_render_decisions(subject) for subject in mined)
+    return render_section(
+        "pools", "Negative pools", f'{render_facts(facts)}<div class="charts">{charts}</div>{decided}'
+    )
 
 
 def _read_run(subject: Subject) -> list[dict[str, Any]]:
@@ -42,6 +45,20 @@ def _summarise(run: dict[str, Any]) -> dict[str, str]:
     facts = {name: f"{run[name]:,}" for name in ("queries", "passages", "candidates", "replacements")}
     facts["method"] = escape_text(f"{run['method']}, {run['margin']:g}, top {run['top_k']}")
     return facts if run["gap"] is None else facts | {"mean gap to top negative": f"{run['gap']:.3f}"}
+
+
+def _render_decisions(subject: Subject) -> str:
+    """Render what a judge decided, by source and decision; nothing for pools without decisions."""
+    if not subject.rows("FROM duckdb_views() WHERE database_name = 'pools' AND view_name = 'decided'"):
+        return ""  # pools of an earlier version
+    rows = subject.rows("FROM pools.decided")
+    names = sorted({row["decision"] for row in rows})
+    pairs = {(row["source"], row["decision"]): f"{row['pairs']:,}" for row in rows}
+    sources = sorted({row["source"] for row in rows}, key=str)
+    table = [[escape_text(str(source)), *(pairs.get((source, name), "0") for name in names)] for source in sources]
+    title = f"Decisions of the judge{subject.tag}"
+    heads = ["source", *(name.replace("_", " ") for name in names)]
+    return f"<h3>{title}</h3>{render_table(heads, table)}" if rows else ""
 
 
 def _render_scores(subject: Subject) -> str:

@@ -25,10 +25,15 @@ def write_judged_pools(
     pools: Mapping[str, tuple[Sequence[str], Sequence[str]]] = POOLS,
     first: int = 0,
     source: str | None = "web",
+    clusters: Mapping[str, list[int]] = {},
 ) -> None:
-    """Write pools whose candidates are in the given order, with cosines that fall from 0.9; ids begin at `first`."""
+    """Write pools whose candidates are in the given order, with cosines that fall from 0.9; ids begin at `first`.
+
+    Each passage has a cluster of its own, unless `clusters` has others.
+    """
     texts = sorted({text for positives, candidates in pools.values() for text in [*positives, *candidates]})
     passage = {text: first + place for place, text in enumerate(texts)}
+    members = [clusters.get(text, [100 + number]) for text, number in passage.items()]
     ids = [first + place for place in range(len(pools))]
     run = {"run_id": "r", "model_fingerprint": "m", "method": "topk-percpos", "margin": 0.95, "top_k": 3}
     run |= {"fingerprint": f"{sorted(pools)}{first}", "created_at": np.datetime64("2025-01-01", "us").item()}
@@ -43,8 +48,8 @@ def write_judged_pools(
                     "passage_id": list(passage.values()),
                     "text": texts,
                     "source": pa.array([source] * len(texts), pa.string()),
-                    "cluster_id": [100 + number for number in passage.values()],
-                    "cluster_ids": [[100 + number] for number in passage.values()],
+                    "cluster_id": [min(each) for each in members],
+                    "cluster_ids": members,
                 }
             ),
             "queries": pa.table(

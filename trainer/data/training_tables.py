@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...pipeline.corpus.pools import FILE, open_pools
+from ...pipeline.corpus.pools import FILE, check_version, open_pools
 from ...pipeline.corpus.sql import quote, scan_shards
 from ...schemas.errors import CorpusError
 from .mapped_table import ROWS, MappedTable, read_sources, write_records, write_sources
@@ -103,7 +103,8 @@ def write_finetune(
     `retrieval` holds the shards of convert/retrieval, and of convert/pretrain if its pairs are used as retrieval too.
     Queries and passages are ordered by id. Records with the same query are merged into one: it has the positives of
     all of them, and their provided negatives except those that are a positive of one of them. `query_only` names the
-    sources with `query_only_negatives`; a query that one of them has, too, counts as theirs.
+    sources with `query_only_negatives`; a query that one of them has, too, counts as theirs. A judge's decisions are
+    followed: see `_follow`.
 
     Raises:
         CorpusError: there are no queries, some have no pool, or passages are not numbered from 0.
@@ -126,9 +127,9 @@ def count_queries(corpus: Path, retrieval: Mapping[str, Sequence[Path]]) -> int:
     """Count the queries that `write_finetune` would write. Raises CorpusError if there are none or some lack a pool."""
     with duckdb.connect(":memory:") as connection:
         _attach(connection, corpus)
-        distinct = f"SELECT DISTINCT query FROM {_records(retrieval)}"
-        count = _number(connection, f"SELECT count(*) FROM ({distinct})")
-        missing = _number(connection, f"SELECT count(*) FROM ({distinct}) ANTI JOIN pools USING (query)")
+        distinct = f"(SELECT DISTINCT query FROM {_records(retrieval)} ANTI JOIN set_aside USING (query))"
+        count = _number(connection, f"SELECT count(*) FROM {distinct}")
+        missing = _number(connection, f"SELECT count(*) FROM {distinct} ANTI JOIN pools USING (query)")
     if not count:
         raise CorpusError(f"{corpus}: no queries to train on in {', '.join(retrieval)}")
     if missing:
@@ -237,10 +238,17 @@ def _queries(
                     WHERE query_id BETWEEN {window * WINDOW} AND {(window + 1) * WINDOW - 1}
                     ORDER BY query_id, source, pair_ids"""
             ).pl()
+            decided: pl.DataFrame = connection.sql(
+                f"""SELECT query_id, decision, text, {_CLUSTERS} AS clusters
+                    FROM stored.decisions JOIN stored.passages USING (passage_id) SEMI JOIN records USING (query_id)
+                    ORDER BY query_id, passage_id"""
+            ).pl()
             clustered: pl.DataFrame = connection.sql(
                 "FROM clustered SEMI JOIN (SELECT unnest(positives || negatives) AS text FROM records) USING (text)"
             ).pl()
             connection.unregister("records")
+        if decided.height:
+            records = _follow(decided, records)
         queries = records.group_by("query_id", maintain_order=True).agg(
             pl.first("query", "source", "category", "pool"),
             pl.col("source").is_in(list(query_only)).any().alias("query_only"),
@@ -249,19 +257,48 @@ def _queries(
             provided.filter(~provided.is_in(positives.implode())).unique(maintain_order=True).alias("provided"),
         )
         queries = queries.with_columns(
-            clusters=_find_clusters(queries.select("query_id", text="positives", own="clusters"), clustered),
+            clusters=_find_clusters(queries.select("query_id", text="positives", own="clusters"), clustered, decided),
             provided_clusters=_find_clusters(queries.select("query_id", text="provided"), clustered),
         ).select(QUERIES.names)
         yield from queries.to_arrow(compat_level=pl.CompatLevel.oldest()).to_batches()
     shutil.rmtree(folder)
 
 
-def _find_clusters(queries: pl.DataFrame, clustered: pl.DataFrame) -> pl.Series:
-    """Return the clusters of each text in the lists `text`: those that are known, or the text's cluster in `own`."""
+def _follow(decided: pl.DataFrame, records: pl.DataFrame) -> pl.DataFrame:
+    """Follow a judge's decisions, `query_id, decision, text, clusters`: records lose and get positives.
+
+    Irrelevant positives are removed from the records, and each relabelled candidate is a further record of its query.
+    """
+    bad = decided.filter(decision="irrelevant").select("query_id", positives="text")
+    split = records.explode("positives", "cluster_ids").join(bad, on=["query_id", "positives"], how="anti")
+    left = split.with_columns(pl.concat_list("positives"), pl.concat_list("cluster_ids"))
+    found = decided.filter(decision="positive").with_columns(
+        positives=pl.concat_list("text"), cluster_ids=pl.concat_list(pl.col("clusters").list.first())
+    )
+    query = records.group_by("query_id", maintain_order=True).agg(
+        pl.first("query", "source", "category", "pool", "pair_ids"), pl.col("negatives").explode(empty_as_null=False)
+    )
+    more = query.join(found.select("query_id", "positives", "cluster_ids"), on="query_id")
+    return pl.concat([left, more.select(left.columns)]).sort("query_id", maintain_order=True)
+
+
+def _find_clusters(queries: pl.DataFrame, clustered: pl.DataFrame, decided: pl.DataFrame | None = None) -> pl.Series:
+    """Return the clusters of each text in the lists `text`: those that are known, or the text's cluster in `own`.
+
+    A query's positives are also given the clusters of the candidates that a judge has relabelled or set aside: in a
+    batch, whatever is in a cluster of its positive is never a query's negative.
+    """
     texts = queries.explode(queries.columns[1:], empty_as_null=False)
     found = texts.join(clustered, on="text", how="left", maintain_order="left")
     own = pl.concat_list("own") if "own" in queries.columns else pl.lit([], pl.List(pl.Int64))
-    lists = found.group_by("query_id").agg(pl.coalesce("known", own).alias("clusters"))
+    clusters = pl.coalesce("known", own)
+    if decided is not None and decided.height:
+        aside = (
+            decided.filter(pl.col("decision") != "irrelevant").group_by("query_id").agg(pl.col("clusters").explode())
+        )
+        found = found.join(aside, on="query_id", how="left", maintain_order="left")
+        clusters = clusters.list.set_union(pl.col("clusters").fill_null([]))
+    lists = found.group_by("query_id").agg(clusters.alias("clusters"))
     return queries.join(lists, on="query_id", how="left", maintain_order="left")["clusters"].fill_null([])
 
 
@@ -280,17 +317,18 @@ def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _attach(connection: duckdb.DuckDBPyConnection, corpus: Path) -> None:
-    """Attach pools.duckdb as `stored`, and create the view `pools` (query_id, query, pool).
+    """Attach pools.duckdb as `stored`, and create the views `pools` (query_id, query, pool) and `set_aside` (query).
 
-    Raises CorpusError if the corpus has no pools, or if they don't name the sources of texts.
+    Raises CorpusError if the corpus has no pools, or those of an earlier version.
     """
     with open_pools(corpus) as pools:
-        if "source" not in pools.sql("FROM passages").columns:
-            raise CorpusError(f"{corpus}: {FILE} does not name sources; run `conan mine {corpus}` again")
+        check_version(pools, corpus)
     connection.execute(f"ATTACH {quote(corpus / FILE)} AS stored (READ_ONLY)")
     connection.execute(
         "CREATE VIEW pools AS SELECT query_id, text AS query, passage_ids AS pool "
-        "FROM stored.queries JOIN stored.candidates USING (query_id)"
+        "FROM stored.queries JOIN stored.candidates USING (query_id);"
+        "CREATE VIEW set_aside AS SELECT text AS query FROM stored.mined_queries "
+        "ANTI JOIN stored.queries USING (query_id)"
     )
 
 

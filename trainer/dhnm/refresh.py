@@ -55,7 +55,10 @@ def vectors_of(
 
 
 def write_mined(folder: Path, corpus: Path) -> None:
-    """Store, with a run's data, the settings that the pools were mined with and each query's positives and clusters."""
+    """Store, with a run's data, the settings that the pools were mined with and each query's positives and clusters.
+
+    Its clusters are those of whatever is never its negative: its positives, its own text, what a judge set aside.
+    """
     from ...pipeline.mine.search import default_index, find_own_texts
 
     query_ids = read_finetune(folder).query_ids
@@ -71,8 +74,9 @@ def write_mined(folder: Path, corpus: Path) -> None:
         positives = connection.sql("FROM own ORDER BY ALL").pl()
         members = connection.sql("FROM members ORDER BY ALL").pl()
         queries = connection.sql("SELECT row AS query_id, text FROM asked JOIN queries USING (query_id)").pl()
+        aside = connection.sql("SELECT row, passage_id FROM decisions JOIN asked USING (query_id)").pl()
         own_texts = find_own_texts(queries, connection.sql("SELECT passage_id, text FROM passages").pl())
-    never = pl.concat([positives, own_texts.rename({"query_id": "row"})])
+    never = pl.concat([positives, aside, own_texts.rename({"query_id": "row"})])
     own = never.join(members, on="passage_id").select("row", "cluster").unique().sort("row", "cluster")
     if run["index"] == default_index(passages):
         run["index"] = None

@@ -203,7 +203,7 @@ def test_a_file_of_scores_judges(suffix: str, corpus: Path, tmp_path: Path) -> N
     )
     summary = run(corpus, scores=file, candidates=2)
     assert read_judgements(corpus) == {(row["query"], row["passage"]): row["score"] for row in rows[1:]}
-    assert (summary.rows_in, summary.rows_out, summary.notes["without_score"]) == (11, 10, 1)
+    assert (summary.rows_in, summary.rows_out, summary.notes["without_score"]) == (11, 11, 1)
     run(corpus, scores=file, candidates=2)
     assert len(list_parts(corpus)) == 1
     write_judged_pools(corpus, {"他": (["别"], [])})
@@ -222,7 +222,7 @@ def test_a_file_of_scores_judges(suffix: str, corpus: Path, tmp_path: Path) -> N
             "a passage has two scores for the query 'a'",
         ),
         ("scores.jsonl", '{"query": "a", "passage": "b", "score": 1}', "has no pair of the pools"),
-        ("gone.jsonl", None, "No such file"),
+        ("gone.jsonl", None, "there is no file"),
     ],
 )
 def test_other_files_are_refused(name: str, content: str | None, message: str, corpus: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conan_embedding.pipeline.corpus.pools import open_pools
+from conan_embedding.pipeline.corpus.pools import open_pools, write_decisions
 from conan_embedding.pipeline.encoder.encoder import Encoder
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine.show_pool import show_pool
@@ -127,8 +127,8 @@ def test_what_can_not_be_shown_is_said(converted_corpus: Path, bge: Path) -> Non
     with pytest.raises(CorpusError, match="with another model than the recipe's"):
         show_pool(converted_corpus, "问", mined.model_copy(update={"max_length": 16}))
     with open_pools(converted_corpus, read_only=False) as pools:
-        pools.execute("ALTER TABLE queries DROP COLUMN vectors")
-    with pytest.raises(CorpusError, match=r"don't say how they were made; run `conan mine"):
+        pools.execute("DROP TABLE decisions")
+    with pytest.raises(CorpusError, match=r"is of an earlier version; run `conan mine"):
         show_pool(converted_corpus, "问", mined)
 
 
@@ -141,3 +141,23 @@ def test_the_own_text_and_its_cluster(converted_corpus: Path, bge: Path, write_s
     mine(converted_corpus, mined, Engine(workers=1))
     verdicts = {row["text"]: row["verdict"] for row in show_pool(converted_corpus, "问", mined).passages}
     assert [verdicts[text] for text, _ in own] == ["own text", "cluster of the own text", "kept"]
+
+
+def test_what_a_judge_decided(converted_corpus: Path, bge: Path) -> None:
+    mined = settings(bge, method="topk", top_k=12)
+    mine(converted_corpus, mined, Engine(workers=1))
+    before = show_pool(converted_corpus, "问", mined)
+    first, second, *others = [row for row in before.passages if row["verdict"] == "kept"]
+    rows = [
+        {"query_id": before.query_id, "passage_id": row["passage_id"], "decision": decision, "judge": "j", "score": 0.5}
+        for row, decision in ((first, "ambiguous"), (before.positives[0], "irrelevant"))
+    ]
+    write_decisions(converted_corpus, pa.Table.from_pylist(rows), "{}")
+    after = show_pool(converted_corpus, "问", mined)
+    verdicts = {row["passage_id"]: (row["verdict"], row["rank"]) for row in after.passages}
+    assert verdicts[first["passage_id"]] == ("judged ambiguous", None)
+    assert verdicts[before.positives[0]["passage_id"]] == ("judged irrelevant", None)
+    assert (after.ceiling, after.positives) == (before.ceiling, before.positives)
+    others_left = {row["passage_id"]: row["rank"] for row in [second, *others]}
+    kept = {passage: rank for passage, (verdict, rank) in verdicts.items() if verdict == "kept"}
+    assert kept == {passage: rank - 1 for passage, rank in others_left.items()}

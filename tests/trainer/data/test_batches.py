@@ -320,10 +320,10 @@ def test_a_batch_for_finetuning_has_the_prompts_of_its_sources(
     assert same_groups(bare, batch)
 
 
-def test_pools_without_sources_are_mined_again(training_corpus: Path, read: Read) -> None:
+def test_pools_of_earlier_versions_are_mined_again(training_corpus: Path, read: Read) -> None:
     with duckdb.connect(str(training_corpus / "pools.duckdb")) as pools:
-        pools.execute("ALTER TABLE passages DROP COLUMN source")
-    with pytest.raises(CorpusError, match=r"does not name sources; run `conan mine"):
+        pools.execute("DROP TABLE decisions")
+    with pytest.raises(CorpusError, match=r"is of an earlier version; run `conan mine"):
         read(training_corpus, "retrieval")
 
 
