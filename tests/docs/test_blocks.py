@@ -1,4 +1,4 @@
-"""The blocks of README.md and docs/*.md run, and show what comes."""
+"""The blocks of README.md and docs run, and show what comes."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from page_blocks import RUN, read_blocks
 from page_runs import run_page
 
 PACKAGE = Path(__file__).parents[2]
-PAGES = sorted(file.relative_to(PACKAGE).as_posix() for file in [PACKAGE / "README.md", *PACKAGE.glob("docs/*.md")])
+PAGES = sorted(file.relative_to(PACKAGE).as_posix() for file in [PACKAGE / "README.md", *PACKAGE.glob("docs/**/*.md")])
 SMALLER = [
     "bootstrap.layers=1",
     "bootstrap.hidden=64",

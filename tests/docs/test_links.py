@@ -1,4 +1,4 @@
-"""Links of README.md and docs/*.md lead to files and headings that exist, and the site's navigation has every page.
+"""Links of README.md and docs lead to files and headings that exist, and the site's navigation has every page.
 
 The site's strict build checks links between pages; it does not see README.md, images and other files.
 """
@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2]
 DOCS = PACKAGE / "docs"
-PAGES = sorted([*PACKAGE.glob("*.md"), *DOCS.glob("*.md")])
+PAGES = sorted([*PACKAGE.glob("*.md"), *DOCS.rglob("*.md")])
 
 
 def without_code(file: Path) -> str:
@@ -37,7 +37,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         if re.match(r"[a-z]+:", target):
             continue
         file = (page.parent / path).resolve() if path else page
-        outside = page.parent == DOCS and not file.is_relative_to(DOCS)  # the site has no such file
+        outside = page.is_relative_to(DOCS) and not file.is_relative_to(DOCS)  # the site has no such file
         if outside or not file.exists() or (anchor and anchor not in anchors(file)):
             wrong.append(target)
     assert not wrong
@@ -50,4 +50,6 @@ def test_the_navigation_has_every_page() -> None:
                 yield from [target] if isinstance(target, str) else pages(target)
 
     configuration = tomllib.loads((PACKAGE / "zensical.toml").read_text("utf-8"))
-    assert sorted(pages(configuration["project"]["nav"])) == sorted(file.name for file in DOCS.glob("*.md"))
+    assert sorted(pages(configuration["project"]["nav"])) == sorted(
+        file.relative_to(DOCS).as_posix() for file in DOCS.rglob("*.md")
+    )
