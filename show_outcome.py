@@ -151,7 +151,10 @@ def _show_training(trained: dict[str, Any]) -> None:
 
 def _show_plan(plan: dict[str, Any]) -> None:
     for name, value in plan.items():
-        if isinstance(value, dict):
+        if isinstance(value, list):
+            for line in value:
+                out.print(f"{name.removesuffix('s')}: {line}", soft_wrap=True)
+        elif isinstance(value, dict):
             out.print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(), soft_wrap=True)
         else:
             out.print(f"{name.replace('_', ' ').replace(' mb', ', MB')}: {value:,}")

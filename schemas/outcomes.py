@@ -115,15 +115,20 @@ class Pushed:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Size of a training run, without running it. Memory is the least that a process needs, in megabytes."""
+    """Size of a training run, without running it. Memory is the least that a process needs, in megabytes.
+
+    `draws_per_record` is how often a pair or query is drawn on average.
+    """
 
     settings: dict[str, Any]
     records: int
     steps: int
+    draws_per_record: float
     texts_per_step: int
     parameters: int
     states_mb: int
     activations_mb: int
+    warnings: list[str]
 
 
 @dataclass(frozen=True)

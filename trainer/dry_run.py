@@ -10,8 +10,9 @@ from ..pipeline.encoder.model_layout import read_layout
 from ..pipeline.encoder.transformer import T5_KINDS
 from ..schemas.outcomes import TrainingPlan
 from ..schemas.training_settings import LoRASettings, PretrainSettings
-from .data.batches import count_steps
+from .data.batches import count_steps, draws_per_step
 from .data.training_tables import count_pairs, count_queries, count_sentences
+from .dhnm.miner import warn_of_few_draws
 from .job import Job, check_dimensions
 from .model.attention import check_attention
 from .model.embedding_model import precision_of
@@ -49,14 +50,18 @@ def plan_training(job: Job, processes: int) -> TrainingPlan:
     own_tokens = -(-texts // processes) * settings.max_length
     tokens = min(own_tokens, settings.gradcache_tokens or own_tokens)
     half = precision_of(settings) != "fp32"
+    steps = count_steps(settings, records, sentences, processes)
+    draws = steps * draws_per_step(settings, sentences, processes) / records
     return TrainingPlan(
         settings=settings.model_dump(mode="json"),
         records=records,
-        steps=count_steps(settings, records, sentences, processes),
+        steps=steps,
+        draws_per_record=round(draws, 2),
         texts_per_step=texts,
         parameters=parameters,
         states_mb=round(state_bytes(parameters, half, settings.zero_stage, processes, frozen) / 1e6),
         activations_mb=round(activation_bytes(config, tokens, half, settings.gradient_checkpointing) / 1e6),
+        warnings=warn_of_few_draws(settings, draws),
     )
 
 

@@ -55,7 +55,7 @@ class Log:
         self.show_line = quiet if sys.stderr.isatty() else self.lines.enter_context(progress_lines())
         self.show_line(f"train {job.name}", step, steps, 0)
 
-    def start(self, **facts: int) -> None:
+    def start(self, **facts: float) -> None:
         """Write the entry `start` with facts about the run, if it is not resumed; start its trackers."""
         if not self.writes:
             return
@@ -64,6 +64,11 @@ class Log:
         settings = self.job.settings.model_dump(mode="json") | facts
         self.tracking = Tracking(self.job, settings, self.kept, self.before)
         self.kept = self.before = []
+
+    def say(self, line: str) -> None:
+        """Print a line on standard error, above the progress bar if there is one."""
+        if self.writes:
+            self.progress.console.print(f"train {self.name}: {line}", markup=False, highlight=False, soft_wrap=True)
 
     def write(self, **entry: Any) -> None:
         """Append one entry to log.jsonl, and send its numbers to the trackers."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..schemas.loss_settings import DistillSettings
 from ..schemas.prompts import Prompts
 from ..schemas.training_settings import CBBPartition, FinetuneSettings, PretrainSettings
-from .data.batches import count_steps, finetune_batch, pretrain_batch
+from .data.batches import count_steps, draws_per_step, finetune_batch, pretrain_batch
 from .data.mapped_table import build_once
 from .data.mixing import check_mixing
 from .data.sampler import Integers, Sampler, SourceSchedule
@@ -32,6 +32,7 @@ class Task:
     """The parts of a stage that the training loop uses: the number of steps, the batch of a step, its loss."""
 
     steps: int
+    draws_per_record: float  # how often a pair or query is drawn, on average
     build_batch: Callable[[int], Batch]
     loss: Callable[[Tensor, Batch, Tensor | None], Losses]  # embeddings of all ranks, batch, learnt temperature or None
     miner: HardNegativeMiner | None = None
@@ -81,7 +82,8 @@ def _pretraining(job: Job, settings: PretrainSettings, world_size: int, prompts:
             terms=terms,
         )
 
-    return Task(count_steps(settings, len(data.pairs), 0, world_size), build_batch, loss)
+    steps = count_steps(settings, len(data.pairs), 0, world_size)
+    return Task(steps, steps * size / len(data.pairs), build_batch, loss)
 
 
 def _finetuning(job: Job, settings: FinetuneSettings, world_size: int, prompts: Prompts) -> Task:
@@ -146,7 +148,8 @@ def _finetuning(job: Job, settings: FinetuneSettings, world_size: int, prompts: 
         )
 
     facts = {"queries_with_scores": count_scored(data.scores)} if data.scores else {}
-    return Task(steps, build_batch, loss, miner, settings.cbb_partition, facts)
+    draws = steps * draws_per_step(settings, len(data.sentences), world_size) / len(data.queries)
+    return Task(steps, draws, build_batch, loss, miner, settings.cbb_partition, facts)
 
 
 def _distillation(

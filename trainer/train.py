@@ -29,6 +29,7 @@ from ..pipeline.plugins import load_plugins
 from ..schemas.training_settings import PretrainSettings
 from . import checkpoints
 from .data.loader import RankBatch, empty_chunk, load_batches, pad_chunks
+from .dhnm.miner import warn_of_few_draws
 from .dhnm.refresh import vectors_of
 from .evaluation.validation import validate_and_keep_best, validation_sets
 from .job import Job, check_dimensions
@@ -70,7 +71,16 @@ def main(job: Job) -> bool:
     engine = build_engine(model, settings, task.steps)  # count before this: ZeRO 3 leaves parameters without elements
     done = checkpoints.resume(engine, job, task.miner)
     log = Log(job, done, task.steps, is_main)
-    log.start(steps=task.steps, parameters=trained, world_size=world_size, **task.facts)
+    log.start(
+        steps=task.steps,
+        draws_per_record=round(task.draws_per_record, 2),
+        parameters=trained,
+        world_size=world_size,
+        **task.facts,
+    )
+    log.say(f"{task.steps:,} steps, which draw each record {task.draws_per_record:.2g} times on average")
+    for warning in warn_of_few_draws(settings, task.draws_per_record):
+        log.say(f"warning: {warning}")
 
     tokens = nonfinite_steps = 0
     for step, batch in load_batches(

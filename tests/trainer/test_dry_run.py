@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
 from conan_embedding.pipeline.corpus.folder import read_footer
 from conan_embedding.pipeline.encoder.model_folder import ModelError
+from conan_embedding.schemas.outcomes import TrainingPlan
 from conan_embedding.schemas.training_settings import FinetuneSettings, LoRASettings, PretrainSettings
 from conan_embedding.trainer.dry_run import activation_bytes, count_parameters, plan_training, state_bytes
 from conan_embedding.trainer.job import TrainingError, make_job
@@ -113,6 +115,7 @@ def test_the_plan_of_a_job(training_corpus: Path, tiny: Path, shards: Callable[[
     )
     assert (alone.records, alone.steps, alone.texts_per_step) == (records, round(3 * records / 2), 4)
     assert (two.steps, two.texts_per_step) == (round(3 * records / 4), 8)
+    assert (alone.draws_per_record, alone.warnings) == (round(2 * alone.steps / records, 2), [])
     assert alone.parameters == two.parameters == count_parameters(AutoConfig.from_pretrained(tiny), 24)[0]
     assert not (training_corpus / "train").exists()
 
@@ -122,3 +125,26 @@ def test_the_plan_of_a_job(training_corpus: Path, tiny: Path, shards: Callable[[
     )
     tuned = plan_training(make_job(training_corpus, "finetune", str(tiny), settings, found), 2)
     assert (tuned.steps, tuned.texts_per_step) == (11, 3 * (1 + 1 + 5) + 2 * 7)
+
+
+@pytest.mark.parametrize("alternates", [False, True])
+def test_a_plan_says_how_often_a_query_is_drawn(
+    alternates: bool, training_corpus: Path, tiny: Path, shards: Callable[[Path, str], list[Path]]
+) -> None:
+    """If tasks alternate, every second step draws no query. DHNM needs two draws, and is warned about below that."""
+    found = {"retrieval": shards(training_corpus, "retrieval"), "sts": shards(training_corpus, "sts")}
+    queries = sum(read_footer(shard).rows_out for shard in found["retrieval"])
+    base = {"retrieval_batch": queries, "alternate_tasks": alternates, "matryoshka_dims": [32]}
+
+    def plan(**changes: Any) -> TrainingPlan:
+        settings = FinetuneSettings.model_validate(base | changes)
+        return plan_training(make_job(training_corpus, "finetune", str(tiny), settings, found), 1)
+
+    enough = 4 if alternates else 2
+    assert (plan(steps=enough).draws_per_record, plan(steps=enough).warnings) == (2.0, [])
+    seldom = plan(steps=enough - 1)
+    assert seldom.draws_per_record == 2.0 * (enough - 1) / enough
+    assert [warning.partition(",")[0] for warning in seldom.warnings] == [
+        f"a query is drawn {seldom.draws_per_record:.2g} times on average"
+    ]
+    assert plan(steps=1, hard_negative_mining={"enabled": False}).warnings == []

@@ -93,9 +93,16 @@ def test_a_rate_counts_from_the_entry_before(job: Job, monkeypatch: pytest.Monke
     assert [line["tokens_per_second"] for line in lines(job)] == [500, 250]
 
 
-def test_other_ranks_write_nothing(job: Job) -> None:
+def test_a_line_is_said_on_standard_error(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    Log(job, 0, 20).say("warning: a query is drawn [0.5] times")
+    assert capsys.readouterr() == ("", f"train {job.name}: warning: a query is drawn [0.5] times\n")
+
+
+def test_other_ranks_write_nothing(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     log = Log(job, 0, 20, writes=False)
     log.write(event="start")
+    log.say("nothing")
+    assert not capsys.readouterr().err
     write_steps(log, 10, 20)
     assert not (job.folder / "log.jsonl").exists()
 

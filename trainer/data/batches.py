@@ -90,14 +90,18 @@ def count_steps(settings: PretrainSettings | FinetuneSettings, records: int, sen
 
     `records` is the number of pairs or queries, `sentences` the number of sentence pairs.
     """
-    if settings.steps:
-        return settings.steps
+    return settings.steps or max(1, round(settings.epochs * records / draws_per_step(settings, sentences, world_size)))
+
+
+def draws_per_step(settings: PretrainSettings | FinetuneSettings, sentences: int, world_size: int) -> float:
+    """Return how many pairs (fine-tuning: queries) a step draws, on average: if tasks alternate, every second has none.
+
+    `sentences` is the number of sentence pairs.
+    """
     if isinstance(settings, PretrainSettings):
-        drawn: float = settings.batch_size * world_size
-    else:  # if tasks alternate, every second step has no query
-        alternates = settings.alternate_tasks and settings.sts_batch and sentences
-        drawn = settings.retrieval_batch / (2 if alternates else 1)
-    return max(1, round(settings.epochs * records / drawn))
+        return settings.batch_size * world_size
+    alternates = settings.alternate_tasks and settings.sts_batch and sentences
+    return settings.retrieval_batch / (2 if alternates else 1)
 
 
 class _Negatives(NamedTuple):

@@ -9,7 +9,7 @@ import polars as pl
 
 from ...pipeline.corpus.pools import PoolsInUseError, write_windows
 from ...schemas.errors import CorpusError
-from ...schemas.training_settings import FinetuneSettings
+from ...schemas.training_settings import FinetuneSettings, PretrainSettings
 from ..data.batches import Integers
 from ..data.training_tables import FinetuneData, pools_file, provided_counts, with_pools
 from ..job import Job
@@ -27,6 +27,19 @@ REPLACEMENTS: dict[str, Any] = {
     "lo": pl.Int32,
     "hi": pl.Int32,
 }
+
+FEWEST_DRAWS = 2
+"""A query's second draw is the first whose scores can be compared with earlier ones."""
+
+
+def warn_of_few_draws(settings: PretrainSettings | FinetuneSettings, draws: float) -> list[str]:
+    """Return a warning if DHNM is on and a query is drawn too seldom for it, on average; else nothing."""
+    if isinstance(settings, PretrainSettings) or not settings.hard_negative_mining.enabled or draws >= FEWEST_DRAWS:
+        return []
+    return [
+        f"a query is drawn {draws:.2g} times on average, but DHNM compares its scores at two draws or more, so few"
+        " negatives will be replaced; take more steps or fewer queries, or set hard_negative_mining.enabled: false"
+    ]
 
 
 class HardNegativeMiner(ABC):

@@ -202,7 +202,7 @@ def test_the_command_takes_a_hostfile(
 ) -> None:
     (training_corpus / "recipe.yaml").write_text("{}")
     asked: list[Any] = []
-    trained, planned = Trained("finetune", True, "m", {}), TrainingPlan({}, 1, 1, 1, 1, 1, 1)
+    trained, planned = Trained("finetune", True, "m", {}), TrainingPlan({}, 1, 1, 1.0, 1, 1, 1, 1, [])
     monkeypatch.setattr("conan_embedding.workflow.train", lambda *given: asked.append(given) or trained)
     monkeypatch.setattr("conan_embedding.workflow.plan", lambda *given: asked.append(given) or planned)
     file = tmp_path / "hosts"
