@@ -74,7 +74,6 @@ STS = Texts(
 )
 BOTH = Texts(**{**vars(RETRIEVAL), "left": STS.left, "right": STS.right, "labels": STS.labels})
 SOME_ALONE = Texts(**{**vars(BOTH), "query_only": [False, True, False, True]})
-BATCHES = {"both": BOTH, "retrieval": RETRIEVAL, "sts": STS, "nothing": Texts(), "some alone": SOME_ALONE}
 NO = float("nan")
 JUDGED = Texts(
     **{
@@ -84,7 +83,8 @@ JUDGED = Texts(
         "teacher_scores": [[3.0, 1.5, -2.0, 3.5], [0.5, NO, -1.0], [NO, 1.0, 2.0, 0.0], [4.0]],
     }
 )
-BATCHES["judged"] = JUDGED
+BATCHES = {"both": BOTH, "retrieval": RETRIEVAL, "sts": STS, "nothing": Texts()}
+BATCHES |= {"some alone": SOME_ALONE, "judged": JUDGED}
 TEACHER_TEMPERATURE, DISTILL_WEIGHT = 1.5, 0.3
 PARTITIONS: list[tuple[CBBPartition, bool]] = [
     (partition, cached) for partition in ("mixed", "per_task") for cached in (False, True)
@@ -125,13 +125,16 @@ class Case:
 
 
 WIDTHS: list[tuple[int, ...]] = [(), (4, 8, 12)]
-CASES = [Case(batch, dims) for batch in BATCHES if batch != "judged" for dims in WIDTHS]
+CASES = [Case(batch, dims) for batch in ("both", "retrieval", "sts", "nothing") for dims in WIDTHS]
 CASES += [Case("both", dims, in_batch_positives=True) for dims in WIDTHS]
 CASES += [Case("both", dims, query_only_negatives=True) for dims in WIDTHS]
-CASES += [Case("some alone", in_batch_positives=True)]
-CASES += [Case("both", dims, in_batch_positives=True, mask=FalseNegativeMask(margin=MARGIN)) for dims in WIDTHS]
-CASES += [Case("some alone", mask=FalseNegativeMask(share=0.9))]
-CASES += [Case("judged", (4, 8, 12), distill="kl"), Case("judged", distill="margin_mse")]
+CASES += [
+    Case("some alone", in_batch_positives=True),
+    Case("some alone", mask=FalseNegativeMask(share=0.9)),
+    Case("both", (4, 8, 12), in_batch_positives=True, mask=FalseNegativeMask(margin=MARGIN)),
+    Case("judged", (4, 8, 12), distill="kl"),
+    Case("judged", distill="margin_mse"),
+]
 DEEPSPEED_CASE = Case("both", (4, 8, 12))
 
 

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from conan_embedding.pipeline.encoder.encoder import encode, load_encoder
 from conan_embedding.schemas.settings import EncoderSettings
 from conan_embedding.schemas.training_settings import FinetuneSettings
 from conan_embedding.trainer.loss.cbb import Batch, build_batch, cbb_loss
+from conan_embedding.trainer.loss.distillation import DISTILLATION_LOSSES, distillation_loss
 from conan_embedding.trainer.loss.gradcache import cached_backward
 from conan_embedding.trainer.model.embedding_model import load
 from training_runs import FINETUNE, job_of
@@ -34,12 +36,16 @@ def batch() -> Batch:
         left=[f"l{next(names)}" for _ in range(6)],
         right=[f"r{next(names)}" for _ in range(6)],
         labels=[0.0, 0.2, 0.2, 0.4, 1.0, 1.0],
+        query_only=[False, False, True, False],
+        teacher_scores=[[3.0, 1.0, float("nan"), 0.0], [1.0, 2.0, 0.0, 1.0], [float("nan")] * 4, [2.0, 0.0, 0.0, 1.0]],
     )
 
 
 def loss_and_gradient(batch: Batch, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     leaf = embeddings.clone().requires_grad_()
-    total = cbb_loss(leaf, batch, temperature=0.05, matryoshka_dims=[8, 16]).total
+    distill = partial(distillation_loss, loss=DISTILLATION_LOSSES["kl"], temperature=0.05, teacher_temperature=1.0)
+    options = {"matryoshka_dims": [8, 16], "ceiling": lambda positive: positive + 0.1}
+    total = cbb_loss(leaf, batch, temperature=0.05, **options, terms={"distill": (1.0, distill)}).total
     total.backward()
     return total.detach(), leaf.grad
 

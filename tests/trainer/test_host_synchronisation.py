@@ -13,6 +13,7 @@ from conan_embedding.schemas.training_settings import FinetuneSettings
 from training_runs import FINETUNE, job_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+MORE = {"gradcache_tokens": 64, "learn_temperature": True, "mask_false_negatives": {"margin": 0.1}}
 STOP_FLAG = "all_reduce_max"
 """The one thing that every step waits for with several ranks: whether one of them was asked to stop."""
 
@@ -30,7 +31,7 @@ def host_syncs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_a_step_waits_for_the_stop_flag_alone(shared_training_corpus: Path, tiny: Path, tmp_path: Path) -> None:
     """Only Conan's own waits count; DeepSpeed's gradient norm and overflow check wait too."""
     files = []
-    for name, more in {"plain": {}, "chunks": {"gradcache_tokens": 64, "learn_temperature": True}}.items():
+    for name, more in {"plain": {}, "chunks": MORE}.items():
         corpus = Path(shutil.copytree(shared_training_corpus, tmp_path / name))
         job = job_of(corpus, tiny, FinetuneSettings(**{**FINETUNE, "log_every": 100, "steps": 100, **more}))
         job.folder.mkdir(parents=True)
