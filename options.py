@@ -133,6 +133,12 @@ IngestDryRun = Annotated[
 FilterDryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print how many pairs of a sample each rule would reject; write nothing.")
 ]
+JudgeDryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print how many pairs are to be judged, and what a language model costs; ask nobody."
+    ),
+]
 SampledPairs = Annotated[int, typer.Option(metavar="N", help="--dry-run: pairs in the sample.", min=1)]
 Model = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Hub name, folder or training stage; default: the recipe's.")

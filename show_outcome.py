@@ -9,7 +9,7 @@ import yaml
 from rich.table import Column, Table
 
 from .display import excerpt, out, print_table, print_value
-from .schemas.outcomes import Evaluated, Exported, Pushed, Summary, Trained, TrainingPlan
+from .schemas.outcomes import Evaluated, Exported, JudgingPlan, Pushed, Summary, Trained, TrainingPlan
 
 
 @singledispatch
@@ -49,6 +49,18 @@ def _(outcome: Pushed, as_json: bool) -> None:
 @show_outcome.register
 def _(outcome: TrainingPlan, as_json: bool) -> None:
     print_value(asdict(outcome), as_json, _show_plan)
+
+
+@show_outcome.register
+def _(outcome: JudgingPlan, as_json: bool) -> None:
+    print_value(asdict(outcome), as_json, lambda _: _show_judging(outcome))
+
+
+def _show_judging(plan: JudgingPlan) -> None:
+    out.print(f"{plan.judge}: {plan.to_score:,} of {plan.pairs:,} pairs have no score yet")
+    if plan.llm:
+        cost = f"prompts of about {plan.tokens:,} tokens, and the answers; the budget is {plan.budget:,}"
+        out.print(f"{plan.llm}: {plan.to_grade:,} undecided pairs, {cost}")
 
 
 def _show_push(pushed: dict[str, Any]) -> None:

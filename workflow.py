@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .schemas.errors import RecipeError
-from .schemas.outcomes import Exported, Outcome, Summary, Trained, TrainingPlan
+from .schemas.outcomes import Exported, JudgingPlan, Outcome, Summary, Trained, TrainingPlan
 from .schemas.recipe import Recipe
 from .schemas.source_settings import own_prompts
 from .schemas.stage_fit import find_misfits
@@ -56,22 +56,30 @@ def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") ->
 
             summary = convert(corpus, recipe, engine)
         case "mine":
-            from .pipeline.judge.decisions import undo
             from .pipeline.mine.stage import mine
 
             summary = mine(corpus, with_model(recipe.mine, corpus), engine, own_prompts(recipe.sources))
-            if recipe.judge is None:
-                undo(corpus)
         case "judge":
             from .pipeline.judge.stage import judge
 
-            if recipe.judge is None:
-                raise RecipeError("the recipe has no `judge:`; add the section, if only with defaults: `judge: {}`")
-            summary = judge(corpus, with_model(recipe.judge, corpus), engine, own_prompts(recipe.sources))
+            summary = judge(corpus, _find_judge(corpus, recipe), engine, own_prompts(recipe.sources))
         case _:
             raise ValueError(f"no data stage is called {name!r}; choose from {', '.join(DATA_STAGES)}")
     catalog.rebuild(corpus)
     return summary
+
+
+def plan_judging(corpus: Path, recipe: Recipe) -> JudgingPlan:
+    """Return what `conan judge` would ask and what it would cost. Raises RecipeError if the recipe has no `judge:`."""
+    from .pipeline.judge.stage import plan
+
+    return plan(corpus, _find_judge(corpus, recipe), own_prompts(recipe.sources))
+
+
+def _find_judge(corpus: Path, recipe: Recipe) -> Any:
+    if recipe.judge is None:
+        raise RecipeError("the recipe has no `judge:`; add the section, if only with defaults: `judge: {}`")
+    return with_model(recipe.judge, corpus)
 
 
 def find_trained_model(corpus: Path, name: str) -> str:

@@ -174,10 +174,14 @@ def mine(
         run_and_show("mine", corpus, resolved, as_json, cluster=cluster_of(engine, address))
 
 
-@command("conan judge corpora/zh --set judge.candidates=20", "conan judge corpora/zh --model BAAI/bge-reranker-large")
+@command(
+    "conan judge corpora/zh --model BAAI/bge-reranker-large --set judge.candidates=20",
+    "conan judge corpora/zh --dry-run",
+)
 def judge(
     corpus: Corpus,
     model: options.Model = None,
+    dry_run: options.JudgeDryRun = False,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     engine: EngineOption = EngineName.LOCAL,
@@ -187,4 +191,11 @@ def judge(
 ) -> None:
     """Ask a teacher about the pools' positives and candidates; keep its scores. No pair is judged twice."""
     resolved = resolve(corpus, recipe, with_options(overrides, {"judge.model": model}))
+    if dry_run:
+        from ..workflow import plan_judging
+
+        with work(corpus):
+            outcome = plan_judging(corpus, resolved)
+        show_outcome(outcome, as_json)
+        return
     run_and_show("judge", corpus, resolved, as_json, cluster=cluster_of(engine, address))

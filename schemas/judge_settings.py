@@ -1,6 +1,6 @@
 """Settings of `conan judge`: who judges the pools, how many candidates, and what follows from the scores."""
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from .settings import EncoderSettings, Settings, setting
 
@@ -19,6 +19,39 @@ class Threshold(Settings):
     def _says_something(self) -> "Threshold":
         if self.score is None and self.margin is None:
             raise ValueError("expected `score`, `margin` or both")
+        return self
+
+
+class LLMSettings(Settings):
+    """A language model behind an OpenAI-compatible interface."""
+
+    url: str = setting("http://localhost:8000/v1", "Base URL of the interface.", origin="chosen here: that of vLLM")
+    model: str = Field(description="Name of the model, as the server calls it.")
+    max_tokens: int = Field(
+        description="Budget: tokens of prompts and answers that may be paid for, earlier runs in this corpus included.",
+        ge=0,
+    )
+    key_variable: str = setting(
+        "OPENAI_API_KEY",
+        "Environment variable with the API key; without it none is sent. The key itself must not be in a recipe.",
+    )
+    concurrency: int = setting(8, "Requests at a time.", ge=1)
+    answer_tokens: int = setting(
+        1024, "Longest answer, in tokens; models that think before they answer need more.", ge=1
+    )
+
+
+class LLMJudgeSettings(LLMSettings):
+    """A language model that grades pairs from 0 to 3."""
+
+    band: tuple[float, float] | None = setting(
+        None, "Only pairs are graded whose score by `judge.model` is between these two. By default all are."
+    )
+
+    @model_validator(mode="after")
+    def _band_is_not_empty(self) -> "LLMJudgeSettings":
+        if self.band and self.band[0] > self.band[1]:
+            raise ValueError(f"`band` is empty: {self.band[0]} is above {self.band[1]}")
         return self
 
 
@@ -51,6 +84,13 @@ class JudgeSettings(EncoderSettings):
         "Positives with a lower score are set aside as irrelevant, and so are queries that have no other positive.",
     )
 
+    llm: LLMJudgeSettings | None = setting(
+        None,
+        "Language model that grades the pairs about which `judge.model` is undecided. A candidate with 3 is a positive,"
+        " one with 2 is set aside; a positive with 0 or 1 is irrelevant. A grade counts in place of the score.",
+        origin="UMBRELA (arXiv 2406.06519) for the grades; what follows is chosen here",
+    )
+
     @model_validator(mode="after")
     def _relabelling_is_stricter(self) -> "JudgeSettings":
         if self.relabel and self.set_aside:
@@ -64,4 +104,6 @@ class JudgeSettings(EncoderSettings):
     @property
     def decisive(self) -> str:
         """The settings on which judgements and decisions depend, as JSON."""
-        return self.model_dump_json(exclude={"batch_tokens", "compile"})
+        return self.model_dump_json(
+            exclude={"batch_tokens": True, "compile": True, "llm": {"max_tokens", "concurrency"}}
+        )

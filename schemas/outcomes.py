@@ -132,6 +132,23 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
+class JudgingPlan:
+    """The pairs that `conan judge` is about, those that its judge has not scored, and what a language model costs.
+
+    `to_grade` are the scored pairs in its band that it has not graded, `tokens` an estimate of their prompts, `budget`
+    the tokens that may be paid for in all.
+    """
+
+    judge: str
+    pairs: int
+    to_score: int
+    llm: str = ""
+    to_grade: int = 0
+    tokens: int = 0
+    budget: int = 0
+
+
+@dataclass(frozen=True)
 class Finding:
     """One line of `conan doctor`: what was examined, whether it is as it should be, what was found, and what to do."""
 

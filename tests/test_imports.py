@@ -33,6 +33,8 @@ ARROWS = {
     },  # kinds of documents
     "pipeline.sample": {"schemas", *SHARED_ROOMS, "pipeline.mine.methods"},  # cuts pools, whose view names methods
     "pipeline.recipe_writer": {"schemas", *SHARED_ROOMS, "pipeline.ingest"},  # looks at files as ingest reads them
+    "pipeline.llm_client": {"schemas"},
+    "pipeline.judge": {"schemas", *SHARED_ROOMS, "pipeline.llm_client"},
     "pipeline": {"schemas", *SHARED_ROOMS},  # a stage, the report, the demo: none imports another
     "trainer": {
         "schemas",

@@ -11,10 +11,14 @@ from ...schemas.judge_settings import JudgeSettings, Threshold
 from ..corpus.pools import open_pools, write_decisions
 
 _DECIDE = """
-WITH judged AS (FROM judgements WHERE judge = $judge),
+WITH judged AS (
+    SELECT query_id, passage_id, max(score) FILTER (judge = $judge) AS score,
+           CAST(max(score) FILTER (judge = $grader) AS INTEGER) AS grade
+    FROM judgements WHERE judge IN ($judge, $grader) GROUP BY ALL),
 bad AS (
-    SELECT query_id, passage_id, mined_positives.score FROM mined_positives JOIN judged USING (query_id, passage_id)
-    WHERE judged.score < CAST($irrelevant AS FLOAT)),
+    SELECT query_id, passage_id, mined_positives.score, grade
+    FROM mined_positives JOIN judged USING (query_id, passage_id)
+    WHERE coalesce(grade <= 1, judged.score < CAST($irrelevant AS FLOAT))),
 positive AS (
     SELECT query_id, min(judged.score) AS lowest
     FROM mined_positives ANTI JOIN bad USING (query_id, passage_id) JOIN judged USING (query_id, passage_id)
@@ -23,42 +27,43 @@ candidate AS (
     SELECT query_id, unnest(passage_ids) AS passage_id, unnest(scores) AS mined FROM mined_candidates
     SEMI JOIN judged USING (query_id)),
 found AS (
-    SELECT query_id, passage_id, mined AS score,
-           CASE WHEN {relabel} THEN 'positive' WHEN {set_aside} THEN 'ambiguous' END AS decision
+    SELECT query_id, passage_id, mined AS score, grade,
+           CASE WHEN coalesce(grade = 3, {relabel}) THEN 'positive'
+                WHEN coalesce(grade = 2, {set_aside}) THEN 'ambiguous' END AS decision
     FROM candidate JOIN judged USING (query_id, passage_id) LEFT JOIN positive USING (query_id)),
 member AS (
     SELECT passage_id, unnest(coalesce(cluster_ids, [cluster_id])) AS cluster FROM passages
     SEMI JOIN candidate USING (passage_id)),
 near AS (
-    SELECT DISTINCT candidate.query_id, candidate.passage_id, candidate.mined AS score, 'near_duplicate' AS decision
+    SELECT DISTINCT candidate.query_id, candidate.passage_id, candidate.mined AS score, 'near_duplicate' AS decision,
+           NULL AS grade
     FROM (SELECT query_id, cluster FROM found JOIN member USING (passage_id) WHERE decision IS NOT NULL) answering
     JOIN member USING (cluster) JOIN candidate USING (query_id, passage_id)
     ANTI JOIN (FROM found WHERE decision IS NOT NULL) USING (query_id, passage_id))
-SELECT query_id, passage_id, decision, $judge AS judge, score FROM (
-    SELECT query_id, passage_id, decision, score FROM found WHERE decision IS NOT NULL
-    UNION ALL SELECT query_id, passage_id, decision, score FROM near
-    UNION ALL SELECT query_id, passage_id, 'irrelevant', score FROM bad)
+SELECT query_id, passage_id, decision, CASE WHEN grade IS NULL THEN $judge ELSE $grader END AS judge, score FROM (
+    SELECT query_id, passage_id, decision, score, grade FROM found WHERE decision IS NOT NULL
+    UNION ALL SELECT query_id, passage_id, decision, score, grade FROM near
+    UNION ALL SELECT query_id, passage_id, 'irrelevant', score, grade FROM bad)
 ORDER BY query_id, passage_id
 """
-"""A near-duplicate of what answers a query is no negative of it either, as in mining."""
+"""A near-duplicate of what answers a query is no negative of it either, as in mining. Grades are those of grades.py."""
 
 
-def decide(corpus: Path, settings: JudgeSettings, judge: str) -> Counter[str]:
+def decide(corpus: Path, settings: JudgeSettings, judge: str, grader: str = "") -> Counter[str]:
     """Apply the rule of the settings to what a judge has said about the pools; count the decisions.
+
+    Where `grader` has given a grade, it counts in place of the judge's score.
 
     Raises:
         PoolsInUseError: another process has the database open.
     """
     sql = _DECIDE.format(relabel=_reaches(settings.relabel), set_aside=_reaches(settings.set_aside))
     with open_pools(corpus) as pools:
-        decisions = pools.sql(sql, params={"judge": judge, "irrelevant": settings.irrelevant}).to_arrow_table()
+        decisions = pools.sql(
+            sql, params={"judge": judge, "grader": grader, "irrelevant": settings.irrelevant}
+        ).to_arrow_table()
     write_decisions(corpus, decisions, settings.decisive)
     return Counter(decisions["decision"].to_pylist())
-
-
-def undo(corpus: Path) -> None:
-    """Remove all decisions: the pools are what was mined."""
-    write_decisions(corpus, None, None)
 
 
 def _reaches(threshold: Threshold | None) -> str:

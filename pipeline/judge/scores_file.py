@@ -13,19 +13,23 @@ COLUMNS = {"query": "VARCHAR", "passage": "VARCHAR", "score": "DOUBLE"}
 _WHOLE = "query IS NOT NULL AND passage IS NOT NULL AND coalesce(isfinite(TRY_CAST(score AS FLOAT)), false)"
 
 
-def add_scores(corpus: Path, file: Path) -> str:
-    """Add a file's scores to the store, unless they are there already; return the name of the judge: the file's hash.
+def name_file(file: Path) -> str:
+    """Name a file as a judge, by its hash. Raises RecipeError if there is no such file."""
+    check_scores_file(file, "judge.scores")
+    with file.open("rb") as stream:
+        return f"file-{hashlib.file_digest(stream, 'blake2b').hexdigest()[:16]}"
+
+
+def add_scores(corpus: Path, file: Path, judge: str) -> None:
+    """Add a file's scores to the store as those of `judge`, unless they are there already.
 
     Raises:
         RecipeError: the file can't be read, lacks a column, or has a row without a text or a finite score, or two
             scores of one pair.
     """
-    check_scores_file(file, "judge.scores")
     with duckdb.connect(":memory:") as connection:
         connection.execute("SET enable_progress_bar = false")
         try:
-            with file.open("rb") as stream:
-                judge = f"file-{hashlib.file_digest(stream, 'blake2b').hexdigest()[:16]}"
             connection.execute(f"CREATE VIEW scores AS SELECT {', '.join(COLUMNS)} FROM {_reader(file)}")
             bad = connection.sql(f"FROM scores WHERE NOT ({_WHOLE})").count("*").fetchall()[0][0]
             twice = connection.sql(
@@ -41,7 +45,6 @@ def add_scores(corpus: Path, file: Path) -> str:
         if not connection.sql(f"FROM ({scan(corpus)}) WHERE judge = {quote(judge)} LIMIT 1").fetchall():
             connection.execute("CREATE VIEW pairs AS SELECT DISTINCT * FROM scores")
             add_from(connection, corpus, judge, "pairs")
-    return judge
 
 
 def check_scores_file(file: Path, place: str) -> None:

@@ -17,7 +17,14 @@ import pyarrow as pa
 from ...schemas.outcomes import Summary
 from ...schemas.settings import MineSettings, SourcePrompts
 from ..corpus.folder import fingerprint, is_begun, read_footer, shards
-from ..corpus.pools import as_lists, read_candidates, stored_fingerprint, write_pools
+from ..corpus.pools import (
+    as_lists,
+    read_candidates,
+    read_judging,
+    stored_fingerprint,
+    write_decisions,
+    write_pools,
+)
 from ..corpus.sql import scan_shards
 from ..encoder.finite import check_finite
 from ..encoder.model_folder import find_model, weights_fingerprint
@@ -34,9 +41,9 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine, sources: Mapping[
     """Write pools.duckdb: for each query, the best-scored passages that the method allows.
 
     A passage is allowed if it is neither the query's own text nor one of its positives, nor in a cluster of these, and
-    if its score is below the ceiling. Pools of the same model, settings and data are left as they are;
-    texts that the model has already encoded are not encoded again. `sources` are the prompts of the sources that have
-    their own.
+    if its score is below the ceiling. Pools of the same model, settings and data are left as they are, except that a
+    judge's decisions are removed; texts that the model has already encoded are not encoded again. `sources` are the
+    prompts of the sources that have their own.
 
     Raises:
         ModelError: the model can't be read, or gives vectors with NaN or infinite numbers.
@@ -92,6 +99,8 @@ def mine(corpus: Path, settings: MineSettings, engine: Engine, sources: Mapping[
         tables = _pools(texts, queries, passages, settings, engine, run)
         write_pools(corpus, tables, ceiling_sql())
         keep_only(corpus, in_use)
+    elif read_judging(corpus):
+        write_decisions(corpus, None, None)
     return _summary(corpus, settings, time.monotonic() - started)
 
 

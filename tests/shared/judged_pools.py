@@ -87,7 +87,7 @@ def read_judgements(corpus: Path, judge: str | None = None) -> Judged:
     """Read the view `judgements`, with texts in place of ids."""
     with duckdb.connect(str(corpus / FILE), read_only=True) as connection:
         rows = connection.execute(
-            "SELECT q.text, p.text, score FROM judgements JOIN queries q USING (query_id) "
+            "SELECT q.text, p.text, score FROM judgements JOIN mined_queries q USING (query_id) "
             "JOIN passages p USING (passage_id) WHERE ? IS NULL OR judge = ?",
             [judge, judge],
         ).fetchall()

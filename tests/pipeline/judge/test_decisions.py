@@ -12,8 +12,9 @@ from conan_embedding.pipeline.corpus.pools import (
     read_candidates,
     refresh_judgements,
     stored_fingerprint,
+    write_decisions,
 )
-from conan_embedding.pipeline.judge.decisions import decide, undo
+from conan_embedding.pipeline.judge.decisions import decide
 from conan_embedding.schemas.judge_settings import JudgeSettings
 from judged_pools import POOLS, write_judged_pools
 from pydantic import ValidationError
@@ -115,7 +116,7 @@ def test_decisions_are_those_of_one_judge_and_can_be_undone(corpus: Path) -> Non
     decide(corpus, rule, "another")
     assert left(corpus) == MINED
     decide(corpus, rule, "file-1")
-    undo(corpus)
+    write_decisions(corpus, None, None)
     assert left(corpus) == MINED and decided_fingerprint(corpus) == stored_fingerprint(corpus)
 
 

@@ -16,7 +16,7 @@ from conan_embedding.pipeline.encoder.model_folder import ModelError
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.engine.stage import StageError
 from conan_embedding.pipeline.judge import cross_encoder
-from conan_embedding.pipeline.judge import stage as module
+from conan_embedding.pipeline.judge import scorers as module
 from conan_embedding.pipeline.judge.stage import judge
 from conan_embedding.schemas.errors import ConanError
 from conan_embedding.schemas.judge_settings import JudgeSettings
@@ -53,7 +53,7 @@ def test_a_cross_encoder_judges_positives_and_first_candidates(corpus: Path, rer
     expected = CrossEncoder(str(reranker), device="cpu").predict(pairs)
     np.testing.assert_allclose([found[pair] for pair in pairs], expected, atol=1e-5)
     assert (summary.rows_in, summary.rows_out) == (11, 11)
-    assert summary.notes["asked"] == 11 and summary.notes["judge"].startswith("cross-encoder-")
+    assert summary.notes["scored"] == 11 and summary.notes["judge"].startswith("cross-encoder-")
     columns = query(corpus, "SELECT * FROM pools.judgements").column_names
     assert columns == ["query_id", "passage_id", "judge", "score", "verdict", "created_at"]
 
@@ -62,10 +62,10 @@ def test_only_further_pairs_are_asked(corpus: Path, reranker: Path) -> None:
     run(corpus, model=reranker, candidates=1)
     before = read_judgements(corpus)
     summary = run(corpus, model=reranker, candidates=3)
-    assert summary.notes["asked"] == len(asked_pairs(3)) - len(asked_pairs(1))
+    assert summary.notes["scored"] == len(asked_pairs(3)) - len(asked_pairs(1))
     after = read_judgements(corpus)
     assert sorted(after) == asked_pairs(3) and before.items() <= after.items()
-    assert run(corpus, model=reranker, candidates=3).notes["asked"] == 0
+    assert run(corpus, model=reranker, candidates=3).notes["scored"] == 0
 
 
 @pytest.fixture
@@ -85,10 +85,10 @@ def test_judgements_outlive_new_pools_and_ids(corpus: Path, reranker: Path, sile
     write_judged_pools(corpus, {"新": (["很"], [])} | backwards, first=40)  # as mining again does
     assert read_judgements(corpus) == before
     new = run(corpus, model=reranker)
-    assert new.notes["asked"] == 1 and read_judgements(corpus).items() > before.items()
+    assert new.notes["scored"] == 1 and read_judgements(corpus).items() > before.items()
     silent()
     write_judged_pools(corpus)
-    assert run(corpus, model=reranker, batch_tokens=99).notes["asked"] == 0
+    assert run(corpus, model=reranker, batch_tokens=99).notes["scored"] == 0
     assert read_judgements(corpus) == before
 
 
@@ -104,7 +104,7 @@ def test_a_second_corpus_takes_the_files_over(
             shutil.copy(part, other / "judgements")
     silent()
     copied = shutil.copytree(reranker, tmp_path / "renamed")
-    assert run(other, model=copied).notes["asked"] == 0
+    assert run(other, model=copied).notes["scored"] == 0
     assert read_judgements(other) == read_judgements(corpus)
 
 
@@ -146,7 +146,7 @@ def test_a_killed_run_loses_at_most_a_part(
             run(corpus, model=reranker, candidates=3)
     kept = 4 * (parts + (when == "after"))
     pairs = len(asked_pairs(3))
-    assert run(corpus, model=reranker, candidates=3).notes["asked"] == max(0, pairs - kept)
+    assert run(corpus, model=reranker, candidates=3).notes["scored"] == max(0, pairs - kept)
     assert sorted(read_judgements(corpus)) == asked_pairs(3)
     assert not list((corpus / "judgements").glob(".*.tmp"))
 
@@ -168,7 +168,7 @@ def test_a_model_that_fails_keeps_what_it_has_judged(
     with pytest.raises(StageError, match=r"judge, part 1 of 4: ModelError: out of memory"):
         run(corpus, model=reranker)
     monkeypatch.setattr(cross_encoder, "score_pairs", scored)
-    assert run(corpus, model=reranker).notes["asked"] == len(asked_pairs(3)) - 4
+    assert run(corpus, model=reranker).notes["scored"] == len(asked_pairs(3)) - 4
 
 
 def test_a_bi_encoder_judges_by_its_cosines(corpus: Path, tmp_path: Path) -> None:
@@ -183,8 +183,8 @@ def test_a_bi_encoder_judges_by_its_cosines(corpus: Path, tmp_path: Path) -> Non
         for side, prompt in enumerate(prompts.values())
     )
     np.testing.assert_allclose([found[pair] for pair in pairs], (queries * passages).sum(axis=1), atol=1e-5)
-    assert run(corpus, model=folder, candidates=2, prompts=prompts).notes["asked"] == 0
-    assert run(corpus, model=folder, candidates=2).notes["asked"] == len(pairs)
+    assert run(corpus, model=folder, candidates=2, prompts=prompts).notes["scored"] == 0
+    assert run(corpus, model=folder, candidates=2).notes["scored"] == len(pairs)
 
 
 def write_scores(file: Path, rows: list[dict[str, object]]) -> Path:

@@ -161,3 +161,5 @@ def test_what_a_judge_decided(converted_corpus: Path, bge: Path) -> None:
     others_left = {row["passage_id"]: row["rank"] for row in [second, *others]}
     kept = {passage: rank for passage, (verdict, rank) in verdicts.items() if verdict == "kept"}
     assert kept == {passage: rank - 1 for passage, rank in others_left.items()}
+    mine(converted_corpus, mined, Engine(workers=1))  # leaves the pools as mined
+    assert show_pool(converted_corpus, "问", mined) == before

@@ -1,0 +1,101 @@
+"""Ask a language model to grade the pairs about which the scores are undecided."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from ...schemas.judge_settings import LLMJudgeSettings
+from ..corpus.folder import fingerprint
+from ..corpus.judgements import add
+from ..corpus.pools import open_pools
+from ..engine.calls import Engine
+from ..llm_client.client import ask
+from .grades import PROMPT_VERSION, VERDICTS, build_messages, read_grade
+
+FOLDER = "llm_answers"
+"""The folder of the answers, a file for each judge."""
+PART = 4_096
+"""Chosen here: pairs whose texts and grades are in memory at a time; a killed run finds their answers in the cache."""
+BYTES_PER_TOKEN = 3
+"""Chosen here: a Chinese character has three bytes and is at most about a token; English has about four per token."""
+
+
+class Graded(NamedTuple):
+    """Numbers of pairs: graded now, answered by something else than a grade, and left out as the budget was spent."""
+
+    graded: int
+    unclear: int
+    over_budget: int
+    tokens: int
+
+
+def name_model(settings: LLMJudgeSettings) -> str:
+    """Name a language model as a judge: by the model's name and the version of the prompt."""
+    return f"llm-{fingerprint(settings.model, PROMPT_VERSION)[:16]}"
+
+
+def find_undecided(corpus: Path, asked: str, settings: LLMJudgeSettings, scorer: str) -> pl.DataFrame:
+    """List the pairs of a SELECT, `query_id, passage_id`, whose score is in the band, and that have no grade yet."""
+    undecided = ""
+    params: dict[str, Any] = {"model": name_model(settings)}
+    if settings.band is not None:
+        undecided = (
+            "SEMI JOIN (FROM judgements WHERE judge = $scorer "
+            "AND score BETWEEN CAST($low AS FLOAT) AND CAST($high AS FLOAT)) USING (query_id, passage_id) "
+        )
+        params |= {"scorer": scorer, "low": settings.band[0], "high": settings.band[1]}
+    with open_pools(corpus) as pools:
+        found: pl.DataFrame = pools.sql(
+            f"SELECT query_id, passage_id FROM ({asked}) {undecided}"
+            "ANTI JOIN (FROM judgements WHERE judge = $model) USING (query_id, passage_id) ORDER BY ALL",
+            params=params,
+        ).pl()
+        return found
+
+
+def build_requests(corpus: Path, pairs: pl.DataFrame) -> tuple[pl.DataFrame, list[list[dict[str, str]]]]:
+    """Return the texts of pairs, `query, passage`, and the request for the grade of each."""
+    with open_pools(corpus) as pools:
+        pools.register("pairs", pairs.with_row_index("place").to_arrow())
+        texts: pl.DataFrame = pools.sql(
+            "WITH known AS (SELECT query_id, list(text ORDER BY score DESC, text) AS positives FROM mined_positives "
+            "JOIN passages USING (passage_id) GROUP BY query_id) "
+            "SELECT q.text AS query, p.text AS passage, positives FROM pairs JOIN mined_queries q USING (query_id) "
+            "JOIN passages p USING (passage_id) LEFT JOIN known USING (query_id) ORDER BY place"
+        ).pl()
+    requests = [build_messages(query, passage, known or []) for query, passage, known in texts.iter_rows()]
+    return texts.select("query", "passage"), requests
+
+
+def estimate_tokens(corpus: Path, pairs: pl.DataFrame) -> int:
+    """Estimate the tokens of the prompts about pairs; most models count fewer."""
+    parts = (build_requests(corpus, part)[1] for part in pairs.iter_slices(PART))
+    sizes = (len(message["content"].encode()) for requests in parts for messages in requests for message in messages)
+    return sum(sizes) // BYTES_PER_TOKEN
+
+
+def grade(corpus: Path, pairs: pl.DataFrame, settings: LLMJudgeSettings, engine: Engine) -> Graded:
+    """Ask for the grades of pairs, as far as the budget allows, and add them to the store.
+
+    Raises:
+        LLMError: the server can't be reached or refuses a request; what it has answered is kept.
+    """
+    name, found = name_model(settings), Graded(0, 0, 0, 0)
+    engine.progress("judge: llm", 0, pairs.height, 0)
+    for start in range(0, pairs.height, PART):
+        texts, requests = build_requests(corpus, pairs[start : start + PART])
+
+        def progress(done: int, _: int, start: int = start) -> None:
+            engine.progress("judge: llm", min(start + done, pairs.height), pairs.height, start + done)
+
+        answers, tokens = ask(requests, settings, corpus / FOLDER / f"{name}.jsonl", progress)
+        grades = [None if answer is None else read_grade(answer) for answer in answers]
+        known = texts.with_columns(score=pl.Series(grades, dtype=pl.Int64)).drop_nulls("score")
+        if known.height:
+            verdicts = known["score"].replace_strict(dict(enumerate(VERDICTS)), return_dtype=pl.String)
+            add(corpus, name, known.with_columns(verdict=verdicts))
+        over = answers.count(None)
+        now = Graded(known.height, texts.height - over - known.height, over, tokens)
+        found = Graded(*(before + more for before, more in zip(found, now, strict=True)))
+    return found

@@ -1,0 +1,107 @@
+"""The client of language models against a stand-in server: cache, budget, retries, refusals."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conan_embedding.pipeline.llm_client import client as module
+from conan_embedding.pipeline.llm_client.client import Asked, LLMError, ask, read_cache
+from conan_embedding.schemas.judge_settings import LLMSettings
+from llm_server import TOKENS, LLMServer, serve_llm
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LLMServer]:
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.0)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serve_llm() as running:
+        running.answer = lambda prompt: f"re: {prompt}"
+        yield running
+
+
+def run(server: LLMServer, cache: Path, prompts: list[str], **settings: object) -> Asked:
+    given = {"url": server.url, "model": "m", "max_tokens": 10_000, **settings}
+    requests = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return ask(requests, LLMSettings.model_validate(given), cache, lambda *_: None)
+
+
+def test_answers_come_in_order_and_are_paid_for_once(server: LLMServer, tmp_path: Path) -> None:
+    cache = tmp_path / "answers" / "m.jsonl"
+    prompts = [f"问{number}" for number in range(20)]
+    first = run(server, cache, [*prompts[:10], prompts[0]], concurrency=3)
+    assert first == Asked([f"re: {prompt}" for prompt in [*prompts[:10], prompts[0]]], 10 * TOKENS)
+    assert 1 <= server.most_at_once <= 3
+    assert server.requests[0]["model"] == "m" and server.requests[0]["temperature"] == 0
+    second = run(server, cache, prompts)
+    assert second == Asked([f"re: {prompt}" for prompt in prompts], 10 * TOKENS)
+    assert len(server.requests) == len(set(server.prompts)) == 20
+    run(server, cache, prompts[:1], model="other")
+    assert len(server.requests) == 21
+
+
+def test_the_budget_holds_over_runs(server: LLMServer, tmp_path: Path) -> None:
+    prompts = [str(number) for number in range(10)]
+    first = run(server, tmp_path / "a", prompts, max_tokens=3 * TOKENS, concurrency=1)
+    assert first.answers == ["re: 0", "re: 1", "re: 2", *[None] * 7] and first.tokens == 3 * TOKENS
+    assert run(server, tmp_path / "a", prompts, max_tokens=3 * TOKENS) == Asked(first.answers, 0)
+    more = run(server, tmp_path / "a", prompts, max_tokens=4 * TOKENS + 1, concurrency=1)
+    assert more.answers.count(None) == 5 and len(server.requests) == 5
+
+
+def test_a_torn_answer_of_a_killed_run_is_asked_again(server: LLMServer, tmp_path: Path) -> None:
+    cache = tmp_path / "a"
+    run(server, cache, ["0", "1"], concurrency=1)
+    whole = cache.read_bytes()
+    for cut in (1, 20, len(whole) // 3):
+        cache.write_bytes(whole[:-cut])
+        server.requests.clear()
+        assert run(server, cache, ["0", "1"]).answers == ["re: 0", "re: 1"]
+        assert server.prompts == ["1"]
+        assert sorted(answer.text for answer in read_cache(cache).values()) == ["re: 0", "re: 1"]
+
+
+def test_what_passes_is_tried_again(server: LLMServer, tmp_path: Path) -> None:
+    server.faults = [(429, "slow down"), (503, "starting"), (500, "oops")]
+    assert run(server, tmp_path / "a", ["0"]).answers == ["re: 0"]
+    assert len(server.requests) == 4
+    server.faults = [(503, "down for good")] * 9
+    with pytest.raises(LLMError, match="m does not answer: 503 down for good"):
+        run(server, tmp_path / "a", ["1"])
+    assert len(server.requests) == 4 + module.ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ((401, "no such key"), "m does not answer: 401 no such key"),
+        ((404, "no model m"), "404 no model m"),
+        ((200, "<html>"), "expected an answer in `choices`"),
+        ((200, json.dumps({"choices": [{"message": {"content": "3"}}]})), "and `usage.total_tokens`"),
+    ],
+)
+def test_what_does_not_pass_is_told_and_what_was_answered_is_kept(
+    fault: tuple[int, str], message: str, server: LLMServer, tmp_path: Path
+) -> None:
+    run(server, tmp_path / "a", ["0"])
+    server.faults = [fault]
+    with pytest.raises(LLMError, match=message):
+        run(server, tmp_path / "a", [str(number) for number in range(30)], concurrency=4)
+    answered = len(server.requests) - 1
+    assert 1 <= answered <= 8 and len(read_cache(tmp_path / "a")) == answered
+
+
+def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.0)
+    with pytest.raises(LLMError, match=r"http://127.0.0.1:9/v1: m does not answer: ConnectError"):
+        run(LLMServer(url="http://127.0.0.1:9/v1"), tmp_path / "a", ["0"])
+
+
+def test_the_key_is_sent_from_the_environment(
+    server: LLMServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(server, tmp_path / "a", ["0"])
+    monkeypatch.setenv("MY_KEY", "secret")
+    run(server, tmp_path / "a", ["1"], key_variable="MY_KEY")
+    assert server.keys == [None, "Bearer secret"]
+    assert "secret" not in (tmp_path / "a").read_text("utf-8")
