@@ -210,7 +210,8 @@ def test_a_models_folder_is_read_by_the_whitelist_and_needs_no_weights_in_memory
 
 
 def test_a_judge_is_a_cross_encoder_a_bi_encoder_or_a_file(folder: Path, tiny: Path) -> None:
-    recipe: dict[str, Any] = {"sources": [{"name": "faq", **FAQ}], "finetune": {"model": str(tiny)}}
+    recipe: dict[str, Any] = {"sources": [{"name": "faq", **FAQ}]}
+    recipe |= {"finetune": {"model": str(tiny), "matryoshka_dims": []}}
     recipe |= {"mine": {"model": str(tiny)}, "score": {"model": str(tiny)}}
     good = write_cross_encoder(folder / "good")
     (good / "model.safetensors").write_bytes(b"")  # not read
