@@ -177,14 +177,16 @@ def test_finetuning_gets_the_sources_with_negatives_of_their_own(
     sources = [SOURCE, SOURCE | {"name": "t", "task": "classification", "query_only_negatives": True}]
     given = recipe(sources=sources, finetune={"model": "m"})
     monkeypatch.setattr("conan_embedding.pipeline.corpus.folder.shards", lambda *_: [])
-    monkeypatch.setattr("conan_embedding.pipeline.corpus.pools.stored_fingerprint", lambda _: "pools")
+    monkeypatch.setattr("conan_embedding.pipeline.corpus.pools.decided_fingerprint", lambda _: "pools")
+    monkeypatch.setattr("conan_embedding.pipeline.corpus.pools.read_judging", lambda _: None)
     monkeypatch.setattr("conan_embedding.trainer.job.make_job", lambda *_, query_only_sources, **__: query_only_sources)
     assert training_job("finetune", tmp_path, given) == ["t"]
 
 
 def test_other_scores_to_learn_make_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conan_embedding.pipeline.corpus.folder.shards", lambda *_: [])
-    monkeypatch.setattr("conan_embedding.pipeline.corpus.pools.stored_fingerprint", lambda _: "pools")
+    monkeypatch.setattr("conan_embedding.pipeline.corpus.pools.decided_fingerprint", lambda _: "pools")
+    monkeypatch.setattr("conan_embedding.pipeline.corpus.pools.read_judging", lambda _: None)
     monkeypatch.setattr(
         "conan_embedding.trainer.data.teacher_scores.fingerprint_scores", lambda _, judge: f" by {judge}"
     )
