@@ -133,7 +133,10 @@ def _check_stages(recipe: Recipe, corpus: Path | None) -> Iterator[Finding]:
 
     if not recipe.sources:
         yield Finding(recipe.locate(), "error", "there are no `sources:`; nothing to ingest")
-    for location, problem in find_misfits(recipe, steps(recipe), STAGE_MODELS, is_there):
+    from .pipeline.corpus.judgements import list_parts
+
+    is_judged = corpus is not None and bool(list_parts(corpus))
+    for location, problem in find_misfits(recipe, steps(recipe), STAGE_MODELS, is_there, is_judged):
         yield Finding(recipe.locate(*location), "error", problem)
 
 

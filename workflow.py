@@ -362,9 +362,12 @@ def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Itera
             the first stage.
     """
     from .evaluation import evaluate
+    from .pipeline.corpus.judgements import list_parts
 
     check_names(recipe)
-    for location, problem in find_misfits(recipe, steps(recipe), STAGE_MODELS, partial(is_trained, corpus)):
+    for location, problem in find_misfits(
+        recipe, steps(recipe), STAGE_MODELS, partial(is_trained, corpus), is_judged=bool(list_parts(corpus))
+    ):
         raise RecipeError(f"{recipe.locate(*location)}: {problem}")
     for step in steps(recipe):
         if step == "mine":

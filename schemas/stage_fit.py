@@ -41,7 +41,7 @@ def list_models(recipe: Recipe, order: Sequence[str]) -> Iterator[tuple[str, Loc
 
 
 def find_misfits(
-    recipe: Recipe, order: Sequence[str], makers: Sequence[str], is_trained: Callable[[str], bool]
+    recipe: Recipe, order: Sequence[str], makers: Sequence[str], is_trained: Callable[[str], bool], is_judged: bool
 ) -> Iterator[tuple[Location, str]]:
     """Yield what makes a stage fail, whatever the data, each with the location of its key.
 
@@ -50,6 +50,7 @@ def find_misfits(
         order: The stages that it asks for, in order.
         makers: Names of models that training stages make.
         is_trained: Whether the model of this name is there from an earlier run.
+        is_judged: Whether there are judgements from an earlier run.
     """
     for stage, location, settings in list_models(recipe, order):
         model = settings.model
@@ -73,6 +74,8 @@ def find_misfits(
             if not tasks & _TASKS[kind]:
                 expected = " or ".join(f"`task: {task}`" for task in sorted(_TASKS[kind]))
                 yield ("finetune", "queries"), f"no source has {expected}, so convert/{kind} is empty"
+        if recipe.finetune.distill and not recipe.judge and not is_judged:
+            yield ("finetune", "distill"), "there are no judgements to learn from; add the section `judge:`"
     held_out = [source for source in recipe.sources if recipe.holdout and source.gives_questions]
     are_asked = any(one.task not in ("sts", "classification") for one in [*recipe.evaluation, *held_out])
     if "evaluate" in order and recipe.evaluate.quantize and not are_asked:

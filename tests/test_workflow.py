@@ -133,7 +133,19 @@ def test_stages_that_do_not_fit_together_are_refused_before_any_work(tmp_path: P
     sections = {"finetune": {"model": "pretrain"}, "sources": [{**SOURCE, "task": "retrieval"}]}
     with pytest.raises(RecipeError, match=r"finetune\.model: names the model of pretrain, but there is no `pretrain:`"):
         next(run(tmp_path, recipe(**sections), Engine(1), 1))
+    sections["finetune"] = {"model": "m", "distill": {"temperature": 1}}
+    with pytest.raises(RecipeError, match=r"finetune\.distill: there are no judgements to learn from"):
+        next(run(tmp_path, recipe(**sections), Engine(1), 1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stored_judgements_can_be_learnt_without_a_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be of an earlier run, or copied from another corpus."""
+    (tmp_path / "judgements").mkdir()
+    (tmp_path / "judgements" / "1.parquet").touch()
+    monkeypatch.setattr(workflow, "run_data_stage", lambda step, *_: step)
+    given = recipe(sources=[{**SOURCE, "task": "retrieval"}], finetune={"model": "m", "distill": {"temperature": 1}})
+    assert next(run(tmp_path, given, Engine(1), 1)) == ("ingest", "ingest")
 
 
 def test_widths_beyond_the_models_are_refused_before_mining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +163,7 @@ def test_widths_beyond_the_models_are_refused_before_mining(tmp_path: Path, monk
 def test_stages_get_the_prompts_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = recipe(sources=[SOURCE | {"instruction": "Find it"}, SOURCE | {"name": "t"}])
     monkeypatch.setattr("conan_embedding.pipeline.corpus.catalog.rebuild", lambda corpus: None)
+    monkeypatch.setattr("conan_embedding.pipeline.judge.decisions.undo", lambda corpus: None)
     for stage in ("score", "mine"):
         monkeypatch.setattr(f"conan_embedding.pipeline.{stage}.stage.{stage}", lambda *arguments: arguments[3:])
         assert run_data_stage(stage, tmp_path, given, Engine()) == ({"s": SourcePrompts(instruction="Find it")},)
