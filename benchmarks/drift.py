@@ -35,7 +35,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 class Check(NamedTuple):
-    """What the scores say after `step`; counts are of queries, shares of negatives."""
+    """The columns of the table after `step`: means and shares, and numbers of queries."""
 
     step: int
     random_pairs: float
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def checks(scores: pl.DataFrame, every: int) -> Iterator[Check]:
-    """Yield what each rule says after every so many steps; the negatives of a query in one round are followed alone."""
+    """Yield a check every `every` steps; a query's negatives are compared with themselves only, within one round."""
     scores = scores.sort("step").with_columns(mean=pl.col("negatives").list.mean())
     last = scores["step"].max()
     assert isinstance(last, int)

@@ -101,25 +101,29 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     recipe = load(options.corpus / "recipe.yaml")
     assert recipe.finetune is not None
-    sets = read_sets(find_own_sets(options.corpus))
-    found: dict[str, Any] = {"arm": options.arm, "seed": options.seed, "changes": options.set}
-    if options.arm == "bm25":
+    facts: dict[str, Any] = {"arm": options.arm, "seed": options.seed, "changes": options.set}
+    model = None if options.arm == "bm25" else recipe.finetune.model
+    if options.arm in ARMS:
+        settings = settings_of(options.arm, options.seed, recipe.finetune, options.set)
+        job = prepare(options.corpus, options.work / name, settings)
+        facts |= train_arm(job, ARMS[options.arm], folder) | {"settings": settings.model_dump(mode="json")}
+        model = str(job.model_folder)
+    evaluate(options.corpus, model, recipe.finetune.max_length, folder, facts)
+
+
+def evaluate(corpus: Path, model: str | None, max_length: int, folder: Path, facts: dict[str, Any]) -> None:
+    """Evaluate a model (None: BM25) on the corpus's sets; write questions.parquet, then metrics.json with `facts`."""
+    sets, start = read_sets(find_own_sets(corpus)), time.process_time()
+    if model is None:
         judgements = [judge_bm25(one) for one in with_one_haystack(sets) if one.task == "retrieval"]
     else:
-        model = recipe.finetune.model
-        if options.arm in ARMS:
-            settings = settings_of(options.arm, options.seed, recipe.finetune, options.set)
-            job = prepare(options.corpus, options.work / name, settings)
-            found |= train_arm(job, ARMS[options.arm], folder) | {"settings": settings.model_dump(mode="json")}
-            model = str(job.model_folder)
-        start = time.process_time()
-        encoder = load_encoder(EncoderSettings(model=model, max_length=recipe.finetune.max_length))
+        encoder = load_encoder(EncoderSettings(model=model, max_length=max_length))
         judgements = [judge(encoder, one, [dimension(encoder)])[0] for one in with_one_haystack(sets)]
-        found["evaluation_cpu_seconds"] = round(time.process_time() - start)
     results = by_question(judgements, sets)
     results.drop("query_id").write_parquet(folder / "questions.parquet", compression="zstd")
-    found["questions"] = zlib.crc32("".join(results["query_id"]).encode())
-    (folder / "metrics.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    facts["evaluation_cpu_seconds"] = round(time.process_time() - start)
+    facts["questions"] = zlib.crc32("".join(results["query_id"]).encode())
+    (folder / "metrics.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(f"{folder}: finished")
 
 
@@ -196,12 +200,13 @@ def train_arm(job: Job, arm: Arm, results: Path) -> dict[str, Any]:
 
 def recorded(task: Task, gpus: int, file: Path) -> Task:
     """Divide a task's loss among GPUs, and write the scores of each step to a file."""
-    loss, miner, random_pairs = on_each_gpu(task.loss, gpus) if gpus > 1 else task.loss, task.miner, [0.0]
+    loss, miner = on_each_gpu(task.loss, gpus) if gpus > 1 else task.loss, task.miner
     assert miner is not None
-    observe = miner.observe
+    observe, random_pairs = miner.observe, float("nan")
 
     def with_random_pairs(embeddings: Tensor, batch: Batch, temperature: Tensor | None) -> Losses:
-        random_pairs[0] = mean_of_random_pairs(embeddings.detach(), batch)
+        nonlocal random_pairs
+        random_pairs = mean_of_random_pairs(embeddings.detach(), batch)
         return loss(embeddings, batch, temperature)
 
     def recording(step: int, losses: Losses, encode: Any = None) -> Any:
@@ -215,7 +220,7 @@ def recorded(task: Task, gpus: int, file: Path) -> Task:
                     "round": int(miner.current.round[row]),  # type: ignore[union-attr]
                     "positive": round(float(losses.positive_scores[draw]), 4),
                     "negatives": [round(score, 4) for score in losses.negative_scores[draw].tolist()],
-                    "random_pairs": round(random_pairs[0], 4),
+                    "random_pairs": round(random_pairs, 4),
                 }
                 lines.write(json.dumps(entry) + "\n")
         return observe(step, losses, encode)

@@ -1,11 +1,12 @@
 """The tables and plots of docs/results from the runs that are there: Table 4 of the paper, and its Figures 2 and 4.
 
 Run: `python benchmarks/results_tables.py [--half validation] > docs/results/tables.md`. The runs are those that
-`benchmarks/results.py` left in docs/results/data, or wherever `--runs` says. Plots are written beside the page; they
-need matplotlib and are left out without it.
+`benchmarks/results.py` and `benchmarks/versus.py` left in docs/results/data; those of `benchmarks/curation.py` are in a
+folder of their own: `--runs docs/results/curation --baseline "pairs of ingest"`. Plots are
+written to the folder of the page; they need matplotlib and are left out without it.
 
 A metric is that of the questions of one half, each question's value being the mean over the seeds of an arm. Whether an
-arm differs from vanilla is tested by the paired bootstrap over questions (trainer/evaluation/paired_bootstrap.py).
+arm differs from the baseline is tested by the paired bootstrap over questions (trainer/evaluation/paired_bootstrap.py).
 """
 
 import argparse
@@ -24,7 +25,6 @@ from scipy.stats import spearmanr
 PRIMARY = ["toyhom", "egret", "stsb_triples", "csl", "ruozhiba"]
 SECONDARY = ["cmrc2018_trial", "t2rank_100", "xwlb_december"]
 SENTENCES, CLASSES = "stsb_test", "thucnews_test"
-BASELINE = "vanilla"
 FIGURES = {"figure2": ("scores of positives and negatives", 2), "figure4": ("losses", 4)}
 SMOOTHED = 10
 """Updates in the moving average of a plot's curves."""
@@ -49,13 +49,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("docs/results/data"))
     parser.add_argument("--half", choices=["test", "validation"], default="test")
+    parser.add_argument("--baseline", default="vanilla", help="the arm that the others are compared with")
     parser.add_argument("--plots", type=Path, default=Path("docs/results"), help="folder for the plots")
     options = parser.parse_args()
-    arms = by_arm(read_runs(options.runs, options.half))
+    arms = by_arm(read_runs(options.runs, options.half), options.baseline)
     print("# Tables of the experiments\n")
     print("Made by `python benchmarks/results_tables.py`; what was asked, and why so: [the plan](plan.md).\n")
     print(f"{ENCODER} The {options.half} halves of the sets.\n")
-    print("\n".join([*metrics_table(arms), "", *difference_table(arms), "", *cost_table(arms)]))
+    print("\n".join([*metrics_table(arms), "", *difference_table(arms, options.baseline)]))
+    print("\n".join(["", *cost_table(arms), "", *tool_table(arms)]))
     for name, (what, number) in draw(arms, options.plots).items():
         print(f"\n## The paper's Figure {number}\n\n{ENCODER}\n\n![{what}]({name}.svg)")
 
@@ -76,12 +78,12 @@ def read_runs(folder: Path, half: str) -> list[Run]:
     return runs
 
 
-def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def by_arm(runs: Iterable[Run], baseline: str) -> dict[str, list[Run]]:
     """Group runs that differ in their seed only; untrained models and the baseline come first."""
     arms: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         arms[" ".join([run.facts["arm"], *run.facts["changes"]])].append(run)
-    first = [name for name in ("bm25", "zero-shot", BASELINE) if name in arms]
+    first = [name for name in ("bm25", "zero-shot", baseline) if name in arms]
     return {name: arms[name] for name in [*first, *(name for name in arms if name not in first)]}
 
 
@@ -150,26 +152,26 @@ def metrics_table(arms: dict[str, list[Run]]) -> list[str]:
     return lines
 
 
-def difference_table(arms: dict[str, list[Run]]) -> list[str]:
+def difference_table(arms: dict[str, list[Run]], baseline: str) -> list[str]:
     """List what each trained arm gains over the baseline, with 90 % intervals."""
-    if BASELINE not in arms:
+    if baseline not in arms:
         return []
     lines = [
-        f"Difference from {BASELINE}, with the interval that 90 % of the resamples are in. Bold: above 0 with 95 %"
+        f"Difference from {baseline}, with the interval that 90 % of the resamples are in. Bold: above 0 with 95 %"
         " confidence.",
         "",
         "| arm | held-out sets | three other retrieval sets | stsb_test | thucnews_test |",
         "|---|---:|---:|---:|---:|",
     ]
     for arm, runs in arms.items():
-        if arm in ("bm25", BASELINE):
+        if arm in ("bm25", baseline):
             continue
         cells = []
         for names in (PRIMARY, SECONDARY, [SENTENCES], [CLASSES]):
-            gained = mean_over_sets(runs, names) - mean_over_sets(arms[BASELINE], names)
+            gained = mean_over_sets(runs, names) - mean_over_sets(arms[baseline], names)
             of_sentences = names == [SENTENCES]
             bounds = (
-                spearman_difference(runs, arms[BASELINE]) if of_sentences else difference(runs, arms[BASELINE], names)
+                spearman_difference(runs, arms[baseline]) if of_sentences else difference(runs, arms[baseline], names)
             )
             mark = "**" if bounds.low > 0 else ""
             cells.append(f"{mark}{gained:+.4f}{mark} ({bounds.low:+.4f} to {bounds.high:+.4f})")
@@ -179,6 +181,9 @@ def difference_table(arms: dict[str, list[Run]]) -> list[str]:
 
 def cost_table(arms: dict[str, list[Run]]) -> list[str]:
     """List what a run took and what DHNM did in it."""
+    trained = {arm: runs for arm, runs in arms.items() if "settings" in runs[0].facts}
+    if not trained:
+        return []
     lines = [
         "What a run took: minutes of one processor's time for training. What DHNM did: windows replaced, and queries at"
         " the end of their pool.",
@@ -186,9 +191,7 @@ def cost_table(arms: dict[str, list[Run]]) -> list[str]:
         "| arm | updates | minutes | negatives in a denominator | replaced | exhausted |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for arm, runs in arms.items():
-        if "settings" not in runs[0].facts:
-            continue
+    for arm, runs in trained.items():
         logs = [read_log(run) for run in runs]
         minutes = np.mean([run.facts["cpu_seconds"] for run in runs if "resumed" not in run.facts] or [np.nan]) / 60
         negatives = np.mean([line["negatives"] for line in logs[0] if line["negatives"]])
@@ -196,6 +199,22 @@ def cost_table(arms: dict[str, list[Run]]) -> list[str]:
         replaced = ", ".join(str(sum(each["replaced"] for each in of_run)) for of_run in counts if of_run)
         exhausted = ", ".join(str(of_run[-1]["exhausted"]) for of_run in counts if of_run)
         lines.append(f"| {arm} | {len(logs[0])} | {minutes:.1f} | {negatives:.0f} | {replaced} | {exhausted} |")
+    return lines
+
+
+def tool_table(arms: dict[str, list[Run]]) -> list[str]:
+    """List what the trainers took that benchmarks/versus.py and benchmarks/curation.py compare."""
+    took = {arm: [run.facts for run in runs] for arm, runs in arms.items() if "training_seconds" in runs[0].facts}
+    if not took:
+        return []
+    lines = ["| run | minutes of mining | minutes of training | peak memory, MB |", "|---|---:|---:|---:|"]
+    for arm, facts in took.items():
+        mining, training, peak = (
+            np.mean([each.get(name, np.nan) for each in facts])
+            for name in ("mining_seconds", "training_seconds", "peak_mb")
+        )
+        mined = "" if np.isnan(mining) else f"{mining / 60:.1f}"
+        lines.append(f"| {arm} | {mined} | {training / 60:.1f} | {peak:,.0f} |")
     return lines
 
 

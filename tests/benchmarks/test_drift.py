@@ -1,4 +1,4 @@
-"""What benchmarks/drift.py reads off recorded scores, against verdicts worked out by hand."""
+"""The verdicts of benchmarks/drift.py on recorded scores, against those worked out by hand."""
 
 import importlib.util
 from pathlib import Path
