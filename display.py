@@ -274,9 +274,15 @@ def _show_draft(draft: dict[str, Any]) -> None:
         out.print(f"  {', '.join(paths)}: {reason}", soft_wrap=True)
     recipe, corpus = draft["recipe"], draft["corpus"]
     out.print(f"{recipe} is written. Read it, correct what it guesses wrongly, then run", style="bold")
-    out.print(f"  conan ingest {corpus} --recipe {recipe} --dry-run", soft_wrap=True)
-    then = f"conan run {recipe} {corpus}" if draft["can_train"] else f"conan ingest {corpus} --recipe {recipe}"
-    out.print(f"  {then}", soft_wrap=True)
+    commands = [f"conan ingest {corpus} --recipe {recipe} --dry-run", f"conan check {recipe} {corpus}"]
+    commands.append(
+        f"conan run {recipe} {corpus}" if draft["can_train"] else f"conan ingest {corpus} --recipe {recipe}"
+    )
+    for command in commands:
+        out.print(f"  {command}", soft_wrap=True)
+    if draft["can_train"]:
+        out.print("and, to see whether the trained model is better than the one it started from,", style="bold")
+        out.print(f"  conan evaluate {corpus} finetune --baseline MODEL", soft_wrap=True)
 
 
 def show_dry_run(tried: "DryRun", as_json: bool) -> None:

@@ -22,15 +22,16 @@ from .record_fields import (
 )
 
 _SYSTEM = "'system', 'developer'"
-_USER = "'user', 'human', 'prompter', 'client', 'customer', 'patient', '用户', '客户', '患者'"
+_USER = """'user', 'human', 'prompter', 'client', 'customer', 'visitor', 'buyer', 'patient', '用户', '客户', '顾客',
+    '访客', '买家', '患者'"""
 _ASSISTANT = """'assistant', 'gpt', 'chatgpt', 'bot', 'chatbot', 'ai', 'llm', 'model', 'bing', 'bard', 'counselor',
-    '助手', '助理', '机器人', '客服'"""
+    'agent', 'support', 'staff', 'seller', 'doctor', '助手', '助理', '机器人', '客服', '商家', '卖家', '医生'"""
 _TOOL = """'function_call', 'function-call', 'tool_call', 'tool_calls', 'function', 'function_response', 'tool',
     'tool_response', 'tool_result', 'observation', 'ipython', 'environment'"""
 
 _CHATS = ("conversations", "messages", "conversation")
-_ROLE = ("role", "from")
-_CONTENT = ("content", "value", "text", "parts")
+_ROLE = ("role", "from", "sender", "speaker", "author")
+_CONTENT = ("content", "value", "text", "parts", "message", "body")
 _CALLS = ("tool_calls", "function_call")
 _UNTAUGHT = ("weight", "loss", "loss_scale", "train", "training")
 """Keys of a reply that is not to be learnt: of OpenAI's fine-tuning API, ms-swift (two), Axolotl (two)."""
@@ -80,8 +81,8 @@ WITH fields AS (
 def select_replies(source: Source) -> str:
     """Return a SELECT that makes a pair of each of the assistant's replies and the conversation before it.
 
-    Reads `conversations`, `messages` or `conversation`, or else `prompt`: messages with from/value or role/content, or
-    exchanges. A `chosen` reply follows them, and a `rejected` one is the negative of the last reply.
+    Reads `conversations`, `messages` or `conversation`, or else `prompt`: messages with role/content, from/value and
+    the like, or exchanges. A `chosen` reply follows them, and a `rejected` one is the negative of the last reply.
     """
     fields = read_fields(*_CHATS, *_PREFERENCE, *_REJECTED, *_SYSTEMS, *_UNWANTED, *_UNTAUGHT, *_MEDIA, *_IDS)
     chosen = "CASE WHEN chat IS NULL THEN coalesce(chosen, completion, response) ELSE chosen END"
@@ -123,7 +124,14 @@ def _list_messages(role: str, field: str) -> str:
 
 
 def _role_of(message: str) -> str:
-    return f"lower(trim(coalesce({message} ->> 'role', {message} ->> 'from')))"
+    role = first_of(*(f"{message} ->> '{key}'" for key in _ROLE))
+    return f"lower(trim({role}))"
+
+
+def _name_message(message: str) -> str:
+    """Return what is in a message's place, for a sentence, with the keys of an object."""
+    keys = f"array_to_string(json_keys({message}), ', ')"
+    return f"{name_type(message)} || CASE {begin(message)} WHEN '{{' THEN ' with ' || {keys} ELSE '' END"
 
 
 def _find_media(row: str = "") -> str:
@@ -166,7 +174,7 @@ def _read_turns(name: str, values: str) -> str:
             'untaught': {find_mark(False, *_UNTAUGHT, row="message.")}, 'calls': {calls} OR ({only_calls}),
             'fault': '{name} ' || number || ': ' || CASE
                 WHEN turn.role IS NULL
-                    THEN 'expected a message with role and content, found ' || {name_type("message.whole")}
+                    THEN 'expected a message with role and content, found ' || {_name_message("message.whole")}
                 WHEN turn.role NOT IN ({_SYSTEM}, {_USER}, {_ASSISTANT}, {_TOOL})
                     THEN 'expected a role such as user or assistant, found ' || turn.role
                 ELSE {_find_media("message.")} END
@@ -185,20 +193,21 @@ def _select_pairs(source: Source, meta: str, last_only: bool) -> str:
         last_only: Whether only the last turn gives a pair.
     """
     turns, max_prompt_chars = source.options.turns, source.options.max_prompt_chars
-    rejected = first_of("message.content", "message.value", "message.text", "message.whole")
+    rejected = first_of(*(f"message.{key}" for key in _CONTENT), "message.whole")
+    rejected_role = first_of(*(f'rejected_read[1]."{key}"' for key in _ROLE))
     return f""", heard AS (
     SELECT *, list_transform(said, lambda turn: {{
             'name': turn.name, 'role': turn.role, 'text': {text_of("turn.content")}, 'untaught': turn.untaught,
             'calls': turn.calls, 'fault': coalesce(turn.fault, {find_fault("turn.name", "turn.content")})}}) AS heard,
         list_transform({items_of(first_of(*_REJECTED))}, lambda one:
-            struct_insert(from_json(one, '{read_fields("role", "from", "content", "value", "text")}'), whole := one)
+            struct_insert(from_json(one, '{read_fields(*_ROLE, *_CONTENT)}'), whole := one)
         ) AS rejected_read
     FROM said
 ), told AS (
     SELECT *, {find_mark(False, *_UNWANTED, *_UNTAUGHT)} AS unwanted, {_find_media()} AS media,
         list_transform(CASE
             -- A list of messages ends with the rejected reply.
-            WHEN coalesce(rejected_read[1].role, rejected_read[1]."from") IS NOT NULL THEN rejected_read[-1:]
+            WHEN {rejected_role} IS NOT NULL THEN rejected_read[-1:]
             ELSE rejected_read END, lambda message: {{
                 'text': {text_of(rejected)}, 'fault': {find_fault("'rejected'", rejected)}}}) AS negatives,
         list_filter(list_transform(heard, lambda turn: struct_update(turn, role :=

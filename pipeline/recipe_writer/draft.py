@@ -132,8 +132,16 @@ def draft_recipe(place: str, recipe: Path) -> Draft:
             reason = f"looked like {text.read}, but gives no pair: {reason}"
             unplaced |= {str(file.path): reason for file in group.files}
     if not drafted:
-        first = "; ".join(f"{path}: {reason}" for path, reason in sorted(unplaced.items())[:_SHOWN])
-        raise RecipeError(f"{place}: nothing to embed in {len(unplaced):,} files; {first}")
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for path, reason in sorted(unplaced.items()):
+            reasons[reason].append(path)
+        first = "\n".join(
+            f"  {', '.join(paths[:_SHOWN])}: {reason}" for reason, paths in list(reasons.items())[:_SHOWN]
+        )
+        raise RecipeError(
+            f"{place}: nothing to embed in {len(unplaced):,} files:\n{first}\n"
+            "A source with `select:`, `query:` and `positive:` can read other shapes with SQL: docs/ingest.md"
+        )
     corpus = f"corpora/{_as_name(PurePosixPath(found.root).name) or recipe.stem}"
     with recipe.open("x", encoding="utf-8") as file:
         file.write(write_recipe(found.root, recipe, corpus, texts["sources"], texts["evaluation"], unplaced))
@@ -244,6 +252,7 @@ def _list_words(group: Group, is_shared: bool, root: str) -> list[str]:
     stems = {_as_name(_strip_split(file.path.name.split(".")[0])) for file in group.files}
     stems = stems if len(stems) == 1 else {stem.rstrip("0123456789_") for stem in stems}
     stem = "".join(stems) if len(stems) == 1 else ""
+    stem = f"{_as_name(root)}_{stem}" if stem.isdecimal() else stem  # a name in Chinese, of which a year is left
     if stem and stem not in _GENERIC and (not words or (is_shared and len(group.files) == 1)):
         words = [*(word for word in words if not stem.startswith(word)), stem]
     return words[-2:] or [_as_name(root)]

@@ -88,7 +88,7 @@ def write_recipe(
                 "# docs/recipe.md explains the keys; SQL is DuckDB's. The first of several sources keeps a duplicate.",
             ]
         ),
-        f"variables:\n  root: {_scalar(root)}" + _model_line(sources),
+        "\n".join(["variables:", f"  root: {_scalar(root)}", *_training_variables(sources)]),
     ]
     for section, members in (("sources", sources), ("evaluation", evaluation)):
         if members:
@@ -140,12 +140,15 @@ def _scalar_inside(value: Any) -> str:
     return _scalar(value)
 
 
-def _model_line(sources: Sequence[SourceText]) -> str:
+def _training_variables(sources: Sequence[SourceText]) -> list[str]:
     if not _list_trained(sources):
-        return ""
-    return (
-        "\n  model: BAAI/bge-base-zh-v1.5    # the encoder to start from: a name on the Hugging Face hub, or a folder"
-    )
+        return []
+    return [
+        "  # The encoder to start from: a name on the Hugging Face hub, or a folder. This one is small enough for a",
+        "  # CPU; with a GPU take BAAI/bge-base-zh-v1.5, for other languages intfloat/multilingual-e5-small.",
+        "  model: BAAI/bge-small-zh-v1.5",
+        "  max_length: 128    # tokens of a text; the rest is cut off. 512 sees more and takes four times as long",
+    ]
 
 
 def _list_trained(sources: Sequence[SourceText]) -> list[str]:
@@ -172,18 +175,25 @@ def _training(sources: Sequence[SourceText], evaluation: Sequence[SourceText]) -
         ]
     queries = ", ".join(trained)
     passages = ", ".join([*trained, *(["passages"] if any(source.task == "passage" for source in sources) else [])])
+    encoder = 'model: "${model}", max_length: "${max_length}"'
     lines = [
-        *_comment(
-            "Training (docs/training.md). `conan run` does all of it; `conan train --dry-run` says how long it takes."
-        ),
-        'score: {model: "${model}", cutoff: null}    # cuts nothing: look at the scores first, docs/score.md',
-        f'mine: {{model: "${{model}}", queries: [{queries}], passages: [{passages}]}}',
-        f'finetune: {{model: "${{model}}", queries: [{queries}], matryoshka_dims: []}}    # its full width alone',
+        "# Training (docs/training.md). `conan run` does all of it; `conan train --dry-run` counts the steps.",
+        f"score: {{{encoder}, cutoff: null}}    # cuts nothing: look at the scores first",
+        f"mine: {{{encoder}, queries: [{queries}], passages: [{passages}]}}",
+        "finetune:",
+        "  model: ${model}",
+        "  max_length: ${max_length}",
+        f"  queries: [{queries}]",
+        "  retrieval_batch: 32         # questions in a step; the more, the better, as far as memory and time allow",
+        "  in_batch_positives: true    # the answers to a step's other questions are negatives, too",
+        "  negatives: 1                # mined for each question; nobody has judged these pairs, so some may be right",
+        "  learning_rate: 3.0e-5       # for a small encoder; 2.0e-5 for a base, 1.0e-5 for a large one (E5 did so)",
+        "  matryoshka_dims: []         # vectors at their full width alone",
     ]
     if not evaluation:
         no_sets = "No file looks like an evaluation set, so some questions of each source are kept out of training"
         lines = [*_comment(f"{no_sets}: docs/evaluation.md."), "holdout: {}", "", *lines]
-    lines.append('evaluate: {models: ["${model}", finetune]}')
+    lines.append('evaluate: {models: ["${model}", finetune], max_length: "${max_length}"}')
     return ["\n".join(lines)]
 
 

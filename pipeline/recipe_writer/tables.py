@@ -43,7 +43,7 @@ def find_table(text: str, ending: str) -> tuple[str, dict[str, Any]]:
         if number and times >= _AGREEING * len(lines) and (len(lines) > 1 or ending == ".tsv"):
             rows = [line.rstrip("\r").split(delimiter) for line in lines if line.count(delimiter) == number]
             options: dict[str, Any] = {} if delimiter == "\t" else {"delimiter": delimiter, "quote": ""}
-            if delimiter == "\t" and _are_quoted(rows):
+            if delimiter == "\t" and (_are_quoted(rows) or _divides_lines(text, number)):
                 options, rows = {"quote": '"'}, _read_rows(lines, delimiter)
             return "tsv", options | _find_header(rows)
     quoted = _read_rows(text.splitlines(keepends=True)[:-1][:_LINES] or [text], "\t")
@@ -82,6 +82,14 @@ def _are_quoted(rows: Sequence[Sequence[str]]) -> bool:
     """Whether quotes stand around fields, as spreadsheets write them, and nowhere else."""
     fields = [field for row in rows for field in row if '"' in field]
     return bool(fields) and all(re.fullmatch(r'"(?:[^"]|"")*"', field) for field in fields)
+
+
+def _divides_lines(text: str, tabs: int) -> bool:
+    """Whether quotes make records of this many tabs out of lines that have another number of them."""
+    lines = text.splitlines(keepends=True)[:-1]
+    if all(line.count("\t") == tabs for line in lines if line.strip()):
+        return False
+    return {len(row) for row in _read_rows(lines, "\t")} == {tabs + 1}
 
 
 def _is_even(rows: Sequence[Sequence[str]]) -> bool:

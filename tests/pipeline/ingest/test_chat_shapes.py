@@ -169,6 +169,16 @@ CHATS = {
         },
         PAIR,
     ),
+    "a support desk's": (
+        {"messages": [{"sender": "customer", "text": "问"}, {"sender": "agent", "text": "答"}]},
+        PAIR,
+    ),
+    "in Chinese": ({"messages": [{"speaker": "顾客", "message": "问"}, {"speaker": "客服", "message": "答"}]}, PAIR),
+    "a support desk's preference": dpo(
+        messages=[{"sender": "visitor", "body": "问"}, {"sender": "staff", "body": "旧"}],
+        chosen=[{"sender": "staff", "body": "答"}],
+        rejected=[{"sender": "staff", "body": "错"}],
+    ),
     "marks that say yes": ({"messages": CHAT, "label": True, "kto_tag": 1, "images": [], "image": None}, PAIR),
 }
 
@@ -181,7 +191,9 @@ REFUSED_CHATS = {
         "messages": [user([part("看"), IMAGE]), assistant("答")]
     },
     "field_type: message 2: no text": {"messages": [user("问"), user(None), assistant("答")]},
-    f"field_type: message 2: {NOT_A_MESSAGE} an object": {"messages": [user("问"), {"content": "?"}, assistant("答")]},
+    f"field_type: message 2: {NOT_A_MESSAGE} an object with who, content": {
+        "messages": [user("问"), {"who": "?", "content": "?"}, assistant("答")]
+    },
     "field_type: expected only texts, found images": {"messages": CHAT, "images": ["a.png"]},
     "field_type: rejected: expected text, found an object": {"messages": CHAT, "rejected": {"a": 1}},
     "field_type: message 1: expected only texts, found images": {

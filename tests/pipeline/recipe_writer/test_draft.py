@@ -21,8 +21,8 @@ QUESTIONS = [f"{goods}坏了怎么修理？" for goods in ("水壶", "风扇", "
 ANSWERS = [f"先拔下插头，再把{number}号螺丝拧开，换上新的零件；保修期内可以免费送修。" for number in range(6)]
 
 TRAINING = """
-# Training (docs/training.md). `conan run` does all of it; `conan train --dry-run` says how long it takes.
-score: {model: "${model}", cutoff: null}    # cuts nothing: look at the scores first, docs/score.md
+# Training (docs/training.md). `conan run` does all of it; `conan train --dry-run` counts the steps.
+score: {model: "${model}", max_length: "${max_length}", cutoff: null}    # cuts nothing: look at the scores first
 """
 
 
@@ -56,7 +56,7 @@ def test_a_shop_s_faq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [[str(number), *pair, "2024-05-01"] for number, pair in enumerate(zip(QUESTIONS, ANSWERS, strict=True))]
     write_table(shop / "faq.csv", [["编号", "问题", "答案", "更新日期"], *rows], encoding="gb18030")
     quoted = [[question, f'"{answer}详见""说明书""。"'] for question, answer in zip(QUESTIONS, ANSWERS, strict=True)]
-    write_table(shop / "售后.txt", [["提问", "回复"], *quoted], "\t", "utf-16")
+    write_table(shop / "售后2024.txt", [["提问", "回复"], *quoted], "\t", "utf-16")
     (shop / "LICENSE").write_text("MIT")
 
     drafted, text, recipe = draft(tmp_path, monkeypatch)
@@ -76,10 +76,10 @@ def test_a_shop_s_faq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
   # `提问` is answered by `回复`.
   # Else: `task: retrieval` if people have checked the pairs: then they are neither scored nor judged as titles.
-  - name: raw
+  - name: raw_2024
     category: community_qa
     format: question_answer
-    files: ${root}/售后.txt
+    files: ${root}/售后2024.txt
     read: tsv
     options: {quote: "\\""}
     query: 提问
@@ -91,9 +91,13 @@ def test_a_shop_s_faq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 """)
     assert TRAINING in text
     assert recipe.holdout is not None
+    assert recipe.finetune is not None
+    assert (recipe.finetune.model, recipe.finetune.max_length) == (recipe.score.model, recipe.score.max_length)
+    assert (recipe.finetune.retrieval_batch, recipe.finetune.in_batch_positives) == (32, True)
+    assert {recipe.finetune.model, "finetune"} == set(recipe.evaluate.models)
     assert text.endswith("\n# Not read:\n# LICENSE: describes the other files\n")
     assert drafted.unplaced == {"LICENSE": "describes the other files"}
-    assert [source.paths for source in drafted.sources] == [["faq.csv"], ["售后.txt"]]
+    assert [source.paths for source in drafted.sources] == [["faq.csv"], ["售后2024.txt"]]
     assert drafted.can_train
     looked = list(preview(recipe))
     assert [(one.kept, one.rejected) for one in looked] == [(6, {}), (6, {})]
@@ -142,7 +146,7 @@ def test_a_company_s_manuals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_support_desk_s_chats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chats = [
-        {"id": number, "messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]}
+        {"id": number, "messages": [{"sender": "customer", "text": ask}, {"sender": "agent", "text": answer}]}
         for number, (ask, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
     ]
     for month in (1, 2, 10):
@@ -173,7 +177,7 @@ evaluation:
     read: messages
 """
     )
-    assert text.endswith('evaluate: {models: ["${model}", finetune]}\n')
+    assert text.endswith('evaluate: {models: ["${model}", finetune], max_length: "${max_length}"}\n')
     assert [one.kept for one in preview(recipe)] == [18, 2]
 
 
@@ -268,7 +272,9 @@ def test_a_recipe_that_is_there_is_left_as_it_is(tmp_path: Path, monkeypatch: py
 def test_nothing_to_embed_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.png").write_bytes(b"\x89PNG")
-    with pytest.raises(RecipeError, match=r"^raw: nothing to embed in 1 files; a\.png: a picture or a recording$"):
+    with pytest.raises(
+        RecipeError, match=r"^raw: nothing to embed in 1 files:\n  a\.png: a picture or a recording\nA sou"
+    ):
         draft(tmp_path, monkeypatch)
     with pytest.raises(RecipeError, match=r"^nowhere: nothing there; expected a folder with data, a file, a glob"):
         draft(tmp_path, monkeypatch, "nowhere")

@@ -24,6 +24,8 @@ NO_HEADER = {"header": False, "columns": ["column1", "column2"]}
         (".tsv", ["甲组\t问题一共三个", "甲组\t问题一共四个"], "tsv", NO_HEADER),
         (".tsv", ['标题\t正文', f'"a""b"\t{TEXT}'], "tsv", {"quote": '"'}),
         (".tsv", ["标题\t正文", f'a"b\t{TEXT}'], "tsv", {}),
+        (".tsv", ["问\t答", *[f"{TEXT}\t答"] * 300, f'问\t"一行\n{TEXT}"', "问\t答"], "tsv", {"quote": '"'}),
+        (".tsv", ["问\t答", *[f"{TEXT}\t答"] * 300, '"一行\t答', "少一列", "问\t答"], "tsv", {}),
         (".data", [f"{TEXT}\t{TEXT}\t5", f"又{TEXT}\t{TEXT}\t3"], "tsv", THREE),
         (".txt", [f"1 ||| {TEXT}", f"2 ||| 又{TEXT}"], "tsv", {"delimiter": " ||| ", "quote": ""} | NO_HEADER),
     ],
