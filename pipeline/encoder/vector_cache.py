@@ -25,7 +25,9 @@ from ..engine.stage import StageError, run_calls
 
 FOLDER = "vectors"
 PART = 32_768
-"""Chosen here: texts per part, which is the most that a killed run loses. Two windows of the encoder."""
+"""Chosen here: the most texts of a part, which is the most that a killed run loses. Two windows of the encoder."""
+LEAST = 1_024
+"""Chosen here: the fewest texts of a part of a small corpus, which has up to 16, so that progress is seen on a CPU."""
 
 Integers = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
@@ -105,15 +107,16 @@ def _write_parts(
 
     loaded(settings, weights, "cpu")  # fail once if the model can't be loaded, instead of in every part
     calls: list[Call] = []
-    for part, start in enumerate(range(0, len(missing), PART), start=max(_parts(folder), default=-1) + 1):
-        chosen = texts.take(missing[start : start + PART].to_numpy())
+    size = min(PART, max(LEAST, -(-len(missing) // 16)))
+    for part, start in enumerate(range(0, len(missing), size), start=max(_parts(folder), default=-1) + 1):
+        chosen = texts.take(missing[start : start + size].to_numpy())
         calls.append((str(_vectors_file(folder, part)), (folder, part, chosen, weights, settings, prompt)))
     engine.progress("vectors", 0, len(calls), 0)
     outcomes = run_calls(write_part, calls, replace(engine, one_a_device=True))
     for done, (file, error) in enumerate(outcomes, start=1):
         if error or not Path(file).exists():
             raise StageError(f"{file}: {error or 'written on a node that does not share this folder'}")
-        engine.progress("vectors", done, len(calls), min(done * PART, len(missing)))
+        engine.progress("vectors", done, len(calls), min(done * size, len(missing)))
 
 
 def write_part(folder: Path, part: int, texts: pa.Array, weights: str, settings: EncoderSettings, prompt: str) -> None:

@@ -22,6 +22,8 @@ _ABOUT = re.compile(
 _METADATA = re.compile(
     r"(dataset_infos?|dataset_dict|state|config|package|metadata|croissant|manifest)\.json", re.IGNORECASE
 )
+_LEFT_BEHIND = re.compile(r"~\$.*|thumbs\.db|desktop\.ini", re.IGNORECASE)
+"""Names of the files that Office and Windows leave in folders: locks of open documents, previews, settings."""
 _NO_DATA = {
     ".py .ipynb .sh .js .ts .java .c .cpp .h .go .rs .sql .css": "code",
     ".toml .yaml .yml .ini .cfg .lock .log": "settings or a log",
@@ -111,6 +113,8 @@ def explain_no_data(path: PurePosixPath) -> str | None:
         return "describes the other files"
     if _METADATA.fullmatch(inner.name):
         return "describes a data set or a model"
+    if _LEFT_BEHIND.fullmatch(path.name):
+        return "left behind by Office or Windows"
     if re.search(r"\{.*,.*\}|\$\{|::|\n", str(path)):
         return "its name has signs that a recipe reads as something else: rename it"
     return _REASONS.get(inner.suffix.lower())

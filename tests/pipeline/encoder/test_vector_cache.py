@@ -74,6 +74,16 @@ def stored(corpus: Path, model: Model, texts: Sequence[str], name: str = "one", 
     return result.take(np.arange(len(texts)))
 
 
+def test_a_small_corpus_has_up_to_sixteen_parts(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART", 32_768)
+    monkeypatch.setattr(module, "LEAST", 2)
+    texts, seen = [str(number) for number in range(40)], []
+    engine = Engine(progress=lambda *done: seen.append(done))
+    store(tmp_path, "one", EncoderSettings(), each("", texts), pa.array(texts, pa.large_string()), engine)
+    assert [len(asked) for asked in model.asked] == [3] * 13 + [1]
+    assert seen[1] == ("vectors", 1, 14, 3) and seen[-1] == ("vectors", 14, 14, 40)
+
+
 def expected(texts: Sequence[str], prompt: str = "") -> np.ndarray:
     return np.stack([vector(prompt + text) for text in texts])
 

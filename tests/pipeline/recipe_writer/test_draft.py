@@ -119,6 +119,7 @@ def test_a_company_s_manuals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     (manuals / "README.md").write_text("# 这是什么\n", "utf-8")
     (manuals / "photo.png").write_bytes(b"\x89PNG")
+    (manuals / "~$rice.docx").write_bytes(b"\0" * 162)
 
     drafted, text, recipe = draft(tmp_path, monkeypatch, "manuals/")
 
@@ -131,13 +132,16 @@ def test_a_company_s_manuals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     category: knowledge_base
     format: title_content
     files: ${root}/**/*.{docx,html,md}
-    exclude: ${root}/README.md
+    exclude:
+      - ${root}/README.md
+      - ${root}/~$rice.docx
     read: documents
 """
     )
     assert drafted.unplaced == {
         "README.md": "describes the other files",
         "photo.png": "a picture or a recording",
+        "~$rice.docx": "left behind by Office or Windows",
     }
     (looked,) = preview(recipe)
     assert (looked.files, looked.kept, looked.rejected) == (3, 3, {})
