@@ -189,6 +189,7 @@ def _training(sources: Sequence[SourceText], evaluation: Sequence[SourceText]) -
         "  negatives: 1                # mined for each question; nobody has judged these pairs, so some may be right",
         "  learning_rate: 3.0e-5       # for a small encoder; 2.0e-5 for a base, 1.0e-5 for a large one (E5 did so)",
         "  matryoshka_dims: []         # vectors at their full width alone",
+        "  hard_negative_mining: {enabled: false}    # acts on second visits; one epoch has none",
     ]
     if not evaluation:
         no_sets = "No file looks like an evaluation set, so some questions of each source are kept out of training"

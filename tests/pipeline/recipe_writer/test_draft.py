@@ -94,6 +94,7 @@ def test_a_shop_s_faq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert recipe.finetune is not None
     assert (recipe.finetune.model, recipe.finetune.max_length) == (recipe.score.model, recipe.score.max_length)
     assert (recipe.finetune.retrieval_batch, recipe.finetune.in_batch_positives) == (32, True)
+    assert not recipe.finetune.hard_negative_mining.enabled  # or a first run would begin with a warning
     assert {recipe.finetune.model, "finetune"} == set(recipe.evaluate.models)
     assert text.endswith("\n# Not read:\n# LICENSE: describes the other files\n")
     assert drafted.unplaced == {"LICENSE": "describes the other files"}
