@@ -205,6 +205,19 @@ def _show_pool(pool: dict[str, Any]) -> None:
         out.print(f"dropped: {passages:,} {rule}")
 
 
+def ask_grade(pair: dict[str, Any]) -> str:
+    """Show a query, its known positives and a passage; return the key that is pressed."""
+    from click import getchar
+
+    errors.print(f"\nquery: {pair['query']}", style="bold", soft_wrap=True)
+    for text in pair["positives"] or ():
+        if text != pair["passage"]:
+            errors.print(f"  known positive: {excerpt(text)}", soft_wrap=True)
+    errors.print(f"passage: {pair['passage']}", soft_wrap=True)
+    errors.print("3 relevant, 2 partial, 1 related, 0 irrelevant; s skip, any other key ends", style="dim")
+    return getchar()
+
+
 def excerpt(text: str) -> str:
     """Return the beginning of a text on one line."""
     line = " ".join(text.split())

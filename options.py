@@ -139,6 +139,15 @@ JudgeDryRun = Annotated[
         "--dry-run", help="Print how many pairs are to be judged, and what a language model costs; ask nobody."
     ),
 ]
+Labels = Annotated[
+    int | None,
+    typer.Option(
+        "--label",
+        metavar="N",
+        help="Show up to N undecided pairs, and take a grade for each by a key; ask no model.",
+        min=1,
+    ),
+]
 SampledPairs = Annotated[int, typer.Option(metavar="N", help="--dry-run: pairs in the sample.", min=1)]
 Model = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Hub name, folder or training stage; default: the recipe's.")

@@ -76,6 +76,13 @@ def plan_judging(corpus: Path, recipe: Recipe) -> JudgingPlan:
     return plan(corpus, _find_judge(corpus, recipe), own_prompts(recipe.sources))
 
 
+def label_pairs(corpus: Path, recipe: Recipe, number: int, ask: Callable[[dict[str, Any]], str]) -> Summary:
+    """Let a person grade undecided pairs; `ask` shows one and returns a key. Raises RecipeError as `plan_judging`."""
+    from .pipeline.judge.stage import label_pairs
+
+    return label_pairs(corpus, _find_judge(corpus, recipe), number, ask, own_prompts(recipe.sources))
+
+
 def _find_judge(corpus: Path, recipe: Recipe) -> Any:
     if recipe.judge is None:
         raise RecipeError("the recipe has no `judge:`; add the section, if only with defaults: `judge: {}`")

@@ -175,13 +175,15 @@ def mine(
 
 
 @command(
-    "conan judge corpora/zh --model BAAI/bge-reranker-large --set judge.candidates=20",
+    "conan judge corpora/zh --model BAAI/bge-reranker-large",
     "conan judge corpora/zh --dry-run",
+    "conan judge corpora/zh --label 50",
 )
 def judge(
     corpus: Corpus,
     model: options.Model = None,
     dry_run: options.JudgeDryRun = False,
+    label: options.Labels = None,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
     engine: EngineOption = EngineName.LOCAL,
@@ -191,6 +193,13 @@ def judge(
 ) -> None:
     """Ask a teacher about the pools' positives and candidates; keep its scores. No pair is judged twice."""
     resolved = resolve(corpus, recipe, with_options(overrides, {"judge.model": model}))
+    if label is not None:
+        from ..workflow import label_pairs
+
+        with work(corpus):
+            summary = label_pairs(corpus, resolved, label, display.ask_grade)
+        show_outcome(summary, as_json)
+        return
     if dry_run:
         from ..workflow import plan_judging
 

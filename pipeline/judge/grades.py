@@ -12,6 +12,9 @@ PROMPT_VERSION = 1
 VERDICTS = ("irrelevant", "related", "partial", "relevant")
 """The verdict of each grade."""
 
+PERSON = "person"
+"""The name of a person as a judge."""
+
 POSITIVES, LENGTH = 3, 1_000
 """Chosen here: known good passages that a prompt shows at most, and the characters of each text, so that a prompt has
 at most about 4,000 tokens."""

@@ -35,16 +35,21 @@ def name_model(settings: LLMJudgeSettings) -> str:
     return f"llm-{fingerprint(settings.model, PROMPT_VERSION)[:16]}"
 
 
+def in_band(band: tuple[float, float] | None, scorer: str) -> tuple[str, dict[str, Any]]:
+    """Build the join that keeps pairs whose score is in a band, and its parameters; without a band it keeps all."""
+    if band is None:
+        return "", {}
+    join = (
+        "SEMI JOIN (FROM judgements WHERE judge = $scorer "
+        "AND score BETWEEN CAST($low AS FLOAT) AND CAST($high AS FLOAT)) USING (query_id, passage_id) "
+    )
+    return join, {"scorer": scorer, "low": band[0], "high": band[1]}
+
+
 def find_undecided(corpus: Path, asked: str, settings: LLMJudgeSettings, scorer: str) -> pl.DataFrame:
     """List the pairs of a SELECT, `query_id, passage_id`, whose score is in the band, and that have no grade yet."""
-    undecided = ""
-    params: dict[str, Any] = {"model": name_model(settings)}
-    if settings.band is not None:
-        undecided = (
-            "SEMI JOIN (FROM judgements WHERE judge = $scorer "
-            "AND score BETWEEN CAST($low AS FLOAT) AND CAST($high AS FLOAT)) USING (query_id, passage_id) "
-        )
-        params |= {"scorer": scorer, "low": settings.band[0], "high": settings.band[1]}
+    undecided, params = in_band(settings.band, scorer)
+    params |= {"model": name_model(settings)}
     with open_pools(corpus) as pools:
         found: pl.DataFrame = pools.sql(
             f"SELECT query_id, passage_id FROM ({asked}) {undecided}"

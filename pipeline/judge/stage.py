@@ -5,7 +5,7 @@ The store of judgements outlives the pools (see corpus/judgements.py), so no jud
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..corpus.pools import refresh_judgements
 from ..engine.calls import Engine
 from ..engine.stage import StageError
 from .decisions import decide
+from .labels import Shown, label
 from .language_model import estimate_tokens, find_undecided, grade, name_model
 from .pairs import asked_pairs, count_rows, find_missing
 from .scorers import find_scorer
@@ -67,6 +68,26 @@ def judge(corpus: Path, settings: JudgeSettings, engine: Engine, sources: Mappin
         "queries_set_aside": count_rows(corpus, "FROM mined_queries ANTI JOIN queries USING (query_id)"),
     }
     return Summary("judge", pairs, pairs - rejected.total(), rejected, seconds=time.monotonic() - started, notes=notes)
+
+
+def label_pairs(
+    corpus: Path,
+    settings: JudgeSettings,
+    number: int,
+    ask: Callable[[Shown], str],
+    sources: Mapping[str, SourcePrompts] = {},
+) -> Summary:
+    """Take the grades of a person for up to `number` undecided pairs (see `label`), and follow them.
+
+    Asks no model. Raises as `judge` does, as far as it reads.
+    """
+    started = time.monotonic()
+    refresh_judgements(corpus)
+    name, _ = find_scorer(settings, sources)
+    labels = label(corpus, settings, name, number, ask)
+    refresh_judgements(corpus)
+    decide(corpus, settings, name, name_model(settings.llm) if settings.llm else "")
+    return Summary("label", labels, labels, seconds=time.monotonic() - started)
 
 
 def plan(corpus: Path, settings: JudgeSettings, sources: Mapping[str, SourcePrompts] = {}) -> JudgingPlan:
