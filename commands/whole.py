@@ -96,7 +96,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Write a small, dirty data set, run every stage on it, and show the results."""
-    from ..pipeline.demo.prepare import DEMO_QUESTIONS, prepare_demo
+    from ..pipeline.demo.prepare import DEMO_QUESTIONS, conclude, prepare_demo
     from ..workflow import run
 
     corpus = folder / "corpus"
@@ -112,3 +112,4 @@ def demo(
     for question in DEMO_QUESTIONS:
         typer.echo(f'\n$ conan sql {corpus} "{question}"')
         sql(corpus, question)
+    typer.echo(f"\n{conclude(corpus, outcomes)}")

@@ -19,11 +19,11 @@ from typing import Any
 import zstandard
 
 from .words import ADVERTS, EDITORS, ENGLISH, PRODUCTS, REFUSALS, REVIEW_FORMS, REVIEWS, VERDICTS
-from .world import Fact, asked, draw, facts, fill, neighbour, passage, query, statement_pair
+from .world import Fact, asked, draw, facts, fill, near_misses, neighbour, passage, query, statement_pair
 
 # With fewer rows, a source has too few texts for every kind of damage; with more, the world runs out of facts.
 MIN_ROWS, MAX_ROWS = 300, 4000
-QUESTIONS, PASSAGES, STS_TESTS = 120, 320, 150
+QUESTIONS, NEAR_MISSES, STS_TESTS = 120, 2, 150
 BOILERPLATE = "更多内容请关注本台客户端。"
 
 Pair = tuple[str, str]
@@ -165,7 +165,7 @@ def write_news(folder: Path, records: list[Pair], lost: list[Pair], planted: Pla
     archive = [broadcast(month, records[month % 12 :: 12]) for month in range(9, 13)]
     write_lines(folder / "archive.jsonl.zst", archive)
     cut = folder / "2024-13.json.gz"
-    write(cut, to_json(broadcast(13, lost)))
+    write(cut, json.dumps(broadcast(13, lost)))  # in ASCII, so that the cut splits no character
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 6 // 10])
     archived = sum(len(month["videoList"]) for month in archive)
     planted |= {
@@ -179,7 +179,8 @@ def write_chats(path: Path, rng: Random, opening_facts: list[Fact], planted: Pla
     """Write ShareGPT conversations of two turns; in the middle, a truncated line and one that ends in NUL bytes."""
 
     def conversation(fact: Fact) -> bytes:
-        second = neighbour(rng, fact, "place")
+        other = neighbour(rng, fact, "place")
+        second = other._replace(words=other.words | {"year": fact.words["year"]})
         values = [
             ("human", query(rng, fact, "question")),
             ("gpt", passage(rng, fact, "answer")),
@@ -244,12 +245,12 @@ def write_exports(folder: Path, records: dict[str, list[Pair]]) -> None:
 
 
 def write_triples(path: Path, rng: Random, told: list[Fact]) -> None:
-    """Write questions, each with one or two answers and two wrong ones: about the same place, about the same entity."""
+    """Write questions, each with one or two answers and two wrong ones about anything else."""
     triples = [
         {
             "query": query(rng, fact, "question"),
             "pos": [passage(rng, fact, style) for style in ("answer", "web")[: rng.randint(1, 2)]],
-            "neg": [passage(rng, neighbour(rng, fact, slot), "answer") for slot in ("place", "entity")],
+            "neg": [passage(rng, draw(rng), "answer") for _ in range(2)],
         }
         for fact in told
     ]
@@ -263,15 +264,15 @@ def write_sts(path: Path, rng: Random, rows: int, held_out: bool, encoding: str)
 
 
 def write_evaluation(folder: Path, seed: int) -> None:
-    """Write evaluation sets: questions, distractor passages, scored sentence pairs; all from held-out combinations."""
+    """Write evaluation sets: questions, near-miss passages, scored sentence pairs; all from held-out combinations."""
     rng = Random(f"evaluation {seed}")
-    kinds = [("question", "answer")] * QUESTIONS + [("title", "news"), ("title", "web")] * PASSAGES
-    records = [
-        {"query": query(rng, fact, asks), "pos": [passage(rng, fact, tells)], "neg": []}
-        for fact, (asks, tells) in zip(islice(facts(rng, held_out=True), PASSAGES), kinds, strict=False)
-    ]
-    write_lines(folder / "questions.jsonl", records[:QUESTIONS])
-    write_lines(folder / "passages.jsonl", records[QUESTIONS:])
+
+    def records(told: list[Fact]) -> list[dict[str, Any]]:
+        return [{"query": query(rng, one, "question"), "pos": [passage(rng, one, "answer")], "neg": []} for one in told]
+
+    told = list(islice(facts(rng, held_out=True), QUESTIONS))
+    write_lines(folder / "questions.jsonl", records(told))
+    write_lines(folder / "passages.jsonl", records(near_misses(rng, told, NEAR_MISSES)))
     write_sts(folder / "sts.csv", rng, STS_TESTS, held_out=True, encoding="utf-8")
 
 

@@ -229,6 +229,11 @@ TIME_TEXT = """
 双十一前=十一月上旬 入冬以来=天冷之后 年底=岁末 元宵节=灯节那几天
 """
 
+YEAR_TEXT = """
+2017年=二〇一七年 2018年=二〇一八年 2019年=二〇一九年 2020年=二〇二〇年
+2021年=二〇二一年 2022年=二〇二二年 2023年=二〇二三年 2024年=二〇二四年
+"""
+
 
 def words(text: str) -> list[Word]:
     """Parse `asked=told asked=told …`."""
@@ -245,58 +250,59 @@ def topic(paragraph: str) -> Topic:
 TOPICS = [topic(paragraph) for paragraph in TOPIC_TEXT.strip().split("\n\n")]
 PLACES = words(PLACE_TEXT)
 TIMES = words(TIME_TEXT)
+YEARS = words(YEAR_TEXT)
 
 QUERIES = {
     "title": [
-        "{place}{time}{entity}{change}",
-        "{time}{place}{entity}{change}",
-        "{entity}{change}：{place}{time}观察",
+        "{place}{year}{time}{entity}{change}",
+        "{year}{time}{place}{entity}{change}",
+        "{entity}{change}：{place}{year}{time}观察",
         "{place}{entity}{change}，{cause}成主因",
     ],
     "question": [
-        "{place}的{entity}为什么{change}？",
-        "{time}{place}{entity}{change}是怎么回事？",
-        "请问{place}{entity}{change}跟什么有关？",
-        "{place}{entity}{change}，该怎么办？",
+        "{year}{place}的{entity}为什么{change}？",
+        "{year}{time}{place}{entity}{change}是怎么回事？",
+        "请问{year}{place}{entity}{change}跟什么有关？",
+        "{year}{place}{entity}{change}，该怎么办？",
     ],
     "instruction": [
-        "请说明{place}{entity}{change}的原因和对策。",
-        "写一段话，介绍{time}{place}{entity}{change}的情况。",
-        "用通俗的话解释：{place}的{entity}为何{change}？",
+        "请说明{year}{place}{entity}{change}的原因和对策。",
+        "写一段话，介绍{year}{time}{place}{entity}{change}的情况。",
+        "用通俗的话解释：{year}{place}的{entity}为何{change}？",
     ],
     "paper": [
-        "{place}{entity}{change}的成因与对策",
+        "{year}{place}{entity}{change}的成因与对策",
         "{cause}背景下{place}{entity}{change}研究",
-        "{entity}{change}问题探析：以{place}为例",
+        "{entity}{change}问题探析：以{year}{place}为例",
     ],
 }
 
 # First sentences of passages, by style; each names place, time, entity and change.
 OPENINGS = {
     "news": [
-        "记者从{place}{office}了解到，{time}当地{entity}{change}。",
-        "{time}，{place}的{entity}{change}，不少人前来打听消息。",
-        "{place}传来新情况：{time}以来{entity}{change}。",
+        "记者从{place}{office}了解到，{year}{time}当地{entity}{change}。",
+        "{year}{time}，{place}的{entity}{change}，不少人前来打听消息。",
+        "{place}传来新情况：{year}{time}以来{entity}{change}。",
     ],
     "answer": [
-        "你说的这件事我也留意过，{place}的{entity}确实{change}，{time}尤其突出。",
-        "简单说，{time}在{place}，{entity}{change}并不奇怪。",
-        "我在{place}住了很多年，{time}见到{entity}{change}也不是头一回。",
+        "你说的这件事我也留意过，{place}的{entity}确实{change}，{year}{time}尤其突出。",
+        "简单说，{year}{time}在{place}，{entity}{change}并不奇怪。",
+        "我在{place}住了很多年，{year}{time}见到{entity}{change}也不是头一回。",
     ],
     "paper": [
-        "本文以{place}为研究区域，考察{time}{entity}{change}这一现象。",
-        "针对{place}{entity}{change}的问题，我们在{time}开展了问卷和实地走访。",
-        "已有文献很少讨论{entity}{change}，本研究选取{place}{time}的样本作了补充。",
+        "本文以{place}为研究区域，考察{year}{time}{entity}{change}这一现象。",
+        "针对{place}{entity}{change}的问题，我们在{year}{time}开展了问卷和实地走访。",
+        "已有文献很少讨论{entity}{change}，本研究选取{place}{year}{time}的样本作了补充。",
     ],
     "web": [
-        "走在{place}街头，聊得最多的是{entity}{change}，{time}更是如此。",
-        "很多读者留言说，{time}{place}那边{entity}{change}，今天就来梳理一下。",
-        "要说{place}{time}的变化，{entity}{change}算得上一件。",
+        "走在{place}街头，聊得最多的是{entity}{change}，{year}{time}更是如此。",
+        "很多读者留言说，{year}{time}{place}那边{entity}{change}，今天就来梳理一下。",
+        "要说{place}{year}{time}的变化，{entity}{change}算得上一件。",
     ],
     "social": [
-        "刚从{place}回来，{time}{entity}{change}，亲眼所见！",
-        "{place}的朋友们有没有发现，{time}{entity}{change}？",
-        "说个{place}的事，{entity}{change}，{time}大家都在聊。",
+        "刚从{place}回来，{year}{time}{entity}{change}，亲眼所见！",
+        "{place}的朋友们有没有发现，{year}{time}{entity}{change}？",
+        "说个{place}的事，{entity}{change}，{year}{time}大家都在聊。",
     ],
 }
 

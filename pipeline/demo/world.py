@@ -5,20 +5,24 @@ different words for it, so a model that is trained on the sample can be evaluate
 that it has never seen.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
 from typing import NamedTuple
 
-from .words import CAUSES, DETAILS, OPENINGS, PLACES, QUERIES, REMEDIES, STATEMENTS, TIMES, TOPICS, Topic, Word
+from .words import CAUSES, DETAILS, OPENINGS, PLACES, QUERIES, REMEDIES, STATEMENTS, TIMES, TOPICS, YEARS, Topic, Word
 
 # The probability that a word of a passage has another wording than in queries.
 TOLD_SHARE = 0.65
-# One in six combinations of entity and place appears only in the evaluation sets.
+# One in six combinations of topic and place appears only in the evaluation sets.
 HELD_OUT_EVERY = 6
+# Sentence pairs state these.
+STATED_SLOTS = ("entity", "change", "cause", "place", "time")
+# Every query names these; together they identify a fact.
+ASKED_SLOTS = ("entity", "change", "place", "year")
 
 
 class Fact(NamedTuple):
-    """An event, with a word for each of the slots entity, change, cause, place and time."""
+    """An event, with a word for each of the slots entity, change, cause, place, time and year."""
 
     topic: Topic
     words: dict[str, Word]
@@ -36,13 +40,13 @@ def choices(topic: Topic) -> dict[str, list[Word]]:
         "cause": topic.causes,
         "place": PLACES,
         "time": TIMES,
+        "year": YEARS,
     }
 
 
 def is_held_out(fact: Fact) -> bool:
-    """Whether the combination of entity and place is held out for evaluation; every single word is in training."""
-    numbers = ENTITIES.index(fact.words["entity"]), PLACES.index(fact.words["place"])
-    return sum(numbers) % HELD_OUT_EVERY == 0
+    """Whether the combination of topic and place is held out for evaluation; every single word is in training."""
+    return (TOPICS.index(fact.topic) + PLACES.index(fact.words["place"])) % HELD_OUT_EVERY == 0
 
 
 def draw(rng: Random, held_out: bool = False) -> Fact:
@@ -56,15 +60,39 @@ def draw(rng: Random, held_out: bool = False) -> Fact:
 
 
 def facts(rng: Random, held_out: bool = False) -> Iterator[Fact]:
-    """Draw facts, no two with the same query or nearly the same passage."""
+    """Draw facts in twos, which differ in year and cause; no two have the same query or nearly the same passage.
+
+    Random negatives don't teach an encoder to look at the year, for among them the other words suffice.
+    """
     seen: set[tuple[object, ...]] = set()
     while True:
         fact = draw(rng, held_out)
-        entity, change, cause, place, _ = fact.words.values()
-        keys = {(entity, change, place), (entity, change, cause, fact.remedy)}
-        if seen.isdisjoint(keys):
-            seen |= keys
-            yield fact
+        for told in (fact, variation(rng, fact, ["year", "cause"])):
+            entity, change, cause, place, _, year = told.words.values()
+            keys = {(entity, change, place, year), (entity, change, cause, told.remedy)}
+            if seen.isdisjoint(keys):
+                seen |= keys
+                yield told
+
+
+def near_misses(rng: Random, asked_about: list[Fact], each: int) -> list[Fact]:
+    """Draw `each` facts per fact that differ from it in entity, change or place, and in the cause.
+
+    Questions name the first three, so none of these facts answers a question about another.
+    """
+
+    def asks(fact: Fact) -> tuple[Word, ...]:
+        return tuple(fact.words[slot] for slot in ASKED_SLOTS)
+
+    seen, drawn = {asks(fact) for fact in asked_about}, []
+    for fact in asked_about:
+        for slot in rng.sample(ASKED_SLOTS, each):
+            other = fact
+            while asks(other) in seen:
+                other = variation(rng, fact, [slot, "cause"])
+            seen.add(asks(other))
+            drawn.append(other._replace(remedy=rng.choice(other.topic.remedies)))
+    return drawn
 
 
 def neighbour(rng: Random, fact: Fact, slot: str) -> Fact:
@@ -75,12 +103,11 @@ def neighbour(rng: Random, fact: Fact, slot: str) -> Fact:
             return other
 
 
-def variation(rng: Random, fact: Fact, shared: int) -> Fact:
-    """Replace the words in all but `shared` of the five slots; the topic, and whether the fact is held out, stay."""
+def variation(rng: Random, fact: Fact, slots: Iterable[str]) -> Fact:
+    """Replace the words in `slots`; the topic, and whether the fact is held out, stay."""
     options = choices(fact.topic)
     while True:
-        replaced = rng.sample(list(options), len(options) - shared)
-        words = {slot: rng.choice([word for word in options[slot] if word != fact.words[slot]]) for slot in replaced}
+        words = {slot: rng.choice([word for word in options[slot] if word != fact.words[slot]]) for slot in slots}
         other = fact._replace(words=fact.words | words)
         if is_held_out(other) == is_held_out(fact):
             return other
@@ -118,7 +145,7 @@ def statement_pair(rng: Random, held_out: bool) -> tuple[str, str, int]:
     """Write two sentences and their score: the number of slots, 0 to 5, that they share."""
     score = rng.randint(0, 5)
     fact = draw(rng, held_out)
-    other = variation(rng, fact, score)
+    other = variation(rng, fact, rng.sample(STATED_SLOTS, len(STATED_SLOTS) - score))
     first = fill(rng.choice(STATEMENTS), fact, asked)
     second = fill(rng.choice(STATEMENTS), other, mixed(rng))
     return first, second, score

@@ -8,6 +8,7 @@ from pathlib import Path
 import forks
 import pytest
 from conan_embedding.pipeline.demo.generate import write_sample
+from conan_embedding.pipeline.demo.prepare import DEMO_ROWS
 from filelock import FileLock
 from page_blocks import RUN, read_blocks
 from page_runs import run_page
@@ -33,7 +34,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pages"
     with FileLock(f"{folder}.lock"):
         if not (folder / "done").exists():
-            write_sample(folder / "demo" / "sources")
+            write_sample(folder / "demo" / "sources", DEMO_ROWS)
             settings = [f"variables.root={folder / 'demo' / 'sources'}", *SMALLER]
             recipe, corpus, log = PACKAGE / "recipes" / "demo.yaml", folder / "demo" / "corpus", folder / "log"
             run = ["run", str(recipe), str(corpus), "--workers=1", *(f"--set={each}" for each in settings)]
