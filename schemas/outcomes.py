@@ -52,7 +52,8 @@ class Comparison:
 
     `low`, `high` and `p` are from the paired bootstrap, as in `Bounds` of trainer/evaluation/paired_bootstrap.py. They
     are None where it can't tell, and `note` says why. `verdict` is `worse` if both the difference and `high` are below
-    the margin, `lower` if only the difference is, else `not worse`. `lost` are the rows that lost most, worst first.
+    the margin, `lower` if only the difference is, `better` if `low` is above 0, else `not worse`. `lost` are the rows
+    that lost most, worst first.
     """
 
     model: str
@@ -66,7 +67,7 @@ class Comparison:
     low: float | None
     high: float | None
     p: float | None
-    verdict: Literal["worse", "lower", "not worse"]
+    verdict: Literal["worse", "lower", "not worse", "better"]
     note: str
     lost: list[LostRow]
 

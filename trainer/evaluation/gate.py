@@ -129,7 +129,7 @@ def _compare(
     else:
         bounds = _bound(judgements, metric, margin)
     difference = value - baseline_value
-    verdict: Literal["worse", "lower", "not worse"] = "not worse"
+    verdict: Literal["worse", "lower", "not worse", "better"] = "better" if bounds and bounds.low > 0 else "not worse"
     if difference < margin:
         verdict = "worse" if bounds and bounds.high < margin else "lower"
     return Comparison(

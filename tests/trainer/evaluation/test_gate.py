@@ -66,6 +66,15 @@ def test_a_lower_mean_that_chance_explains_does_not_fail_and_is_told() -> None:
     assert compare(retrieval(before), retrieval(after)).verdict == "not worse"
 
 
+def test_a_model_is_better_if_chance_does_not_explain_it() -> None:
+    before, after = [0.0] * 10, [1.0] * 3 + [0.0] * 7
+    found = compare(retrieval(after), retrieval(before), 0.005)
+    assert (found.verdict, found.difference) == ("better", pytest.approx(0.3))
+    assert found.low is not None and found.low > 0
+    few = compare(retrieval(after[:4]), retrieval(before[:4]))
+    assert (few.verdict, few.low) == ("not worse", None)
+
+
 def test_the_margin_is_what_the_true_difference_must_be_below() -> None:
     """All questions lose 0.1, so every resample does."""
     model, baseline = retrieval([0.5] * 9), retrieval([0.6] * 9)
