@@ -38,7 +38,16 @@ def shares(batch: Batch, gpus: int) -> list[Batch]:
     All shares have the texts and groups of the whole batch: texts that are known to be alike on one GPU are so on all.
     """
     split = {}
-    for name in ("query_rows", "positive_rows", "negative_rows", "left_rows", "right_rows", "labels"):
+    for name in (
+        "query_rows",
+        "positive_rows",
+        "negative_rows",
+        "query_only",
+        "teacher_scores",
+        "left_rows",
+        "right_rows",
+        "labels",
+    ):
         rows = getattr(batch, name)
         if len(rows) % gpus:
             raise ValueError(f"{len(rows)} {name} can't be divided equally among {gpus} GPUs")

@@ -163,7 +163,6 @@ def test_widths_beyond_the_models_are_refused_before_mining(tmp_path: Path, monk
 def test_stages_get_the_prompts_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = recipe(sources=[SOURCE | {"instruction": "Find it"}, SOURCE | {"name": "t"}])
     monkeypatch.setattr("conan_embedding.pipeline.corpus.catalog.rebuild", lambda corpus: None)
-    monkeypatch.setattr("conan_embedding.pipeline.judge.decisions.undo", lambda corpus: None)
     for stage in ("score", "mine"):
         monkeypatch.setattr(f"conan_embedding.pipeline.{stage}.stage.{stage}", lambda *arguments: arguments[3:])
         assert run_data_stage(stage, tmp_path, given, Engine()) == ({"s": SourcePrompts(instruction="Find it")},)

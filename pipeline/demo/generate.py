@@ -178,7 +178,7 @@ def write_news(folder: Path, records: list[Pair], lost: list[Pair], planted: Pla
 def write_chats(path: Path, rng: Random, opening_facts: list[Fact], planted: Planted) -> None:
     """Write ShareGPT conversations of two turns; in the middle, a truncated line and one that ends in NUL bytes."""
 
-    def conversation(fact: Fact) -> bytes:
+    def conversation(fact: Fact) -> str:
         other = neighbour(rng, fact, "place")
         second = other._replace(words=other.words | {"year": fact.words["year"]})
         values = [
@@ -187,13 +187,13 @@ def write_chats(path: Path, rng: Random, opening_facts: list[Fact], planted: Pla
             ("human", f"那{second.words['entity'].asked}呢？怎么会{second.words['change'].asked}？"),
             ("gpt", passage(rng, second, "answer")),
         ]
-        return to_json({"conversations": [{"from": role, "value": value} for role, value in values]}).encode()
+        return to_json({"conversations": [{"from": role, "value": value} for role, value in values]})
 
     *lines, cut, zeroed = map(conversation, opening_facts)
     middle = len(lines) // 2
-    lines[middle:middle] = [cut[: len(cut) // 2], zeroed[: len(zeroed) // 2] + b"\0" * 64]
+    lines[middle:middle] = [cut[: len(cut) // 2], zeroed[: len(zeroed) // 2] + "\0" * 64]
     planted |= {"broken_lines": 1, "nul_lines": 1, "records/chats": len(lines) - 2}
-    write(path, b"\n".join(lines) + b"\n")
+    write(path, "\n".join(lines) + "\n")
 
 
 def write_wiki(folder: Path, records: list[Pair], planted: Planted) -> None:
