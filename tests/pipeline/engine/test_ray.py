@@ -210,7 +210,7 @@ def test_what_dies_is_tried_again_and_what_raises_is_reported(
         run(tmp_path, stages.named, todo, Engine(address=nodes.address, one_a_device=one_a_device))
     assert found(tmp_path) == {f"{k:05d}": list(range(10 * n, 10 * n + 10, 2)) for k, n in ((0, 0), (1, 2), (4, 4))}
     assert len(list(attempts["once"].iterdir())) == 4
-    assert len(list(attempts["always"].iterdir())) == ATTEMPTS
+    assert 1 < len(list(attempts["always"].iterdir())) <= ATTEMPTS  # a worker may die before its call begins
     errors = sorted(line for line in str(raised.value).splitlines() if line.startswith(str(tmp_path)))
     assert [error.partition("filter/")[2][:56] for error in errors] == [
         f"part-00002.parquet: its worker died 3 times ({death}: "[:56],
