@@ -151,7 +151,7 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
     does.
     """
     from .pipeline.corpus.folder import shards
-    from .pipeline.corpus.pools import decided_fingerprint
+    from .pipeline.corpus.pools import check_judging, decided_fingerprint
     from .schemas.errors import CorpusError
     from .trainer.job import make_job
 
@@ -170,7 +170,7 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
         inputs["sts"] = _sentence_shards(corpus)
         if (pools := decided_fingerprint(corpus)) is None:
             raise CorpusError(f"{corpus}: no negative pools; run `conan mine {corpus}` first")
-        _check_judging(corpus, recipe)
+        check_judging(corpus, with_model(recipe.judge, corpus).decisive if recipe.judge else None)
         if settings.distill:
             from .trainer.data.teacher_scores import fingerprint_scores
 
@@ -190,23 +190,6 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
         set_prompts=recipe.set_prompts,
         query_only_sources=query_only,
     )
-
-
-def _check_judging(corpus: Path, recipe: Recipe) -> None:
-    """Raise CorpusError if the pools are not judged as the recipe says."""
-    from .pipeline.corpus.pools import read_judging
-    from .schemas.errors import CorpusError
-
-    wanted = with_model(recipe.judge, corpus).decisive if recipe.judge else None
-    found = read_judging(corpus)
-    if wanted and found != wanted:
-        how = "not judged" if found is None else "judged with other settings than the recipe's"
-        raise CorpusError(f"{corpus}: the pools are {how}; run `conan judge {corpus}` first")
-    if found and not wanted:
-        raise CorpusError(
-            f"{corpus}: the pools are judged, but the recipe has no `judge:`; add it, or run `conan mine {corpus}`, "
-            "which leaves the pools as mined"
-        )
 
 
 def _sentence_shards(corpus: Path) -> list[Path]:

@@ -11,6 +11,8 @@ import yaml
 from pydantic import BaseModel, PrivateAttr, ValidationError, model_validator
 
 from .errors import RecipeError
+from .evaluate_settings import EvaluateSettings
+from .export_settings import ExportSettings
 from .judge_settings import JudgeSettings
 from .registry import did_you_mean
 from .settings import (
@@ -26,7 +28,7 @@ from .settings import (
     setting,
 )
 from .source_settings import EvaluationSet, Source, own_prompts
-from .training_settings import BootstrapSettings, EvaluateSettings, ExportSettings, FinetuneSettings, PretrainSettings
+from .training_settings import BootstrapSettings, FinetuneSettings, PretrainSettings
 
 
 class _Loader(yaml.SafeLoader):

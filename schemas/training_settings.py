@@ -1,4 +1,4 @@
-"""Settings of training, evaluation and export; settings.py says what a field's description and origin are."""
+"""Settings of training; settings.py says what a field's description and origin are."""
 
 from typing import Any, Literal, Self
 
@@ -11,11 +11,10 @@ from pydantic import (
 from .dhnm_settings import HardNegativeMining
 from .loss_settings import DistillSettings, FalseNegativeMask
 from .pairs import Category
-from .settings import BATCH_TOKENS, Pooling, PromptSettings, Settings, setting
+from .settings import Pooling, PromptSettings, Settings, setting
 
 CBBPartition = Literal["mixed", "per_task"]
 Attention = Literal["causal", "bidirectional", "soft"]
-Quantization = Literal["int8", "binary"]
 
 MATRYOSHKA_DIMS = [256, 512, 768, 1024, 1280, 1536, 1792]
 
@@ -372,46 +371,3 @@ class BootstrapSettings(Settings):
         if self.hidden % self.heads:
             raise ValueError(f"`hidden` must be a multiple of `heads`, got {self.hidden} and {self.heads}")
         return self
-
-
-class ExportSettings(Settings):
-    """The folder that SentenceTransformer loads."""
-
-    model: str = setting("finetune", "Model to export: a training stage, hub name or folder.")
-    folder: str = setting("model", "Folder to write, relative to the corpus.")
-    precision: Literal["fp32", "fp16", "bf16"] = setting(
-        "fp32", "Precision of the weights; fp16 and bf16 halve the files."
-    )
-    pooling: Pooling | None = setting(None, "How token vectors become one vector; by default what the folder says.")
-    prompts: PromptSettings = setting(PromptSettings(), "Texts that the folder puts before queries and passages.")
-    onnx: bool = setting(
-        False,
-        "Also write `onnx/model.onnx` for ONNX Runtime and transformers.js: token ids and mask in, vectors before"
-        " normalisation out; and `onnx/model_quantized.onnx`, with int8 weights. Needs the extra `[onnx]`.",
-    )
-
-    calibration: int = setting(
-        1_000,
-        "Passages of the corpus whose vectors give `int8_ranges.safetensors`, with which vectors are stored as bytes; 0"
-        " leaves the file out.",
-        ge=0,
-    )
-
-
-class EvaluateSettings(Settings):
-    """Which models are evaluated, and how texts are encoded."""
-
-    models: list[str] = setting(["finetune"], "Hub names, folders or training stages to compare.")
-    matryoshka_dims: list[PositiveInt] = setting([], "Widths to cut vectors to, besides their full width.")
-    quantize: list[Quantization] = setting(
-        [],
-        "Also search passages stored as `int8` (a byte per dimension) or `binary` (a bit per dimension, rescored), at"
-        " every width.",
-    )
-    pooling: Pooling | None = setting(None, "How token vectors become one vector; by default what each folder says.")
-    prompts: PromptSettings = setting(PromptSettings(), "Texts put before queries, passages and sentences.")
-    trust_remote_code: bool = setting(
-        False, "Run the Python code that comes with the models. Only for models whose code you trust."
-    )
-    max_length: int = setting(512, "Longest text, in tokens; the rest is cut off.", origin="paper §3.1", ge=2)
-    batch_tokens: int | None = setting(None, BATCH_TOKENS, ge=16)

@@ -1,6 +1,7 @@
 """pools.duckdb, the negative pools: `conan mine` writes them, the trainer reads them, only its rank 0 updates them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -83,10 +84,17 @@ def refresh_judgements(corpus: Path) -> None:
         CorpusError: there are no pools, or they are from before there were judges.
         PoolsInUseError: another process has the database open.
     """
+    with _changed(corpus) as connection:
+        fill(connection, corpus)
+
+
+@contextmanager
+def _changed(corpus: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open the pools for changes that take effect together, once the block has ended."""
     with open_pools(corpus, read_only=False) as connection:
         check_version(connection, corpus)
         connection.execute("BEGIN")
-        fill(connection, corpus)
+        yield connection
         connection.execute("COMMIT")
 
 
@@ -114,15 +122,12 @@ def write_decisions(corpus: Path, decisions: pa.Table | None, settings: str | No
         CorpusError: there are no pools, or they are from before there were judges.
         PoolsInUseError: another process has the database open.
     """
-    with open_pools(corpus, read_only=False) as connection:
-        check_version(connection, corpus)
-        connection.execute("BEGIN")
+    with _changed(corpus) as connection:
         connection.execute("DELETE FROM decisions; DELETE FROM judging")
         if decisions is not None:
             connection.register("incoming", decisions)
             connection.execute("INSERT INTO decisions BY NAME FROM incoming")
             connection.execute("INSERT INTO judging VALUES (?)", [settings])
-        connection.execute("COMMIT")
 
 
 def read_judging(corpus: Path) -> str | None:
@@ -131,6 +136,19 @@ def read_judging(corpus: Path) -> str | None:
         check_version(connection, corpus)
         found = connection.sql("SELECT settings FROM judging").fetchall()
         return str(found[0][0]) if found else None
+
+
+def check_judging(corpus: Path, wanted: str | None) -> None:
+    """Raise CorpusError unless the pools are judged with the settings `wanted`; None stands for pools as mined."""
+    found = read_judging(corpus)
+    if wanted and found != wanted:
+        how = "not judged" if found is None else "judged with other settings than the recipe's"
+        raise CorpusError(f"{corpus}: the pools are {how}; run `conan judge {corpus}` first")
+    if found and not wanted:
+        raise CorpusError(
+            f"{corpus}: the pools are judged, but the recipe has no `judge:`; add it, or run `conan mine {corpus}`, "
+            "which leaves the pools as mined"
+        )
 
 
 def read_candidates(corpus: Path) -> pl.DataFrame:

@@ -76,7 +76,7 @@ def write_scores(folder: Path, corpus: Path, judge: str | None) -> None:
 def teacher_scores(
     scores: MappedTable, rows: npt.NDArray[np.int64], positives: Sequence[str], negatives: Sequence[Sequence[str]]
 ) -> list[list[float]]:
-    """Return the scores of each query's positive and then of its negatives, NaN where there is none."""
+    """Return the scores of each query's positive and then of its negatives, NaN for those not judged."""
     taken = scores.take(rows)
     known = [
         dict(zip(passages, own, strict=True))

@@ -26,8 +26,8 @@ from ...pipeline.encoder.quantization import (
     quantize_int8,
 )
 from ...schemas.errors import CorpusError
+from ...schemas.evaluate_settings import Quantization
 from ...schemas.results import RESULT
-from ...schemas.training_settings import Quantization
 from . import metrics
 from .bm25 import bm25
 from .evaluation_sets import EvaluationSet, Haystack, Integers, haystack

@@ -101,7 +101,7 @@ def build_batch(
     of its query's source.
 
     Queries marked in `query_only` have negatives of their own alone, as if each were a batch by itself.
-    `teacher_scores` has a judge's scores for each query: the positive's, then the negatives', NaN where there is none.
+    `teacher_scores` has a judge's scores for each query: its positive first, then its negatives; NaN if not judged.
 
     Raises ValueError if lengths do not match.
     """
