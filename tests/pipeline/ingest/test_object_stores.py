@@ -19,19 +19,15 @@ from conan_embedding.pipeline.ingest.files import stat_file
 from conan_embedding.pipeline.ingest.listing import list_files
 from conan_embedding.pipeline.ingest.stage import ingest
 from conan_embedding.schemas.recipe import Recipe
+from object_store import serve_s3
 
 PAIRS = [(f"问题{number}", f"回答{number}") for number in range(60)]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Run an S3 server and yield its address."""
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
+def server() -> Iterator[dict[str, str]]:
+    with serve_s3() as variables:
+        yield variables
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -39,12 +35,7 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """Return a store's folder as recipes name it; the credentials are in the environment, as on a cluster."""
     if request.param == "memory":
         return f"memory:///{uuid.uuid4().hex}"
-    for name, value in {
-        "AWS_ENDPOINT_URL": request.getfixturevalue("server"),
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
+    for name, value in request.getfixturevalue("server").items():
         monkeypatch.setenv(name, value)
     bucket = uuid.uuid4().hex
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)

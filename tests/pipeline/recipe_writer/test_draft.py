@@ -18,6 +18,7 @@ from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.recipe import Recipe, load
 from document_files import docx, paragraph
 from hub import Repository, serve_hub
+from object_store import serve_s3
 
 QUESTIONS = [f"{goods}坏了怎么修理？" for goods in ("水壶", "风扇", "台灯", "电饭煲", "收音机", "吸尘器")]
 ANSWERS = [f"先拔下插头，再把{number}号螺丝拧开，换上新的零件；保修期内可以免费送修。" for number in range(6)]
@@ -312,22 +313,17 @@ def test_a_dataset_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_prefix_in_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in (keys | {"AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port())}).items():
-        monkeypatch.setenv(name, value)
     write_faq(tmp_path / "raw")
-    store = fsspec.filesystem("s3", skip_instance_cache=True)
-    store.mkdir("shop")
-    store.pipe("shop/raw/faq.csv", (tmp_path / "raw" / "faq.csv").read_bytes())
-    drafted, text, recipe = draft(tmp_path, monkeypatch, "s3://shop/raw")
-    assert [source.paths for source in drafted.sources] == [["faq.csv"]]
-    assert "\n  root: s3://shop/raw\n" in text
-    assert [one.kept for one in preview(recipe)] == [6]
-    server.stop()
+    with serve_s3() as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        store = fsspec.filesystem("s3", skip_instance_cache=True)
+        store.mkdir("shop")
+        store.pipe("shop/raw/faq.csv", (tmp_path / "raw" / "faq.csv").read_bytes())
+        drafted, text, recipe = draft(tmp_path, monkeypatch, "s3://shop/raw")
+        assert [source.paths for source in drafted.sources] == [["faq.csv"]]
+        assert "\n  root: s3://shop/raw\n" in text
+        assert [one.kept for one in preview(recipe)] == [6]
 
 
 def test_broken_files_are_listed_with_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
