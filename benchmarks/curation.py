@@ -2,8 +2,8 @@
 
 Run: `python benchmarks/curation.py STAGE SEED --corpus CORPUS --work FOLDER`, for each STAGE of STAGES. CORPUS was made
 by ingest, filter, dedup and score of `recipes/zh-results.yaml` with `--set variables.task=pretrain`, because score cuts
-no labelled pairs, and `--set score.cutoff=null --set score.rank=2`. Each run leaves a folder in docs/results/curation,
-like those of `benchmarks/results.py`, and a run that has its metrics.json is not repeated.
+no labelled pairs. Each run leaves a folder in docs/results/curation, like those of `benchmarks/results.py`, and a run
+that has its metrics.json is not repeated.
 
 Every run takes the same number of steps from the same weights, with in-batch negatives (paper eq. 1), in which pairs of
 no use cost the most. Pairs that dedup keeps out for evaluation, and those with a text of a held-out pair, are left out
@@ -49,14 +49,15 @@ def main() -> None:
         print(f"{folder}: finished before")
         return
     recipe = load(options.corpus / "recipe.yaml")
-    assert recipe.finetune is not None
-    model, max_length = recipe.finetune.model, recipe.finetune.max_length
+    assert recipe.pretrain is not None
+    model, max_length = recipe.pretrain.model, recipe.pretrain.max_length
     settings = PretrainSettings(
         model=model,
         steps=options.steps,
         batch_size=PAIRS_OF_A_STEP,
         learning_rate=LEARNING_RATE,
         max_length=max_length,
+        precision="bf16",
         seed=options.seed,
     )
     pairs = pairs_of_stage(options.corpus, options.stage)

@@ -1,8 +1,8 @@
 """One run of docs/results/plan.md: train an arm of the paper's Table 4 with one seed, then evaluate the model.
 
 Run: `python benchmarks/results.py ARM SEED --corpus CORPUS --work FOLDER [--set finetune-key=VALUE …]`. CORPUS was made
-by `conan run recipes/zh-results.yaml`. ARM is one of ARMS, or `zero-shot` or `bm25`, which train nothing. The result is
-a folder in `docs/results/data`, or wherever `--runs` says:
+from recipes/zh-results.yaml. ARM is one of ARMS, or one of UNTRAINED: the model that all arms start from, the encoder
+that this was made from, and BM25. The result is a folder in `docs/results/data`, or wherever `--runs` says:
 
 - metrics.json: the settings, the metrics of both halves, and what the run took
 - questions.parquet: the metric of each question, pair or text, in the order of the sets
@@ -36,6 +36,7 @@ import yaml
 from conan_embedding.pipeline.corpus.folder import shards
 from conan_embedding.pipeline.corpus.pools import stored_fingerprint
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
+from conan_embedding.pipeline.encoder import encoder as encoders
 from conan_embedding.pipeline.encoder.encoder import dimension, load_encoder
 from conan_embedding.schemas.recipe import load
 from conan_embedding.schemas.settings import EncoderSettings
@@ -73,6 +74,7 @@ class Arm(NamedTuple):
 
 _VANILLA = Arm(GPUS * QUERIES_OF_A_GPU, NEGATIVES, GPUS * PAIRS, gpus=GPUS, alternate_tasks=True)
 _CBB = Arm(QUERIES_OF_A_GPU, GPUS * NEGATIVES, PAIRS)
+UNTRAINED = ["start", "zero-shot", "bm25"]
 ARMS = {
     "vanilla": _VANILLA,
     "cbb": _CBB,
@@ -86,9 +88,9 @@ ARMS = {
 def main() -> None:
     """Make one run, unless its metrics are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arm", choices=["zero-shot", "bm25", *ARMS])
+    parser.add_argument("arm", choices=[*UNTRAINED, *ARMS])
     parser.add_argument("seed", type=int, nargs="?", default=0)
-    parser.add_argument("--corpus", type=Path, required=True, help="made by recipes/zh-results.yaml")
+    parser.add_argument("--corpus", type=Path, required=True, help="made from recipes/zh-results.yaml")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and models")
     parser.add_argument("--runs", type=Path, default=Path("docs/results/data"), help="results")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of `finetune:`")
@@ -100,9 +102,9 @@ def main() -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     recipe = load(options.corpus / "recipe.yaml")
-    assert recipe.finetune is not None
+    assert recipe.pretrain is not None and recipe.finetune is not None
     facts: dict[str, Any] = {"arm": options.arm, "seed": options.seed, "changes": options.set}
-    model = None if options.arm == "bm25" else recipe.finetune.model
+    model = {"bm25": None, "zero-shot": recipe.pretrain.model}.get(options.arm, recipe.finetune.model)
     if options.arm in ARMS:
         settings = settings_of(options.arm, options.seed, recipe.finetune, options.set)
         job = prepare(options.corpus, options.work / name, settings)
@@ -117,7 +119,9 @@ def evaluate(corpus: Path, model: str | None, max_length: int, folder: Path, fac
     if model is None:
         judgements = [judge_bm25(one) for one in with_one_haystack(sets) if one.task == "retrieval"]
     else:
-        encoder = load_encoder(EncoderSettings(model=model, max_length=max_length))
+        # As on a GPU; on a CPU that has it, half the time of float32.
+        with mock.patch.object(encoders, "best_precision", return_value=torch.bfloat16):
+            encoder = load_encoder(EncoderSettings(model=model, max_length=max_length))
         judgements = [judge(encoder, one, [dimension(encoder)])[0] for one in with_one_haystack(sets)]
     results = by_question(judgements, sets)
     results.drop("query_id").write_parquet(folder / "questions.parquet", compression="zstd")
@@ -142,7 +146,7 @@ def settings_of(arm: str, seed: int, base: FinetuneSettings, changes: list[str])
         "log_every": 1,
         "checkpoint_every": CHECK_EVERY,
         "keep_checkpoints": 1,
-        "zero_stage": 0,
+        "precision": "bf16",
     }
     settings["hard_negative_mining"] |= {"enabled": how.mines, "check_every": CHECK_EVERY}
     for change in changes:

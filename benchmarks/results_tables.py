@@ -30,7 +30,7 @@ SMOOTHED = 10
 """Updates in the moving average of a plot's curves."""
 ENCODER = (
     "Encoder: the first 6 layers of intfloat/multilingual-e5-small, from a copy with 4 bits a weight and a cut"
-    " vocabulary; 96 tokens."
+    " vocabulary; 96 tokens. `zero-shot`: as they are; `start`: pre-trained, where all arms start."
 )
 
 Floats = npt.NDArray[np.float64]
@@ -83,7 +83,7 @@ def by_arm(runs: Iterable[Run], baseline: str) -> dict[str, list[Run]]:
     arms: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         arms[" ".join([run.facts["arm"], *run.facts["changes"]])].append(run)
-    first = [name for name in ("bm25", "zero-shot", baseline) if name in arms]
+    first = [name for name in ("bm25", "zero-shot", "start", baseline) if name in arms]
     return {name: arms[name] for name in [*first, *(name for name in arms if name not in first)]}
 
 
