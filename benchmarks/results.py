@@ -69,6 +69,7 @@ class Arm(NamedTuple):
     gpus: int = 1  # those with denominators of their own
     alternate_tasks: bool = False
     mines: bool = False
+    rescales: bool = False
     in_batch_positives: bool = False
 
 
@@ -80,9 +81,12 @@ ARMS = {
     "cbb": _CBB,
     "dhnm": _VANILLA._replace(mines=True),
     "both": _CBB._replace(mines=True),
+    "dhnm-rescaled": _VANILLA._replace(mines=True, rescales=True),
+    "both-rescaled": _CBB._replace(mines=True, rescales=True),
     "in-batch": Arm(32, 1, GPUS * PAIRS, alternate_tasks=True, in_batch_positives=True),
 }
-"""The paper's four, and what most people do: in-batch positives and one hard negative. 96 texts in each update."""
+"""The paper's four; those with DHNM again, whose rule then sees (s − μ)/(1 − μ) instead of the score s, with μ the mean
+cosine of random pairs; and what most people do: in-batch positives and one hard negative. 96 texts in each update."""
 
 
 def main() -> None:
@@ -93,9 +97,12 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="made from recipes/zh-results.yaml")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and models")
     parser.add_argument("--runs", type=Path, default=Path("docs/results/data"), help="results")
+    parser.add_argument("--queries", type=int, default=QUERIES_OF_A_SOURCE, help="queries to draw of each source")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of `finetune:`")
     options = parser.parse_args()
-    name = "-".join([options.arm, *([str(options.seed)] if options.arm in ARMS else []), *options.set])
+    changes = [f"queries={options.queries}"] if options.queries != QUERIES_OF_A_SOURCE else []
+    changes += options.set
+    name = "-".join([options.arm, *([str(options.seed)] if options.arm in ARMS else []), *changes])
     folder = options.runs / name
     if (folder / "metrics.json").exists():
         print(f"{folder}: finished before")
@@ -103,11 +110,11 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     recipe = load(options.corpus / "recipe.yaml")
     assert recipe.pretrain is not None and recipe.finetune is not None
-    facts: dict[str, Any] = {"arm": options.arm, "seed": options.seed, "changes": options.set}
+    facts: dict[str, Any] = {"arm": options.arm, "seed": options.seed, "changes": changes}
     model = {"bm25": None, "zero-shot": recipe.pretrain.model}.get(options.arm, recipe.finetune.model)
     if options.arm in ARMS:
         settings = settings_of(options.arm, options.seed, recipe.finetune, options.set)
-        job = prepare(options.corpus, options.work / name, settings)
+        job = prepare(options.corpus, options.work / name, settings, options.queries)
         facts |= train_arm(job, ARMS[options.arm], folder) | {"settings": settings.model_dump(mode="json")}
         model = str(job.model_folder)
     evaluate(options.corpus, model, recipe.finetune.max_length, folder, facts)
@@ -156,14 +163,17 @@ def settings_of(arm: str, seed: int, base: FinetuneSettings, changes: list[str])
     return FinetuneSettings.model_validate(settings)
 
 
-def prepare(corpus: Path, place: Path, settings: FinetuneSettings) -> Job:
-    """Make a corpus for a run, because training writes to the pools: sampled queries, all sentence pairs, all pools."""
+def prepare(corpus: Path, place: Path, settings: FinetuneSettings, queries: int) -> Job:
+    """Make a corpus for a run, because training writes to the pools: all sentence pairs and pools, sampled queries.
+
+    `queries` is their number for each source.
+    """
     if not (place / "pools.duckdb").exists():
         records = pl.concat(pl.read_parquet(shard) for shard in shards(corpus, "convert/retrieval"))
         order = pl.col("query").map_elements(lambda text: zlib.crc32(text.encode()), pl.Int64)
-        sample = records.sort(order).group_by("source", maintain_order=True).head(QUERIES_OF_A_SOURCE)
+        sample = records.sort(order).group_by("source", maintain_order=True).head(queries)
         shard = place / "convert" / "retrieval" / "part-00000.parquet"
-        fingerprint = str(QUERIES_OF_A_SOURCE)
+        fingerprint = str(queries)
         with ShardWriter(shard, RETRIEVAL, None, stage="convert", version=1, fingerprint=fingerprint) as writer:
             writer.received(sample.height)
             writer.keep(sample.select(RETRIEVAL.names).to_arrow())
@@ -188,7 +198,7 @@ def train_arm(job: Job, arm: Arm, results: Path) -> dict[str, Any]:
         start, resumed = (time.process_time(), time.monotonic()), len(job.checkpoints)
 
         def build(*arguments: Any) -> Task:
-            return recorded(build_task(*arguments), arm.gpus, scores)
+            return recorded(build_task(*arguments), arm, scores)
 
         with mock.patch.object(train, "build_task", build):
             assert train.main(job)
@@ -202,9 +212,9 @@ def train_arm(job: Job, arm: Arm, results: Path) -> dict[str, Any]:
     return json.loads(took.read_text())  # type: ignore[no-any-return]
 
 
-def recorded(task: Task, gpus: int, file: Path) -> Task:
-    """Divide a task's loss among GPUs, and write the scores of each step to a file."""
-    loss, miner = on_each_gpu(task.loss, gpus) if gpus > 1 else task.loss, task.miner
+def recorded(task: Task, arm: Arm, file: Path) -> Task:
+    """Divide a task's loss among GPUs, and write the scores of each step to a file; rescale what DHNM sees."""
+    loss, miner = on_each_gpu(task.loss, arm.gpus) if arm.gpus > 1 else task.loss, task.miner
     assert miner is not None
     observe, random_pairs = miner.observe, float("nan")
 
@@ -227,6 +237,8 @@ def recorded(task: Task, gpus: int, file: Path) -> Task:
                     "random_pairs": round(random_pairs, 4),
                 }
                 lines.write(json.dumps(entry) + "\n")
+        if arm.rescales:
+            losses = replace(losses, negative_scores=(losses.negative_scores - random_pairs) / (1 - random_pairs))
         return observe(step, losses, encode)
 
     miner.observe = recording  # type: ignore[method-assign]
