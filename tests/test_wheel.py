@@ -37,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
     """And no other; a sub-package that pyproject.toml forgets is missing here."""
-    patterns = ("*.py", "py.typed", *(f"{name}/**/*.{kind}" for name in FOLDERS for kind in ("py", "yaml")))
+    patterns = ("*.py", "py.typed", *(f"{name}/**/*.{kind}" for name in FOLDERS for kind in ("jinja", "py", "yaml")))
     expected = {file.relative_to(PACKAGE).as_posix() for pattern in patterns for file in PACKAGE.glob(pattern)}
     packed = [name.partition("/") for name in zipfile.ZipFile(wheel).namelist()]
     assert {path for top, _, path in packed if not top.endswith(".dist-info")} == expected

@@ -8,7 +8,7 @@ import polars as pl
 
 from ...schemas.settings import ConvertSettings
 from ..text.match_key import match_key
-from .refusals import is_pleasantry, refuses
+from ..text.refusals import is_pleasantry, refuses
 from .tool_calls import calls_tool, shows_reasoning
 
 _TEMPLATE = r"\{\{[^{}]+\}\}"

@@ -2,7 +2,7 @@
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.convert.refusals import is_pleasantry, refuses
+from conan_embedding.pipeline.text.refusals import is_pleasantry, refuses
 
 PROMPT = "怎样做番茄炒蛋？"
 
