@@ -231,8 +231,8 @@ def _check_sources(recipe: Recipe) -> Iterator[Finding]:
     from .pipeline.ingest.readers import READERS, list_sources
 
     for section, number, source in list_sources(recipe):
-        if source.read not in READERS:
-            continue  # told by the check of names
+        if source.read not in READERS or source.synthesize:
+            continue  # told by the check of names; has no files
         for key in ("files", "passages") if isinstance(source, EvaluationSet) and source.passages else ("files",):
             place = recipe.locate(section, number, key)
             found, failed = _run(place, partial(_check_files, source, key, place))

@@ -139,6 +139,9 @@ JudgeDryRun = Annotated[
         "--dry-run", help="Print how many pairs are to be judged, and what a language model costs; ask nobody."
     ),
 ]
+SynthesizeDryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print how many requests would be sent, and their tokens; ask nobody.")
+]
 Labels = Annotated[
     int | None,
     typer.Option(

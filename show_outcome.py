@@ -9,7 +9,16 @@ import yaml
 from rich.table import Column, Table
 
 from .display import excerpt, out, print_table, print_value
-from .schemas.outcomes import Evaluated, Exported, JudgingPlan, Pushed, Summary, Trained, TrainingPlan
+from .schemas.outcomes import (
+    Evaluated,
+    Exported,
+    JudgingPlan,
+    Pushed,
+    Summary,
+    SynthesisPlan,
+    Trained,
+    TrainingPlan,
+)
 
 
 @singledispatch
@@ -61,6 +70,21 @@ def _show_judging(plan: JudgingPlan) -> None:
     if plan.llm:
         cost = f"prompts of about {plan.tokens:,} tokens, and the answers; the budget is {plan.budget:,}"
         out.print(f"{plan.llm}: {plan.to_grade:,} undecided pairs, {cost}")
+
+
+@show_outcome.register
+def _(outcome: SynthesisPlan, as_json: bool) -> None:
+    print_value(asdict(outcome), as_json, lambda _: _show_synthesis(outcome))
+
+
+def _show_synthesis(plan: SynthesisPlan) -> None:
+    for source in plan.sources:
+        out.print(
+            f"{source.source}: {source.requests:,} of {source.queries:,} queries to {source.passages:,} passages are "
+            f"not written yet; up to {source.to_grade:,} grades, about {source.tokens:,} tokens in all; the budget has "
+            f"{source.requests_left:,} requests and {source.tokens_left:,} tokens left",
+            soft_wrap=True,
+        )
 
 
 def _show_push(pushed: dict[str, Any]) -> None:

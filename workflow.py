@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .schemas.errors import RecipeError
-from .schemas.outcomes import Exported, JudgingPlan, Outcome, Summary, Trained, TrainingPlan
+from .schemas.outcomes import Exported, JudgingPlan, Outcome, Summary, SynthesisPlan, Trained, TrainingPlan
 from .schemas.recipe import Recipe
 from .schemas.source_settings import own_prompts
 from .schemas.stage_fit import find_misfits
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .trainer.job import Job
     from .trainer.launch.hosts import Host
 
-DATA_STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine", "judge")
+DATA_STAGES = ("ingest", "filter", "dedup", "synthesize", "score", "convert", "mine", "judge")
 TRAINING_STAGES = ("bootstrap", "pretrain", "finetune")
 STAGE_MODELS = ("untrained", *TRAINING_STAGES)
 """Names of models that training stages write into the corpus; a recipe can use them like hub names. `untrained` is the
@@ -47,6 +47,12 @@ def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") ->
             from .pipeline.dedup.stage import dedup
 
             summary = dedup(corpus, recipe, engine)
+        case "synthesize":
+            from .pipeline.synthesize.stage import synthesize
+
+            summary = synthesize(corpus, _with_round_trips(recipe, corpus), engine)
+            for each in ("ingest", "filter", "dedup"):  # skip all but what has been written
+                run_data_stage(each, corpus, recipe, engine)
         case "score":
             from .pipeline.score.stage import score
 
@@ -81,6 +87,25 @@ def label_pairs(corpus: Path, recipe: Recipe, number: int, ask: Callable[[dict[s
     from .pipeline.judge.stage import label_pairs
 
     return label_pairs(corpus, _find_judge(corpus, recipe), number, ask, own_prompts(recipe.sources))
+
+
+def plan_synthesis(corpus: Path, recipe: Recipe) -> SynthesisPlan:
+    """Return what `conan synthesize` would ask. Raises RecipeError if no source has `synthesize:`."""
+    from .pipeline.synthesize.stage import plan
+
+    return plan(corpus, recipe)
+
+
+def _with_round_trips(recipe: Recipe, corpus: Path) -> Recipe:
+    """Return the recipe with the folders of models in place of training stages' names in round trips."""
+    sources = []
+    for source in recipe.sources:
+        if source.synthesize and source.synthesize.round_trip:
+            trip = with_model(source.synthesize.round_trip, corpus)
+            settings = source.synthesize.model_copy(update={"round_trip": trip})
+            source = source.model_copy(update={"synthesize": settings})
+        sources.append(source)
+    return recipe.model_copy(update={"sources": sources})
 
 
 def _find_judge(corpus: Path, recipe: Recipe) -> Any:
@@ -304,6 +329,10 @@ def list_name_checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
         from .pipeline.mine.search import check_index_syntax  # imports FAISS
 
         yield partial(check_index_syntax, recipe.mine.index, recipe.locate("mine", "index"))
+    if written := [number for number, source in enumerate(recipe.sources) if source.synthesize]:
+        from .pipeline.synthesize.stage import check_source
+
+        yield from (partial(check_source, recipe, number) for number in written)
     if recipe.judge is not None and recipe.judge.scores is not None:
         from .pipeline.judge.scores_file import check_scores_file
 
@@ -334,6 +363,7 @@ def _check_training_names(recipe: Recipe, stage: str) -> None:
 def steps(recipe: Recipe) -> list[str]:
     """List the stages that a recipe asks for, in the order in which they run."""
     order = ["ingest", "filter", "dedup"]
+    order += ["synthesize"] if any(source.synthesize for source in recipe.sources) else []
     order += ["bootstrap"] if recipe.bootstrap else []
     order += ["score", "convert"]
     order += ["pretrain"] if recipe.pretrain else []

@@ -104,6 +104,33 @@ def dedup(
     run_and_show("dedup", corpus, resolve(corpus, recipe, overrides), as_json, workers, cluster_of(engine, address))
 
 
+@command("conan synthesize corpora/zh --dry-run", "conan synthesize corpora/zh --recipe recipe.yaml")
+def synthesize(
+    corpus: Corpus,
+    dry_run: options.SynthesizeDryRun = False,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],
+    workers: Workers = 0,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Let a language model write queries for passages; take the pairs through ingest, filter and dedup.
+
+    Requests are sent from this machine, and none is paid for twice; --engine says where the other work runs.
+    """
+    resolved = resolve(corpus, recipe, overrides)
+    if dry_run:
+        from ..workflow import plan_synthesis
+
+        with work(corpus):
+            outcome = plan_synthesis(corpus, resolved)
+        show_outcome(outcome, as_json)
+        return
+    run_and_show("synthesize", corpus, resolved, as_json, workers, cluster_of(engine, address))
+
+
 @command("conan score corpora/zh --model models/bge-large-zh --cutoff 0.5")
 def score(
     corpus: Corpus,

@@ -150,6 +150,30 @@ class JudgingPlan:
 
 
 @dataclass(frozen=True)
+class SourcePlan:
+    """What `conan synthesize` would ask for a source: `requests` of the `queries` to its passages are not answered yet.
+
+    `to_grade` are the most requests for grades. `tokens` is an estimate for all of them, answers included.
+    """
+
+    source: str
+    passages: int
+    queries: int
+    requests: int
+    to_grade: int
+    tokens: int
+    requests_left: int
+    tokens_left: int
+
+
+@dataclass(frozen=True)
+class SynthesisPlan:
+    """What `conan synthesize` would ask, source by source."""
+
+    sources: list[SourcePlan]
+
+
+@dataclass(frozen=True)
 class Finding:
     """One line of `conan doctor`: what was examined, whether it is as it should be, what was found, and what to do."""
 

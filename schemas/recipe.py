@@ -151,6 +151,12 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _passages_come_from_files(self) -> "Recipe":
+        if self.sources and all(source.synthesize for source in self.sources):
+            raise ValueError("sources: all have `synthesize:`; expected one with `files:`, which gives the passages")
+        return self
+
+    @model_validator(mode="after")
     def _holdout_is_possible(self) -> "Recipe":
         if self.holdout is None or not self.sources:
             return self

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .pairs import Category, Format, Task
 from .settings import PromptSettings, Settings, SourcePrompts, setting
+from .synthesize_settings import FORMATS_OF_KINDS, SynthesizeSettings
 
 
 def _as_list(value: Any) -> Any:
@@ -84,6 +85,16 @@ class ReaderOptions(Settings):
     )
 
 
+_OF_FILES = (
+    *("files", "exclude", "read", "encoding", "simplify", "options", "columns", "join", "select", "from_", "where"),
+    *("query", "positive", "negatives", "label", "meta"),
+)
+"""Keys that say how a source's files are read."""
+
+_SYNTHESIZED: dict[str, Any] = {"files": [], "read": "parquet", "holdout": False}
+"""Values of a source with `synthesize:`; evaluating on what a language model asks is left to those who want it."""
+
+
 class Source(Settings):
     """A data set: its files, the reader that parses them, and the SQL that turns each row into a pair."""
 
@@ -113,6 +124,11 @@ class Source(Settings):
     files: Globs = Field(
         description="Globs of the files, local or at an fsspec URI (`s3://…`). Compressed files (.gz .zst .xz .bz2)"
         " and archives (.zip .tar) are read as they are."
+    )
+    synthesize: SynthesizeSettings | None = setting(
+        None,
+        "A language model that writes the pairs, in place of `files` and of all keys that say how files are read. Their"
+        " duplicates yield to the pairs of other sources, and none is held out unless `holdout: true`.",
     )
     exclude: Globs = setting([], "Globs of files to leave out.")
     read: str = Field(
@@ -203,6 +219,12 @@ class Source(Settings):
 
     _listed = field_validator("files", "exclude", mode="before")(_as_list)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, keys: Any) -> Any:
+        is_synthesized = isinstance(keys, dict) and keys.get("synthesize") is not None
+        return _SYNTHESIZED | keys if is_synthesized else keys
+
     @property
     def gives_questions(self) -> bool:
         """Whether the recipe's `holdout:` takes questions of this source."""
@@ -230,6 +252,34 @@ class Source(Settings):
                 raise ValueError(
                     f"source {self.name}: join can't be named {name!r}: expected letters, digits and _, and none of "
                     f"{', '.join(RESERVED_TABLES)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _is_synthesized_alone(self) -> "Source":
+        if self.synthesize is None:
+            return self
+        fields = type(self).model_fields
+        for name in _OF_FILES:
+            if getattr(self, name) != _SYNTHESIZED.get(name, fields[name].default):
+                raise ValueError(
+                    f"source {self.name} has `synthesize:` in place of files, so remove `{fields[name].alias or name}:`"
+                )
+        if self.priority is not None:
+            raise ValueError(
+                f"source {self.name} has `synthesize:`, and its pairs yield to all others: remove `priority:`"
+            )
+        if self.task not in ("pretrain", "retrieval"):
+            raise ValueError(
+                f"source {self.name} has task {self.task}: expected pretrain or retrieval, for `synthesize:` writes "
+                "queries"
+            )
+        for kind in self.synthesize.kinds:
+            if self.format not in FORMATS_OF_KINDS[kind]:
+                expected = " or ".join(f"`format: {each}`" for each in FORMATS_OF_KINDS[kind])
+                raise ValueError(
+                    f"source {self.name} has format {self.format}, to which `synthesize.kinds.{kind}` does not belong: "
+                    f"expected {expected}, or another kind"
                 )
         return self
 
@@ -268,6 +318,8 @@ class EvaluationSet(Source):
 
     @model_validator(mode="after")
     def _asks(self) -> "EvaluationSet":
+        if self.synthesize is not None:
+            raise ValueError(f"evaluation set {self.name}: `synthesize` is for `sources`, so remove it")
         if not self.holdout:
             raise ValueError(f"evaluation set {self.name}: `holdout` is for `sources`, so remove it")
         if self.query_only_negatives:

@@ -26,14 +26,19 @@ def list_trainings(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], PretrainSe
 def list_models(recipe: Recipe, order: Sequence[str]) -> Iterator[tuple[str, Location, Any]]:
     """Yield each stage in `order` that encodes, the location of its model, and its settings with the key `model`.
 
-    `evaluate` comes once for each of its models.
+    `evaluate` comes once for each of its models, `synthesize` once for each round trip.
     """
     for stage in order:
         if stage == "bootstrap":
             continue  # makes its own
         if stage == "judge" and recipe.judge and recipe.judge.scores is not None:
             continue  # has a file in place of a model
-        if stage == "evaluate":
+        if stage == "synthesize":
+            for number, source in enumerate(recipe.sources):
+                if source.synthesize and source.synthesize.round_trip:
+                    place = ("sources", number, "synthesize", "round_trip", "model")
+                    yield stage, place, source.synthesize.round_trip
+        elif stage == "evaluate":
             for number, name in enumerate(recipe.evaluate.models):
                 yield stage, (stage, "models", number), recipe.evaluate.model_copy(update={"model": name})
         elif hasattr(settings := getattr(recipe, stage, None), "model"):

@@ -35,6 +35,13 @@ ARROWS = {
     "pipeline.recipe_writer": {"schemas", *SHARED_ROOMS, "pipeline.ingest"},  # looks at files as ingest reads them
     "pipeline.llm_client": {"schemas"},
     "pipeline.judge": {"schemas", *SHARED_ROOMS, "pipeline.llm_client"},
+    "pipeline.synthesize": {
+        "schemas",
+        *SHARED_ROOMS,
+        "pipeline.judge.grades",  # grades by the prompt of `conan judge`
+        "pipeline.llm_client",
+        "pipeline.mine.search",  # a query must find its passage
+    },
     "pipeline": {"schemas", *SHARED_ROOMS},  # a stage, the report, the demo: none imports another
     "trainer": {
         "schemas",

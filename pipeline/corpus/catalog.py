@@ -14,11 +14,13 @@ import pyarrow as pa
 from ...schemas.errors import ConanError, CorpusError
 from ...schemas.pairs import CLUSTERED, PAIR, REJECTED_AT_INGEST, SCORED, rejected
 from ...schemas.results import RESULT
+from ...schemas.synthesis import SYNTHESIZED
 from ...schemas.training import TRAINING
 from .atomic import replacing
 from .folder import FOLDERS, STAGES, committed, read_footer, rejects
 from .pools import FILE as POOLS_FILE
 from .sql import quote, scan_shards
+from .synthesis import ANSWERS
 
 FILE = "catalog.duckdb"
 RESULTS = "evaluation/results"
@@ -112,8 +114,8 @@ def _statements(corpus: Path) -> list[str]:
     Each folder of shards has two views, named after the last part of the folder: `convert/sts` has `sts` and
     `sts_rejected`. The others are `convert` (all training records), `rejected` (all rejects), `funnel` (rows and bytes
     by stage, source and category), `rules` (number of rejects by stage, reason and source), `runs` (the footers of all
-    shards) and `results` (metrics per query). Raises CorpusError if `corpus` is not a folder or holds a shard that
-    Conan did not write.
+    shards), `synthesis` (what language models have written) and `results` (metrics per query). Raises
+    CorpusError if `corpus` is not a folder or holds a shard that Conan did not write.
     """
     if not corpus.is_dir():
         raise CorpusError(f"{corpus}: no such folder; name the corpus that `conan ingest` wrote")
@@ -121,9 +123,9 @@ def _statements(corpus: Path) -> list[str]:
     for folder in FOLDERS:
         name = folder.rpartition("/")[2]
         shards = committed(corpus, folder)
-        statements.append(f"CREATE VIEW {name} AS {_scan(shards, _SCHEMAS[folder])}")
+        statements.append(f"CREATE VIEW {name} AS {scan(shards, _SCHEMAS[folder])}")
         reject_files = [rejects(shard) for shard in shards if rejects(shard).exists()]
-        scan_rejects = _scan(reject_files, _REJECTED_SCHEMAS[folder])
+        scan_rejects = scan(reject_files, _REJECTED_SCHEMAS[folder])
         stage = folder.partition("/")[0]
         statements.append(f"CREATE VIEW {name}_rejected AS SELECT '{stage}' AS stage, * FROM ({scan_rejects})")
     union = " UNION ALL BY NAME "
@@ -137,13 +139,14 @@ def _statements(corpus: Path) -> list[str]:
         "CREATE VIEW rules AS SELECT stage, reason, source, count(*) AS rows FROM rejected "
         "GROUP BY ALL ORDER BY stage, rows DESC"
     )
+    statements.append(f"CREATE VIEW synthesis AS {_synthesis(corpus)}")
     statements.append(f"CREATE VIEW runs AS {_runs(corpus)}")
     result_files = sorted((corpus / RESULTS).glob("*.parquet"))
-    statements.append(f"CREATE VIEW results AS {_scan(result_files, RESULT, union_by_name=True)}")
+    statements.append(f"CREATE VIEW results AS {scan(result_files, RESULT, union_by_name=True)}")
     return statements
 
 
-def _scan(files: list[Path], schema: pa.Schema, **options: bool) -> str:
+def scan(files: list[Path], schema: pa.Schema, **options: bool) -> str:
     """Build a SELECT over shards or, if there are none, over an empty table with the columns of `schema`."""
     if files:
         return f"SELECT * FROM {scan_shards((file.resolve() for file in files), **options)}"
@@ -157,6 +160,13 @@ def _type(arrow_type: pa.DataType) -> str:
     if pa.types.is_list(arrow_type):
         return f"{_type(arrow_type.value_type)}[]"
     return {"int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT"}[str(arrow_type)]
+
+
+def _synthesis(corpus: Path) -> str:
+    """Build the SQL for all requests of `conan synthesize`, kept or not: `reason` and `detail` are null for pairs."""
+    shards = committed(corpus, ANSWERS)
+    kept, thrown = scan(shards, SYNTHESIZED), scan([rejects(shard) for shard in shards], rejected(SYNTHESIZED))
+    return f"FROM ({kept}) UNION ALL BY NAME FROM ({thrown})"
 
 
 def _funnel() -> str:
@@ -192,7 +202,7 @@ def _runs(corpus: Path) -> str:
     """Build the SQL that lists the footer of every shard."""
     rows = [
         (folder, str(shard), read_footer(shard).model_dump_json())
-        for folder in FOLDERS
+        for folder in (*FOLDERS, ANSWERS)
         for shard in committed(corpus, folder)
     ]
     if not rows:

@@ -48,10 +48,7 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     settings = recipe.dedup
     inputs = shards(corpus, "filter")
     evaluation = find_evaluation_files(corpus, settings.decontaminate)
-    priorities = {
-        source.name: place if source.priority is None else source.priority
-        for place, source in enumerate(recipe.sources)
-    }
+    priorities = _rank_sources(recipe)
     decided_by = fingerprint(
         "dedup",
         VERSION,
@@ -100,6 +97,20 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         summary.notes["held_out"] = describe_sets(corpus)
     summary.notes["bands"] = f"{bands} × {rows} find {found:.1%} of pairs at Jaccard {settings.threshold:g}"
     return summary
+
+
+def _rank_sources(recipe: Recipe) -> dict[str, int]:
+    """Return the priority of each source: as in the recipe, else its place there.
+
+    What language models write comes last. It must not change which of the other pairs survive, for the passages that it
+    is written for are theirs.
+    """
+    ranked = {
+        source.name: place if source.priority is None else source.priority
+        for place, source in enumerate(recipe.sources)
+    }
+    last = max(ranked.values(), default=0) + 1
+    return ranked | {source.name: last + ranked[source.name] for source in recipe.sources if source.synthesize}
 
 
 def sign(

@@ -48,13 +48,14 @@ class SourcePreview:
 
 
 def preview(recipe: Recipe) -> Iterator[SourcePreview]:
-    """Yield what each source and evaluation set of a recipe holds.
+    """Yield what each source and evaluation set of a recipe holds, but for those that a language model writes.
 
     Raises:
         RecipeError: a reader is unknown or refuses a source's options.
     """
     readers.check_readers(recipe)
-    for source in (*recipe.sources, *recipe.evaluation):
+    of_files = [source for source in recipe.sources if not source.synthesize]
+    for source in (*of_files, *recipe.evaluation):
         files = list_source_files(source, source.files).files
         splits = [split for splits in plan_splits(source, files) for split in splits]
         if splits:

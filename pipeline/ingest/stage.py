@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from ...schemas.source_settings import EvaluationSet, Source
 from ..corpus.folder import fingerprint, read_footer
 from ..corpus.saved_recipe import load_saved, save_recipe
 from ..corpus.shard_writer import ShardWriter
+from ..corpus.synthesis import META, list_answers
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from ..text.normalise import normalise, simplify
@@ -31,14 +33,14 @@ from .splits import list_source_files, plan_splits
 
 VERSION = 5
 
-_LATER = {"priority", "licence", "holdout", "label_range", "prompts", "instruction"}
-"""Settings of a source that only later stages use."""
+_LATER = {"priority", "licence", "holdout", "label_range", "prompts", "instruction", "synthesize"}
+"""Settings of a source that only other stages use."""
 
 
 def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     """Read the sources of the recipe into `corpus/ingest`, and its evaluation sets into `corpus/evaluation`.
 
-    The recipe is saved in the corpus.
+    The recipe is saved in the corpus. Of a source with `synthesize:`, what has been written so far is read.
 
     Raises:
         RecipeError: a reader is unknown or refuses a source's options; no source matches any file.
@@ -48,10 +50,14 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         raise RecipeError("the recipe has no `sources:`; nothing to ingest")
     check_readers(recipe)
     recipe = _keep_raw_rejects(recipe)
-    listings = {source.name: list_source_files(source, source.files) for source in recipe.sources}
+    listings = {
+        source.name: _list_written(corpus, source) if source.synthesize else list_source_files(source, source.files)
+        for source in recipe.sources
+    }
     files = {name: listing.files for name, listing in listings.items()}
-    empty = [source for source in recipe.sources if not files[source.name]]
-    if len(empty) == len(recipe.sources):
+    of_files = [source for source in recipe.sources if not source.synthesize]
+    empty = [source for source in of_files if not files[source.name]]
+    if len(empty) == len(of_files):
         skipped = "; ".join(_describe_left_out(listings)["skipped_files"])
         raise RecipeError(
             f"no source matches any file; {empty[0].name} looks for {', '.join(empty[0].files)}. Check the paths and "
@@ -60,7 +66,9 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     plans = {source.name: list(plan_splits(source, files[source.name])) for source in recipe.sources}
     saved = load_saved(corpus)
     decided = [
-        decide_columns(source, list(chain.from_iterable(plans[source.name])), find_kept(source, saved.sources))
+        Decided(source)
+        if source.synthesize
+        else decide_columns(source, list(chain.from_iterable(plans[source.name])), find_kept(source, saved.sources))
         for source in recipe.sources
     ]
     sets = [_plan_set(one, find_kept(one, saved.evaluation)) for one in recipe.evaluation]
@@ -79,7 +87,9 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
         f"{', '.join(source.files)}"
         for source in empty
     ]
-    summary.empty_sources += _find_barren(corpus, "ingest", tasks)
+    summary.empty_sources += _find_barren(
+        corpus, "ingest", [task for task in tasks if not task.arguments[0].synthesize]
+    )
     summary.empty_sources += _ingest_evaluation(corpus, sets, engine)
     summary.notes["kept_types"] = [change for each in decided for change in each.changes]
     summary.notes["kept_types"] += [change for each in sets for change in each.decided.changes]
@@ -90,6 +100,12 @@ def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     summary.notes["left_out_by_where"] = _count_left_out(corpus, tasks)
     summary.bad_input = bool(summary.rejected or summary.empty_sources)
     return summary
+
+
+def _list_written(corpus: Path, source: Source) -> Listing:
+    """List the shards of what a language model has written; they are the same files if their content is the same."""
+    shards = list_answers(corpus, source.name)
+    return Listing([SourceFile(str(shard), shard.stat().st_size, read_footer(shard).content) for shard in shards])
 
 
 def _describe_left_out(listings: Mapping[str, Listing]) -> dict[str, list[str]]:
@@ -186,6 +202,9 @@ def _count_left_out(corpus: Path, tasks: Sequence[Task]) -> dict[str, int]:
 
 
 def _fingerprint(source: Source, splits: Sequence[FileSplit], files: Sequence[SourceFile]) -> str:
+    if source.synthesize:  # wherever the corpus lies
+        files = [replace(file, path=Path(file.path).name) for file in files]
+        splits = [replace(split, path=Path(split.path).name) for split in splits]
     versions = {file.path: file.version for file in files}
     settings = source.model_dump(mode="json", exclude=_LATER)
     joined = [(file.path, file.version) for file in list_files(list(source.join.values())).files]
@@ -216,6 +235,8 @@ def ingest_evaluation_set(
 
 
 def _ingest_splits(source: Source, splits: Sequence[FileSplit], writer: ShardWriter) -> None:
+    if source.synthesize:
+        source = source.model_copy(update={"meta": META})
     absent: Counter[str] = Counter(writer.notes.get("absent_columns", {}))
     left_out = writer.notes.get("left_out", 0)
     with open_sandbox() as connection, Projector(source) as projector:

@@ -4,7 +4,8 @@ The scale is that of UMBRELA (arXiv 2406.06519), which TREC's assessors use; the
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 PROMPT_VERSION = 1
 """Raise it with any change of PROMPTS: grades by another prompt are another judge's."""
@@ -63,3 +64,8 @@ def read_grade(answer: str) -> int | None:
     """Read the grade from an answer, after what the model may have thought aloud; None if there is not exactly one."""
     found = _GRADE.fullmatch(_THOUGHT.sub("", answer))
     return int(found[1]) if found else None
+
+
+def build_body(model: str, messages: Sequence[Mapping[str, str]], answer_tokens: int) -> dict[str, Any]:
+    """Build the body of a request for a grade: the likeliest answer, of at most `answer_tokens`."""
+    return {"model": model, "messages": list(messages), "temperature": 0, "max_tokens": answer_tokens}

@@ -10,8 +10,8 @@ from ..corpus.folder import fingerprint
 from ..corpus.judgements import add
 from ..corpus.pools import open_pools
 from ..engine.calls import Engine
-from ..llm_client.client import ask
-from .grades import PROMPT_VERSION, VERDICTS, build_messages, read_grade
+from ..llm_client.client import Budget, Request, Server, ask
+from .grades import PROMPT_VERSION, VERDICTS, build_body, build_messages, read_grade
 
 FOLDER = "llm_answers"
 """The folder of the answers, a file for each judge."""
@@ -59,8 +59,8 @@ def find_undecided(corpus: Path, asked: str, settings: LLMJudgeSettings, scorer:
         return found
 
 
-def build_requests(corpus: Path, pairs: pl.DataFrame) -> tuple[pl.DataFrame, list[list[dict[str, str]]]]:
-    """Return the texts of pairs, `query, passage`, and the request for the grade of each."""
+def build_prompts(corpus: Path, pairs: pl.DataFrame) -> tuple[pl.DataFrame, list[list[dict[str, str]]]]:
+    """Return the texts of pairs, `query, passage`, and the messages that ask for the grade of each."""
     with open_pools(corpus) as pools:
         pools.register("pairs", pairs.with_row_index("place").to_arrow())
         texts: pl.DataFrame = pools.sql(
@@ -69,14 +69,14 @@ def build_requests(corpus: Path, pairs: pl.DataFrame) -> tuple[pl.DataFrame, lis
             "SELECT q.text AS query, p.text AS passage, positives FROM pairs JOIN mined_queries q USING (query_id) "
             "JOIN passages p USING (passage_id) LEFT JOIN known USING (query_id) ORDER BY place"
         ).pl()
-    requests = [build_messages(query, passage, known or []) for query, passage, known in texts.iter_rows()]
-    return texts.select("query", "passage"), requests
+    prompts = [build_messages(query, passage, known or []) for query, passage, known in texts.iter_rows()]
+    return texts.select("query", "passage"), prompts
 
 
 def estimate_tokens(corpus: Path, pairs: pl.DataFrame) -> int:
     """Estimate the tokens of the prompts about pairs; most models count fewer."""
-    parts = (build_requests(corpus, part)[1] for part in pairs.iter_slices(PART))
-    sizes = (len(message["content"].encode()) for requests in parts for messages in requests for message in messages)
+    parts = (build_prompts(corpus, part)[1] for part in pairs.iter_slices(PART))
+    sizes = (len(message["content"].encode()) for prompts in parts for messages in prompts for message in messages)
     return sum(sizes) // BYTES_PER_TOKEN
 
 
@@ -87,20 +87,23 @@ def grade(corpus: Path, pairs: pl.DataFrame, settings: LLMJudgeSettings, engine:
         LLMError: the server can't be reached or refuses a request; what it has answered is kept.
     """
     name, found = name_model(settings), Graded(0, 0, 0, 0)
+    server = Server(settings.url, settings.key_variable, settings.concurrency)
     engine.progress("judge: llm", 0, pairs.height, 0)
     for start in range(0, pairs.height, PART):
-        texts, requests = build_requests(corpus, pairs[start : start + PART])
+        texts, prompts = build_prompts(corpus, pairs[start : start + PART])
+        requests = [Request(build_body(settings.model, messages, settings.answer_tokens)) for messages in prompts]
 
         def progress(done: int, _: int, start: int = start) -> None:
             engine.progress("judge: llm", min(start + done, pairs.height), pairs.height, start + done)
 
-        answers, tokens = ask(requests, settings, corpus / FOLDER / f"{name}.jsonl", progress)
-        grades = [None if answer is None else read_grade(answer) for answer in answers]
+        cache = corpus / FOLDER / f"{name}.jsonl"
+        asked = ask(requests, server, Budget(settings.max_tokens), cache, progress)
+        grades = [None if answer is None else read_grade(answer.text) for answer in asked.answers]
         known = texts.with_columns(score=pl.Series(grades, dtype=pl.Int64)).drop_nulls("score")
         if known.height:
             verdicts = known["score"].replace_strict(dict(enumerate(VERDICTS)), return_dtype=pl.String)
             add(corpus, name, known.with_columns(verdict=verdicts))
-        over = answers.count(None)
-        now = Graded(known.height, texts.height - over - known.height, over, tokens)
+        over = asked.answers.count(None)
+        now = Graded(known.height, texts.height - over - known.height, over, asked.tokens)
         found = Graded(*(before + more for before, more in zip(found, now, strict=True)))
     return found

@@ -8,19 +8,16 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
 
 from ...schemas.errors import ConanError
-from ...schemas.judge_settings import LLMSettings
-
-Messages = Sequence[Mapping[str, str]]
-"""The messages of a request, each with `role` and `content`."""
 
 ATTEMPTS = 6
 """Chosen here: with waits of 1 to 16 seconds in between, a server that restarts within half a minute is waited for."""
@@ -29,76 +26,147 @@ TIMEOUT = 120.0
 """Chosen here: seconds; a busy server with one GPU takes tens of seconds for a long prompt."""
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """HTTP statuses after which the same request may succeed."""
+_OF_REQUEST = {400, 413, 422}
+"""HTTP statuses that refuse a request for what it says, such as a prompt that is too long for the model."""
 
 
 class LLMError(ConanError):
     """A language model that can't be reached, or that refuses a request."""
 
 
+class RefusedRequestError(LLMError):
+    """A request that is refused for what it says; others may succeed."""
+
+
+class Server(NamedTuple):
+    """Where requests are sent. `key_variable` is the environment variable with the API key."""
+
+    url: str
+    key_variable: str
+    concurrency: int
+    timeout: float = TIMEOUT
+
+
+class Budget(NamedTuple):
+    """The most that may be paid for by all answers in a cache."""
+
+    tokens: float
+    requests: float = inf
+
+
+class Request(NamedTuple):
+    """A request's body, and the most tokens that it may cost.
+
+    It is sent only if that many are left of the budget. With 0, what is in flight when the budget is spent is still
+    paid for.
+    """
+
+    body: dict[str, Any]
+    most_tokens: int = 0
+
+    @property
+    def key(self) -> str:
+        """A hash of all that decides the answer: the model, the messages, the sampling."""
+        return hashlib.blake2b(json.dumps(self.body).encode(), digest_size=16).hexdigest()
+
+
 @dataclass(frozen=True)
 class Answer:
-    """A cached answer: the hash of its request, its text, and the tokens of both, as the server counts them."""
+    """A cached answer: the hash of its request, its text, and tokens as the server counts them.
+
+    `tokens` are those of prompt and answer, `answer_tokens` those of the answer alone, 0 if the server doesn't say.
+    """
 
     request: str
     text: str
     tokens: int
+    answer_tokens: int = 0
 
 
 class Asked(NamedTuple):
-    """The answer to each request, None where the budget was spent before; and the tokens that this run has paid for."""
+    """The answer to each request, None if it failed or the budget was spent before.
 
-    answers: list[str | None]
+    `paid` and `tokens` are the requests and tokens that this run has paid for; `problems` are the errors of the
+    requests that failed, by their keys.
+    """
+
+    answers: list[Answer | None]
+    paid: int
     tokens: int
+    problems: dict[str, str]
 
 
 def ask(
-    requests: Sequence[Messages], settings: LLMSettings, cache: Path, progress: Callable[[int, int], None]
+    requests: Sequence[Request],
+    server: Server,
+    budget: Budget,
+    cache: Path,
+    progress: Callable[[int, int], None],
+    patience: int = 0,
 ) -> Asked:
     """Ask what the cache does not know, `concurrency` requests at a time, until the budget is spent.
 
-    The budget, `max_tokens`, is for all answers in the file. Requests that are in flight when it is spent are still
-    paid for.
+    Args:
+        patience: How many requests in a row may fail; with one more, the server is given up. If any may, refusals of
+            single requests count only as long as nothing has been answered.
 
     Raises:
-        LLMError: the server can't be reached or refuses a request; the answers so far are in the cache.
+        LLMError: the server is given up, or refuses all requests; the answers so far are in the cache.
     """
-    keys = [hash_request(settings, messages) for messages in requests]
+    keys = [request.key for request in requests]
     known = read_cache(cache)
-    waiting = {key: messages for key, messages in zip(keys, requests, strict=True) if key not in known}
-    before = spent = sum(answer.tokens for answer in known.values())
+    waiting = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
+    paid, before = len(known), sum(answer.tokens for answer in known.values())
+    spent = before
     total, left = len(waiting), list(waiting.items())[::-1]
+    problems: dict[str, str] = {}
+    unsupported: set[str] = set()
     cache.parent.mkdir(parents=True, exist_ok=True)
     with (
         cache.open("a", encoding="utf-8") as file,
-        httpx2.Client(base_url=settings.url, timeout=TIMEOUT, headers=_headers(settings)) as client,
-        ThreadPoolExecutor(settings.concurrency) as threads,
+        httpx2.Client(
+            base_url=server.url,
+            timeout=server.timeout,
+            headers=_headers(server),
+            limits=httpx2.Limits(max_connections=server.concurrency),
+        ) as client,
+        ThreadPoolExecutor(server.concurrency) as threads,
     ):
-        running: set[Future[Answer]] = set()
+        running: dict[Future[Answer], Request] = {}
         failed: BaseException | None = None
+        in_a_row, answered = 0, False
+
+        def is_affordable(request: Request) -> bool:
+            reserved = sum(other.most_tokens for other in running.values()) + request.most_tokens
+            has_tokens = spent < budget.tokens and spent + reserved <= budget.tokens
+            return has_tokens and len(known) + len(running) < budget.requests
+
         while running or left:
-            if failed or spent >= settings.max_tokens:
+            while not failed and left and len(running) < server.concurrency and is_affordable(left[-1][1]):
+                key, request = left.pop()
+                running[threads.submit(_ask_one, client, server, key, request.body, unsupported)] = request
+            if failed or not running:  # the budget is spent
                 left.clear()
-            while left and len(running) < settings.concurrency:
-                running.add(threads.submit(_ask_one, client, settings, *left.pop()))
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                request = running.pop(future)
                 if error := future.exception():  # the others in flight are paid for, so wait for them
-                    failed = error
+                    problems[request.key] = str(error)
+                    in_a_row += 1
+                    is_bearable = patience and answered and isinstance(error, RefusedRequestError)
+                    if (in_a_row > patience and not is_bearable) or not isinstance(error, LLMError):
+                        failed = error
                     continue
                 answer = future.result()
                 file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
-                file.flush()
                 known[answer.request] = answer
                 spent += answer.tokens
+                in_a_row, answered = 0, True
+            file.flush()
+            os.fsync(file.fileno())
             progress(total - len(left) - len(running), total)
     if failed:
         raise failed
-    return Asked([known[key].text if key in known else None for key in keys], spent - before)
-
-
-def hash_request(settings: LLMSettings, messages: Messages) -> str:
-    """Return the hash of a request, of all that decides its answer: the model, the messages, the sampling."""
-    return hashlib.blake2b(json.dumps(_body(settings, messages)).encode(), digest_size=16).hexdigest()
+    return Asked([known.get(key) for key in keys], len(known) - paid, spent - before, problems)
 
 
 def read_cache(file: Path) -> dict[str, Answer]:
@@ -112,26 +180,17 @@ def read_cache(file: Path) -> dict[str, Answer]:
     return {answer.request: answer for answer in answers}
 
 
-def _headers(settings: LLMSettings) -> dict[str, str]:
-    key = os.environ.get(settings.key_variable)
+def _headers(server: Server) -> dict[str, str]:
+    key = os.environ.get(server.key_variable)
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _body(settings: LLMSettings, messages: Messages) -> dict[str, Any]:
-    return {
-        "model": settings.model,
-        "messages": list(messages),
-        "temperature": 0,
-        "max_tokens": settings.answer_tokens,
-    }
-
-
-def _ask_one(client: httpx2.Client, settings: LLMSettings, key: str, messages: Messages) -> Answer:
+def _ask_one(client: httpx2.Client, server: Server, key: str, body: dict[str, Any], unsupported: set[str]) -> Answer:
     """Send a request, again and again while the server is busy or away."""
-    problem = ""
+    problem, kind = "", LLMError
     for attempt in range(ATTEMPTS):
         try:
-            response = client.post("chat/completions", json=_body(settings, messages))
+            response = _post(client, body, unsupported)
         except httpx2.TransportError as error:
             problem, pause = f"{type(error).__name__}: {error}", FIRST_WAIT * 2**attempt
         else:
@@ -139,20 +198,37 @@ def _ask_one(client: httpx2.Client, settings: LLMSettings, key: str, messages: M
                 return _read(key, response)
             problem = f"{response.status_code} {response.text[:300]}"
             if response.status_code not in _PASSING:
+                kind = RefusedRequestError if response.status_code in _OF_REQUEST else LLMError
                 break
             asked = response.headers.get("Retry-After", "")
             pause = float(asked) if asked.isdecimal() else FIRST_WAIT * 2**attempt
         if attempt + 1 < ATTEMPTS:
             time.sleep(pause)
-    raise LLMError(f"{settings.url}: {settings.model} does not answer: {problem}")
+    raise kind(f"{server.url}: {body['model']} does not answer: {problem}")
+
+
+def _post(client: httpx2.Client, body: dict[str, Any], unsupported: set[str]) -> httpx2.Response:
+    """Send a request once; if it is refused, also without its `response_format`, which not all servers know.
+
+    If that is answered, the key is `unsupported`, and nobody sends it again.
+    """
+    sent = {name: value for name, value in body.items() if name not in unsupported}
+    response = client.post("chat/completions", json=sent)
+    if response.status_code in _OF_REQUEST and sent.pop("response_format", None):
+        plain = client.post("chat/completions", json=sent)
+        if plain.status_code == 200:
+            unsupported.add("response_format")
+            return plain
+    return response
 
 
 def _read(key: str, response: httpx2.Response) -> Answer:
-    """Read a response. Raises LLMError if it has no answer, or does not say what it costs."""
+    """Read a response. Raises RefusedRequestError if it has no answer, or does not say what it costs."""
     try:
         body = response.json()
-        return Answer(key, str(body["choices"][0]["message"]["content"] or ""), int(body["usage"]["total_tokens"]))
+        usage, text = body["usage"], str(body["choices"][0]["message"]["content"] or "")
+        return Answer(key, text, int(usage["total_tokens"]), int(usage.get("completion_tokens") or 0))
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise LLMError(
+        raise RefusedRequestError(
             f"{response.url}: expected an answer in `choices` and `usage.total_tokens`, found {response.text[:300]}"
         ) from error

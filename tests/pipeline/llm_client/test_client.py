@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from conan_embedding.pipeline.llm_client import client as module
-from conan_embedding.pipeline.llm_client.client import Asked, LLMError, ask, read_cache
-from conan_embedding.schemas.judge_settings import LLMSettings
+from conan_embedding.pipeline.llm_client.client import Asked, Budget, LLMError, Request, Server, ask, read_cache
 from llm_server import TOKENS, LLMServer, serve_llm
 
 
@@ -20,21 +20,45 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LLMServer]:
         yield running
 
 
-def run(server: LLMServer, cache: Path, prompts: list[str], **settings: object) -> Asked:
-    given = {"url": server.url, "model": "m", "max_tokens": 10_000, **settings}
-    requests = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return ask(requests, LLMSettings.model_validate(given), cache, lambda *_: None)
+class Told(NamedTuple):
+    """The texts of the answers, and the tokens that were paid for."""
+
+    answers: list[str | None]
+    tokens: int
+
+
+def ask_all(
+    server: LLMServer,
+    cache: Path,
+    prompts: list[str],
+    model: str = "m",
+    concurrency: int = 8,
+    budget: Budget | None = None,
+    most_tokens: int = 0,
+    key_variable: str = "OPENAI_API_KEY",
+    patience: int = 0,
+    **more: object,
+) -> Asked:
+    bodies = [{"model": model, "messages": [{"role": "user", "content": prompt}], **more} for prompt in prompts]
+    requests = [Request(body, most_tokens) for body in bodies]
+    budget = budget or Budget(10_000)
+    return ask(requests, Server(server.url, key_variable, concurrency), budget, cache, lambda *_: None, patience)
+
+
+def run(server: LLMServer, cache: Path, prompts: list[str], **settings: Any) -> Told:
+    asked = ask_all(server, cache, prompts, **settings)
+    return Told([answer and answer.text for answer in asked.answers], asked.tokens)
 
 
 def test_answers_come_in_order_and_are_paid_for_once(server: LLMServer, tmp_path: Path) -> None:
     cache = tmp_path / "answers" / "m.jsonl"
     prompts = [f"问{number}" for number in range(20)]
     first = run(server, cache, [*prompts[:10], prompts[0]], concurrency=3)
-    assert first == Asked([f"re: {prompt}" for prompt in [*prompts[:10], prompts[0]]], 10 * TOKENS)
+    assert first == Told([f"re: {prompt}" for prompt in [*prompts[:10], prompts[0]]], 10 * TOKENS)
     assert 1 <= server.most_at_once <= 3
-    assert server.requests[0]["model"] == "m" and server.requests[0]["temperature"] == 0
+    assert server.requests[0]["model"] == "m"
     second = run(server, cache, prompts)
-    assert second == Asked([f"re: {prompt}" for prompt in prompts], 10 * TOKENS)
+    assert second == Told([f"re: {prompt}" for prompt in prompts], 10 * TOKENS)
     assert len(server.requests) == len(set(server.prompts)) == 20
     run(server, cache, prompts[:1], model="other")
     assert len(server.requests) == 21
@@ -42,10 +66,10 @@ def test_answers_come_in_order_and_are_paid_for_once(server: LLMServer, tmp_path
 
 def test_the_budget_holds_over_runs(server: LLMServer, tmp_path: Path) -> None:
     prompts = [str(number) for number in range(10)]
-    first = run(server, tmp_path / "a", prompts, max_tokens=3 * TOKENS, concurrency=1)
+    first = run(server, tmp_path / "a", prompts, budget=Budget(3 * TOKENS), concurrency=1)
     assert first.answers == ["re: 0", "re: 1", "re: 2", *[None] * 7] and first.tokens == 3 * TOKENS
-    assert run(server, tmp_path / "a", prompts, max_tokens=3 * TOKENS) == Asked(first.answers, 0)
-    more = run(server, tmp_path / "a", prompts, max_tokens=4 * TOKENS + 1, concurrency=1)
+    assert run(server, tmp_path / "a", prompts, budget=Budget(3 * TOKENS)) == Told(first.answers, 0)
+    more = run(server, tmp_path / "a", prompts, budget=Budget(4 * TOKENS + 1), concurrency=1)
     assert more.answers.count(None) == 5 and len(server.requests) == 5
 
 
@@ -105,3 +129,39 @@ def test_the_key_is_sent_from_the_environment(
     run(server, tmp_path / "a", ["1"], key_variable="MY_KEY")
     assert server.keys == [None, "Bearer secret"]
     assert "secret" not in (tmp_path / "a").read_text("utf-8")
+
+
+def test_a_reserved_budget_is_a_hard_stop(server: LLMServer, tmp_path: Path) -> None:
+    """No request is sent whose longest answer might not fit, however many are in flight."""
+    prompts = [str(number) for number in range(20)]
+    asked = ask_all(server, tmp_path / "a", prompts, budget=Budget(5 * TOKENS), most_tokens=TOKENS + 50)
+    assert asked.tokens == 4 * TOKENS and asked.answers.count(None) == 16 and asked.problems == {}
+    asked = ask_all(server, tmp_path / "a", prompts, budget=Budget(1e9, requests=7))
+    assert len(server.requests) == 7 and asked.answers.count(None) == 13
+
+
+def test_a_request_that_fails_costs_only_itself(server: LLMServer, tmp_path: Path) -> None:
+    server.faults = [(200, ""), (400, "too long"), (200, "<html>"), (413, "too long")]
+    asked = ask_all(server, tmp_path / "a", [str(number) for number in range(6)], concurrency=1, patience=1)
+    assert [answer and answer.text for answer in asked.answers] == ["re: 0", None, None, None, "re: 4", "re: 5"]
+    assert [problem.partition("m does not answer: ")[2] for problem in asked.problems.values()] == [
+        "400 too long",
+        "",
+        "413 too long",
+    ]
+
+
+@pytest.mark.parametrize("fault", [(503, "down"), (422, "no such key")])
+def test_a_server_that_answers_nothing_is_given_up(fault: tuple[int, str], server: LLMServer, tmp_path: Path) -> None:
+    server.faults = [fault] * 10 * module.ATTEMPTS
+    with pytest.raises(LLMError, match=f"m does not answer: {fault[0]} {fault[1]}"):
+        ask_all(server, tmp_path / "a", [str(number) for number in range(9)], concurrency=1, patience=2)
+    assert len(server.requests) == (3 * module.ATTEMPTS if fault[0] == 503 else 3)
+
+
+def test_a_server_without_structured_output_is_asked_without(server: LLMServer, tmp_path: Path) -> None:
+    server.faults = [(400, "unknown key response_format")]
+    prompts = ["0", "1", "2"]
+    answers = run(server, tmp_path / "a", prompts, concurrency=1, response_format={"type": "json_schema"}).answers
+    assert answers == ["re: 0", "re: 1", "re: 2"]
+    assert ["response_format" in request for request in server.requests] == [True, False, False, False]
