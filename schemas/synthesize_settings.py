@@ -65,7 +65,7 @@ class ServerSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """What may be spent on a source, earlier runs in this corpus included."""
+    """The most to be spent on a source, earlier runs in this corpus included."""
 
     requests: int = Field(description="Requests that may be paid for.", ge=0)
     tokens: float = Field(

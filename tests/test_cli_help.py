@@ -13,7 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 COMMANDS = [
-    "init", "run", "check", "demo", "ingest", "filter", "dedup", "score", "convert", "mine", "judge",
+    "init", "run", "check", "demo", "ingest", "filter", "dedup", "synthesize", "score", "convert", "mine", "judge",
     "train", "evaluate", "export", "push", "sql", "report", "sample", "doctor",
 ]  # fmt: skip
 PANELS = ["Everything at once", "Data stages", "Training", "Inspection"]

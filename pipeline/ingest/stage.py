@@ -40,7 +40,7 @@ _LATER = {"priority", "licence", "holdout", "label_range", "prompts", "instructi
 def ingest(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     """Read the sources of the recipe into `corpus/ingest`, and its evaluation sets into `corpus/evaluation`.
 
-    The recipe is saved in the corpus. Of a source with `synthesize:`, what has been written so far is read.
+    The recipe is saved in the corpus. A source with `synthesize:` has the pairs written so far.
 
     Raises:
         RecipeError: a reader is unknown or refuses a source's options; no source matches any file.

@@ -51,7 +51,7 @@ def answer_with(query: str, passage: str) -> str:
 
 
 def write_query(prompt: str) -> str:
-    """What a good model writes."""
+    """Write what a good model would."""
     topic = find_topic(prompt)
     return answer_with(QUERIES[topic], PASSAGES[topic])
 
