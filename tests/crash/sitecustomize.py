@@ -8,8 +8,8 @@ FAULT_FOLDER: only files below it count.
 FAULT_POINTS: a file with the points met so far, shared by all processes. A fault happens at the first point that is not
     in it and is put down there, so the same command started over and over meets each point once.
 FAULT_WANTED: where set, the points that count, a line each; where empty, points are put down and nothing happens.
-FAULT_EACH: where set, every point is one of its own; else each kind is met once. A process that dies after fsync leaves
-    the same as one that dies before the next call, so such a point is not counted.
+FAULT_EACH: where set, every point is one of its own; else each kind is met once, and no death is at an fsync: what is
+    written outlives the process, so it leaves what a death before or after the rename next to it leaves.
 """
 
 import builtins
@@ -78,10 +78,12 @@ def reach(call: str, path: Any) -> None:
 
 
 def around(call: str, function: Callable[..., Any], path: Any, *arguments: Any, **options: Any) -> None:
-    """Call what makes something durable; a process may die before it and after it."""
-    reach(f"before {call}", path)
+    """Call what makes something durable; a process may die before it and after it, a disk be full before it."""
+    can_die = is_deadly() and (call != "fsync" or os.environ.get("FAULT_EACH"))
+    if can_die or not is_deadly():
+        reach(f"before {call}", path)
     function(*arguments, **options)
-    if is_deadly() and (call != "fsync" or os.environ.get("FAULT_EACH")):
+    if can_die:
         reach(f"after {call}", path)
 
 
