@@ -38,7 +38,7 @@ RULES = {
     "0.5 and as it": Threshold(score=0.5, margin=0),
     "0.9": Threshold(score=0.9),
 }
-"""What a candidate must reach to become a positive, in probabilities of a cross-encoder."""
+"""The scores that make a candidate a positive: probabilities of a cross-encoder."""
 FIRST = "SELECT query_id, unnest(passage_ids[1:$1]) AS passage_id FROM candidates"
 MINED = "SELECT query_id, unnest(passage_ids[1:$1]) AS passage_id FROM mined_candidates"
 REMOVED = f"SELECT query_id, passage_id FROM decisions SEMI JOIN ({MINED}) USING (query_id, passage_id)"

@@ -4,8 +4,8 @@ Run: `python benchmarks/train_cross_encoder.py CORPUS FOLDER [--model intfloat/m
 CORPUS has been mined. FOLDER gets a Hugging Face sequence classifier with one label, as `conan judge --model` takes it;
 `benchmarks/false_negatives.py --judge FOLDER` says what it is worth.
 
-Of each query, its positive and NEGATIVES of its first RANKS candidates are classified one by one. 4,000 queries take
-about 20 minutes of one core that computes in bf16.
+Each query brings its positive and NEGATIVES of its first RANKS candidates, which are classified one by one. 4,000
+queries take about 20 minutes of one core that computes in bf16.
 """
 
 import argparse

@@ -5,10 +5,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 from ...schemas.errors import RecipeError
 from ...schemas.synthesize_settings import SynthesizeSettings
 from .prompts import DIFFICULTIES, LENGTHS, Draw
+
+Name = TypeVar("Name", bound=str)
 
 AUTO = "auto"
 PERSONAS = {
@@ -56,12 +59,12 @@ def read_personas(personas: str | None, place: str) -> Mapping[str, Sequence[str
     if personas == AUTO:
         return PERSONAS
     try:
-        lines = [line.strip() for line in Path(personas).read_text("utf-8-sig").splitlines()]
+        named = [line.strip() for line in Path(personas).read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{place}: {personas} can't be read as UTF-8 text: {error}") from error
-    if not any(lines):
+    if not named:
         raise RecipeError(f"{place}: {personas} is empty; expected one persona per line, or `{AUTO}`")
-    return dict.fromkeys(PERSONAS, [line for line in lines if line])
+    return {"zh": named, "en": named}
 
 
 def draw(
@@ -76,7 +79,7 @@ def draw(
     language = _choose(settings.languages, parts[1])
     known = personas["zh" if language == "zh" else "en"]
     drawn = Draw(
-        kind=_choose({**settings.kinds}, parts[0]),
+        kind=_choose(settings.kinds, parts[0]),
         language=language,
         persona=known[int(parts[2] * len(known))],
         difficulty=DIFFICULTIES[int(parts[3] * len(DIFFICULTIES))],
@@ -85,7 +88,7 @@ def draw(
     return drawn, int(parts[5] * 2**31)
 
 
-def _choose(shares: Mapping[str, float], part: float) -> str:
+def _choose(shares: Mapping[Name, float], part: float) -> Name:
     """Choose a name by its share; `part` is from 0 to 1."""
     *ends, total = accumulate(shares.values())
     return list(shares)[bisect_right(ends, part * total)]

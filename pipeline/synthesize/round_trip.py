@@ -22,7 +22,7 @@ from ..engine.calls import Engine
 KEPT_ABOVE = 10
 """Chosen here: how many of the passages that rank higher are kept, as many candidates as `conan judge` looks at."""
 
-RANKS = pl.Schema({"request": pl.String, "rank": pl.Int32, "above": pl.List(pl.String)})
+RANKS = pl.Schema({"request": pl.String(), "rank": pl.Int32(), "above": pl.List(pl.String)})
 """The columns of ranks: `above` are the pair_ids of the passages that rank higher, best first."""
 
 

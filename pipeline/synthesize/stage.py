@@ -198,7 +198,7 @@ def _read_ranks(corpus: Path, name: str, fingerprint: str) -> pl.DataFrame:
     """Read the ranks in the shards of an earlier run, as far as they are of the same model and passages."""
     shards = [shard for shard in list_answers(corpus, name) if read_footer(shard).notes["ranks"] == fingerprint]
     files = [file for shard in shards for file in (shard, rejects(shard))]
-    frames = (pl.read_parquet(file, columns=RANKS.names()).cast(dict(RANKS)) for file in files)
+    frames = (pl.read_parquet(file, columns=RANKS.names()).cast(RANKS) for file in files)
     return pl.concat([pl.DataFrame(schema=RANKS), *frames]).filter(pl.col("rank").is_not_null())
 
 
