@@ -114,8 +114,9 @@ def _statements(corpus: Path) -> list[str]:
     Each folder of shards has two views, named after the last part of the folder: `convert/sts` has `sts` and
     `sts_rejected`. The others are `convert` (all training records), `rejected` (all rejects), `funnel` (rows and bytes
     by stage, source and category), `rules` (number of rejects by stage, reason and source), `runs` (the footers of all
-    shards), `synthesis` (what language models have written) and `results` (metrics per query). Raises
-    CorpusError if `corpus` is not a folder or holds a shard that Conan did not write.
+    shards), `synthesis` (what language models have written), `synthesis_funnel` (how much of it was left after each
+    check, by source, kind and persona) and `results` (metrics per query). Raises CorpusError if `corpus` is not a
+    folder or holds a shard that Conan did not write.
     """
     if not corpus.is_dir():
         raise CorpusError(f"{corpus}: no such folder; name the corpus that `conan ingest` wrote")
@@ -140,6 +141,7 @@ def _statements(corpus: Path) -> list[str]:
         "GROUP BY ALL ORDER BY stage, rows DESC"
     )
     statements.append(f"CREATE VIEW synthesis AS {_synthesis(corpus)}")
+    statements.append(f"CREATE VIEW synthesis_funnel AS {_SYNTHESIS_FUNNEL}")
     statements.append(f"CREATE VIEW runs AS {_runs(corpus)}")
     result_files = sorted((corpus / RESULTS).glob("*.parquet"))
     statements.append(f"CREATE VIEW results AS {scan(result_files, RESULT, union_by_name=True)}")
@@ -160,6 +162,20 @@ def _type(arrow_type: pa.DataType) -> str:
     if pa.types.is_list(arrow_type):
         return f"{_type(arrow_type.value_type)}[]"
     return {"int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT"}[str(arrow_type)]
+
+
+_SYNTHESIS_FUNNEL = """
+SELECT source, kind, persona, count(*) AS asked, count(raw) AS answered, count(query) AS parsed,
+    count(*) FILTER (checked OR starts_with(reason, 'duplicate')) AS faultless,
+    count(*) FILTER (checked) AS distinct_queries, count(*) FILTER (checked AND rank_fits) AS found,
+    count(*) FILTER (reason IS NULL) AS kept,
+    CAST(sum(tokens - answer_tokens) AS BIGINT) AS prompt_tokens, CAST(sum(answer_tokens) AS BIGINT) AS answer_tokens
+FROM (
+    SELECT *, reason IS NULL OR reason IN ('round_trip', 'ungraded', 'grade') AS checked,
+        coalesce(reason <> 'round_trip', true) AS rank_fits
+    FROM synthesis)
+GROUP BY ALL ORDER BY ALL
+"""
 
 
 def _synthesis(corpus: Path) -> str:

@@ -19,12 +19,14 @@ from .rejects import render_examples, render_rejects
 from .scores import render_scores
 from .style import SCRIPT, STYLE
 from .subjects import Subject, open_subjects
+from .synthesis import render_synthesis
 from .training import render_training
 
 _SECTIONS = (
     render_differences,
     render_funnel,
     render_rejects,
+    render_synthesis,
     render_scores,
     render_lengths,
     render_pools,

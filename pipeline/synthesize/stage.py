@@ -85,8 +85,7 @@ def synthesize(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     summary = run_stage(corpus, ANSWERS, write_answers, tasks, alone)
     summary.stage, summary.seconds = "synthesize", time.monotonic() - started
     summary.notes = {"paid_for": sources}
-    if kinds := _count_kinds(corpus):
-        summary.notes["kept_by_kind"] = kinds
+    summary.notes |= _add_up(corpus)
     return summary
 
 
@@ -255,14 +254,19 @@ def write_answers(name: str, rows: pl.DataFrame, ranks: str, fingerprint: str, s
         writer.notes = {"source": name, "ranks": ranks}
 
 
-def _count_kinds(corpus: Path) -> dict[str, str]:
-    """Say for each kind how many of the answered requests are kept."""
-    files = [(shard, file) for shard in committed(corpus, ANSWERS) for file in (shard, rejects(shard))]
-    frames = [
-        pl.read_parquet(file, columns=["kind"]).select(pl.col("kind").cast(pl.String), kept=pl.lit(file == shard))
-        for shard, file in files
-    ]
+def _add_up(corpus: Path) -> dict[str, Any]:
+    """Add up the tokens of all requests, and say for each kind how many of its requests are pairs."""
+    columns, frames = ["kind", "tokens", "answer_tokens"], []
+    for shard in committed(corpus, ANSWERS):
+        for file in (shard, rejects(shard)):
+            read = pl.read_parquet(file, columns=columns).with_columns(pl.col("kind").cast(pl.String))
+            frames.append(read.with_columns(kept=pl.lit(file == shard)))
     if not frames:
         return {}
-    counts = pl.concat(frames).group_by("kind").agg(pl.len(), pl.col("kept").sum()).sort("kind")
-    return {kind: f"{kept:,} of {answered:,}" for kind, answered, kept in counts.iter_rows()}
+    rows = pl.concat(frames)
+    counts = rows.group_by("kind").agg(pl.len(), pl.col("kept").sum()).sort("kind")
+    return {
+        "prompt_tokens": rows["tokens"].sum() - rows["answer_tokens"].sum(),
+        "answer_tokens": rows["answer_tokens"].sum(),
+        "kept_by_kind": {kind: f"{kept:,} of {asked:,}" for kind, asked, kept in counts.iter_rows()},
+    }
