@@ -48,11 +48,14 @@ def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") ->
 
             summary = dedup(corpus, recipe, engine)
         case "synthesize":
+            from .pipeline.corpus.folder import is_interrupted
             from .pipeline.synthesize.stage import synthesize
 
+            before = ("ingest", "filter", "dedup")
+            if any(is_interrupted(corpus, each) for each in before):  # by a kill at the end of this stage
+                _run_data_stages(before, corpus, recipe, engine)
             summary = synthesize(corpus, _with_round_trips(recipe, corpus), engine)
-            for each in ("ingest", "filter", "dedup"):  # skip all but what has been written
-                run_data_stage(each, corpus, recipe, engine)
+            _run_data_stages(before, corpus, recipe, engine)  # which skip all but what has been written
         case "score":
             from .pipeline.score.stage import score
 
@@ -73,6 +76,11 @@ def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") ->
             raise ValueError(f"no data stage is called {name!r}; choose from {', '.join(DATA_STAGES)}")
     catalog.rebuild(corpus)
     return summary
+
+
+def _run_data_stages(names: Sequence[str], corpus: Path, recipe: Recipe, engine: "Engine") -> None:
+    for name in names:
+        run_data_stage(name, corpus, recipe, engine)
 
 
 def plan_judging(corpus: Path, recipe: Recipe) -> JudgingPlan:
@@ -329,10 +337,10 @@ def list_name_checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
         from .pipeline.mine.search import check_index_syntax  # imports FAISS
 
         yield partial(check_index_syntax, recipe.mine.index, recipe.locate("mine", "index"))
-    if written := [number for number, source in enumerate(recipe.sources) if source.synthesize]:
-        from .pipeline.synthesize.stage import check_source
+    if any(source.synthesize for source in recipe.sources):
+        from .pipeline.synthesize.stage import list_checks
 
-        yield from (partial(check_source, recipe, number) for number in written)
+        yield from list_checks(recipe)
     if recipe.judge is not None and recipe.judge.scores is not None:
         from .pipeline.judge.scores_file import check_scores_file
 

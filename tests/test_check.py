@@ -228,6 +228,28 @@ def test_a_judge_is_a_cross_encoder_a_bi_encoder_or_a_file(folder: Path, tiny: P
         assert message in found
 
 
+def test_a_source_that_a_language_model_writes(folder: Path, tiny: Path) -> None:
+    """It has no files to be tried; what it names is looked at, its server is not asked."""
+    asked = {"server": {"url": "http://127.0.0.1:9", "model": "m"}, "budget": {"requests": 1, "tokens": 1}}
+
+    def recipe(**more: Any) -> dict[str, Any]:
+        written = {"name": "w", "format": "question_answer", "task": "retrieval", "synthesize": asked | more}
+        return {"sources": [{"name": "faq", **FAQ}, written], "score": {"model": str(tiny)}}
+
+    ready = "ingest, filter, dedup, synthesize, score, convert can begin"
+    assert check(recipe(round_trip={"model": str(tiny)})) == [("ok", "recipe.yaml", ready)]
+    wrong = recipe(
+        language="xx", personas="none.txt", passages={"sql": "SELECT text FROM dedup"}, round_trip={"model": "finetune"}
+    )
+    found = errors(wrong)
+    at = "sources.1.synthesize"
+    assert set(found) == {f"{at}.{key}" for key in ("language", "personas", "passages.sql", "round_trip.model")}
+    assert "no language is called 'xx'" in found[f"{at}.language"]
+    assert "none.txt can't be read" in found[f"{at}.personas"]
+    assert "expected the columns `text` and `pair_id`" in found[f"{at}.passages.sql"]
+    assert "there is no `finetune:`" in found[f"{at}.round_trip.model"]
+
+
 def test_models_of_an_earlier_run_are_looked_for_in_the_corpus(folder: Path, tiny: Path) -> None:
     recipe = {"sources": [{"name": "faq", **FAQ}], "score": {"model": "pretrain"}, "corpus": "corpus"}
     cure = "name another stage, a folder or a hub name"

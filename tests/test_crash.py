@@ -28,6 +28,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import yaml
 
 sys.path.append(str(Path(__file__).parent / "crash"))
 
@@ -44,6 +45,7 @@ from corpora import (
     state,
     temporaries,
 )
+from llm_server import llm_process
 from points import kind_of
 from properties import FUZZ, SEED, time_is_over
 
@@ -109,6 +111,36 @@ def test_kills_at_random_moments(
             assert state(crashed_corpus) == unbroken.states[stage]
             unbroken.before(stage, crashed_corpus)
             seconds = min(seconds, time.monotonic() - began)
+
+
+def test_kills_while_a_language_model_writes(
+    unbroken: Unbroken, crashed_corpus: Path, output: Path, tmp_path: Path
+) -> None:
+    """The corpus is as if nobody had killed the stage, and nothing is paid for twice but what was in flight."""
+    recipe = yaml.safe_load(unbroken.recipe.read_text("utf-8"))
+    with llm_process(tmp_path / "log.jsonl", delay=0.005) as server:
+        written = {"name": "written", "format": "question_answer", "task": "retrieval", "category": "llm_generated"}
+        written["synthesize"] = {
+            "server": {"url": server.url, "model": "m", "concurrency": 1},  # so that answers come in the same order
+            "passages": {"sample": 40},
+            "budget": {"requests": 1000, "tokens": 1e9},
+        }
+        recipe["sources"].append(written)
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
+        found, seconds = [], 0.0
+        for corpus, kills in ((tmp_path / "whole", 0), (crashed_corpus, 2)):
+            unbroken.before("score", corpus)
+            command = ["synthesize", str(corpus), f"--recipe={tmp_path / 'recipe.yaml'}", "--workers=1"]
+            before, random = len(server.requests), Random(f"{SEED} synthesize")
+            for _ in range(kills):
+                with forks.started(command, output) as process:
+                    process.join(random.uniform(0, seconds))
+            began = time.monotonic()
+            assert forks.run(command, output) == 0, output.read_text("utf-8")
+            seconds = time.monotonic() - began
+            assert 40 <= len(server.requests) - before <= 40 + kills
+            found.append(state(corpus))
+    assert found[0] == found[1] and found[0]["synthesize/answers/part-00000.parquet"][1]
 
 
 @pytest.mark.parametrize("stage", STAGES)

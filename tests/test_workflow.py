@@ -48,6 +48,9 @@ def test_stages_follow_from_the_recipe() -> None:
         "evaluate",
         "export",
     ]
+    asked = {"server": {"model": "m"}, "budget": {"requests": 1, "tokens": 1}}
+    written = {"name": "w", "format": "question_answer", "synthesize": asked}
+    assert steps(recipe(sources=[SOURCE, written], bootstrap={}))[2:5] == ["dedup", "synthesize", "bootstrap"]
     assert "judge" not in steps(recipe(finetune={})) + steps(recipe(judge={}))
 
 

@@ -39,7 +39,7 @@ def shards(corpus: Path, folder: str) -> list[Path]:
     """
     check_place(corpus)
     stage = {"evaluation": "ingest", HOLDOUT: "dedup"}.get(folder, folder.partition("/")[0])
-    if (corpus / folder / _INCOMPLETE).exists():
+    if is_interrupted(corpus, folder):
         raise CorpusError(f"{corpus / folder}: `conan {stage}` was interrupted; run it again first")
     found = committed(corpus, folder)
     if not found and folder.startswith("convert/") and (corpus / folder).is_dir():
@@ -83,7 +83,12 @@ def check_place(corpus: Path) -> None:
 
 def is_begun(corpus: Path, folder: str) -> bool:
     """Whether a stage has written shards, or was interrupted before the first."""
-    return bool(committed(corpus, folder)) or (corpus / folder / _INCOMPLETE).exists()
+    return bool(committed(corpus, folder)) or is_interrupted(corpus, folder)
+
+
+def is_interrupted(corpus: Path, folder: str) -> bool:
+    """Whether a stage has begun to write its shards and has not come to its end."""
+    return (corpus / folder / _INCOMPLETE).exists()
 
 
 def rejects(shard: Path) -> Path:

@@ -5,7 +5,7 @@ recipe, and is computed again where one of these has changed.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -120,15 +120,14 @@ def plan(corpus: Path, recipe: Recipe) -> SynthesisPlan:
     return SynthesisPlan(sources)
 
 
-def check_source(recipe: Recipe, number: int) -> None:
-    """Check what a source with `synthesize:` names: languages, a file of personas, the SQL. Raises RecipeError."""
-    settings = recipe.sources[number].synthesize
-    assert settings is not None
-    place = partial(recipe.locate, "sources", number, "synthesize")
-    for language in settings.languages:
-        check_names("language", [language], sorted(LANGUAGES), place("language"))
-    read_personas(settings.personas, place("personas"))
-    check_sql(settings.passages, place("passages", "sql"))
+def list_checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
+    """Yield checks of what `synthesize:` names: languages, a file of personas, the SQL. Each raises RecipeError."""
+    for number, source in enumerate(recipe.sources):
+        if (settings := source.synthesize) is not None:
+            place = partial(recipe.locate, "sources", number, "synthesize")
+            yield partial(check_names, "language", settings.languages, sorted(LANGUAGES), place("language"))
+            yield partial(read_personas, settings.personas, place("personas"))
+            yield partial(check_sql, settings.passages, place("passages", "sql"))
 
 
 def _name_synthesized(recipe: Recipe) -> list[str]:
@@ -139,11 +138,12 @@ def _plan(corpus: Path, recipe: Recipe) -> list[_Planned]:
     names = _name_synthesized(recipe)
     if not names:
         raise RecipeError("the recipe has no source with `synthesize:`, so there is nothing to write")
+    for check in list_checks(recipe):
+        check()
     found = []
     for number, source in enumerate(recipe.sources):
         if (settings := source.synthesize) is None:
             continue
-        check_source(recipe, number)
         place = partial(recipe.locate, "sources", number, "synthesize")
         personas = read_personas(settings.personas, place("personas"))
         passages = choose_passages(corpus, settings.passages, names, recipe.filter.mask, place("passages", "sql"))
