@@ -19,6 +19,7 @@ REASONS = {
     "refusal": "the model refuses or speaks of itself (作为一个AI…)",
     "copied_example": "the query is that of an example in the prompt",
     "names_the_passage": "the query speaks of the passage (本文, 上述, the text), which a searcher has not seen",
+    "unnamed_subject": "the query begins with 他, 该, 这次 or he: with whom or what only the passage says",
     "several_questions": "the query asks several questions",
     "wrong_language": "hardly any of the query is in the script of the language asked for",
     "too_short": "the query has too few words or Chinese characters for its kind",
@@ -70,6 +71,14 @@ _NAMES_THE_PASSAGE = "|".join(
         r"describe|discuss|suggest|provide|refer|argue|claim|explain|impl)",
     )
 )
+_UNNAMED_SUBJECT = "|".join(
+    (
+        r"^(?:请问|在|据|根据|关于|为什么|为何)?(?:[他她它]们?[^\p{P}]|其[^他它实中余次]|该[^怎如不去交用吃做来买]|"
+        r"此次|此[^\p{P}外刻时前后类]{2}|这[次张首条部本座名位家场项支届款批些种])",
+        r"(?i)^(?:he|she|they|his|her|their)\b",
+        r"(?i)^(?:who|what|when|where|why|how|which)\b.{0,20} (?:did|does|do|was|were|is|are|ha[sd]) (?:he|she|they)\b",
+    )
+)
 _SEVERAL = r"[?？][^?？]*\p{L}[^?？]*[?？]|(?m)^\s*(?:2\s*[.、．):]|二、|②)"
 
 
@@ -109,6 +118,7 @@ def _build_rules(languages: list[str]) -> dict[str, pl.Expr]:
         "copied_example": match_key(query).is_in(_example_keys()),
         "names_the_passage": (kind != "translation")
         & pl.concat_str(query, beginning, separator="\n").str.contains(_NAMES_THE_PASSAGE),
+        "unnamed_subject": kind.is_in(["question", "comparison", "statement"]) & query.str.contains(_UNNAMED_SUBJECT),
         "several_questions": asks & query.str.contains(_SEVERAL),
         # A name in another script is the passage's own.
         "wrong_language": (own < OWN_SHARE * units) & ~in_passage(query),

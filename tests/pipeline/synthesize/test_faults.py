@@ -1,7 +1,6 @@
 """The known faults of generated queries, and sound queries that look like them."""
 
 import polars as pl
-import pytest
 from conan_embedding.pipeline.synthesize.faults import LENGTHS, REASONS, faults
 from conan_embedding.pipeline.synthesize.languages import LANGUAGES
 from conan_embedding.pipeline.synthesize.prompts import KINDS
@@ -76,6 +75,22 @@ def test_queries_that_name_the_passage() -> None:
     assert found == dict.fromkeys(NAME_IT_IN_ENGLISH, "names_the_passage") | dict.fromkeys(DO_NOT_NAME_IT_IN_ENGLISH)
 
 
+def test_queries_whose_subject_only_the_passage_names() -> None:
+    unnamed = [
+        "他在大学任教时提出了什么理论？",
+        "该频道播放什么剧？",
+        "这张专辑的主题是什么？",
+        "此次比赛有几天？",
+        "为什么该站叫这个名字？",
+    ]
+    named = ["该怎么退货？", "其实长江有多长？", "此外还要带什么？", "这个软件叫什么？"]
+    assert judge(unnamed + named) == dict.fromkeys(unnamed, "unnamed_subject") | dict.fromkeys(named)
+    english = judge(["When did he build the dam?", "His theory was rejected."], "statement", "en")
+    assert set(english.values()) == {"unnamed_subject"}
+    assert set(judge(["How long is it to the moon?", "Is there a dam?"], language="en").values()) == {None}
+    assert judge(["他的一生"], "title") == {"他的一生": None}
+
+
 def test_a_response_must_not_begin_with_the_passage() -> None:
     def of(answer: str) -> str | None:
         return judge(["长江有多长？请简要回答。"], "prompt", answer=answer)["长江有多长？请简要回答。"]
@@ -121,36 +136,39 @@ def test_copies_of_a_sentence() -> None:
 def test_answers_are_quotes_of_the_passage() -> None:
     quotes = ["六千三百余公里", "“江水”", "2006年", "是亚洲第一长河。《水经注》", None]
     others = ["六千三百公里", "2009 年", "长江"[::-1]]
-    for kind in ("question", "paraphrase"):
-        assert {
-            quote: judge(["长江有多长？"], kind, answer=quote)["长江有多长？"] for quote in quotes
-        } == dict.fromkeys(quotes)
-        for other in others:
-            assert judge(["长江有多长？"], kind, answer=other) == {"长江有多长？": "answer_not_in_passage"}
+    kinds, answers = ("question", "paraphrase"), quotes + others
+    rows = [(PASSAGE, "长江有多长？", answer, kind, "zh") for kind in kinds for answer in answers]
+    found = faults(pl.DataFrame(rows, schema=COLUMNS, orient="row")).to_list()
+    assert found == ([None] * len(quotes) + ["answer_not_in_passage"] * len(others)) * 2
     assert judge(["长江有多长？"], "prompt", answer=others[0]) == {"长江有多长？": None}
 
 
-@pytest.mark.parametrize(
-    ("language", "right", "wrong"),
-    [
-        (
-            "zh",
-            ["Python 的 GIL 是什么？", "长江 长度"],
-            ["How long is the river?", "長さはどのくらいですか、ねえ、これは", "강의 길이는?"],
-        ),
-        ("en", ["How long is the 长江?"], ["长江全长是多少？", "Какова длина реки?"]),
-        ("ja", ["川の長さはどのくらいですか"], ["长江全长是多少公里？", "How long is the river?"]),
-        ("ko", ["강의 길이는 얼마입니까?"], ["长江全长是多少？"]),
-        ("ru", ["Какова длина реки?"], ["How long is the river?"]),
-        ("ar", ["كم يبلغ طول النهر؟"], ["长江全长是多少？"]),
-        ("hi", ["नदी कितनी लंबी है?"], ["长江全长是多少？"]),
-        ("th", ["แม่น้ำยาวเท่าไร"], ["长江全长是多少？"]),
-        ("de", ["Wie lang ist der Fluss?"], ["长江全长是多少？"]),
-    ],
-)
-def test_languages(language: str, right: list[str], wrong: list[str]) -> None:
-    found = judge(right + wrong, "translation", language)
-    assert found == dict.fromkeys(right) | dict.fromkeys(wrong, "wrong_language")
+IN_THEIR_LANGUAGE = {
+    "zh": "长江有多长？",
+    "en": "How long is the river?",
+    "ja": "川の長さはどのくらいですか",
+    "ko": "강의 길이는 얼마입니까?",
+    "ru": "Какова длина реки?",
+    "ar": "كم يبلغ طول النهر؟",
+    "hi": "नदी कितनी लंबी है?",
+    "th": "แม่น้ำยาวเท่าไร",
+    "de": "Wie lang ist der Fluss?",
+}
+
+
+def test_languages() -> None:
+    """English and German are both in Latin letters, which rules don't tell apart."""
+    rows = [
+        (PASSAGE, query, None, "translation", asked, own == asked or {own, asked} == {"en", "de"})
+        for own, query in IN_THEIR_LANGUAGE.items()
+        for asked in IN_THEIR_LANGUAGE
+    ]
+    frame = pl.DataFrame(rows, schema=[*COLUMNS, "right"], orient="row")
+    right = pl.when(~pl.col("right")).then(pl.lit("wrong_language"))
+    assert faults(frame).to_list() == frame.select(right).to_series().to_list()
+    mixed = ["Python 的 GIL 是什么？", "长江 length"]
+    assert judge(mixed) == dict.fromkeys(mixed)
+    assert judge(["长江全长是多少公里？"], language="en") == {"长江全长是多少公里？": "wrong_language"}
 
 
 def test_a_name_of_the_passage_is_in_no_language() -> None:
@@ -162,12 +180,21 @@ def test_a_name_of_the_passage_is_in_no_language() -> None:
 
 def test_lengths() -> None:
     assert set(LENGTHS) == set(KINDS)
-    for kind, (least, most) in LENGTHS.items():
-        texts = ["河" * least, "河" * most, "河" * (most + 1), "river " * most + "河" * (most // 4)]
-        expected = [None, None, "too_long", "too_long"]
-        assert list(judge(texts, kind, passage="无关", answer="无关").values()) == expected
-        if least > 1:
-            assert judge(["河" * (least - 1)], kind, answer="长江") == {"河" * (least - 1): "too_short"}
+    rows = [
+        ("无关", query, "无关", kind, "zh", reason)
+        for kind, (least, most) in LENGTHS.items()
+        for query, reason in (
+            ("河" * (least - 1), "too_short"),
+            ("河" * least, None),
+            ("河" * most, None),
+            ("江" + "river " * (most - 1), "too_long" if most < 5 else "wrong_language"),
+            ("江river" * (most // 2) + "2006", "too_long"),
+            ("河" * (most + 1), "too_long"),
+        )
+        if query
+    ]
+    frame = pl.DataFrame(rows, schema=[*COLUMNS, "expected"], orient="row")
+    assert faults(frame).to_list() == frame["expected"].to_list()
 
 
 def test_each_row_is_judged_by_its_own_language_and_kind() -> None:
