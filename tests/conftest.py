@@ -5,6 +5,7 @@ import shutil
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conan_embedding import collect_garbage_seldom
@@ -26,6 +27,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None):
         for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS"):
             os.environ.setdefault(name, "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process whole groups and whole files: what a file imports and its fixtures make is made once."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class Scheduling(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return super()._split_scope(nodeid).partition("::")[0]
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(trylast=True)
