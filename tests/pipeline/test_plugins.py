@@ -2,19 +2,33 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from command_line import Conan
 from conan_embedding.pipeline import plugins
 from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.ingest.readers import READERS
 from conan_embedding.schemas.errors import RecipeError
+from conan_embedding.trainer.evaluation.evaluation_sets import read_sets
 from reader_plugin import PAIRS, python_path, read_corpus, write_plugin, write_plugin_recipe
 
 CONAN = "from conan_embedding.cli import main; main()"
 
 
-def test_a_plugins_reader_reads_in_worker_processes(tmp_path: Path) -> None:
+@pytest.fixture
+def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this process import the plugin for one test."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plugins, "_loaded", {})
+    with patch.dict(READERS):
+        yield
+    sys.modules.pop("arrow_readers", None)
+
+
+def test_a_plugins_reader_reads_in_worker_processes(conan: Conan, tmp_path: Path) -> None:
     write_plugin(tmp_path)
     command = ["ingest", tmp_path / "corpus", "--recipe", write_plugin_recipe(tmp_path), "--workers", "2"]
     with subprocess.Popen([sys.executable, "-c", CONAN, *command], env=python_path(tmp_path)) as driver:
@@ -26,22 +40,15 @@ def test_a_plugins_reader_reads_in_worker_processes(tmp_path: Path) -> None:
     assert driver.pid not in processes
 
     # The corpus keeps the recipe, and its plugins with it.
-    command = ["filter", tmp_path / "corpus", "--workers", "1"]
-    ran = subprocess.run([sys.executable, "-c", CONAN, *command], capture_output=True, text=True, check=False)
-    assert ran.returncode == 2
-    assert "arrow_readers can't be imported" in " ".join(ran.stderr.split())
+    code, _, error = conan("filter", tmp_path / "corpus", "--workers", "1")
+    assert code == 2
+    assert "arrow_readers can't be imported" in " ".join(error.split())
 
 
-def test_a_plugins_reader_reads_evaluation_sets_of_a_recipe(tmp_path: Path) -> None:
+def test_a_plugins_reader_reads_evaluation_sets_of_a_recipe(tmp_path: Path, importable: None) -> None:
     write_plugin(tmp_path)
-    recipe = write_plugin_recipe(tmp_path, "evaluation")
-    script = f"""
-from pathlib import Path
-from conan_embedding.trainer.evaluation.evaluation_sets import read_sets
-print([one.frame["query"].to_list() for one in read_sets([Path({str(recipe)!r})])])
-"""
-    ran = subprocess.run([sys.executable, "-c", script], env=python_path(tmp_path), capture_output=True, text=True)
-    assert ran.stdout == f"{[[question] for question, _ in PAIRS]}\n", ran.stderr
+    sets = read_sets([write_plugin_recipe(tmp_path, "evaluation")])
+    assert [one.frame["query"].to_list() for one in sets] == [[question] for question, _ in PAIRS]
 
 
 def test_a_module_that_is_not_there_is_told_before_any_work(conan: Conan, tmp_path: Path) -> None:
