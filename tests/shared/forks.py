@@ -194,7 +194,7 @@ class Worker:
 
 
 class Rank:
-    """Stands in for what trainer.launch.hosts.start returns for the local host, with a fork."""
+    """Stands in for the process of a rank that trainer.launch.hosts.start or torchrun starts, with a fork."""
 
     stdin = None
 
@@ -202,13 +202,14 @@ class Rank:
         own = {**os.environ, **environment}
         ours = Path(f"/proc/{os.getpid()}/fd/2")
         self.process = start(train, command[-1], output=ours, environment=own, group=os.getpgrp())
-        self.kill = self.process.kill
+        self.kill, self.pid = self.process.kill, self.process.pid
 
     def poll(self) -> int | None:
         return self.process.exitcode
 
-    def wait(self) -> int | None:
-        return exit_codes([self.process])[0]
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.process.join(timeout)
+        return self.process.exitcode
 
     def send_signal(self, number: int) -> None:
         if self.process.pid is not None and self.poll() is None:

@@ -7,6 +7,7 @@ would take seconds to start.
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,7 +32,7 @@ SCRIPT = f"""#!{sys.executable} -IS
 import json, os, socket, sys
 name = os.path.basename(sys.argv[0])
 if name == "python" and not (sys.argv[1:] and sys.argv[1].endswith(".py")):
-    os.execv({sys.executable!r}, ["python", *sys.argv[1:]])
+    os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect(os.environ["PAGE_FORKS"])
     server.sendall(json.dumps([name, os.getpid(), os.getcwd(), sys.argv[1:], dict(os.environ)]).encode())
@@ -177,6 +178,7 @@ def call_in_folder(name: str, folder: str, arguments: list[str]) -> None:
     if name == "conan":
         forks.conan(*arguments)
     else:
+        sys.executable = shutil.which("python") or sys.executable  # files that it runs with it are forks too
         forks.program(Path(arguments[0]), *arguments[1:])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conan_embedding.trainer.job import Job
+from conan_embedding.trainer.launch import hosts
 from conan_embedding.trainer.launch.hosts import STOPPED, Host, rendezvous
 from conan_embedding.trainer.launch.launcher import run_job
 from training_runs import HALFWAY, LONG, REFRESHED, RUNS, job_of, log_of, losses_of, replacements, weights_of, windows
@@ -103,6 +104,8 @@ def test_other_machines_and_torchrun_train_as_one_machine_does(
         elsewhere.mkdir()
         (elsewhere / "torch.py").write_text("raise ImportError('this is another torch')")
         patched.chdir(elsewhere)
+        starts = {"127.0.0.2": hosts.start, "127.0.0.3": forks.Rank}  # one new process shows it
+        patched.setattr(hosts, "start", lambda name, *arguments: starts[name](name, *arguments))
         assert run_job(two_hosts, [Host("127.0.0.2", 1), Host("127.0.0.3", 1)]) is True
     launched = job_of(training_corpus, tiny, settings)
     with monkeypatch.context() as patched:
@@ -127,8 +130,11 @@ def run_with_torchrun(job: Job) -> None:
 
 
 def torchrun(command: list[str]) -> None:
+    """Run torchrun, whose ranks are forks."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
     from torch.distributed.run import main
 
+    SubprocessHandler._popen = lambda _, command, environment: forks.Rank("", command, environment)
     main(command)
 
 
