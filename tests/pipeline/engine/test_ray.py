@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from command_line import Conan
+from conan_embedding.pipeline import plugins
 from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.demo.generate import write_sample
 from conan_embedding.pipeline.engine.calls import ATTEMPTS, Engine
 from conan_embedding.pipeline.engine.stage import StageError, Task, run_calls, run_stage
+from conan_embedding.pipeline.filter.rules import RULES
 from conan_embedding.schemas.outcomes import Summary
 from reader_plugin import PAIRS, python_path, read_corpus, write_plugin, write_plugin_recipe
 from rule_plugin import write_rule_plugin, write_rule_recipe
@@ -68,8 +72,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         plugins = tmp_path_factory.mktemp("plugins")
         environment.setenv("PYTHONPATH", python_path(HERE, plugins)["PYTHONPATH"])
         # Ray declares a node dead after five failed health checks.
-        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": {"health_check_period_ms": 500}}
-        cluster = Cluster(initialize_head=True, head_node_args={**SMALL, **head})
+        head = {"num_cpus": 1, "_system_config": {"health_check_period_ms": 500}}
+        without = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}  # processes to start
+        cluster = Cluster(initialize_head=True, head_node_args={**SMALL, **head, **without})
         try:
             nodes = Nodes(cluster, cluster.address, plugins)
             nodes.add(num_cpus=1)
@@ -113,7 +118,7 @@ def until(happened: Callable[[], bool]) -> bool:
 
 
 def test_the_same_rows_as_on_one_machine(
-    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conan: Callable[..., tuple[int, str, str]]
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conan: Conan
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the paths below are relative to it, on the nodes as well
     write_sample(Path("sources"), rows=300)
@@ -146,13 +151,19 @@ def test_nodes_read_with_a_plugins_reader(nodes: Nodes, tmp_path: Path) -> None:
     assert driver not in processes
 
 
-def test_nodes_filter_by_a_plugins_rule(nodes: Nodes, tmp_path: Path) -> None:
+def test_nodes_filter_by_a_plugins_rule(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conan: Conan
+) -> None:
     imported = write_rule_plugin(nodes.plugins)
-    drivers = [
-        run_driver(nodes, tmp_path, "ingest", "corpus", "--recipe", write_rule_recipe(tmp_path)),
-        run_driver(nodes, tmp_path, "filter", "corpus"),
-    ]
-    assert {int(process.name) for process in imported.iterdir()} > set(drivers)  # and processes of the nodes
+    recipe = write_rule_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(nodes.plugins)
+    monkeypatch.setattr(plugins, "_loaded", {})
+    with patch.dict(RULES):  # forgets the plugin's rule
+        for stage in (["ingest", "corpus", "--recipe", recipe], ["filter", "corpus"]):
+            code, _, err = conan(*stage, "--engine", "ray", "--address", nodes.address)
+            assert code == 0, err
+    assert {int(process.name) for process in imported.iterdir()} > {os.getpid()}  # and processes of the nodes
     shards = folders.shards(tmp_path / "corpus", "filter")
     kept, rejected = (pl.concat(map(pl.read_parquet, files)) for files in (shards, map(folders.rejects, shards)))
     assert kept["positive"].str.head(4).to_list() == ["one春", "two春"]
