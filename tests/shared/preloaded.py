@@ -47,6 +47,8 @@ njit(lambda number: number + 1)(1)  # Numba loads its own types at the first cal
 typer.main.get_command = cache(typer.main.get_command)
 typer.main.get_command(cli.app)  # every command builds this from all commands' signatures
 
+assert deepspeed.ops.__compatible_ops__  # found with a compiler, which every training process would start
+
 get_checkpoint_conversion_mapping("bert")  # a thousand regular expressions, compiled when the first model is read
 
 # Polars makes these tables, and once it has run in a server, forks of that server don't work: use another process.
