@@ -265,8 +265,9 @@ def _add_up(corpus: Path) -> dict[str, Any]:
         return {}
     rows = pl.concat(frames)
     counts = rows.group_by("kind").agg(pl.len(), pl.col("kept").sum()).sort("kind")
+    tokens, of_answers = (int(rows[column].sum()) for column in ("tokens", "answer_tokens"))
     return {
-        "prompt_tokens": rows["tokens"].sum() - rows["answer_tokens"].sum(),
-        "answer_tokens": rows["answer_tokens"].sum(),
+        "prompt_tokens": tokens - of_answers,
+        "answer_tokens": of_answers,
         "kept_by_kind": {kind: f"{kept:,} of {asked:,}" for kind, asked, kept in counts.iter_rows()},
     }
