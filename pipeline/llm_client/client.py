@@ -108,7 +108,8 @@ def ask(
 
     Args:
         patience: How many requests in a row may fail; with one more, the server is given up. If any may, refusals of
-            single requests count only as long as nothing has been answered.
+            single requests count only as long as nothing has been answered. If nothing is answered at all, and not for
+            such refusals alone, the server is given up, too.
 
     Raises:
         LLMError: the server is given up, or refuses all requests; the answers so far are in the cache.
@@ -135,6 +136,7 @@ def ask(
         running: dict[Future[Answer], Request] = {}
         failed: BaseException | None = None
         in_a_row, answered = 0, False
+        is_away: BaseException | None = None
 
         def is_affordable(request: Request) -> bool:
             reserved = sum(other.most_tokens for other in running.values()) + request.most_tokens
@@ -152,7 +154,9 @@ def ask(
                 if error := future.exception():  # the others in flight are paid for, so wait for them
                     problems[request.key] = str(error)
                     in_a_row += 1
-                    is_bearable = patience and answered and isinstance(error, RefusedRequestError)
+                    is_refusal = isinstance(error, RefusedRequestError)
+                    is_bearable = patience and answered and is_refusal
+                    is_away = is_away if is_refusal else error
                     if (in_a_row > patience and not is_bearable) or not isinstance(error, LLMError):
                         failed = error
                     continue
@@ -164,7 +168,7 @@ def ask(
             file.flush()
             os.fsync(file.fileno())
             progress(total - len(left) - len(running), total)
-    if failed:
+    if failed := failed or (None if answered else is_away):
         raise failed
     return Asked([known.get(key) for key in keys], len(known) - paid, spent - before, problems)
 

@@ -147,6 +147,8 @@ def _plan(corpus: Path, recipe: Recipe) -> list[_Planned]:
         place = partial(recipe.locate, "sources", number, "synthesize")
         personas = read_personas(settings.personas, place("personas"))
         passages = choose_passages(corpus, settings.passages, names, recipe.filter.mask, place("passages", "sql"))
+        if passages.is_empty():
+            raise RecipeError(f"{place('passages')}: no passage is chosen; `conan sql {corpus}` shows what there is")
         found.append(_Planned(source.name, settings, passages, *plan_requests(passages, settings, personas)))
     return found
 
@@ -264,6 +266,7 @@ def _add_up(corpus: Path) -> dict[str, Any]:
     if not frames:
         return {}
     rows = pl.concat(frames)
+    tokens, of_answers = rows.select(pl.col("tokens", "answer_tokens").sum()).row(0)
     counts = rows.group_by("kind").agg(pl.len(), pl.col("kept").sum()).sort("kind")
     tokens, of_answers = (int(rows[column].sum()) for column in ("tokens", "answer_tokens"))
     return {

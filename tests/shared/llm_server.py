@@ -169,6 +169,7 @@ class LLMProcess:
         if self.process:
             self.process.kill()
             self.process.communicate()
+            self.process = None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from conan_embedding.pipeline.corpus.folder import committed, read_footer
 from conan_embedding.pipeline.corpus.synthesis import ANSWERS, REQUESTS
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.llm_client import client
+from conan_embedding.pipeline.llm_client.client import LLMError
 from conan_embedding.pipeline.synthesize.stage import synthesize
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.workflow import plan_synthesis, run_data_stage
-from llm_server import TOKENS, LLMServer, serve_llm
+from llm_server import TOKENS, LLMServer, llm_process, serve_llm
 
 PASSAGES = {
     "长城": "长城东起山海关，西到嘉峪关，明代修的砖墙保存得最完整，八达岭一段的城楼每天傍晚六点关门。",
@@ -278,6 +280,51 @@ def test_a_query_must_find_its_passage(
     assert {row["rank"] for row in rows(corpus, "FROM synthesis WHERE reason IS NULL")} <= {1}
     assert f"rank {max(ranks)} > 1" in [row["detail"] for row in rows(corpus, "SELECT detail FROM synthesis")]
     assert len(server.requests) == 6 and not (corpus / "vectors").exists()
+
+
+@pytest.mark.parametrize("answer", ["抱歉。", '{"query": "根据本文，门票要怎么预订？", "answer": null}'])
+def test_nothing_is_kept(server: LLMServer, make_recipe: Callable[..., Recipe], corpus: Path, answer: str) -> None:
+    """The source then has no pairs, which is not an error; the reasons are told."""
+    server.answer = lambda _: answer
+    summary = run(corpus, make_recipe(judge={}))
+    assert summary.rows_out == 0 and summary.rejected.total() == 6 == len(server.requests)
+    assert rows(corpus, "FROM ingest WHERE source = 'written'") == []
+
+
+def test_passages_must_be_there(make_recipe: Callable[..., Recipe], corpus: Path) -> None:
+    none = {"sql": "SELECT positive AS text, pair_id FROM dedup WHERE source = 'file'"}
+    with pytest.raises(RecipeError, match="no passage is chosen"):
+        synthesize(corpus, make_recipe(passages=none), ALONE)
+
+
+def test_a_server_that_fails_in_every_way(make_recipe: Callable[..., Recipe], corpus: Path, tmp_path: Path) -> None:
+    """A process of its own does what the passages tell it to; a dead one loses no answer."""
+    deeds = {
+        "长城": "[[429 ok]]",
+        "故宫": "[[half 500 ok]]",
+        "黄山": "[[garbled]]",
+        "西湖": "[[torn]]",
+        "泰山": "[[refusal]]",
+        "漓江": "[[language]]",
+    }
+    write_files(tmp_path, [deeds[topic] + text for topic, text in PASSAGES.items()])
+    with llm_process(tmp_path / "log.jsonl") as process:
+        asked = {"url": process.url, "model": "m", "concurrency": 3, "timeout": 5}
+        recipe = make_recipe(tmp_path, passages={"sql": "SELECT positive AS text, pair_id FROM ingest"}, server=asked)
+        run_data_stage("ingest", corpus, recipe, ALONE)
+        summary = synthesize(corpus, recipe, ALONE)
+        assert summary.rejected == {"failed": 1, "unparsed": 1, "refusal": 1, "wrong_language": 1}
+        assert summary.rows_out == 2
+        assert Counter(request["deed"] for request in process.requests) == {
+            **dict.fromkeys(("429", "half", "500", "garbled", "torn", "refusal", "language"), 1),
+            "ok": 2,
+        }
+        process.kill()
+        with pytest.raises(LLMError, match="does not answer: ConnectError"):
+            synthesize(corpus, recipe, ALONE)  # the garbled one is asked again
+        process.start()
+        assert synthesize(corpus, recipe, ALONE).rejected == summary.rejected
+        assert len(process.requests) == 10
 
 
 def test_a_recipe_without_such_a_source_is_refused(corpus: Path) -> None:
