@@ -48,7 +48,7 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     settings = recipe.dedup
     inputs = shards(corpus, "filter")
     evaluation = find_evaluation_files(corpus, settings.decontaminate)
-    priorities = _rank_sources(recipe)
+    priorities = rank_sources(recipe)
     decided_by = fingerprint(
         "dedup",
         VERSION,
@@ -99,7 +99,7 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     return summary
 
 
-def _rank_sources(recipe: Recipe) -> dict[str, int]:
+def rank_sources(recipe: Recipe) -> dict[str, int]:
     """Return the priority of each source: as in the recipe, else its place there.
 
     What language models write comes last. It must not change which of the other pairs survive, for the passages that it

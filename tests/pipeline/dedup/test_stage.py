@@ -7,10 +7,11 @@ from random import Random
 
 import polars as pl
 import pytest
-from conan_embedding.pipeline.dedup.stage import dedup
+from conan_embedding.pipeline.dedup.stage import dedup, rank_sources
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.engine.stage import StageError
 from conan_embedding.schemas.errors import CorpusError, RecipeError
+from conan_embedding.schemas.recipe import Recipe
 from near_texts import letters, near, outcome, recipe, similarity, text
 
 ONE = Engine(workers=1)
@@ -378,3 +379,18 @@ def test_passages_are_compared_by_their_text(tmp_path: Path, pair, write_shards,
     ids = [row["pair_id"] for row in rows]
     assert rejected == {ids[1]: ("near_duplicate", ids[0]), ids[2]: ("exact_duplicate", ids[0])}
     assert kept[ids[0]] == kept[ids[4]] != kept[ids[3]]
+
+
+def test_what_a_language_model_writes_yields_to_all_other_sources() -> None:
+    """Wherever it is in the recipe: its passages are what is left of the others."""
+    asked = {"server": {"model": "m"}, "budget": {"requests": 1, "tokens": 1}}
+    written = {"format": "question_answer", "synthesize": asked}
+    files = {"files": "*.jsonl", "read": "jsonl"}
+    sources = [
+        {"name": "one", **written},
+        {"name": "late", "priority": 7, **files},
+        {"name": "two", **written},
+        {"name": "early", **files},
+    ]
+    ranks = rank_sources(Recipe.model_validate({"sources": sources}))
+    assert ranks == {"late": 7, "early": 3, "one": 8, "two": 10}

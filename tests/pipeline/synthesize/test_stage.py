@@ -133,8 +133,9 @@ def list_shards(corpus: Path) -> dict[str, tuple[str, int]]:
 
 
 def test_a_run_writes_pairs_and_a_second_one_asks_nothing(
-    server: LLMServer, make_recipe: Callable[..., Recipe], corpus: Path
+    server: LLMServer, make_recipe: Callable[..., Recipe], corpus: Path, tmp_path: Path
 ) -> None:
+    """The corpus is that of a run whose answers were a file."""
     summary = run(corpus, make_recipe())
     assert (summary.stage, summary.rows_in, summary.rows_out, summary.rejected.total()) == ("synthesize", 6, 6, 0)
     assert summary.notes["paid_for"]["written"] == {
@@ -158,6 +159,18 @@ def test_a_run_writes_pairs_and_a_second_one_asks_nothing(
     again = run(corpus, make_recipe(), *STAGES)
     assert len(server.requests) == 6 and list_shards(corpus) == before
     assert again.skipped == again.shards == 1 and again.notes["paid_for"]["written"]["requests"] == 0
+    (answers,) = committed(corpus, ANSWERS)
+    pl.read_parquet(answers).select("query", "positive").write_parquet(tmp_path / "answers.parquet")
+    files, written = make_recipe().sources
+    of_file = written.model_copy(update={"synthesize": None, "files": [str(tmp_path / "answers.parquet")]})
+    for stage in STAGES:
+        run_data_stage(stage, tmp_path / "other", Recipe(sources=[files, of_file]), ALONE)
+        found, expected = (
+            [pl.read_parquet(shard).drop("meta") for shard in committed(each, stage)]
+            for each in (corpus, tmp_path / "other")
+        )
+        assert len(found) == len(expected) == 2
+        assert all(one.equals(two) for one, two in zip(found, expected, strict=True))
 
 
 def test_a_changed_passage_asks_for_itself_alone(
@@ -166,32 +179,12 @@ def test_a_changed_passage_asks_for_itself_alone(
     synthesize(corpus, make_recipe(tmp_path), ALONE)
     server.requests.clear()
     write_files(tmp_path, [text.replace("须提前七天", "须提前十天") for text in PASSAGES.values()])
-    summary = run(corpus, make_recipe(tmp_path), *STAGES)
+    for stage in STAGES:
+        run_data_stage(stage, corpus, make_recipe(tmp_path), ALONE)
+    assert synthesize(corpus, make_recipe(tmp_path), ALONE).rows_out == 6
     assert len(server.requests) == 1 and "提前十天" in server.prompts[0]
-    assert summary.rows_out == 6
-    kept = rows(corpus, "FROM dedup WHERE source = 'written'")
+    kept = rows(corpus, "SELECT positive FROM synthesis WHERE reason IS NULL")
     assert len(kept) == 6 and sum("提前十天" in pair["positive"] for pair in kept) == 1
-
-
-def test_the_corpus_is_that_of_a_run_whose_answers_were_a_file(
-    make_recipe: Callable[..., Recipe], corpus: Path, tmp_path: Path
-) -> None:
-    recipe = make_recipe()
-    run(corpus, recipe)
-    (answers,) = committed(corpus, ANSWERS)
-    pl.read_parquet(answers).select("query", "positive").write_parquet(tmp_path / "answers.parquet")
-    of_file = recipe.sources[1].model_copy(update={"synthesize": None, "files": [str(tmp_path / "answers.parquet")]})
-    for stage in STAGES:
-        run_data_stage(
-            stage, tmp_path / "other", recipe.model_copy(update={"sources": [recipe.sources[0], of_file]}), ALONE
-        )
-    for stage in STAGES:
-        found, expected = (
-            [pl.read_parquet(shard).drop("meta") for shard in committed(each, stage)]
-            for each in (corpus, tmp_path / "other")
-        )
-        assert len(found) == len(expected) == 2
-        assert all(one.equals(two) for one, two in zip(found, expected, strict=True))
 
 
 def test_what_is_rejected_has_its_reason_and_the_raw_answer(
@@ -282,13 +275,15 @@ def test_a_query_must_find_its_passage(
     assert len(server.requests) == 6 and not (corpus / "vectors").exists()
 
 
-@pytest.mark.parametrize("answer", ["抱歉。", '{"query": "根据本文，门票要怎么预订？", "answer": null}'])
-def test_nothing_is_kept(server: LLMServer, make_recipe: Callable[..., Recipe], corpus: Path, answer: str) -> None:
+def test_nothing_is_kept(server: LLMServer, make_recipe: Callable[..., Recipe], corpus: Path) -> None:
     """The source then has no pairs, which is not an error; the reasons are told."""
-    server.answer = lambda _: answer
-    summary = run(corpus, make_recipe(judge={}))
-    assert summary.rows_out == 0 and summary.rejected.total() == 6 == len(server.requests)
-    assert rows(corpus, "FROM ingest WHERE source = 'written'") == []
+    for answer in ("抱歉。", '{"query": "根据本文，门票要怎么预订？", "answer": null}'):
+        server.answer = lambda _, answer=answer: answer
+        asked = {"url": server.url, "model": f"m{len(answer)}"}
+        summary = synthesize(corpus, make_recipe(server=asked, judge={}), ALONE)
+        assert summary.rows_out == 0 and summary.rejected.total() == 6
+    summary = run_data_stage("ingest", corpus, make_recipe(server=asked, judge={}), ALONE)
+    assert summary.rows_out == 6 and not summary.bad_input and len(server.requests) == 12
 
 
 def test_passages_must_be_there(make_recipe: Callable[..., Recipe], corpus: Path) -> None:
