@@ -187,7 +187,7 @@ def _plan_round_trip(corpus: Path, recipe: Recipe, planned: _Planned) -> RoundTr
 
 def _add_ranks(corpus: Path, name: str, trip: RoundTrip, rows: pl.DataFrame, engine: Engine) -> pl.DataFrame:
     """Add `rank` and `above`, and reject the queries whose passage is further down than the recipe allows."""
-    known = _read_ranks(corpus, name, trip.fingerprint)
+    known = _read_ranks(corpus, name, trip.fingerprint, rows)
     wanted = rows.filter(UNCHECKED).join(known, on="request", how="anti", maintain_order="left")
     ranks = pl.concat([known, find_ranks(corpus, trip, name, wanted, engine)])
     rows = rows.join(ranks, on="request", how="left", maintain_order="left")
@@ -195,12 +195,14 @@ def _add_ranks(corpus: Path, name: str, trip: RoundTrip, rows: pl.DataFrame, eng
     return reject(rows, pl.col("rank") > trip.settings.within, "round_trip", detail)
 
 
-def _read_ranks(corpus: Path, name: str, fingerprint: str) -> pl.DataFrame:
-    """Read the ranks in the shards of an earlier run, as far as they are of the same model and passages."""
+def _read_ranks(corpus: Path, name: str, fingerprint: str, rows: pl.DataFrame) -> pl.DataFrame:
+    """Read the ranks in the shards of an earlier run, as far as they are of the same model, passages and queries."""
     shards = [shard for shard in list_answers(corpus, name) if read_footer(shard).notes["ranks"] == fingerprint]
-    files = [file for shard in shards for file in (shard, rejects(shard))]
-    frames = (pl.read_parquet(file, columns=RANKS.names()).cast(RANKS) for file in files)
-    return pl.concat([pl.DataFrame(schema=RANKS), *frames]).filter(pl.col("rank").is_not_null())
+    known = pl.DataFrame(schema={**RANKS, "query": pl.String()})
+    for file in (file for shard in shards for file in (shard, rejects(shard))):
+        known.extend(pl.read_parquet(file, columns=known.columns).cast(known.schema))
+    same = known.join(rows, on=["request", "query"], how="semi")
+    return same.filter(pl.col("rank").is_not_null()).select(RANKS.names())
 
 
 def _add_grades(
