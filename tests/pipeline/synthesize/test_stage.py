@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from command_line import Conan
 from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.corpus.folder import committed, read_footer
 from conan_embedding.pipeline.corpus.synthesis import ANSWERS, REQUESTS
@@ -19,8 +20,8 @@ from conan_embedding.pipeline.llm_client.client import LLMError
 from conan_embedding.pipeline.synthesize.stage import synthesize
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.outcomes import Summary
-from conan_embedding.schemas.recipe import Recipe
-from conan_embedding.workflow import plan_synthesis, run_data_stage
+from conan_embedding.schemas.recipe import Recipe, dump
+from conan_embedding.workflow import run_data_stage
 from llm_server import TOKENS, LLMServer, llm_process, serve_llm
 
 PASSAGES = {
@@ -227,10 +228,17 @@ def test_the_budget_is_a_hard_stop_that_is_told(
     assert (told["requests"], told["unanswered"], told["tokens_left"]) == (0, 2, 10)
 
 
-def test_a_dry_run_asks_nobody(server: LLMServer, make_recipe: Callable[..., Recipe], corpus: Path) -> None:
-    (source,) = plan_synthesis(corpus, make_recipe(queries=2, judge={})).sources
-    assert (source.passages, source.queries, source.requests, source.to_grade) == (6, 12, 12, 12)
-    assert source.tokens > 24 * 64 and source.requests_left == 100
+def test_a_dry_run_asks_nobody(
+    server: LLMServer, make_recipe: Callable[..., Recipe], corpus: Path, tmp_path: Path, conan: Conan
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(dump(make_recipe(queries=2, judge={})), "utf-8")
+    command = ["synthesize", corpus, "--dry-run", "--recipe", tmp_path / "recipe.yaml"]
+    code, out, _ = conan(*command, "--json")
+    (source,) = json.loads(out)["sources"]
+    assert code == 0 and source.pop("tokens") > 24 * 64
+    numbers = {"passages": 6, "queries": 12, "requests": 12, "to_grade": 12}
+    assert source == {"source": "written", **numbers, "requests_left": 100, "tokens_left": 10**6}
+    assert "written: 12 of 12 queries to 6 passages are not written yet; up to 12 grades" in conan(*command)[1]
     assert not server.requests and not (corpus / REQUESTS).exists()
 
 
