@@ -17,13 +17,26 @@ from threading import Thread
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
-NEXT_EXAMPLE = ["<passage>", "\n\n"]
+NEXT_EXAMPLE = ("<passage>", "\n\n")
+TAIL = 8
+"""Chosen here: tokens that hold any of NEXT_EXAMPLE."""
 WAIT = 0.02
 """Chosen here: seconds in which the requests of a batch come together."""
 
 Waiting = tuple[dict[str, Any], "Future[dict[str, Any]]"]
+
+
+class AtNextExample(StoppingCriteria):
+    """Ends an answer where the next example would begin; transformers' `stop_strings` first looks at all tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, tokens: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        tails = self.tokenizer.batch_decode(tokens[:, -TAIL:])
+        return torch.tensor([any(sign in tail for sign in NEXT_EXAMPLE) for tail in tails])
 
 
 class Model:
@@ -32,6 +45,7 @@ class Model:
     def __init__(self, folder: str, batch: int) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.stop = StoppingCriteriaList([AtNextExample(self.tokenizer)])
         self.batch, self.waiting = batch, Queue[Waiting]()
 
     def run(self) -> None:
@@ -64,8 +78,7 @@ class Model:
             **tokens,
             **sampling,
             max_new_tokens=int(first.get("max_tokens") or 128),
-            stop_strings=None if self.tokenizer.chat_template else NEXT_EXAMPLE,
-            tokenizer=self.tokenizer,
+            stopping_criteria=None if self.tokenizer.chat_template else self.stop,
         )[:, width:]
         answers = []
         for prompt, answer in zip(tokens["attention_mask"].sum(1).tolist(), made, strict=True):
