@@ -49,23 +49,24 @@ OWN_SHARE = 0.2
 COPIED = 8
 """Chosen here: the fewest units of a copy; a shorter one may be a name, which a query must have."""
 
-_TEXT = r"(?:文章|段落|短文|文本|文字|文段|材料|资料|报道|新闻|内容|描述|文档|原文|片段)"
+_TEXT = "文章|段落|短文|文本|文字|文段|报道|新闻|内容|描述|原文|片段"
+_MATERIAL = "材料|资料|文档"  # also what people hand in
+_ENGLISH_TEXT = "passage|article|excerpt|paragraph|snippet"
 _NAMES_THE_PASSAGE = "|".join(
     (
-        rf"(?:这|该|此|上面|上述|以上|下面|所给|给定|提供的)的?[段篇则份条个]?{_TEXT}",
-        rf"(?:根据|依据|结合|按照|从|阅读)(?:所给|给定|提供的)?(?:{_TEXT}|上文|下文|文中|全文)",
+        rf"(?:这|该|此|上面|上述|以上|下面|所给|给定)的?[段篇则份条个]?(?:{_TEXT}|{_MATERIAL})|提供的(?:{_TEXT})",
+        rf"(?:根据|依据|结合|按照)(?:所给|给定|提供的)?(?:{_TEXT}|{_MATERIAL}|上文|下文|文中|全文)",
         r"(?:^|[^日基版剧脚样副课书抄译])本[文段篇](?:[^化件字档学明艺库具部武言]|$)",
         r"(?:^|[，,。；：\s在从据])文[中里](?:[^子]|$)|上述|(?:^|[，,。；：\s如据])[上前]文(?:[^化明人]|$)",
-        r"(?:^|[，,。；：])在?(?:文章|段落|短文|文段|材料|原文|报道)"
+        r"(?:^|[，,。；：])[在从]?(?:文章|段落|短文|文段|材料|原文|报道)"
         r"(?:中|里|所|主要|提[到及]|指出|认为|作者|的(?:作者|主题|主旨|中心|标题))",
         r"(?:^|[，,。；：\s])(?:根?据)?作者(?:认为|指出|提[到及]|为什么|为何|如何|怎[么样]|是如何|对|在)",
-        r"第[一二三四五两]个?(?:自然)?段",
-        r"(?i)\b(?:according to|based on|as (?:described|mentioned|stated|shown) in|(?:mentioned|described|discussed|"
-        r"stated|presented|provided|given) in|in|from|of) (?:the|this|that) (?:above |given |provided |following )?"
-        r"(?:passage|text|article|excerpt|paragraph|snippet)\b",
+        r"第[一二三四五两]个?(?:自然段|段(?:落|文字|话|主要|讲|写|说|描))",
+        r"(?i)\b(?:according to|based on|(?:mentioned|described|discussed|stated|presented|provided|given|shown) "
+        rf"in) (?:the|this|that) (?:above |given |provided |following )?(?:{_ENGLISH_TEXT}|text)\b",
+        rf"(?i)\b(?:in|from|of) (?:the|this|that) (?:above |given |provided |following )?(?:{_ENGLISH_TEXT})\b",
         r"(?i)\b(?:according to|based on) (?:the|this) (?:\w+ )?(?:context|document|author|information|content)\b",
-        r"(?i)\b(?:this|the (?:above|given|provided|following)) "
-        r"(?:passage|text|article|excerpt|paragraph|snippet|document)\b",
+        rf"(?i)\b(?:this|the (?:above|given|provided|following)) (?:{_ENGLISH_TEXT}|text|document)\b",
         r"(?i)\bthe (?:passage|excerpt)\b|\b(?:mentioned|described|stated|listed) above\b",
         r"(?i)\b(?:the|this) (?:text|article|author|paragraph|document|context) (?:\w+ )?(?:mention|state|sa[yi]|"
         r"describe|discuss|suggest|provide|refer|argue|claim|explain|impl)",
@@ -73,7 +74,8 @@ _NAMES_THE_PASSAGE = "|".join(
 )
 _UNNAMED_SUBJECT = "|".join(
     (
-        r"^(?:请问|在|据|根据|关于|为什么|为何)?(?:[他她它]们?[^\p{P}]|其[^他它实中余次]|该[^怎如不去交用吃做来买]|"
+        r"^(?:请问|在|据|根据|关于|为什么|为何)?(?:[他她它](?:们|[^\p{P}汀达克人国乡])|其[^他它实中余次]|"
+        r"该[^怎如不先去来吃喝用做交买选看找带穿报补打还学办]|"  # 该怎么办 has no subject
         r"此次|此[^\p{P}外刻时前后类]{2}|这[次张首条部本座名位家场项支届款批些种])",
         r"(?i)^(?:he|she|they|his|her|their)\b",
         r"(?i)^(?:who|what|when|where|why|how|which)\b.{0,20} (?:did|does|do|was|were|is|are|ha[sd]) (?:he|she|they)\b",
@@ -120,8 +122,8 @@ def _build_rules(languages: list[str]) -> dict[str, pl.Expr]:
         & pl.concat_str(query, beginning, separator="\n").str.contains(_NAMES_THE_PASSAGE),
         "unnamed_subject": kind.is_in(["question", "comparison", "statement"]) & query.str.contains(_UNNAMED_SUBJECT),
         "several_questions": asks & query.str.contains(_SEVERAL),
-        # A name in another script is the passage's own.
-        "wrong_language": (own < OWN_SHARE * units) & ~in_passage(query),
+        # A short text that the passage has, too, is a name.
+        "wrong_language": (own < OWN_SHARE * units) & ~((units < COPIED) & in_passage(query)),
         "too_short": units < least,
         "too_long": units > most,
         # A title may be in the passage's own words; the filter cuts one that heads it.

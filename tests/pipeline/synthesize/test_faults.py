@@ -33,7 +33,7 @@ NAME_IT = [
     "第二段讲了什么？",
     "以上内容说明了什么？",
     "给定的文本中有几条河？",
-    "提供的资料里大坝建于哪年？",
+    "提供的文本里大坝建于哪年？",
 ]
 DO_NOT_NAME_IT = [
     "日本文化有什么特点？",
@@ -50,6 +50,11 @@ DO_NOT_NAME_IT = [
     "文中子是谁？",
     "新闻联播几点开始？",
     "论文中图表怎么编号？",
+    "申请人提供的材料不全怎么办？",
+    "从新闻中能学到什么？",
+    "如何从文本中提取关键词？",
+    "第二段婚姻的财产怎么分？",
+    "阅读文章有什么技巧？",
 ]
 NAME_IT_IN_ENGLISH = [
     "What is the main idea of the passage?",
@@ -61,6 +66,7 @@ NAME_IT_IN_ENGLISH = [
 ]
 DO_NOT_NAME_IT_IN_ENGLISH = [
     "How do I change the text color in CSS?",
+    "How do I change the color of the text?",
     "What is a context menu?",
     "Who is the author of Walden?",
     "How is a river's passage through limestone formed?",
@@ -83,7 +89,14 @@ def test_queries_whose_subject_only_the_passage_names() -> None:
         "此次比赛有几天？",
         "为什么该站叫这个名字？",
     ]
-    named = ["该怎么退货？", "其实长江有多长？", "此外还要带什么？", "这个软件叫什么？"]
+    named = [
+        "该怎么退货？",
+        "其实长江有多长？",
+        "此外还要带什么？",
+        "这个软件叫什么？",
+        "他汀类药有何副作用？",
+        "该选哪种茶？",
+    ]
     assert judge(unnamed + named) == dict.fromkeys(unnamed, "unnamed_subject") | dict.fromkeys(named)
     english = judge(["When did he build the dam?", "His theory was rejected."], "statement", "en")
     assert set(english.values()) == {"unnamed_subject"}
