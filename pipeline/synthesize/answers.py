@@ -24,6 +24,8 @@ _THOUGHT = re.compile(r"^.*</think(?:ing)?>|^\s*<think(?:ing)?>.*", re.DOTALL)
 _START = re.compile(rf"[{{｛](?=\s*[{_QUOTE}]?(?:query|answer)\b)", re.IGNORECASE)
 _END = re.compile(rf"[}}｝](?=[ \t]*(?:[\r\n`<]|,?\s*[{{｛]\s*[{_QUOTE}]|\]\s*$|$))")
 """The end of a damaged object; a brace within a text is hardly ever the last sign of its line."""
+_NEXT = re.compile(rf"</?passage>|{_START.pattern}", re.IGNORECASE)
+"""The beginning of another example, which a model that is not tuned to instructions adds to its answer."""
 _WIDE = re.compile(rf"(?<=[{_QUOTE}])\s*：|，(?=\s*[{_QUOTE}](?:query|answer)[{_QUOTE}])")
 """The colon or the comma of a Chinese keyboard after a key or a value."""
 _CLOSED = re.compile(rf"[{_QUOTE}}}｝,]\s*$|null\s*$")
@@ -67,8 +69,10 @@ def _repair(text: str) -> dict[str, Any]:
     start = _START.search(text)
     if start is None:
         return {}
-    end = _END.search(text, start.start())
-    own = text[start.start() : end.end() if end else None]
+    following = _NEXT.search(text, start.end())
+    own = text[start.start() : following.start() if following else None]
+    end = _END.search(own)
+    own = own[: end.end() if end else None]
     usual = _WIDE.sub(lambda sign: ":" if "：" in sign[0] else ",", own).replace("｛", "{").replace("｝", "}")
     found = json_repair.loads(usual, skip_json_loads=True)
     if not isinstance(found, dict):

@@ -25,6 +25,7 @@ REASONS = {
     "too_short": "the query has too few words or Chinese characters for its kind",
     "too_long": "the query has too many words or Chinese characters for its kind",
     "copied_sentence": "the query is copied from the passage",
+    "echo": "the answer repeats the query",
     "answer_not_in_passage": "the answer is not a quote from the passage",
 }
 """The reasons, in the order in which the rules are applied, and what each says."""
@@ -128,6 +129,7 @@ def _build_rules(languages: list[str]) -> dict[str, pl.Expr]:
         "too_long": units > most,
         # A title may be in the passage's own words; the filter cuts one that heads it.
         "copied_sentence": ~kind.is_in(["keyword", "title", "translation"]) & (units >= COPIED) & in_passage(query),
+        "echo": match_key(query) == match_key(answer),
         "answer_not_in_passage": quotes & ~in_passage(answer),
     }
 

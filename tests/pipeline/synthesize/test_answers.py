@@ -30,6 +30,8 @@ SAYING_IT_ALL = {
     "several damaged ones": "{'query': '长江有多长？', 'answer': '六千三百余公里'}\n{'query': '乙', 'answer': '丙'}",
     "the prompt continued": '{"query": "长江有多长？", "answer": "六千三百余公里"}\n\n<passage>\n黄河\n</passage>',
     "a damaged one continued": "{'query': '长江有多长？', 'answer': '六千三百余公里'}<passage>\n黄河 {}\n",
+    "no end but more": '{"query": "长江有多长？", "answer": "六千三百余公里",\n</passage>\n{"query": "乙"',
+    "two without an end": '{"query": "长江有多长？", "answer": "六千三百余公里",\n{"query": "乙", "answer": "丙',
     "single quotes": "{'query': '长江有多长？', 'answer': '六千三百余公里'}",
     "no quotes": "{query: 长江有多长？, answer: 六千三百余公里}",
     "a trailing comma": '{"query": "长江有多长？", "answer": "六千三百余公里",}',

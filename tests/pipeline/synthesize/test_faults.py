@@ -140,6 +140,11 @@ def test_copies_of_a_sentence() -> None:
     assert judge(copies[:1], "keyword") == judge(copies[:1], "title") == {copies[0]: None}
 
 
+def test_echoes() -> None:
+    for kind in ("question", "prompt"):
+        assert judge(["长江有多长？"], kind, answer="长江有多长") == {"长江有多长？": "echo"}
+
+
 def test_answers_are_quotes_of_the_passage() -> None:
     quotes = ["六千三百余公里", "“江水”", "2006年", "是亚洲第一长河。《水经注》", None]
     others = ["六千三百公里", "2009 年", "长江"[::-1]]
