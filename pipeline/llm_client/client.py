@@ -147,6 +147,7 @@ def ask(
             while not failed and left and len(running) < server.concurrency and is_affordable(left[-1][1]):
                 key, request = left.pop()
                 running[threads.submit(_ask_one, client, server, key, request.body, unsupported)] = request
+            os.fsync(file.fileno())  # only now, while the next are on their way
             if failed or not running:  # the budget is spent
                 left.clear()
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -166,8 +167,8 @@ def ask(
                 spent += answer.tokens
                 in_a_row, answered = 0, True
             file.flush()
-            os.fsync(file.fileno())
             progress(total - len(left) - len(running), total)
+        os.fsync(file.fileno())
     if failed := failed or (None if answered else is_away):
         raise failed
     return Asked([known.get(key) for key in keys], len(known) - paid, spent - before, problems)
