@@ -1,5 +1,6 @@
 """Fixtures for tests of the command line. Tests of any folder import the modules in shared/ by name."""
 
+import gc
 import os
 import shutil
 import sys
@@ -50,6 +51,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
     if FUZZ:
         share_time(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def pytest_collection_finish() -> None:
+    """Keep all that was imported out of garbage collections, which look at a million objects for a second each."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
