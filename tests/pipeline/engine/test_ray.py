@@ -127,7 +127,8 @@ def test_the_same_rows_as_on_one_machine(
         for stage in STAGES:
             recipe = ["--recipe", RECIPE] if stage == "ingest" else []
             code, out, err = conan(stage, corpus, *recipe, *overrides, *engine)
-            assert (code, err, out.count("\n")) == (0, "", 1)
+            warnings = [line for line in err.splitlines() if " so far" not in line]  # progress, on a slow machine
+            assert (code, warnings, out.count("\n")) == (0, [], 1)
     here, there = rows(Path("here")), rows(Path("there"))
     assert here == there
     assert {name.partition("/")[0] for name in here} >= set(STAGES)
