@@ -49,8 +49,8 @@ def test_arms_are_compared_with_the_baseline(tables: ModuleType, tmp_path: Path)
     sets = [*tables.PRIMARY, *tables.SECONDARY, tables.SENTENCES, tables.CLASSES]
     for arm, seed, gain in (("vanilla", 0, 0.0), ("vanilla", 1, 0.1), ("both", 0, 0.2), ("both", 1, 0.3)):
         write_run(tmp_path, arm, seed, gain, sets)
-    arms = tables.by_arm(tables.read_runs(tmp_path, "test"), "vanilla")
-    assert list(arms) == ["vanilla", "both"]
+    arms = tables.by_arm(tables.read_runs(tmp_path, "test"))
+    assert list(arms) == ["both", "vanilla"]
     held_out = np.mean(range(5)) / 100
     assert tables.mean_over_sets(arms["both"], tables.PRIMARY) == pytest.approx(held_out + 0.25, abs=1e-6)
     bounds = tables.difference(arms["both"], arms["vanilla"], tables.PRIMARY)
@@ -73,7 +73,7 @@ def test_every_question_weighs_what_it_weighs_in_the_mean_over_sets(tables: Modu
             pl.when(set="csl").then(1.0 if arm == "cbb" else 0.0).otherwise("value").alias("value")
         )
         better.write_parquet(file)
-    arms = tables.by_arm(tables.read_runs(tmp_path, "test"), "vanilla")
+    arms = tables.by_arm(tables.read_runs(tmp_path, "test"))
     bounds = tables.difference(arms["cbb"], arms["vanilla"], ["toyhom", "csl"])
     assert bounds.low < 0.5 < bounds.high  # 21 of 621 questions differ, by 1
 

@@ -85,7 +85,7 @@ value = 1
 assert value == 1
 ```
 ```console
-$ conan --help | grep -c dedup
+$ conan --help | grep -c '│ dedup'
 1
 $ conan ingest nowhere
 error: nowhere: no recipe.yaml …
