@@ -22,6 +22,7 @@ import polars as pl
 from conan_embedding.trainer.evaluation.paired_bootstrap import Bounds, bound, resample, resample_mean
 from scipy.stats import spearmanr
 
+UNTRAINED = ["bm25", "zero-shot", "start"]
 BASELINES = ["start", "vanilla queries=10000"]
 PRIMARY = ["toyhom", "egret", "stsb_triples", "csl", "ruozhiba"]
 SECONDARY = ["cmrc2018_trial", "t2rank_100", "xwlb_december"]
@@ -89,7 +90,7 @@ def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
     arms: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         arms[" ".join([run.facts["arm"], *run.facts["changes"]])].append(run)
-    first = [name for name in ("bm25", "zero-shot", "start") if name in arms]
+    first = [name for name in UNTRAINED if name in arms]
     return {name: arms[name] for name in [*first, *(name for name in arms if name not in first)]}
 
 
@@ -153,7 +154,7 @@ def metrics_table(arms: dict[str, list[Run]]) -> list[str]:
         spread = f" ± {np.std(each, ddof=1):.4f}" if len(each) > 1 else ""
         found = [metric(runs, name) for name in names]
         cells = " | ".join("" if np.isnan(value) else f"{value:.4f}" for value in found)
-        seeds = ", ".join(str(run.facts["seed"]) for run in runs) if "settings" in runs[0].facts else ""
+        seeds = "" if arm in UNTRAINED else ", ".join(str(run.facts["seed"]) for run in runs)
         lines.append(f"| {arm} | {seeds} | {np.mean(each):.4f}{spread} | {cells} |")
     return lines
 
