@@ -1,6 +1,7 @@
 """A plugin: a module outside the package with a rule against red leaves, and a recipe and sources that meet it."""
 
 import json
+import shutil
 from pathlib import Path
 
 PLUGIN = """\
@@ -23,6 +24,8 @@ SPRING = "春天的北京天气晴朗，玉渊潭的樱花正开，是一年里�
 def write_rule_plugin(plugins: Path, version: int = 1) -> Path:
     """Write the module `leaf_rules`; gives the folder in which each process that imports it leaves its number."""
     (plugins / "leaf_rules.py").write_text(PLUGIN.replace("VERSION", str(version)), "utf-8")
+    # Python takes what it compiled before for the same module if size and second of the file are equal.
+    shutil.rmtree(plugins / "__pycache__", ignore_errors=True)
     (plugins / "processes").mkdir(exist_ok=True)
     return plugins / "processes"
 
