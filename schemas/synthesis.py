@@ -18,7 +18,7 @@ SYNTHESIZED = pa.schema(
         pa.field("model", NAME, nullable=False),
         pa.field("prompt", NAME, nullable=False),  # its version
         pa.field("seed", pa.int64(), nullable=False),  # of the request
-        pa.field("raw", pa.string()),  # the answer; null if there is none
+        pa.field("raw", pa.string()),  # the answer; null if the request failed
         pa.field("tokens", pa.int64(), nullable=False),  # of prompt and answer
         pa.field("answer_tokens", pa.int64(), nullable=False),
         pa.field("query", pa.string()),

@@ -52,7 +52,7 @@ def parse(raw: str, kind: str) -> Written | None:
 
 
 def _read(text: str) -> dict[str, Any]:
-    """Return the first object of JSON with one of the keys; empty if there is none."""
+    """Return the first object of JSON that has one of the keys, else an empty one."""
     for brace in re.finditer(r"\{", text):
         try:
             found, _ = _DECODER.raw_decode(text, brace.start())
@@ -65,7 +65,7 @@ def _read(text: str) -> dict[str, Any]:
 
 
 def _repair(text: str) -> dict[str, Any]:
-    """Return the first object that begins with one of the keys, as json_repair reads it; empty if there is none."""
+    """Return the first object that begins with one of the keys, as json_repair reads it, else an empty one."""
     start = _START.search(text)
     if start is None:
         return {}
