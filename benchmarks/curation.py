@@ -24,6 +24,7 @@ from conan_embedding.schemas.recipe import load
 from conan_embedding.schemas.training_settings import PretrainSettings
 from conan_embedding.trainer.job import make_job
 from conan_embedding.trainer.launch.launcher import run_job
+from measures import PRECISION
 from results import evaluate
 
 STAGES = ["ingest", "filter", "dedup", "score"]
@@ -57,7 +58,7 @@ def main() -> None:
         batch_size=PAIRS_OF_A_STEP,
         learning_rate=LEARNING_RATE,
         max_length=max_length,
-        precision="bf16",
+        precision=PRECISION,
         seed=options.seed,
     )
     pairs = pairs_of_stage(options.corpus, options.stage)

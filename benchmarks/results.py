@@ -48,7 +48,9 @@ from conan_embedding.trainer.evaluation.evaluation_sets import EvaluationSet, fi
 from conan_embedding.trainer.job import Job, make_job
 from conan_embedding.trainer.loss.cbb import Batch, Losses
 from conan_embedding.trainer.loss.losses import cosine_matrix
+from conan_embedding.trainer.model.export import DTYPES
 from conan_embedding.trainer.stages import Task, build_task
+from measures import PRECISION
 from simulated_gpus import on_each_gpu
 from torch import Tensor
 
@@ -126,8 +128,7 @@ def evaluate(corpus: Path, model: str | None, max_length: int, folder: Path, fac
     if model is None:
         judgements = [judge_bm25(one) for one in with_one_haystack(sets) if one.task == "retrieval"]
     else:
-        # As on a GPU; on a CPU that has it, half the time of float32.
-        with mock.patch.object(encoders, "best_precision", return_value=torch.bfloat16):
+        with mock.patch.object(encoders, "best_precision", return_value=DTYPES[PRECISION]):
             encoder = load_encoder(EncoderSettings(model=model, max_length=max_length))
         judgements = [judge(encoder, one, [dimension(encoder)])[0] for one in with_one_haystack(sets)]
     results = by_question(judgements, sets)
@@ -153,7 +154,7 @@ def settings_of(arm: str, seed: int, base: FinetuneSettings, changes: list[str])
         "log_every": 1,
         "checkpoint_every": CHECK_EVERY,
         "keep_checkpoints": 1,
-        "precision": "bf16",
+        "precision": PRECISION,
     }
     settings["hard_negative_mining"] |= {"enabled": how.mines, "check_every": CHECK_EVERY}
     for change in changes:

@@ -5,7 +5,7 @@ CORPUS has been mined. FOLDER gets a Hugging Face sequence classifier with one l
 `benchmarks/false_negatives.py --judge FOLDER` says what it is worth.
 
 Each query brings its positive and NEGATIVES of its first RANKS candidates, which are classified one by one. 4,000
-queries take about 20 minutes of one core that computes in bf16.
+queries take about 20 minutes of one core that has instructions for bf16.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import polars as pl
 import torch
 from conan_embedding.pipeline.corpus.pools import open_pools
 from conan_embedding.pipeline.encoder.model_folder import find_model
+from measures import PRECISION
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -78,7 +79,7 @@ def train(model: torch.nn.Module, tokenizer: AutoTokenizer, pairs: pl.DataFrame)
             padding=True,
             return_tensors="pt",
         ).to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=PRECISION == "bf16"):
             logits = model(**tokens).logits[:, 0]
         labels = batch["label"].cast(pl.Float32).to_torch().to(device)
         loss = binary_cross_entropy_with_logits(logits.float(), labels)

@@ -15,7 +15,7 @@ from .data.training_tables import count_pairs, count_queries, count_sentences
 from .dhnm.miner import warn_of_few_draws
 from .job import Job, check_dimensions
 from .model.attention import check_attention
-from .model.embedding_model import precision_of
+from .model.embedding_model import precision_of, warn_of_slow_precision
 from .model.lora import add_adapters
 
 
@@ -61,7 +61,7 @@ def plan_training(job: Job, processes: int) -> TrainingPlan:
         parameters=parameters,
         states_mb=round(state_bytes(parameters, half, settings.zero_stage, processes, frozen) / 1e6),
         activations_mb=round(activation_bytes(config, tokens, half, settings.gradient_checkpointing) / 1e6),
-        warnings=warn_of_few_draws(settings, draws),
+        warnings=warn_of_few_draws(settings, draws) + warn_of_slow_precision(settings),
     )
 
 

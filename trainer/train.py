@@ -38,7 +38,7 @@ from .loss.cbb import Losses
 from .loss.collectives import all_gather_with_grad, all_reduce_max, all_reduce_sum
 from .loss.gradcache import backward
 from .model.attention import set_attention
-from .model.embedding_model import EmbeddingModel, load
+from .model.embedding_model import EmbeddingModel, load, warn_of_slow_precision
 from .model.export import export
 from .model.lora import add_adapters, check_export
 from .optimizer import build_engine, full_precision
@@ -79,7 +79,7 @@ def main(job: Job) -> bool:
         **task.facts,
     )
     log.say(f"{task.steps:,} steps, which draw each record {task.draws_per_record:.2g} times on average")
-    for warning in warn_of_few_draws(settings, task.draws_per_record):
+    for warning in warn_of_few_draws(settings, task.draws_per_record) + warn_of_slow_precision(settings):
         log.say(f"warning: {warning}")
 
     tokens = nonfinite_steps = 0

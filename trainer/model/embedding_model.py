@@ -103,6 +103,19 @@ def precision_of(settings: OptimizerSettings) -> Literal["bf16", "fp16", "fp32"]
     return "bf16" if has_bf16 and settings.zero_stage > 0 else "fp32"
 
 
+def warn_of_slow_precision(settings: OptimizerSettings) -> list[str]:
+    """Return a warning if a run will compute on a CPU that has no instructions for its precision; else nothing."""
+    precision = precision_of(settings)
+    if precision == "fp32" or best_device() != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return []
+    supported = {"bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported, "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported}
+    if supported[precision]():
+        return []
+    return [
+        f"this CPU has no instructions for {precision}, which takes many times as long as fp32; leave out `precision`"
+    ]
+
+
 def load(
     name: str | Path,
     dimension: int | None = None,

@@ -10,7 +10,12 @@ import torch
 from conan_embedding.pipeline.encoder.model_folder import ModelError
 from conan_embedding.schemas.training_settings import FinetuneSettings
 from conan_embedding.trainer.model.bootstrap import tiny_bert
-from conan_embedding.trainer.model.embedding_model import EmbeddingModel, load, precision_of
+from conan_embedding.trainer.model.embedding_model import (
+    EmbeddingModel,
+    load,
+    precision_of,
+    warn_of_slow_precision,
+)
 from conan_embedding.trainer.model.export import export
 from safetensors.torch import save_file
 from transformers import AutoModel, BertConfig, BertModel, ErnieConfig, MPNetConfig
@@ -240,6 +245,28 @@ def test_precision(
     monkeypatch.setattr("conan_embedding.trainer.model.embedding_model.best_device", lambda: device)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
     assert precision_of(FinetuneSettings(**settings)) == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "supported", "warned"),
+    [
+        ("bf16", "cpu", False, ["this CPU has no instructions for bf16"]),
+        ("fp16", "cpu", False, ["this CPU has no instructions for fp16"]),
+        ("bf16", "cpu", True, []),
+        ("bf16", "cuda", False, []),
+        ("fp32", "cpu", False, []),
+        ("auto", "cpu", False, []),
+    ],
+)
+def test_a_precision_that_the_cpu_lacks(
+    precision: str, device: str, supported: bool, warned: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conan_embedding.trainer.model.embedding_model.best_device", lambda: device)
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
+    for name in ("bf16", "fp16"):
+        monkeypatch.setattr(f"torch.ops.mkldnn._is_mkldnn_{name}_supported", lambda: supported)
+    found = warn_of_slow_precision(FinetuneSettings(precision=precision))
+    assert [warning.partition(",")[0] for warning in found] == warned
 
 
 @pytest.mark.parametrize("packed", [True, False])
