@@ -57,8 +57,9 @@ def main() -> None:
 
 def ask_all(url: str, requests: int, concurrency: int) -> None:
     """Ask with Conan's client, and print the seconds that it took."""
-    from conan_embedding.pipeline.llm_client.client import Budget, Request, Server, ask
+    from conan_embedding.pipeline.llm_client.client import Budget, Request, ask
     from conan_embedding.pipeline.synthesize.prompts import RESPONSE_FORMAT, Draw, messages
+    from conan_embedding.schemas.server_settings import ServerSettings
 
     draw = Draw("question", "zh", None, "easy", "short")
     bodies = (
@@ -72,7 +73,7 @@ def ask_all(url: str, requests: int, concurrency: int) -> None:
         for number in range(requests)
     )
     asked = [Request(body) for body in bodies]
-    server = Server(url, "OPENAI_API_KEY", concurrency)
+    server = ServerSettings(url=url, model="served", concurrency=concurrency)
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         answers = ask(asked, server, Budget(1e9), Path(folder) / "answers.jsonl", lambda *_: None).answers

@@ -16,9 +16,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from conan_embedding.schemas.judge_settings import LLMSettings
 from conan_embedding.schemas.pairs import Category, Format, Task
 from conan_embedding.schemas.recipe import Recipe
+from conan_embedding.schemas.server_settings import ServerSettings
 from conan_embedding.schemas.settings import EncoderSettings, PromptSettings
 from conan_embedding.schemas.training_settings import OptimizerSettings
 from pydantic import BaseModel
@@ -56,7 +56,7 @@ def pages() -> dict[str, str]:
 
 # ── settings ────────────────────────────────────────────────────────────────────────────────────────────
 
-SHARED = {EncoderSettings: "Encoder keys", OptimizerSettings: "Training keys", LLMSettings: "Language model keys"}
+SHARED = {EncoderSettings: "Encoder keys", OptimizerSettings: "Training keys", ServerSettings: "Language model keys"}
 """Models whose keys several sections have; they are not sections themselves."""
 
 WORDS = {str: "text", int: "integer", float: "number", bool: "boolean"}

@@ -2,6 +2,7 @@
 
 from pydantic import Field, model_validator
 
+from .server_settings import ServerSettings
 from .settings import EncoderSettings, Settings, setting
 
 
@@ -22,28 +23,13 @@ class Threshold(Settings):
         return self
 
 
-class LLMSettings(Settings):
-    """A language model behind an OpenAI-compatible interface."""
+class LLMJudgeSettings(ServerSettings):
+    """A language model that grades pairs from 0 to 3."""
 
-    url: str = setting("http://localhost:8000/v1", "Base URL of the interface.", origin="chosen here: that of vLLM")
-    model: str = Field(description="Name of the model, as the server calls it.")
     max_tokens: int = Field(
         description="Budget: tokens of prompts and answers that may be paid for, earlier runs in this corpus included.",
         ge=0,
     )
-    key_variable: str = setting(
-        "OPENAI_API_KEY",
-        "Environment variable with the API key; without it none is sent. The key itself must not be in a recipe.",
-    )
-    concurrency: int = setting(8, "Requests at a time.", ge=1)
-    answer_tokens: int = setting(
-        1024, "Longest answer, in tokens; models that think before they answer need more.", ge=1
-    )
-
-
-class LLMJudgeSettings(LLMSettings):
-    """A language model that grades pairs from 0 to 3."""
-
     band: tuple[float, float] | None = setting(
         None, "Only pairs are graded whose score by `judge.model` is between these two. By default all are."
     )
@@ -104,6 +90,5 @@ class JudgeSettings(EncoderSettings):
     @property
     def decisive(self) -> str:
         """The settings on which judgements and decisions depend, as JSON."""
-        return self.model_dump_json(
-            exclude={"batch_tokens": True, "compile": True, "llm": {"max_tokens", "concurrency"}}
-        )
+        of_server = {"url", "key_env", "concurrency", "timeout", "max_tokens"}
+        return self.model_dump_json(exclude={"batch_tokens": True, "compile": True, "llm": of_server})

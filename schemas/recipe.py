@@ -74,6 +74,7 @@ RENAMED_KEYS = {
         "tensorboard": "track: [tensorboard]",
     },
     "evaluate": {"dimensions": "matryoshka_dims"},
+    "llm": {"key_variable": "key_env"},
 }
 RENAMED_KEYS["training"] = RENAMED_KEYS["pretrain"]  # the section bootstrap.training
 """Keys of earlier recipes by section, each with its new name."""

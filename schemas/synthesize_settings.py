@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .pairs import Format
+from .server_settings import ServerSettings
 from .settings import EncoderSettings, Settings, setting
 
 Kind = Literal["question", "keyword", "statement", "comparison", "title", "prompt", "paraphrase"]
@@ -43,24 +44,11 @@ class PassagesSettings(Settings):
     )
 
 
-class ServerSettings(Settings):
-    """A language model behind an OpenAI-compatible interface."""
+class WriterSettings(ServerSettings):
+    """The language model that writes the queries."""
 
-    url: str = setting("http://localhost:8000/v1", "Base URL of the interface.", origin="chosen here: that of vLLM")
-    model: str = Field(description="Name of the model, as the server calls it.")
-    key_env: str = setting(
-        "OPENAI_API_KEY",
-        "Environment variable with the API key; without it none is sent. The key itself must not be in a recipe.",
-    )
-    concurrency: int = setting(8, "Requests at a time.", ge=1)
-    timeout: float = setting(
-        120, "Seconds after which a request has failed and is sent again, with a longer wait each time.", gt=0
-    )
     temperature: float = setting(
         0.7, "Temperature of the sampling; 0 writes the likeliest query each time.", ge=0, le=2
-    )
-    answer_tokens: int = setting(
-        1024, "Longest answer, in tokens; models that think before they answer need more.", ge=1
     )
 
 
@@ -97,7 +85,7 @@ class SynthesizeSettings(Settings):
     """Queries that a language model writes for passages of the corpus, in place of a source's files."""
 
     passages: PassagesSettings = setting(PassagesSettings(), "The passages that queries are written for.")
-    server: ServerSettings = Field(description="The language model.")
+    server: WriterSettings = Field(description="The language model.")
     queries: int = setting(1, "Queries per passage.", ge=1)
     kinds: dict[Kind, Share] = setting(
         {"question": 1.0}, "Kinds of queries, each with its share; the `format` of the source must fit."

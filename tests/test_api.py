@@ -92,6 +92,7 @@ def test_what_is_wrong_is_said(recipe: Path, tmp_path: Path) -> None:
         ("finetune: {tensorboard: true}", "it is called `track: [tensorboard]` now"),
         ("bootstrap: {training: {dimensions: [8]}}", "it is called `matryoshka_dims` now"),
         ("evaluate: {dimensions: [8]}", "it is called `matryoshka_dims` now"),
+        ("judge: {llm: {model: m, max_tokens: 1, key_variable: KEY}}", "it is called `key_env` now"),
     ],
 )
 def test_an_old_key_is_told_its_new_name(tmp_path: Path, line: str, message: str) -> None:

@@ -10,15 +10,14 @@ from ..corpus.folder import fingerprint
 from ..corpus.judgements import add
 from ..corpus.pools import open_pools
 from ..engine.calls import Engine
-from ..llm_client.client import Budget, Request, Server, ask
+from ..llm_client.client import Budget, Request, ask
+from ..llm_client.tokens import estimate_tokens
 from .grades import PROMPT_VERSION, VERDICTS, build_body, build_messages, read_grade
 
 FOLDER = "llm_answers"
 """The folder of the answers, a file for each judge."""
 PART = 4_096
 """Chosen here: pairs whose texts and grades are in memory at a time; a killed run finds their answers in the cache."""
-BYTES_PER_TOKEN = 3
-"""Chosen here: a Chinese character has three bytes and is at most about a token; English has about four per token."""
 
 
 class Graded(NamedTuple):
@@ -73,11 +72,9 @@ def build_prompts(corpus: Path, pairs: pl.DataFrame) -> tuple[pl.DataFrame, list
     return texts.select("query", "passage"), prompts
 
 
-def estimate_tokens(corpus: Path, pairs: pl.DataFrame) -> int:
+def estimate_prompts(corpus: Path, pairs: pl.DataFrame) -> int:
     """Estimate the tokens of the prompts about pairs; most models count fewer."""
-    parts = (build_prompts(corpus, part)[1] for part in pairs.iter_slices(PART))
-    sizes = (len(message["content"].encode()) for prompts in parts for messages in prompts for message in messages)
-    return sum(sizes) // BYTES_PER_TOKEN
+    return estimate_tokens(chat for part in pairs.iter_slices(PART) for chat in build_prompts(corpus, part)[1])
 
 
 def grade(corpus: Path, pairs: pl.DataFrame, settings: LLMJudgeSettings, engine: Engine) -> Graded:
@@ -87,7 +84,6 @@ def grade(corpus: Path, pairs: pl.DataFrame, settings: LLMJudgeSettings, engine:
         LLMError: the server can't be reached or refuses a request; what it has answered is kept.
     """
     name, found = name_model(settings), Graded(0, 0, 0, 0)
-    server = Server(settings.url, settings.key_variable, settings.concurrency)
     engine.progress("judge: llm", 0, pairs.height, 0)
     for start in range(0, pairs.height, PART):
         texts, prompts = build_prompts(corpus, pairs[start : start + PART])
@@ -97,7 +93,7 @@ def grade(corpus: Path, pairs: pl.DataFrame, settings: LLMJudgeSettings, engine:
             engine.progress("judge: llm", min(start + done, pairs.height), pairs.height, start + done)
 
         cache = corpus / FOLDER / f"{name}.jsonl"
-        asked = ask(requests, server, Budget(settings.max_tokens), cache, progress)
+        asked = ask(requests, settings, Budget(settings.max_tokens), cache, progress)
         grades = [None if answer is None else read_grade(answer.text) for answer in asked.answers]
         known = texts.with_columns(score=pl.Series(grades, dtype=pl.Int64)).drop_nulls("score")
         if known.height:

@@ -20,7 +20,7 @@ from ..engine.calls import Engine
 from ..engine.stage import StageError
 from .decisions import decide
 from .labels import Shown, label
-from .language_model import estimate_tokens, find_undecided, grade, name_model
+from .language_model import estimate_prompts, find_undecided, grade, name_model
 from .pairs import asked_pairs, count_rows, find_missing
 from .scorers import find_scorer
 
@@ -104,7 +104,7 @@ def plan(corpus: Path, settings: JudgeSettings, sources: Mapping[str, SourceProm
     if settings.llm is None:
         return found
     undecided = find_undecided(corpus, asked_pairs(settings), settings.llm, name)
-    tokens = estimate_tokens(corpus, undecided)
+    tokens = estimate_prompts(corpus, undecided)
     return JudgingPlan(
         name, pairs, found.to_score, name_model(settings.llm), undecided.height, tokens, settings.llm.max_tokens
     )

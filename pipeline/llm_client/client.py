@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 import httpx2
 
 from ...schemas.errors import ConanError
+from ...schemas.server_settings import ServerSettings
 
 ATTEMPTS = 6
 """Chosen here: with waits of 1 to 16 seconds in between, a server that restarts within half a minute is waited for."""
 FIRST_WAIT = 1.0
-TIMEOUT = 120.0
-"""Chosen here: seconds; a busy server with one GPU takes tens of seconds for a long prompt."""
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """HTTP statuses after which the same request may succeed."""
 _OF_REQUEST = {400, 413, 422}
@@ -36,15 +35,6 @@ class LLMError(ConanError):
 
 class RefusedRequestError(LLMError):
     """A request that is refused for what it says; others may succeed."""
-
-
-class Server(NamedTuple):
-    """Where requests are sent. `key_variable` is the environment variable with the API key."""
-
-    url: str
-    key_variable: str
-    concurrency: int
-    timeout: float = TIMEOUT
 
 
 class Budget(NamedTuple):
@@ -98,7 +88,7 @@ class Asked(NamedTuple):
 
 def ask(
     requests: Sequence[Request],
-    server: Server,
+    server: ServerSettings,
     budget: Budget,
     cache: Path,
     progress: Callable[[int, int], None],
@@ -185,12 +175,14 @@ def read_cache(file: Path) -> dict[str, Answer]:
     return {answer.request: answer for answer in answers}
 
 
-def _headers(server: Server) -> dict[str, str]:
-    key = os.environ.get(server.key_variable)
+def _headers(server: ServerSettings) -> dict[str, str]:
+    key = os.environ.get(server.key_env)
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _ask_one(client: httpx2.Client, server: Server, key: str, body: dict[str, Any], unsupported: set[str]) -> Answer:
+def _ask_one(
+    client: httpx2.Client, server: ServerSettings, key: str, body: dict[str, Any], unsupported: set[str]
+) -> Answer:
     """Send a request, again and again while the server is busy or away."""
     problem, kind = "", LLMError
     for attempt in range(ATTEMPTS):

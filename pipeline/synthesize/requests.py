@@ -5,17 +5,12 @@ from typing import Any
 
 import polars as pl
 
-from ...schemas.synthesize_settings import ServerSettings, SynthesizeSettings
+from ...schemas.synthesize_settings import SynthesizeSettings, WriterSettings
 from ..judge.grades import build_body, build_messages
-from ..llm_client.client import Request, Server
+from ..llm_client.client import Request
+from ..llm_client.tokens import most_tokens
 from .draws import draw
 from .prompts import RESPONSE_FORMAT, messages, version
-
-_OF_CHAT = 64
-"""Chosen here: tokens that a chat template puts around a message; those that are known have fewer than 32."""
-
-BYTES_PER_TOKEN = 3
-"""Chosen here: a Chinese character has three bytes and is at most about a token; English has about four per token."""
 
 ROWS = {
     "request": pl.String,
@@ -47,7 +42,7 @@ def plan_requests(
     return pl.DataFrame(rows, ROWS, orient="row"), requests
 
 
-def _build_request(chat: Sequence[Mapping[str, str]], server: ServerSettings, seed: int) -> Request:
+def _build_request(chat: Sequence[Mapping[str, str]], server: WriterSettings, seed: int) -> Request:
     body: dict[str, Any] = {
         "model": server.model,
         "messages": list(chat),
@@ -56,26 +51,11 @@ def _build_request(chat: Sequence[Mapping[str, str]], server: ServerSettings, se
         "seed": seed,
         "response_format": RESPONSE_FORMAT,
     }
-    return Request(body, most_tokens(chat, server))
+    return Request(body, most_tokens(chat, server.answer_tokens))
 
 
-def plan_grading(queries: pl.Series, passages: pl.Series, server: ServerSettings) -> list[Request]:
+def plan_grading(queries: pl.Series, passages: pl.Series, server: WriterSettings) -> list[Request]:
     """Build the requests for the grades of pairs."""
     chats = [build_messages(query, passage, []) for query, passage in zip(queries, passages, strict=True)]
-    return [Request(build_body(server.model, chat, server.answer_tokens), most_tokens(chat, server)) for chat in chats]
-
-
-def most_tokens(chat: Sequence[Mapping[str, str]], server: ServerSettings) -> int:
-    """Return the most tokens that a request may cost: a token has at least a byte."""
-    return sum(len(message["content"].encode()) + _OF_CHAT for message in chat) + server.answer_tokens
-
-
-def find_server(settings: ServerSettings) -> Server:
-    """Return where requests are sent."""
-    return Server(settings.url, settings.key_env, settings.concurrency, settings.timeout)
-
-
-def estimate_tokens(requests: Sequence[Request], answer_tokens: float) -> int:
-    """Estimate what requests cost, of whose answers each has `answer_tokens`; most models count fewer."""
-    prompts = (message["content"] for request in requests for message in request.body["messages"])
-    return sum(len(prompt.encode()) for prompt in prompts) // BYTES_PER_TOKEN + round(len(requests) * answer_tokens)
+    length = server.answer_tokens
+    return [Request(build_body(server.model, chat, length), most_tokens(chat, length)) for chat in chats]

@@ -28,11 +28,12 @@ from ..engine.calls import Engine
 from ..engine.stage import Task, run_stage
 from ..judge.grades import read_grade
 from ..llm_client.client import Asked, Budget, Request, ask, read_cache
+from ..llm_client.tokens import estimate_tokens
 from .checks import UNCHECKED, add_answers, read_queries, reject
 from .draws import read_personas
 from .languages import LANGUAGES
 from .passages import check_sql, choose_passages, list_searched
-from .requests import estimate_tokens, find_server, plan_grading, plan_requests
+from .requests import plan_grading, plan_requests
 from .round_trip import RANKS, RoundTrip, find_ranks, plan_round_trip
 
 VERSION = 1
@@ -104,6 +105,8 @@ def plan(corpus: Path, recipe: Recipe) -> SynthesisPlan:
             grading = plan_grading(pl.repeat("", len(texts), eager=True), texts, planned.settings.server)
         lengths = [answer.answer_tokens for answer in known.values() if answer.answer_tokens]
         answer_tokens = sum(lengths) / len(lengths) if lengths else ANSWER_TOKENS
+        to_send = [*unknown, *grading]
+        tokens = estimate_tokens(request.body["messages"] for request in to_send) + len(to_send) * answer_tokens
         left = _find_left(corpus, planned)
         sources.append(
             SourcePlan(
@@ -112,7 +115,7 @@ def plan(corpus: Path, recipe: Recipe) -> SynthesisPlan:
                 planned.rows.height,
                 len(unknown),
                 len(grading),
-                estimate_tokens([*unknown, *grading], answer_tokens),
+                round(tokens),
                 left["requests_left"],
                 left["tokens_left"],
             )
@@ -163,8 +166,7 @@ def _ask(corpus: Path, planned: _Planned, requests: Sequence[Request], engine: E
     def progress(done: int, total: int) -> None:
         engine.progress(f"synthesize: {planned.name}", done, total, done)
 
-    server = find_server(planned.settings.server)
-    return ask(requests, server, budget, _find_cache(corpus, planned.name), progress, PATIENCE)
+    return ask(requests, planned.settings.server, budget, _find_cache(corpus, planned.name), progress, PATIENCE)
 
 
 def _find_left(corpus: Path, planned: _Planned) -> dict[str, int]:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 from conan_embedding.pipeline.llm_client import client as module
-from conan_embedding.pipeline.llm_client.client import Asked, Budget, LLMError, Request, Server, ask, read_cache
+from conan_embedding.pipeline.llm_client.client import Asked, Budget, LLMError, Request, ask, read_cache
+from conan_embedding.schemas.server_settings import ServerSettings
 from llm_server import TOKENS, LLMServer, serve_llm
 
 
@@ -35,14 +36,15 @@ def ask_all(
     concurrency: int = 8,
     budget: Budget | None = None,
     most_tokens: int = 0,
-    key_variable: str = "OPENAI_API_KEY",
+    key_env: str = "OPENAI_API_KEY",
     patience: int = 0,
     **more: object,
 ) -> Asked:
     bodies = [{"model": model, "messages": [{"role": "user", "content": prompt}], **more} for prompt in prompts]
     requests = [Request(body, most_tokens) for body in bodies]
     budget = budget or Budget(10_000)
-    return ask(requests, Server(server.url, key_variable, concurrency), budget, cache, lambda *_: None, patience)
+    settings = ServerSettings(url=server.url, model=model, key_env=key_env, concurrency=concurrency)
+    return ask(requests, settings, budget, cache, lambda *_: None, patience)
 
 
 def run(server: LLMServer, cache: Path, prompts: list[str], **settings: Any) -> Told:
@@ -126,7 +128,7 @@ def test_the_key_is_sent_from_the_environment(
 ) -> None:
     run(server, tmp_path / "a", ["0"])
     monkeypatch.setenv("MY_KEY", "secret")
-    run(server, tmp_path / "a", ["1"], key_variable="MY_KEY")
+    run(server, tmp_path / "a", ["1"], key_env="MY_KEY")
     assert server.keys == [None, "Bearer secret"]
     assert "secret" not in (tmp_path / "a").read_text("utf-8")
 

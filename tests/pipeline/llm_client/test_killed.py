@@ -6,7 +6,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from conan_embedding.pipeline.llm_client.client import Budget, Request, Server, ask
+from conan_embedding.pipeline.llm_client.client import Budget, Request, ask
+from conan_embedding.schemas.server_settings import ServerSettings
 from llm_server import LLMProcess, llm_process
 
 REQUESTS, CONCURRENCY = 120, 4
@@ -22,7 +23,8 @@ run(sys.argv[1], Path(sys.argv[2]))
 def run(url: str, cache: Path) -> list[str | None]:
     chats = [[{"role": "user", "content": f"<passage>\n第{number}号\n</passage>"}] for number in range(REQUESTS)]
     requests = [Request({"model": "m", "messages": chat}) for chat in chats]
-    found = ask(requests, Server(url, "NO_KEY", CONCURRENCY), Budget(1e9), cache, lambda *_: None)
+    server = ServerSettings(url=url, model="m", concurrency=CONCURRENCY)
+    found = ask(requests, server, Budget(1e9), cache, lambda *_: None)
     return [answer and answer.text for answer in found.answers]
 
 
