@@ -9,7 +9,8 @@ SYNTHESIZED = pa.schema(
         pa.field("source", NAME, nullable=False),
         pa.field("request", pa.string(), nullable=False),  # a hash of all that decides the answer
         pa.field("pair_id", pa.string(), nullable=False),  # of the passage
-        pa.field("passage", pa.string(), nullable=False),  # as it was sent
+        pa.field("passage", pa.string(), nullable=False),  # as it was sent; of a translation the pair's positive
+        pa.field("original", pa.string()),  # the query that a translation is of; null for other kinds
         pa.field("kind", NAME, nullable=False),
         pa.field("language", NAME, nullable=False),
         pa.field("persona", pa.string()),

@@ -1,15 +1,15 @@
 """Settings of `conan synthesize`: which passages a language model writes queries for, and which of these are kept."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from .pairs import Format
+from .pairs import FORMATS, Format
 from .server_settings import ServerSettings
 from .settings import EncoderSettings, Settings, setting
 
-Kind = Literal["question", "keyword", "statement", "comparison", "title", "prompt", "paraphrase"]
+Kind = Literal["question", "keyword", "statement", "comparison", "title", "prompt", "paraphrase", "translation"]
 
 FORMATS_OF_KINDS: dict[Kind, tuple[Format, ...]] = {
     "question": ("question_answer",),
@@ -19,8 +19,10 @@ FORMATS_OF_KINDS: dict[Kind, tuple[Format, ...]] = {
     "title": ("title_content",),
     "prompt": ("prompt_response", "input_output"),
     "paraphrase": ("question_answer", "input_output"),
+    "translation": cast(tuple[Format, ...], FORMATS),
 }
-"""The formats of a source to which a kind of query belongs. Filter and convert treat titles and responses apart."""
+"""The formats of a source to which a kind of query belongs. Filter and convert treat titles and responses apart. A
+translation has that of the query which it is of."""
 
 DEEPEST = 100
 """Chosen here: ranks in the round trip are counted to here, so that `within` moves below without another search."""
@@ -35,7 +37,7 @@ class PassagesSettings(Settings):
         None,
         "DuckDB SQL that gives the columns `text` and `pair_id`, over the views `ingest`, `filter` and `dedup` without"
         " what language models wrote. By default the positives that dedup kept of the tasks pretrain, retrieval and"
-        " passage.",
+        " passage. For translations it gives `query`, too, by default that of the pairs of pretrain and retrieval.",
     )
     sample: int | None = setting(
         None,
@@ -88,7 +90,8 @@ class SynthesizeSettings(Settings):
     server: WriterSettings = Field(description="The language model.")
     queries: int = setting(1, "Queries per passage.", ge=1)
     kinds: dict[Kind, Share] = setting(
-        {"question": 1.0}, "Kinds of queries, each with its share; the `format` of the source must fit."
+        {"question": 1.0},
+        "Kinds of queries, each with its share; the `format` of the source must fit. `translation` stands alone.",
     )
     personas: str | None = setting(
         "auto",
@@ -109,6 +112,11 @@ class SynthesizeSettings(Settings):
     )
 
     @property
+    def translates(self) -> bool:
+        """Whether the queries are translations of those that passages have already."""
+        return "translation" in self.kinds
+
+    @property
     def languages(self) -> dict[str, float]:
         """The languages with their shares."""
         return {self.language: 1.0} if isinstance(self.language, str) else self.language
@@ -125,4 +133,9 @@ class SynthesizeSettings(Settings):
     def _has_kinds(self) -> "SynthesizeSettings":
         if not self.kinds:
             raise ValueError("`kinds` is empty; expected kinds with their shares, as in `{question: 3, keyword: 1}`")
+        if self.translates and len(self.kinds) > 1:
+            raise ValueError(
+                "`kinds` has `translation` and others; translations are of pairs, the others of passages, so give"
+                " translations a source of their own"
+            )
         return self

@@ -19,10 +19,13 @@ def add_answers(rows: pl.DataFrame, answers: list[Answer | None], problems: dict
         raw=pl.Series([None if answer is None else answer.text for answer in answers], dtype=pl.String),
         tokens=pl.Series([answer.tokens if answer else 0 for answer in answers], dtype=pl.Int64),
         answer_tokens=pl.Series([answer.answer_tokens if answer else 0 for answer in answers], dtype=pl.Int64),
+        is_first=pl.col("request").is_first_distinct(),
         detail=pl.col("request").replace_strict(problems, default=None, return_dtype=pl.String),
     )
     reason = pl.when(pl.col("raw").is_null()).then(pl.lit("failed"))
-    return found.with_columns(reason=reason).filter(pl.col("raw").is_not_null() | pl.col("detail").is_not_null())
+    paid = pl.col("tokens", "answer_tokens") * pl.col("is_first")  # several rows may share a request
+    found = found.with_columns(paid, reason=reason).drop("is_first")
+    return found.filter(pl.col("raw").is_not_null() | pl.col("detail").is_not_null())
 
 
 def read_queries(rows: pl.DataFrame) -> pl.DataFrame:
@@ -35,9 +38,8 @@ def read_queries(rows: pl.DataFrame) -> pl.DataFrame:
     is_answer = pl.col("kind").is_in(list(ANSWERED))
     positive = pl.when(pl.col("query").is_not_null()).then(pl.when(is_answer).then("answer").otherwise("passage"))
     found = reject(found.with_columns(positive=positive), pl.col("query").is_null(), "unparsed", "raw")
-    read = found.filter(pl.col("query").is_not_null())
-    broken = read.select("request", rule=faults(read.select("passage", "query", "answer", "kind", "language")))
-    found = found.join(broken, on="request", how="left", maintain_order="left")
+    shown = pl.coalesce("original", "passage").alias("passage")
+    found = found.with_columns(rule=faults(found.select(shown, "query", "answer", "kind", "language")))
     found = found.with_columns(
         reason=pl.coalesce("reason", "rule"),
         detail=pl.when(UNCHECKED & pl.col("rule").is_not_null()).then("query").otherwise("detail"),
@@ -46,11 +48,15 @@ def read_queries(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _reject_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
-    """Reject queries that say what one in an earlier row does, but for case, width and punctuation."""
+    """Reject queries that say what one in an earlier row does, but for case, width and punctuation.
+
+    One that answers the same request is no copy: the query that it translates has several passages.
+    """
     key = pl.when(UNCHECKED).then(match_key(pl.col("query")))
-    found = rows.with_columns(key=key, row=pl.int_range(pl.len()))
-    found = found.with_columns(pl.col("row", "passage").first().over("key").name.prefix("first_"))
-    is_copy = pl.col("row") != pl.col("first_row")
+    found = rows.with_columns(key=key).with_columns(
+        pl.col("request", "passage").first().over("key").name.prefix("first_")
+    )
+    is_copy = pl.col("request") != pl.col("first_request")
     is_same = pl.col("passage") == pl.col("first_passage")
     found = reject(found, is_copy & is_same, "duplicate_within_passage", "query")
     return reject(found, is_copy, "duplicate_across_passages", "query").select(rows.columns)

@@ -21,6 +21,7 @@ REASONS = {
     "names_the_passage": "the query speaks of the passage (本文, 上述, the text), which a searcher has not seen",
     "unnamed_subject": "the query begins with 他, 该, 这次 or he: with whom or what only the passage says",
     "several_questions": "the query asks several questions",
+    "untranslated": "the translation is the query that it was to be of",
     "wrong_language": "hardly any of the query is in the script of the language asked for",
     "too_short": "the query has too few words or Chinese characters for its kind",
     "too_long": "the query has too many words or Chinese characters for its kind",
@@ -88,7 +89,7 @@ _SEVERAL = r"[?？][^?？]*\p{L}[^?？]*[?？]|(?m)^\s*(?:2\s*[.、．):]|二、
 def faults(written: pl.DataFrame) -> pl.Series:
     """Return the first of REASONS that applies to each query; null if none does.
 
-    The columns of `written` are `passage`, `query`, `answer`, `kind` and `language`.
+    The columns of `written` are `passage` (the text that the prompt shows), `query`, `answer`, `kind` and `language`.
     """
     rules = _build_rules(written["language"].unique().to_list())
     return written.select(
@@ -123,6 +124,7 @@ def _build_rules(languages: list[str]) -> dict[str, pl.Expr]:
         & pl.concat_str(query, beginning, separator="\n").str.contains(_NAMES_THE_PASSAGE),
         "unnamed_subject": kind.is_in(["question", "comparison", "statement"]) & query.str.contains(_UNNAMED_SUBJECT),
         "several_questions": asks & query.str.contains(_SEVERAL),
+        "untranslated": (kind == "translation") & (match_key(query) == match_key(passage)),
         # A short text that the passage has, too, is a name.
         "wrong_language": (own < OWN_SHARE * units) & ~((units < COPIED) & in_passage(query)),
         "too_short": units < least,

@@ -1,6 +1,7 @@
 """Choose the passages that queries are written for, and list those that a query must find its own among.
 
-Neither depends on what a language model has written: else every run would find other passages than the one before it.
+Translations are of pairs, so their passages have queries. Nothing here depends on what a language model has written:
+else every run would find other passages than the one before it.
 """
 
 from collections.abc import Collection, Iterator
@@ -12,7 +13,7 @@ import polars as pl
 
 from ...schemas.errors import RecipeError
 from ...schemas.pairs import CLUSTERED, PAIR
-from ...schemas.synthesize_settings import PassagesSettings
+from ...schemas.synthesize_settings import SynthesizeSettings
 from ..corpus.catalog import scan
 from ..corpus.folder import shards
 from ..corpus.sql import quote
@@ -22,14 +23,16 @@ from ..text.personal_data import mask_texts
 _VIEWS = {"ingest": PAIR, "filter": PAIR, "dedup": CLUSTERED}
 """The views that a recipe's SQL may read: those of the stages before this one."""
 _SEARCHED = "task IN ('pretrain', 'retrieval', 'passage')"
-_DEFAULT = f"SELECT positive AS text, pair_id FROM dedup WHERE {_SEARCHED}"
-_EXPECTED = "expected the columns `text` and `pair_id`, both VARCHAR"
+_DEFAULT = f"SELECT positive AS text, query, pair_id FROM dedup WHERE {_SEARCHED}"
 
 
 def choose_passages(
-    corpus: Path, settings: PassagesSettings, synthesized: Collection[str], mask: bool, place: str
+    corpus: Path, settings: SynthesizeSettings, synthesized: Collection[str], mask: bool, place: str
 ) -> pl.DataFrame:
-    """Return the passages that queries are written for, `text, pair_id, hash`, by their hashes (MD5).
+    """Return the passages that queries are written for, `text, query, pair_id, hash`, by their hashes (MD5).
+
+    For translations, each row is a pair that dedup has kept, as no question that is held out may be translated, and the
+    hash is that of the query. Otherwise it is that of the text, and `query` is null.
 
     Args:
         synthesized: The sources that language models write; none of their rows is a passage.
@@ -42,17 +45,25 @@ def choose_passages(
     """
     files = {view: shards(corpus, view) for view in _VIEWS}
     with _open(files, synthesized) as connection:
-        _choose(connection, settings.sql or _DEFAULT, place)
+        _choose(connection, settings, place)
         written = f"SELECT pair_id FROM ingest_of_all WHERE NOT {leave_out(synthesized)}"
-        limit = f"LIMIT {settings.sample}" if settings.sample is not None else ""
+        query, kept = "CAST(NULL AS VARCHAR)", ""
+        if settings.translates:
+            query, kept = "query", "AND query <> '' AND pair_id IN (SELECT pair_id FROM dedup)"
+        sample = settings.passages.sample
         found: pl.DataFrame = connection.sql(
-            f"SELECT text, min(pair_id) AS pair_id FROM chosen ANTI JOIN ({written}) USING (pair_id) "
-            f"WHERE text <> '' GROUP BY text ORDER BY md5(text), text {limit}"
+            "SELECT text, query, min(pair_id) AS pair_id FROM ("
+            f"SELECT text, {query} AS query, pair_id FROM chosen ANTI JOIN ({written}) USING (pair_id) "
+            f"WHERE text <> '' {kept}) GROUP BY text, query ORDER BY md5(coalesce(query, text)), text "
+            f"{'' if sample is None else f'LIMIT {sample}'}"
         ).pl()
         if mask:
-            found = found.with_columns(mask_texts(found["text"])[0].alias("text")).unique("text", maintain_order=True)
+            masked = [mask_texts(found[name])[0].alias(name) for name in ("text", "query")]
+            found = found.with_columns(masked).unique(["text", "query"], maintain_order=True)
         connection.register("found", found.to_arrow())
-        hashed: pl.DataFrame = connection.sql("SELECT text, pair_id, md5(text) AS hash FROM found ORDER BY hash").pl()
+        hashed: pl.DataFrame = connection.sql(
+            "SELECT *, md5(coalesce(query, text)) AS hash FROM found ORDER BY hash, text"
+        ).pl()
         return hashed
 
 
@@ -70,11 +81,11 @@ def list_searched(corpus: Path, synthesized: Collection[str]) -> pl.DataFrame:
         return searched
 
 
-def check_sql(settings: PassagesSettings, place: str) -> None:
+def check_sql(settings: SynthesizeSettings, place: str) -> None:
     """Raise RecipeError if DuckDB can't run the SQL, or if it gives other columns. No corpus is needed."""
-    if settings.sql is not None:
+    if settings.passages.sql is not None:
         with _open({view: [] for view in _VIEWS}, ()) as connection:
-            _choose(connection, settings.sql, place)
+            _choose(connection, settings, place)
 
 
 @contextmanager
@@ -91,13 +102,16 @@ def _open(files: dict[str, list[Path]], synthesized: Collection[str]) -> Iterato
         yield connection
 
 
-def _choose(connection: duckdb.DuckDBPyConnection, sql: str, place: str) -> None:
+def _choose(connection: duckdb.DuckDBPyConnection, settings: SynthesizeSettings, place: str) -> None:
     """Make the SQL the view `chosen`. Raises RecipeError as `check_sql` does."""
+    sql = settings.passages.sql or _DEFAULT
+    wanted = ("text", "query", "pair_id") if settings.translates else ("text", "pair_id")
+    expected = f"expected the columns {', '.join(wanted)}, each VARCHAR"
     try:
         connection.execute(f"CREATE VIEW chosen AS FROM ({sql.strip().rstrip(';')}\n)")
         columns = {name: str(kind) for name, kind, *_ in connection.execute("DESCRIBE chosen").fetchall()}
     except duckdb.Error as error:
-        raise RecipeError(f"{place}: {str(error).strip()}; {_EXPECTED}") from error
-    if [columns.get(name) for name in ("text", "pair_id")] != ["VARCHAR", "VARCHAR"]:
+        raise RecipeError(f"{place}: {str(error).strip()}; {expected}") from error
+    if any(columns.get(name) != "VARCHAR" for name in wanted):
         found = ", ".join(f"{name} {kind}" for name, kind in columns.items())
-        raise RecipeError(f"{place}: {_EXPECTED}, found {found}")
+        raise RecipeError(f"{place}: {expected}, found {found}")

@@ -16,7 +16,8 @@ ROWS = {
     "request": pl.String,
     "pair_id": pl.String,
     "passage": pl.String,
-    "hash": pl.String,  # of the passage
+    "original": pl.String,  # the query that a translation is of; null for other kinds
+    "hash": pl.String,  # of the text that the prompt shows
     "kind": pl.String,
     "language": pl.String,
     "persona": pl.String,
@@ -31,14 +32,19 @@ ROWS = {
 def plan_requests(
     passages: pl.DataFrame, settings: SynthesizeSettings, personas: Mapping[str, Sequence[str | None]]
 ) -> tuple[pl.DataFrame, list[Request]]:
-    """Return a row for each request, with the columns of ROWS, and the requests; `passages` as `choose_passages`."""
+    """Return a row for each query, with the columns of ROWS, and its request; `passages` as `choose_passages`.
+
+    The translation of a query that has several passages is one request, with a row for each of them.
+    """
     rows, requests = [], []
-    for text, pair_id, text_hash in passages.select("text", "pair_id", "hash").iter_rows():
+    for text, original, pair_id, text_hash in passages.select("text", "query", "pair_id", "hash").iter_rows():
+        shown = text if original is None else original
         for number in range(settings.queries):
-            drawn, seed = draw(text, number, settings, personas)
-            request = _build_request(messages(text, drawn), settings.server, seed)
+            drawn, seed = draw(shown, number, settings, personas)
+            request = _build_request(messages(shown, drawn), settings.server, seed)
             requests.append(request)
-            rows.append((request.key, pair_id, text, text_hash, *drawn, version(drawn.kind, drawn.language), seed))
+            prompt = version(drawn.kind, drawn.language)
+            rows.append((request.key, pair_id, text, original, text_hash, *drawn, prompt, seed))
     return pl.DataFrame(rows, ROWS, orient="row"), requests
 
 

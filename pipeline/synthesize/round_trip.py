@@ -22,7 +22,9 @@ from ..engine.calls import Engine
 KEPT_ABOVE = 10
 """Chosen here: how many of the passages that rank higher are kept, as many candidates as `conan judge` looks at."""
 
-RANKS = pl.Schema({"request": pl.String(), "rank": pl.Int32(), "above": pl.List(pl.String)})
+PAIR = ["request", "passage"]
+"""What names a row: the answer to a request may belong to several passages, as the translation of their query does."""
+RANKS = pl.Schema({**dict.fromkeys(PAIR, pl.String()), "rank": pl.Int32(), "above": pl.List(pl.String)})
 """The columns of ranks: `above` are the pair_ids of the passages that rank higher, best first."""
 
 
@@ -56,7 +58,8 @@ def plan_round_trip(
     folder = find_model(settings.model, settings.trust_remote_code)
     weights = weights_fingerprint(folder)
     prompts = read_prompts(folder, settings, sources)
-    more = chosen.select("text", "pair_id").join(searched, on="text", how="anti", maintain_order="left")
+    more = chosen.select("text", "pair_id").unique("text", keep="first", maintain_order=True)
+    more = more.join(searched, on="text", how="anti", maintain_order="left")
     both = pl.concat([searched, more], how="diagonal").sort("text")
     # Such a passage is a cluster of its own. Numbers from -2 on are free: ids of clusters begin with 0.
     alone = pl.concat_list(-2 - pl.int_range(pl.len(), dtype=pl.Int64))
@@ -66,6 +69,7 @@ def plan_round_trip(
         clustering.model_dump(include={"threshold", "recall"}),
         [prompts.of_side("query"), prompts.of_side("passage")],
         _hash_rows(both.select("text", "source")),
+        *([_hash_rows(chosen.select("query", "text"))] if chosen["query"].count() else []),
     ]
     return RoundTrip(settings, prompts, weights, both, fingerprint("round trip", weights, *decisive))
 
@@ -78,10 +82,11 @@ def _hash_rows(frame: pl.DataFrame) -> str:
 
 
 def find_ranks(corpus: Path, trip: RoundTrip, source: str, written: pl.DataFrame, engine: Engine) -> pl.DataFrame:
-    """Rank the passage of each query, columns of RANKS; `written` has `request, query, passage`, each query once.
+    """Rank the passage of each query, columns of RANKS; `written` has `request, query, passage`, each pair once.
 
     The rank is one more than the number of passages that are nearer to the query. Near-duplicates of its passage, those
-    in the same cluster, don't count. Whatever is further down than DEEPEST has the rank after it.
+    in the same cluster, don't count, nor do the other passages of the same request. Whatever is further down than
+    DEEPEST has the rank after it.
 
     Raises:
         ModelError: the model can't be read, or gives vectors with NaN or infinite numbers.
@@ -100,9 +105,12 @@ def find_ranks(corpus: Path, trip: RoundTrip, source: str, written: pl.DataFrame
     numbered = searched.select("text", place=pl.int_range(pl.len(), dtype=pl.Int64))
     place = written.join(numbered, left_on="passage", right_on="text", maintain_order="left")["place"].to_numpy()
     clusters = searched["clusters"]
+    own_clusters = written.select("request", clusters=clusters.gather(place)).select(
+        pl.col("clusters").explode().unique().implode().over("request", mapping_strategy="join")
+    )
     rules = Rules(
         np.full(written.height, np.inf, np.float32),
-        *_as_starts(clusters.gather(place)),
+        *_as_starts(own_clusters.to_series()),
         *_as_starts(clusters),
     )
 
@@ -118,7 +126,7 @@ def find_ranks(corpus: Path, trip: RoundTrip, source: str, written: pl.DataFrame
         pair_ids[ids[there]].tolist()
         for ids, there in zip(best.ids[:, :KEPT_ABOVE], nearer[:, :KEPT_ABOVE], strict=True)
     ]
-    return pl.DataFrame({"request": written["request"], "rank": ranks, "above": above}, RANKS)
+    return pl.DataFrame({**written.select(PAIR).to_dict(), "rank": ranks, "above": above}, RANKS)
 
 
 def _as_starts(lists: pl.Series) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -34,7 +34,7 @@ from .draws import read_personas
 from .languages import LANGUAGES
 from .passages import check_sql, choose_passages, list_searched
 from .requests import plan_grading, plan_requests
-from .round_trip import RANKS, RoundTrip, find_ranks, plan_round_trip
+from .round_trip import PAIR, RANKS, RoundTrip, find_ranks, plan_round_trip
 
 VERSION = 1
 PART = 4_096
@@ -98,8 +98,9 @@ def plan(corpus: Path, recipe: Recipe) -> SynthesisPlan:
     sources = []
     for planned in _plan(corpus, recipe):
         known = read_cache(_find_cache(corpus, planned.name))
-        unknown = [request for request in planned.requests if request.key not in known]
-        texts = planned.rows.filter(pl.col("request").is_in([request.key for request in unknown]))["passage"]
+        asked = dict(zip(planned.rows["request"], planned.requests, strict=True))
+        unknown = [request for key, request in asked.items() if key not in known]
+        texts = planned.rows.filter(~pl.col("request").is_in(list(known)))["passage"]
         grading = []
         if planned.settings.judge is not None:
             grading = plan_grading(pl.repeat("", len(texts), eager=True), texts, planned.settings.server)
@@ -130,7 +131,7 @@ def list_checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
             place = partial(recipe.locate, "sources", number, "synthesize")
             yield partial(check_names, "language", settings.languages, sorted(LANGUAGES), place("language"))
             yield partial(read_personas, settings.personas, place("personas"))
-            yield partial(check_sql, settings.passages, place("passages", "sql"))
+            yield partial(check_sql, settings, place("passages", "sql"))
 
 
 def _name_synthesized(recipe: Recipe) -> list[str]:
@@ -149,7 +150,7 @@ def _plan(corpus: Path, recipe: Recipe) -> list[_Planned]:
             continue
         place = partial(recipe.locate, "sources", number, "synthesize")
         personas = read_personas(settings.personas, place("personas"))
-        passages = choose_passages(corpus, settings.passages, names, recipe.filter.mask, place("passages", "sql"))
+        passages = choose_passages(corpus, settings, names, recipe.filter.mask, place("passages", "sql"))
         if passages.is_empty():
             raise RecipeError(f"{place('passages')}: no passage is chosen; `conan sql {corpus}` shows what there is")
         found.append(_Planned(source.name, settings, passages, *plan_requests(passages, settings, personas)))
@@ -173,7 +174,7 @@ def _find_left(corpus: Path, planned: _Planned) -> dict[str, int]:
     """Return what is left of the budget, and how many requests have no answer yet."""
     known, budget = read_cache(_find_cache(corpus, planned.name)), planned.settings.budget
     return {
-        "unanswered": sum(request.key not in known for request in planned.requests),
+        "unanswered": len(set(planned.rows["request"]) - known.keys()),
         "requests_left": max(0, budget.requests - len(known)),
         "tokens_left": max(0, int(budget.tokens) - sum(answer.tokens for answer in known.values())),
     }
@@ -190,9 +191,9 @@ def _plan_round_trip(corpus: Path, recipe: Recipe, planned: _Planned) -> RoundTr
 def _add_ranks(corpus: Path, name: str, trip: RoundTrip, rows: pl.DataFrame, engine: Engine) -> pl.DataFrame:
     """Add `rank` and `above`, and reject the queries whose passage is further down than the recipe allows."""
     known = _read_ranks(corpus, name, trip.fingerprint, rows)
-    wanted = rows.filter(UNCHECKED).join(known, on="request", how="anti", maintain_order="left")
+    wanted = rows.filter(UNCHECKED).join(known, on=PAIR, how="anti", maintain_order="left")
     ranks = pl.concat([known, find_ranks(corpus, trip, name, wanted, engine)])
-    rows = rows.join(ranks, on="request", how="left", maintain_order="left")
+    rows = rows.join(ranks, on=PAIR, how="left", maintain_order="left")
     detail = pl.format(f"rank {{}} > {trip.settings.within}", "rank")
     return reject(rows, pl.col("rank") > trip.settings.within, "round_trip", detail)
 
@@ -203,7 +204,7 @@ def _read_ranks(corpus: Path, name: str, fingerprint: str, rows: pl.DataFrame) -
     known = pl.DataFrame(schema={**RANKS, "query": pl.String()})
     for file in (file for shard in shards for file in (shard, rejects(shard))):
         known.extend(pl.read_parquet(file, columns=known.columns).cast(known.schema))
-    same = known.join(rows, on=["request", "query"], how="semi")
+    same = known.join(rows, on=[*PAIR, "query"], how="semi")
     return same.filter(pl.col("rank").is_not_null()).select(RANKS.names())
 
 
@@ -217,11 +218,11 @@ def _add_grades(
     said = [None if answer is None else answer.text for answer in asked.answers]
     problems = [asked.problems.get(request.key, "the budget is spent") for request in requests]
     grades = left.select(
-        "request",
+        *PAIR,
         grade=pl.Series([None if text is None else read_grade(text) for text in said], dtype=pl.Int32),
         said=pl.coalesce(pl.Series(said, dtype=pl.String), pl.Series(problems, dtype=pl.String)),
     )
-    rows = rows.join(grades, on="request", how="left", maintain_order="left")
+    rows = rows.join(grades, on=PAIR, how="left", maintain_order="left")
     rows = reject(rows, pl.col("grade").is_null(), "ungraded", "said")
     detail = pl.format(f"{{}} < {settings.min}", "grade")
     return reject(rows, pl.col("grade") < settings.min, "grade", detail).drop("said"), asked

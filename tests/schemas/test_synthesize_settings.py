@@ -57,6 +57,7 @@ def test_a_source_is_written_by_a_model(tmp_path: Path) -> None:
         ("{question: 3, ", "{questions: 3, ", "questions"),
         ("question: 3, keyword: 1, statement: 1, comparison: 1", "", "`kinds` is empty"),
         ("question: 3", "question: 0", "greater than 0"),
+        ("question: 3", "translation: 3", "`kinds` has `translation` and others"),
         ("language: zh", "language: Chinese", "expected the ISO 639-1 code"),
         ("within: 20", "within: 200", "less than or equal to 100"),
         ("min: 2", "min: 4", "less than or equal to 3"),

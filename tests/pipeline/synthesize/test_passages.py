@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from conan_embedding.pipeline.synthesize.passages import check_sql, choose_passages, list_searched
 from conan_embedding.schemas.errors import RecipeError
-from conan_embedding.schemas.synthesize_settings import PassagesSettings
+from conan_embedding.schemas.synthesize_settings import SynthesizeSettings
 
 FOLDERS = ("ingest", "filter", "dedup")
 PHONE = "咨询电话13800138000。"
@@ -31,9 +31,15 @@ def corpus(pair: Callable[..., dict[str, Any]], write_shards: Callable[..., None
     return tmp_path
 
 
-def choose(corpus: Path, sql: str | None = None, sample: int | None = None, mask: bool = True) -> pl.DataFrame:
-    settings = PassagesSettings(sql=sql, sample=sample)
-    return choose_passages(corpus, settings, ["written"], mask, "recipe.yaml:7: sql")
+def settings(sql: str | None = None, sample: int | None = None, kind: str = "question") -> SynthesizeSettings:
+    given = {"server": {"model": "m"}, "budget": {"requests": 1, "tokens": 1}, "kinds": {kind: 1}}
+    return SynthesizeSettings.model_validate(given | {"passages": {"sql": sql, "sample": sample}})
+
+
+def choose(
+    corpus: Path, sql: str | None = None, sample: int | None = None, mask: bool = True, kind: str = "question"
+) -> pl.DataFrame:
+    return choose_passages(corpus, settings(sql, sample, kind), ["written"], mask, "recipe.yaml:7: sql")
 
 
 def test_positives_and_passages_are_chosen_each_once(corpus: Path, pair: Callable[..., dict[str, Any]]) -> None:
@@ -78,7 +84,7 @@ def test_a_sample_grows_with_its_number(corpus: Path) -> None:
     [
         (
             "SELECT positive FROM dedup",
-            "expected the columns `text` and `pair_id`, both VARCHAR, found positive VARCHAR",
+            "expected the columns text, pair_id, each VARCHAR, found positive VARCHAR",
         ),
         ("SELECT 1 AS text, pair_id FROM dedup", "found text INTEGER, pair_id VARCHAR"),
         ("SELECT text, pair_id FROM score", "score does not exist"),
@@ -87,10 +93,24 @@ def test_a_sample_grows_with_its_number(corpus: Path) -> None:
     ],
 )
 def test_other_sql_is_refused(sql: str, message: str, corpus: Path) -> None:
-    for run in (lambda: choose(corpus, sql), lambda: check_sql(PassagesSettings(sql=sql), "recipe.yaml:7: sql")):
+    for run in (lambda: choose(corpus, sql), lambda: check_sql(settings(sql), "recipe.yaml:7: sql")):
         with pytest.raises(RecipeError, match=message) as told:
             run()
         assert str(told.value).startswith("recipe.yaml:7: sql: ")
+
+
+def test_translations_are_of_pairs_that_dedup_kept(
+    corpus: Path, pair: Callable[..., dict[str, Any]], write_shards: Callable[..., None]
+) -> None:
+    found = choose(corpus, kind="translation")
+    assert sorted(found["query"]) == ["题一", "题三", "题二"] and "咨询电话[手机号]。" in found["text"]
+    held_out = pair("问题", "甲", task="retrieval")
+    write_shards(corpus, "ingest", [pair("题一", "甲"), pair("请拨13800138000", "甲"), held_out])
+    write_shards(corpus, "dedup", [pair("题一", "甲"), pair("请拨13800138000", "甲")])
+    sql = "SELECT positive AS text, query, pair_id FROM ingest WHERE task <> 'classification'"
+    assert set(choose(corpus, sql, kind="translation")["query"]) == {"题一", "请拨[手机号]"}
+    with pytest.raises(RecipeError, match="columns text, query, pair_id, each VARCHAR, found text VARCHAR"):
+        choose(corpus, "SELECT positive AS text, pair_id FROM dedup", kind="translation")
 
 
 def test_what_is_searched(corpus: Path, pair: Callable[..., dict[str, Any]]) -> None:

@@ -27,7 +27,7 @@ def searched() -> pl.DataFrame:
 def test_ranks_are_those_of_brute_force(tiny_model: Path, tmp_path: Path, searched: pl.DataFrame) -> None:
     prompts = PromptSettings(query="问", passage="文")
     settings = RoundTripSettings(model=str(tiny_model), pooling="mean", max_length=32, prompts=prompts)
-    more = pl.DataFrame({"text": ["另选的"], "pair_id": ["id of another"], "hash": ["h"]})
+    more = pl.DataFrame({"text": ["另选的"], "query": [None], "pair_id": ["id of another"], "hash": ["h"]})
     trip = plan_round_trip(settings, {"written": SourcePrompts(query="写")}, searched, more, DedupSettings())
     written = pl.DataFrame(
         {
@@ -46,14 +46,14 @@ def test_ranks_are_those_of_brute_force(tiny_model: Path, tmp_path: Path, search
         others = np.flatnonzero((scores[row] > scores[row, own]) & (clusters != clusters[own]))
         best = others[np.argsort(-scores[row, others])][:KEPT_ABOVE]
         names = [f"id {number}" if number < 40 else "id of another" for number in best]
-        assert found.row(row) == (f"request {row}", 1 + len(others), names)
+        assert found.row(row) == (f"request {row}", written["passage"][row], 1 + len(others), names)
     assert found["rank"].n_unique() > 5
 
 
 def test_what_ranks_depend_on(tiny_model: Path, searched: pl.DataFrame) -> None:
     def fingerprint(passages: pl.DataFrame = searched, threshold: float = 0.7, **more: Any) -> str:
         settings = RoundTripSettings(model=str(tiny_model), pooling="mean", **more)
-        none = pl.DataFrame(schema={"text": pl.String, "pair_id": pl.String})
+        none = pl.DataFrame(schema=dict.fromkeys(("text", "query", "pair_id"), pl.String))
         return plan_round_trip(settings, {}, passages, none, DedupSettings(threshold=threshold)).fingerprint
 
     assert fingerprint() == fingerprint(within=3) == fingerprint(batch_tokens=99)
