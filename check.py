@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .pipeline.needed_extras import missing_packages, needed_extras
 from .pipeline.plugins import load_plugins
+from .recipe_names import list_name_checks
 from .schemas.errors import ConanError, MissingExtraError, RecipeError
 from .schemas.outcomes import Finding
 from .schemas.recipe import Recipe, load
 from .schemas.settings import ClassifierSettings, EncoderSettings
 from .schemas.source_settings import EvaluationSet, Source
 from .schemas.stage_fit import find_misfits, list_models, list_trainings
-from .workflow import STAGE_MODELS, find_trained_model, is_trained, list_name_checks, steps
+from .workflow import STAGE_MODELS, find_trained_model, is_trained, steps
 
 if TYPE_CHECKING:
     from .pipeline.ingest.preview import SourcePreview

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .recipe_names import check_names, check_training_names
 from .schemas.errors import RecipeError
 from .schemas.outcomes import Exported, JudgingPlan, Outcome, Summary, SynthesisPlan, Trained, TrainingPlan
 from .schemas.recipe import Recipe
@@ -197,7 +198,7 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
         settings = getattr(recipe, stage)
         if settings is None:
             raise RecipeError(f"the recipe has no `{stage}:`; add the section, if only with defaults: `{stage}: {{}}`")
-    _check_training_names(recipe, stage)
+    check_training_names(recipe, (stage, "training") if stage == "bootstrap" else (stage,), settings)
     if stage == "finetune":
         inputs = {kind: shards(corpus, f"convert/{kind}") for kind in settings.queries}
         inputs["sts"] = _sentence_shards(corpus)
@@ -311,61 +312,6 @@ def _metrics_of(corpus: Path, name: str) -> list[dict[str, Any]]:
         return []
     rows = json.loads(file.read_text("utf-8"))
     return [row for row in rows if model_of(row) == name]
-
-
-def check_names(recipe: Recipe) -> None:
-    """Check what a recipe names: readers, methods, loss terms, trackers, by their registries; index; a judge's file.
-
-    Filter rule names are checked later, by the filter stage, because classifiers add rules of their own.
-
-    Raises:
-        RecipeError: a name is not registered, FAISS can't read the index, or there is no file of scores.
-        MissingExtraError: a tracker's library is not installed.
-    """
-    for check in list_name_checks(recipe):
-        check()
-
-
-def list_name_checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
-    """Yield the checks of `check_names`, each of which raises an error of its own."""
-    from .pipeline.ingest.readers import check_reader, list_sources
-    from .pipeline.mine.methods import METHODS
-
-    yield from (partial(check_reader, recipe, *source) for source in list_sources(recipe))
-    yield partial(METHODS.find, recipe.mine.method, recipe.locate("mine", "method"))
-    if recipe.mine.index is not None:
-        from .pipeline.mine.search import check_index_syntax  # imports FAISS
-
-        yield partial(check_index_syntax, recipe.mine.index, recipe.locate("mine", "index"))
-    if any(source.synthesize for source in recipe.sources):
-        from .pipeline.synthesize.stage import list_checks
-
-        yield from list_checks(recipe)
-    if recipe.judge is not None and recipe.judge.scores is not None:
-        from .pipeline.judge.scores_file import check_scores_file
-
-        yield partial(check_scores_file, Path(recipe.judge.scores), recipe.locate("judge", "scores"))
-    yield from (partial(_check_training_names, recipe, stage) for stage in TRAINING_STAGES)
-
-
-def _check_training_names(recipe: Recipe, stage: str) -> None:
-    """Check the losses and trackers that a training stage names. Raises as `check_names` does."""
-    recipe_path: tuple[str, ...] = (stage,)
-    settings = getattr(recipe, stage)
-    if stage == "bootstrap" and settings is not None:
-        recipe_path, settings = (stage, "training"), settings.training
-    if settings is not None and settings.loss_terms:
-        from .trainer.loss.terms import find_terms  # imports torch
-
-        find_terms(settings.loss_terms, recipe.locate(*recipe_path, "loss_terms"))
-    if distill := getattr(settings, "distill", None):
-        from .trainer.loss.distillation import DISTILLATION_LOSSES
-
-        DISTILLATION_LOSSES.find(distill.loss, recipe.locate(*recipe_path, "distill", "loss"))
-    if settings is not None and settings.track:
-        from .trainer.trackers import check_trackers
-
-        check_trackers(settings.track, recipe.locate(*recipe_path, "track"))
 
 
 def steps(recipe: Recipe) -> list[str]:

@@ -60,7 +60,8 @@ ARROWS = {
         "pipeline.plugins",  # training processes import what a recipe names
         "pipeline.publish.cards",  # the model card has what the cards of data sets have
     },
-    "workflow": {"schemas", "pipeline", "trainer", "evaluation"},
+    "recipe_names": {"schemas", "pipeline", "trainer"},
+    "workflow": {"schemas", "pipeline", "trainer", "recipe_names", "evaluation"},
     "evaluation": {"schemas", "pipeline", "trainer", "workflow"},
 }
 """The imports that a room may have besides itself and the package's own __init__. Files at the top that are not named

@@ -1,5 +1,6 @@
 """Ingest a recipe and look at the results."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +44,13 @@ def frames(corpus: Path, folder: str) -> tuple[pl.DataFrame, pl.DataFrame]:
         for paths in (shards, map(folders.rejects, shards))
     ]
     return read[0], read[1]
+
+
+def lines(*records: Any) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def beside(folder: Path, name: str = "beside") -> dict[str, Any]:
+    """A faultless source."""
+    (folder / f"{name}.jsonl").write_text(lines({"query": "问", "positive": "答"}))
+    return {"name": name, "files": f"{folder}/{name}.jsonl", "read": "jsonl"}

@@ -2,125 +2,31 @@
 
 import itertools
 import random
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import networkx as nx
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from clustered_texts import (
+    HAN,
+    alike_pairs,
+    components,
+    corpus,
+    found,
+    labels,
+    signed,
+    similarity,
+    together,
+)
 from conan_embedding.pipeline.dedup import blocks
 from conan_embedding.pipeline.dedup import clusters as clustering
-from conan_embedding.pipeline.dedup.blocks import compute_similarities
-from conan_embedding.pipeline.dedup.clusters import COMPARED, HEADS, Clusters, Pairs, find_clusters, find_row_starts
-from conan_embedding.pipeline.dedup.lsh import NO_BUCKET, choose_bands, hash_bands
-from conan_embedding.pipeline.dedup.minhash import signatures, text_hashes
-from conan_embedding.pipeline.engine.calls import Engine
-from conan_embedding.pipeline.engine.stage import StageError
+from conan_embedding.pipeline.dedup.clusters import COMPARED, HEADS
+from conan_embedding.pipeline.dedup.lsh import NO_BUCKET
+from conan_embedding.pipeline.dedup.minhash import text_hashes
 from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import max_examples
-
-ONE = Engine(workers=1)
-HAN = [chr(0x4E00 + i) for i in range(3000)]
-BANDS, ROWS = choose_bands(0.92, 0.7)
-
-Bands = Sequence[Sequence[int]] | np.ndarray
-
-
-def shingles(text: str) -> set[str]:
-    width = 3 if len(text) < 50 else 5
-    return {text[i : i + width] for i in range(max(len(text) - width + 1, 1))} - {""}
-
-
-def similarity(left: str, right: str) -> float:
-    a, b = shingles(left), shingles(right)
-    return len(a & b) / len(a | b) if a | b else 0.0
-
-
-def edited(text: str, share: float, dice: random.Random) -> str:
-    """Return the text with a share of its characters replaced, doubled or dropped."""
-    letters = list(text)
-    for place in dice.sample(range(len(letters)), int(share * len(letters))):
-        letters[place] = dice.choice([dice.choice(HAN), letters[place] * 2, ""])
-    return "".join(letters)
-
-
-def corpus(shortest: int, longest: int, originals: int, edits: float = 0.08) -> list[str]:
-    """Make random Chinese texts, each with up to four edited copies, and shuffle them."""
-    dice = random.Random(7)
-    texts = []
-    for _ in range(originals):
-        texts.append("".join(dice.choices(HAN, k=dice.randint(shortest, longest))))
-        texts += [edited(texts[-1], dice.uniform(0, edits), dice) for _ in range(dice.randint(0, 4))]
-    dice.shuffle(texts)
-    return texts
-
-
-def alike_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int]]:
-    """List all pairs of rows with this similarity or more, found by the shingles that they share."""
-    holders = defaultdict(list)
-    sets = [shingles(text) for text in texts]
-    for row, mine in enumerate(sets):
-        for shingle in mine:
-            holders[shingle].append(row)
-    shared = {pair for rows in holders.values() for pair in itertools.combinations(rows, 2)}
-    return sorted((a, b) for a, b in shared if len(sets[a] & sets[b]) >= threshold * len(sets[a] | sets[b]))
-
-
-def components(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the smallest row of each row's component."""
-    graph = nx.Graph(edges)
-    graph.add_nodes_from(range(n))
-    smallest = {row: min(rows) for rows in nx.connected_components(graph) for row in rows}
-    return [smallest[row] for row in range(n)]
-
-
-def signed(work: Path, texts: Sequence[str], bands: Bands | None = None, shards: int = 1) -> Pairs:
-    """Write texts as the positives of filtered shards, and their signatures.
-
-    `bands` replaces the band hashes, one list per band. If there are several shards, the first and the last are empty.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    column = pa.array(texts, pa.large_string())
-    hashes = hash_bands(signatures(column), BANDS, ROWS).T if bands is None else np.array(bands, np.uint64)
-    columns = {f"positive_band_{band:02}": each for band, each in enumerate(hashes)}
-    table = pa.table({"positive_hash": text_hashes(column), **columns})
-    cuts = np.linspace(0, len(texts), shards + 1).astype(int)
-    if shards > 1:
-        cuts[1], cuts[-2] = 0, len(texts)
-    filtered, own = [], []
-    for number, (start, stop) in enumerate(itertools.pairwise(cuts.tolist())):
-        filtered.append(work / f"filtered_{number}.parquet")
-        own.append(work / f"signed_{number}.parquet")
-        pq.write_table(pa.table({"positive": column[start:stop]}), filtered[-1], row_group_size=1000)
-        pq.write_table(table[start:stop], own[-1])
-    return Pairs(tuple(filtered), tuple(own), find_row_starts(filtered), work)
-
-
-def found(
-    pairs: Pairs,
-    bands: int = BANDS,
-    threshold: float = 0.7,
-    similar: Sequence[bool] | None = None,
-    engine: Engine = ONE,
-) -> Clusters:
-    alike = np.ones(pairs.rows, np.bool_) if similar is None else np.array(similar)
-    return find_clusters(pairs, "positive", alike, bands, threshold, engine)
-
-
-def labels(result: Clusters) -> list[int]:
-    """Return the smallest row of each row's cluster."""
-    _, first, inverse = np.unique(np.load(result.ids), return_index=True, return_inverse=True)
-    return first[inverse].tolist()
-
-
-def together(work: Path, texts: Sequence[str], threshold: float = 0.7) -> list[int]:
-    """Return the clusters of texts that are all in one bucket."""
-    return labels(found(signed(work, texts, [[9 << 40] * len(texts)]), 1, threshold))
 
 
 @pytest.fixture
@@ -233,73 +139,6 @@ def test_few_rows_of_a_shard_are_in_a_bucket(tmp_path: Path) -> None:
     assert labels(found(signed(tmp_path, texts, [band], 5), 1)) == expected
 
 
-@pytest.fixture(scope="module")
-def mixed() -> list[str]:
-    """Make texts of every length, some of them equal, some without letters."""
-    texts = [*corpus(20, 120, 30), *corpus(200, 300, 12), "", "。。。", "。。。", "", "地"]
-    texts += texts[:20]
-    random.Random(1).shuffle(texts)
-    return texts
-
-
-SMALL = {"_BUCKET_ROWS": 40, "_EDGES": 5, "_SLICE": 4, "_BLOCK_BYTES": 3_000}
-
-
-@pytest.mark.parametrize("shards", [1, 9])
-@pytest.mark.parametrize("small", [{}, *({name: value} for name, value in SMALL.items()), SMALL])
-def test_the_parts_of_the_work_change_nothing(
-    tmp_path: Path, mixed: list[str], monkeypatch: pytest.MonkeyPatch, small: dict[str, int], shards: int
-) -> None:
-    bands = hash_bands(signatures(pa.array(mixed)), BANDS, ROWS).T
-    coarse = [1 + len(text) // 10 << 40 for text in mixed]  # buckets whose leaders are similar to few of their members
-    hashes = np.stack([*bands, np.array(coarse, np.uint64)])
-    alike = [(a, b) for a, b in alike_pairs(mixed, 0.7) if (hashes[:, a] == hashes[:, b]).any()]
-    alike += [(mixed.index(text), row) for row, text in enumerate(mixed)]
-    for name, value in small.items():
-        monkeypatch.setattr(clustering, name, value)
-    result = found(signed(tmp_path, mixed, hashes, shards), len(hashes))
-    assert labels(result) == components(len(mixed), alike)
-    assert np.load(result.equals).tolist() == [mixed.index(text) for text in mixed]
-    parts = sorted(tmp_path.glob("positive_band_00_*.npy"))
-    assert len(parts) == 1 + len(mixed) // small.get("_BUCKET_ROWS", 10**9)
-    of_distinct_texts = hashes[0, [mixed.index(text) for text in dict.fromkeys(mixed) if text]]
-    edges = len(of_distinct_texts) - len(np.unique(of_distinct_texts))
-    assert sum(np.load(part).shape[1] for part in parts) == edges
-    assert (len(result.blocks) > 1) == ("_BLOCK_BYTES" in small and shards > 1)
-
-
-def test_processes_change_nothing(tmp_path: Path, mixed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = found(signed(tmp_path / "one", mixed, shards=5))
-    monkeypatch.setattr(clustering, "_FEW", 0)
-    monkeypatch.setattr(clustering, "_BLOCK_BYTES", 20_000)
-    both = found(signed(tmp_path / "two", mixed, shards=5), engine=Engine(workers=2))
-    assert np.load(both.ids).tolist() == np.load(alone.ids).tolist()
-
-
-def test_work_that_is_done_again_changes_nothing(
-    tmp_path: Path, mixed: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Work is repeated if a worker dies after its last write."""
-    once = found(signed(tmp_path / "once", mixed))
-    call_all = blocks.call_all
-
-    def twice(*call: Any) -> None:
-        call_all(*call)
-        call_all(*call)
-
-    for module in (blocks, clustering):
-        monkeypatch.setattr(module, "call_all", twice)
-    assert np.load(found(signed(tmp_path / "twice", mixed)).ids).tolist() == np.load(once.ids).tolist()
-
-
-def test_few_rows_start_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_process(*_: object) -> None:
-        raise AssertionError("a process")
-
-    monkeypatch.setattr("conan_embedding.pipeline.engine.local._run_in_processes", no_process)
-    assert labels(found(signed(tmp_path, ["天地人和春夏秋冬"] * 3), engine=Engine(workers=2))) == [0, 0, 0]
-
-
 def test_the_id_is_the_least_hash_of_a_cluster(tmp_path: Path) -> None:
     text = "".join(HAN[:100])
     for texts in ([text, "", text + "尾", "别的一句话", text, ""], [text + "尾", "别的", text, "别的", text]):
@@ -340,28 +179,6 @@ def test_no_texts_at_all(tmp_path: Path) -> None:
 def test_equals_are_told_apart_though_their_shortened_hashes_collide(rows: list[tuple[int, bool]]) -> None:
     hashes, similar = np.array([one for one, _ in rows], np.int64), np.array([one for _, one in rows], np.bool_)
     assert clustering._find_equal_texts(hashes, similar).tolist() == [rows.index(row) for row in rows]
-
-
-def test_similarities_of_any_rows_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clustering, "_BLOCK_BYTES", 4_000)
-    texts = [*dict.fromkeys(corpus(20, 120, 25))]
-    pairs = signed(tmp_path, texts, [[9 << 40] * len(texts)], shards=7)
-    written = found(pairs, 1).blocks
-    assert len(written) > 3
-    left, right = np.random.default_rng(0).integers(0, len(texts), (2, 500))
-    exact = np.array([similarity(texts[a], texts[b]) for a, b in zip(left, right, strict=True)])
-    np.testing.assert_array_equal(compute_similarities(tmp_path, written, left, right, 0.0, ONE), exact)
-    found_alike = compute_similarities(tmp_path, written, left, right, 0.5, ONE)
-    np.testing.assert_array_equal(found_alike, np.where(exact >= 0.5, exact, 0))
-    nothing = np.empty(0, np.int64)
-    assert compute_similarities(tmp_path, written, nothing, nothing, 0.7, ONE).tolist() == []
-
-
-def test_what_failed_is_named(tmp_path: Path) -> None:
-    pairs = signed(tmp_path, ["天地人和"] * 2)
-    pairs.filtered[0].write_bytes(b"damaged")
-    with pytest.raises(StageError, match=r"filtered_0\.parquet: ArrowInvalid"):
-        found(pairs)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.corpus.saved_recipe import load_recipe
 from conan_embedding.pipeline.ingest import splits, stage
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.recipe import Recipe
-from ingested import ALONE, Ingested, frames
+from ingested import ALONE, Ingested, beside, frames, lines
 
 
 @pytest.fixture
@@ -30,16 +29,6 @@ def ingest(tmp_path: Path) -> Callable[..., Ingested]:
 
 
 Ingest = Callable[..., Ingested]
-
-
-def lines(*records: Any) -> str:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-
-def beside(folder: Path, name: str = "beside") -> dict[str, Any]:
-    """A faultless source."""
-    (folder / f"{name}.jsonl").write_text(lines({"query": "问", "positive": "答"}))
-    return {"name": name, "files": f"{folder}/{name}.jsonl", "read": "jsonl"}
 
 
 # The projection
@@ -340,39 +329,6 @@ def test_a_change_redoes_what_it_touches(ingest: Ingest, change: dict[str, Any],
     assert (tmp_path / "a.jsonl").stat().st_mtime_ns == time.st_mtime_ns
 
 
-def test_evaluation_sets(tmp_path: Path) -> None:
-    (tmp_path / "test.jsonl").write_text(
-        lines({"q": "问", "p": "答", "k": 1}, {"q": None, "p": "答"}, {"q": "左", "p": "右", "k": 9})
-    )
-    (tmp_path / "more.jsonl").write_text(lines({"q": "别问", "p": "别答", "k": 2}, {"p": "只答", "k": 3}))
-    one = {
-        "name": "test",
-        "task": "retrieval",
-        "files": f"{tmp_path}/test.jsonl",
-        "passages": f"{tmp_path}/more.jsonl",
-        "read": "jsonl",
-        "query": "q",
-        "positive": "p",
-        "where": "k IS NULL OR k = 1",  # of the questions; all passages are searched
-        "meta": "{'k': k}",
-    }
-    sources = [beside(tmp_path)]
-    stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": sources, "evaluation": [one]}), ALONE)
-    pairs, rejects = frames(tmp_path / "corpus", "evaluation")
-    assert pairs.select("source", "task", "query", "positive", "meta").rows() == [
-        ("test", "retrieval", "问", "答", '{"k":1}'),
-        ("test", "passage", "", "别答", '{"k":2}'),
-        ("test", "passage", "", "只答", '{"k":3}'),
-    ]
-    assert rejects["reason"].to_list() == ["no_query"]
-    (tmp_path / "test.jsonl").write_text(lines({"p": "答"}))
-    barren = stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": sources, "evaluation": [one]}), ALONE)
-    assert barren.empty_sources == ["test: no pair in its files; evaluation/rejected says why"]
-    assert frames(tmp_path / "corpus", "ingest")[0]["source"].to_list() == ["beside"]
-    stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": sources}), ALONE)
-    assert folders.committed(tmp_path / "corpus", "evaluation") == []  # the recipe no longer has any
-
-
 def test_a_passage_is_a_positive_alone(tmp_path: Path) -> None:
     (tmp_path / "manual.jsonl").write_text(
         lines({"query": "题", "positive": "段"}, {"positive": "落"}, {"query": "题"})
@@ -383,19 +339,3 @@ def test_a_passage_is_a_positive_alone(tmp_path: Path) -> None:
     assert pairs.select("task", "query", "positive").rows() == [("passage", "", "段"), ("passage", "", "落")]
     assert pairs["pair_id"].n_unique() == 2
     assert rejects.select("task", "reason", "line").rows() == [("passage", "no_positive", 3)]
-
-
-def test_types_of_evaluation_sets_are_decided_before_any_work_and_kept(tmp_path: Path) -> None:
-    (tmp_path / "test.jsonl").write_text(lines({"q": ["甲"], "p": "一"}))
-    one = {"name": "test", "files": f"{tmp_path}/test*.jsonl", "read": "jsonl", "query": "q[1]", "positive": "p"}
-    recipe = Recipe.model_validate({"sources": [beside(tmp_path)], "evaluation": [one]})
-    stage.ingest(tmp_path / "corpus", recipe, ALONE)
-    assert load_recipe(tmp_path / "corpus").evaluation[0].columns == {"q": "VARCHAR[]", "p": "VARCHAR"}
-    (tmp_path / "test_more.jsonl").write_text(lines(*[{"q": "乙", "p": "二"}] * 3))
-    summary = stage.ingest(tmp_path / "corpus", recipe, ALONE)
-    assert frames(tmp_path / "corpus", "evaluation")[1]["reason"].to_list() == ["column_type"] * 3
-    assert summary.notes["kept_types"][0].startswith("test: the column q stays VARCHAR[]")
-    (tmp_path / "test_more.jsonl").write_text(lines({"q": "乙", "p": "二"}))
-    with pytest.raises(RecipeError, match="source test: the column q is mixed"):
-        stage.ingest(tmp_path / "other", recipe, ALONE)
-    assert not (tmp_path / "other").exists()

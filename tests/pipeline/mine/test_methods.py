@@ -43,3 +43,17 @@ def test_margins() -> None:
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"mine\.method: no mining method is called 'topk-absolute'.*'topk-abs'"):
         margin_of(MineSettings(method="topk-absolute"))
+
+
+def test_ceilings() -> None:
+    owner = np.array([0, 0, 1])
+    scores = np.array([0.8, 0.6, -0.2], np.float32)
+    for method, expected in (
+        ("topk", [np.inf, np.inf]),
+        ("topk-shifted", [np.inf, np.inf]),
+        ("topk-abs", [0.7, 0.7]),
+        ("topk-marginpos", [0.55, -0.25]),
+        ("topk-percpos", [0.57, -0.21]),
+    ):
+        assert np.allclose(ceilings(owner, scores, 2, MineSettings(method=method)), expected)
+    assert np.allclose(ceilings(owner, scores, 2, MineSettings(margin=0.5)), [0.3, -0.3])

@@ -1,115 +1,21 @@
 """The mine stage against NumPy over all queries and passages."""
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 import pytest
 from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.corpus.pools import FILE, read_candidates
 from conan_embedding.pipeline.encoder import encoder as encoders
-from conan_embedding.pipeline.encoder.encoder import Encoder
-from conan_embedding.pipeline.encoder.model_folder import ModelError
-from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine import search
 from conan_embedding.pipeline.mine import stage as module
-from conan_embedding.pipeline.mine.methods import METHODS, ceilings
-from conan_embedding.pipeline.mine.show_pool import show_pool
+from conan_embedding.pipeline.mine.methods import METHODS
 from conan_embedding.pipeline.mine.stage import mine
-from conan_embedding.schemas.errors import CorpusError, RecipeError
-from conan_embedding.schemas.settings import MineSettings, SourcePrompts
-
-ONE = Engine(workers=1)
-HAN = [chr(0x4E00 + place) for place in range(1000)]
-ORIGIN = {"source": "exam", "category": "web_page"}
-
-
-def phrase(dice: Random) -> str:
-    return "".join(dice.choices(HAN, k=dice.randint(1, 6)))
-
-
-@pytest.fixture(scope="module")
-def records() -> list[dict]:
-    """Make queries with one to three positives from clusters of three passages; some texts are in two clusters."""
-    dice = Random(5)
-    clusters = [[phrase(dice) for _ in range(3)] for _ in range(60)]
-    for number in range(0, 60, 6):
-        clusters[number].append(clusters[number + 1][0])
-    made = []
-    for number in range(150):
-        chosen = dice.sample(range(60), dice.randint(1, 3))
-        positives = [dice.choice(clusters[cluster]) for cluster in chosen]
-        record = {"pair_ids": [str(number)], "query": f"{phrase(dice)}{number}", "negatives": []}
-        made.append(ORIGIN | record | {"positives": positives, "cluster_ids": [100 + cluster for cluster in chosen]})
-    missing = [(text, 100 + number) for number, cluster in enumerate(clusters) for text in cluster]
-    for number, (text, cluster) in enumerate(missing):
-        record = {"pair_ids": [f"m{number}"], "query": f"补{number % 40}", "negatives": []}
-        made.append(ORIGIN | record | {"positives": [text], "cluster_ids": [cluster]})
-    return made
-
-
-def vectors(monkeypatch: pytest.MonkeyPatch, width: int = 16) -> dict[str, np.ndarray]:
-    """Replace the encoder with one with random vectors, always the same for the same text."""
-
-    def of(text: str) -> np.ndarray:
-        drawn = np.random.default_rng(list(text.encode())).standard_normal(width) + 0.4
-        return (drawn / np.linalg.norm(drawn)).astype(np.float32)
-
-    class Known(dict):
-        def __missing__(self, text: str) -> np.ndarray:
-            self[text] = of(text)
-            return self[text]
-
-    known = Known()
-
-    def encode(encoder: Encoder, texts: pa.Array, prompt: str) -> np.ndarray:
-        return np.array([known[prompt + text] for text in texts.to_pylist()]).reshape(-1, width)
-
-    monkeypatch.setattr("conan_embedding.pipeline.encoder.encoder.encode", encode)
-    return known
-
-
-def settings(folder: Path, **more) -> MineSettings:
-    return MineSettings(model=str(folder), **{"top_k": 8, "max_length": 32} | more)
-
-
-def brute_force(records: list[dict], known: dict[str, np.ndarray], method: str, top_k: int) -> dict[str, list[str]]:
-    """Return each query's pool as texts."""
-    clusters: dict[str, set[int]] = {}
-    positives: dict[str, set[str]] = {}
-    for record in records:
-        positives.setdefault(record["query"], set()).update(record["positives"])
-        for text, cluster in zip(record["positives"], record["cluster_ids"], strict=True):
-            clusters.setdefault(text, set()).add(cluster)
-    pools = {}
-    for query, own in positives.items():
-        mine_too = set().union(*(clusters[text] for text in own))
-        lowest = min(known[query] @ known[text] for text in own)
-        ceiling = {
-            "topk": np.inf,
-            "topk-shifted": np.inf,
-            "topk-abs": 0.7,
-            "topk-marginpos": lowest - 0.05,
-            "topk-percpos": 0.95 * lowest if lowest > 0 else 1.05 * lowest,
-        }[method]
-        allowed = [text for text, theirs in clusters.items() if not theirs & mine_too]
-        scored = sorted(((float(known[query] @ known[text]), text) for text in allowed), reverse=True)
-        shift = 10 if method == "topk-shifted" else 0
-        pools[query] = [text for score, text in scored if score < ceiling][shift : shift + top_k]
-    return pools
-
-
-def found(corpus: Path) -> tuple[dict[str, list[str]], dict[str, list[float]]]:
-    with duckdb.connect(str(corpus / FILE), read_only=True) as connection:
-        texts = dict(connection.execute("SELECT passage_id, text FROM passages").fetchall())
-    pools = read_candidates(corpus)
-    named = {row["query"]: [texts[each] for each in row["passage_ids"]] for row in pools.to_dicts()}
-    return named, dict(pools.select("query", "scores").iter_rows())
+from conan_embedding.schemas.errors import RecipeError
+from conan_embedding.schemas.settings import MineSettings
+from mined_pools import ONE, ORIGIN, brute_force, found, settings, vectors
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -263,97 +169,6 @@ def test_a_folder_with_a_quote_and_no_records(tmp_path: Path, bge: Path, records
     assert read_candidates(corpus).is_empty()
 
 
-def test_ceilings() -> None:
-    owner = np.array([0, 0, 1])
-    scores = np.array([0.8, 0.6, -0.2], np.float32)
-    for method, expected in (
-        ("topk", [np.inf, np.inf]),
-        ("topk-shifted", [np.inf, np.inf]),
-        ("topk-abs", [0.7, 0.7]),
-        ("topk-marginpos", [0.55, -0.25]),
-        ("topk-percpos", [0.57, -0.21]),
-    ):
-        assert np.allclose(ceilings(owner, scores, 2, MineSettings(method=method)), expected)
-    assert np.allclose(ceilings(owner, scores, 2, MineSettings(margin=0.5)), [0.3, -0.3])
-
-
-def test_vectors_are_kept_for_the_next_run(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
-    """Another method encodes nothing, more data the new texts, another model or prompt all texts that it affects."""
-    encoded: list[str] = []
-
-    def encode(encoder: Encoder, texts: pa.Array, prompt: str, *, real: Callable = encoders.encode) -> np.ndarray:
-        encoded.extend(prompt + text for text in texts.to_pylist())
-        return real(encoder, texts, prompt)
-
-    def run(*rows: list[dict], folder: Path = bge, **more) -> list[str]:
-        encoded.clear()
-        write_shards(tmp_path, "convert/retrieval", *rows)
-        mine(tmp_path, settings(folder, **more), ONE)
-        return sorted(encoded)
-
-    def texts(rows: list[dict], prompt: str = "") -> list[str]:
-        named = {text for row in rows for text in row["positives"]} | {prompt + row["query"] for row in rows}
-        return sorted(named)
-
-    monkeypatch.setattr(encoders, "encode", encode)
-    assert run(records[:50]) == texts(records[:50])
-    pools = found(tmp_path)
-    assert run(records[:50], method="topk-abs") == run(records[:50], margin=0.9) == []
-    assert run(records[:50]) == [] and found(tmp_path) == pools
-    assert run(records[:80]) == sorted(set(texts(records[:80])) - set(texts(records[:50])))
-    assert run(records[:80], prompts={"query": "问："}) == sorted(f"问：{row['query']}" for row in records[:80])
-    assert len(list((tmp_path / "vectors").iterdir())) == 2
-    assert run(records[:80], prompts={"query": "问："}, max_length=16) == texts(records[:80], "问：")
-    assert len(list((tmp_path / "vectors").iterdir())) == 2
-    shutil.rmtree(tmp_path / "vectors")
-    assert run(records[:80], prompts={"query": "问："}, max_length=16) == []  # the pools are still there
-
-
-def test_the_model_folder_s_own_prompt(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
-    known = vectors(monkeypatch)
-    write_shards(tmp_path, "convert/retrieval", records)
-    (bge / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "搜："}}))
-    mine(tmp_path, settings(bge), ONE)
-    prompted = {row["query"]: known[f"搜：{row['query']}"] for row in records}
-    assert found(tmp_path)[0] == brute_force(records, known | prompted, "topk-percpos", 8)
-    mine(tmp_path, settings(bge, prompts={"query": ""}), ONE)
-    assert found(tmp_path)[0] == brute_force(records, known, "topk-percpos", 8)
-
-
-def test_each_source_has_its_own_prompts(tmp_path: Path, bge: Path, records, write_shards, monkeypatch) -> None:
-    """A text that two sources have takes the prompts of the first by name."""
-    known = vectors(monkeypatch)
-    named = [record | {"source": "bac"[number % 3]} for number, record in enumerate(records)]
-    write_shards(tmp_path, "convert/retrieval", named[::2], named[1::2])
-    before = {"a": ("Instruct: 找\nQuery: ", "文："), "b": ("问：", ""), "c": ("搜：", "文：")}
-    sources = {"a": SourcePrompts(instruction="找"), "b": SourcePrompts(query="问：", passage="")}
-    prompted: dict[str, np.ndarray] = {}
-    for record in sorted(named, key=lambda record: record["source"]):
-        of_query, of_passage = before[record["source"]]
-        prompted.setdefault(record["query"], known[of_query + record["query"]])
-        for text in record["positives"]:
-            prompted.setdefault(text, known[of_passage + text])
-    chosen = settings(bge, prompts={"query": "搜：", "passage": "文："})
-    mine(tmp_path, chosen, ONE, sources)
-    assert found(tmp_path)[0] == brute_force(named, prompted, "topk-percpos", 8)
-    assert len(list((tmp_path / "vectors").iterdir())) == 5
-
-    monkeypatch.setattr("conan_embedding.pipeline.encoder.encoder.dimension", lambda encoder: 16)
-    shown = [show_pool(tmp_path, named[number]["query"], chosen, sources) for number in range(3)]
-    shutil.rmtree(tmp_path / "vectors")
-    for number, of_stored in enumerate(shown):
-        again = show_pool(tmp_path, named[number]["query"], chosen, sources)
-        for key in ("score", "text", "verdict"):
-            values = [[row[key] for row in one.passages] for one in (again, of_stored)]
-            assert values[0] == (pytest.approx(values[1], abs=1e-6) if key == "score" else values[1])
-    with pytest.raises(CorpusError, match="with other settings"):
-        show_pool(tmp_path, named[0]["query"], chosen)
-
-    mine(tmp_path, chosen, ONE)
-    alike = {text: known[("搜：" if text in {each["query"] for each in named} else "文：") + text] for text in prompted}
-    assert found(tmp_path)[0] == brute_force(named, alike, "topk-percpos", 8)
-
-
 def test_what_a_run_says_of_itself(tmp_path: Path, bge: Path, records, write_shards) -> None:
     write_shards(tmp_path, "convert/retrieval", records)
     mine(tmp_path, settings(bge, max_length=4, method="topk-shifted", margin=3), ONE)
@@ -409,19 +224,3 @@ def test_an_index_is_checked_before_anything_is_encoded(
     for index, message in (("IVF4Flat", "could not parse"), ("PQ7", "32 dimensions"), ("IVF999,Flat", "999 lists")):
         with pytest.raises(RecipeError, match=rf"mine\.index: .*{message}"):
             mine(tmp_path, settings(bge, index=index), ONE)
-
-
-@pytest.mark.parametrize(("wrong", "counts"), [("query", "1 of 190 queries"), ("passage", "2 of 180 passages")])
-def test_vectors_that_are_not_finite_are_refused(
-    wrong: str, counts: str, tmp_path: Path, bge: Path, records, write_shards, monkeypatch
-) -> None:
-    known = vectors(monkeypatch)
-    chosen = (
-        [records[0]["query"]] if wrong == "query" else sorted(records[0]["positives"] + records[1]["positives"])[:2]
-    )
-    for text, value in zip(chosen, (np.nan, np.inf), strict=False):
-        known[text] = np.full(16, value, np.float32)
-    write_shards(tmp_path, "convert/retrieval", records)
-    with pytest.raises(ModelError, match=f"{counts} have NaN or infinite numbers: {'; '.join(sorted(chosen))};"):
-        mine(tmp_path, settings(bge), ONE)
-    assert not (tmp_path / FILE).exists()

@@ -21,7 +21,6 @@ from conan_embedding.schemas.prompts import Prompts
 from conan_embedding.schemas.settings import EncoderSettings, MineSettings, PromptSettings, SourcePrompts
 from conan_embedding.schemas.training_settings import FinetuneSettings
 from conan_embedding.trainer.data.batches import finetune_batch
-from conan_embedding.trainer.data.mapped_table import MappedTable
 from conan_embedding.trainer.data.training_tables import (
     FinetuneData,
     pools_file,
@@ -36,6 +35,7 @@ from conan_embedding.trainer.dhnm.windows import Windows, advance, start
 from conan_embedding.trainer.job import Job
 from conan_embedding.trainer.loss.cbb import Losses
 from conan_embedding.trainer.model.embedding_model import load
+from training_data import column
 
 Shards = Callable[[Path, str], list[Path]]
 
@@ -46,10 +46,6 @@ def vectors(seed: int, texts: pa.Array, side: str = "passage", sources: pa.Array
     rows = [np.random.default_rng([seed, crc32(text.encode())]).normal(0.5, 1, 8) for text in texts.to_pylist()]
     found = np.array(rows, np.float32).reshape(-1, 8)
     return found / np.linalg.norm(found, axis=1, keepdims=True)
-
-
-def column(records: MappedTable, name: str) -> list[Any]:
-    return [value for batch in records for value in batch[name].to_pylist()]
 
 
 def job_of(corpus: Path, **changes: Any) -> Job:
