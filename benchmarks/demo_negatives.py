@@ -1,9 +1,10 @@
 """Mined against random negatives on the demo's sample: nDCG@10 and Spearman before and after fine-tuning.
 
 Run: `python benchmarks/demo_negatives.py --folder RESULTS [--seeds 0 1 2] [--set finetune.steps=50 …]`. For each seed,
-which is that of the sample, of the bootstrapped model and of fine-tuning, the demo's recipe runs as in `conan demo`.
-Then the same bootstrapped model is fine-tuned once more, with random passages in place of the mined ones in the pools;
-all else, the order of the queries too, is the same. RESULTS keeps the corpora: what is done there is not done again.
+which is that of the sample, of the bootstrapped model and of fine-tuning, the demo's recipe runs as in `conan demo`,
+but without the source that a language model writes. Then the same bootstrapped model is fine-tuned once more, with
+random passages in place of the mined ones in the pools; all else, the order of the queries too, is the same. RESULTS
+keeps the corpora: what is done there is not done again.
 """
 
 import argparse
@@ -60,6 +61,7 @@ def measure(folder: Path, seed: int, changes: list[str]) -> Row:
     write_sample(folder / "sources", DEMO_ROWS, seed)
     seeds = [f"bootstrap.training.seed={seed}", f"finetune.seed={seed}"]
     recipe = load(RECIPE, [f"variables.root={(folder / 'sources').resolve()}", *seeds, *changes])
+    recipe = recipe.model_copy(update={"sources": [source for source in recipe.sources if not source.synthesize]})
     found = {}
     for _, outcome in run(mined, recipe, Engine(), 1):
         if isinstance(outcome, Evaluated):

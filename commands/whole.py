@@ -96,17 +96,19 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Write a small, dirty data set, run every stage on it, and show the results."""
+    from ..pipeline.demo.language_model import serve
     from ..pipeline.demo.prepare import DEMO_QUESTIONS, conclude, prepare_demo
     from ..workflow import run
 
     corpus = folder / "corpus"
-    resolved, sources = prepare_demo(folder)
-    typer.echo(f"Sample sources in {sources}, corpus in {corpus}\n")
     outcomes = []
-    with work(corpus, 0) as engine:
-        for step, outcome in run(corpus, resolved, engine, 1):
-            outcomes.append(outcome)
-            display.errors.print(f"{step} done")
+    with serve() as server:
+        resolved, sources = prepare_demo(folder, server)
+        typer.echo(f"Sample sources in {sources}, corpus in {corpus}\n")
+        with work(corpus, 0) as engine:
+            for step, outcome in run(corpus, resolved, engine, 1):
+                outcomes.append(outcome)
+                display.errors.print(f"{step} done")
     for outcome in outcomes:
         show_outcome(outcome, as_json=False)
     for question in DEMO_QUESTIONS:

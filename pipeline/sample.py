@@ -214,6 +214,7 @@ def _write(
             version=footer.version,
             fingerprint=fingerprint("sample", VERSION, decisive, folder, source, content),
         ) as writer:
+            writer.notes = {"sample": True}
             for table in _batches(connection, "kept", source):
                 pairs = len(pc.list_flatten(table["pair_ids"])) if "pair_ids" in table.column_names else len(table)
                 writer.received(pairs)

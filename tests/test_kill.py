@@ -1,7 +1,8 @@
 """kill -9 of the whole process group in the middle of a stage, then the same command again: nothing is lost or doubled.
 
 Two corpora are made of the same sample by the same command, side by side. One run is left alone; the other is killed
-in the middle of ingest, dedup, bootstrap, score and finetune, each time started again, and ends as the first one did.
+in the middle of ingest, dedup, synthesize, bootstrap, score and finetune, each time started again, and ends as the
+first one did.
 """
 
 import itertools
@@ -19,10 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 from conan_embedding.pipeline.corpus import catalog
 from conan_embedding.pipeline.demo.generate import write_sample
+from conan_embedding.pipeline.demo.language_model import serve
 from conan_embedding.pipeline.demo.prepare import DEMO_QUESTIONS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
-SOURCES = 13  # of that recipe, each of one shard
+SOURCES = 13  # of that recipe, each of one shard; what a language model writes comes later
 STEPS = {"bootstrap": 16, "finetune": 24}
 SMALL = [
     "bootstrap.layers=1",
@@ -49,8 +51,8 @@ SMALL = [
 """Few steps of a tiny model; negatives are replaced at nearly every check, so that their state matters."""
 
 
-def command(sources: Path, corpus: Path, *more: str) -> list[str]:
-    overrides = [f"--set={each}" for each in [f"variables.root={sources}", *SMALL]]
+def command(sources: Path, server: str, corpus: Path, *more: str) -> list[str]:
+    overrides = [f"--set={each}" for each in [f"variables.root={sources}", f"variables.server={server}", *SMALL]]
     return ["run", str(RECIPE), str(corpus), *overrides, *more]
 
 
@@ -62,6 +64,9 @@ def state(corpus: Path, stage: str) -> Literal["before", "halfway", "after"]:
         logged = [entry["step"] for entry in log(folder) if "loss" in entry]
         is_halfway = bool(saved and logged) and max(saved) < max(logged) < STEPS[stage]
         is_over = (folder / "done").exists()
+    elif stage == "synthesize":
+        is_halfway = any(file.stat().st_size for file in (corpus / stage / "requests").glob("*.jsonl"))
+        is_over = bool(list((corpus / stage / "answers").glob("part-*.parquet")))
     else:
         there = len(list((corpus / stage).glob("part-*.parquet")))
         is_halfway = 0 < there < SOURCES
@@ -128,7 +133,8 @@ def ask(corpus: Path, sql: str) -> list[dict[str, Any]]:
 def check_accounts(corpus: Path, planted: dict[str, int]) -> None:
     """Every row in is out or rejected, in each shard and between stages; nothing that was planted is missing."""
     runs = ask(corpus, "SELECT folder, shard, rows_in, rows_out, rejected FROM runs")
-    assert {run["folder"].partition("/")[0] for run in runs} == {"ingest", "filter", "dedup", "score", "convert"}
+    stages = ("ingest", "filter", "dedup", "score", "convert")
+    assert {run["folder"].partition("/")[0] for run in runs} == {*stages, "synthesize"}
     came_in, went_out = Counter[str](), Counter[str]()
     for run in runs:
         shard, reasons = Path(run["shard"]), json.loads(run["rejected"])
@@ -143,10 +149,11 @@ def check_accounts(corpus: Path, planted: dict[str, int]) -> None:
         stage = run["folder"].partition("/")[0]
         came_in[stage] += run["rows_in"]
         went_out[stage] += run["rows_out"]
-    for before, after in itertools.pairwise(["ingest", "filter", "dedup", "score", "convert"]):
+    for before, after in itertools.pairwise(stages):
         assert went_out[before] == came_in[after]
     found = {row["source"]: row["n"] for row in ask(corpus, "SELECT source, count(*) AS n FROM ingest GROUP BY 1")}
     expected = {key.removeprefix("records/"): count for key, count in planted.items() if key.startswith("records/")}
+    (expected["web_questions"],) = (row["n"] for row in ask(corpus, "SELECT sum(kept) AS n FROM synthesis_funnel"))
     assert found.keys() == expected.keys()
     several = {"chats", "triples"}  # pairs of one record: its turns, its positives
     assert {name: found[name] for name in found if name not in several} == {
@@ -160,13 +167,17 @@ def check_accounts(corpus: Path, planted: dict[str, int]) -> None:
 def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_is_not(tmp_path: Path) -> None:
     sources, whole, broken = tmp_path / "sources", tmp_path / "whole", tmp_path / "broken"
     planted = write_sample(sources, rows=300)
-    again, output = command(sources, broken, "--workers=1"), tmp_path / "broken.log"
-    with forks.started(command(sources, whole, "--workers=1"), tmp_path / "whole.log") as unbroken:
-        for stage in ("ingest", "dedup", "bootstrap", "score", "finetune"):
-            workers = ["--workers=2"] if stage in ("ingest", "dedup") else []  # which take seconds to start
-            kill_halfway([*again, *workers], output, broken, stage)
-        assert forks.run(again, output) == 0, output.read_text("utf-8")
-        assert forks.exit_codes([unbroken]) == [0], (tmp_path / "whole.log").read_text("utf-8")
+    output = tmp_path / "broken.log"
+    with serve() as server:
+        again = command(sources, server, broken, "--workers=1")
+        once = command(sources, server, whole, "--workers=1")
+        with forks.started(once, tmp_path / "whole.log") as unbroken:
+            for stage in ("ingest", "dedup", "synthesize", "bootstrap", "score", "finetune"):
+                workers = ["--workers=2"] if stage in ("ingest", "dedup") else []  # which take seconds to start
+                kill_halfway([*again, *workers], output, broken, stage)
+            assert forks.run(again, output) == 0, output.read_text("utf-8")
+            assert forks.exit_codes([unbroken]) == [0], (tmp_path / "whole.log").read_text("utf-8")
+    assert forks.run(again, output) == 0, output.read_text("utf-8")  # with nobody left who could be asked
 
     check_accounts(whole, planted)
     assert all(ask(whole, question) for question in DEMO_QUESTIONS)

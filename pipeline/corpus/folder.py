@@ -91,6 +91,11 @@ def is_interrupted(corpus: Path, folder: str) -> bool:
     return (corpus / folder / _INCOMPLETE).exists()
 
 
+def is_sample(corpus: Path) -> bool:
+    """Whether `conan sample` wrote the corpus: its pairs are not all of the sources, and ingest would replace them."""
+    return any(read_footer(shard).notes.get("sample") for shard in committed(corpus, "ingest"))
+
+
 def rejects(shard: Path) -> Path:
     """Return the path of the rejects that belong to a shard."""
     return shard.parent / "rejected" / shard.name

@@ -6,6 +6,7 @@ from pathlib import Path
 from ...schemas.errors import RecipeError
 from ...schemas.outcomes import Evaluated, Outcome, Summary
 from ...schemas.recipe import Recipe, load
+from ..corpus.folder import committed, read_footer
 from .generate import write_sample
 
 DEMO_ROWS = 3000
@@ -18,15 +19,20 @@ DEMO_QUESTIONS = (
     "SELECT stage, reason, detail, coalesce(query, record)[:40] AS record FROM rejected "
     "WHERE reason IN ('broken_json', 'near_duplicate', 'refusal') "
     "QUALIFY row_number() OVER (PARTITION BY reason ORDER BY pair_id, file, line) = 1 ORDER BY reason",
+    "SELECT kind, sum(asked) AS asked, sum(parsed) AS parsed, sum(faultless) AS faultless, "
+    "sum(distinct_queries) AS distinct_queries, sum(kept) AS kept FROM synthesis_funnel GROUP BY kind ORDER BY kind",
     "SELECT q.text AS query, p.text[:40] AS hardest_negative, round(scores[1]::DOUBLE, 3) AS score "
     "FROM pools.candidates JOIN pools.queries q USING (query_id) "
     "JOIN pools.passages p ON p.passage_id = passage_ids[1] ORDER BY scores[1] DESC LIMIT 3",
 )
-"""SQL over the demo's corpus: the funnel, one reject of each of three kinds, and the hardest negatives."""
+"""SQL over the demo's corpus: the funnel, one reject of each of three kinds, what was left of the queries that the
+language model wrote, and the hardest negatives."""
 
 
-def prepare_demo(folder: Path) -> tuple[Recipe, Path]:
+def prepare_demo(folder: Path, server: str) -> tuple[Recipe, Path]:
     """Write the sample to `folder/sources`; return its recipe and that path.
+
+    `server` is the URL of the language model that the recipe asks.
 
     Raises:
         RecipeError: the folder holds something that is not a demo.
@@ -35,7 +41,8 @@ def prepare_demo(folder: Path) -> tuple[Recipe, Path]:
     if folder.exists() and {place.name for place in folder.iterdir()} - {"sources", "corpus"}:
         raise RecipeError(f"{folder} holds something that is not a demo; name a new folder: conan demo FOLDER")
     write_sample(sources, DEMO_ROWS)
-    return load(Path(__file__).parents[2] / "recipes" / "demo.yaml", [f"variables.root={sources.resolve()}"]), sources
+    recipe = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+    return load(recipe, [f"variables.root={sources.resolve()}", f"variables.server={server}"]), sources
 
 
 def conclude(corpus: Path, outcomes: Iterable[Outcome]) -> str:
@@ -46,10 +53,12 @@ def conclude(corpus: Path, outcomes: Iterable[Outcome]) -> str:
             stages[outcome.stage] = outcome
         elif isinstance(outcome, Evaluated):
             scores = {row["model"]: row["value"] for row in outcome.metrics if row["metric"] == "ndcg@10"}
-    read, kept = stages["ingest"].rows_in, stages["convert"].rows_out
+    read = sum(read_footer(shard).rows_in for shard in committed(corpus, "ingest"))
+    written, kept = stages["synthesize"].rows_out, stages["convert"].rows_out
     return "\n".join(
         [
-            f"Of {read:,} records, {kept:,} were kept, and an encoder was trained on them, then on what it confuses.",
+            f"Of {read:,} records, {written:,} of which a language model wrote, {kept:,} were kept, and an encoder was "
+            "trained on them, then on what it confuses.",
             f"Questions among near-misses, nDCG@10: {scores['bootstrap']:.3f} after training on pairs, "
             f"{scores['finetune']:.3f} after hard negatives; BM25 {scores['bm25']:.3f}.",
             f"Next: conan report {corpus}    or with your own files: conan init FOLDER -o recipe.yaml",

@@ -141,6 +141,19 @@ def passage(rng: Random, fact: Fact, style: str) -> str:
     return fill("".join([rng.choice(OPENINGS[style]), *rest]), fact, mixed(rng), rng.randint(2, 99))
 
 
+def recognise(text: str) -> Fact | None:
+    """Find the fact that a passage states; None if a part of it is missing, as in damaged texts."""
+    for topic in TOPICS:
+        named = {
+            slot: [word for word in options if word.asked in text or word.told in text]
+            for slot, options in choices(topic).items()
+        }
+        remedies = [remedy for remedy in topic.remedies if remedy in text]
+        if remedies and all(named.values()):
+            return Fact(topic, {slot: words[0] for slot, words in named.items()}, remedies[0])
+    return None
+
+
 def statement_pair(rng: Random, held_out: bool) -> tuple[str, str, int]:
     """Write two sentences and their score: the number of slots, 0 to 5, that they share."""
     score = rng.randint(0, 5)

@@ -25,6 +25,8 @@ ATTEMPTS = 6
 FIRST_WAIT = 1.0
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """HTTP statuses after which the same request may succeed."""
+_DIRECT = ("all://localhost", "all://127.0.0.1")
+"""Servers that are asked directly, even if HTTP_PROXY is set."""
 _OF_REQUEST = {400, 413, 422}
 """HTTP statuses that refuse a request for what it says, such as a prompt that is too long for the model."""
 
@@ -119,6 +121,7 @@ def ask(
             base_url=server.url,
             timeout=server.timeout,
             headers=_headers(server),
+            mounts=dict.fromkeys(_DIRECT),
             limits=httpx2.Limits(max_connections=server.concurrency),
         ) as client,
         ThreadPoolExecutor(server.concurrency) as threads,

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from ...schemas.errors import RecipeError
+from ...schemas.errors import CorpusError, RecipeError
 from ...schemas.outcomes import SourcePlan, Summary, SynthesisPlan
 from ...schemas.pairs import rejected
 from ...schemas.recipe import Recipe
@@ -21,7 +21,7 @@ from ...schemas.registry import check_names
 from ...schemas.source_settings import own_prompts
 from ...schemas.synthesis import SYNTHESIZED
 from ...schemas.synthesize_settings import GradeSettings, SynthesizeSettings
-from ..corpus.folder import committed, fingerprint, read_footer, rejects
+from ..corpus.folder import committed, fingerprint, is_sample, read_footer, rejects
 from ..corpus.shard_writer import ShardWriter
 from ..corpus.synthesis import ANSWERS, REQUESTS, list_answers
 from ..engine.calls import Engine
@@ -63,7 +63,7 @@ def synthesize(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
 
     Raises:
         RecipeError: no source has `synthesize:`, or one names something that isn't there.
-        CorpusError: dedup has not been run, or was interrupted.
+        CorpusError: dedup has not been run, or was interrupted; the corpus is a sample.
         LLMError: the server does not answer, or refuses all requests; its answers so far are kept.
         ModelError: the model of the round trip can't be read.
     """
@@ -140,6 +140,11 @@ def _name_synthesized(recipe: Recipe) -> list[str]:
 
 def _plan(corpus: Path, recipe: Recipe) -> list[_Planned]:
     names = _name_synthesized(recipe)
+    if is_sample(corpus):
+        raise CorpusError(
+            f"{corpus} is a sample, which has the pairs of language models that were taken with it; for others, run "
+            "`conan synthesize` on the whole corpus, as it ends by reading the sources"
+        )
     if not names:
         raise RecipeError("the recipe has no source with `synthesize:`, so there is nothing to write")
     for check in list_checks(recipe):
@@ -271,7 +276,6 @@ def _add_up(corpus: Path) -> dict[str, Any]:
     if not frames:
         return {}
     rows = pl.concat(frames)
-    tokens, of_answers = rows.select(pl.col("tokens", "answer_tokens").sum()).row(0)
     counts = rows.group_by("kind").agg(pl.len(), pl.col("kept").sum()).sort("kind")
     tokens, of_answers = (int(rows[column].sum()) for column in ("tokens", "answer_tokens"))
     return {

@@ -8,6 +8,7 @@ from pathlib import Path
 import forks
 import pytest
 from conan_embedding.pipeline.demo.generate import write_sample
+from conan_embedding.pipeline.demo.language_model import serve
 from conan_embedding.pipeline.demo.prepare import DEMO_ROWS
 from filelock import FileLock
 from page_blocks import RUN, read_blocks
@@ -35,10 +36,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FileLock(f"{folder}.lock"):
         if not (folder / "done").exists():
             write_sample(folder / "demo" / "sources", DEMO_ROWS)
-            settings = [f"variables.root={folder / 'demo' / 'sources'}", *SMALLER]
             recipe, corpus, log = PACKAGE / "recipes" / "demo.yaml", folder / "demo" / "corpus", folder / "log"
-            run = ["run", str(recipe), str(corpus), "--workers=1", *(f"--set={each}" for each in settings)]
-            assert forks.run(run, log) == 0, log.read_text("utf-8")
+            with serve() as server:
+                variables = [f"variables.root={folder / 'demo' / 'sources'}", f"variables.server={server}"]
+                settings = [f"--set={each}" for each in [*variables, *SMALLER]]
+                assert forks.run(["run", str(recipe), str(corpus), "--workers=1", *settings], log) == 0, log.read_text()
             for checkpoints in corpus.glob("train/*/checkpoints"):
                 shutil.rmtree(checkpoints)  # most of the bytes of the copies
             (folder / "done").touch()

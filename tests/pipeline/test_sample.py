@@ -26,6 +26,7 @@ from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine.methods import ceiling_sql
 from conan_embedding.pipeline.report.page import write_report
 from conan_embedding.pipeline.sample import allotted, cut
+from conan_embedding.pipeline.synthesize.stage import synthesize
 from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.pairs import CLUSTERED, PAIR, REJECTED_AT_INGEST, SCORED, rejected
 from conan_embedding.schemas.recipe import Recipe
@@ -358,6 +359,13 @@ def test_later_stages_run_on_it(mined_corpus: Path, tmp_path: Path) -> None:
     summary = dedup(out, RECIPE, ONE)
     assert (summary.rows_in, summary.skipped) == (kept, 0)
     assert convert(out, RECIPE, ONE).rows_in == all_rows(out, "score").height
+
+
+def test_a_sample_asks_no_language_model(mined_corpus: Path, tmp_path: Path) -> None:
+    """The stage ends by reading the sources, which would make the sample the whole corpus."""
+    cut(mined_corpus, tmp_path / "out", 150)
+    with pytest.raises(CorpusError, match="out is a sample"):
+        synthesize(tmp_path / "out", RECIPE, ONE)
 
 
 def test_stages_that_are_not_there_are_left_out(mined_corpus: Path, tmp_path: Path) -> None:

@@ -123,6 +123,16 @@ def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run(LLMServer(url="http://127.0.0.1:9/v1"), tmp_path / "a", ["0"])
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_machine_is_not_asked_through_a_proxy(
+    host: str, server: LLMServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    server.url = server.url.replace("127.0.0.1", host)
+    assert run(server, tmp_path / "m.jsonl", ["问"]).answers == ["re: 问"]
+
+
 def test_the_key_is_sent_from_the_environment(
     server: LLMServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
