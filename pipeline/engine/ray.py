@@ -1,25 +1,29 @@
 """Run the calls of a stage on a Ray cluster. Imported only for that; no other module imports Ray.
 
 Every node needs this package in its own Python environment, and the corpus on a file system shared with the driver.
-Calls are tasks of one CPU; calls that run a model go to actors, one per device, which keep the model loaded.
+Calls are tasks of one CPU; calls that run a model go to actors, one per device, which keep the model loaded. What only
+waits for other machines is sent by actors that take no CPU, one per node.
 """
 
 import logging
 import os
+import pickle
 import re
 import socket
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from threading import Lock
 from typing import Any
 
 from ... import __version__
 from ...schemas.errors import ConanError, MissingExtraError
 from .calls import ATTEMPTS, THREAD_VARIABLES, Call, Engine, Outcome, attempt_packed, pack_call
+from .nodes import Sender
 
 try:
     import ray
@@ -43,11 +47,18 @@ QUEUED = 2
 
 def _attempt(version: str, folder: str, call: bytes) -> str | None:
     """On a node, run calls.attempt_packed in the driver's working directory, as paths may be relative to it."""
-    if version != __version__:
-        return f"{socket.gethostname()} has conan-embedding {__version__}, the driver {version}; install one version"
+    if problem := _find_version_error(version):
+        return problem
     with suppress(OSError):  # the node has no such folder; absolute paths still work
         os.chdir(folder)
     return attempt_packed(call)
+
+
+def _find_version_error(version: str) -> str | None:
+    """On a node, say what is wrong if the driver has another version of this package."""
+    if version == __version__:
+        return None
+    return f"{socket.gethostname()} has conan-embedding {__version__}, the driver {version}; install one version"
 
 
 class _Device:
@@ -55,6 +66,24 @@ class _Device:
 
     def attempt(self, version: str, folder: str, call: bytes) -> str | None:
         return _attempt(version, folder, call)
+
+
+class _SenderActor:
+    """An actor with a sender. Errors are returned, as Ray would put a page around what is raised."""
+
+    def __init__(self, version: str, make: bytes) -> None:
+        self.problem = _find_version_error(version)
+        if not self.problem:
+            self.sender: Sender = pickle.loads(make)()
+
+    def reaches(self) -> bool | str:
+        return self.problem or self.sender.reaches()
+
+    def send(self, arguments: bytes) -> tuple[Any, Exception | None]:
+        try:
+            return self.sender(*pickle.loads(arguments)), None
+        except Exception as error:
+            return None, error
 
 
 @dataclass(frozen=True)
@@ -67,7 +96,7 @@ class _Place:
     node: str | None = None
 
 
-_TASK, _DEVICE = ray.remote(_attempt), ray.remote(_Device)
+_TASK, _DEVICE, _SENDER = ray.remote(_attempt), ray.remote(_Device), ray.remote(_SenderActor)
 
 
 def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine: Engine) -> Iterator[Outcome]:
@@ -163,13 +192,18 @@ def _said(error: BaseException) -> str:
 
 def _places(engine: Engine) -> list[_Place]:
     """List the places for calls on the nodes that are alive now."""
-    found = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    nodes = [(name, int(has.get("CPU", 0)), int(has.get("GPU", 0))) for name, has in found]
+    nodes = _list_nodes()
     if engine.one_a_device:
         on_gpus = [_Place(k, cpus // gpus, 1, name) for name, cpus, gpus in nodes for k in range(gpus)]
         return on_gpus or [_Place(0, cpus, 0, name) for name, cpus, _ in nodes if cpus]
     most = QUEUED * sum(cpus for _, cpus, _ in nodes)
     return [_Place(number) for number in range(min(engine.workers or most, most))]
+
+
+def _list_nodes() -> list[tuple[str, int, int]]:
+    """List the nodes that are alive now, each with its id, its CPUs and its GPUs."""
+    found = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [(name, int(has.get("CPU", 0)), int(has.get("GPU", 0))) for name, has in found]
 
 
 def _submit(place: _Place, devices: dict[_Place, Any], call: bytes) -> Any:
@@ -184,3 +218,51 @@ def _submit(place: _Place, devices: dict[_Place, Any], call: bytes) -> Any:
         there = NodeAffinitySchedulingStrategy(place.node, soft=False)
         devices[place] = _DEVICE.options(scheduling_strategy=there, **options).remote()
     return devices[place].attempt.remote(*arguments)
+
+
+@contextmanager
+def open_on_nodes(make: Callable[[], Sender], address: str, threads: int) -> Iterator[Callable[..., Any]]:
+    """Do what nodes.open_senders does, on the cluster at `address`.
+
+    Nodes that don't reach what they would send to are left out, unless none does. Ray restarts an actor that has died,
+    on another node if its own is gone, and sends again what it was sending.
+    """
+    connect(address)
+    packed = pickle.dumps(make)
+    common = {"num_cpus": 0, "max_concurrency": threads, "max_restarts": -1, "max_task_retries": ATTEMPTS - 1}
+    there = [NodeAffinitySchedulingStrategy(node, soft=True) for node, cpus, _ in _list_nodes() if cpus]
+    if not there:
+        raise ClusterError(f"Ray cluster {address}: no node has a CPU for tasks")
+    actors = [_SENDER.options(scheduling_strategy=each, **common).remote(__version__, packed) for each in there]
+    try:
+        reached = _get(address, [actor.reaches.remote() for actor in actors])
+        if problem := next((each for each in reached if isinstance(each, str)), None):
+            raise ClusterError(problem)
+        used = [actor for actor, reaches in zip(actors, reached, strict=True) if reaches] or actors
+        in_flight, lock = [0] * len(used), Lock()
+
+        def send(*arguments: Any) -> Any:
+            with lock:
+                place = in_flight.index(min(in_flight))
+                in_flight[place] += 1
+            try:
+                found, error = _get(address, used[place].send.remote(pickle.dumps(arguments)))
+            finally:
+                with lock:
+                    in_flight[place] -= 1
+            if error is not None:
+                raise error
+            return found
+
+        yield send
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _get(address: str, reference: Any) -> Any:
+    """Wait for what actors return. Raises ClusterError if they can't be started, or died again and again."""
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        raise ClusterError(f"Ray cluster {address}: a node can't send: {_said(error)}") from error

@@ -93,7 +93,7 @@ def grade(corpus: Path, pairs: pl.DataFrame, settings: LLMJudgeSettings, engine:
             engine.progress("judge: llm", min(start + done, pairs.height), pairs.height, start + done)
 
         cache = corpus / FOLDER / f"{name}.jsonl"
-        asked = ask(requests, settings, Budget(settings.max_tokens), cache, progress)
+        asked = ask(requests, settings, Budget(settings.max_tokens), cache, progress, engine=engine)
         grades = [None if answer is None else read_grade(answer.text) for answer in asked.answers]
         known = texts.with_columns(score=pl.Series(grades, dtype=pl.Int64)).drop_nulls("score")
         if known.height:

@@ -11,18 +11,24 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import httpx2
 
 from ...schemas.errors import ConanError
 from ...schemas.server_settings import ServerSettings
+from ..engine.calls import Engine
+from ..engine.nodes import open_senders
 
 ATTEMPTS = 6
 """Chosen here: with waits of 1 to 16 seconds in between, a server that restarts within half a minute is waited for."""
 FIRST_WAIT = 1.0
+REACHED_WITHIN = 5.0
+"""Chosen here: seconds in which a node of a cluster must have reached a server, else it sends nothing to it."""
+_HERE = Engine()
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """HTTP statuses after which the same request may succeed."""
 _DIRECT = ("all://localhost", "all://127.0.0.1")
@@ -95,8 +101,12 @@ def ask(
     cache: Path,
     progress: Callable[[int, int], None],
     patience: int = 0,
+    engine: Engine = _HERE,
 ) -> Asked:
     """Ask what the cache does not know, `concurrency` requests at a time, until the budget is spent.
+
+    On a Ray cluster all nodes that reach the server send. Which request is next, the budget and the cache are this
+    process's affair, so both hold for all nodes together.
 
     Args:
         patience: How many requests in a row may fail; with one more, the server is given up. If any may, refusals of
@@ -105,6 +115,7 @@ def ask(
 
     Raises:
         LLMError: the server is given up, or refuses all requests; the answers so far are in the cache.
+        ClusterError: the engine's Ray cluster can't be used.
     """
     keys = [request.key for request in requests]
     known = read_cache(cache)
@@ -113,17 +124,13 @@ def ask(
     spent = before
     total, left = len(waiting), list(waiting.items())[::-1]
     problems: dict[str, str] = {}
-    unsupported: set[str] = set()
+    if not left:
+        return Asked([known[key] for key in keys], 0, 0, problems)
+    sender = partial(_Sender, server, os.environ.get(server.key_env))
     cache.parent.mkdir(parents=True, exist_ok=True)
     with (
         cache.open("a", encoding="utf-8") as file,
-        httpx2.Client(
-            base_url=server.url,
-            timeout=server.timeout,
-            headers=_headers(server),
-            mounts=dict.fromkeys(_DIRECT),
-            limits=httpx2.Limits(max_connections=server.concurrency),
-        ) as client,
+        open_senders(sender, engine, server.concurrency) as send,
         ThreadPoolExecutor(server.concurrency) as threads,
     ):
         running: dict[Future[Answer], Request] = {}
@@ -139,7 +146,7 @@ def ask(
         while running or left:
             while not failed and left and len(running) < server.concurrency and is_affordable(left[-1][1]):
                 key, request = left.pop()
-                running[threads.submit(_ask_one, client, server, key, request.body, unsupported)] = request
+                running[threads.submit(send, key, request.body)] = request
             os.fsync(file.fileno())  # only now, while the next are on their way
             if failed or not running:  # the budget is spent
                 left.clear()
@@ -160,7 +167,7 @@ def ask(
                 spent += answer.tokens
                 in_a_row, answered = 0, True
             file.flush()
-            progress(total - len(left) - len(running), total)
+            progress(len(known) - paid + len(problems), total)
         os.fsync(file.fileno())
     if failed := failed or (None if answered else is_away):
         raise failed
@@ -178,48 +185,67 @@ def read_cache(file: Path) -> dict[str, Answer]:
     return {answer.request: answer for answer in answers}
 
 
-def _headers(server: ServerSettings) -> dict[str, str]:
-    key = os.environ.get(server.key_env)
-    return {"Authorization": f"Bearer {key}"} if key else {}
+class _Sender:
+    """Sends requests over connections that it keeps, from many threads at a time."""
 
+    def __init__(self, server: ServerSettings, api_key: str | None) -> None:
+        self.url, self.unsupported = server.url, set[str]()
+        self.client = httpx2.Client(
+            base_url=server.url,
+            timeout=server.timeout,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            mounts=dict.fromkeys(_DIRECT),
+            limits=httpx2.Limits(max_connections=server.concurrency),
+        )
 
-def _ask_one(
-    client: httpx2.Client, server: ServerSettings, key: str, body: dict[str, Any], unsupported: set[str]
-) -> Answer:
-    """Send a request, again and again while the server is busy or away."""
-    problem, kind = "", LLMError
-    for attempt in range(ATTEMPTS):
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.client.close()
+
+    def reaches(self) -> bool:
+        """Whether there is a server at the URL, whatever it says."""
         try:
-            response = _post(client, body, unsupported)
-        except httpx2.TransportError as error:
-            problem, pause = f"{type(error).__name__}: {error}", FIRST_WAIT * 2**attempt
-        else:
-            if response.status_code == 200:
-                return _read(key, response)
-            problem = f"{response.status_code} {response.text[:300]}"
-            if response.status_code not in _PASSING:
-                kind = RefusedRequestError if response.status_code in _OF_REQUEST else LLMError
-                break
-            asked = response.headers.get("Retry-After", "")
-            pause = float(asked) if asked.isdecimal() else FIRST_WAIT * 2**attempt
-        if attempt + 1 < ATTEMPTS:
-            time.sleep(pause)
-    raise kind(f"{server.url}: {body['model']} does not answer: {problem}")
+            self.client.get("models", timeout=REACHED_WITHIN)
+        except httpx2.TransportError:
+            return False
+        return True
 
+    def __call__(self, key: str, body: dict[str, Any]) -> Answer:
+        """Send a request, again and again while the server is busy or away. Raises LLMError."""
+        problem, kind = "", LLMError
+        for attempt in range(ATTEMPTS):
+            try:
+                response = self._post(body)
+            except httpx2.TransportError as error:
+                problem, pause = f"{type(error).__name__}: {error}", FIRST_WAIT * 2**attempt
+            else:
+                if response.status_code == 200:
+                    return _read(key, response)
+                problem = f"{response.status_code} {response.text[:300]}"
+                if response.status_code not in _PASSING:
+                    kind = RefusedRequestError if response.status_code in _OF_REQUEST else LLMError
+                    break
+                asked = response.headers.get("Retry-After", "")
+                pause = float(asked) if asked.isdecimal() else FIRST_WAIT * 2**attempt
+            if attempt + 1 < ATTEMPTS:
+                time.sleep(pause)
+        raise kind(f"{self.url}: {body['model']} does not answer: {problem}")
 
-def _post(client: httpx2.Client, body: dict[str, Any], unsupported: set[str]) -> httpx2.Response:
-    """Send a request once; if it is refused, also without its `response_format`, which not all servers know.
+    def _post(self, body: dict[str, Any]) -> httpx2.Response:
+        """Send a request once; if it is refused, also without its `response_format`, which not all servers know.
 
-    If that is answered, the key is `unsupported`, and nobody sends it again.
-    """
-    sent = {name: value for name, value in body.items() if name not in unsupported}
-    response = client.post("chat/completions", json=sent)
-    if response.status_code in _OF_REQUEST and sent.pop("response_format", None):
-        plain = client.post("chat/completions", json=sent)
-        if plain.status_code == 200:
-            unsupported.add("response_format")
-            return plain
-    return response
+        If that is answered, the key is `unsupported`, and nobody sends it again.
+        """
+        sent = {name: value for name, value in body.items() if name not in self.unsupported}
+        response = self.client.post("chat/completions", json=sent)
+        if response.status_code in _OF_REQUEST and sent.pop("response_format", None):
+            plain = self.client.post("chat/completions", json=sent)
+            if plain.status_code == 200:
+                self.unsupported.add("response_format")
+                return plain
+        return response
 
 
 def _read(key: str, response: httpx2.Response) -> Answer:

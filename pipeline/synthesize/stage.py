@@ -172,7 +172,8 @@ def _ask(corpus: Path, planned: _Planned, requests: Sequence[Request], engine: E
     def progress(done: int, total: int) -> None:
         engine.progress(f"synthesize: {planned.name}", done, total, done)
 
-    return ask(requests, planned.settings.server, budget, _find_cache(corpus, planned.name), progress, PATIENCE)
+    cache = _find_cache(corpus, planned.name)
+    return ask(requests, planned.settings.server, budget, cache, progress, PATIENCE, engine)
 
 
 def _find_left(corpus: Path, planned: _Planned) -> dict[str, int]:

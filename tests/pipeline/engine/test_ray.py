@@ -21,11 +21,18 @@ import pytest
 from command_line import Conan
 from conan_embedding.pipeline import plugins
 from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.corpus.synthesis import ANSWERS
 from conan_embedding.pipeline.demo.generate import write_sample
 from conan_embedding.pipeline.engine.calls import ATTEMPTS, Engine
 from conan_embedding.pipeline.engine.stage import StageError, Task, run_calls, run_stage
 from conan_embedding.pipeline.filter.rules import RULES
+from conan_embedding.pipeline.llm_client import client
+from conan_embedding.pipeline.llm_client.client import Asked, Budget, Request, ask
+from conan_embedding.pipeline.synthesize.stage import synthesize
 from conan_embedding.schemas.outcomes import Summary
+from conan_embedding.schemas.recipe import Recipe
+from conan_embedding.schemas.server_settings import ServerSettings
+from llm_server import LLMProcess, llm_process
 from reader_plugin import PAIRS, python_path, read_corpus, write_plugin, write_plugin_recipe
 from rule_plugin import write_rule_plugin, write_rule_recipe
 
@@ -266,6 +273,76 @@ def test_no_more_at_a_time_than_workers(nodes: Nodes, tmp_path: Path, stages: Mo
     assert next(outcomes) == ("0", None)
     assert len(list(started.iterdir())) <= 2  # the second starts only after the first has ended
     assert list(outcomes) == [("1", None), ("2", None)]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[LLMProcess]:
+    with llm_process(tmp_path / "log.jsonl", delay=0.05) as running:
+        yield running
+
+
+def ask_from(address: str | None, server: LLMProcess, cache: Path, number: int, most: float = 1e9) -> Asked:
+    chats = [[{"role": "user", "content": f"<passage>\n第{each}号的内容\n</passage>"}] for each in range(number)]
+    settings = ServerSettings(url=server.url, model="m", concurrency=4)
+    requests = [Request({"model": "m", "messages": chat}) for chat in chats]
+    return ask(requests, settings, Budget(1e9, most), cache, lambda *_: None, engine=Engine(address=address))
+
+
+def test_requests_are_sent_by_nodes_and_give_the_same_rows(
+    nodes: Nodes,
+    server: LLMProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pair: Callable[..., dict[str, Any]],
+    write_shards: Callable[..., None],
+) -> None:
+    asked = {"server": {"url": server.url, "model": "m"}, "budget": {"requests": 99, "tokens": 1e6}, "judge": {}}
+    files = {"name": "web", "files": "a.jsonl", "read": "jsonl", "task": "retrieval"}
+    written = {"name": "written", "category": "llm_generated", "format": "question_answer", "task": "retrieval"}
+    recipe = Recipe.model_validate({"sources": [files, written | {"synthesize": asked}]})
+    texts = [f"第{each}条规定从明年起施行，各地另有规定的除外。" for each in range(9)]
+    pairs = [pair(f"题{each}", text, task="retrieval") for each, text in enumerate(texts)]
+    for place in ("here", "there"):
+        for folder in STAGES:
+            write_shards(tmp_path / place, folder, pairs)
+        with monkeypatch.context() as patches:
+            if place == "there":
+                patches.setattr(client.httpx2, "Client", None)  # this process can send none
+            synthesize(tmp_path / place, recipe, Engine(address=nodes.address if place == "there" else None))
+    here, there = rows(tmp_path / "here" / ANSWERS), rows(tmp_path / "there" / ANSWERS)
+    assert here == there and sum(map(len, there.values())) == 9
+
+
+def test_the_budget_holds_for_all_nodes(nodes: Nodes, server: LLMProcess, tmp_path: Path) -> None:
+    few = ask_from(nodes.address, server, tmp_path / "cache", 20, most=7)
+    assert (few.paid, few.answers.count(None), len(server.requests)) == (7, 13, 7)
+    all_of_them = ask_from(nodes.address, server, tmp_path / "cache", 20)
+    assert (all_of_them.paid, all_of_them.answers.count(None), len(server.requests)) == (13, 0, 20)
+
+
+def test_a_node_that_dies_loses_at_most_what_it_was_sending(nodes: Nodes, server: LLMProcess, tmp_path: Path) -> None:
+    ask_from(nodes.address, server, tmp_path / "warm", 1)  # connect in this thread
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(ask_from, nodes.address, server, tmp_path / "cache", 60)
+        assert until(lambda: len(server.requests) > 20)
+        killed = find_senders(nodes)[0]
+        os.kill(killed, signal.SIGKILL)
+        answers = asked.result().answers
+    assert answers == ask_from(None, server, tmp_path / "alone", 60).answers
+    assert 121 <= len(server.requests) <= 121 + 4
+
+
+def find_senders(nodes: Nodes) -> list[int]:
+    """List the processes of this cluster that send requests."""
+    started = [each for node in nodes.cluster.list_all_nodes() for each in node.all_processes["raylet"]]
+    raylets = {str(raylet.process.pid) for raylet in started}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if parent in raylets and b"_SenderActor" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def test_another_version_on_a_node_is_reported(

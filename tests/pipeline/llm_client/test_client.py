@@ -133,6 +133,13 @@ def test_a_server_on_this_machine_is_not_asked_through_a_proxy(
     assert run(server, tmp_path / "m.jsonl", ["问"]).answers == ["re: 问"]
 
 
+def test_a_sender_knows_whether_it_reaches_the_server(server: LLMServer) -> None:
+    for url, there in ((server.url, True), ("http://127.0.0.1:9/v1", False)):
+        with module._Sender(ServerSettings(url=url, model="m"), None) as sender:
+            assert sender.reaches() == there
+    assert not server.requests
+
+
 def test_the_key_is_sent_from_the_environment(
     server: LLMServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
