@@ -23,7 +23,7 @@ KEPT_ABOVE = 10
 """Chosen here: how many of the passages that rank higher are kept, as many candidates as `conan judge` looks at."""
 
 PAIR = ["request", "passage"]
-"""What names a row: the answer to a request may belong to several passages, as the translation of their query does."""
+"""The key of a row. One request may have rows with several passages, as the translation of their query has."""
 RANKS = pl.Schema({**dict.fromkeys(PAIR, pl.String()), "rank": pl.Int32(), "above": pl.List(pl.String)})
 """The columns of ranks: `above` are the pair_ids of the passages that rank higher, best first."""
 

@@ -71,7 +71,7 @@ def run(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> An
 def test_a_query_is_translated_once_for_all_its_passages(
     run: tuple[LLMServer, Callable[..., Recipe], Callable[[Recipe], Summary]], tmp_path: Path, tiny_model: Path
 ) -> None:
-    """Its passages are none nearer than another in the round trip."""
+    """In the round trip, none of them ranks above another."""
     server, make, synthesize = run
     trip = {"model": str(tiny_model), "pooling": "mean", "max_length": 32, "within": 5}
     recipe = make(round_trip=trip)
