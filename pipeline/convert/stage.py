@@ -1,7 +1,9 @@
 """conan convert: turn curated pairs into training records, in one folder per kind of record."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import polars as pl
 
@@ -15,6 +17,7 @@ from ..corpus.shard_writer import ShardWriter
 from ..engine.calls import Engine
 from ..engine.stage import Task, run_stage
 from .class_records import build_class_records, judge_classes
+from .query_records import build_query_records, count_parts
 from .response_rules import find_broken_rule
 
 VERSION = 6
@@ -171,33 +174,24 @@ def write_retrieval_shard(
     paths: Sequence[Path], source: str, task: str, settings: ConvertSettings, fingerprint: str, shard: Path
 ) -> None:
     """Write a shard with a source's retrieval records: one per query, with its positives and negatives."""
+    frames = _read_frames(paths, (pl.col("source") == source) & (pl.col("task") == task))
     with _open_writer(shard, "retrieval", fingerprint) as writer:
-        frame = pl.concat(_read_frames(paths, (pl.col("source") == source) & (pl.col("task") == task)))
-        writer.received(frame.height)
         if task == "classification":
-            judged = judge_classes(frame.sort("pair_id"))  # so that the order of shards does not matter
+            frame = pl.concat(frames).sort("pair_id")  # so that the order of shards does not matter
+            writer.received(frame.height)
+            judged = judge_classes(frame)
             writer.reject(judged.filter(pl.col("reason").is_not_null()).to_arrow())
             frame = judged.filter(pl.col("reason").is_null())
-            records = build_class_records(frame, settings)
+            writer.keep(build_class_records(frame, settings).to_arrow(), rows=frame.height)
         else:
-            records = _group_by_query(frame)
-        writer.keep(records.to_arrow(), rows=frame.height)
+            # A name that `begin` deletes if a killed run has left it.
+            with TemporaryDirectory(prefix=f".{shard.name}.", suffix=f".{os.getpid()}.tmp", dir=shard.parent) as work:
+                for records in build_query_records(_count(frames, writer), count_parts(paths), Path(work)):
+                    writer.keep(records.to_arrow(), rows=records["pair_ids"].explode().len())
 
 
-def _group_by_query(frame: pl.DataFrame) -> pl.DataFrame:
-    """Build one record per query: all its positives, and its distinct provided negatives that are not among them."""
-    records = frame.group_by("query", maintain_order=True).agg(
-        pl.col("source", "category").first(), pair_ids="pair_id", positives="positive", cluster_ids="cluster_id"
-    )
-    negatives = (
-        frame.select("query", "negatives")
-        .explode("negatives")
-        .drop_nulls()
-        .unique(maintain_order=True)
-        .join(frame.select("query", negatives="positive"), on=["query", "negatives"], how="anti", maintain_order="left")
-        .group_by("query", maintain_order=True)
-        .agg("negatives")
-    )
-    return records.join(negatives, on="query", how="left", maintain_order="left").with_columns(
-        pl.col("negatives").fill_null([])
-    )
+def _count(frames: Iterable[pl.DataFrame], writer: ShardWriter) -> Iterator[pl.DataFrame]:
+    """Pass frames on, with what records are made of, and count their rows as received."""
+    for frame in frames:
+        writer.received(frame.height)
+        yield frame.select("pair_id", "source", "category", "query", "positive", "negatives", "cluster_id")
