@@ -110,7 +110,7 @@ def our_mining(place: Path) -> dict[str, float]:
     from conan_embedding.pipeline.mine import stage as module
     from conan_embedding.schemas.settings import MineSettings
 
-    from_vectors = stopwatch(module, "_pools")
+    from_vectors = stopwatch(module, "_fill_pools")
     for margin in (0.1, 0):
         settings = MineSettings(
             model=str(place / "bert"), pooling="mean", method="topk-marginpos", margin=margin, top_k=NEGATIVES

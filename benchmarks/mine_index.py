@@ -41,7 +41,8 @@ def main() -> None:
             nothing,
         )
         started = time.perf_counter()
-        found = search(lambda rows: queries[rows], lambda rows: np.asarray(passages[rows]), rules, TOP, None).ids
+        best = search(lambda rows: queries[rows], lambda rows: np.asarray(passages[rows]), rules, TOP)
+        found = np.concatenate([block.ids for block in best])
         searched = time.perf_counter() - started
     shared = [len(np.intersect1d(one, other)) for one, other in zip(found, expected, strict=True)]
     print(f"{options.passages:,} passages of width {options.width}, {default_index(options.passages)} per shard")

@@ -304,6 +304,13 @@ class MineSettings(EncoderSettings):
     )
     index: str | None = setting(
         None,
-        "FAISS index factory string, such as `IVF4096,Flat`. By default every passage is compared up to a million, and"
-        " IVF is used above.",
+        "FAISS index factory string, such as `IVF4096,Flat`; `Flat` compares every passage. By default that is so up to"
+        " a million passages, and IVF is used above.",
+    )
+    block: int = setting(
+        1_000_000,
+        "Texts that are in memory at a time while they are encoded, and passages of an index; the pools of `Flat` are"
+        " the same for any number. Lower it to take less memory.",
+        origin="chosen here",
+        ge=1,
     )

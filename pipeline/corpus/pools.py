@@ -15,11 +15,17 @@ from ...schemas.pools import POOLS, SHORT_POOLS, WHAT_IS_LEFT
 from .atomic import replacing
 from .folder import fingerprint
 from .judgements import fill
+from .sql import quote
 
 FILE = "pools.duckdb"
 TABLES = {name: f"mined_{name}" for name in ("queries", "positives", "candidates")}
 TABLES |= {"runs": "runs", "passages": "passages"}
 """The tables of what mining writes; a judge's decisions leave the views `queries`, `positives` …"""
+
+
+MEMORY, THREADS = "1GB", 4
+"""Chosen here: DuckDB's memory and threads while pools are written. It spills to disk beyond MEMORY, which all threads
+share."""
 
 
 class PoolsInUseError(CorpusError):
@@ -56,21 +62,34 @@ def open_pools(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnectio
 
 
 def write_pools(corpus: Path, tables: dict[str, pa.Table], ceiling_sql: str) -> None:
-    """Replace the pools atomically. `tables` holds an Arrow table for each name in TABLES.
+    """Replace the pools atomically. `tables` holds an Arrow table for each name in TABLES; more as in `new_pools`."""
+    with new_pools(corpus, ceiling_sql) as pools:
+        for name, table in TABLES.items():
+            insert(pools, table, tables[name])
+
+
+def insert(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> None:
+    """Append rows to a table that has their columns."""
+    connection.register("incoming", rows)
+    connection.execute(f"INSERT INTO {table} BY NAME FROM incoming")
+    connection.unregister("incoming")
+
+
+@contextmanager
+def new_pools(corpus: Path, ceiling_sql: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open an empty database, which replaces the pools atomically once the block has ended without an error.
 
     `ceiling_sql` is the SQL expression for the column `ceiling` of the view `short_pools` (see mine/methods.py). What
-    the store of judgements knows about the new pools is filled in.
+    the store of judgements knows about the new pools is filled in at the end.
     """
     with replacing(corpus / FILE) as temporary:
         with duckdb.connect(str(temporary)) as connection:
-            connection.execute("SET enable_progress_bar = false")
+            connection.execute(f"SET enable_progress_bar = false; SET threads = {THREADS}")
+            connection.execute(f"SET memory_limit = {quote(MEMORY)}")
             connection.execute(POOLS)
             connection.execute(WHAT_IS_LEFT)
             connection.execute(SHORT_POOLS.format(ceiling=ceiling_sql))
-            for name, table in TABLES.items():
-                connection.register("incoming", tables[name])
-                connection.execute(f"INSERT INTO {table} BY NAME FROM incoming")
-                connection.unregister("incoming")
+            yield connection
             fill(connection, corpus)
             connection.execute("CHECKPOINT")
         # The write-ahead log of a killed trainer belongs to the old pools; DuckDB must not replay it on the new ones.

@@ -7,7 +7,7 @@ exist is complete. Vectors are never all in memory: a part is memory-mapped when
 
 import io
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import pyarrow as pa
 from ...schemas.settings import EncoderSettings
 from ..corpus.atomic import replacing
 from ..corpus.folder import fingerprint
+from ..corpus.sql import scan_shards
 from ..engine.calls import Call, Engine
 from ..engine.stage import StageError, run_calls
 
@@ -30,6 +31,7 @@ LEAST = 1_024
 """Chosen here: the fewest texts of a part of a small corpus, which has up to 16, so that progress is seen on a CPU."""
 
 Integers = npt.NDArray[np.int64]
+Places = npt.NDArray[np.int32]
 Vectors = npt.NDArray[np.float32]
 
 _HASH = ["upper", "lower"]
@@ -41,8 +43,8 @@ class StoredVectors:
     """The vectors of n texts: that of text i is row `rows[i]` of `files[places[i]]`."""
 
     files: list[Path]
-    places: Integers
-    rows: Integers
+    places: Places
+    rows: Places
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,6 +60,17 @@ class StoredVectors:
             here = files == file
             found[here] = mapped[rows[here]]
         return found
+
+
+def concatenate(blocks: Sequence[StoredVectors]) -> StoredVectors:
+    """Put the texts of several blocks one after another."""
+    files: list[Path] = []
+    places, rows = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    for block in blocks:
+        places.append(block.places + np.int32(len(files)))
+        rows.append(block.rows)
+        files += block.files
+    return StoredVectors(files, np.concatenate(places), np.concatenate(rows))
 
 
 def space(weights: str, settings: EncoderSettings, prompt: str) -> str:
@@ -87,7 +100,7 @@ def store(
     for (name, prompt), own in wanted.with_row_index("place").group_by("vectors", "prompt", maintain_order=True):
         folder = corpus / FOLDER / str(name)
         folder.mkdir(exist_ok=True)
-        missing = own.join(_known(folder), on=_HASH, how="anti", maintain_order="left")["place"]
+        missing = own.join(_find_rows(folder, own), on="place", how="anti", maintain_order="left")["place"]
         if len(missing):
             _write_parts(folder, texts, missing, weights, settings, str(prompt), engine)
     return _stored(corpus, wanted)
@@ -177,23 +190,33 @@ def _hashes(texts: pa.Array) -> pl.DataFrame:
         return hashes
 
 
-def _known(folder: Path) -> pl.DataFrame:
-    """List the stored texts and their places: columns `upper, lower, part, row`."""
-    schema = {"upper": pl.UInt64, "lower": pl.UInt64, "part": pl.Int64, "row": pl.Int64}
-    frames = [pl.DataFrame(schema=schema)]
-    for part in _parts(folder):
-        numbered = pl.read_parquet(_texts_file(folder, part)).with_row_index("row").with_columns(part=part)
-        frames.append(numbered.select(pl.col(name).cast(kind) for name, kind in schema.items()))
-    return pl.concat(frames)
+def _find_rows(folder: Path, wanted: pl.DataFrame) -> pl.DataFrame:
+    """Find texts, columns `upper, lower, place`, in a space: columns `place, part, row` of those that are there.
+
+    The hashes of a space's texts are read as a stream: memory grows with the wanted texts only.
+    """
+    schema = {"place": pl.Int64, "part": pl.Int64, "row": pl.Int64}
+    parts = _parts(folder)
+    if not parts:
+        return pl.DataFrame(schema=schema)
+    hashes = scan_shards((_texts_file(folder, part) for part in parts), filename=True, file_row_number=True)
+    with duckdb.connect(":memory:") as connection:
+        connection.execute("SET enable_progress_bar = false")
+        connection.register("wanted", wanted.select("place", *_HASH).to_arrow())
+        found: pl.DataFrame = connection.sql(
+            r"SELECT place, CAST(regexp_extract(filename, '(\d+)\.parquet$', 1) AS BIGINT) AS part, "
+            f"file_row_number AS row FROM {hashes} JOIN wanted USING (upper, lower)"
+        ).pl()
+        return found.select(pl.col(name).cast(kind) for name, kind in schema.items())
 
 
 def _stored(corpus: Path, wanted: pl.DataFrame) -> StoredVectors:
     """Find the texts, columns `upper, lower, vectors` (the space); the place of one that is missing is -1."""
     files: list[Path] = []
-    places, rows = np.full(wanted.height, -1), np.zeros(wanted.height, np.int64)
+    places, rows = np.full(wanted.height, -1, np.int32), np.zeros(wanted.height, np.int32)
     for (name,), own in wanted.with_row_index("place").group_by("vectors"):
         folder = corpus / FOLDER / str(name)
-        found = own.join(_known(folder), on=_HASH)
+        found = _find_rows(folder, own)
         place, parts = found["place"].to_numpy(), _parts(folder)
         places[place] = len(files) + np.searchsorted(parts, found["part"].to_numpy())
         rows[place] = found["row"].to_numpy()

@@ -1,25 +1,25 @@
 """Search for the best allowed passages of every query: exactly, or by FAISS above a million passages.
 
 The vectors of both sides are read in blocks, and each query keeps only its best passages so far, so memory holds a few
-blocks (or one FAISS index), never all vectors. Passages that the rules drop are dropped before ranking: they take up no
-place among the `top_k`. The rules see true scores: what a compressing index finds is scored again.
+blocks (or one FAISS index), never all vectors or all results. Passages that the rules drop are dropped before ranking:
+they take up no place among the `top_k`. The rules see true scores: what a compressing index finds is scored again.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import faiss
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 from numba import prange
 
 from ...schemas.errors import RecipeError
 from ..encoder.onednn import inner_products
 from ..text.kernels import inner_kernel, parallel_kernel
-from ..text.match_key import match_key
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 """Called with the number of blocks searched so far and the number of all blocks."""
 
 FLAT_LIMIT = 1_000_000
-"""Chosen here: up to this many passages, all are compared; above it, each FAISS index holds at most this many."""
+"""Chosen here: up to this many passages, all are compared by default."""
 QUERIES, PASSAGES, TOGETHER = 16_384, 4_096, 256
 """Chosen here: QUERIES and PASSAGES are in memory at a time; TOGETHER queries are multiplied at a time, so that their
 scores (4 MB) stay in the cache."""
@@ -77,33 +77,38 @@ class Best(NamedTuple):
 
 
 def search(
-    queries: Rows, passages: Rows, rules: Rules, top_k: int, index: str | None, progress: Progress = lambda *_: None
-) -> Best:
-    """Return the `top_k` passages with the greatest inner products among those that the rules allow each query.
+    queries: Rows,
+    passages: Rows,
+    rules: Rules,
+    top_k: int,
+    index: str | None = None,
+    *,
+    block: int = FLAT_LIMIT,
+    folder: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> Iterator[Best]:
+    """Yield the `top_k` passages with the greatest inner products among those that the rules allow each query.
 
-    All passages are compared, so even a query whose nearest neighbours are all dropped gets its `top_k`. Above
-    FLAT_LIMIT passages, or if `index` is a FAISS factory string, only the neighbours that an index finds are
-    considered.
+    Each `Best` is of the next QUERIES queries. All passages are compared, so even a query whose nearest neighbours are
+    all dropped gets its `top_k`. If `index` is a FAISS factory string (on a CPU, other than Flat), and by default above
+    FLAT_LIMIT passages, only the neighbours are considered that are found by indexes, each of at most `block` passages;
+    the best so far are then in a temporary file in `folder`.
     """
-    count, total = len(rules.ceiling), len(rules.member_starts) - 1
-    best = np.full((count, top_k), NONE)  # one heap of keys per query
-    if index is None and total <= FLAT_LIMIT:
-        found = _compared(queries, passages, count, total, progress)
-    else:
-        found = _nearest(queries, passages, count, total, top_k, index or default_index(total), progress)
-    for first, ids, scores in found:
-        _offer(first, ids, scores, rules, best)
-    return _ranked(best)
+    total = len(rules.member_starts) - 1
+    factory = index or default_index(total, block)
+    if factory == "Flat" and (index is None or not faiss.get_num_gpus()):
+        return _compare_all(queries, passages, rules, top_k, progress)
+    return _ask_indexes(queries, passages, rules, top_k, factory, block, folder, progress)
 
 
-def check_index(factory: str, width: int, passages: int) -> None:
-    """Check that FAISS can build an index of this many passages, whose vectors have `width` dimensions.
+def check_index(factory: str, width: int, passages: int, block: int = FLAT_LIMIT) -> None:
+    """Check that FAISS can build indexes of at most `block` of these passages, with vectors of `width` dimensions.
 
     Raises:
         RecipeError: the factory string is wrong, does not fit the vectors, or asks for more lists than passages.
     """
     inverted = faiss.try_extract_index_ivf(_create_index(factory, width))
-    shard = passages // _shards(passages)
+    shard = passages // _shards(passages, block)
     if inverted is not None and inverted.nlist > shard:
         raise RecipeError(
             f"mine.index: {factory} has {inverted.nlist:,} lists, more than the {shard:,} passages that it would hold; "
@@ -129,52 +134,73 @@ def pair_cosines(queries: Rows, owner: Integers, passages: Rows, passage: Intege
     return scores
 
 
-def find_own_texts(queries: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:
-    """Find the passages that say what a query says, but for case, width and punctuation: `query_id, passage_id`.
-
-    A query's own text answers nothing, and is nearest to it: it must not be its negative. `queries` has the columns
-    `query_id, text`, `passages` has `passage_id, text`.
-    """
-    keyed = [frame.with_columns(key=match_key(pl.col("text"))) for frame in (queries, passages)]
-    return keyed[0].join(keyed[1], on="key").select("query_id", "passage_id")
-
-
-def default_index(passages: int) -> str:
+def default_index(passages: int, block: int = FLAT_LIMIT) -> str:
     """Return FAISS's factory string: Flat (exhaustive) up to FLAT_LIMIT passages, else IVF with 4√n lists per shard."""
-    lists = int(4 * (passages / _shards(passages)) ** 0.5)
+    lists = int(4 * (passages / _shards(passages, block)) ** 0.5)
     return "Flat" if passages <= FLAT_LIMIT else f"IVF{lists},Flat"
 
 
-def _shards(passages: int) -> int:
-    return max(1, -(-passages // FLAT_LIMIT))
+def _shards(passages: int, block: int) -> int:
+    return max(1, -(-passages // block))
 
 
-Found = Iterator[tuple[int, Integers, Floats]]
-"""Blocks: the number of the first query, passage ids [1 or n, m] (-1 for none), and their scores [n, m]."""
-
-
-def _compared(queries: Rows, passages: Rows, count: int, total: int, progress: Progress) -> Found:
-    """Yield all scores in blocks."""
-    blocks = max(1, -(-count // QUERIES) * -(-total // PASSAGES))
-    done = 0
+def _compare_all(queries: Rows, passages: Rows, rules: Rules, top_k: int, progress: Progress) -> Iterator[Best]:
+    """Do what `search` does with all scores."""
+    count, total = len(rules.ceiling), len(rules.member_starts) - 1
+    blocks, done = -(-count // QUERIES) * -(-total // PASSAGES), 0
     for asked in _blocks(0, count, QUERIES):
-        vectors = queries(asked)
+        vectors, own = queries(asked), _of_queries(rules, asked)
+        best = np.full((len(asked), top_k), NONE)  # one heap of keys per query
         for searched in _blocks(0, total, PASSAGES):
             products = inner_products(passages(searched))
             for start in range(0, len(asked), TOGETHER):
-                yield start + int(asked[0]), searched[None], products(vectors[start : start + TOGETHER])
+                _offer(start, searched[None], products(vectors[start : start + TOGETHER]), own, best)
             done += 1
             progress(done, blocks)
+        yield _ranked(best)
+
+
+def _ask_indexes(
+    queries: Rows,
+    passages: Rows,
+    rules: Rules,
+    top_k: int,
+    factory: str,
+    block: int,
+    folder: Path | None,
+    progress: Progress,
+) -> Iterator[Best]:
+    """Do what `search` does with the passages that the index of each shard finds nearest, several times `top_k`."""
+    count, total = len(rules.ceiling), len(rules.member_starts) - 1
+    with TemporaryFile(dir=folder) as file:
+        file.truncate(8 * count * top_k)
+
+        def heaps(asked: Integers) -> Integers:
+            """Map the heaps of some queries; no more of the file is mapped than is worked on."""
+            place = 8 * top_k * int(asked[0])
+            return np.asarray(np.memmap(file, np.int64, "r+", place, (len(asked), top_k)))
+
+        for asked in _blocks(0, count, PASSAGES):
+            heaps(asked)[:] = NONE
+        for asked, ids, scores in _nearest(queries, passages, count, total, top_k, factory, block, progress):
+            _offer(0, ids, scores, _of_queries(rules, asked), heaps(asked))
+        for asked in _blocks(0, count, QUERIES):
+            yield _ranked(heaps(asked).copy())
+
+
+def _of_queries(rules: Rules, asked: Integers) -> Rules:
+    """Return the rules of a block of queries."""
+    first, end = int(asked[0]), int(asked[-1]) + 1
+    return rules._replace(ceiling=rules.ceiling[first:end], own_starts=rules.own_starts[first : end + 1])
 
 
 def _nearest(
-    queries: Rows, passages: Rows, count: int, total: int, top_k: int, factory: str, progress: Progress
-) -> Found:
-    """Yield the passages that the index of each shard finds nearest to each query, several times `top_k` of them."""
-    shards = _shards(total)
+    queries: Rows, passages: Rows, count: int, total: int, top_k: int, factory: str, block: int, progress: Progress
+) -> Iterator[tuple[Integers, Integers, Floats]]:
+    """Yield what the index of each shard finds nearest to some queries: these, ids (-1 for none) and scores [n, m]."""
+    shards = _shards(total, block)
     edges = np.arange(shards + 1) * total // shards
-    blocks = max(1, -(-count // PASSAGES) * shards)
-    done = 0
+    blocks, done = -(-count // PASSAGES) * shards, 0
     sample = queries(np.unique(np.linspace(0, count - 1, SAMPLE, dtype=np.int64))[:count])
     for start, end in pairwise(edges.tolist()):
         trained = min(TRAINING, end - start)
@@ -191,7 +217,7 @@ def _nearest(
         for asked in _blocks(0, count, PASSAGES):
             scores, ids = index.search(queries(asked), wanted)
             ids = np.where(ids < 0, -1, ids + start)
-            yield int(asked[0]), ids, scores if has_true_scores else _true_scores(queries, asked, passages, ids)
+            yield asked, ids, scores if has_true_scores else _true_scores(queries, asked, passages, ids)
             done += 1
             progress(done, blocks)
 

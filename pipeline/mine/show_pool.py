@@ -20,7 +20,7 @@ from ..encoder.model_folder import find_model
 from ..encoder.prompts import list_prompts, read_prompts
 from ..encoder.vector_cache import find, spaces
 from .methods import METHODS, ceilings
-from .search import find_own_texts
+from .texts import find_own_texts
 
 BLOCK = 16_384
 """Chosen here: passages whose vectors are in memory at a time."""
@@ -90,7 +90,8 @@ def show_pool(
         depth = ranked.filter(pl.col("rank").is_not_null())["place"].max()
         head = ranked.head(max(run["top_k"], 1 + int(depth) if isinstance(depth, int) else 0))
         pools.register("head", head.select("passage_id").to_arrow())
-        own_texts = find_own_texts(asked, passages)["passage_id"].to_list()
+        find_own_texts(pools, f"mined_queries WHERE query_id = {query_id}")
+        own_texts = pools.sql("SELECT passage_id FROM own_texts ORDER BY passage_id").pl()["passage_id"].to_list()
         clusters_of = "SELECT DISTINCT unnest(cluster_ids) FROM passages WHERE passage_id IN (SELECT unnest(?))"
         answering, asking = (
             pools.sql(clusters_of, params=[ids]).pl().to_series()

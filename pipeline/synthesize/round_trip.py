@@ -118,14 +118,13 @@ def find_ranks(corpus: Path, trip: RoundTrip, source: str, written: pl.DataFrame
         engine.progress("round trip", done, total, written.height * done // total)
 
     own = pair_cosines(queries.take, np.arange(written.height), passages.take, place)
-    best = search(queries.take, passages.take, rules, min(DEEPEST, searched.height), None, progress)
-    nearer = best.scores > own[:, None]
+    deepest = min(DEEPEST, searched.height)
+    found = list(search(queries.take, passages.take, rules, deepest, folder=corpus, progress=progress))
+    nearer = np.concatenate([best.scores for best in found]) > own[:, None]
     ranks = 1 + nearer.sum(axis=1)
     pair_ids = searched["pair_id"].to_numpy()
-    above = [
-        pair_ids[ids[there]].tolist()
-        for ids, there in zip(best.ids[:, :KEPT_ABOVE], nearer[:, :KEPT_ABOVE], strict=True)
-    ]
+    first = np.concatenate([best.ids[:, :KEPT_ABOVE] for best in found])
+    above = [pair_ids[ids[there]].tolist() for ids, there in zip(first, nearer[:, :KEPT_ABOVE], strict=True)]
     return pl.DataFrame({**written.select(PAIR).to_dict(), "rank": ranks, "above": above}, RANKS)
 
 

@@ -9,7 +9,6 @@ FAISS and Numba are imported where they are used: importing takes a second, and 
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -33,8 +32,6 @@ from .windows import Windows
 
 TOGETHER = 64
 """Chosen here: queries whose candidates are encoded together, about 6,400 candidates."""
-SEARCHED = 262_144
-"""Chosen here: queries per search; the results take 200 MB at a hundred candidates per query."""
 
 Side = Literal["query", "passage"]
 Encode = Callable[[pa.Array, Side, pa.Array], Vectors]
@@ -59,25 +56,28 @@ def write_mined(folder: Path, corpus: Path) -> None:
 
     Its clusters are those of whatever is never its negative: its positives, its own text, what a judge set aside.
     """
-    from ...pipeline.mine.search import default_index, find_own_texts
+    from ...pipeline.mine.search import default_index
+    from ...pipeline.mine.texts import find_own_texts
 
     query_ids = read_finetune(folder).query_ids
     with open_pools(corpus) as connection:
         connection.register("asked", pa.table({"query_id": query_ids, "row": np.arange(len(query_ids))}))
+        find_own_texts(connection)
         connection.execute(
             "CREATE TEMP VIEW members AS "
             "SELECT passage_id, unnest(coalesce(cluster_ids, [cluster_id])) AS cluster FROM passages;"
-            "CREATE TEMP VIEW own AS SELECT row, passage_id FROM positives JOIN asked USING (query_id);"
+            "CREATE TEMP VIEW answers AS SELECT row, passage_id FROM positives JOIN asked USING (query_id);"
+            "CREATE TEMP VIEW never AS FROM answers "
+            "UNION ALL SELECT row, passage_id FROM decisions JOIN asked USING (query_id) "
+            "UNION ALL SELECT row, passage_id FROM own_texts JOIN asked USING (query_id);"
         )
         run = connection.sql("SELECT method, margin, top_k, index FROM runs").pl().row(0, named=True)
         (passages,) = connection.execute("SELECT count(*) FROM passages").fetchall()[0]
-        positives = connection.sql("FROM own ORDER BY ALL").pl()
+        positives = connection.sql("FROM answers ORDER BY ALL").pl()
         members = connection.sql("FROM members ORDER BY ALL").pl()
-        queries = connection.sql("SELECT row AS query_id, text FROM asked JOIN queries USING (query_id)").pl()
-        aside = connection.sql("SELECT row, passage_id FROM decisions JOIN asked USING (query_id)").pl()
-        own_texts = find_own_texts(queries, connection.sql("SELECT passage_id, text FROM passages").pl())
-    never = pl.concat([positives, aside, own_texts.rename({"query_id": "row"})])
-    own = never.join(members, on="passage_id").select("row", "cluster").unique().sort("row", "cluster")
+        own = connection.sql(
+            "SELECT DISTINCT row, cluster FROM never JOIN members USING (passage_id) ORDER BY ALL"
+        ).pl()
     if run["index"] == default_index(passages):
         run["index"] = None
     write_text(folder / "mined.json", MineSettings(**run).model_dump_json())
@@ -212,13 +212,10 @@ def _searched(folder: Path, data: FinetuneData, mined: MineSettings) -> Iterator
         known = dict(arrays)
     owner, passage = known["owner"], known["passage"]
     ceiling = ceilings(owner, pair_cosines(queries, owner, passages, passage), len(data.query_ids), mined)
-    own_starts, clusters = known["own_starts"], (known["own"], known["member_starts"], known["members"])
+    rules = Rules(ceiling, *(known[name] for name in ("own_starts", "own", "member_starts", "members")))
     shift = skipped_ranks(mined)
-    for first in range(0, len(ceiling), SEARCHED):
-        last = min(first + SEARCHED, len(ceiling))
-        rules = Rules(ceiling[first:last], own_starts[first : last + 1], *clusters)
-        found = search(partial(_after, queries, first), passages, rules, mined.top_k + shift, mined.index)
-        ids = found.ids[:, shift:]
+    for best in search(queries, passages, rules, mined.top_k + shift, mined.index, folder=folder):
+        ids = best.ids[:, shift:]
         yield pa.record_batch({"pool": as_lists(ids[ids >= 0], (ids >= 0).sum(axis=1))})
 
 
@@ -235,10 +232,6 @@ def _vectors(folder: Path) -> Rows:
         return found
 
     return take
-
-
-def _after(vectors: Rows, first: int, rows: Integers) -> Vectors:
-    return vectors(first + rows)
 
 
 def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:

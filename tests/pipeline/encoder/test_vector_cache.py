@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from conan_embedding.pipeline.encoder import encoder as encoders
 from conan_embedding.pipeline.encoder import vector_cache as module
-from conan_embedding.pipeline.encoder.vector_cache import FOLDER, find, keep_only, space, store, truncated
+from conan_embedding.pipeline.encoder.vector_cache import FOLDER, concatenate, find, keep_only, space, store, truncated
 from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.engine.stage import StageError
 from conan_embedding.schemas.settings import EncoderSettings
@@ -180,3 +180,13 @@ def test_a_part_that_is_not_here_is_reported(tmp_path: Path, model: Model, monke
     monkeypatch.setattr(module, "write_part", lambda *_: None)
     with pytest.raises(StageError, match=r"vectors-00000\.npy: written on a node that does not share this folder"):
         stored(tmp_path, model, TEXTS)
+
+
+def test_blocks_are_put_one_after_another(tmp_path: Path, model: Model) -> None:
+    stored(tmp_path, model, TEXTS[20:])
+    stored(tmp_path, model, TEXTS)
+    texts = [TEXTS[:7], TEXTS[7:8], TEXTS[8:]]
+    blocks = [find(tmp_path, each("one", some), pa.array(some, pa.large_string())) for some in texts]
+    together = concatenate([block for block in blocks if block is not None])
+    np.testing.assert_array_equal(together.take(np.arange(len(together))), [vector(text) for text in TEXTS])
+    assert len(concatenate([])) == 0

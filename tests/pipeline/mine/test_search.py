@@ -1,10 +1,11 @@
 """Exact search under rules against NumPy over all scores, for any size of blocks; FAISS above a limit."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
-import polars as pl
 import pytest
 from conan_embedding.pipeline.mine import search as module
 from conan_embedding.pipeline.mine.search import (
@@ -13,7 +14,6 @@ from conan_embedding.pipeline.mine.search import (
     check_index,
     check_index_syntax,
     default_index,
-    find_own_texts,
     search,
 )
 from conan_embedding.schemas.errors import RecipeError
@@ -53,6 +53,13 @@ def brute_force(queries: Vectors, passages: Vectors, rules: Rules, top_k: int) -
     return Best(np.where(found > -np.inf, ids, -1), found)
 
 
+def search_all(
+    queries: Vectors, passages: Vectors, rules: Rules, top_k: int, index: str | None = None, **more: Any
+) -> Best:
+    found = search(queries.__getitem__, passages.__getitem__, rules, top_k, index, **more)
+    return Best(*map(np.concatenate, zip(*found, strict=True)))
+
+
 def in_blocks(monkeypatch: pytest.MonkeyPatch, queries: int, passages: int, together: int) -> None:
     for name, size in (("QUERIES", queries), ("PASSAGES", passages), ("TOGETHER", together)):
         monkeypatch.setattr(module, name, size)
@@ -64,7 +71,7 @@ def test_exact_is_brute_force() -> None:
     ceiling = np.where(dice.random(5000) < 0.1, np.inf, dice.uniform(-0.2, 0.4, 5000))
     rules = drawn_rules(dice, 5000, 5000, 60, ceiling)
     found, expected = (
-        search(queries.__getitem__, passages.__getitem__, rules, 50, None),
+        search_all(queries, passages, rules, 50, None),
         brute_force(queries, passages, rules, 50),
     )
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
@@ -86,7 +93,7 @@ def test_equal_scores_are_by_number_whatever_the_blocks(
     queries, passages = (dice.integers(-2, 3, (count, 4)).astype(np.float32) for count in (90, 300))
     rules = drawn_rules(dice, 90, 300, 20, dice.integers(-3, 9, 90))
     found, expected = (
-        search(queries.__getitem__, passages.__getitem__, rules, top_k, None),
+        search_all(queries, passages, rules, top_k, None),
         brute_force(queries, passages, rules, top_k),
     )
     width = expected.ids.shape[1]
@@ -95,19 +102,19 @@ def test_equal_scores_are_by_number_whatever_the_blocks(
 
 
 @pytest.mark.parametrize("limit", [10_000, 77])
-def test_an_index_of_all_is_brute_force(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flat FAISS index is asked for every passage, in one shard or in several."""
+def test_an_index_of_all_is_brute_force(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index of one list is asked for every passage, in one shard or in several."""
     in_blocks(monkeypatch, 50, 40, 7)
-    monkeypatch.setattr(module, "FLAT_LIMIT", limit)
     monkeypatch.setattr(module, "APPROXIMATE_DEPTH", 100)
     dice = np.random.default_rng(2)
     queries, passages = (dice.integers(-2, 3, (count, 4)).astype(np.float32) for count in (90, 300))
     rules = drawn_rules(dice, 90, 300, 20, dice.integers(-3, 9, 90))
     found, expected = (
-        search(queries.__getitem__, passages.__getitem__, rules, 9, "Flat"),
+        search_all(queries, passages, rules, 9, "IVF1,Flat", block=limit, folder=tmp_path),
         brute_force(queries, passages, rules, 9),
     )
     assert (found.ids == expected.ids).all() and (found.scores == expected.scores).all()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("top_k", [20, 600])
@@ -118,7 +125,7 @@ def test_what_an_index_does_not_find_is_not_put_in(top_k: int, monkeypatch: pyte
     built: list[int] = []
 
     def factory(width: int, name: str, metric: int, *, real: Callable = faiss.index_factory) -> faiss.Index:
-        assert name == default_index(3500) == "IVF118,Flat"
+        assert name == default_index(3500, 1000) == "IVF118,Flat"
         built.append(width)
         return real(width, name, metric)
 
@@ -136,7 +143,7 @@ def test_what_an_index_does_not_find_is_not_put_in(top_k: int, monkeypatch: pyte
         taken.append(len(places))
         return passages[places]
 
-    found = search(queries.__getitem__, rows, rules, top_k, None)
+    found = Best(*map(np.concatenate, zip(*search(queries.__getitem__, rows, rules, top_k, block=1000), strict=True)))
     expected = brute_force(queries, passages, rules, 3500)
     assert built == [24] * 4 and max(taken) <= 1000
     recall = []
@@ -154,9 +161,9 @@ def test_nothing_to_search() -> None:
     nothing, some = np.empty((0, 0), np.float32), np.ones((3, 2), np.float32)
     empty, starts = np.zeros(0, np.int64), np.zeros(4, np.int64)
     rules = Rules(np.full(3, np.inf, np.float32), starts, empty, np.zeros(1, np.int64), empty)
-    assert (search(some.__getitem__, nothing.__getitem__, rules, 2, None).ids == -1).all()
+    assert search_all(some, nothing, rules, 2).ids.tolist() == [[-1, -1]] * 3
     rules = Rules(np.zeros(0, np.float32), starts[:1], empty, starts, empty)
-    assert search(nothing.__getitem__, some.__getitem__, rules, 2, None).ids.shape == (0, 2)
+    assert list(search(nothing.__getitem__, some.__getitem__, rules, 2)) == []
 
 
 def test_a_score_that_is_no_number_is_no_candidate() -> None:
@@ -164,7 +171,7 @@ def test_a_score_that_is_no_number_is_no_candidate() -> None:
     passages = np.array([[np.nan, 0.5], [0.25, np.nan], [0.5, -0.5]], np.float32)
     nobody = np.zeros(0, np.int64)
     rules = Rules(np.full(2, np.inf, np.float32), np.zeros(3, np.int64), nobody, np.zeros(4, np.int64), nobody)
-    found = search(queries.__getitem__, passages.__getitem__, rules, 3, None)
+    found = search_all(queries, passages, rules, 3, None)
     assert found.ids.tolist() == [[2, -1, -1], [2, -1, -1]]  # 0 × NaN is NaN, too
 
 
@@ -174,8 +181,8 @@ def test_progress_ends_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = np.ones((9, 2), np.float32)
     nobody, starts = np.zeros(0, np.int64), np.zeros(10, np.int64)
     rules = Rules(np.full(9, np.inf, np.float32), starts, nobody, starts, nobody)
-    for index in (None, "Flat"):
-        search(vectors.__getitem__, vectors.__getitem__, rules, 2, index, lambda *done: seen.append(done))
+    for index in (None, "IVF1,Flat"):
+        search_all(vectors, vectors, rules, 2, index, progress=lambda *done: seen.append(done))
     assert seen == [(done, 6) for done in range(1, 7)] + [(1, 2), (2, 2)]
 
 
@@ -185,7 +192,7 @@ def test_the_default_index_finds_enough_even_of_noise(monkeypatch: pytest.Monkey
     dice = np.random.default_rng(4)
     passages, queries = unit(dice, 5000, 32), unit(dice, 300, 32)
     rules = drawn_rules(dice, 300, 5000, 5000, np.full(300, 2.0))
-    found = search(queries.__getitem__, passages.__getitem__, rules, 100, None).ids
+    found = search_all(queries, passages, rules, 100, block=2500).ids
     expected = brute_force(queries, passages, rules, 100).ids
     shared = [len(np.intersect1d(one, other)) for one, other in zip(found, expected, strict=True)]
     assert np.mean(shared) >= 95
@@ -197,7 +204,7 @@ def test_the_rules_see_true_scores_whatever_the_index(factory: str) -> None:
     dice = np.random.default_rng(5)
     passages, queries = unit(dice, 600, 16), unit(dice, 80, 16)
     rules = drawn_rules(dice, 80, 600, 900, np.sort(queries @ passages.T, axis=1)[:, -20])
-    found = search(queries.__getitem__, passages.__getitem__, rules, 30, factory)
+    found = search_all(queries, passages, rules, 30, factory)
     expected = brute_force(queries, passages, rules, 30)
     scores = np.einsum("qd,qkd->qk", queries, passages[found.ids])
     there = found.ids >= 0
@@ -237,10 +244,4 @@ def test_what_an_index_can_not_be_trained_on_is_said() -> None:
     vectors, starts, nobody = unit(dice, 100, 16), np.zeros(101, np.int64), np.zeros(0, np.int64)
     rules = Rules(np.full(100, np.inf, np.float32), starts, nobody, starts, nobody)
     with pytest.raises(RecipeError, match=r"mine\.index: FAISS can't build 'PQ8' .* Number of training points"):
-        search(vectors.__getitem__, vectors.__getitem__, rules, 2, "PQ8")
-
-
-def test_own_texts_are_found_whatever_their_case_width_and_punctuation() -> None:
-    queries = pl.DataFrame({"query_id": [0, 1, 2], "text": ["怎样泡茶？", "ＡＢＣ", "另问"]})
-    passages = pl.DataFrame({"passage_id": [4, 5, 6, 7], "text": ["怎样泡茶", "怎样 泡茶!", "abc", "怎样泡绿茶"]})
-    assert find_own_texts(queries, passages).sort("passage_id").rows() == [(0, 4), (0, 5), (1, 6)]
+        search_all(vectors, vectors, rules, 2, "PQ8")

@@ -125,7 +125,7 @@ def test_reranked_candidates_are_the_hardest_that_are_allowed(
 def test_with_the_same_weights_remine_makes_the_pools_of_mine(
     training_corpus: Path, shards: Shards, tiny: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refresh, "SEARCHED", 15)
+    monkeypatch.setattr("conan_embedding.pipeline.mine.search.QUERIES", 15)
     monkeypatch.setattr("conan_embedding.pipeline.mine.search.PAIRS", 9)
     settings = MineSettings(
         model=str(tiny), passages=["retrieval", "pretrain"], queries=["retrieval"], max_length=32, **changes

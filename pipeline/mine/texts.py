@@ -1,0 +1,104 @@
+"""Collect the texts that are mined, and what belongs together, in the database of the new pools.
+
+DuckDB sorts and joins them, on disk if need be; Python sees one batch of texts at a time.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ...schemas.settings import MineSettings
+from ..corpus.sql import scan_shards
+from ..text.match_key import match_key
+
+BATCH = 65_536
+"""Chosen here: texts whose keys are compared that are in memory at a time."""
+
+Integers = npt.NDArray[np.int64]
+
+
+def list_sources(inputs: Mapping[str, list[Path]]) -> pl.Series:
+    """List the sources of the records in some folders of convert/."""
+    scans = " UNION ALL ".join(f"SELECT source FROM {scan_shards(files)}" for files in inputs.values())
+    with duckdb.connect(":memory:") as connection:
+        connection.execute("SET enable_progress_bar = false")
+        names = connection.sql(f"SELECT DISTINCT CAST(source AS VARCHAR) AS source FROM ({scans}) ORDER BY source")
+        return pl.Series("source", names.pl().to_series())
+
+
+def collect_texts(
+    pools: duckdb.DuckDBPyConnection, inputs: Mapping[str, list[Path]], settings: MineSettings, spaces: pl.DataFrame
+) -> None:
+    """Fill `mined_queries` and `passages` with the distinct texts, numbered in sorted order.
+
+    A text that several sources have is of the one whose name comes first. `spaces` has the columns `source, query,
+    passage`: the folders of vectors/ for the queries and passages of each source.
+
+    These temporary tables say how the texts belong together, each in the order of its columns: `answers` (query_id,
+    passage_id) the positives; `members` (passage_id, cluster), where a text in classes of two sources has two clusters;
+    `own` (query_id, cluster) the clusters of a query's positives and of its own text.
+    """
+    columns = {
+        "retrieval": "query, unnest(positives) AS positive, unnest(cluster_ids) AS cluster_id, source",
+        "pretrain": "query, positive, cluster_id, source",
+        "passages": "'' AS query, text AS positive, cluster_id, source",
+    }
+    for name, wanted in (("asked", settings.queries), ("searched", settings.passages)):
+        selects = [f"SELECT {columns[folder]} FROM {scan_shards(inputs[folder])}" for folder in sorted(set(wanted))]
+        pools.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(selects)}")
+    pools.register("spaces", spaces.to_arrow())
+    # A number is given in a stream, after the sort: a window over all rows would need them in memory.
+    pools.execute(
+        "INSERT INTO mined_queries SELECT row_number() OVER () - 1, text, source, vectors FROM ("
+        "SELECT text, source, spaces.query AS vectors FROM ("
+        "SELECT query AS text, min(CAST(source AS VARCHAR)) AS source FROM asked GROUP BY query) "
+        "JOIN spaces USING (source) ORDER BY text);"
+        "INSERT INTO passages SELECT row_number() OVER () - 1, text, source, vectors, cluster_id, cluster_ids FROM ("
+        "SELECT text, source, spaces.passage AS vectors, cluster_id, cluster_ids FROM ("
+        "SELECT text, min(source) AS source, min(cluster_id) AS cluster_id, "
+        "list(cluster_id ORDER BY cluster_id) AS cluster_ids FROM ("
+        "SELECT positive AS text, cluster_id, min(CAST(source AS VARCHAR)) AS source "
+        "FROM (FROM asked UNION ALL FROM searched) GROUP BY ALL) GROUP BY text) "
+        "JOIN spaces USING (source) ORDER BY text);"
+        "CREATE TEMP TABLE answers AS SELECT DISTINCT query_id, passage_id FROM asked "
+        "JOIN mined_queries ON query = mined_queries.text JOIN passages ON positive = passages.text ORDER BY ALL;"
+        "CREATE TEMP TABLE members AS SELECT passage_id, unnest(cluster_ids) AS cluster FROM passages ORDER BY ALL"
+    )
+    pools.unregister("spaces")
+    find_own_texts(pools)
+    pools.execute(
+        "CREATE TEMP TABLE own AS SELECT DISTINCT query_id, cluster FROM (FROM answers UNION ALL FROM own_texts) "
+        "JOIN members USING (passage_id) ORDER BY ALL"
+    )
+
+
+def find_own_texts(pools: duckdb.DuckDBPyConnection, queries: str = "mined_queries") -> None:
+    """Create the temporary table `own_texts` (query_id, passage_id): passages that say what a query says.
+
+    They differ from it in case, width and punctuation at most. A query's own text answers nothing, and is nearest to
+    it: it must not be its negative. `queries` may be `mined_queries` with a condition.
+    """
+    pools.execute("CREATE TEMP TABLE keys (of_query BOOLEAN, id BIGINT, key UHUGEINT)")
+    sides = {True: f"query_id AS id, text FROM {queries}", False: "passage_id AS id, text FROM passages"}
+    for of_query, texts in sides.items():
+        with pools.cursor() as reading:  # while `pools` writes
+            for batch in reading.sql(f"SELECT {texts}").to_arrow_reader(BATCH):
+                frame = pl.DataFrame(batch).select("id", key=match_key(pl.col("text")))
+                pools.register("keyed", frame.to_arrow())
+                pools.execute(f"INSERT INTO keys SELECT {of_query}, id, md5_number(key) FROM keyed")
+    pools.unregister("keyed")
+    pools.execute(
+        "CREATE TEMP TABLE own_texts AS SELECT asked.id AS query_id, passages.id AS passage_id "
+        "FROM (FROM keys WHERE of_query) AS asked JOIN (FROM keys WHERE NOT of_query) AS passages USING (key);"
+        "DROP TABLE keys"
+    )
+
+
+def read_clusters(pools: duckdb.DuckDBPyConnection, table: str, owner: str, count: int) -> tuple[Integers, Integers]:
+    """Read `members` or `own`: where the clusters of each of `count` owners begin, [count + 1], and all clusters."""
+    frame = pools.sql(f"SELECT {owner}, cluster FROM {table} ORDER BY ALL").pl()
+    return np.searchsorted(frame[owner].to_numpy(), np.arange(count + 1)), frame["cluster"].to_numpy()
