@@ -183,10 +183,10 @@ def test_a_part_that_is_not_here_is_reported(tmp_path: Path, model: Model, monke
 
 
 def test_blocks_are_put_one_after_another(tmp_path: Path, model: Model) -> None:
-    stored(tmp_path, model, TEXTS[20:])
-    stored(tmp_path, model, TEXTS)
-    texts = [TEXTS[:7], TEXTS[7:8], TEXTS[8:]]
-    blocks = [find(tmp_path, each("one", some), pa.array(some, pa.large_string())) for some in texts]
+    blocks = []
+    for some in (TEXTS[:7], TEXTS[7:8], TEXTS[8:]):  # each block adds a file
+        stored(tmp_path, model, some)
+        blocks.append(find(tmp_path, each("one", some), pa.array(some, pa.large_string())))
     together = concatenate([block for block in blocks if block is not None])
     np.testing.assert_array_equal(together.take(np.arange(len(together))), [vector(text) for text in TEXTS])
     assert len(concatenate([])) == 0
