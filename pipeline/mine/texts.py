@@ -52,28 +52,38 @@ def collect_texts(
         pools.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(selects)}")
     pools.register("spaces", spaces.to_arrow())
     # A number is given in a stream, after the sort: a window over all rows would need them in memory.
-    pools.execute(
+    for statement in (
         "INSERT INTO mined_queries SELECT row_number() OVER () - 1, text, source, vectors FROM ("
         "SELECT text, source, spaces.query AS vectors FROM ("
         "SELECT query AS text, min(CAST(source AS VARCHAR)) AS source FROM asked GROUP BY query) "
-        "JOIN spaces USING (source) ORDER BY text);"
+        "JOIN spaces USING (source) ORDER BY text)",
         "INSERT INTO passages SELECT row_number() OVER () - 1, text, source, vectors, cluster_id, cluster_ids FROM ("
         "SELECT text, source, spaces.passage AS vectors, cluster_id, cluster_ids FROM ("
         "SELECT text, min(source) AS source, min(cluster_id) AS cluster_id, "
         "list(cluster_id ORDER BY cluster_id) AS cluster_ids FROM ("
         "SELECT positive AS text, cluster_id, min(CAST(source AS VARCHAR)) AS source "
         "FROM (FROM asked UNION ALL FROM searched) GROUP BY ALL) GROUP BY text) "
-        "JOIN spaces USING (source) ORDER BY text);"
+        "JOIN spaces USING (source) ORDER BY text)",
         "CREATE TEMP TABLE answers AS SELECT DISTINCT query_id, passage_id FROM asked "
-        "JOIN mined_queries ON query = mined_queries.text JOIN passages ON positive = passages.text ORDER BY ALL;"
-        "CREATE TEMP TABLE members AS SELECT passage_id, unnest(cluster_ids) AS cluster FROM passages ORDER BY ALL"
-    )
+        "JOIN mined_queries ON query = mined_queries.text JOIN passages ON positive = passages.text ORDER BY ALL",
+        "CREATE TEMP TABLE members AS SELECT passage_id, unnest(cluster_ids) AS cluster FROM passages ORDER BY ALL",
+    ):
+        _execute(pools, statement)
     pools.unregister("spaces")
     find_own_texts(pools)
     pools.execute(
         "CREATE TEMP TABLE own AS SELECT DISTINCT query_id, cluster FROM (FROM answers UNION ALL FROM own_texts) "
         "JOIN members USING (passage_id) ORDER BY ALL"
     )
+
+
+def _execute(pools: duckdb.DuckDBPyConnection, statement: str) -> None:
+    """Run a statement; if it does not fit into the limit of memory (lists can't be spilled), lift the limit."""
+    try:
+        pools.execute(statement)
+    except duckdb.OutOfMemoryException:
+        pools.execute("RESET memory_limit")
+        pools.execute(statement)
 
 
 def find_own_texts(pools: duckdb.DuckDBPyConnection, queries: str = "mined_queries") -> None:

@@ -1,9 +1,11 @@
 """The texts that are mined, as DuckDB collects them."""
 
+from pathlib import Path
+
 import duckdb
 import pytest
 from conan_embedding.pipeline.mine import texts as module
-from conan_embedding.pipeline.mine.texts import find_own_texts
+from conan_embedding.pipeline.mine.texts import _execute, find_own_texts
 
 QUERIES = ["怎样泡茶？", "ＡＢＣ", "另问"]
 PASSAGES = ["怎样泡茶", "怎样 泡茶!", "abc", "怎样泡绿茶"]
@@ -21,3 +23,12 @@ def test_own_texts_are_found_whatever_their_case_width_and_punctuation(
             pools.executemany(f"INSERT INTO {table} VALUES (?, ?)", list(enumerate(listed)))
         find_own_texts(pools, f"mined_queries{queries}")
         assert pools.sql("FROM own_texts ORDER BY ALL").fetchall() == found
+
+
+def test_a_statement_that_memory_is_too_small_for_is_run_without_the_limit(tmp_path: Path) -> None:
+    with duckdb.connect(str(tmp_path / "pools"), config={"memory_limit": "10MB", "threads": 4}) as pools:
+        lists = "CREATE TABLE lists AS SELECT i, list(i ORDER BY i) AS own FROM range(300000) numbers(i) GROUP BY i"
+        with pytest.raises(duckdb.OutOfMemoryException):
+            pools.execute(lists)
+        _execute(pools, lists)
+        assert pools.sql("SELECT count(*) FROM lists").fetchall() == [(300_000,)]
