@@ -15,7 +15,7 @@ DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_availab
 PRECISION: Literal["bf16", "fp32"] = (
     "bf16" if DEVICE.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 )
-"""Of real runs: bf16 takes half the time of fp32, but 38 times as long on a CPU that has no instructions for it."""
+"""The precision of real runs: bf16 halves the time, but a CPU without instructions takes 38 times as long in it."""
 
 
 def forward_operations(shape: dict[str, int], lengths: Iterable[int]) -> int:

@@ -33,7 +33,7 @@ ARROWS = {
     },  # kinds of documents
     "pipeline.sample": {"schemas", *SHARED_ROOMS, "pipeline.mine.methods"},  # cuts pools, whose view names methods
     "pipeline.recipe_writer": {"schemas", *SHARED_ROOMS, "pipeline.ingest"},  # looks at files as ingest reads them
-    "pipeline.llm_client": {"schemas"},
+    "pipeline.llm_client": {"schemas", "pipeline.engine"},  # requests are sent from this machine or from all nodes
     "pipeline.judge": {"schemas", *SHARED_ROOMS, "pipeline.llm_client"},
     "pipeline.synthesize": {
         "schemas",
@@ -56,6 +56,7 @@ ARROWS = {
         "pipeline.ingest.stage",
         "pipeline.mine.methods",  # DHNM refreshes pools with the methods and the search of `conan mine`
         "pipeline.mine.search",
+        "pipeline.mine.texts",
         "pipeline.needed_extras",  # the extras of trackers
         "pipeline.plugins",  # training processes import what a recipe names
         "pipeline.publish.cards",  # the model card has what the cards of data sets have

@@ -50,7 +50,7 @@ def lines(*records: Any) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def beside(folder: Path, name: str = "beside") -> dict[str, Any]:
+def faultless(folder: Path, name: str = "faultless") -> dict[str, Any]:
     """A faultless source."""
     (folder / f"{name}.jsonl").write_text(lines({"query": "问", "positive": "答"}))
     return {"name": name, "files": f"{folder}/{name}.jsonl", "read": "jsonl"}

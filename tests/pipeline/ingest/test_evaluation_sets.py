@@ -8,7 +8,7 @@ from conan_embedding.pipeline.corpus.saved_recipe import load_recipe
 from conan_embedding.pipeline.ingest import stage
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.recipe import Recipe
-from ingested import ALONE, beside, frames, lines
+from ingested import ALONE, faultless, frames, lines
 
 
 def test_evaluation_sets(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_evaluation_sets(tmp_path: Path) -> None:
         "where": "k IS NULL OR k = 1",  # of the questions; all passages are searched
         "meta": "{'k': k}",
     }
-    sources = [beside(tmp_path)]
+    sources = [faultless(tmp_path)]
     stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": sources, "evaluation": [one]}), ALONE)
     pairs, rejects = frames(tmp_path / "corpus", "evaluation")
     assert pairs.select("source", "task", "query", "positive", "meta").rows() == [
@@ -39,7 +39,7 @@ def test_evaluation_sets(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(lines({"p": "答"}))
     barren = stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": sources, "evaluation": [one]}), ALONE)
     assert barren.empty_sources == ["test: no pair in its files; evaluation/rejected says why"]
-    assert frames(tmp_path / "corpus", "ingest")[0]["source"].to_list() == ["beside"]
+    assert frames(tmp_path / "corpus", "ingest")[0]["source"].to_list() == ["faultless"]
     stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": sources}), ALONE)
     assert folders.committed(tmp_path / "corpus", "evaluation") == []  # the recipe no longer has any
 
@@ -47,7 +47,7 @@ def test_evaluation_sets(tmp_path: Path) -> None:
 def test_types_of_evaluation_sets_are_decided_before_any_work_and_kept(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(lines({"q": ["甲"], "p": "一"}))
     one = {"name": "test", "files": f"{tmp_path}/test*.jsonl", "read": "jsonl", "query": "q[1]", "positive": "p"}
-    recipe = Recipe.model_validate({"sources": [beside(tmp_path)], "evaluation": [one]})
+    recipe = Recipe.model_validate({"sources": [faultless(tmp_path)], "evaluation": [one]})
     stage.ingest(tmp_path / "corpus", recipe, ALONE)
     assert load_recipe(tmp_path / "corpus").evaluation[0].columns == {"q": "VARCHAR[]", "p": "VARCHAR"}
     (tmp_path / "test_more.jsonl").write_text(lines(*[{"q": "乙", "p": "二"}] * 3))

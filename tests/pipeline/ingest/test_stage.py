@@ -11,19 +11,19 @@ from conan_embedding.pipeline.corpus.saved_recipe import load_recipe
 from conan_embedding.pipeline.ingest import splits, stage
 from conan_embedding.schemas.errors import RecipeError
 from conan_embedding.schemas.recipe import Recipe
-from ingested import ALONE, Ingested, beside, frames, lines
+from ingested import ALONE, Ingested, faultless, frames, lines
 
 
 @pytest.fixture
 def ingest(tmp_path: Path) -> Callable[..., Ingested]:
     """Return a function that ingests a source with one file, along with other sources."""
 
-    def ingest(data: str, file: str = "a.jsonl", *beside: dict[str, Any], **source: Any) -> Ingested:
+    def ingest(data: str, file: str = "a.jsonl", *others: dict[str, Any], **source: Any) -> Ingested:
         path = tmp_path / file
         if not path.exists() or path.read_text("utf-8") != data:  # rewriting it would make it be read again
             path.write_text(data, "utf-8")
         given = {"name": "web", "files": str(path), "read": file.rpartition(".")[2], **source}
-        return Ingested(tmp_path / "corpus", Recipe.model_validate({"sources": [given, *beside]}))
+        return Ingested(tmp_path / "corpus", Recipe.model_validate({"sources": [given, *others]}))
 
     return ingest
 
@@ -189,7 +189,7 @@ def test_sql_that_does_not_fit_rejects_each_row_and_the_rest_goes_on(
     ingest: Ingest, tmp_path: Path, parts: dict[str, Any], said: str
 ) -> None:
     data = lines({"title": "甲", "text": "乙"}, {"title": "丙", "text": "丁"})
-    found = ingest(data, "a.jsonl", beside(tmp_path), **({"positive": "text"} | parts))
+    found = ingest(data, "a.jsonl", faultless(tmp_path), **({"positive": "text"} | parts))
     assert found.reasons() == ["projection", "projection"]
     assert found.rejects["line"].to_list() == [1, 2]
     assert [json.loads(record)["title"] for record in found.rejects["record"]] == ["甲", "丙"]
@@ -197,18 +197,18 @@ def test_sql_that_does_not_fit_rejects_each_row_and_the_rest_goes_on(
     assert detail.startswith("source web: ")
     assert said in detail
     assert detail.endswith("Available columns: title, text")
-    assert found.values("source", "query") == [("beside", "问")]
+    assert found.values("source", "query") == [("faultless", "问")]
     assert found.summary.rejected == {"projection": 2}
 
 
 def test_a_source_without_a_good_row(ingest: Ingest, tmp_path: Path) -> None:
     for data, reason in (("not json\n", "broken_json"), ("{}\n", "projection")):
         found = ingest(
-            data, "a.jsonl", beside(tmp_path), query="v.title", select="unnest(items) AS v", positive="v.text"
+            data, "a.jsonl", faultless(tmp_path), query="v.title", select="unnest(items) AS v", positive="v.text"
         )
         assert found.reasons() == [reason]
         assert found.pairs.height == 1
-    found = ingest("a,b\n", "a.csv", beside(tmp_path), query="a", positive="b")
+    found = ingest("a,b\n", "a.csv", faultless(tmp_path), query="a", positive="b")
     assert (found.rejects.height, found.pairs.height) == (0, 1)
 
 
@@ -226,32 +226,32 @@ def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
 def test_a_source_without_files_is_noted(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     nothing = {"name": "nothing", "files": f"{tmp_path}/empty/*", "read": "json"}
-    sets = [nothing | {"name": "test"}, beside(tmp_path, "other") | {"passages": f"{tmp_path}/no/*"}]
-    recipe = Recipe.model_validate({"sources": [nothing, beside(tmp_path)], "evaluation": sets})
+    sets = [nothing | {"name": "test"}, faultless(tmp_path, "other") | {"passages": f"{tmp_path}/no/*"}]
+    recipe = Recipe.model_validate({"sources": [nothing, faultless(tmp_path)], "evaluation": sets})
     found = Ingested(tmp_path / "corpus", recipe)
     assert found.summary.empty_sources == [
         f"nothing: no file matches {tmp_path}/empty/*",
         f"test (evaluation): no file matches {tmp_path}/empty/*",
         f"other (evaluation): no file matches {tmp_path}/no/*",
     ]
-    assert found.values("source") == ["beside"]
+    assert found.values("source") == ["faultless"]
     with pytest.raises(RecipeError, match="no source matches any file; nothing looks for"):
         stage.ingest(tmp_path / "corpus", Recipe.model_validate({"sources": [nothing]}), ALONE)
     with pytest.raises(RecipeError, match="no `sources:`"):
         stage.ingest(tmp_path / "corpus", Recipe(), ALONE)
     assert frames(tmp_path / "corpus", "ingest")[0].height == 1  # the earlier result is still there
     saved = load_recipe(tmp_path / "corpus")
-    assert [source.name for source in saved.sources] == ["nothing", "beside"]
+    assert [source.name for source in saved.sources] == ["nothing", "faultless"]
     assert saved.sources[1].columns == {"query": "VARCHAR", "positive": "VARCHAR"}
 
 
 def test_globs_without_files_and_skipped_files_are_noted(tmp_path: Path) -> None:
-    one = beside(tmp_path, "one")
+    one = faultless(tmp_path, "one")
     for name in ("empty.jsonl", "none.jsonl"):
         (tmp_path / name).touch()
     (tmp_path / ".DS_Store").write_text("x")
     globs = [f"{tmp_path}/*", f"{tmp_path}/nowhere/*"]
-    test = {**beside(tmp_path, "test"), "passages": f"{tmp_path}/misspelt*"}
+    test = {**faultless(tmp_path, "test"), "passages": f"{tmp_path}/misspelt*"}
     found = Ingested(
         tmp_path / "corpus",
         Recipe.model_validate(
@@ -319,10 +319,10 @@ def test_files_are_packed_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_a_change_redoes_what_it_touches(ingest: Ingest, change: dict[str, Any], redone: int, tmp_path: Path) -> None:
     data = lines({"a": "甲", "b": "乙"})
-    ingest(data, "a.jsonl", beside(tmp_path), query="a", positive="b")
+    ingest(data, "a.jsonl", faultless(tmp_path), query="a", positive="b")
     time = (tmp_path / "a.jsonl").stat()
     source = {"name": "web", "files": f"{tmp_path}/a.jsonl", "read": "jsonl", "query": "a", "positive": "b"} | change
-    kept = {"name": "beside", "files": f"{tmp_path}/beside.jsonl", "read": "jsonl"}
+    kept = {"name": "faultless", "files": f"{tmp_path}/faultless.jsonl", "read": "jsonl"}
     assert (
         Ingested(tmp_path / "corpus", Recipe.model_validate({"sources": [source, kept]})).summary.skipped == 2 - redone
     )
