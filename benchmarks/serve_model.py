@@ -17,6 +17,7 @@ from threading import Thread
 from typing import Any
 
 import torch
+from measures import PRECISION
 from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
 NEXT_EXAMPLE = ("<passage>", "\n\n")
@@ -44,7 +45,8 @@ class Model:
 
     def __init__(self, folder: str, batch: int) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        dtype = torch.bfloat16 if PRECISION == "bf16" else torch.float32
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         self.stop = StoppingCriteriaList([AtNextExample(self.tokenizer)])
         self.batch, self.waiting = batch, Queue[Waiting]()
 
