@@ -27,12 +27,12 @@ METRICS = {"questions": "ndcg@10", "sts_test": "spearman"}
 
 # A passage of a positive's cluster answers the query, so it is not drawn.
 DRAW_POOLS = """
-    UPDATE candidates SET passage_ids = drawn.passage_ids[:len(scores)] FROM (
+    UPDATE mined_candidates SET passage_ids = drawn.passage_ids[:len(scores)] FROM (
         SELECT query_id, list(passage_id ORDER BY hash(query_id, passage_id)) AS passage_ids
         FROM queries CROSS JOIN passages
         ANTI JOIN (FROM positives JOIN passages USING (passage_id)) AS answers USING (query_id, cluster_id)
         GROUP BY query_id
-    ) AS drawn WHERE candidates.query_id = drawn.query_id
+    ) AS drawn WHERE mined_candidates.query_id = drawn.query_id
 """
 
 Row = dict[tuple[str, str], float]
