@@ -246,7 +246,7 @@ def test_a_source_that_a_language_model_writes(folder: Path, tiny: Path) -> None
     assert set(found) == {f"{at}.{key}" for key in ("language", "personas", "passages.sql", "round_trip.model")}
     assert "no language is called 'xx'" in found[f"{at}.language"]
     assert "none.txt can't be read" in found[f"{at}.personas"]
-    assert "expected the columns `text` and `pair_id`" in found[f"{at}.passages.sql"]
+    assert "expected the columns text, pair_id, each VARCHAR" in found[f"{at}.passages.sql"]
     assert "there is no `finetune:`" in found[f"{at}.round_trip.model"]
 
 

@@ -1,9 +1,9 @@
 """conan convert: turn curated pairs into training records, in one folder per kind of record."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import polars as pl
 
@@ -185,9 +185,13 @@ def write_retrieval_shard(
             writer.keep(build_class_records(frame, settings).to_arrow(), rows=frame.height)
         else:
             # A name that `begin` deletes if a killed run has left it.
-            with TemporaryDirectory(prefix=f".{shard.name}.", suffix=f".{os.getpid()}.tmp", dir=shard.parent) as work:
-                for records in build_query_records(_count(frames, writer), count_parts(paths), Path(work)):
+            work = shard.with_name(f".{shard.name}.pairs.{os.getpid()}.tmp")
+            work.mkdir()
+            try:
+                for records in build_query_records(_count(frames, writer), count_parts(paths), work):
                     writer.keep(records.to_arrow(), rows=records["pair_ids"].explode().len())
+            finally:
+                shutil.rmtree(work)
 
 
 def _count(frames: Iterable[pl.DataFrame], writer: ShardWriter) -> Iterator[pl.DataFrame]:
