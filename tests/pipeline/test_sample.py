@@ -3,7 +3,6 @@
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,8 +29,6 @@ from conan_embedding.pipeline.synthesize.stage import synthesize
 from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.pairs import CLUSTERED, PAIR, REJECTED_AT_INGEST, SCORED, rejected
 from conan_embedding.schemas.recipe import Recipe
-from hypothesis import given
-from hypothesis import strategies as st
 
 Row = dict[str, Any]
 
@@ -45,22 +42,6 @@ STAGES = {
 KINDS = ["convert/pretrain", "convert/retrieval", "convert/sts"]
 ONE = Engine(workers=1)
 RECIPE = Recipe.model_validate({"convert": {"class_positives": 3}})
-
-
-@given(st.lists(st.integers(1, 400), max_size=12), st.integers(1, 1500))
-def test_shares_are_those_of_the_largest_remainder(sizes: list[int], rows: int) -> None:
-    shares = allotted(np.array(sizes, np.int64), rows).tolist()
-    if rows >= sum(sizes):
-        assert shares == sizes
-        return
-    left, rest = max(0, rows - len(sizes)), sum(sizes) - len(sizes)
-    exact = [Fraction((size - 1) * left, max(1, rest)) for size in sizes]
-    expected = [int(share) for share in exact]
-    for place in sorted(range(len(sizes)), key=lambda place: int(exact[place]) - exact[place])[: left - sum(expected)]:
-        expected[place] += 1
-    assert shares == [1 + share for share in expected]
-    assert sum(shares) == max(rows, len(sizes))
-    assert all(1 <= share <= size for share, size in zip(shares, sizes, strict=True))
 
 
 def write(corpus: Path, stage: str, shards: list[list[Row]], thrown: list[list[Row]]) -> None:
