@@ -90,7 +90,7 @@ def show_pool(
         depth = ranked.filter(pl.col("rank").is_not_null())["place"].max()
         head = ranked.head(max(run["top_k"], 1 + int(depth) if isinstance(depth, int) else 0))
         pools.register("head", head.select("passage_id").to_arrow())
-        find_own_texts(pools, f"mined_queries WHERE query_id = {query_id}")
+        find_own_texts(pools, f"WHERE query_id = {query_id}")
         own_texts = pools.sql("SELECT passage_id FROM own_texts ORDER BY passage_id").pl()["passage_id"].to_list()
         clusters_of = "SELECT DISTINCT unnest(cluster_ids) FROM passages WHERE passage_id IN (SELECT unnest(?))"
         answering, asking = (

@@ -86,14 +86,17 @@ def _execute(pools: duckdb.DuckDBPyConnection, statement: str) -> None:
         pools.execute(statement)
 
 
-def find_own_texts(pools: duckdb.DuckDBPyConnection, queries: str = "mined_queries") -> None:
+def find_own_texts(pools: duckdb.DuckDBPyConnection, condition: str = "") -> None:
     """Create the temporary table `own_texts` (query_id, passage_id): passages that say what a query says.
 
     They differ from it in case, width and punctuation at most. A query's own text answers nothing, and is nearest to
-    it: it must not be its negative. `queries` may be `mined_queries` with a condition.
+    it: it must not be its negative. `condition` is a WHERE clause for the queries; by default all are compared.
     """
     pools.execute("CREATE TEMP TABLE keys (of_query BOOLEAN, id BIGINT, key UHUGEINT)")
-    sides = {True: f"query_id AS id, text FROM {queries}", False: "passage_id AS id, text FROM passages"}
+    sides = {
+        True: f"query_id AS id, text FROM mined_queries {condition}",
+        False: "passage_id AS id, text FROM passages",
+    }
     for of_query, texts in sides.items():
         with pools.cursor() as reading:  # while `pools` writes
             for batch in reading.sql(f"SELECT {texts}").to_arrow_reader(BATCH):

@@ -12,16 +12,16 @@ PASSAGES = ["怎样泡茶", "怎样 泡茶!", "abc", "怎样泡绿茶"]
 
 
 @pytest.mark.parametrize("batch", [1, 100])
-@pytest.mark.parametrize(("queries", "found"), [("", [(0, 0), (0, 1), (1, 2)]), (" WHERE query_id = 1", [(1, 2)])])
+@pytest.mark.parametrize(("condition", "found"), [("", [(0, 0), (0, 1), (1, 2)]), ("WHERE query_id = 1", [(1, 2)])])
 def test_own_texts_are_found_whatever_their_case_width_and_punctuation(
-    queries: str, found: list[tuple[int, int]], batch: int, monkeypatch: pytest.MonkeyPatch
+    condition: str, found: list[tuple[int, int]], batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH", batch)
     with duckdb.connect(":memory:") as pools:
         for table, side, listed in (("mined_queries", "query", QUERIES), ("passages", "passage", PASSAGES)):
             pools.execute(f"CREATE TABLE {table} ({side}_id BIGINT, text VARCHAR)")
             pools.executemany(f"INSERT INTO {table} VALUES (?, ?)", list(enumerate(listed)))
-        find_own_texts(pools, f"mined_queries{queries}")
+        find_own_texts(pools, condition)
         assert pools.sql("FROM own_texts ORDER BY ALL").fetchall() == found
 
 
