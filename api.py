@@ -22,7 +22,7 @@ from .schemas.outcomes import Outcome
 from .schemas.recipe import Recipe, load
 from .schemas.registry import did_you_mean
 from .schemas.settings import EncoderSettings
-from .workflow import DATA_STAGES, TRAINING_STAGES, run_data_stage, train
+from .workflow import DATA_STAGES, TRAINING_STAGES, run_data_stage, train, training_place
 from .workflow import export as export_model
 from .workflow import run as run_stages
 
@@ -44,7 +44,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def run(
-    recipe: Recipe, corpus: str | Path, *, workers: int = 0, processes: int = 1, address: str | None = None
+    recipe: Recipe, corpus: str | Path, *, workers: int = 0, processes: int | None = None, address: str | None = None
 ) -> Iterator[tuple[str, Outcome]]:
     """Run every stage of a recipe, as `conan run` does, and yield each stage's name and outcome when it ends.
 
@@ -54,8 +54,8 @@ def run(
         recipe: The recipe, from `load_recipe`.
         corpus: The corpus folder; created if it does not exist.
         workers: Processes of the data stages; 0 is one per core.
-        processes: Training processes on this machine, one per device.
-        address: A Ray cluster for the data stages: `HOST:PORT`, or `auto` for the one that this machine is in.
+        processes: Training processes, one per device; by default 1, or one per GPU of the cluster.
+        address: A Ray cluster for data stages and training: `HOST:PORT`, or `auto` for the one this machine is in.
 
     Raises:
         ConanError: something is wrong; the message says what, where, and what to do about it.
@@ -70,7 +70,7 @@ def run_stage(
     recipe: Recipe | None = None,
     *,
     workers: int = 0,
-    processes: int = 1,
+    processes: int | None = None,
     address: str | None = None,
 ) -> Outcome:
     """Run one stage, as `conan STAGE` does.
@@ -80,8 +80,8 @@ def run_stage(
         corpus: The corpus folder.
         recipe: The recipe; by default the one that ingest saved in the corpus.
         workers: Processes of a data stage; 0 is one per core.
-        processes: Training processes on this machine, one per device.
-        address: A Ray cluster for a data stage, as for `run`.
+        processes: Training processes, one per device; by default 1, or one per GPU of the cluster.
+        address: A Ray cluster, as for `run`.
 
     Raises:
         ConanError: something is wrong; the message says what, where, and what to do about it.
@@ -94,7 +94,7 @@ def run_stage(
         if stage in DATA_STAGES:
             return run_data_stage(stage, folder, recipe, engine)
         if stage in TRAINING_STAGES:
-            return train(stage, folder, recipe, processes)
+            return train(stage, folder, recipe, training_place(address, processes))
         if stage == "evaluate":
             return evaluate_models(folder, recipe, list(recipe.evaluate.models), [])
         if stage == "export":

@@ -74,7 +74,13 @@ Address = Annotated[
     ),
 ]
 Processes = Annotated[
-    int, typer.Option("--nproc", metavar="N", help="Training processes on this machine, one per device.", min=1)
+    int | None,
+    typer.Option(
+        "--nproc",
+        metavar="N",
+        help="Training processes, one per device; default: 1, or with --engine ray one per GPU of the cluster.",
+        min=1,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Strict = Annotated[bool, typer.Option("--strict", help=f"Exit with code {BAD_INPUT} if any input was bad.")]

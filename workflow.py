@@ -21,7 +21,7 @@ from .schemas.stage_fit import find_misfits
 if TYPE_CHECKING:
     from .pipeline.engine.calls import Engine
     from .trainer.job import Job
-    from .trainer.launch.hosts import Host
+    from .trainer.launch.hosts import Cluster, Host
 
 DATA_STAGES = ("ingest", "filter", "dedup", "synthesize", "score", "convert", "mine", "judge")
 TRAINING_STAGES = ("bootstrap", "pretrain", "finetune")
@@ -150,8 +150,8 @@ def with_model(settings: Any, corpus: Path) -> Any:
     return settings.model_copy(update={"model": find_trained_model(corpus, settings.model)})
 
 
-def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[Host]") -> Trained:
-    """Run a training stage (bootstrap, pretrain or finetune) in processes of this machine, or on several hosts.
+def train(stage: str, corpus: Path, recipe: Recipe, where: "int | Sequence[Host] | Cluster") -> Trained:
+    """Run a training stage (bootstrap, pretrain or finetune) in processes of this machine, on hosts or on a cluster.
 
     Raises:
         RecipeError: the recipe does not have the stage.
@@ -163,19 +163,27 @@ def train(stage: str, corpus: Path, recipe: Recipe, processes: "int | Sequence[H
 
     job = training_job(stage, corpus, recipe)
     close_workers()  # training needs the whole machine
-    trained = run_job(job, processes)
+    trained = run_job(job, where)
     return Trained(stage, trained, str(job.model_folder), last_step(corpus, stage))
 
 
-def plan(stage: str, corpus: Path, recipe: Recipe, processes: int) -> TrainingPlan:
+def training_place(address: str | None, processes: int | None) -> "int | Cluster":
+    """Return where to train: on the cluster at an address, or on this machine, in one process by default."""
+    from .trainer.launch.hosts import Cluster
+
+    return Cluster(address, processes) if address else processes or 1
+
+
+def plan(stage: str, corpus: Path, recipe: Recipe, where: "int | Sequence[Host] | Cluster") -> TrainingPlan:
     """Return the size of a training run (see TrainingPlan) without training.
 
     Raises RecipeError and CorpusError as `train` does. For bootstrap, this writes the untrained model, as
     `training_job` does.
     """
     from .trainer.dry_run import plan_training
+    from .trainer.launch.launcher import count_processes
 
-    return plan_training(training_job(stage, corpus, recipe), processes)
+    return plan_training(training_job(stage, corpus, recipe), count_processes(where))
 
 
 def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
@@ -328,8 +336,10 @@ def steps(recipe: Recipe) -> list[str]:
     return order + (["export"] if recipe.finetune else [])  # last, because the model card shows the metrics
 
 
-def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Iterator[tuple[str, Outcome]]:
+def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int | None) -> Iterator[tuple[str, Outcome]]:
     """Run all stages in order and yield the name and outcome of each. Stages skip what is already done.
+
+    Training has `processes`; by default one or, where the engine is a cluster, one per GPU.
 
     Raises:
         RecipeError: the recipe names something that is not registered, or a stage needs what none makes; raised before
@@ -353,7 +363,7 @@ def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int) -> Itera
         elif step == "evaluate":
             yield step, evaluate(corpus, recipe, list(recipe.evaluate.models), [], progress=engine.progress)
         else:
-            yield step, train(step, corpus, recipe, processes)
+            yield step, train(step, corpus, recipe, training_place(engine.address, processes))
 
 
 def _check_width(corpus: Path, recipe: Recipe) -> None:

@@ -9,19 +9,22 @@ import typer
 from .. import display, options
 from ..options import (
     GATE_FAILED,
+    Address,
     AsJson,
     Corpus,
     Debug,
+    EngineName,
+    EngineOption,
     Overrides,
     Processes,
     RecipeFile,
+    cluster_of,
     read_minimums,
     read_recipe,
     resolve,
     with_options,
     work,
 )
-from ..schemas.outcomes import Trained, TrainingPlan
 from ..show_outcome import show_outcome
 from .registration import register
 
@@ -32,14 +35,17 @@ command = partial(register, app, "Training")
 @command(
     "conan train corpora/zh --stage finetune --nproc 8 --dry-run",
     "conan train corpora/zh --stage finetune --hostfile hosts",
+    "conan train corpora/zh --stage finetune --engine ray --address head:6379",
 )
 def train(
     corpus: Corpus,
     stage: options.TrainingStage = "finetune",
     on: options.TrainOn = None,
     model: options.StartModel = None,
-    processes: Processes = 1,
+    processes: Processes = None,
     hostfile: options.Hostfile = None,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     dry_run: options.TrainDryRun = False,
     recipe: RecipeFile = None,
     overrides: Overrides = [],
@@ -49,24 +55,21 @@ def train(
     """Train a model with DeepSpeed. An interrupted run continues from its last checkpoint."""
     from ..schemas.errors import RecipeError
     from ..trainer.launch.hosts import read_hostfile
-    from ..workflow import TRAINING_STAGES, plan, train
+    from ..workflow import TRAINING_STAGES, plan, train, training_place
 
     if stage not in TRAINING_STAGES:
         raise RecipeError(f"--stage {stage}: expected one of {', '.join(TRAINING_STAGES)}")
     if stage == "bootstrap" and model:
         raise RecipeError(f"--model {model}: bootstrap starts from random weights; --stage pretrain does from a model")
-    hosts = read_hostfile(hostfile) if hostfile else None
-    if hosts:
-        processes = sum(host.slots for host in hosts)
+    if hostfile and engine == EngineName.RAY:
+        raise typer.BadParameter("not with --engine ray, which places the processes itself", param_hint="--hostfile")
+    on_ray = cluster_of(engine, address)
+    where = read_hostfile(hostfile) if hostfile else training_place(on_ray, processes)
     section = "bootstrap.training" if stage == "bootstrap" else stage
     overrides = with_options(overrides, {f"{section}.on": on, f"{section}.model": model})
     resolved = resolve(corpus, recipe, overrides)
     with work(corpus):
-        outcome: TrainingPlan | Trained
-        if dry_run:
-            outcome = plan(stage, corpus, resolved, processes)
-        else:
-            outcome = train(stage, corpus, resolved, hosts or processes)
+        outcome = (plan if dry_run else train)(stage, corpus, resolved, where)
     show_outcome(outcome, as_json)
 
 

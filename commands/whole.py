@@ -51,7 +51,7 @@ def run(
     workers: Workers = 0,
     engine: EngineOption = EngineName.LOCAL,
     address: Address = None,
-    processes: Processes = 1,
+    processes: Processes = None,
     strict: Strict = False,
     as_json: AsJson = False,
     debug: Debug = False,

@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ sys.path.append(str(Path(__file__).parent / "shared"))
 
 from command_line import Conan, write_recipe
 from properties import FUZZ, share_time, start_clock
+from ray_nodes import Nodes, two_nodes
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,6 +84,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = pa.chunked_array([[chr(point) for point in range(0x4E00, 0x4E00 + 150)]], pa.string())
     shape = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 64, "max_length": 64}
     return tiny_bert(tmp_path_factory.mktemp("tiny") / "model", texts=texts, **shape)
+
+
+@pytest.fixture(scope="session")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Two nodes with one CPU each; their workers can import the tasks of the engine's tests."""
+    with two_nodes(tmp_path_factory, Path(__file__).parent / "pipeline" / "engine") as nodes:
+        yield nodes
 
 
 @cache

@@ -18,6 +18,8 @@ from conan_embedding.pipeline.corpus.lock import locked
         ["score", "--cutoff", "high"],
         ["filter", "--speed"],
         ["filter", "--engine", "spark"],
+        ["train", "--hostfile", "README.md", "--engine", "ray"],
+        ["train", "--address", "head:6379"],
     ],
 )
 def test_bad_usage_ends_with_2(conan: Conan, filtered_corpus: Path, arguments: list[str]) -> None:

@@ -49,6 +49,7 @@ ARROWS = {
         "pipeline.encoder",
         "pipeline.engine.calls",  # how progress is shown
         "pipeline.engine.progress_lines",
+        "pipeline.engine.ray",  # training on a cluster
         "pipeline.ingest.columns",  # evaluation sets are read as sources are
         "pipeline.ingest.files",
         "pipeline.ingest.readers",

@@ -1,4 +1,4 @@
-"""Run the calls of a stage on a Ray cluster. Imported only for that; no other module imports Ray.
+"""Run the calls of a stage on a Ray cluster. Imported only for that; only trainer.launch.cluster imports Ray, too.
 
 Every node needs this package in its own Python environment, and the corpus on a file system shared with the driver.
 Calls are tasks of one CPU; calls that run a model go to actors, one per device, which keep the model loaded. What only
@@ -47,14 +47,14 @@ QUEUED = 2
 
 def _attempt(version: str, folder: str, call: bytes) -> str | None:
     """On a node, run calls.attempt_packed in the driver's working directory, as paths may be relative to it."""
-    if problem := _find_version_error(version):
+    if problem := find_version_error(version):
         return problem
     with suppress(OSError):  # the node has no such folder; absolute paths still work
         os.chdir(folder)
     return attempt_packed(call)
 
 
-def _find_version_error(version: str) -> str | None:
+def find_version_error(version: str) -> str | None:
     """On a node, say what is wrong if the driver has another version of this package."""
     if version == __version__:
         return None
@@ -72,7 +72,7 @@ class _SenderActor:
     """An actor with a sender. Errors are returned, as Ray would put a page around what is raised."""
 
     def __init__(self, version: str, make: bytes) -> None:
-        self.problem = _find_version_error(version)
+        self.problem = find_version_error(version)
         if not self.problem:
             self.sender: Sender = pickle.loads(make)()
 
@@ -133,7 +133,7 @@ def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine:
                 try:
                     error = ray.get(reference)
                 except RayTaskError as raised:  # the call never started; an error that it raises itself is its outcome
-                    error = f"a node can't use conan-embedding: {_said(raised)}"
+                    error = f"a node can't use conan-embedding: {said(raised)}"
                 except RayError as died:
                     if place in devices:
                         ray.kill(devices.pop(place))
@@ -141,7 +141,7 @@ def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine:
                     if deaths[name] < ATTEMPTS:
                         waiting.append(call)
                         continue
-                    error = f"its worker died {ATTEMPTS} times ({type(died).__name__}: {_said(died)})"
+                    error = f"its worker died {ATTEMPTS} times ({type(died).__name__}: {said(died)})"
                 start()  # before the driver looks at the outcome
                 yield name, error
     finally:
@@ -185,14 +185,14 @@ def _print_nothing(data: dict[str, Any], ignore_prefix: bool) -> None:
     """Drop what Ray tells a driver, unless CONAN_DEBUG is set."""
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """Return the last line of an error's message, where Ray names the cause, without colour codes."""
     return shorten(re.sub(r"\x1b\[\d+m", "", str(error)).rpartition("\n")[2], 200) or type(error).__name__
 
 
 def _places(engine: Engine) -> list[_Place]:
     """List the places for calls on the nodes that are alive now."""
-    nodes = _list_nodes()
+    nodes = list_nodes()
     if engine.one_a_device:
         on_gpus = [_Place(k, cpus // gpus, 1, name) for name, cpus, gpus in nodes for k in range(gpus)]
         return on_gpus or [_Place(0, cpus, 0, name) for name, cpus, _ in nodes if cpus]
@@ -200,7 +200,7 @@ def _places(engine: Engine) -> list[_Place]:
     return [_Place(number) for number in range(min(engine.workers or most, most))]
 
 
-def _list_nodes() -> list[tuple[str, int, int]]:
+def list_nodes() -> list[tuple[str, int, int]]:
     """List the nodes that are alive now, each with its id, its CPUs and its GPUs."""
     found = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
     return [(name, int(has.get("CPU", 0)), int(has.get("GPU", 0))) for name, has in found]
@@ -230,7 +230,7 @@ def open_on_nodes(make: Callable[[], Sender], address: str, threads: int) -> Ite
     connect(address)
     packed = pickle.dumps(make)
     common = {"num_cpus": 0, "max_concurrency": threads, "max_restarts": -1, "max_task_retries": ATTEMPTS - 1}
-    there = [NodeAffinitySchedulingStrategy(node, soft=True) for node, cpus, _ in _list_nodes() if cpus]
+    there = [NodeAffinitySchedulingStrategy(node, soft=True) for node, cpus, _ in list_nodes() if cpus]
     if not there:
         raise ClusterError(f"Ray cluster {address}: no node has a CPU for tasks")
     actors = [_SENDER.options(scheduling_strategy=each, **common).remote(__version__, packed) for each in there]
@@ -265,4 +265,4 @@ def _get(address: str, reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayError as error:
-        raise ClusterError(f"Ray cluster {address}: a node can't send: {_said(error)}") from error
+        raise ClusterError(f"Ray cluster {address}: a node can't send: {said(error)}") from error

@@ -110,7 +110,7 @@ def test_other_machines_and_torchrun_train_as_one_machine_does(
     launched = job_of(training_corpus, tiny, settings)
     with monkeypatch.context() as patched:
         patched.setattr(
-            "conan_embedding.trainer.launch.launcher._run_processes", lambda *_: None
+            "conan_embedding.trainer.launch.launcher._run_on_hosts", lambda *_: None
         )  # stopped before it started
         run_job(launched, 1)
     run_with_torchrun(launched)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Protocol
 
 from ...schemas.errors import ConanError
 
@@ -24,6 +25,9 @@ PARENT = "CONAN_PARENT"
 
 STOPPED = 128 + signal.SIGTERM
 """The exit code of a training process that was asked to stop, and did so after saving its step."""
+
+LOST = 256
+"""Stands for the exit code, which no process has, of one whose node was lost."""
 
 PASSED_ON = (
     *("PATH", "LD_LIBRARY_PATH", "PYTHON", "CONAN_", "OMP_", "MKL_", "TORCH", "TRITON_", "DS_", "HF_HOME", "HF_HUB_"),
@@ -49,6 +53,25 @@ class Host:
 
     name: str
     slots: int
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster to train on, and how many training processes to run there; None is one per GPU."""
+
+    address: str
+    processes: int | None = None
+
+
+class Process(Protocol):
+    """A started training process: a subprocess.Popen, or what is used like one."""
+
+    @property
+    def stdin(self) -> IO[bytes] | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
 
 
 def read_hostfile(file: Path) -> list[Host]:
@@ -134,7 +157,7 @@ def start(name: str, command: Sequence[str], environment: Mapping[str, str]) -> 
     return subprocess.Popen([*_SSH, name, shlex.join(["sh", "-c", script])], stdin=subprocess.PIPE, stdout=2)
 
 
-def send(process: subprocess.Popen[bytes], number: int) -> None:
+def send(process: Process, number: int) -> None:
     """Send a signal to a started process; does nothing if it has ended."""
     if process.stdin is None:
         process.send_signal(number)
@@ -144,7 +167,7 @@ def send(process: subprocess.Popen[bytes], number: int) -> None:
         process.stdin.flush()
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: Process) -> None:
     """Kill a started process."""
     if process.stdin is None:
         process.kill()

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +32,7 @@ from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.server_settings import ServerSettings
 from llm_server import LLMProcess, llm_process
+from ray_nodes import Nodes
 from reader_plugin import PAIRS, python_path, read_corpus, write_plugin, write_plugin_recipe
 from rule_plugin import write_rule_plugin, write_rule_recipe
 
@@ -43,52 +43,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]  # one worker st
 
 HERE = Path(__file__).parent
 RECIPE = HERE.parents[2] / "recipes" / "demo.yaml"
-SMALL = {"object_store_memory": 80 << 20}
 STAGES = ("ingest", "filter", "dedup")
-
-
-@dataclass
-class Nodes:
-    """A cluster whose nodes tests can add and remove. Nodes can import modules from `plugins`."""
-
-    cluster: Any
-    address: str
-    plugins: Path
-
-    def add(self, **resources: int) -> Any:
-        return self.cluster.add_node(**SMALL, **resources)
-
-    def remove(self, node: Any) -> None:
-        self.cluster.remove_node(node, allow_graceful=True)
-
-    def kill(self, node: Any) -> None:
-        self.cluster.remove_node(node, allow_graceful=False)
-
-    def alive(self) -> int:
-        return sum(node["Alive"] for node in ray.nodes())
-
-
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """Two nodes with one CPU each; their workers can import the tasks in this folder."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as environment:
-        environment.chdir(tmp_path_factory.mktemp("nodes"))
-        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        plugins = tmp_path_factory.mktemp("plugins")
-        environment.setenv("PYTHONPATH", python_path(HERE, plugins)["PYTHONPATH"])
-        # Ray declares a node dead after five failed health checks.
-        head = {"num_cpus": 1, "_system_config": {"health_check_period_ms": 500}}
-        without = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}  # processes to start
-        cluster = Cluster(initialize_head=True, head_node_args={**SMALL, **head, **without})
-        try:
-            nodes = Nodes(cluster, cluster.address, plugins)
-            nodes.add(num_cpus=1)
-            yield nodes
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from conan_embedding.schemas.training_settings import PretrainSettings
 from conan_embedding.trainer.job import Job, TrainingError, make_job
 from conan_embedding.trainer.launch import launcher as module
 from conan_embedding.trainer.launch.hosts import Host, HostError, end, is_here, read_hostfile, rendezvous, send, start
-from conan_embedding.trainer.launch.launcher import run_job
+from conan_embedding.trainer.launch.launcher import count_processes, run_job
 from processes import has_ended, wait_until
 
 FAKE_SSH = """#!/bin/sh
@@ -209,7 +209,8 @@ def test_the_command_takes_a_hostfile(
     file.write_text("a slots=2\nb slots=3\n")
     assert conan("train", training_corpus, "--hostfile", file)[0] == 0
     assert conan("train", training_corpus, "--hostfile", file, "--dry-run")[0] == 0
-    assert [given[3] for given in asked] == [[Host("a", 2), Host("b", 3)], 5]
+    assert [given[3] for given in asked] == 2 * [[Host("a", 2), Host("b", 3)]]
+    assert count_processes(asked[0][3]) == 5
     file.write_text("a\n")
     code, _, error = conan("train", training_corpus, "--hostfile", file)
     assert (code, error.replace("\n", " ").startswith(f"error: {file}:1: expected `HOST slots=N`")) == (1, True)
