@@ -12,7 +12,7 @@ Only three numbers per pair grow with the corpus: its first equal text, its tree
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..engine.calls import Engine
 from ..text.kernels import kernel
 from .blocks import Block, call_all, compute_similarities, save, write_sets
-from .lsh import NO_BUCKET, Rows, find_buckets, pack
+from .lsh import NO_BUCKET, PART_ROWS, Rows, find_buckets, find_equal, pack
 from .signatures import Side, band_columns, read_column
 
 COMPARED = 64
@@ -29,8 +29,6 @@ COMPARED = 64
 HEADS = 8
 """Chosen here: see COMPARED. It makes the time for a bucket linear in its rows."""
 
-_BUCKET_ROWS = 1 << 25
-"""Chosen here: rows whose band hashes are sorted together, 256 MB."""
 _EDGES = 1 << 22
 """Chosen here: edges that are verified at a time."""
 _SLICE = 1 << 18
@@ -61,7 +59,12 @@ class Pairs:
 
     def column(self, name: str) -> NDArray[Any]:
         """Read one column of the signatures for all pairs."""
-        return np.concatenate([read_column(shard, name) for shard in self.signed])
+        whole: NDArray[Any] = np.empty(0)
+        for shard, start, stop in zip(self.signed, self.starts, self.starts[1:], strict=False):
+            part = read_column(shard, name)
+            whole = whole if start else np.empty(self.rows, part.dtype)
+            whole[start:stop] = part
+        return whole
 
 
 def find_row_starts(shards: Sequence[Path]) -> tuple[int, ...]:
@@ -97,14 +100,15 @@ def find_clusters(
     hashes = pairs.column(f"{side}_hash")
     forest = _find_equal_texts(hashes, similar)
     equals = save(pairs.work / f"{side}_equals.npy", forest)
-    compared = save(pairs.work / f"{side}_compared.npy", similar & (forest == np.arange(pairs.rows)))
+    compared = save(pairs.work / f"{side}_compared.npy", similar & _is_root(forest))
     found = _write_all_buckets(pairs, side, compared, bands, engine)
     blocks = _write_all_sets(pairs, side, found, engine)
     for candidates in (_list_stars, _list_unjoined_pairs):
         for left, right in _gather_candidates(found, candidates, forest):
             is_near = compute_similarities(pairs.work, blocks, left, right, threshold, engine) >= threshold
             _join(forest, left[is_near], right[is_near])
-    ids = save(pairs.work / f"{side}_ids.npy", _least(forest, hashes))
+    _take_least(forest, hashes)
+    ids = save(pairs.work / f"{side}_ids.npy", hashes)
     return Clusters(ids, equals, blocks)
 
 
@@ -129,7 +133,7 @@ def write_buckets(pairs: Pairs, column: str, compared: Path, part: int, parts: i
 
 
 def _write_all_buckets(pairs: Pairs, side: Side, compared: Path, bands: int, engine: Engine) -> list[Path]:
-    parts = 1 + pairs.rows // _BUCKET_ROWS
+    parts = 1 + pairs.rows // PART_ROWS
     calls = []
     for column in band_columns(side, bands):
         for part in range(parts):
@@ -161,10 +165,12 @@ def _write_all_sets(pairs: Pairs, side: Side, found: Sequence[Path], engine: Eng
 
 
 Edges = tuple[Rows, Rows]
+Forest: TypeAlias = NDArray[Any]
+"""uint32 or int64 [n]: each row's parent, itself for the root of a tree, which is its smallest row."""
 
 
 def _gather_candidates(
-    files: Sequence[Path], candidates: Callable[..., Iterator[Edges]], forest: Rows
+    files: Sequence[Path], candidates: Callable[..., Iterator[Edges]], forest: Forest
 ) -> Iterator[Edges]:
     """Yield the candidates in all buckets that are not joined yet, in batches of _EDGES or more without repeats."""
     held: list[NDArray[np.int64]] = []
@@ -188,11 +194,11 @@ def _drop_repeats(edges: Sequence[NDArray[np.int64]], rows: int) -> Edges:
     return first.astype(np.int64), second.astype(np.int64)
 
 
-def _list_stars(leaders: Rows, members: Rows, forest: Rows) -> Iterator[Edges]:
+def _list_stars(leaders: Rows, members: Rows, forest: Forest) -> Iterator[Edges]:
     yield leaders, members
 
 
-def _list_unjoined_pairs(leaders: Rows, members: Rows, forest: Rows) -> Iterator[Edges]:
+def _list_unjoined_pairs(leaders: Rows, members: Rows, forest: Forest) -> Iterator[Edges]:
     """List the pairs of a bucket's members (without its leader) that are in different trees."""
     borders = np.flatnonzero(np.diff(leaders, append=-1)) + 1
     start = 0
@@ -205,22 +211,21 @@ def _list_unjoined_pairs(leaders: Rows, members: Rows, forest: Rows) -> Iterator
         start = stop
 
 
-def _find_equal_texts(hashes: NDArray[np.int64], similar: NDArray[np.bool_]) -> Rows:
-    """Find, for each row, the first row with the same hash and the same `similar`, int64[n]."""
-    values = hashes.astype(np.uint64) << np.uint64(1) | similar
-    rows = np.arange(len(values))
-    bits = len(values).bit_length()
-    leaders, members = find_buckets(pack(values, rows, bits), bits)
-    equal = values[leaders] == values[members]
-    rows[members[equal]] = leaders[equal]
-    rest = members[~equal]  # other texts whose truncated hash is the same
-    _, first, inverse = np.unique(values[rest], return_index=True, return_inverse=True)
-    rows[rest] = rest[first][inverse]
-    return rows
+def _find_equal_texts(hashes: NDArray[np.int64], similar: NDArray[np.bool_]) -> Forest:
+    """Find, for each row, the first row with the same hash and the same `similar`, uint32 or int64 [n]."""
+    forest = np.arange(len(hashes), dtype=np.uint32 if len(hashes) < 1 << 32 else np.int64)
+    for leaders, members in find_equal(hashes.view(np.uint64)):
+        of_leaders, of_members = (hashes[rows] << 1 | similar[rows] for rows in (leaders, members))
+        equal = of_leaders == of_members
+        forest[members[equal]] = leaders[equal]
+        rest = members[~equal]  # other texts whose truncated hash is the same
+        _, first, inverse = np.unique(of_members[~equal], return_index=True, return_inverse=True)
+        forest[rest] = rest[first][inverse]
+    return forest
 
 
 @kernel
-def _root(forest: Rows, row: int) -> int:
+def _root(forest: Forest, row: int) -> int:
     """Return the root of a row's tree, halving the path to it."""
     while forest[row] != row:
         forest[row] = forest[forest[row]]
@@ -229,7 +234,7 @@ def _root(forest: Rows, row: int) -> int:
 
 
 @kernel
-def _apart(forest: Rows, left: Rows, right: Rows) -> NDArray[np.bool_]:
+def _apart(forest: Forest, left: Rows, right: Rows) -> NDArray[np.bool_]:
     """Return, for each edge, whether its rows are in different trees."""
     result = np.empty(len(left), np.bool_)
     for i in range(len(left)):
@@ -238,7 +243,7 @@ def _apart(forest: Rows, left: Rows, right: Rows) -> NDArray[np.bool_]:
 
 
 @kernel
-def _join(forest: Rows, left: Rows, right: Rows) -> None:
+def _join(forest: Forest, left: Rows, right: Rows) -> None:
     """Join the trees of each edge's rows; the smaller root becomes the root of both."""
     for i in range(len(left)):
         one, other = _root(forest, left[i]), _root(forest, right[i])
@@ -249,19 +254,26 @@ def _join(forest: Rows, left: Rows, right: Rows) -> None:
 
 
 @kernel
-def _least(forest: Rows, hashes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the smallest hash in each row's tree, int64[n]."""
-    least = hashes.copy()
+def _is_root(forest: Forest) -> NDArray[np.bool_]:
+    """Return whether each row is the first with its text."""
+    result = np.empty(len(forest), np.bool_)
     for row in range(len(forest)):
-        root = _root(forest, row)
-        least[root] = min(least[root], hashes[row])
-    for row in range(len(forest)):
-        least[row] = least[_root(forest, row)]
-    return least
+        result[row] = forest[row] == row
+    return result
 
 
 @kernel
-def _list_pairs(leaders: Rows, members: Rows, forest: Rows, left: Rows, right: Rows) -> int:
+def _take_least(forest: Forest, hashes: NDArray[np.int64]) -> None:
+    """Replace each row's hash by the smallest in its tree."""
+    for row in range(len(forest)):
+        root = _root(forest, row)
+        hashes[root] = min(hashes[root], hashes[row])
+    for row in range(len(forest)):
+        hashes[row] = hashes[_root(forest, row)]
+
+
+@kernel
+def _list_pairs(leaders: Rows, members: Rows, forest: Forest, left: Rows, right: Rows) -> int:
     """Write pairs of members of a bucket that are in different trees to `left` and `right`, while there is room.
 
     Returns the number of all such pairs. In a bucket with COMPARED or more members, a pair is an earlier head and a

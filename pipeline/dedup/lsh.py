@@ -1,5 +1,6 @@
 """Bands of MinHash signatures: how many to use, their hashes, and the buckets of equal hashes."""
 
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -9,6 +10,9 @@ from ..text.kernels import kernel
 from .minhash import PERMUTATIONS, Hashes
 
 Rows: TypeAlias = NDArray[np.int64]
+
+PART_ROWS = 1 << 25
+"""Chosen here: rows whose hashes are sorted together, 256 MB."""
 
 NO_BUCKET = 0
 """The band hash of a text without shingles, which is in no bucket."""
@@ -49,6 +53,17 @@ def choose_bands(wanted: float, threshold: float, permutations: int = PERMUTATIO
     raise ValueError(f"no bands of {permutations} permutations reach a recall of {wanted} at {threshold}")
 
 
+def find_equal(values: NDArray[np.uint64]) -> Iterator[tuple[Rows, Rows]]:
+    """Yield the buckets of `find_buckets` for uint64[n] that any rows may share, a part of them at a time.
+
+    Equal values are in one bucket. A part has the values with the same lowest bits, of PART_ROWS rows or fewer.
+    """
+    bits, parts = len(values).bit_length(), 1 << (len(values) // PART_ROWS).bit_length()
+    for part in range(parts):
+        rows = _rows_of_part(values, np.uint64(parts - 1), np.uint64(part))
+        yield find_buckets(pack(values[rows], rows, bits), bits)
+
+
 def find_buckets(packed: NDArray[np.uint64], bits: int) -> tuple[Rows, Rows]:
     """Find the buckets as edges from the smallest row of each to its other rows: (leaders, members), int64[e] each.
 
@@ -68,6 +83,21 @@ def pack(hashes: NDArray[np.uint64], rows: Rows, bits: int) -> NDArray[np.uint64
     packed <<= np.uint64(bits)
     packed |= rows.view(np.uint64)
     return packed
+
+
+@kernel
+def _rows_of_part(values: NDArray[np.uint64], mask: np.uint64, part: np.uint64) -> Rows:
+    """Return the rows with a value v for which v & mask = part."""
+    count = 0
+    for value in values:
+        count += value & mask == part
+    rows = np.empty(count, np.int64)
+    count = 0
+    for row in range(len(values)):
+        if values[row] & mask == part:
+            rows[count] = row
+            count += 1
+    return rows
 
 
 @kernel

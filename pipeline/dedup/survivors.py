@@ -12,7 +12,7 @@ from ...schemas.settings import DedupSettings
 from ..engine.calls import Engine
 from .blocks import call_all, compute_similarities, save
 from .clusters import Clusters, Pairs, fit_engine
-from .lsh import find_buckets, pack
+from .lsh import find_equal
 from .signatures import SIDES, Side
 
 On = Literal["pair", "query", "positive"]
@@ -48,14 +48,16 @@ def find_duplicates(
     files = [pairs.work / f"duplicate-keys-{number}.npy" for number in shards]
     hashing = [(str(file), (pairs, found, number, on, file)) for number, file in enumerate(files)]
     call_all("duplicates", write_duplicate_keys, hashing, engine)
-    keys = np.concatenate([np.load(file) for file in files])
-    keys[left_out.to_numpy()] = 0
-    rows, bits = keys.nonzero()[0], pairs.rows.bit_length()
+    keys = np.empty(pairs.rows, np.uint64)
+    for file, start, stop in zip(files, pairs.starts, pairs.starts[1:], strict=False):
+        keys[start:stop] = np.load(file)
     has_duplicate = np.zeros(pairs.rows, np.bool_)
-    for edge in find_buckets(pack(keys[rows], rows, bits), bits):
-        has_duplicate[edge] = True
+    for edges in find_equal(keys):
+        for rows in edges:
+            has_duplicate[rows] = True
+    has_duplicate[left_out.to_numpy()] = False
     parts = 1 + int(has_duplicate.sum()) // _JUDGED
-    del keys, rows
+    del keys
     wanted = save(pairs.work / "duplicates.npy", has_duplicate)
     files = [pairs.work / f"duplicates-{number}.parquet" for number in shards]
     choosing = [(str(file), (pairs, found, number, on, wanted, parts, file)) for number, file in enumerate(files)]
@@ -72,7 +74,7 @@ def find_duplicates(
 
 
 def write_duplicate_keys(pairs: Pairs, found: dict[Side, Clusters], number: int, on: On, file: Path) -> None:
-    """Write a hash of each pair's duplicate key for a shard, uint64[n], never 0."""
+    """Write a hash of each pair's duplicate key for a shard, uint64[n]."""
     save(file, _read_rows(pairs, found, number).select(_hash_duplicate_key(on)).to_series().to_numpy())
 
 
@@ -86,7 +88,7 @@ def write_duplicates(
 
 
 def _hash_duplicate_key(on: On) -> pl.Expr:
-    return pl.struct(duplicate_key("query_id", "positive_id", on)).hash().replace(0, 1)
+    return pl.struct(duplicate_key("query_id", "positive_id", on)).hash()
 
 
 def _read_rows(pairs: Pairs, found: dict[Side, Clusters], number: int, *columns: str) -> pl.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from clustered_texts import BANDS, ONE, ROWS, alike_pairs, components, corpus, found, labels, signed, similarity
-from conan_embedding.pipeline.dedup import blocks
+from conan_embedding.pipeline.dedup import blocks, lsh
 from conan_embedding.pipeline.dedup import clusters as clustering
 from conan_embedding.pipeline.dedup.blocks import compute_similarities
 from conan_embedding.pipeline.dedup.lsh import hash_bands
@@ -26,7 +26,7 @@ def mixed() -> list[str]:
     return texts
 
 
-SMALL = {"_BUCKET_ROWS": 40, "_EDGES": 5, "_SLICE": 4, "_BLOCK_BYTES": 3_000}
+SMALL = {"PART_ROWS": 40, "_EDGES": 5, "_SLICE": 4, "_BLOCK_BYTES": 3_000}
 
 
 @pytest.mark.parametrize("shards", [1, 9])
@@ -41,11 +41,12 @@ def test_the_parts_of_the_work_change_nothing(
     alike += [(mixed.index(text), row) for row, text in enumerate(mixed)]
     for name, value in small.items():
         monkeypatch.setattr(clustering, name, value)
+    monkeypatch.setattr(lsh, "PART_ROWS", clustering.PART_ROWS)
     result = found(signed(tmp_path, mixed, hashes, shards), len(hashes))
     assert labels(result) == components(len(mixed), alike)
     assert np.load(result.equals).tolist() == [mixed.index(text) for text in mixed]
     parts = sorted(tmp_path.glob("positive_band_00_*.npy"))
-    assert len(parts) == 1 + len(mixed) // small.get("_BUCKET_ROWS", 10**9)
+    assert len(parts) == 1 + len(mixed) // small.get("PART_ROWS", 10**9)
     of_distinct_texts = hashes[0, [mixed.index(text) for text in dict.fromkeys(mixed) if text]]
     edges = len(of_distinct_texts) - len(np.unique(of_distinct_texts))
     assert sum(np.load(part).shape[1] for part in parts) == edges

@@ -19,7 +19,7 @@ from clustered_texts import (
     similarity,
     together,
 )
-from conan_embedding.pipeline.dedup import blocks
+from conan_embedding.pipeline.dedup import blocks, lsh
 from conan_embedding.pipeline.dedup import clusters as clustering
 from conan_embedding.pipeline.dedup.clusters import COMPARED, HEADS
 from conan_embedding.pipeline.dedup.lsh import NO_BUCKET
@@ -178,7 +178,10 @@ def test_no_texts_at_all(tmp_path: Path) -> None:
 )
 def test_equals_are_told_apart_though_their_shortened_hashes_collide(rows: list[tuple[int, bool]]) -> None:
     hashes, similar = np.array([one for one, _ in rows], np.int64), np.array([one for _, one in rows], np.bool_)
-    assert clustering._find_equal_texts(hashes, similar).tolist() == [rows.index(row) for row in rows]
+    for most in (1 << 25, 5):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(lsh, "PART_ROWS", most)
+            assert clustering._find_equal_texts(hashes, similar).tolist() == [rows.index(row) for row in rows]
 
 
 @pytest.mark.parametrize(

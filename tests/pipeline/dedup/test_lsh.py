@@ -5,6 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pyarrow as pa
 import pytest
+from conan_embedding.pipeline.dedup import lsh
 from conan_embedding.pipeline.dedup.lsh import (
     NO_BUCKET,
     choose_bands,
@@ -114,6 +115,22 @@ def stars(hashes: list[int], bits: int) -> list[tuple[int, int]]:
 @example([5 << 6, 1 << 6, 5 << 6, 5 << 6, 1 << 6])
 def test_a_bucket_is_a_star_to_its_smallest_row(hashes: list[int]) -> None:
     assert edges(hashes, 6) == stars(hashes, 6)
+
+
+@given(st.lists(st.integers(0, 40) | st.sampled_from([2**64 - 1, 2**64 - 2]), max_size=60))
+def test_equal_values_share_a_bucket_of_some_part(values: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lsh, "PART_ROWS", 7)
+        parts = list(lsh.find_equal(np.array(values, np.uint64)))
+    assert len(parts) == 1 << (len(values) // 7).bit_length()
+    buckets = defaultdict(set)
+    for leaders, members in parts:
+        for leader, member in zip(leaders.tolist(), members.tolist(), strict=True):
+            buckets[leader] |= {leader, member}
+    for value in set(values):
+        rows = {row for row, other in enumerate(values) if other == value}
+        assert len(rows) == 1 or sum(rows <= bucket for bucket in buckets.values()) == 1
+    assert len(set().union(*buckets.values())) == sum(map(len, buckets.values()))
 
 
 def test_rows_keep_their_numbers_and_any_order() -> None:
