@@ -57,6 +57,11 @@ class Pairs:
         """The number of all pairs."""
         return self.starts[-1]
 
+    def of_shard(self, number: int) -> "Pairs":
+        """Return the pairs of one shard alone, with the numbers that their rows have among all."""
+        one = slice(number, number + 1)
+        return replace(self, filtered=self.filtered[one], signed=self.signed[one], starts=self.starts[number:][:2])
+
     def column(self, name: str) -> NDArray[Any]:
         """Read one column of the signatures for all pairs."""
         whole: NDArray[Any] = np.empty(0)

@@ -31,6 +31,8 @@ from .survivors import choose_duplicates, describe_rejected, find_duplicates
 
 VERSION = 4
 _WORK = ".work"
+_GROUP = 1 << 14
+"""Chosen here: rejects that are read together."""
 
 
 def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
@@ -151,7 +153,7 @@ def decide(
         side: find_clusters(pairs, side, similar[side], banding[0], settings.threshold, engine) for side in sides
     }
     contaminated = find_contaminated(pairs, held_out, banding, settings.threshold, engine)
-    contaminated.with_columns(reason=pl.lit("contaminated")).write_parquet(pairs.work / "rejected-0.parquet")
+    _write_by_row(pairs.work / "rejected-0.parquet", contaminated.with_columns(reason=pl.lit("contaminated")))
     choices = []
     for frame in find_duplicates(pairs, found, priorities, contaminated["row"], settings.on, engine):
         rejected, far, copies = choose_duplicates(pairs, found, frame, settings, engine)
@@ -165,7 +167,12 @@ def decide(
 
 def _write_rejected(file: Path, rejected: pl.DataFrame) -> None:
     detail = pl.format("{}: {}", "survivor", pl.col("similarity").round(3))
-    rejected.select("row", "reason", detail=detail).write_parquet(file)
+    _write_by_row(file, rejected.select("row", "reason", detail=detail))
+
+
+def _write_by_row(file: Path, rejected: pl.DataFrame) -> None:
+    """Write rejects in the order of rows, in small groups, so that a call for one shard reads few of them."""
+    rejected.sort("row").write_parquet(file, row_group_size=_GROUP)
 
 
 def _read_task_numbers(shard: Path) -> NDArray[np.uint8]:

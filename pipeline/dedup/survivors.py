@@ -46,7 +46,8 @@ def find_duplicates(
     engine = fit_engine(engine, pairs)
     shards = range(len(pairs.filtered))
     files = [pairs.work / f"duplicate-keys-{number}.npy" for number in shards]
-    hashing = [(str(file), (pairs, found, number, on, file)) for number, file in enumerate(files)]
+    ids = {side: one.ids for side, one in found.items()}
+    hashing = [(str(file), (pairs.of_shard(number), ids, on, file)) for number, file in enumerate(files)]
     call_all("duplicates", write_duplicate_keys, hashing, engine)
     keys = np.empty(pairs.rows, np.uint64)
     for file, start, stop in zip(files, pairs.starts, pairs.starts[1:], strict=False):
@@ -60,7 +61,9 @@ def find_duplicates(
     del keys
     wanted = save(pairs.work / "duplicates.npy", has_duplicate)
     files = [pairs.work / f"duplicates-{number}.parquet" for number in shards]
-    choosing = [(str(file), (pairs, found, number, on, wanted, parts, file)) for number, file in enumerate(files)]
+    choosing = [
+        (str(file), (pairs.of_shard(number), ids, on, wanted, parts, file)) for number, file in enumerate(files)
+    ]
     call_all("survivors", write_duplicates, choosing, engine)
     preference = [
         pl.col("source").replace_strict(priorities, default=len(priorities), return_dtype=pl.Int64),
@@ -73,17 +76,16 @@ def find_duplicates(
         yield frame.sort(preference).drop("source", "length", "part")
 
 
-def write_duplicate_keys(pairs: Pairs, found: dict[Side, Clusters], number: int, on: On, file: Path) -> None:
-    """Write a hash of each pair's duplicate key for a shard, uint64[n]."""
-    save(file, _read_rows(pairs, found, number).select(_hash_duplicate_key(on)).to_series().to_numpy())
+def write_duplicate_keys(shard: Pairs, ids: dict[Side, Path], on: On, file: Path) -> None:
+    """Write a hash of each pair's duplicate key for a shard, uint64[n]. ids: the files of cluster ids."""
+    save(file, _read_rows(shard, ids).select(_hash_duplicate_key(on)).to_series().to_numpy())
 
 
-def write_duplicates(
-    pairs: Pairs, found: dict[Side, Clusters], number: int, on: On, wanted: Path, parts: int, file: Path
-) -> None:
+def write_duplicates(shard: Pairs, ids: dict[Side, Path], on: On, wanted: Path, parts: int, file: Path) -> None:
     """Write the wanted rows of a shard; the column `part` is the same for duplicates."""
-    chosen = np.load(wanted, mmap_mode="r")[pairs.starts[number] : pairs.starts[number + 1]]
-    frame = _read_rows(pairs, found, number, "pair_id", "source").filter(pl.Series(chosen, dtype=pl.Boolean))
+    start, stop = shard.starts
+    chosen = np.load(wanted, mmap_mode="r")[start:stop]
+    frame = _read_rows(shard, ids, "pair_id", "source").filter(pl.Series(chosen, dtype=pl.Boolean))
     frame.with_columns(pl.col("source").cast(pl.String), part=_hash_duplicate_key(on) % parts).write_parquet(file)
 
 
@@ -91,22 +93,22 @@ def _hash_duplicate_key(on: On) -> pl.Expr:
     return pl.struct(duplicate_key("query_id", "positive_id", on)).hash()
 
 
-def _read_rows(pairs: Pairs, found: dict[Side, Clusters], number: int, *columns: str) -> pl.DataFrame:
+def _read_rows(shard: Pairs, ids: dict[Side, Path], *columns: str) -> pl.DataFrame:
     """Read the rows of a shard: `row, task, label, length`, each side's hash and cluster id, and more `columns`."""
-    start, stop = pairs.starts[number : number + 2]
+    start, stop = shard.starts
     frame = pl.concat(
         [
-            pl.read_parquet(pairs.filtered[number], columns=["task", "label", *columns]),
-            pl.read_parquet(pairs.signed[number], columns=["query_hash", "positive_hash", "length"]),
+            pl.read_parquet(*shard.filtered, columns=["task", "label", *columns]),
+            pl.read_parquet(*shard.signed, columns=["query_hash", "positive_hash", "length"]),
         ],
         how="horizontal",
     )
-    ids = {
-        f"{side}_id": np.load(found[side].ids, mmap_mode="r")[start:stop] if side in found else frame[f"{side}_hash"]
+    clusters = {
+        f"{side}_id": np.load(ids[side], mmap_mode="r")[start:stop] if side in ids else frame[f"{side}_hash"]
         for side in SIDES
     }
     return frame.with_columns(pl.col("task").cast(pl.String), row=pl.int_range(start, stop)).with_columns(
-        **{name: pl.Series(values, dtype=pl.Int64) for name, values in ids.items()}
+        **{name: pl.Series(values, dtype=pl.Int64) for name, values in clusters.items()}
     )
 
 
