@@ -1,4 +1,4 @@
-"""What do 10, 100 and 750 million pairs cost, stage by stage?
+"""Compute the cost of 10, 100 and 750 million pairs, stage by stage.
 
 Run: `python benchmarks/cluster_cost.py`. It measures nothing: it multiplies the unit costs below, each with the script
 that measured it, and prints the tables of docs/cluster.md. Put in those of your own machines and pairs.
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def describe(stage: Stage, pairs: int, flop: float) -> str:
-    """Say what a stage costs for so many pairs; flop: floating-point operations of a forward pass over a pair."""
+    """Describe the cost of a stage; `flop` is the floating-point operations of a forward pass over a pair."""
     costs = []
     if stage.pairs_per_second:
         costs.append(f"{pairs / stage.pairs_per_second / 3600:,.1f} core hours")

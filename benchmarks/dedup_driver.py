@@ -1,6 +1,6 @@
 """How much time and memory does the part of dedup take that is not divided by shards, at hundreds of millions of pairs?
 
-Run: `python benchmarks/dedup_driver.py [--rows 750000000] [--work FOLDER]`. Shards are signed, sorted into buckets and
+Run: `python benchmarks/dedup_driver.py --rows 750000000 [--work FOLDER]`. Shards are signed, sorted into buckets and
 compared by calls of bounded memory, on any number of machines. What is left to the driver, for each side of the pairs,
 are the steps below; they run here as in `conan dedup`, on made-up hashes and edges:
 
@@ -34,7 +34,7 @@ AT_ONCE = 1 << 24  # rows made up at a time
 def main() -> None:
     """Run each step and print its time and the peak memory so far."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=750_000_000)
+    parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="a folder for 16 bytes per row")
     options = parser.parse_args()
     print(f"{options.rows:,} pairs")
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def run(rows: int, work: Path, quiet: bool) -> None:
-    """Run the steps on so many rows."""
+    """Run the steps on `rows` made-up rows."""
     generator = np.random.default_rng(0)
 
     @contextmanager
