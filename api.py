@@ -14,6 +14,7 @@ from .pipeline.corpus import catalog
 from .pipeline.corpus.lock import locked
 from .pipeline.corpus.pools import read_candidates
 from .pipeline.corpus.saved_recipe import load_recipe as load_saved_recipe
+from .pipeline.corpus.uris import find_folder, refuse_elsewhere
 from .pipeline.engine.calls import Engine
 from .pipeline.engine.local import close_workers
 from .pipeline.plugins import load_plugins
@@ -52,7 +53,7 @@ def run(
 
     Args:
         recipe: The recipe, from `load_recipe`.
-        corpus: The corpus folder; created if it does not exist.
+        corpus: The corpus folder, created if it does not exist; or `s3://BUCKET/…`.
         workers: Processes of the data stages; 0 is one per core.
         processes: Training processes, one per device; by default 1, or one per GPU of the cluster.
         address: A Ray cluster for data stages and training: `HOST:PORT`, or `auto` for the one this machine is in.
@@ -60,8 +61,9 @@ def run(
     Raises:
         ConanError: something is wrong; the message says what, where, and what to do about it.
     """
-    with _engine(Path(corpus), workers, address) as engine:
-        yield from run_stages(Path(corpus), recipe, engine, processes)
+    folder = find_folder(corpus)
+    with _engine(folder, workers, address) as engine:
+        yield from run_stages(folder, recipe, engine, processes)
 
 
 def run_stage(
@@ -77,7 +79,7 @@ def run_stage(
 
     Args:
         stage: ingest, filter, dedup, score, convert, mine, bootstrap, pretrain, finetune, evaluate or export.
-        corpus: The corpus folder.
+        corpus: The corpus folder, or `s3://BUCKET/…`.
         recipe: The recipe; by default the one that ingest saved in the corpus.
         workers: Processes of a data stage; 0 is one per core.
         processes: Training processes, one per device; by default 1, or one per GPU of the cluster.
@@ -86,7 +88,7 @@ def run_stage(
     Raises:
         ConanError: something is wrong; the message says what, where, and what to do about it.
     """
-    folder = Path(corpus)
+    folder = find_folder(corpus)
     if recipe is None:
         recipe = load_saved_recipe(folder)
         load_plugins(recipe.plugins)
@@ -104,10 +106,15 @@ def run_stage(
 
 
 class Corpus:
-    """A corpus folder as tables: the pairs of each stage, the rejects, the negative pools, and SQL over all of them."""
+    """A corpus as tables: the pairs of each stage, the rejects, the negative pools, and SQL over all of them."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.place = str(folder)
+
+    @property
+    def folder(self) -> Path:
+        """The folder, for a corpus at a URI that of its copy on this machine, as the store is now."""
+        return find_folder(self.place)
 
     def read(self, stage: str) -> pl.DataFrame:
         """Return the rows of a stage: ingest, filter, dedup, score, or convert's pretrain, retrieval, sts and passages.
@@ -140,7 +147,7 @@ class Corpus:
         return frame
 
     def __repr__(self) -> str:
-        return f"Corpus({str(self.folder)!r})"
+        return f"Corpus({self.place!r})"
 
 
 def load_encoder(model: str | Path, **options: Any) -> Encoder:
@@ -159,6 +166,8 @@ def load_encoder(model: str | Path, **options: Any) -> Encoder:
 @contextmanager
 def _engine(corpus: Path, workers: int, address: str | None) -> Iterator[Engine]:
     """Lock the corpus and give an engine; its workers end with the block."""
+    if address is not None:
+        refuse_elsewhere(corpus, "a Ray cluster")
     with locked(corpus):
         try:
             yield Engine(workers, address=address)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .pipeline.corpus.uris import find_folder
 from .pipeline.needed_extras import missing_packages, needed_extras
 from .pipeline.plugins import load_plugins
 from .recipe_names import list_name_checks
@@ -43,7 +44,7 @@ def check_recipe(file: Path, overrides: Sequence[str] = (), corpus: Path | None 
         recipe = load(file, overrides)
     except RecipeError as error:  # it may explain several keys, a line each
         return [_place(file, line) for line in re.split(rf"\n(?={re.escape(str(file))}:|--set )", str(error))]
-    corpus = corpus or (Path(recipe.corpus) if recipe.corpus else None)
+    corpus = corpus or (find_folder(recipe.corpus) if recipe.corpus else None)
     found = [
         finding for name in recipe.plugins for finding in _try(recipe.locate("plugins"), partial(load_plugins, [name]))
     ]

@@ -34,11 +34,12 @@ def main() -> None:
     try:
         app()
     except Exception as error:
+        from .pipeline.corpus.uris import name_uris
         from .schemas.errors import ConanError, RecipeError
 
         if os.environ.get("CONAN_DEBUG"):
             traceback.print_exc()
         foreseen = isinstance(error, ConanError | OSError)  # errors of the operating system name the file
-        message = str(error) if foreseen else f"{type(error).__name__}: {error} (--debug shows where)"
+        message = name_uris(str(error) if foreseen else f"{type(error).__name__}: {error} (--debug shows where)")
         display.errors.print(f"error: {message}", style="red", soft_wrap=True)
         sys.exit(2 if isinstance(error, RecipeError) else 1)

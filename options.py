@@ -44,21 +44,27 @@ def _numbers(text: str | None) -> str | None:
     return text
 
 
-def _local_folder(folder: Path | None) -> Path | None:
+def _local_folder(folder: Path) -> Path:
     from .pipeline.corpus.folder import refuse_uri
 
-    if folder is not None:
-        refuse_uri(folder)
+    refuse_uri(folder)
     return folder
 
 
-def _local_folders(folders: list[Path]) -> list[Path]:
-    for folder in folders:
-        _local_folder(folder)
-    return folders
+def _corpus(context: typer.Context, corpus: Path | None) -> Path | None:
+    """Return the folder of a corpus; one at a URI is opened, but not while the shell completes a command."""
+    from .pipeline.corpus.uris import find_folder
+
+    return corpus if corpus is None or context.resilient_parsing else find_folder(corpus)
 
 
-Corpus = Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus folder.", callback=_local_folder)]
+def _corpora(context: typer.Context, corpora: list[Path]) -> list[Path]:
+    return [folder for corpus in corpora if (folder := _corpus(context, corpus))]
+
+
+Corpus = Annotated[
+    Path, typer.Argument(metavar="CORPUS", help="The corpus: a folder, or s3://BUCKET/….", callback=_corpus)
+]
 Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, as in score.cutoff=0.5. May be repeated."),
@@ -122,7 +128,7 @@ OptionalRecipe = Annotated[
 OptionalCorpus = Annotated[
     Path | None,
     typer.Argument(
-        metavar="CORPUS", help="The corpus folder; default: the recipe's `corpus:`.", callback=_local_folder
+        metavar="CORPUS", help="The corpus: a folder, or s3://…; default: the recipe's `corpus:`.", callback=_corpus
     ),
 ]
 DemoFolder = Annotated[
@@ -198,7 +204,7 @@ TrainDryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings, st
 CorpusOrModel = Annotated[
     Path,
     typer.Argument(
-        metavar="CORPUS", help="The corpus folder; with --sets or --cmteb it may be a model.", callback=_local_folder
+        metavar="CORPUS", help="The corpus folder; with --sets or --cmteb it may be a model.", callback=_corpus
     ),
 ]
 Models = Annotated[
@@ -268,12 +274,13 @@ Limit = Annotated[int | None, typer.Option(metavar="ROWS", help="Print at most t
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table; lists and structs as JSON.")]
 ReportedCorpora = Annotated[
     list[Path],
-    typer.Argument(metavar="CORPUS…", help="A corpus folder, or several to compare.", callback=_local_folders),
+    typer.Argument(metavar="CORPUS…", help="A corpus folder, or several to compare.", callback=_corpora),
 ]
 ReportFile = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="The page to write; default: CORPUS/report.html, of several the first's comparison.html."
+        metavar="FILE",
+        help="The page to write; default: CORPUS/report.html, of several the first's comparison.html; of s3://, here.",
     ),
 ]
 NewFolder = Annotated[
@@ -340,9 +347,12 @@ def cluster_of(engine: EngineName, address: str | None) -> str | None:
 def work(corpus: Path, workers: int = 1, cluster: str | None = None) -> Iterator["Engine"]:
     """Lock the corpus and give an engine that shows its progress."""
     from .pipeline.corpus.lock import locked
+    from .pipeline.corpus.uris import refuse_elsewhere
     from .pipeline.engine.calls import Engine
     from .pipeline.engine.local import close_workers
 
+    if cluster is not None:
+        refuse_elsewhere(corpus, "--engine ray")
     with locked(corpus), display.progress() as show:
         try:
             yield Engine(workers, show, cluster)

@@ -31,8 +31,9 @@ model with random weights that bootstrap starts from."""
 
 
 def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") -> "Summary":
-    """Run one data stage and rebuild the catalog."""
+    """Run one data stage and rebuild the catalog; upload what has changed in a corpus at a URI, which has none."""
     from .pipeline.corpus import catalog
+    from .pipeline.corpus.uris import is_mirror, upload
 
     # Each stage is imported when it runs: score and mine import torch and FAISS, which takes seconds.
     match name:
@@ -75,7 +76,9 @@ def run_data_stage(name: str, corpus: Path, recipe: Recipe, engine: "Engine") ->
             summary = judge(corpus, _find_judge(corpus, recipe), engine, own_prompts(recipe.sources))
         case _:
             raise ValueError(f"no data stage is called {name!r}; choose from {', '.join(DATA_STAGES)}")
-    catalog.rebuild(corpus)
+    if not is_mirror(corpus):  # its catalog would need all of its shards
+        catalog.rebuild(corpus)
+    upload(corpus)
     return summary
 
 
@@ -129,9 +132,12 @@ def find_trained_model(corpus: Path, name: str) -> str:
     Raises:
         CorpusError: the stage has not been trained.
     """
+    from .pipeline.corpus.uris import fetch
+
     if name not in STAGE_MODELS:
         return name
     folder = corpus / "train" / name / "model"
+    fetch(corpus, f"train/{name}/model")
     if not is_trained(corpus, name):
         from .schemas.errors import CorpusError
 
@@ -158,12 +164,16 @@ def train(stage: str, corpus: Path, recipe: Recipe, where: "int | Sequence[Host]
         CorpusError: the stage's inputs don't exist yet.
         TrainingError: a training process failed.
     """
+    from .pipeline.corpus.uris import refuse_elsewhere, upload
     from .pipeline.engine.local import close_workers
     from .trainer.launch.launcher import run_job
 
+    if not isinstance(where, int):
+        refuse_elsewhere(corpus, "--hostfile" if isinstance(where, Sequence) else "--engine ray")
     job = training_job(stage, corpus, recipe)
     close_workers()  # training needs the whole machine
     trained = run_job(job, where)
+    upload(corpus)
     return Trained(stage, trained, str(job.model_folder), last_step(corpus, stage))
 
 
@@ -380,13 +390,15 @@ def _check_width(corpus: Path, recipe: Recipe) -> None:
 
 
 def find_corpus(recipe: Recipe, corpus: Path | None, file: Path) -> Path:
-    """Return the corpus folder: the argument, else the recipe's `corpus:`.
+    """Return the corpus folder: the argument, else the recipe's `corpus:`, which may be a URI (see mirror.py).
 
     Raises:
         RecipeError: neither is given.
     """
+    from .pipeline.corpus.uris import find_folder
+
     if corpus is None and recipe.corpus is None:
         raise RecipeError(
             f"{file}: no `corpus:`; add it, or give the folder on the command line: conan run {file} FOLDER"
         )
-    return corpus or Path(str(recipe.corpus))
+    return corpus or find_folder(str(recipe.corpus))

@@ -1,6 +1,7 @@
 """Commands that show what is in a corpus, and whether the machine is fit for the work."""
 
 from functools import partial
+from pathlib import Path
 
 import typer
 
@@ -49,10 +50,12 @@ def report(
 
     Several corpora are next to each other, after the settings in which they differ.
     """
+    from ..pipeline.corpus.uris import is_mirror
     from ..pipeline.report.page import write_report
 
     name = "report.html" if len(corpora) == 1 else "comparison.html"
-    typer.echo(f"report: {write_report(corpora, to or corpora[0] / name)}")
+    place = Path() if is_mirror(corpora[0]) else corpora[0]
+    typer.echo(f"report: {write_report(corpora, to or place / name)}")
 
 
 @command("conan sample corpora/zh tests/corpus --rows 1000")

@@ -1,6 +1,7 @@
 """Commands that train, evaluate and export models."""
 
 import os
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -99,6 +100,8 @@ def evaluate(
 ) -> None:
     """Evaluate models: retrieval (next to BM25), reranking, sentence pairs, classification, clustering."""
     from ..evaluation import evaluate, evaluate_cmteb
+    from ..pipeline.corpus.lock import locked
+    from ..pipeline.corpus.uris import is_mirror
     from ..trainer.evaluation.gate import Conditions
 
     if cmteb and sets:
@@ -123,7 +126,9 @@ def evaluate(
     if cmteb:
         outcome = evaluate_cmteb(place, resolved, models, tasks.split(",") if tasks else [])
     else:
-        with display.progress() as progress:
+        # Results are kept in the corpus: at a URI, that is to upload them, under the lock.
+        keeping = locked(corpus) if is_mirror(corpus) else nullcontext()
+        with keeping, display.progress() as progress:
             outcome = evaluate(place, resolved, models, sets, results, overrides, progress, conditions)
     show_outcome(outcome, as_json)
     if outcome.gate and outcome.gate.failures:

@@ -19,7 +19,7 @@ from .corpus.atomic import clear_temporaries, commit
 from .corpus.folder import FOLDERS, HELD_OUT, HOLDOUT, committed, fingerprint, read_footer, rejects, shards
 from .corpus.judgements import copy_rows, list_parts, scan
 from .corpus.pools import FILE as POOLS_FILE
-from .corpus.pools import TABLES, check_version, open_pools, write_pools
+from .corpus.pools import TABLES, check_version, has_pools, open_pools, write_pools
 from .corpus.shard_writer import ShardWriter
 from .corpus.sql import quote, scan_shards
 from .engine.stage import summarise
@@ -75,7 +75,7 @@ def cut(corpus: Path, out: Path, rows: int, seed: int = 0) -> list[Summary]:
             written = dict.fromkeys([*inputs, *(folder for folder, _ in sets)])
             summaries = [summarise(temporary, folder) for folder in written]
             records = [shard for kind in ("retrieval", "pretrain") for shard in committed(temporary, f"convert/{kind}")]
-            if records and (corpus / POOLS_FILE).exists():
+            if records and has_pools(corpus):
                 summaries.append(_cut_pools(connection, corpus, records, temporary))
         if (corpus / "recipe.yaml").exists():
             shutil.copyfile(corpus / "recipe.yaml", temporary / "recipe.yaml")

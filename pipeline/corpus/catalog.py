@@ -19,8 +19,10 @@ from ...schemas.training import TRAINING
 from .atomic import replacing
 from .folder import FOLDERS, STAGES, committed, read_footer, rejects
 from .pools import FILE as POOLS_FILE
+from .pools import has_pools
 from .sql import quote, scan_shards
 from .synthesis import ANSWERS
+from .uris import fetch
 
 FILE = "catalog.duckdb"
 RESULTS = "evaluation/results"
@@ -90,7 +92,7 @@ def opened(corpus: Path) -> Iterator[Callable[..., pa.Table]]:
         catalog = _write(Path(folder) / FILE, _statements(corpus))
         with duckdb.connect(str(catalog), read_only=True) as connection:
             connection.execute("SET enable_progress_bar = false")
-            if (corpus / POOLS_FILE).exists():
+            if has_pools(corpus):
                 connection.execute(f"ATTACH {quote((corpus / POOLS_FILE).resolve())} AS pools (READ_ONLY)")
 
             def ask(sql: str, limit: int | None = None) -> pa.Table:
@@ -143,6 +145,7 @@ def _statements(corpus: Path) -> list[str]:
     statements.append(f"CREATE VIEW synthesis AS {_synthesis(corpus)}")
     statements.append(f"CREATE VIEW synthesis_funnel AS {_SYNTHESIS_FUNNEL}")
     statements.append(f"CREATE VIEW runs AS {_runs(corpus)}")
+    fetch(corpus, RESULTS)
     result_files = sorted((corpus / RESULTS).glob("*.parquet"))
     statements.append(f"CREATE VIEW results AS {scan(result_files, RESULT, union_by_name=True)}")
     return statements

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from ...schemas.errors import CorpusError
 from ...schemas.footer import FOOTER_KEY, Footer
 from .atomic import clear_temporaries
+from .uris import fetch_shards, settle, upload
 
 STAGES = ("ingest", "filter", "dedup", "score", "convert")
 FOLDERS = (
@@ -54,6 +55,7 @@ def shards(corpus: Path, folder: str) -> list[Path]:
 
 def committed(corpus: Path, folder: str) -> list[Path]:
     """Return the shards that exist, whether or not their stage is complete."""
+    fetch_shards(corpus, folder)
     return _parts(corpus / folder)
 
 
@@ -63,12 +65,12 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def refuse_uri(corpus: Path) -> None:
-    """Raise CorpusError if a corpus is a URI, which a Path turns into the name of a local folder: `s3:/bucket/zh`."""
+    """Raise CorpusError if a folder is a URI, which a Path turns into the name of a local one: `s3:/bucket/zh`."""
     if _URI.match(str(corpus)):
         uri = str(corpus).replace(":/", ":///" if str(corpus).startswith("file:") else "://", 1)
         raise CorpusError(
-            f"{uri}: a corpus must be a folder on this machine, not a URI; give a local path, and copy the folder when "
-            "it is finished (the files of sources may be at URIs)"
+            f"{uri}: this must be a folder on this machine, not a URI; give a local path, and copy the folder when "
+            "it is finished"
         )
 
 
@@ -131,6 +133,7 @@ def begin(corpus: Path, folder: str) -> None:
     (place / _INCOMPLETE).touch()
     clear_temporaries(place)
     clear_temporaries(place / "rejected")
+    settle(corpus, folder)
 
 
 def finish(corpus: Path, folder: str, keep: set[str]) -> None:
@@ -144,4 +147,6 @@ def finish(corpus: Path, folder: str, keep: set[str]) -> None:
     for shard in [*committed(corpus, folder), *_parts(corpus / folder / "rejected")]:
         if shard.name not in keep:
             shard.unlink()
+    settle(corpus, folder)
     (corpus / folder / _INCOMPLETE).unlink(missing_ok=True)
+    upload(corpus, folder)

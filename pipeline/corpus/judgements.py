@@ -13,6 +13,7 @@ import polars as pl
 
 from .atomic import replacing
 from .sql import quote, scan_shards
+from .uris import fetch
 
 FOLDER = "judgements"
 
@@ -22,6 +23,7 @@ _TYPES = "VARCHAR, VARCHAR, VARCHAR, FLOAT, VARCHAR, TIMESTAMP"
 
 def list_parts(corpus: Path) -> list[Path]:
     """List the files of the store."""
+    fetch(corpus, FOLDER)
     return sorted((corpus / FOLDER).glob("*.parquet"))
 
 

@@ -13,36 +13,44 @@ from typing import Any
 
 from ...schemas.errors import CorpusError
 from .folder import refuse_uri
+from .uris import is_mirror, leased
 
 
 @contextmanager
 def locked(corpus: Path) -> Iterator[None]:
     """Hold the lock of a corpus: only one command at a time works on it.
 
-    The operating system releases the lock if its owner dies, so nobody has to delete a stale lock.
+    The operating system releases the lock if its owner dies, so nobody has to delete a stale lock. That of a corpus in
+    an object store ends by itself (see lease.py), and what has changed is uploaded before.
 
     Raises:
         CorpusError: another command holds the lock (the message names its process, machine and start time), the disk
-            is full, or the corpus is a URI.
+            is full, or the corpus is a URI that was not opened (see mirror.py).
+        StoreError: an object store can't be used.
     """
     refuse_uri(corpus)
-    with _full_disk_explained(corpus):
-        corpus.mkdir(parents=True, exist_ok=True)
-        with (corpus / ".lock").open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                owner: Mapping[str, Any] = json.loads(file.read() or "{}")
-                raise CorpusError(
-                    f"{corpus} is in use by process {owner.get('process', '?')} on {owner.get('machine', '?')} "
-                    f"since {owner.get('since', '?')}; wait for it or stop it"
-                ) from error
-            file.truncate(0)
-            since = datetime.now().astimezone().isoformat(timespec="seconds")
-            file.write(json.dumps({"process": os.getpid(), "machine": socket.gethostname(), "since": since}))
-            file.flush()
-            yield
+    with _full_disk_explained(corpus), leased(corpus) if is_mirror(corpus) else _locked_folder(corpus):
+        yield
+
+
+@contextmanager
+def _locked_folder(corpus: Path) -> Iterator[None]:
+    corpus.mkdir(parents=True, exist_ok=True)
+    with (corpus / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner: Mapping[str, Any] = json.loads(file.read() or "{}")
+            raise CorpusError(
+                f"{corpus} is in use by process {owner.get('process', '?')} on {owner.get('machine', '?')} "
+                f"since {owner.get('since', '?')}; wait for it or stop it"
+            ) from error
+        file.truncate(0)
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        file.write(json.dumps({"process": os.getpid(), "machine": socket.gethostname(), "since": since}))
+        file.flush()
+        yield
 
 
 @contextmanager

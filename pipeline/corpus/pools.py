@@ -16,6 +16,7 @@ from .atomic import replacing
 from .folder import fingerprint
 from .judgements import fill
 from .sql import quote
+from .uris import fetch
 
 FILE = "pools.duckdb"
 TABLES = {name: f"mined_{name}" for name in ("queries", "positives", "candidates")}
@@ -32,9 +33,15 @@ class PoolsInUseError(CorpusError):
     """Another process has pools.duckdb open; DuckDB allows either one writer or several readers."""
 
 
+def has_pools(corpus: Path) -> bool:
+    """Whether a corpus has pools; those of a corpus at a URI are fetched."""
+    fetch(corpus, FILE)
+    return (corpus / FILE).exists()
+
+
 def stored_fingerprint(corpus: Path) -> str | None:
     """Return the fingerprint of the stored pools, or None if there are no pools or their schema is outdated."""
-    if not (corpus / FILE).exists():
+    if not has_pools(corpus):
         return None
     try:
         with open_pools(corpus) as connection:
@@ -51,7 +58,7 @@ def open_pools(corpus: Path, read_only: bool = True) -> duckdb.DuckDBPyConnectio
         CorpusError: there are no pools yet.
         PoolsInUseError: another process has the database open.
     """
-    if not (corpus / FILE).exists():
+    if not has_pools(corpus):
         raise CorpusError(f"{corpus}: no {FILE}; run `conan mine {corpus}` first")
     try:
         connection = duckdb.connect(str(corpus / FILE), read_only=read_only)

@@ -6,12 +6,14 @@ from pathlib import Path
 from ...schemas.errors import RecipeError
 from ...schemas.recipe import Recipe, dump, load
 from .atomic import write_text
+from .uris import upload
 
 
 def save_recipe(corpus: Path, recipe: Recipe) -> None:
     """Save the recipe in the corpus, with defaults filled in."""
     corpus.mkdir(parents=True, exist_ok=True)
     write_text(corpus / "recipe.yaml", dump(recipe))
+    upload(corpus, "recipe.yaml")
 
 
 def find_recipe(corpus: Path) -> Path:

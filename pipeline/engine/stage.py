@@ -13,6 +13,7 @@ from typing import Any
 from ...schemas.errors import ConanError, CorpusError
 from ...schemas.outcomes import Summary
 from ..corpus import folder as folders
+from ..corpus.uris import upload_shard
 from .calls import Call, Engine, Outcome
 
 
@@ -60,6 +61,7 @@ def run_stage(
             failures.append(f"{name}: written on a node that does not share this folder")
         else:
             rows += folders.read_footer(Path(name)).rows_in
+            upload_shard(corpus, Path(name), folders.rejects(Path(name)))
         engine.progress(folder, done, len(tasks), rows)
     if failures:
         raise StageError("\n".join(failures))

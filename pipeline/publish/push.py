@@ -13,6 +13,7 @@ from ...schemas.errors import ConanError, CorpusError
 from ...schemas.outcomes import Pushed
 from ...schemas.recipe import Recipe
 from ..corpus.folder import FOLDERS, committed, rejects, shards
+from ..corpus.uris import fetch
 from ..text.personal_data import mask_personal_data
 from .dataset_card import dataset_card
 
@@ -36,6 +37,7 @@ def push_model(corpus: Path, recipe: Recipe, repository: str, *, public: bool = 
     """
     _check_name(repository)
     folder = corpus / recipe.export.folder
+    fetch(corpus, recipe.export.folder)
     if not (folder / "modules.json").exists():
         raise CorpusError(f"{folder}: no exported model; run `conan export {corpus}` first")
     files = {

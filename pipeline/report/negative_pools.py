@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..corpus.pools import FILE as POOLS_FILE
+from ..corpus.pools import has_pools
 from .charts import render_histogram
 from .elements import escape_text, render_facts, render_section, render_table
 from .subjects import Subject
@@ -19,7 +19,7 @@ _BEST = (
 
 def render_pools(subjects: Sequence[Subject]) -> str:
     """Render the sizes of the pools, and how their scores compare with those of positives."""
-    mined = [subject for subject in subjects if (subject.folder / POOLS_FILE).exists() and _read_run(subject)]
+    mined = [subject for subject in subjects if has_pools(subject.folder) and _read_run(subject)]
     if not mined:
         return ""
     facts = {subject.name: _summarise(_read_run(subject)[0]) for subject in mined}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...schemas.errors import CorpusError
 from ..corpus.atomic import write_text
+from ..corpus.uris import name_uris
 from .differences import render_differences
 from .elements import escape_text
 from .evaluation import render_evaluation
@@ -60,7 +61,7 @@ def write_report(corpora: Sequence[Path], to: Path) -> Path:
 
 def _render_page(subjects: Sequence[Subject], body: str) -> str:
     title = " and ".join(escape_text(subject.name, 255) for subject in subjects)
-    places = "<br>".join(escape_text(str(subject.folder), 1000) for subject in subjects)
+    places = "<br>".join(escape_text(name_uris(str(subject.folder)), 1000) for subject in subjects)
     links = "".join(
         f'<a href="#{name}">{heading}</a>' for name, heading in re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', body)
     )

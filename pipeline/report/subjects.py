@@ -12,6 +12,7 @@ import yaml
 from ...schemas.errors import CorpusError, RecipeError
 from ..corpus.catalog import opened
 from ..corpus.folder import FOLDERS, STAGES, committed
+from ..corpus.uris import name_uris
 from .elements import escape_text
 
 
@@ -69,7 +70,7 @@ def _list_stages(corpus: Path) -> list[str]:
 
 def _name(corpora: Sequence[Path]) -> list[str]:
     """Name each corpus by the last parts of its path, as many as make the names differ."""
-    paths = [corpus.resolve().parts for corpus in corpora]
+    paths = [Path(name_uris(str(corpus.resolve()))).parts for corpus in corpora]
     lengths = range(1, max(map(len, paths)) + 1)
     length = next(length for length in lengths if len({path[-length:] for path in paths}) == len(paths))
     return ["/".join(path[-length:]) for path in paths]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ...pipeline.corpus.folder import HOLDOUT, is_begun, read_footer, shards
+from ...pipeline.corpus.folder import HOLDOUT, committed, is_begun, read_footer, shards
 from ...pipeline.ingest.columns import decide_columns
 from ...pipeline.ingest.files import FileSplit
 from ...pipeline.ingest.readers import check_readers
@@ -64,6 +64,7 @@ def find_own_sets(corpus: Path) -> list[Path]:
         CorpusError: the corpus has no sets, or dedup, which writes those held out, was interrupted.
     """
     folder = corpus / "evaluation"
+    committed(corpus, "evaluation")  # fetches the sets of a corpus at a URI
     held_out = shards(corpus, HOLDOUT) if is_begun(corpus, HOLDOUT) else []
     if not held_out and not folder.is_dir():
         raise CorpusError(

@@ -13,6 +13,7 @@ import polars as pl
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from ...pipeline.corpus.uris import fetch
 from ...pipeline.encoder.quantization import RANGES_FILE, bytes_per_vector
 from ...pipeline.publish.cards import choose_licence, show_licence, write_table
 from ...schemas.prompts import Prompts
@@ -77,6 +78,8 @@ def _records(job: Mapping[str, Any], corpus: Path) -> pl.DataFrame | None:
         for shard in shards
         if kind != "sts" or job["settings"]["sts_batch"]
     ]
+    for _, file in files:
+        fetch(corpus, file.relative_to(corpus).as_posix())
     if not all(file.exists() for _, file in files):
         return None
     parts = [pl.LazyFrame(schema=_RECORDS)]

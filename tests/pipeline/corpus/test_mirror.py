@@ -1,0 +1,122 @@
+"""A corpus at s3:// has the rows of a local one, on any machine, and nothing is written twice."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import polars as pl
+import pytest
+from command_line import Conan
+from conan_embedding.api import Corpus, run_stage
+from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.corpus.uris import find_folder
+from conan_embedding.schemas.errors import CorpusError
+from conan_embedding.schemas.recipe import Recipe
+from s3_proxy import Bucket
+from uri_corpora import make_recipe, read_rows
+
+STAGES = ("ingest", "filter", "dedup", "score", "convert")
+
+
+def move(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """Go on as another machine does, whose cache is empty."""
+    monkeypatch.setenv("CONAN_CACHE", str(tmp_path / name))
+
+
+def run_all(corpus: str | Path, recipe: Recipe) -> None:
+    for stage in STAGES:
+        run_stage(stage, corpus, recipe, workers=1)
+
+
+def test_rows_are_those_of_a_local_corpus(
+    bucket: Bucket, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(tmp_path, sources=3, model=tiny)
+    uri = f"{bucket.uri}/corpora/zh"
+    run_all(tmp_path / "local", recipe)
+    run_all(uri, recipe)
+    move(monkeypatch, tmp_path, "elsewhere")
+    mirror = find_folder(uri)
+    for folder in folders.FOLDERS:
+        assert read_rows(mirror, folder) == read_rows(tmp_path / "local", folder), folder
+        assert (mirror / folder).is_dir()  # convert/sts has no shards, and still has been written
+    assert Corpus(uri).sql("FROM funnel").equals(Corpus(tmp_path / "local").sql("FROM funnel"))
+    assert Corpus(uri).rejected().height == Corpus(tmp_path / "local").rejected().height > 0
+
+    bucket.proxy.writes.clear()
+    run_all(uri, recipe)
+    assert [write for write in bucket.proxy.writes if "part-" in write] == []
+
+
+def test_a_machine_goes_on_where_another_stopped(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(tmp_path, sources=2)
+    run_stage("ingest", bucket.uri, recipe, workers=1)
+    move(monkeypatch, tmp_path, "elsewhere")
+    run_stage("filter", bucket.uri, workers=1)  # with the recipe of the corpus
+    grown = make_recipe(tmp_path, sources=3)
+    bucket.proxy.writes.clear()
+    run_stage("ingest", bucket.uri, grown, workers=1)
+    assert sum("ingest/part-" in write for write in bucket.proxy.writes) == 1  # the new source
+    monkeypatch.setenv("CONAN_CACHE", str(tmp_path / "cache"))  # the first machine, which has an old copy
+    run_stage("filter", bucket.uri, workers=1)
+    run_stage("ingest", tmp_path / "local", grown, workers=1)
+    run_stage("filter", tmp_path / "local", workers=1)
+    assert read_rows(find_folder(bucket.uri), "filter") == read_rows(tmp_path / "local", "filter")
+
+
+def test_what_was_not_uploaded_is_not_committed(bucket: Bucket, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, sources=2)
+    run_stage("ingest", bucket.uri, recipe, workers=1)
+    mirror = find_folder(bucket.uri)
+    before = read_rows(mirror, "ingest")
+    first, second = folders.committed(mirror, "ingest")
+    first.rename(first.with_name("part-00007.parquet"))  # written, but the process died
+    second.write_bytes(b"other bytes")
+    (mirror / "ingest" / ".incomplete").touch()
+    (mirror / "judgements").mkdir()
+    (mirror / "judgements" / "new.parquet").write_bytes(b"paid for")
+    assert find_folder(bucket.uri) == mirror
+    assert read_rows(mirror, "ingest") == before
+    assert not folders.is_interrupted(mirror, "ingest")
+    assert (mirror / "judgements" / "new.parquet").exists()
+    run_stage("ingest", bucket.uri, recipe, workers=1)
+    assert any("judgements/new.parquet" in write for write in bucket.proxy.writes)
+
+
+def test_processes_of_one_machine_have_folders_of_their_own(bucket: Bucket, tmp_path: Path) -> None:
+    run_stage("ingest", bucket.uri, make_recipe(tmp_path, sources=1), workers=1)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        other = pool.apply(find_folder, [bucket.uri])
+    assert {find_folder(bucket.uri).name, other.name} == {"0", "1"}
+
+
+def test_a_second_writer_is_refused(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conan_embedding.pipeline.corpus.lock import locked
+
+    recipe = make_recipe(tmp_path, sources=1)
+    with locked(find_folder(bucket.uri)):
+        move(monkeypatch, tmp_path, "elsewhere")
+        with pytest.raises(CorpusError, match=rf"{bucket.uri} is in use by process \d+ on .*; wait for it"):
+            run_stage("ingest", bucket.uri, recipe, workers=1)
+    run_stage("ingest", bucket.uri, recipe, workers=1)
+
+
+def test_command_line(bucket: Bucket, tmp_path: Path, conan: Conan, recipe: Path) -> None:
+    uri = f"{bucket.uri}/zh"
+    assert conan("ingest", uri, "--recipe", recipe, "--json")[0] == 0
+    code, out, _ = conan("sql", uri, "SELECT count(*) AS pairs FROM ingest", "--json")
+    assert (code, json.loads(out)) == (0, {"pairs": 3})
+    code, _, error = conan("dedup", uri)
+    assert code == 1
+    assert f"{uri}/filter: no shards; run `conan filter {uri}` first" in error.replace("\n", " ")
+    code, _, error = conan("dedup", uri, "--engine", "ray")
+    assert code == 1
+    assert f"{uri}: --engine ray needs a corpus in a folder that all machines share" in error
+    for place in ("gs://bucket/zh", "hdfs://host/zh", "s3://"):
+        code, _, error = conan("sql", place, "FROM ingest")
+        assert code == 1
+        assert "a corpus is a folder on this machine, or below s3://BUCKET/" in error.replace("\n", " ")
+    assert conan("ingest", f"file://{tmp_path}/local", "--recipe", recipe, "--json")[0] == 0
+    assert pl.read_parquet(tmp_path / "local" / "ingest" / "*.parquet").height == 3
