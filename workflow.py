@@ -204,9 +204,11 @@ def training_job(stage: str, corpus: Path, recipe: Recipe) -> "Job":
     """
     from .pipeline.corpus.folder import shards
     from .pipeline.corpus.pools import check_judging, decided_fingerprint
+    from .pipeline.corpus.uris import fetch
     from .schemas.errors import CorpusError
     from .trainer.job import make_job
 
+    fetch(corpus, f"train/{stage}")
     if stage == "bootstrap":
         if recipe.bootstrap is None:
             raise RecipeError("the recipe has no `bootstrap:`")
@@ -257,9 +259,11 @@ def _sentence_shards(corpus: Path) -> list[Path]:
 def _write_untrained(corpus: Path, recipe: Recipe) -> None:
     """Write the model that bootstrapping starts from: a small BERT with random weights, and a linear layer on top."""
     from .pipeline.corpus.folder import shards
+    from .pipeline.corpus.uris import fetch
     from .trainer.model.bootstrap import make_untrained
 
     assert recipe.bootstrap is not None
+    fetch(corpus, "train/untrained")
     make_untrained(
         corpus / "train" / "untrained" / "model", recipe.bootstrap, shards(corpus, recipe.bootstrap.training.on)
     )
@@ -283,6 +287,7 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
     The model keeps the pooling and prompts of its folder (for a model trained here, those of its training) unless the
     recipe has others.
     """
+    from .pipeline.corpus.uris import fetch
     from .trainer.model.calibration import find_ranges, sample_passages
     from .trainer.model.embedding_model import load
     from .trainer.model.export import export as write
@@ -290,6 +295,7 @@ def export(corpus: Path, recipe: Recipe) -> Exported:
     from .trainer.model.tei import tei_warnings
 
     settings = recipe.export
+    fetch(corpus, settings.folder)
     target = corpus / settings.folder  # an absolute folder is not moved into the corpus
     source = find_trained_model(corpus, settings.model)  # a folder or a hub name
     model, tokenizer = load(source, pooling=settings.pooling, prompts=settings.prompts)

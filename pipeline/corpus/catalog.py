@@ -3,8 +3,9 @@
 Every data stage rebuilds them in catalog.duckdb; `conan sql` creates the same views in a temporary file.
 """
 
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +23,14 @@ from .pools import FILE as POOLS_FILE
 from .pools import has_pools
 from .sql import quote, scan_shards
 from .synthesis import ANSWERS
-from .uris import fetch
+from .uris import fetch, is_mirror
 
 FILE = "catalog.duckdb"
 RESULTS = "evaluation/results"
 """Where `conan evaluate` saves its results per query: one file per model."""
+
+_PARTS = (*FOLDERS, ANSWERS, RESULTS, POOLS_FILE)
+"""The parts of a corpus that views are made of."""
 
 _SCHEMAS = {"ingest": PAIR, "filter": PAIR, "dedup": CLUSTERED, "score": SCORED} | {
     f"convert/{kind}": schema for kind, schema in TRAINING.items()
@@ -77,22 +81,33 @@ def query(corpus: Path, sql: str, limit: int | None = None) -> pa.Table:
         QueryError: DuckDB rejected the SQL; the message is DuckDB's.
         CorpusError: `corpus` is not a folder, or it holds a shard that Conan did not write.
     """
-    with opened(corpus) as ask:
+    with opened(corpus, _find_asked(corpus, sql)) as ask:
         return ask(sql, limit)
 
 
+def _find_asked(corpus: Path, sql: str) -> Sequence[str]:
+    """Return the parts of a corpus that a query may ask about. Those of a corpus at a URI have to be fetched first."""
+    words = set(re.findall(r"\w+", sql.lower()))
+    if not is_mirror(corpus) or words & {"convert", "rejected", "rules", "funnel", "runs", "query_table"}:
+        return _PARTS
+    views = {folder: {name := folder.rpartition("/")[2], f"{name}_rejected"} for folder in FOLDERS}
+    views |= {ANSWERS: {"synthesis", "synthesis_funnel"}, RESULTS: {"results"}, POOLS_FILE: {"pools"}}
+    return [part for part, names in views.items() if names & words]
+
+
 @contextmanager
-def opened(corpus: Path) -> Iterator[Callable[..., pa.Table]]:
+def opened(corpus: Path, parts: Sequence[str] = _PARTS) -> Iterator[Callable[..., pa.Table]]:
     """Open the views of a corpus for several queries; yields `query` without its first argument.
 
+    `parts` are those that are asked about: the views of all others are empty.
     The views are created in a temporary folder, so a query needs no write access to the corpus and never blocks a
     stage.
     """
     with tempfile.TemporaryDirectory() as folder:
-        catalog = _write(Path(folder) / FILE, _statements(corpus))
+        catalog = _write(Path(folder) / FILE, _statements(corpus, parts))
         with duckdb.connect(str(catalog), read_only=True) as connection:
             connection.execute("SET enable_progress_bar = false")
-            if has_pools(corpus):
+            if POOLS_FILE in parts and has_pools(corpus):
                 connection.execute(f"ATTACH {quote((corpus / POOLS_FILE).resolve())} AS pools (READ_ONLY)")
 
             def ask(sql: str, limit: int | None = None) -> pa.Table:
@@ -110,8 +125,8 @@ def _limited(relation: duckdb.DuckDBPyRelation, limit: int | None) -> duckdb.Duc
     return relation if limit is None else relation.limit(limit)
 
 
-def _statements(corpus: Path) -> list[str]:
-    """Build the CREATE VIEW statements.
+def _statements(corpus: Path, parts: Sequence[str] = _PARTS) -> list[str]:
+    """Build the CREATE VIEW statements, over some parts of a corpus.
 
     Each folder of shards has two views, named after the last part of the folder: `convert/sts` has `sts` and
     `sts_rejected`. The others are `convert` (all training records), `rejected` (all rejects), `funnel` (rows and bytes
@@ -123,9 +138,9 @@ def _statements(corpus: Path) -> list[str]:
     if not corpus.is_dir():
         raise CorpusError(f"{corpus}: no such folder; name the corpus that `conan ingest` wrote")
     statements = []
+    found = {folder: committed(corpus, folder) if folder in parts else [] for folder in (*FOLDERS, ANSWERS)}
     for folder in FOLDERS:
-        name = folder.rpartition("/")[2]
-        shards = committed(corpus, folder)
+        name, shards = folder.rpartition("/")[2], found[folder]
         statements.append(f"CREATE VIEW {name} AS {scan(shards, _SCHEMAS[folder])}")
         reject_files = [rejects(shard) for shard in shards if rejects(shard).exists()]
         scan_rejects = scan(reject_files, _REJECTED_SCHEMAS[folder])
@@ -142,10 +157,11 @@ def _statements(corpus: Path) -> list[str]:
         "CREATE VIEW rules AS SELECT stage, reason, source, count(*) AS rows FROM rejected "
         "GROUP BY ALL ORDER BY stage, rows DESC"
     )
-    statements.append(f"CREATE VIEW synthesis AS {_synthesis(corpus)}")
+    statements.append(f"CREATE VIEW synthesis AS {_synthesis(found[ANSWERS])}")
     statements.append(f"CREATE VIEW synthesis_funnel AS {_SYNTHESIS_FUNNEL}")
-    statements.append(f"CREATE VIEW runs AS {_runs(corpus)}")
-    fetch(corpus, RESULTS)
+    statements.append(f"CREATE VIEW runs AS {_runs(found)}")
+    if RESULTS in parts:
+        fetch(corpus, RESULTS)
     result_files = sorted((corpus / RESULTS).glob("*.parquet"))
     statements.append(f"CREATE VIEW results AS {scan(result_files, RESULT, union_by_name=True)}")
     return statements
@@ -181,9 +197,8 @@ GROUP BY ALL ORDER BY ALL
 """
 
 
-def _synthesis(corpus: Path) -> str:
+def _synthesis(shards: list[Path]) -> str:
     """Build the SQL for all requests of `conan synthesize`, kept or not: `reason` and `detail` are null for pairs."""
-    shards = committed(corpus, ANSWERS)
     kept, thrown = scan(shards, SYNTHESIZED), scan([rejects(shard) for shard in shards], rejected(SYNTHESIZED))
     return f"FROM ({kept}) UNION ALL BY NAME FROM ({thrown})"
 
@@ -217,12 +232,12 @@ def _funnel() -> str:
     )
 
 
-def _runs(corpus: Path) -> str:
+def _runs(found: Mapping[str, list[Path]]) -> str:
     """Build the SQL that lists the footer of every shard."""
     rows = [
         (folder, str(shard), read_footer(shard).model_dump_json())
-        for folder in (*FOLDERS, ANSWERS)
-        for shard in committed(corpus, folder)
+        for folder, shards in found.items()
+        for shard in shards
     ]
     if not rows:
         rows = [("", "", "{}")]  # VALUES needs at least one row; the WHERE below drops this one

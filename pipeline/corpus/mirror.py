@@ -8,6 +8,7 @@ shards of a run that was killed before it uploaded them, is dropped when the mir
 import fcntl
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -188,6 +189,7 @@ class Mirror:
                 raise
             del self.remote[path]  # the stage has come to its end, which a lagging listing does not show
         else:
+            os.utime(file, (stored.time, stored.time))  # so that results older than their model stay so
             self._note(path, stored.etag)
 
     def _put(self, path: str) -> None:

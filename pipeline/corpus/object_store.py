@@ -1,9 +1,10 @@
 """The objects below a URI in an object store that speaks S3. Each write says what it replaces, and fails otherwise."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,11 @@ class ChangedError(StoreError):
 
 @dataclass(frozen=True)
 class Stored:
-    """An object: its size in bytes, and its ETag, which changes with its content."""
+    """An object: its size in bytes, its ETag, which changes with its content, and when it was put (s since 1970)."""
 
     size: int
     etag: str
+    time: float = field(default_factory=time.time, compare=False)
 
 
 class ObjectStore:
@@ -87,8 +89,9 @@ class ObjectStore:
             pages = self.client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + (folder and f"{folder}/")):
                 for each in page.get("Contents", []):
-                    if not each["Key"].endswith("/"):  # which tools put as a folder
-                        found[each["Key"].removeprefix(self.prefix)] = Stored(each["Size"], each["ETag"])
+                    path = each["Key"].removeprefix(self.prefix)
+                    if not path.endswith("/"):  # which tools put as a folder
+                        found[path] = Stored(each["Size"], each["ETag"], each["LastModified"].timestamp())
         return found
 
     def find(self, path: str) -> Stored | None:

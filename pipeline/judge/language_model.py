@@ -9,6 +9,7 @@ from ...schemas.judge_settings import LLMJudgeSettings
 from ..corpus.folder import fingerprint
 from ..corpus.judgements import add
 from ..corpus.pools import open_pools
+from ..corpus.uris import fetch, upload
 from ..engine.calls import Engine
 from ..llm_client.client import Budget, Request, ask
 from ..llm_client.tokens import estimate_tokens
@@ -85,6 +86,7 @@ def grade(corpus: Path, pairs: pl.DataFrame, settings: LLMJudgeSettings, engine:
     """
     name, found = name_model(settings), Graded(0, 0, 0, 0)
     engine.progress("judge: llm", 0, pairs.height, 0)
+    fetch(corpus, FOLDER)
     for start in range(0, pairs.height, PART):
         texts, prompts = build_prompts(corpus, pairs[start : start + PART])
         requests = [Request(build_body(settings.model, messages, settings.answer_tokens)) for messages in prompts]
@@ -99,6 +101,7 @@ def grade(corpus: Path, pairs: pl.DataFrame, settings: LLMJudgeSettings, engine:
         if known.height:
             verdicts = known["score"].replace_strict(dict(enumerate(VERDICTS)), return_dtype=pl.String)
             add(corpus, name, known.with_columns(verdict=verdicts))
+        upload(corpus, FOLDER)
         over = asked.answers.count(None)
         now = Graded(known.height, texts.height - over - known.height, over, asked.tokens)
         found = Graded(*(before + more for before, more in zip(found, now, strict=True)))

@@ -24,6 +24,7 @@ from ...schemas.synthesize_settings import GradeSettings, SynthesizeSettings
 from ..corpus.folder import committed, fingerprint, is_sample, read_footer, rejects
 from ..corpus.shard_writer import ShardWriter
 from ..corpus.synthesis import ANSWERS, REQUESTS, list_answers
+from ..corpus.uris import fetch, upload
 from ..engine.calls import Engine
 from ..engine.stage import Task, run_stage
 from ..judge.grades import read_grade
@@ -163,6 +164,7 @@ def _plan(corpus: Path, recipe: Recipe) -> list[_Planned]:
 
 
 def _find_cache(corpus: Path, name: str) -> Path:
+    fetch(corpus, REQUESTS)
     return corpus / REQUESTS / f"{name}.jsonl"
 
 
@@ -173,7 +175,9 @@ def _ask(corpus: Path, planned: _Planned, requests: Sequence[Request], engine: E
         engine.progress(f"synthesize: {planned.name}", done, total, done)
 
     cache = _find_cache(corpus, planned.name)
-    return ask(requests, planned.settings.server, budget, cache, progress, PATIENCE, engine)
+    asked = ask(requests, planned.settings.server, budget, cache, progress, PATIENCE, engine)
+    upload(corpus, REQUESTS)
+    return asked
 
 
 def _find_left(corpus: Path, planned: _Planned) -> dict[str, int]:

@@ -29,7 +29,7 @@ def make_recipe(folder: Path, sources: int, model: Path | None = None, shortest:
         source = {"name": f"source-{number}", "files": [str(file)], "read": "jsonl", "task": TASKS[number % 3]}
         named.append(source | {"query": "query", "positive": "positive", "format": "question_answer"})
     if model is not None:
-        settings |= {"score": {"model": str(model), "cutoff": -1.0}}
+        settings |= {"score": {"model": str(model), "cutoff": -1.0}, "mine": {"model": str(model), "method": "topk"}}
     return Recipe.model_validate({"sources": named, **settings})
 
 

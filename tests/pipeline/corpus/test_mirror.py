@@ -9,13 +9,15 @@ import pytest
 from command_line import Conan
 from conan_embedding.api import Corpus, run_stage
 from conan_embedding.pipeline.corpus import folder as folders
-from conan_embedding.pipeline.corpus.uris import find_folder
+from conan_embedding.pipeline.corpus.lock import locked
+from conan_embedding.pipeline.corpus.object_store import ChangedError, ObjectStore
+from conan_embedding.pipeline.corpus.uris import fetch, find_folder
 from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.recipe import Recipe
 from s3_proxy import Bucket
 from uri_corpora import make_recipe, read_rows
 
-STAGES = ("ingest", "filter", "dedup", "score", "convert")
+STAGES = ("ingest", "filter", "dedup", "score", "convert", "mine")
 
 
 def move(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
@@ -28,6 +30,7 @@ def run_all(corpus: str | Path, recipe: Recipe) -> None:
         run_stage(stage, corpus, recipe, workers=1)
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_a_local_corpus(
     bucket: Bucket, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,6 +45,7 @@ def test_rows_are_those_of_a_local_corpus(
         assert (mirror / folder).is_dir()  # convert/sts has no shards, and still has been written
     assert Corpus(uri).sql("FROM funnel").equals(Corpus(tmp_path / "local").sql("FROM funnel"))
     assert Corpus(uri).rejected().height == Corpus(tmp_path / "local").rejected().height > 0
+    assert Corpus(uri).pools().equals(Corpus(tmp_path / "local").pools())
 
     bucket.proxy.writes.clear()
     run_all(uri, recipe)
@@ -54,11 +58,14 @@ def test_a_machine_goes_on_where_another_stopped(
     recipe = make_recipe(tmp_path, sources=2)
     run_stage("ingest", bucket.uri, recipe, workers=1)
     move(monkeypatch, tmp_path, "elsewhere")
+    assert Corpus(bucket.uri).sql("SELECT count(*) AS rows FROM filter").item() == 0
+    assert not list(find_folder(bucket.uri).glob("ingest/*.parquet"))  # the query does not ask about it
     run_stage("filter", bucket.uri, workers=1)  # with the recipe of the corpus
     grown = make_recipe(tmp_path, sources=3)
     bucket.proxy.writes.clear()
     run_stage("ingest", bucket.uri, grown, workers=1)
     assert sum("ingest/part-" in write for write in bucket.proxy.writes) == 1  # the new source
+    assert Corpus(bucket.uri).sql("SELECT count(*) AS rows FROM ingest").item() == 33
     monkeypatch.setenv("CONAN_CACHE", str(tmp_path / "cache"))  # the first machine, which has an old copy
     run_stage("filter", bucket.uri, workers=1)
     run_stage("ingest", tmp_path / "local", grown, workers=1)
@@ -85,6 +92,22 @@ def test_what_was_not_uploaded_is_not_committed(bucket: Bucket, tmp_path: Path) 
     assert any("judgements/new.parquet" in write for write in bucket.proxy.writes)
 
 
+def test_pools_that_another_writer_replaced_are_not_overwritten(bucket: Bucket, tmp_path: Path) -> None:
+    store = ObjectStore(bucket.uri)
+    store.put("pools.duckdb", b"1", None)
+    mirror = find_folder(bucket.uri)
+    with pytest.raises(ChangedError, match="something else has written here meanwhile"), locked(mirror):
+        fetch(mirror, "pools.duckdb")
+        (mirror / "pools.duckdb").write_bytes(b"changed here")
+        store.put("pools.duckdb", b"changed there", store.list_all()["pools.duckdb"].etag)
+    find_folder(bucket.uri)
+    fetch(mirror, "pools.duckdb")
+    assert (mirror / "pools.duckdb").read_bytes() == b"changed there"
+    with locked(mirror):
+        (mirror / "pools.duckdb").write_bytes(b"changed under the lock")
+    assert b"".join(store.read("pools.duckdb", store.list_all()["pools.duckdb"])) == b"changed under the lock"
+
+
 def test_processes_of_one_machine_have_folders_of_their_own(bucket: Bucket, tmp_path: Path) -> None:
     run_stage("ingest", bucket.uri, make_recipe(tmp_path, sources=1), workers=1)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -93,8 +116,6 @@ def test_processes_of_one_machine_have_folders_of_their_own(bucket: Bucket, tmp_
 
 
 def test_a_second_writer_is_refused(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from conan_embedding.pipeline.corpus.lock import locked
-
     recipe = make_recipe(tmp_path, sources=1)
     with locked(find_folder(bucket.uri)):
         move(monkeypatch, tmp_path, "elsewhere")
