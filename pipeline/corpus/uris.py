@@ -1,6 +1,6 @@
 """Corpora at URIs: each is worked on in a folder of this machine, its mirror (see mirror.py).
 
-What reads and writes a corpus calls the functions below; for a folder that is no mirror, they do nothing.
+What reads and writes a corpus calls the functions below; for any other folder they do nothing.
 """
 
 import os
@@ -15,7 +15,8 @@ from ...schemas.errors import CorpusError
 if TYPE_CHECKING:
     from .mirror import Mirror
 
-_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/+(.*))?")  # two letters or more: `C:/` is a drive
+# Two letters or more, as `C:/` is a drive; fsspec's chains, such as `simplecache::s3://…`, have a colon more.
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:(:.*)|/+(.*))?")
 
 _mirrors: dict[Path, "Mirror"] = {}
 """The mirrors that this process has opened, by folder. Its workers have none: they work on what is there."""
@@ -32,12 +33,13 @@ def find_folder(corpus: str | Path) -> Path:
     found = _URI.fullmatch(str(corpus))  # a Path has one slash after the colon
     if not found:
         return Path(corpus)
-    scheme, place = found[1].lower(), (found[2] or "").rstrip("/")
+    scheme, place = found[1].lower(), (found[3] or "").rstrip("/")
     if scheme == "file":
         return Path("/", place)
     if scheme != "s3" or not place:
+        uri = f"{found[1]}:{found[2].replace(':/', '://')}" if found[2] else f"{found[1]}://{place}"
         raise CorpusError(
-            f"{found[1]}://{place}: a corpus is a folder on this machine, or below s3://BUCKET/… in an object store; "
+            f"{uri}: a corpus is a folder on this machine, or below s3://BUCKET/… in an object store; "
             "copy it to one of these"
         )
     from .mirror import open_mirror
