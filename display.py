@@ -54,7 +54,7 @@ def _progress_bar() -> Iterator["Progress"]:
         bars.TextColumn("{task.description:20}"),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[progress].rows:,} rows, {task.fields[progress].rows_per_second:,.0f} rows/s"),
+        bars.TextColumn("{task.fields[progress].rate}"),
         Left(),
     )
     bar = bars.Progress(*columns, console=errors, transient=True)

@@ -39,8 +39,10 @@ class StageProgress:
         return max(self.updated - self.began, 0.1)
 
     @property
-    def rows_per_second(self) -> float:
-        return self.rows / self.worked
+    def rate(self) -> str:
+        """The rows so far and, to two digits at least, those of a second."""
+        rate = self.rows / self.worked
+        return f"{self.rows:,} rows, {f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} rows/s"
 
     @property
     def seconds_left(self) -> float:
@@ -49,7 +51,7 @@ class StageProgress:
         return self.worked / made * (self.total - self.done) - (time.monotonic() - self.updated) if made > 0 else inf
 
     def __str__(self) -> str:
-        rate = f"{self.rows:,} rows, {self.rows_per_second:,.0f} rows/s" if self.rows else ""
+        rate = self.rate if self.rows else ""
         if not rate and self.done > self.skipped:
             rate = f"{(self.done - self.skipped) / self.worked:,.3g}/s"
         so_far = f"{show_seconds(time.monotonic() - self.began)} so far"

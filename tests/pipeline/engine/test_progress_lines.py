@@ -64,3 +64,5 @@ def test_what_an_earlier_run_did_has_no_rate(monkeypatch: pytest.MonkeyPatch) ->
     assert str(resumed) == "dedup: bands: 12 of 20, 0.0333/s, 0:01:00 so far, about 0:04:00 left"
     resumed.update(16, 20, 6_000_000)
     assert str(resumed) == "dedup: bands: 16 of 20, 6,000,000 rows, 100,000 rows/s, 0:01:00 so far, about 0:00:40 left"
+    resumed.rows = 21
+    assert "21 rows, 0.35 rows/s" in str(resumed)
