@@ -45,7 +45,7 @@ def _numbers(text: str | None) -> str | None:
 
 
 def _local_folder(folder: Path) -> Path:
-    from .pipeline.corpus.folder import refuse_uri
+    from .pipeline.corpus.uris import refuse_uri
 
     refuse_uri(folder)
     return folder

@@ -23,7 +23,7 @@ from .pools import FILE as POOLS_FILE
 from .pools import has_pools
 from .sql import quote, scan_shards
 from .synthesis import ANSWERS
-from .uris import fetch, is_mirror
+from .uris import fetch, has_files, is_mirror, name_uris
 
 FILE = "catalog.duckdb"
 RESULTS = "evaluation/results"
@@ -135,7 +135,7 @@ def _statements(corpus: Path, parts: Sequence[str] = _PARTS) -> list[str]:
     check, by source, kind and persona) and `results` (metrics per query). Raises CorpusError if `corpus` is not a
     folder or holds a shard that Conan did not write.
     """
-    if not corpus.is_dir():
+    if not has_files(corpus):
         raise CorpusError(f"{corpus}: no such folder; name the corpus that `conan ingest` wrote")
     statements = []
     found = {folder: committed(corpus, folder) if folder in parts else [] for folder in (*FOLDERS, ANSWERS)}
@@ -235,7 +235,7 @@ def _funnel() -> str:
 def _runs(found: Mapping[str, list[Path]]) -> str:
     """Build the SQL that lists the footer of every shard."""
     rows = [
-        (folder, str(shard), read_footer(shard).model_dump_json())
+        (folder, name_uris(str(shard)), read_footer(shard).model_dump_json())
         for folder, shards in found.items()
         for shard in shards
     ]

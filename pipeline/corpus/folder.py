@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ...schemas.errors import CorpusError
 from ...schemas.footer import FOOTER_KEY, Footer
 from .atomic import clear_temporaries
-from .uris import fetch_shards, settle, upload
+from .uris import fetch_shards, refuse_uri, settle, upload
 
 STAGES = ("ingest", "filter", "dedup", "score", "convert")
 FOLDERS = (
@@ -28,7 +28,6 @@ HELD_OUT = f"{HOLDOUT}/questions/questions.parquet"
 """The questions that stay held out when the corpus grows; not a shard."""
 
 _INCOMPLETE = ".incomplete"
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[:/]")  # two letters or more: `C:/` is a drive
 _PART = re.compile(r"part-\d+\.parquet")
 
 
@@ -62,16 +61,6 @@ def committed(corpus: Path, folder: str) -> list[Path]:
 def _parts(folder: Path) -> list[Path]:
     """List shards or rejects, but not the copies of sync tools, such as `part-00000 (conflicted copy).parquet`."""
     return sorted(file for file in folder.glob("part-*.parquet") if _PART.fullmatch(file.name))
-
-
-def refuse_uri(corpus: Path) -> None:
-    """Raise CorpusError if a folder is a URI, which a Path turns into the name of a local one: `s3:/bucket/zh`."""
-    if _URI.match(str(corpus)):
-        uri = str(corpus).replace(":/", ":///" if str(corpus).startswith("file:") else "://", 1)
-        raise CorpusError(
-            f"{uri}: this must be a folder on this machine, not a URI; give a local path, and copy the folder when "
-            "it is finished"
-        )
 
 
 def check_place(corpus: Path) -> None:

@@ -123,7 +123,7 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Leave the lock to whoever comes next, unless it was lost."""
+        """Free the lock, unless it was lost."""
         if monotonic() <= self.until:
             try:
                 self._write({})

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...schemas.errors import CorpusError
-from .folder import refuse_uri
-from .uris import is_mirror, leased
+from .uris import is_mirror, leased, refuse_uri
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """A folder of this machine in which a corpus in an object store is worked on.
 
 Stages read and write a mirror as they do any corpus. What they read is fetched when they ask for it; what they commit
-is uploaded right after, and the upload is the commit. The store is the truth: what a mirror has beside it, for example
-shards of a run that was killed before it uploaded them, is dropped when the mirror is opened.
+is uploaded right after, and the upload is the commit. The store decides: opening a mirror drops the files that differ
+from the store's, for example shards of a run that was killed before it uploaded them.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from .atomic import replacing
-from .lease import Lease, lease
+from .lease import Lease, LeaseLostError, lease
 from .object_store import THREADS, ChangedError, ObjectStore, Stored, StoreError
 
 LISTED_WITHIN = 30.0
@@ -36,9 +36,9 @@ _SHARD = re.compile(r"(.*/)?(part-\d+\.parquet|\.incomplete)")
 _SMALL = re.compile(
     r"recipe\.yaml|holdout/questions/.*|evaluation/metrics\.json|train/[^/]*/(done|job\.json|log\.jsonl)|.*/\.incomplete"
 )
-"""What is fetched when a mirror is opened."""
+"""Files that are fetched when a mirror is opened."""
 _LOCAL = ("catalog.duckdb", "*.wal", "vectors/*", "train/*/checkpoints/*", "train/*/data/*")
-"""What is never uploaded, besides names that begin with a dot: it can be made again from the rest."""
+"""Files that are never uploaded, besides names that begin with a dot: they can be made again from the rest."""
 
 
 class _Copy(NamedTuple):
@@ -81,8 +81,8 @@ class Mirror:
     def refresh(self) -> None:
         """List the store, drop what it does not have, and fetch the small files.
 
-        A file that is no shard stays if it was written here and the store has had nothing else since: the run that
-        wrote it could not upload it, and the end of the next one will.
+        Other files than shards stay if they were written here and the store has not changed since: the run that wrote
+        them could not upload them, and the end of the next one will.
         """
         self.remote, self.copies = self.store.list_all(), self._read_copies()
         for path, file in self._list_files():
@@ -106,8 +106,12 @@ class Mirror:
                 self.refresh()
                 try:
                     yield
-                finally:
+                except (StoreError, LeaseLostError):  # to try again would only take time
+                    raise
+                except BaseException:
                     self.upload("")
+                    raise
+                self.upload("")
             finally:
                 self.lease = None
 
@@ -128,7 +132,7 @@ class Mirror:
             _for_each(kind, self._end)
 
     def put_all(self, paths: Iterable[str]) -> None:
-        """Put the files that have changed: rejects before shards, and no old shard beside new rejects."""
+        """Put the files that have changed: rejects before shards, after deleting the shards that they replace."""
         shards, rejected, others, markers = _divide(path for path in paths if not self._is_copy(path))
         _for_each(markers, self._put)
         _for_each([path for path in shards if path in self.remote], self._delete)
@@ -181,6 +185,7 @@ class Mirror:
 
     def _fetch_one(self, path: str) -> None:
         stored, file = self.remote[path], self.folder / path
+        file.with_name(f"{file.name}.wal").unlink(missing_ok=True)  # DuckDB's, of an earlier database of this name
         try:
             with replacing(file) as temporary, temporary.open("wb") as target:
                 target.writelines(self.store.read(path, stored))

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 from uuid import uuid4
 
@@ -78,6 +79,7 @@ class ObjectStore:
         self.uri = uri.rstrip("/")
         self.bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
         self.prefix = f"{prefix}/" if prefix else ""
+        self.sending = BoundedSemaphore(THREADS)  # parts in memory, of however many files
         config = Config(connect_timeout=TIMEOUT, read_timeout=TIMEOUT, max_pool_connections=2 * THREADS)
         with self._explained():
             self.client = session.get_session().create_client("s3", config=config)
@@ -183,7 +185,7 @@ class ObjectStore:
 
     def _upload_parts(self, path: str, upload: str, file: Path, size: int) -> list[Mapping[str, Any]]:
         def send(number: int) -> Mapping[str, Any]:
-            with file.open("rb") as source, self._explained():
+            with self.sending, file.open("rb") as source, self._explained():
                 source.seek((number - 1) * size)
                 answer = self._ask("upload_part", path, UploadId=upload, PartNumber=number, Body=source.read(size))
             checksums = {name: value for name, value in answer.items() if name.startswith("Checksum") and value}

@@ -1,6 +1,6 @@
 """Corpora at URIs: each is worked on in a folder of this machine, its mirror (see mirror.py).
 
-What reads and writes a corpus calls the functions below; for any other folder they do nothing.
+Code that reads or writes a corpus calls the functions below; for a local corpus, they do nothing.
 """
 
 import os
@@ -15,8 +15,7 @@ from ...schemas.errors import CorpusError
 if TYPE_CHECKING:
     from .mirror import Mirror
 
-# Two letters or more, as `C:/` is a drive; fsspec's chains, such as `simplecache::s3://…`, have a colon more.
-_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:(:.*)|/+(.*))?")
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:[:/]+(.*))?")  # two letters or more: `C:/` is a drive
 
 _mirrors: dict[Path, "Mirror"] = {}
 """The mirrors that this process has opened, by folder. Its workers have none: they work on what is there."""
@@ -33,14 +32,13 @@ def find_folder(corpus: str | Path) -> Path:
     found = _URI.fullmatch(str(corpus))  # a Path has one slash after the colon
     if not found:
         return Path(corpus)
-    scheme, place = found[1].lower(), (found[3] or "").rstrip("/")
+    scheme, place = found[1].lower(), (found[2] or "").rstrip("/")
     if scheme == "file":
         return Path("/", place)
     if scheme != "s3" or not place:
-        uri = f"{found[1]}:{found[2].replace(':/', '://')}" if found[2] else f"{found[1]}://{place}"
         raise CorpusError(
-            f"{uri}: a corpus is a folder on this machine, or below s3://BUCKET/… in an object store; "
-            "copy it to one of these"
+            f"{_show(corpus)}: a corpus must be a folder on this machine, or s3://BUCKET/… in an object store; copy it "
+            "to one of these"
         )
     from .mirror import open_mirror
 
@@ -54,6 +52,18 @@ def find_folder(corpus: str | Path) -> Path:
     return mirror.folder
 
 
+def refuse_uri(folder: Path) -> None:
+    """Raise CorpusError if a folder is a URI, which a Path turns into the name of a local one: `s3:/bucket/zh`."""
+    if _URI.fullmatch(str(folder)):
+        raise CorpusError(f"{_show(folder)}: this must be a folder on this machine, not a URI; give a local path")
+
+
+def _show(uri: str | Path) -> str:
+    """Return a URI as it was before a Path made one slash of several."""
+    text = str(uri)
+    return text if "://" in text else text.replace(":/", ":///" if text.startswith("file:") else "://", 1)
+
+
 def find_cache() -> Path:
     """Return the folder for copies of what lies elsewhere: CONAN_CACHE, by default `conan` in the user's cache."""
     place = os.environ.get("CONAN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "conan")
@@ -63,6 +73,12 @@ def find_cache() -> Path:
 def is_mirror(corpus: Path) -> bool:
     """Whether a folder is the mirror of a corpus at a URI."""
     return corpus in _mirrors
+
+
+def has_files(corpus: Path) -> bool:
+    """Whether a local corpus is a folder, or a corpus at a URI has objects."""
+    mirror = _mirrors.get(corpus)
+    return corpus.is_dir() if mirror is None else bool(mirror.remote)
 
 
 def name_uris(message: str) -> str:

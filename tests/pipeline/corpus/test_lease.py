@@ -1,4 +1,4 @@
-"""The lock of a corpus in an object store: it has one owner at a time, whatever dies."""
+"""The lock of a corpus in an object store: one owner at a time, even if it dies."""
 
 import json
 import time
@@ -52,7 +52,7 @@ def test_a_dead_process_is_known_by_its_file(store: ObjectStore, tmp_path: Path)
     Lease(store, tmp_path / "a").take()
     with pytest.raises(CorpusError, match="in use by process"):
         Lease(store, tmp_path / "b").take()
-    Lease(store, tmp_path / "a").take()  # its flock is free, so its owner is dead
+    Lease(store, tmp_path / "a").take()  # only one process may use the file, so the owner is dead
 
 
 def test_a_lease_that_is_not_renewed_is_lost(

@@ -58,7 +58,7 @@ def test_a_run_that_dies_at_any_write_is_taken_up(
 ) -> None:
     """One run leaves two shards; the next, one of them or, after filter, two with other rows; and so on.
 
-    Each dies after one write more than the one before; every second time, a machine that has nothing continues.
+    Each dies after one write more than the one before; every second time, a machine with an empty cache continues.
     """
     recipes = [make_recipe(tmp_path, sources=2)]
     recipes.append(make_recipe(tmp_path, sources=1 if stage == "ingest" else 2, shortest=30))
