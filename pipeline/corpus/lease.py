@@ -8,10 +8,10 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -60,7 +60,7 @@ class Lease:
 
     def __init__(self, store: ObjectStore, own: Path) -> None:
         self.store, self.own = store, own
-        self.over = Event()
+        self.over, self.writing = Event(), Lock()
         self.etag: str | None = None
         self.until = 0.0
         self.owner = {
@@ -114,7 +114,13 @@ class Lease:
                 continue
 
     def check(self) -> None:
-        """Raise LeaseLostError if this process no longer holds the lock, or can't know whether it does."""
+        """Raise LeaseLostError if this process no longer holds the lock, or can't know whether it does.
+
+        A lease whose time is over, because the process or its machine was stopped, is renewed if nobody has taken it.
+        """
+        if monotonic() > self.until:
+            with suppress(StoreError):
+                self._write(self.owner)
         if monotonic() > self.until:
             raise LeaseLostError(
                 f"{self.store.uri}: the lock was lost, as it could not be renewed in time or another process took it; "
@@ -131,9 +137,10 @@ class Lease:
                 return
 
     def _write(self, owner: dict[str, Any]) -> None:
-        began = monotonic()
-        self.etag = self.store.put(LOCK, self._content(owner), self.etag)
-        self.until = began + SECONDS
+        with self.writing:
+            began = monotonic()
+            self.etag = self.store.put(LOCK, self._content(owner), self.etag)
+            self.until = began + SECONDS
 
     @staticmethod
     def _content(owner: dict[str, Any]) -> bytes:
