@@ -41,6 +41,7 @@ ARROWS = {
         "pipeline.judge.grades",  # grades by the prompt of `conan judge`
         "pipeline.llm_client",
         "pipeline.mine.search",  # a query must find its passage
+        "pipeline.mine.search_stored",
     },
     "pipeline": {"schemas", *SHARED_ROOMS},  # a stage, the report, the demo: none imports another
     "trainer": {

@@ -6,11 +6,11 @@ they take up no place among the `top_k`. The rules see true scores: what a compr
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import faiss
 import numpy as np
@@ -94,11 +94,42 @@ def search(
     FLAT_LIMIT passages, only the neighbours are considered that are found by indexes, each of at most `block` passages;
     the best so far are then in a temporary file in `folder`.
     """
-    total = len(rules.member_starts) - 1
-    factory = index or default_index(total, block)
+    edges = block_edges(len(rules.member_starts) - 1, block)
+    return map(rank, find_keys(queries, passages, rules, top_k, index, edges, block, folder, progress))
+
+
+def find_keys(
+    queries: Rows,
+    passages: Rows,
+    rules: Rules,
+    top_k: int,
+    index: str | None,
+    edges: Sequence[int],
+    block: int,
+    folder: Path | None,
+    progress: Progress = lambda *_: None,
+) -> Iterator[Integers]:
+    """Yield what `search` yields as keys for `rank`, int64 [queries, top_k], of some blocks of passages only.
+
+    The blocks are those between two `edges`; each has an index of its own, unless all passages are compared. Edges that
+    are multiples of PASSAGES change no bit of a score.
+    """
+    factory = index or default_index(len(rules.member_starts) - 1, block)
     if factory == "Flat" and (index is None or not faiss.get_num_gpus()):
-        return _compare_all(queries, passages, rules, top_k, progress)
-    return _ask_indexes(queries, passages, rules, top_k, factory, block, folder, progress)
+        return _compare_all(queries, passages, rules, top_k, edges[0], edges[-1], progress)
+    return _ask_indexes(queries, passages, rules, top_k, factory, edges, folder, progress)
+
+
+def block_edges(passages: int, block: int) -> list[int]:
+    """Return where equal blocks of at most `block` passages begin and, last, where the last one ends."""
+    blocks = _shards(passages, block)
+    return [number * passages // blocks for number in range(blocks + 1)]
+
+
+def map_keys(file: Path | BinaryIO, asked: Integers, top_k: int) -> Integers:
+    """Map the keys of a block of queries in a file of all queries' keys: int64 [len(asked), top_k], to be changed."""
+    place = 8 * top_k * int(asked[0])
+    return np.asarray(np.memmap(file, np.int64, "r+", place, (len(asked), top_k)))
 
 
 def check_index(factory: str, width: int, passages: int, block: int = FLAT_LIMIT) -> None:
@@ -144,20 +175,22 @@ def _shards(passages: int, block: int) -> int:
     return max(1, -(-passages // block))
 
 
-def _compare_all(queries: Rows, passages: Rows, rules: Rules, top_k: int, progress: Progress) -> Iterator[Best]:
-    """Do what `search` does with all scores."""
-    count, total = len(rules.ceiling), len(rules.member_starts) - 1
-    blocks, done = -(-count // QUERIES) * -(-total // PASSAGES), 0
-    for asked in _blocks(0, count, QUERIES):
+def _compare_all(
+    queries: Rows, passages: Rows, rules: Rules, top_k: int, begin: int, end: int, progress: Progress
+) -> Iterator[Integers]:
+    """Do what `find_keys` does with all scores of the passages from `begin` to `end`."""
+    count = len(rules.ceiling)
+    blocks, done = -(-count // QUERIES) * -(-(end - begin) // PASSAGES), 0
+    for asked in blocks_of(0, count, QUERIES):
         vectors, own = queries(asked), _of_queries(rules, asked)
         best = np.full((len(asked), top_k), NONE)  # one heap of keys per query
-        for searched in _blocks(0, total, PASSAGES):
+        for searched in blocks_of(begin, end, PASSAGES):
             products = inner_products(passages(searched))
             for start in range(0, len(asked), TOGETHER):
                 _offer(start, searched[None], products(vectors[start : start + TOGETHER]), own, best)
             done += 1
             progress(done, blocks)
-        yield _ranked(best)
+        yield best
 
 
 def _ask_indexes(
@@ -166,26 +199,20 @@ def _ask_indexes(
     rules: Rules,
     top_k: int,
     factory: str,
-    block: int,
+    edges: Sequence[int],
     folder: Path | None,
     progress: Progress,
-) -> Iterator[Best]:
-    """Do what `search` does with the passages that the index of each shard finds nearest, several times `top_k`."""
-    count, total = len(rules.ceiling), len(rules.member_starts) - 1
+) -> Iterator[Integers]:
+    """Do what `find_keys` does with the passages that the index of each block finds nearest, several times `top_k`."""
+    count = len(rules.ceiling)
     with TemporaryFile(dir=folder) as file:
         file.truncate(8 * count * top_k)
-
-        def heaps(asked: Integers) -> Integers:
-            """Map the heaps of some queries; no more of the file is mapped than is worked on."""
-            place = 8 * top_k * int(asked[0])
-            return np.asarray(np.memmap(file, np.int64, "r+", place, (len(asked), top_k)))
-
-        for asked in _blocks(0, count, PASSAGES):
-            heaps(asked)[:] = NONE
-        for asked, ids, scores in _nearest(queries, passages, count, total, top_k, factory, block, progress):
-            _offer(0, ids, scores, _of_queries(rules, asked), heaps(asked))
-        for asked in _blocks(0, count, QUERIES):
-            yield _ranked(heaps(asked).copy())
+        for asked in blocks_of(0, count, PASSAGES):
+            map_keys(file, asked, top_k)[:] = NONE
+        for asked, ids, scores in _nearest(queries, passages, count, top_k, factory, edges, progress):
+            _offer(0, ids, scores, _of_queries(rules, asked), map_keys(file, asked, top_k))
+        for asked in blocks_of(0, count, QUERIES):
+            yield map_keys(file, asked, top_k).copy()
 
 
 def _of_queries(rules: Rules, asked: Integers) -> Rules:
@@ -195,14 +222,12 @@ def _of_queries(rules: Rules, asked: Integers) -> Rules:
 
 
 def _nearest(
-    queries: Rows, passages: Rows, count: int, total: int, top_k: int, factory: str, block: int, progress: Progress
+    queries: Rows, passages: Rows, count: int, top_k: int, factory: str, edges: Sequence[int], progress: Progress
 ) -> Iterator[tuple[Integers, Integers, Floats]]:
-    """Yield what the index of each shard finds nearest to some queries: these, ids (-1 for none) and scores [n, m]."""
-    shards = _shards(total, block)
-    edges = np.arange(shards + 1) * total // shards
-    blocks, done = -(-count // PASSAGES) * shards, 0
+    """Yield what the index of each block finds nearest to some queries: these, ids (-1 for none) and scores [n, m]."""
+    blocks, done = -(-count // PASSAGES) * (len(edges) - 1), 0
     sample = queries(np.unique(np.linspace(0, count - 1, SAMPLE, dtype=np.int64))[:count])
-    for start, end in pairwise(edges.tolist()):
+    for start, end in pairwise(edges):
         trained = min(TRAINING, end - start)
         of_training = passages(start + np.arange(trained) * (end - start) // trained)
         index = _create_index(factory, of_training.shape[1])
@@ -214,7 +239,7 @@ def _nearest(
         except RuntimeError as error:
             raise _refused(factory, of_training.shape[1], error) from error
         _choose_probes(index, sample, passages, start, end, wanted)
-        for asked in _blocks(0, count, PASSAGES):
+        for asked in blocks_of(0, count, PASSAGES):
             scores, ids = index.search(queries(asked), wanted)
             ids = np.where(ids < 0, -1, ids + start)
             yield asked, ids, scores if has_true_scores else _true_scores(queries, asked, passages, ids)
@@ -256,7 +281,7 @@ def _fill(index: faiss.Index, sample: Floats, passages: Rows, start: int, end: i
             inverted.nprobe = max(1, inverted.nlist // 16)
         index = faiss.index_cpu_to_all_gpus(index)
     index.train(sample)
-    for added in _blocks(start, end, QUERIES):
+    for added in blocks_of(start, end, QUERIES):
         index.add(passages(added))
     return index
 
@@ -270,9 +295,9 @@ def _choose_probes(index: faiss.Index, sample: Floats, passages: Rows, start: in
     starts = np.zeros(max(end, len(sample)) + 1, np.int64)
     rules = Rules(np.full(len(sample), np.inf, np.float32), starts, nothing, starts, nothing)
     best = np.full((len(sample), min(JUDGED, end - start)), NONE)
-    for searched in _blocks(start, end, PASSAGES):
+    for searched in blocks_of(start, end, PASSAGES):
         _offer(0, searched[None], inner_products(passages(searched))(sample), rules, best)
-    expected = _ranked(best).ids - start
+    expected = rank(best).ids - start
     for shift in range(6, -1, -1):
         inverted.nprobe = max(1, inverted.nlist >> shift)
         found = index.search(sample, depth)[1]
@@ -281,7 +306,8 @@ def _choose_probes(index: faiss.Index, sample: Floats, passages: Rows, start: in
             break
 
 
-def _blocks(start: int, end: int, size: int) -> Iterator[Integers]:
+def blocks_of(start: int, end: int, size: int) -> Iterator[Integers]:
+    """Divide the numbers from `start` to `end` into blocks of `size`, the last one smaller."""
     return (np.arange(first, min(first + size, end)) for first in range(start, end, size))
 
 
@@ -358,10 +384,9 @@ def _offer(first: int, ids: Integers, scores: Floats, rules: Rules, best: Intege
                     floor = _unpack_score(heap[0])
 
 
-def _ranked(best: Integers) -> Best:
-    """Convert heaps of keys to ids and scores, best first."""
-    best.sort(axis=1)
-    keys = best[:, ::-1]
+def rank(keys: Integers) -> Best:
+    """Convert the keys of some queries' passages, int64 [queries, top_k] in any order, to ids and scores."""
+    keys = np.sort(keys, axis=1)[:, ::-1]
     there = keys != NONE
     ordered = (keys >> 32).astype(np.int32)
     scores = (ordered ^ (ordered >> 31 & 0x7FFFFFFF)).view(np.float32)

@@ -33,7 +33,8 @@ from ..encoder.prompts import list_prompts, read_prompts
 from ..encoder.vector_cache import StoredVectors, concatenate, keep_only, spaces, store, truncated
 from ..engine.calls import Engine
 from .methods import ceiling_sql, ceilings, margin_of, skipped_ranks
-from .search import Rules, check_index, default_index, pair_cosines, search
+from .search import Rules, check_index, default_index, pair_cosines
+from .search_stored import search_stored
 from .texts import collect_texts, list_sources, read_clusters
 
 VERSION = 5
@@ -160,10 +161,6 @@ def _fill_pools(
     engine: Engine,
 ) -> None:
     """Write the positives with their scores, search, and write each query's candidates."""
-
-    def progress(done: int, total: int) -> None:
-        engine.progress("mine: search", done, total, len(queries) * done // total)
-
     answers = pools.sql("FROM answers ORDER BY ALL").pl()
     owner, passage = (answers[name].to_numpy() for name in ("query_id", "passage_id"))
     positive_scores = pair_cosines(queries.take, owner, passages.take, passage)
@@ -176,15 +173,16 @@ def _fill_pools(
     del answers, owner, passage, positive_scores
     shift, first = skipped_ranks(settings), 0
     pools.execute("BEGIN")
-    for best in search(
-        queries.take,
-        passages.take,
+    for best in search_stored(
+        corpus,
+        queries,
+        passages,
         rules,
         settings.top_k + shift,
-        settings.index,
+        engine,
+        "mine: search",
+        index=settings.index,
         block=settings.block,
-        folder=corpus,
-        progress=progress,
     ):
         ids, scores = best.ids[:, shift:], best.scores[:, shift:]
         there = ids >= 0

@@ -91,7 +91,8 @@ def find_ranks(corpus: Path, trip: RoundTrip, source: str, written: pl.DataFrame
     Raises:
         ModelError: the model can't be read, or gives vectors with NaN or infinite numbers.
     """
-    from ..mine.search import Rules, pair_cosines, search  # imports FAISS, which known ranks don't need
+    from ..mine.search import Rules, pair_cosines  # imports FAISS, which known ranks don't need
+    from ..mine.search_stored import search_stored
 
     if written.is_empty():
         return pl.DataFrame(schema=RANKS)
@@ -114,12 +115,9 @@ def find_ranks(corpus: Path, trip: RoundTrip, source: str, written: pl.DataFrame
         *_as_starts(clusters),
     )
 
-    def progress(done: int, total: int) -> None:
-        engine.progress("round trip", done, total, written.height * done // total)
-
     own = pair_cosines(queries.take, np.arange(written.height), passages.take, place)
     deepest = min(DEEPEST, searched.height)
-    found = list(search(queries.take, passages.take, rules, deepest, folder=corpus, progress=progress))
+    found = list(search_stored(corpus, queries, passages, rules, deepest, engine, "round trip"))
     nearer = np.concatenate([best.scores for best in found]) > own[:, None]
     ranks = 1 + nearer.sum(axis=1)
     pair_ids = searched["pair_id"].to_numpy()

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,8 @@ from conan_embedding.pipeline.engine.stage import StageError, Task, run_calls, r
 from conan_embedding.pipeline.filter.rules import RULES
 from conan_embedding.pipeline.llm_client import client
 from conan_embedding.pipeline.llm_client.client import Asked, Budget, Request, ask
+from conan_embedding.pipeline.mine.search import PASSAGES
+from conan_embedding.pipeline.mine.search_stored import search_stored
 from conan_embedding.pipeline.synthesize.stage import synthesize
 from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.recipe import Recipe
@@ -35,6 +38,7 @@ from llm_server import LLMProcess, llm_process
 from ray_nodes import Nodes
 from reader_plugin import PAIRS, python_path, read_corpus, write_plugin, write_plugin_recipe
 from rule_plugin import write_rule_plugin, write_rule_recipe
+from searched_vectors import drawn_rules, store, unit
 
 ray = pytest.importorskip("ray", reason="the engine ray needs the extra [ray]")
 from conan_embedding.pipeline.engine.ray import ClusterError  # noqa: E402
@@ -280,24 +284,47 @@ def test_a_node_that_dies_loses_at_most_what_it_was_sending(nodes: Nodes, server
     with ThreadPoolExecutor() as threads:
         asked = threads.submit(ask_from, nodes.address, server, tmp_path / "cache", 60)
         assert until(lambda: len(server.requests) > 20)
-        killed = find_senders(nodes)[0]
+        killed = find_actors(nodes, b"_SenderActor")[0]
         os.kill(killed, signal.SIGKILL)
         answers = asked.result().answers
     assert answers == ask_from(None, server, tmp_path / "alone", 60).answers
     assert 121 <= len(server.requests) <= 121 + 4
 
 
-def find_senders(nodes: Nodes) -> list[int]:
-    """List the processes of this cluster that send requests."""
+def find_actors(nodes: Nodes, name: bytes) -> list[int]:
+    """List the processes of this cluster that are actors of a class."""
     started = [each for node in nodes.cluster.list_all_nodes() for each in node.all_processes["raylet"]]
     raylets = {str(raylet.process.pid) for raylet in started}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            if parent in raylets and b"_SenderActor" in (folder / "cmdline").read_bytes():
+            if parent in raylets and name in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
     return found
+
+
+def test_blocks_are_searched_by_nodes_and_a_killed_one_is_searched_again(nodes: Nodes, tmp_path: Path) -> None:
+    dice = np.random.default_rng(0)
+    passages = 6 * PASSAGES + 1  # a single one has another kernel than many
+    stored = store(tmp_path, "queries", unit(dice, 300, 24)), store(tmp_path, "passages", unit(dice, passages, 24))
+    rules = drawn_rules(dice, 300, passages, 900, dice.uniform(0.3, 0.9, 300))
+    killed: list[int] = []
+
+    def kill_one(stage: str, done: int, total: int, rows: int) -> None:
+        assert total == 7
+        if done == 1:
+            killed.append(find_actors(nodes, b"_Device")[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    engine = Engine(address=nodes.address, progress=kill_one)
+    alone, there = (
+        list(search_stored(tmp_path, *stored, rules, 20, each, "search", block=PASSAGES)) for each in (Engine(), engine)
+    )
+    assert len(killed) == 1
+    assert [(best.ids.tobytes(), best.scores.tobytes()) for best in alone] == [
+        (best.ids.tobytes(), best.scores.tobytes()) for best in there
+    ]
 
 
 def test_another_version_on_a_node_is_reported(
