@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from .atomic import replacing
 from .lease import Lease, LeaseLostError, lease
@@ -70,11 +70,13 @@ class Mirror:
     """The folder, what the store listed when it was last asked, and which files are copies of which objects.
 
     `lease` is set while this process may write to the store. `in_use` keeps the folder locked on this machine.
+    `progress` is called with `fetch` or `upload`, the number of files done, the number of all, and 0.
     """
 
     def __init__(self, store: ObjectStore, root: Path, folder: Path, in_use: IO[str]) -> None:
         self.store, self.root, self.folder, self.in_use = store, root, folder, in_use
         self.lease: Lease | None = None
+        self.progress: Callable[[str, int, int, int], None] = lambda *_: None
         self.remote: dict[str, Stored] = {}
         self.copies: dict[str, _Copy] = {}
 
@@ -129,15 +131,15 @@ class Mirror:
         gone = [each for each in self.copies if _is_below(each, path) and not (self.folder / each).exists()]
         # A shard goes before its rejects, as in ShardWriter, and the marker last: until then, the stage is incomplete.
         for kind in _divide(gone):
-            _for_each(kind, self._end)
+            self._for_each(kind, self._end)
 
     def put_all(self, paths: Iterable[str]) -> None:
         """Put the files that have changed: rejects before shards, after deleting the shards that they replace."""
         shards, rejected, others, markers = _divide(path for path in paths if not self._is_copy(path))
-        _for_each(markers, self._put)
-        _for_each([path for path in shards if path in self.remote], self._delete)
+        self._for_each(markers, self._put)
+        self._for_each([path for path in shards if path in self.remote], self._delete)
         for kind in (others, rejected, shards):
-            _for_each(kind, self._put)
+            self._for_each(kind, self._put, "upload")
 
     def settle(self, folder: str) -> None:
         """Put what has changed in a stage's folder, and wait until the store lists it all.
@@ -162,7 +164,7 @@ class Mirror:
                     "again later, and it continues from there"
                 )
             time.sleep(0.2)
-        _for_each(listed.keys() - known.keys(), self._delete)
+        self._for_each(listed.keys() - known.keys(), self._delete)
 
     def _list_files(self, path: str = "") -> Iterator[tuple[str, Path]]:
         """List the files at and below a path that belong into the store, with their paths."""
@@ -181,7 +183,7 @@ class Mirror:
     def _fetch(self, paths: Iterable[str]) -> None:
         """Fetch the objects that are missing here. What a stage has written or deleted since is left alone."""
         wanted = [path for path in paths if path not in self.copies and not (self.folder / path).exists()]
-        _for_each(wanted, self._fetch_one)
+        self._for_each(wanted, self._fetch_one, "fetch")
 
     def _fetch_one(self, path: str) -> None:
         stored, file = self.remote[path], self.folder / path
@@ -229,6 +231,17 @@ class Mirror:
         self.store.delete(path)
         self.remote.pop(path, None)
         self.copies.pop(path, None)
+
+    def _for_each(self, paths: Iterable[str], work: Callable[[str], None], name: str = "") -> None:
+        """Work on paths, in several threads if there are several; then, progress is shown under the name."""
+        listed = list(paths)
+        if len(listed) == 1:
+            work(listed[0])
+        elif listed:
+            with ThreadPoolExecutor(THREADS) as threads:
+                for done, _ in enumerate(threads.map(work, listed), start=1):
+                    if name:
+                        self.progress(name, done, len(listed), 0)
 
     def _note(self, path: str, etag: str) -> None:
         """Note that a file is a copy of an object."""
@@ -282,13 +295,3 @@ def _divide(paths: Iterable[str]) -> list[list[str]]:
         else:
             (rejected if "/rejected/" in path else shards).append(path)
     return kinds
-
-
-def _for_each(paths: Iterable[str], work: Callable[[str], Any]) -> None:
-    """Work on paths, in several threads if there are several."""
-    listed = list(paths)
-    if len(listed) == 1:
-        work(listed[0])
-    elif listed:
-        with ThreadPoolExecutor(THREADS) as threads:
-            list(threads.map(work, listed))

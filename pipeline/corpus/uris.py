@@ -5,7 +5,7 @@ Code that reads or writes a corpus calls the functions below; for a local corpus
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,6 +108,20 @@ def leased(corpus: Path) -> Iterator[None]:
     """
     with _mirrors[corpus].leased():
         yield
+
+
+@contextmanager
+def shown(corpus: Path, progress: Callable[[str, int, int, int], None]) -> Iterator[None]:
+    """Show the progress of what is fetched and uploaded in this block (see Mirror)."""
+    mirror = _mirrors.get(corpus)
+    if mirror is None:
+        yield
+        return
+    before, mirror.progress = mirror.progress, progress
+    try:
+        yield
+    finally:
+        mirror.progress = before
 
 
 def fetch(corpus: Path, path: str) -> None:

@@ -11,7 +11,7 @@ from conan_embedding.api import Corpus, run_stage
 from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.corpus.lock import locked
 from conan_embedding.pipeline.corpus.object_store import ChangedError, ObjectStore
-from conan_embedding.pipeline.corpus.uris import fetch, find_folder
+from conan_embedding.pipeline.corpus.uris import fetch, find_folder, shown
 from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.recipe import Recipe
 from s3_proxy import Bucket
@@ -106,6 +106,16 @@ def test_pools_that_another_writer_replaced_are_not_overwritten(bucket: Bucket, 
     with locked(mirror):
         (mirror / "pools.duckdb").write_bytes(b"changed under the lock")
     assert b"".join(store.read("pools.duckdb", store.list_all()["pools.duckdb"])) == b"changed under the lock"
+
+
+def test_progress_is_shown(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage("ingest", bucket.uri, make_recipe(tmp_path, sources=2), workers=1)
+    move(monkeypatch, tmp_path, "elsewhere")
+    told: list[tuple[object, ...]] = []
+    mirror = find_folder(bucket.uri)
+    with shown(mirror, lambda *progress: told.append(progress)):
+        folders.committed(mirror, "ingest")
+    assert told == [("fetch", number, 4, 0) for number in (1, 2, 3, 4)]  # shards and rejects
 
 
 def test_processes_of_one_machine_have_folders_of_their_own(bucket: Bucket, tmp_path: Path) -> None:

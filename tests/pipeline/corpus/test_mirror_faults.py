@@ -52,6 +52,7 @@ def rows_of(corpus: str | Path, folder: str) -> Rows:
     return read_rows(found, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["ingest", "filter"])
 def test_a_run_that_dies_at_any_write_is_taken_up(
     bucket: Bucket, tmp_path: Path, use_machine: Machines, stage: str
