@@ -29,6 +29,8 @@ LISTED_WITHIN = 30.0
 _MARKER = ".incomplete"
 _EMPTY = ".empty"
 """An object in the folder of a stage that wrote no shards: an object store has no folders of its own."""
+_LOCK = ".lock"
+"""The file that a process holds locked as long as it uses the mirror, with the token of its lease."""
 _COPIES = ".copies.jsonl"
 """The file that says which files of the mirror are copies of which objects."""
 _SHARD = re.compile(r"(.*/)?(part-\d+\.parquet|\.incomplete)")
@@ -56,7 +58,7 @@ def open_mirror(uri: str, root: Path) -> "Mirror":
     for number in count():
         folder = root / "corpora" / name / str(number)
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a", encoding="utf-8")
+        file = (folder / _LOCK).open("a", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -103,7 +105,7 @@ class Mirror:
     @contextmanager
     def leased(self) -> Iterator[None]:
         """Hold the lock of the corpus; in the end, upload all that has changed."""
-        with lease(self.store, self.folder / ".lock") as self.lease:
+        with lease(self.store, self.folder / _LOCK) as self.lease:
             try:
                 self.refresh()
                 try:
@@ -129,6 +131,7 @@ class Mirror:
         """Put what has changed at and below a path, then delete what was here and is gone."""
         self.put_all(each for each, _ in self._list_files(path))
         gone = [each for each in self.copies if _is_below(each, path) and not (self.folder / each).exists()]
+        self._check_folder()
         # A shard goes before its rejects, as in ShardWriter, and the marker last: until then, the stage is incomplete.
         for kind in _divide(gone):
             self._for_each(kind, self._end)
@@ -174,6 +177,17 @@ class Mirror:
             is_hidden = any(part.startswith(".") and part != _MARKER for part in name.split("/"))
             if not is_hidden and file.is_file() and not any(fnmatch(name, local) for local in _LOCAL):
                 yield name, file
+
+    def _check_folder(self) -> None:
+        """Raise StoreError if somebody has deleted the folder: its files are gone, but not for a stage's reasons."""
+        try:
+            is_there = os.path.samestat(os.fstat(self.in_use.fileno()), (self.folder / _LOCK).stat())
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise StoreError(
+                f"{self.store.uri}: its copy in the cache was deleted while this command used it; run the command again"
+            )
 
     def _is_copy(self, path: str) -> bool:
         """Whether a file is still as it was when it was fetched or put."""

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +11,7 @@ from command_line import Conan
 from conan_embedding.api import Corpus, run_stage
 from conan_embedding.pipeline.corpus import folder as folders
 from conan_embedding.pipeline.corpus.lock import locked
-from conan_embedding.pipeline.corpus.object_store import ChangedError, ObjectStore
+from conan_embedding.pipeline.corpus.object_store import ChangedError, ObjectStore, StoreError
 from conan_embedding.pipeline.corpus.uris import fetch, find_folder, shown
 from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.recipe import Recipe
@@ -116,6 +117,18 @@ def test_progress_is_shown(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.M
     with shown(mirror, lambda *progress: told.append(progress)):
         folders.committed(mirror, "ingest")
     assert told == [("fetch", number, 4, 0) for number in (1, 2, 3, 4)]  # shards and rejects
+
+
+def test_a_cache_that_is_deleted_deletes_nothing(bucket: Bucket, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, sources=2)
+    run_stage("ingest", bucket.uri, recipe, workers=1)
+    mirror = find_folder(bucket.uri)
+    before = set(ObjectStore(bucket.uri).list_all())
+    with pytest.raises(StoreError, match="was deleted while this command used it; run the"), locked(mirror):
+        shutil.rmtree(mirror)
+        (mirror / "judgements").mkdir(parents=True)
+        (mirror / "judgements" / "new.parquet").write_bytes(b"paid for")
+    assert before <= set(ObjectStore(bucket.uri).list_all())
 
 
 def test_processes_of_one_machine_have_folders_of_their_own(bucket: Bucket, tmp_path: Path) -> None:
