@@ -177,13 +177,6 @@ def train(stage: str, corpus: Path, recipe: Recipe, where: "int | Sequence[Host]
     return Trained(stage, trained, str(job.model_folder), last_step(corpus, stage))
 
 
-def training_place(address: str | None, processes: int | None) -> "int | Cluster":
-    """Return where to train: on the cluster at an address, or on this machine, in one process by default."""
-    from .trainer.launch.hosts import Cluster
-
-    return Cluster(address, processes) if address else processes or 1
-
-
 def plan(stage: str, corpus: Path, recipe: Recipe, where: "int | Sequence[Host] | Cluster") -> TrainingPlan:
     """Return the size of a training run (see TrainingPlan) without training.
 
@@ -363,6 +356,7 @@ def run(corpus: Path, recipe: Recipe, engine: "Engine", processes: int | None) -
     """
     from .evaluation import evaluate
     from .pipeline.corpus.judgements import list_parts
+    from .trainer.launch.hosts import training_place
 
     check_names(recipe)
     for location, problem in find_misfits(

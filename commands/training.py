@@ -55,8 +55,8 @@ def train(
 ) -> None:
     """Train a model with DeepSpeed. An interrupted run continues from its last checkpoint."""
     from ..schemas.errors import RecipeError
-    from ..trainer.launch.hosts import read_hostfile
-    from ..workflow import TRAINING_STAGES, plan, train, training_place
+    from ..trainer.launch.hosts import read_hostfile, training_place
+    from ..workflow import TRAINING_STAGES, plan, train
 
     if stage not in TRAINING_STAGES:
         raise RecipeError(f"--stage {stage}: expected one of {', '.join(TRAINING_STAGES)}")

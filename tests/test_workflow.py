@@ -11,7 +11,6 @@ from conan_embedding.schemas.errors import CorpusError, RecipeError
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.settings import SourcePrompts
 from conan_embedding.trainer.job import TrainingError
-from conan_embedding.trainer.launch.hosts import Cluster
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.workflow import (
     _sentence_shards,
@@ -23,7 +22,6 @@ from conan_embedding.workflow import (
     steps,
     train,
     training_job,
-    training_place,
 )
 
 SOURCE = {"name": "s", "files": "*.jsonl", "read": "jsonl"}
@@ -211,10 +209,3 @@ def test_other_scores_to_learn_make_another_run(tmp_path: Path, monkeypatch: pyt
     distill = {"temperature": 1, "judge": "someone"}
     assert training_job("finetune", tmp_path, recipe(finetune={"model": "m"})) == "pools"
     assert training_job("finetune", tmp_path, recipe(finetune={"model": "m", "distill": distill})) == "pools by someone"
-
-
-def test_training_is_on_the_cluster_of_the_data_stages() -> None:
-    assert training_place(None, None) == 1
-    assert training_place(None, 3) == 3
-    assert training_place("auto", None) == Cluster("auto", None)
-    assert training_place("head:6379", 16) == Cluster("head:6379", 16)

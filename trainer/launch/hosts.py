@@ -63,6 +63,11 @@ class Cluster:
     processes: int | None = None
 
 
+def training_place(address: str | None, processes: int | None) -> int | Cluster:
+    """Return where to train: on the cluster at an address, or on this machine, in one process by default."""
+    return Cluster(address, processes) if address else processes or 1
+
+
 class Process(Protocol):
     """A started training process: a subprocess.Popen, or what is used like one."""
 

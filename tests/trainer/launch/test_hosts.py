@@ -15,7 +15,18 @@ from conan_embedding.schemas.outcomes import Trained, TrainingPlan
 from conan_embedding.schemas.training_settings import PretrainSettings
 from conan_embedding.trainer.job import Job, TrainingError, make_job
 from conan_embedding.trainer.launch import launcher as module
-from conan_embedding.trainer.launch.hosts import Host, HostError, end, is_here, read_hostfile, rendezvous, send, start
+from conan_embedding.trainer.launch.hosts import (
+    Cluster,
+    Host,
+    HostError,
+    end,
+    is_here,
+    read_hostfile,
+    rendezvous,
+    send,
+    start,
+    training_place,
+)
 from conan_embedding.trainer.launch.launcher import count_processes, run_job
 from processes import has_ended, wait_until
 
@@ -215,3 +226,10 @@ def test_the_command_takes_a_hostfile(
     code, _, error = conan("train", training_corpus, "--hostfile", file)
     assert (code, error.replace("\n", " ").startswith(f"error: {file}:1: expected `HOST slots=N`")) == (1, True)
     assert conan("train", training_corpus, "--hostfile", tmp_path / "none")[0] == 2
+
+
+def test_training_is_on_the_cluster_of_the_data_stages() -> None:
+    assert training_place(None, None) == 1
+    assert training_place(None, 3) == 3
+    assert training_place("auto", None) == Cluster("auto", None)
+    assert training_place("head:6379", 16) == Cluster("head:6379", 16)
