@@ -1,8 +1,9 @@
 """Time and peak memory of `conan mine` with a generated corpus and vectors made from hashes, so that no model runs.
 
-Run: `python benchmarks/mine_memory.py [--passages 1000000] [--queries 100000] [--width 64] [--block 100000]`. A query
-has one positive; the rest of the passages have no query. Writing the corpus and the vectors is not counted: they are
-made by a first process, and a second one mines again from the vectors.
+Run: `python benchmarks/mine_memory.py [--passages 1000000] [--queries 100000] [--width 64] [--block 100000]
+[--memory 256MB]`. A query has one positive; the rest of the passages have no query. `--memory` is DuckDB's limit.
+Writing the corpus and the vectors is not counted: they are made by a first process, and a second one mines again from
+the vectors.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from conan_embedding.pipeline.corpus import pools
 from conan_embedding.pipeline.corpus.shard_writer import ShardWriter
 from conan_embedding.pipeline.encoder import encoder as encoders
 from conan_embedding.pipeline.engine.calls import Engine
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=100)
     parser.add_argument("--block", type=int)
     parser.add_argument("--index")
+    parser.add_argument("--memory", default=pools.MEMORY)
     parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
@@ -57,6 +60,7 @@ def main() -> None:
 def measure(place: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Mine once; return the seconds, those of all cores (imports too), and the peak memory in MB, before and after."""
     encoders.encode = make_vectors(options.width)
+    pools.MEMORY = options.memory
     more = {} if options.block is None else {"block": options.block}
     settings = MineSettings(model=str(place / "bert"), pooling="mean", top_k=options.top_k, index=options.index, **more)
     before = peak()

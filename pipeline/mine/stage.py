@@ -172,7 +172,6 @@ def _fill_pools(
     )
     del answers, owner, passage, positive_scores
     shift, first = skipped_ranks(settings), 0
-    pools.execute("BEGIN")
     for best in search_stored(
         corpus,
         queries,
@@ -192,6 +191,5 @@ def _fill_pools(
             "passage_ids": as_lists(ids[there], there.sum(axis=1)),
             "scores": as_lists(scores[there], there.sum(axis=1)),
         }
-        insert(pools, "mined_candidates", pa.table(rows))
+        insert(pools, "mined_candidates", pa.table(rows))  # no transaction: it would hold the batches until its end
         first += len(ids)
-    pools.execute("COMMIT")

@@ -3,7 +3,7 @@
 DuckDB sorts and joins them, on disk if need be; Python sees one batch of texts at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import duckdb
@@ -12,11 +12,15 @@ import numpy.typing as npt
 import polars as pl
 
 from ...schemas.settings import MineSettings
+from ..corpus.pools import THREADS, insert
 from ..corpus.sql import scan_shards
 from ..text.match_key import match_key
 
 BATCH = 65_536
 """Chosen here: texts whose keys are compared that are in memory at a time."""
+SORTING = 2
+"""Chosen here: threads that sort texts; each needs room of its own. In 256 MB, two sort ten million texts of 208 bytes,
+four don't."""
 
 Integers = npt.NDArray[np.int64]
 
@@ -45,31 +49,36 @@ def collect_texts(
     columns = {
         "retrieval": "query, unnest(positives) AS positive, unnest(cluster_ids) AS cluster_id, source",
         "pretrain": "query, positive, cluster_id, source",
-        "passages": "'' AS query, text AS positive, cluster_id, source",
+        "passages": "NULL AS query, text AS positive, cluster_id, source",
     }
-    for name, wanted in (("asked", settings.queries), ("searched", settings.passages)):
-        selects = [f"SELECT {columns[folder]} FROM {scan_shards(inputs[folder])}" for folder in sorted(set(wanted))]
-        pools.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(selects)}")
-    pools.register("spaces", spaces.to_arrow())
+    spaces = spaces.with_row_index("place")
+    # DuckDB can sort and group more than fits into memory if it comes from a table, but not from a UNION ALL.
+    pools.execute("ATTACH ':memory:' AS work")  # which a cursor sees, unlike temporary tables
+    pools.execute("CREATE TABLE work.records (query VARCHAR, positive VARCHAR, cluster_id BIGINT, place BIGINT)")
+    pools.register("spaces", spaces.rename({"query": "of_query"}).to_arrow())
+    for name in sorted({*settings.queries, *settings.passages}):
+        query = "query" if name in settings.queries else "NULL"
+        _execute(
+            pools,
+            f"INSERT INTO work.records SELECT {query}, positive, cluster_id, place "
+            f"FROM (SELECT {columns[name]} FROM {scan_shards(inputs[name])}) JOIN spaces USING (source)",
+        )
     # A number is given in a stream, after the sort: a window over all rows would need them in memory.
+    _execute(
+        pools,
+        "INSERT INTO mined_queries SELECT row_number() OVER () - 1, query, source, of_query FROM ("
+        "FROM (SELECT query, min(place) AS place FROM work.records WHERE query IS NOT NULL GROUP BY query) "
+        "JOIN spaces USING (place) ORDER BY query)",
+    )
+    pools.unregister("spaces")
+    _insert_passages(pools, spaces)
     for statement in (
-        "INSERT INTO mined_queries SELECT row_number() OVER () - 1, text, source, vectors FROM ("
-        "SELECT text, source, spaces.query AS vectors FROM ("
-        "SELECT query AS text, min(CAST(source AS VARCHAR)) AS source FROM asked GROUP BY query) "
-        "JOIN spaces USING (source) ORDER BY text)",
-        "INSERT INTO passages SELECT row_number() OVER () - 1, text, source, vectors, cluster_id, cluster_ids FROM ("
-        "SELECT text, source, spaces.passage AS vectors, cluster_id, cluster_ids FROM ("
-        "SELECT text, min(source) AS source, min(cluster_id) AS cluster_id, "
-        "list(cluster_id ORDER BY cluster_id) AS cluster_ids FROM ("
-        "SELECT positive AS text, cluster_id, min(CAST(source AS VARCHAR)) AS source "
-        "FROM (FROM asked UNION ALL FROM searched) GROUP BY ALL) GROUP BY text) "
-        "JOIN spaces USING (source) ORDER BY text)",
-        "CREATE TEMP TABLE answers AS SELECT DISTINCT query_id, passage_id FROM asked "
+        "CREATE TEMP TABLE answers AS SELECT DISTINCT query_id, passage_id FROM work.records "
         "JOIN mined_queries ON query = mined_queries.text JOIN passages ON positive = passages.text ORDER BY ALL",
+        "DETACH work",
         "CREATE TEMP TABLE members AS SELECT passage_id, unnest(cluster_ids) AS cluster FROM passages ORDER BY ALL",
     ):
         _execute(pools, statement)
-    pools.unregister("spaces")
     find_own_texts(pools)
     pools.execute(
         "CREATE TEMP TABLE own AS SELECT DISTINCT query_id, cluster FROM (FROM answers UNION ALL FROM own_texts) "
@@ -77,8 +86,51 @@ def collect_texts(
     )
 
 
+def _insert_passages(pools: duckdb.DuckDBPyConnection, spaces: pl.DataFrame) -> None:
+    """Fill `passages` with the distinct texts of `work.records`.
+
+    DuckDB only sorts them: were it to collect the clusters of each text, it would hold those of all in memory.
+    """
+    count = 0
+    pools.execute(f"SET threads = {SORTING}")
+    _execute(
+        pools, "CREATE TABLE work.sorted AS SELECT positive AS text, cluster_id, place FROM work.records ORDER BY text"
+    )
+    pools.execute(f"SET threads = {THREADS}")
+    with pools.cursor() as reading:  # while `pools` writes
+        rows = reading.sql("FROM work.sorted")
+        for batch in _whole_texts(map(pl.DataFrame, rows.to_arrow_reader(BATCH))):
+            found = batch.group_by("text", maintain_order=True).agg(
+                place=pl.col("place").min(), cluster_ids=pl.col("cluster_id").unique().sort()
+            )
+            texts = found.select(
+                "text",
+                "cluster_ids",
+                passage_id=pl.int_range(count, count + pl.len()),
+                source=spaces["source"].gather(found["place"]),
+                vectors=spaces["passage"].gather(found["place"]),
+                cluster_id=pl.col("cluster_ids").list.first(),
+            )
+            insert(pools, "passages", texts.to_arrow())  # no transaction: it would hold the batches until its end
+            count += found.height
+    pools.execute("DROP TABLE work.sorted")
+
+
+def _whole_texts(batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Divide distinct rows, sorted by text, so that all rows of a text are in the same batch."""
+    rest = pl.DataFrame()
+    for batch in batches:
+        rows = pl.concat([rest, batch]) if rest.height else batch
+        is_last = rows["text"] == rows["text"][-1]
+        yield rows.filter(~is_last)
+        # Copied, as a filtered column keeps the texts of all rows in memory.
+        rest = pl.DataFrame(rows.filter(is_last).unique().rows(), rows.schema, orient="row")
+    if rest.height:
+        yield rest
+
+
 def _execute(pools: duckdb.DuckDBPyConnection, statement: str) -> None:
-    """Run a statement; if it does not fit into the limit of memory (lists can't be spilled), lift the limit."""
+    """Run a statement; if it does not fit into the limit of memory, lift the limit."""
     try:
         pools.execute(statement)
     except duckdb.OutOfMemoryException:

@@ -7,7 +7,7 @@ import duckdb
 import numpy as np
 import pytest
 from conan_embedding.pipeline.corpus.pools import FILE
-from conan_embedding.pipeline.mine import search
+from conan_embedding.pipeline.mine import search, texts
 from conan_embedding.pipeline.mine.stage import mine
 from conan_embedding.schemas.settings import SourcePrompts
 from mined_pools import ONE, settings, vectors
@@ -33,6 +33,7 @@ def test_pools_are_the_same_for_any_block(
         (tmp_path / FILE).unlink()
         if len(mined) == 1:  # encode in blocks, then find what is stored in other blocks
             shutil.rmtree(tmp_path / "vectors")
+            monkeypatch.setattr(texts, "BATCH", 7)  # a text and its clusters are in several batches
     assert all(each == mined[0] for each in mined)
     assert [row[0] for row in mined[0][1]] == list(range(len(mined[0][1])))
     assert [row[1] for row in mined[0][1]] == sorted(row[1] for row in mined[0][1])
