@@ -17,6 +17,9 @@ STORED = 0.6
 SHARD_BYTES = 64 << 20
 """pipeline/ingest/splits.py: bytes of input per shard."""
 
+PART_BYTES, LISTED = 16 << 20, 1_000
+"""pipeline/corpus/object_store.py: bytes of a part of an upload; objects that one request lists."""
+
 LAYERS, WIDTH = 24, 1024
 """The shape of bge-large-zh."""
 FLOP_PER_SECOND = 0.4 * 989e12
@@ -44,12 +47,13 @@ STAGES = (
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     flop = TOKENS * LAYERS * (2 * 12 * WIDTH**2 + 4 * TOKENS * WIDTH)
     print("| stage | " + " | ".join(f"{pairs // 10**6} M pairs" for pairs in PAIRS) + " |")
     print("|---|" + "---|" * len(PAIRS))
     for stage in STAGES:
         print(f"| {stage.name} | " + " | ".join(describe(stage, pairs, flop) for pairs in PAIRS) + " |")
+    print(f"| requests to an object store | {' | '.join(map(count_requests, PAIRS))} |")
 
 
 def describe(stage: Stage, pairs: int, flop: float) -> str:
@@ -65,6 +69,15 @@ def describe(stage: Stage, pairs: int, flop: float) -> str:
     if stage.driver:
         costs.append(f"driver {pairs * stage.driver / 1e9 + 1:,.1f} GB")
     return "; ".join(costs)
+
+
+def count_requests(pairs: int) -> str:
+    """Count the requests of a stage that reads as many shards, with their rejects, as it writes."""
+    shards = -(-pairs * JSON_BYTES // SHARD_BYTES)
+    parts = -(-int(SHARD_BYTES * STORED) // PART_BYTES)
+    written = shards * (1 + 2 + parts)  # rejects in one request, a shard in parts, which are begun and ended
+    listed = len(STAGES) * 2 * shards // LISTED
+    return f"{2 * shards:,} reads, {written:,} writes, {1 + listed:,} lists per stage"
 
 
 if __name__ == "__main__":
