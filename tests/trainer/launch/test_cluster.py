@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import forks
@@ -50,14 +51,17 @@ def test_a_lost_node_changes_no_loss(
 
 
 def _kill_after_a_checkpoint(job: Job, nodes: Nodes, node: object) -> None:
-    """Stop a process once it has saved a checkpoint, and kill its node and the process, as they would die together."""
-    wait_until(lambda: bool(find_ranks(job)))
-    (first, *_) = ranks = find_ranks(job)
+    """Stop the processes once they have saved a checkpoint, and kill all that dies with their node."""
+    wait_until(lambda: len(find_ranks(job)) == 2)
+    ranks = find_ranks(job)
     wait_until(lambda: bool(job.checkpoints))
-    os.kill(first, signal.SIGSTOP)
-    nodes.kill(node)
     for rank in ranks:
-        os.kill(rank, signal.SIGKILL)
+        os.kill(rank, signal.SIGSTOP)
+    actors = [int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1]) for rank in ranks]
+    nodes.kill(node)
+    for each in [*actors, *ranks]:
+        with suppress(ProcessLookupError):  # it has noticed
+            os.kill(each, signal.SIGKILL)
 
 
 def find_ranks(job: Job) -> list[int]:
