@@ -12,7 +12,8 @@ temporary file, no orphan and no work folder is overlooked.
   alone dies, and the run continues.
 - Another recipe, killed after each change of a name, then the recipe of before: nothing of the other must stay.
 - A disk that is full from some open, write, fsync, rename or mkdir on, each kind of point in turn, for three stages,
-  under `make fuzz` for all; and a real one: a tmpfs that grows from run to run. A full disk is one message and exit code 1, and what is committed stays whole.
+  under `make fuzz` for all; and a real one: a tmpfs that grows from run to run. A full disk is one message and exit
+  code 1, and what is committed stays whole.
 
 `make fuzz` kills at other moments, for longer; `python tests/crash/every_point.py STAGE` takes every point, not one of
 a kind, on a corpus of its own, followed by one run.
