@@ -22,9 +22,12 @@ cut: demo
 	for stage in $(CUT_STAGES); do $(BIN)/conan $$stage demo/cut --set score.model=demo/corpus/model \
 		--set mine.model=demo/corpus/model || exit 1; done
 
+# One more than there are cores, as some tests wait for processes that they start.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null) + 1 2>/dev/null || echo auto)
+
 # Bytecode is kept even where the environment forbids it: the processes that tests start would compile all modules again.
 test: $(INSTALLED)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS)
 
 # Property tests, and kills at random moments, on examples that nobody has seen: ten minutes, a share for each test.
 # What it finds becomes an @example, or a test of its own. `make fuzz SEED=7` draws what seed 7 drew.

@@ -11,7 +11,7 @@ temporary file, no orphan and no work folder is overlooked.
   dies at the first point of a kind that none before it has met (points.py says what a kind is). In workers: the worker
   alone dies, and the run continues.
 - Another recipe, killed after each change of a name, then the recipe of before: nothing of the other must stay.
-- A disk that is full from some open, write, fsync, rename or mkdir on, each kind of point in turn, for three stages,
+- A disk that is full from some open, write, fsync, rename or mkdir on, each kind of point in turn, for two stages,
   under `make fuzz` for all; and a real one: a tmpfs that grows from run to run. A full disk is one message and exit
   code 1, and what is committed stays whole.
 
@@ -61,8 +61,8 @@ KILLS = {1: 2, 2: 1}
 STARTING_WORKERS = 0.3
 """Seconds in which two workers start: a kill may come then, too."""
 KILLED = [(stage, 1) for stage in STAGES] + [(stage, 2) for stage in WITH_WORKERS]
-FILLED = STAGES if FUZZ else ["ingest", "dedup", "convert"]
-"""Stages whose disk is filled at each kind of point. The others write in the same ways, and take half a minute more."""
+FILLED = STAGES if FUZZ else ["ingest", "convert"]
+"""Stages whose disk is filled at each kind of point. The others write in the same ways, and take a minute more."""
 CHANGES = {"ingest": "evaluation=[]", "score": "score.cutoff=0.995"}
 
 
