@@ -23,11 +23,11 @@ cut: demo
 		--set mine.model=demo/corpus/model || exit 1; done
 
 # One more than there are cores, as some tests wait for processes that they start.
-WORKERS ?= $(shell expr $$(nproc 2>/dev/null) + 1 2>/dev/null || echo auto)
+TEST_WORKERS ?= $(shell expr $$(nproc 2>/dev/null) + 1 2>/dev/null || echo auto)
 
 # Bytecode is kept even where the environment forbids it: the processes that tests start would compile all modules again.
 test: $(INSTALLED)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 # Property tests, and kills at random moments, on examples that nobody has seen: ten minutes, a share for each test.
 # What it finds becomes an @example, or a test of its own. `make fuzz SEED=7` draws what seed 7 drew.
