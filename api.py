@@ -23,6 +23,7 @@ from .schemas.outcomes import Outcome
 from .schemas.recipe import Recipe, load
 from .schemas.registry import did_you_mean
 from .schemas.settings import EncoderSettings
+from .trainer.launch.hosts import training_place
 from .workflow import DATA_STAGES, TRAINING_STAGES, run_data_stage, train
 from .workflow import export as export_model
 from .workflow import run as run_stages
@@ -96,8 +97,6 @@ def run_stage(
         if stage in DATA_STAGES:
             return run_data_stage(stage, folder, recipe, engine)
         if stage in TRAINING_STAGES:
-            from .trainer.launch.hosts import training_place
-
             return train(stage, folder, recipe, training_place(address, processes))
         if stage == "evaluate":
             return evaluate_models(folder, recipe, list(recipe.evaluate.models), [])

@@ -329,6 +329,22 @@ def resolve(corpus: Path, file: Path | None, overrides: list[str]) -> "Recipe":
     return read_recipe(file or find_recipe(corpus), overrides)
 
 
+def find_corpus(recipe: "Recipe", corpus: Path | None, file: Path) -> Path:
+    """Return the corpus folder: the argument, else the recipe's `corpus:`, which may be a URI (see mirror.py).
+
+    Raises:
+        RecipeError: neither is given.
+    """
+    from .pipeline.corpus.uris import find_folder
+    from .schemas.errors import RecipeError
+
+    if corpus is None and recipe.corpus is None:
+        raise RecipeError(
+            f"{file}: no `corpus:`; add it, or give the folder on the command line: conan run {file} FOLDER"
+        )
+    return corpus or find_folder(str(recipe.corpus))
+
+
 def with_options(overrides: list[str], options: dict[str, Any]) -> list[str]:
     """Add options of a command to the overrides. Values are quoted, so that YAML reads a text as a text."""
     return overrides + [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]

@@ -387,18 +387,3 @@ def _check_width(corpus: Path, recipe: Recipe) -> None:
         model = find_trained_model(corpus, recipe.finetune.model)
         width = read_shape(find_model(model), EncoderSettings(model=model)).width
         check_dimensions("finetune", model, recipe.finetune.matryoshka_dims, width)
-
-
-def find_corpus(recipe: Recipe, corpus: Path | None, file: Path) -> Path:
-    """Return the corpus folder: the argument, else the recipe's `corpus:`, which may be a URI (see mirror.py).
-
-    Raises:
-        RecipeError: neither is given.
-    """
-    from .pipeline.corpus.uris import find_folder
-
-    if corpus is None and recipe.corpus is None:
-        raise RecipeError(
-            f"{file}: no `corpus:`; add it, or give the folder on the command line: conan run {file} FOLDER"
-        )
-    return corpus or find_folder(str(recipe.corpus))

@@ -18,6 +18,7 @@ from ..options import (
     Strict,
     Workers,
     cluster_of,
+    find_corpus,
     read_recipe,
     work,
 )
@@ -57,7 +58,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run every stage of a recipe. Finished work is skipped, so after an interruption run it again."""
-    from ..workflow import find_corpus, run
+    from ..workflow import run
 
     resolved = read_recipe(recipe, overrides)
     folder = find_corpus(resolved, corpus, recipe)

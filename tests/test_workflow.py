@@ -14,7 +14,6 @@ from conan_embedding.trainer.job import TrainingError
 from conan_embedding.trainer.model.bootstrap import tiny_bert
 from conan_embedding.workflow import (
     _sentence_shards,
-    find_corpus,
     find_trained_model,
     last_step,
     run,
@@ -106,13 +105,6 @@ def test_the_last_step_are_those_of_the_last_step(tmp_path: Path) -> None:
     lines = [{"event": "start"}, *({"step": step, "loss": 1 / step} for step in range(1, 40)), {"event": "end"}]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert last_step(tmp_path, "pretrain") == {"step": 39, "loss": 1 / 39}
-
-
-def test_the_corpus_is_named_by_the_command_or_the_recipe(tmp_path: Path) -> None:
-    assert find_corpus(recipe(corpus="there"), None, tmp_path) == Path("there")
-    assert find_corpus(recipe(corpus="there"), Path("here"), tmp_path) == Path("here")
-    with pytest.raises(RecipeError, match="conan run"):
-        find_corpus(recipe(), None, tmp_path)
 
 
 @pytest.mark.parametrize("stage", ["bootstrap", "pretrain", "finetune"])

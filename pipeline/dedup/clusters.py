@@ -64,7 +64,7 @@ class Pairs:
 
     def column(self, name: str) -> NDArray[Any]:
         """Read one column of the signatures for all pairs."""
-        whole: NDArray[Any] = np.empty(0)
+        whole: NDArray[Any] = np.empty(0)  # filled shard by shard: to concatenate takes twice the memory
         for shard, start, stop in zip(self.signed, self.starts, self.starts[1:], strict=False):
             part = read_column(shard, name)
             whole = whole if start else np.empty(self.rows, part.dtype)

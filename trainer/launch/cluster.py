@@ -5,6 +5,7 @@ the process is; both end together. All nodes must have the corpus and the models
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ... import __version__
 from ...pipeline.engine.calls import cores
 from ...pipeline.engine.ray import ClusterError, connect, find_version_error, list_nodes, said
-from .hosts import LOST, PARENT, PASSED_ON, Cluster
+from .hosts import LOST, PARENT, PASSED_ON, Cluster, count_threads
 
 PLACED_WITHIN = 600.0
 """Chosen here: seconds to wait for places, in which an autoscaler can start nodes."""
@@ -31,7 +32,7 @@ TOLD_AFTER = 5.0
 LOST_WITHIN = 120.0
 """Chosen here: seconds to wait for a node that does not answer. Ray takes some 15 s to notice that one is lost."""
 
-OF_THE_NODE = ("PATH", "LD_LIBRARY_PATH", "PYTHON", "CUDA_VISIBLE_DEVICES", "CONAN_PARENT")
+OF_THE_NODE = ("PATH", "LD_LIBRARY_PATH", "PYTHON", "CUDA_VISIBLE_DEVICES", PARENT)
 """Prefixes of the variables in PASSED_ON that a node has its own values for."""
 
 
@@ -130,7 +131,7 @@ class RemoteProcess:
         self.actor.send.remote(number)
 
     def kill(self) -> None:
-        self.send_signal(9)
+        self.send_signal(signal.SIGKILL)
 
 
 def count_places(cluster: Cluster) -> int:
@@ -222,7 +223,7 @@ def number_ranks(places: Sequence[Place]) -> list[tuple[int, dict[str, str]]]:
             "WORLD_SIZE": str(len(places)),
             "LOCAL_RANK": str(local.index(index)),
             "LOCAL_WORLD_SIZE": str(len(local)),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, place.cores // len(local))),
+            "OMP_NUM_THREADS": count_threads(place.cores, len(local)),
         }
         own |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {"DS_ACCELERATOR": "cpu"}
         numbered.append((index, own))

@@ -68,6 +68,11 @@ def training_place(address: str | None, processes: int | None) -> int | Cluster:
     return Cluster(address, processes) if address else processes or 1
 
 
+def count_threads(cores: int, processes: int) -> str:
+    """Return OMP_NUM_THREADS for each of a machine's processes: the user's, or an equal share of the cores."""
+    return os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // processes))
+
+
 class Process(Protocol):
     """A started training process: a subprocess.Popen, or what is used like one."""
 

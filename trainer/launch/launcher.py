@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from ...pipeline.corpus.atomic import write_text
-from ...pipeline.engine.calls import ATTEMPTS
+from ...pipeline.engine.calls import ATTEMPTS, cores
 from ..job import Job, TrainingError, check_processes
 from . import hosts
 from .hosts import LOST, STOPPED, Cluster, Host, Process
@@ -82,7 +82,7 @@ def _run_on_hosts(job: Job, places: Sequence[Host], command: Sequence[str]) -> N
     master, port = hosts.rendezvous(places)
     common = {
         **_ENVIRONMENT,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // busiest)),
+        "OMP_NUM_THREADS": hosts.count_threads(cores(), busiest),
         "WORLD_SIZE": str(len(located)),
         "MASTER_ADDR": master,
         "MASTER_PORT": str(port),
