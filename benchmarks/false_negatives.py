@@ -1,7 +1,8 @@
 """The share of false negatives among mined negatives, by mining method, on labelled retrieval sets.
 
-Run: `python benchmarks/false_negatives.py --corpus CORPUS --model MODEL [--first 10] [--judge MODEL]`. The sets are the
-retrieval sets in CORPUS/evaluation, which were held out from training. Each query searches the passages of all sets.
+Run: `python benchmarks/false_negatives.py --corpus CORPUS --model MODEL [--first 10] [--queries 100] [--judge MODEL]`.
+The sets are the retrieval sets in CORPUS/evaluation, which were held out from training. Each query searches the
+passages of all sets.
 `conan mine` is given only one positive per query and no clusters, so that nothing but the mining method keeps other
 passages that answer the query out of its negatives. Among the first negatives of each query, these count as false:
 
@@ -50,11 +51,14 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="a corpus with evaluation sets")
     parser.add_argument("--model", required=True, help="a model folder")
     parser.add_argument("--first", type=int, default=10, help="how many negatives of each query to check")
+    parser.add_argument("--queries", type=int, help="of how many queries of each set; by default of all")
     parser.add_argument("--judge", help="a cross-encoder: folder or hub name")
     options = parser.parse_args()
     pairs = pl.read_parquet(options.corpus / "evaluation" / "part-*.parquet").filter(pl.col("task") == "retrieval")
     pairs = pairs.with_columns(pl.col("source").cast(pl.String))
     labels = labelled(pairs)
+    if options.queries:
+        labels = labels.sort(pl.col("query").hash(0)).group_by("source", maintain_order=True).head(options.queries)
     print(f"{labels.height:,} queries, the first {options.first} negatives of each")
     print(f"{'':32}{'set':>18}{'queries':>9}{'negatives':>11}{'false':>8}{'share':>9}{'precision':>11}{'recall':>9}")
     with tempfile.TemporaryDirectory() as place:

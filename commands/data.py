@@ -219,6 +219,8 @@ def judge(
     debug: Debug = False,
 ) -> None:
     """Ask a teacher about the pools' positives and candidates; keep its scores. No pair is judged twice."""
+    if model is not None:
+        overrides = [*overrides, "judge.scores=null"]  # the recipe's file would take the place of the model
     resolved = resolve(corpus, recipe, with_options(overrides, {"judge.model": model}))
     if label is not None:
         from ..workflow import label_pairs

@@ -24,6 +24,8 @@ from .world import Fact, asked, draw, facts, fill, near_misses, neighbour, passa
 # With fewer rows, a source has too few texts for every kind of damage; with more, the world runs out of facts.
 MIN_ROWS, MAX_ROWS = 300, 4000
 QUESTIONS, NEAR_MISSES, STS_TESTS = 120, 2, 150
+# One question of four in triples.jsonl has an answer among the posts that no label names.
+UNLABELLED_EVERY = 4
 BOILERPLATE = "更多内容请关注本台客户端。"
 
 Pair = tuple[str, str]
@@ -244,9 +246,9 @@ def write_exports(folder: Path, records: dict[str, list[Pair]]) -> None:
     write_lines(folder / "generated.jsonl", generated)
 
 
-def write_triples(path: Path, rng: Random, told: list[Fact]) -> None:
-    """Write questions, each with one or two answers and two wrong ones about anything else."""
-    triples = [
+def write_triples(path: Path, rng: Random, told: list[Fact]) -> list[dict[str, Any]]:
+    """Write questions, each with one or two answers and two wrong ones about anything else; return them."""
+    triples: list[dict[str, Any]] = [
         {
             "query": query(rng, fact, "question"),
             "pos": [passage(rng, fact, style) for style in ("answer", "web")[: rng.randint(1, 2)]],
@@ -255,6 +257,18 @@ def write_triples(path: Path, rng: Random, told: list[Fact]) -> None:
         for fact in told
     ]
     write_lines(path, triples)
+    return triples
+
+
+def write_scores(path: Path, triples: list[dict[str, Any]], unlabelled: list[str]) -> None:
+    """Write what a teacher says of some questions: their answers, labelled or not, are better than the wrong ones."""
+    scores = [
+        {"query": asked["query"], "passage": text, "score": score}
+        for asked, answer in zip(triples, unlabelled, strict=True)
+        for score, texts in ((0.9, [*asked["pos"], answer]), (0.1, asked["neg"]))
+        for text in texts
+    ]
+    write_lines(path, scores)
 
 
 def write_sts(path: Path, rng: Random, rows: int, held_out: bool, encoding: str) -> None:
@@ -309,11 +323,17 @@ def write_sample(folder: Path, rows: int = 1200, seed: int = 0) -> Planted:
     }
     triples, reviews, scored = take(0.08), round(0.08 * rows), round(0.10 * rows)
 
+    other = Random(f"unlabelled {seed}")
+    posts = [(query(other, fact, "title"), passage(other, fact, "social")) for fact in triples[::UNLABELLED_EVERY]]
+    records["social_posts"] += posts
+    planted["unlabelled_answers"] = len(posts)
+
     write_news(folder / "news", records["news"], pairs(0.01, "title", "news"), planted)
     write_exports(folder, records)
     write_wiki(folder / "wiki", records["wiki"], planted)
     write_chats(folder / "chats.jsonl", rng, take(0.03), planted)
-    write_triples(folder / "triples.jsonl", rng, triples)
+    asked_about = write_triples(folder / "triples.jsonl", rng, triples)
+    write_scores(folder / "scores.jsonl", asked_about[::UNLABELLED_EVERY], [text for _, text in posts])
     write_reviews(folder / "reviews.tsv", rng, reviews, planted)
     write_sts(folder / "sts.csv", rng, scored, held_out=False, encoding="utf-8-sig")
     write_evaluation(folder / "evaluation", seed)

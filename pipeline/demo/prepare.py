@@ -24,9 +24,12 @@ DEMO_QUESTIONS = (
     "SELECT q.text AS query, p.text[:40] AS hardest_negative, round(scores[1]::DOUBLE, 3) AS score "
     "FROM pools.candidates JOIN pools.queries q USING (query_id) "
     "JOIN pools.passages p ON p.passage_id = passage_ids[1] ORDER BY scores[1] DESC LIMIT 3",
+    "SELECT q.text AS query, p.text[:40] AS answer, round(d.score::DOUBLE, 3) AS score, decision "
+    "FROM pools.decisions d JOIN pools.queries q USING (query_id) JOIN pools.passages p USING (passage_id) "
+    "ORDER BY d.score DESC LIMIT 3",
 )
 """SQL over the demo's corpus: the funnel, one reject of each of three kinds, what was left of the queries that the
-language model wrote, and the hardest negatives."""
+language model wrote, the hardest negatives, and answers that the teacher found among them."""
 
 
 def prepare_demo(folder: Path, server: str) -> tuple[Recipe, Path]:

@@ -137,7 +137,7 @@ def test_recipe_reads_every_file_once(sample: Sample) -> None:
     }
     tasks = {source.get("task", "pretrain") for source in recipe["sources"]}
     assert tasks == {"pretrain", "retrieval", "sts", "classification"}
-    globs = []
+    globs = [recipe["judge"]["scores"]]
     for entry in recipe["sources"] + recipe["evaluation"]:
         for key in ("files", "passages"):
             globs += [entry[key]] if isinstance(entry.get(key), str) else entry.get(key, [])
@@ -163,6 +163,21 @@ def test_records_are_counted(sample: Sample) -> None:
     assert {f"records/{source}": count for source, count in found.items()} == {
         kind: count for kind, count in planted.items() if kind.startswith("records/")
     }
+
+
+def test_the_teacher_knows_answers_that_no_label_names(sample: Sample) -> None:
+    folder, planted = sample
+    triples = [json.loads(line) for line in lines((folder / "triples.jsonl").read_bytes())]
+    labelled = {triple["query"]: triple for triple in triples}
+    posts = {json.loads(line)["post"] for line in lines((folder / "titles.jsonl").read_bytes())}
+    found = [json.loads(line) for line in lines((folder / "scores.jsonl").read_bytes())]
+    answers = [(one["query"], one["passage"]) for one in found if one["passage"] in posts]
+    assert planted["unlabelled_answers"] == len(answers) == len({query for query, _ in answers}) > 0
+    for query, passage in answers:
+        assert passage not in labelled[query]["pos"] + labelled[query]["neg"]
+        assert set(combinations(query)) <= set(combinations(passage))
+    for one in found:
+        assert (one["score"] > 0.5) == (one["passage"] not in labelled[one["query"]]["neg"])
 
 
 def test_broken_files(sample: Sample) -> None:
