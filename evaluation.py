@@ -48,7 +48,7 @@ def evaluate(
     from .pipeline.encoder.model_folder import ModelError
     from .trainer.evaluation.bm25 import BM25
     from .trainer.evaluation.evaluate import judge, judge_bm25, widths, write_results
-    from .trainer.evaluation.evaluation_sets import find_own_sets, read_sets
+    from .trainer.evaluation.evaluation_sets import find_own_sets, hash_set, read_sets
     from .trainer.evaluation.gate import check_conditions, judge_models
 
     corpus_of_sets = corpus if not sets else None  # the corpus whose own sets are used
@@ -101,7 +101,8 @@ def evaluate(
         if results_folder:
             write_results(results_folder, name, judgements)
     if corpus_of_sets:
-        _keep_metrics(corpus_of_sets / "evaluation" / "metrics.json", rows)
+        versions = {one.name: hash_set(one) for one in evaluation_sets}
+        _keep_metrics(corpus_of_sets / "evaluation" / "metrics.json", rows, versions)
     return Evaluated(rows, judge_models(conditions, models, judged) if conditions else None)
 
 
@@ -148,15 +149,21 @@ def _load_encoder(model: str, recipe: Recipe) -> "Encoder":
     )
 
 
-def _keep_metrics(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Save metrics on the corpus's own sets for the report; they replace earlier ones of the same models."""
+def _keep_metrics(file: Path, rows: list[dict[str, Any]], versions: dict[str, str]) -> None:
+    """Save metrics on the corpus's own sets for the report; they replace earlier ones of the same models.
+
+    `versions` are hashes of the sets, by name. Metrics of other models stay if they were measured on the same records.
+    """
     from .pipeline.corpus.atomic import write_text
     from .pipeline.corpus.lock import alone_in
 
     evaluated = set(map(model_of, rows))
+    measured = [{**row, "set_version": versions[row["set"]]} for row in rows]
     with alone_in(file.parent):
         before = json.loads(file.read_text("utf-8")) if file.exists() else []
-        write_text(file, json.dumps([*(row for row in before if model_of(row) not in evaluated), *rows], indent=1))
+        others = (row for row in before if model_of(row) not in evaluated)
+        kept = [row for row in others if row.get("set_version") == versions.get(row["set"], "")]
+        write_text(file, json.dumps([*kept, *measured], indent=1))
 
 
 def model_of(row: dict[str, Any]) -> str:

@@ -33,10 +33,10 @@ def test_evaluations_that_end_at_once_keep_all_metrics(tmp_path: Path) -> None:
         {"model": f"model {number}", "dimension": 8, "set": "s", "metric": "m", "value": 0.5} for number in range(40)
     ]
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda row: _keep_metrics(file, [row]), rows))
+        list(threads.map(lambda row: _keep_metrics(file, [row], {"s": "1"}), rows))
     kept = json.loads(file.read_text("utf-8"))
     assert sorted(row["model"] for row in kept) == sorted(row["model"] for row in rows)
-    _keep_metrics(file, [{**rows[3], "model": "model 3@4", "dimension": 4, "value": 0.7}])
+    _keep_metrics(file, [{**rows[3], "model": "model 3@4", "dimension": 4, "value": 0.7}], {"s": "1"})
     replaced = [row for row in json.loads(file.read_text("utf-8")) if row["model"].startswith("model 3@")]
     assert [row["value"] for row in replaced] == [0.7]
 
@@ -96,12 +96,13 @@ def test_metrics_stay_in_the_corpus(evaluation_corpus: Path) -> None:
     assert list(dict.fromkeys(row["model"] for row in rows)) == models
     assert [row["dimension"] for row in rows[::4]] == [32, 8, None]
     file = evaluation_corpus / "evaluation" / "metrics.json"
-    assert json.loads(file.read_text()) == rows
+    kept = json.loads(file.read_text())
+    assert [{key: value for key, value in row.items() if key != "set_version"} for row in kept] == rows
     asked = "SELECT model, dimension, count(*), bool_and(query_id IS NOT NULL) FROM results GROUP BY ALL ORDER BY ALL"
     assert [tuple(row.values()) for row in catalog.query(evaluation_corpus, asked).to_pylist()] == [
         ("bm25", None, 5, True), ("pretrain", 8, 5, True), ("pretrain", 32, 5, True),
     ]  # fmt: skip
-    file.write_text(json.dumps([{"model": "other", "set": "own", "metric": "ndcg@10", "value": 0.5}, *rows]))
+    file.write_text(json.dumps([{**kept[0], "model": "other"}, *kept]))
     evaluation.evaluate(evaluation_corpus, Recipe(), ["pretrain"], [])
     kept = [row["model"] for row in json.loads(file.read_text())]
     assert list(dict.fromkeys(kept)) == [
@@ -111,6 +112,20 @@ def test_metrics_stay_in_the_corpus(evaluation_corpus: Path) -> None:
     ]  # the rows of truncated vectors, from the first run, are gone
     models = catalog.query(evaluation_corpus, "SELECT DISTINCT model FROM results ORDER BY 1")
     assert models["model"].to_pylist() == ["bm25", "pretrain"]
+
+
+def test_metrics_on_other_records_are_not_kept(evaluation_corpus: Path) -> None:
+    file, own = evaluation_corpus / "evaluation" / "metrics.json", evaluation_corpus / "evaluation" / "own.jsonl"
+    (evaluation_corpus / "train" / "finetune").symlink_to(evaluation_corpus / "train" / "pretrain")
+
+    def evaluate(model: str) -> set[str]:
+        evaluation.evaluate(evaluation_corpus, Recipe(), [model], [])
+        return {row["model"] for row in json.loads(file.read_text())}
+
+    assert evaluate("pretrain") == {"pretrain", "bm25"}
+    assert evaluate("finetune") == {"pretrain", "finetune", "bm25"}
+    own.write_text("\n".join(own.read_text().splitlines()[1:]))
+    assert evaluate("finetune") == {"finetune", "bm25"}
 
 
 def test_a_corpus_without_metrics_has_no_results(evaluation_corpus: Path) -> None:

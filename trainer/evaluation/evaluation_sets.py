@@ -1,5 +1,6 @@
 """Read evaluation sets from Parquet and JSONL files, written by `conan ingest` or by hand, and from recipes."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,6 +56,15 @@ class EvaluationSet:
     frame: pl.DataFrame
     passages: pl.Series = field(default_factory=lambda: pl.Series([], dtype=pl.String))
     prompts: SourcePrompts = field(default_factory=SourcePrompts)
+
+
+def hash_set(one: EvaluationSet) -> str:
+    """Return a hash of a set's records: metrics of two models can be compared if they were measured on the same."""
+    digest = hashlib.sha256()
+    for frame in (one.frame, one.passages.to_frame("passage")):
+        for part in frame.iter_slices():
+            digest.update(part.write_ndjson().encode())
+    return digest.hexdigest()[:16]
 
 
 def find_own_sets(corpus: Path) -> list[Path]:
