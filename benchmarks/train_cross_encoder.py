@@ -35,7 +35,7 @@ negative AS (
     FROM candidate QUALIFY row_number() OVER (PARTITION BY query_id ORDER BY hash(query_id, passage_id)) <= $negatives)
 SELECT queries.text AS query, passages.text AS passage, label
 FROM (SELECT query_id, passage_id, 1.0 AS label FROM asked UNION ALL SELECT query_id, passage_id, 0.0 FROM negative)
-JOIN queries USING (query_id) JOIN passages USING (passage_id) ORDER BY hash(query_id, passage_id)
+JOIN queries USING (query_id) JOIN passages USING (passage_id) ORDER BY hash(queries.text, passages.text)
 """
 
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def train(model: torch.nn.Module, tokenizer: AutoTokenizer, pairs: pl.DataFrame) -> None:
-    """Take one pass over pairs of `query, passage, label`, and print the mean loss of every 50 steps."""
+    """Take one pass over pairs of `query, passage, label`, and print the mean loss of every 25 steps."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     steps = pairs.height // PAIRS_OF_A_STEP
@@ -89,8 +89,9 @@ def train(model: torch.nn.Module, tokenizer: AutoTokenizer, pairs: pl.DataFrame)
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        if len(losses) == 50 or step == steps - 1:
-            print(f"{step + 1} of {steps}: loss {sum(losses) / len(losses):.4f}, {time.monotonic() - start:,.0f} s")
+        if len(losses) == 25 or step == steps - 1:
+            mean, seconds = sum(losses) / len(losses), time.monotonic() - start
+            print(f"{step + 1} of {steps}: loss {mean:.4f}, {seconds:,.0f} s", flush=True)
             losses.clear()
 
 

@@ -42,6 +42,8 @@ _ANSWERED = ("assistant", "gpt", "bot", "output", "response", "answer")
 
 _PROMPTS = ("instruction", "prompt", "question", "query")
 _INPUTS = ("input", "context")
+_NO_INPUT = "'', '<noinput>', '<no input>', 'noinput', 'no input', 'nan'"
+"""Words for no input: of Self-Instruct, those that AlpacaDataCleaned lists, and pandas' NaN as text."""
 _OUTPUTS = ("chosen", "output", "response", "completion", "answer")
 _PREFERENCE = ("prompt", "chosen", "completion", "response")
 _REJECTED = ("rejected", "rejected_response", "rejected_messages")
@@ -56,7 +58,8 @@ _IDS = ("id", "conversation_id")
 def select_instructions(source: Source) -> str:
     """Return a SELECT that makes a pair of each instruction, with its input and its history, and the output."""
     prompt, extra, output = first_of(*_PROMPTS), first_of(*_INPUTS), first_of(*_OUTPUTS)
-    joined = f"concat_ws(chr(10), nullif({text_of(prompt)}, ''), nullif({text_of(extra)}, ''))"
+    given = f"CASE WHEN lower(trim({text_of(extra)})) NOT IN ({_NO_INPUT}) THEN {text_of(extra)} END"
+    joined = f"concat_ws(chr(10), nullif({text_of(prompt)}, ''), {given})"
     asked = f"CASE WHEN {prompt} IS NOT NULL OR {joined} <> '' THEN to_json({joined}) END"
     turns = f"""[
             {{'name': 'instruction', 'role': 'user', 'content': {asked}, 'untaught': NULL, 'calls': false,

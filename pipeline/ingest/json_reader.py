@@ -39,7 +39,13 @@ _KINDS = dict.fromkeys(("BIGINT", "UBIGINT", "HUGEINT", "DOUBLE"), "a number") |
 """What DuckDB's names of kinds of JSON mean."""
 _BEGINS_LIKE_VALUE = r"^[ \t\r,\x1e]*[\[{]"
 _HOLDS_VALUES = r"^[ \t\r]*\[[ \t\r]*[\[{]"
-_INVALID = pl.lit("not valid JSON")
+_INVALID = (
+    pl.when(pl.col("text").str.contains(r"^[\s\[]*\{\s*'"))
+    .then(pl.lit("not valid JSON: texts are in single quotes, as Python prints them; write them with json.dumps"))
+    .when(pl.col("text").str.contains(r"^[\s\[]*\{\s*\w+\s*:"))
+    .then(pl.lit("not valid JSON: keys without quotes, as in JavaScript; write them with JSON.stringify"))
+    .otherwise(pl.lit("not valid JSON"))
+)
 _ARRAY_ADVICE = "; for the recipe's SQL it is the column `json`, as in `query: json[1]`"
 
 

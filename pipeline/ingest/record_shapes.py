@@ -18,10 +18,19 @@ from .record_fields import (
 )
 
 _QUERIES = ("query", "anchor", "question")
-_POSITIVES = ("pos", "positive", "positives", "positive_passages", "positive_ctxs")
-_NEGATIVES = ("neg", "negative", "negatives", "negative_passages", "negative_ctxs", "hard_negative_ctxs")
-_BODIES = ("text", "content", "contents", "passage")
-_FIELDS = read_fields(*_QUERIES, *_POSITIVES, *_NEGATIVES, "pos_scores", "neg_scores", "prompt", "type", "label")
+_POSITIVES = (
+    *("pos", "positive", "positives", "positive_passages", "positive_ctxs"),
+    *("positive_messages", "answer_paragraphs", "text_pos"),
+)
+_NEGATIVES = (
+    *("neg", "negs", "negative", "negatives", "negative_passages", "negative_ctxs", "hard_negative_ctxs"),
+    *("hard_negative", "hard_negatives", "negative_messages", "text_neg"),
+)
+_BODIES = ("text", "content", "contents", "passage", "paragraph_text")
+_OTHERS = ("messages", "text", "pos_scores", "neg_scores", "prompt", "type", "label")
+_FIELDS = read_fields(*_QUERIES, *_POSITIVES, *_NEGATIVES, *_OTHERS)
+_ASKED = first_of(*_QUERIES, "messages -> '$[#-1].content'", "text")
+"""ms-swift has the query as the last of some messages, uniem as `text`."""
 
 
 def _list_passages(field: str) -> str:
@@ -32,10 +41,13 @@ def _read_passages(name: str, values: str) -> str:
     """Return the passages in a list of JSON values as structs of `text` and `fault`.
 
     A passage is text or an object with the text under one of `_BODIES`; its title, if it has one, becomes a first line.
+    ms-swift has a list of one message in its place.
     """
     body = first_of(*(f"passage.{key}" for key in _BODIES), "passage.whole")
     place = f"'{name} ' || number"
-    return f"""list_transform(list_transform({values}, lambda value:
+    is_message = "json_type(value, '$[0]') = 'OBJECT' AND json_array_length(value) = 1"
+    unwrapped = f"list_transform({values}, lambda value: CASE WHEN {is_message} THEN value -> 0 ELSE value END)"
+    return f"""list_transform(list_transform({unwrapped}, lambda value:
             struct_insert(from_json(value, '{read_fields("title", *_BODIES)}'), whole := value)),
         lambda passage, number:
         {{'text': CASE WHEN passage.title IN ('""', '"-"') OR passage.title IS NULL THEN {text_of(body)}
@@ -60,7 +72,7 @@ WITH fields AS (
     SELECT {PLACE}, unnest(from_json(record, '{_FIELDS}')), {_NUMBERED_NEGATIVES} AS numbered
     FROM records
 ), passages AS (
-    SELECT *, {first_of(*_QUERIES)} AS asked,
+    SELECT *, {_ASKED} AS asked,
         {_read_passages("positive", _list_passages(first_of(*_POSITIVES)))} AS found,
         {_read_passages("negative", f"{_ALL_NEGATIVES} || numbered")} AS rejected
     FROM fields

@@ -1,5 +1,6 @@
 """Read delimited tables: a row for each record, or a problem if it does not fit the header."""
 
+import csv
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,11 @@ CSV, TSV = Dialect(",", '"'), Dialect("\t", "")
 
 _DELIMITERS = (",", ";", "\t", "|")  # other than the table's, for a hint
 _COMPARED = 10  # records whose numbers of fields are compared for it
+_INSIDE = '(?:[^"]|"")*'
+_DIVIDED = 1_000  # lines of which quotes may make records
+_USUAL = 0.3
+"""Chosen here: the share of fields in quotes from which the quotes are the file's; numbers have none. Doubled quotes in
+a field say so, too."""
 _BLANK = " \t\n\u00a0\u3000\u200b\ufeff"  # around column names
 _SEPARATOR = re.compile(rb'"?sep=([^\r\n])"?[ \t,;]*(?:\n|\Z)', re.IGNORECASE)
 
@@ -110,6 +116,8 @@ def _read_names(records: pl.DataFrame, dialect: Dialect, options: ReaderOptions)
     found = record.split(dialect.delimiter) if fields is None else fields.to_list()
     if len(found) == 1 and options.columns is None and options.delimiter is None:
         _check_delimiter(good.head(_COMPARED), dialect)
+    if not dialect.quote and options.quote is None:
+        _check_quotes(good, dialect)
     names = options.columns or (found if is_header else [""] * len(found))
     clean = (name.strip(_BLANK).removeprefix(dialect.quote).removesuffix(dialect.quote).strip(_BLANK) for name in names)
     return make_distinct([name or f"column{index}" for index, name in enumerate(clean)]), record
@@ -125,6 +133,31 @@ def _check_delimiter(records: pl.DataFrame, dialect: Dialect) -> None:
                 f"set `options: {{delimiter: {json.dumps(delimiter)}}}`"
             )
             raise FileError("columns", detail, records["_line"][0])
+
+
+def _check_quotes(records: pl.DataFrame, dialect: Dialect) -> None:
+    """Raise FileError if a table without quoting has quotes that must be the file's.
+
+    They stand around fields, as CSV has them, and nowhere else; or they make records that fit of lines that don't.
+    """
+    fields = records["text"].str.split(dialect.delimiter).explode()
+    quoted = fields.filter(fields.str.contains('"', literal=True))
+    are_around = len(quoted) > 0 and quoted.str.contains(f'^"{_INSIDE}"$').all()
+    are_usual = len(quoted) >= _USUAL * len(fields.filter(fields != ""))
+    are_doubled = quoted.str.contains(f'^"{_INSIDE}""{_INSIDE}"$').any()
+    if (are_around and (are_usual or are_doubled)) or (len(quoted) and _make_records(records["text"], dialect)):
+        cure = "set `options: {quote: '\"'}`, or `quote: ''` if the quotes belong to the texts"
+        raise FileError("columns", f"fields are in double quotes: {cure}", records["_line"][0])
+
+
+def _make_records(texts: pl.Series, dialect: Dialect) -> bool:
+    """Whether quotes make records of equally many fields out of lines that have more or fewer."""
+    texts = texts.head(_DIVIDED)
+    delimiters = texts.str.count_matches(dialect.delimiter, literal=True)
+    if len(dialect.delimiter) > 1 or delimiters.n_unique() == 1:
+        return False
+    rows = list(csv.reader((f"{text}\n" for text in texts), delimiter=dialect.delimiter))[:-1]  # the last may be cut
+    return len(rows) > 1 and {len(row) for row in rows} == {delimiters[0] + 1}
 
 
 def _doubt_header(header: pl.DataFrame, names: Sequence[str], dialect: Dialect, source: Source) -> pl.DataFrame:
@@ -157,7 +190,10 @@ def _split_rows(records: pl.DataFrame, names: Sequence[str], dialect: Dialect) -
         rows = pl.concat([rows, parts]).sort("_line", maintain_order=True)
         misfits = misfits.join(parts, on="_line", how="anti", maintain_order="left")
     found = pl.format("expected {} fields, found {}", pl.lit(len(names)), pl.col("fields").list.len())
-    detail = pl.coalesce(found, pl.lit("a quote is not closed, or text follows it"))
+    is_escaped = pl.col("text").str.contains(f"\\{dialect.quote}", literal=True)
+    cure = pl.when(is_escaped).then(pl.lit("; in CSV, quotes inside a field are doubled, not escaped by a backslash"))
+    unmatched = pl.concat_str(pl.lit("a quote is not closed, or text follows it"), cure.otherwise(pl.lit("")))
+    detail = pl.coalesce(found, unmatched)
     fields = [pl.col("fields").list.get(index).alias(name) for index, name in enumerate(names)]
     return rows.select("_file", "_line", pl.col("text").alias(RECORD), *fields), _reject(misfits, detail)
 

@@ -9,9 +9,10 @@ ROLES = {
     "answer": "answer answers a reply response completion output target best_answer 答案 答 回答 回复 解答 答复 标准答",
     "content": "content contents body text abstract article passage document doc paragraph context description review"
     " comment sentence post tweet 内容 正文 文本 摘要 文章 段落 详情 描述 简介 评论 评价 原文 句子 说明",
-    "positive": "positive positives pos positive_passages positive_ctxs 正例 正样本 相关文档",
+    "positive": "positive positives pos positive_passages positive_ctxs positive_messages answer_paragraphs"
+    " text_pos 正例 正样本 相关文档",
     "negative": "negative negatives neg negs hard_negative hard_negatives rejected negative_passages negative_ctxs"
-    " 负例 负样本",
+    " negative_messages text_neg 负例 负样本",
     "label": "label labels class category score scores similarity sim rating stars star sentiment emotion polarity gold"
     " relevance intent is_duplicate duplicate 标签 类别 分类 类型 类 得分 分数 评分 打分 相似度 情感 意图 星级",
     "instruction": "instruction prompt 指令 提示",

@@ -11,6 +11,7 @@ from .profiles import LONGER, SIMILAR, Column, answers_within, are_alike, looks_
 from .samples import Sample
 
 _CHATS = ("conversations", "messages", "conversation")
+_COLLECTED = "`task: pretrain` if the pairs were collected rather than judged: then they are filtered and scored"
 _JSON = ("json", "jsonl")
 _ITEM = "item"
 """The name that `select` gives to an element of a list."""
@@ -125,6 +126,9 @@ def _known_shape(sample: Sample, columns: Sequence[Column]) -> Shape | None:
     has_negatives = any(find_role(key) == ("negative", True) for key in keys)
     negatives = "; the rejected replies are its hard negatives" if has_negatives else ""
     task = "retrieval" if has_negatives else "pretrain"
+    if "positive_messages" in keys:
+        why = "ms-swift's shape: messages that end with the query, others with its positives and negatives"
+        return Shape("triples", "retrieval", "question_answer", why, _COLLECTED)
     for chat in (*_CHATS, "prompt", "json"):
         if kinds.get((chat,)) == "objects" or (chat in _CHATS and isinstance(first.get(chat), str)):
             return _chat(str(first.get(chat)), task, f"`{chat}` holds the messages of a chat{negatives}")
@@ -168,7 +172,7 @@ def _triples(columns: Sequence[Column], keys: set[str]) -> Shape | None:
         "retrieval",
         relate(queries[0], positives[0]),
         why,
-        "`task: pretrain` if the pairs were collected rather than judged: then they are filtered and scored",
+        _COLLECTED,
     )
 
 

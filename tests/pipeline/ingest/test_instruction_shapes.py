@@ -9,6 +9,8 @@ HISTORY = [["一问", "一答"], ["二问", "二答"]]
 INSTRUCTIONS = {
     "Alpaca": ({"instruction": "译", "input": "你好", "output": "答"}, "译\n你好", []),
     "no input": ({"instruction": "译", "input": "", "output": "答"}, "译", []),
+    "a word for no input": ({"instruction": "译", "input": "<noinput>", "output": "答"}, "译", []),
+    "pandas' NaN as text": ({"instruction": "译", "input": "nan", "output": "答"}, "译", []),
     "null for input": ({"instruction": "译", "input": None, "output": "答"}, "译", []),
     "only an input": ({"instruction": None, "input": "译", "output": "答"}, "译", []),
     "an empty instruction": ({"instruction": "", "input": "译", "output": "答"}, "译", []),

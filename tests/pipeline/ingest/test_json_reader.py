@@ -10,7 +10,7 @@ from conan_embedding.pipeline.ingest.column_types import MOST_FIELDS
 from conan_embedding.pipeline.ingest.columns import decide_columns
 from conan_embedding.pipeline.ingest.files import FileSplit
 from conan_embedding.schemas.source_settings import Source
-from read_files import load_batches
+from read_files import Read, load_batches
 
 
 def table(path: Path, **source: Any) -> tuple[list[dict[str, Any]], list[tuple[Any, ...]], set[tuple[str, ...]]]:
@@ -73,6 +73,22 @@ def test_an_object_that_is_keyed_by_data_stays_json(tmp_path: Path) -> None:
             assert str(types["n"]).startswith("STRUCT(field0 ")
             named = connection.sql("SELECT _line, m.user7 FROM rows WHERE m.user7 IS NOT NULL")
             assert named.fetchall() == [(8, "7")]
+
+
+@pytest.mark.parametrize(
+    ("record", "detail"),
+    [
+        ("{'q': '甲', 'a': None}", "texts are in single quotes, as Python prints them; write them with json.dumps"),
+        ("{q: '甲'}", "keys without quotes, as in JavaScript; write them with JSON.stringify"),
+        ('{"q": "甲"', ""),
+    ],
+)
+def test_objects_of_other_languages_are_told(tmp_path: Path, record: str, detail: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{record}\n{{"q": "乙"}}\n')
+    (tmp_path / "b.jsonl").write_text(f"{record}\n")
+    for name, rows in (("a.jsonl", 1), ("b.jsonl", 0)):
+        found = Read([str(tmp_path / name)], read="jsonl")
+        assert (len(found.rows), found.details) == (rows, [f"not valid JSON: {detail}".removesuffix(": ")])
 
 
 # Documents

@@ -55,6 +55,12 @@ def test_damaged_records_of_a_csv_cost_themselves(read: Reader) -> None:
     assert found.details[2] == "a quote is not closed, or text follows it"
 
 
+def test_quotes_after_a_backslash_are_told(read: Reader) -> None:
+    found = read('a,b\n1,"x ""y"""\n2,"x \\"y\\""\n', "a.csv")
+    assert found.values("b") == ['x "y"']
+    assert "quotes inside a field are doubled, not escaped by a backslash" in found.details[0]
+
+
 def test_a_quote_not_closed_in_the_last_line_is_told(read: Reader) -> None:
     for end in ("", "\n"):
         found = read(f'a,b\n1,"x{end}', "a.csv")
@@ -173,6 +179,38 @@ def test_stray_quotes_in_a_tsv_lose_no_line(read: Reader) -> None:
     found = read("label\ttext\n" + "\n".join(lines), "a.tsv")
     assert found.values("label", "text") == [tuple(line.split("\t")) for line in lines]
     assert found.lines == list(range(2, 32))
+
+
+QUOTED = {
+    "all fields": '"问"\t"答"\n"甲"\t"乙"\n',
+    "texts, not numbers": 'q\ta\tn\n"甲"\t"乙"\t3\n"丙"\t"丁"\t4\n',
+    "doubled quotes": "q\ta\n" + "甲\t乙\n" * 9 + '丙\t"他说 ""好""。"\n',
+    "line breaks": 'q\ta\n甲\t"乙\n丙"\n丁\t戊\n己\t庚\n',
+    "tabs": 'q\ta\n甲\t"乙\t丙"\n丁\t戊\n己\t庚\n',
+}
+NOT_QUOTED = {
+    "a word in quotes": 'q\ta\n"甲"乙\t丙\n丁\t"戊"己\n',
+    "one title in quotes": "q\ta\n" + "甲\t乙\n" * 9 + '"丙"\t丁\n',
+    "quotes left open": 'q\ta\n"甲\t乙\n"丙"\t丁\n',
+    "json": 'q\ta\n甲\t{"a": "b"}\n乙\t["c"]\n',
+    "misfits": 'q\ta\n甲\t"乙\t丙\n丁\t戊\n己\t庚"\n',
+}
+
+
+@pytest.mark.parametrize("kind", QUOTED)
+def test_quotes_of_a_tsv_are_told(read: Reader, kind: str) -> None:
+    found = read(QUOTED[kind], "a.tsv")
+    cure = "set `options: {quote: '\"'}`, or `quote: ''` if the quotes belong to the texts"
+    assert (found.rows, found.details) == ([], [f"fields are in double quotes: {cure}"])
+    assert read(QUOTED[kind], "b.tsv", options={"quote": '"'}).problems == []
+    assert read(QUOTED[kind], "c.tsv", options={"quote": ""}).rows
+
+
+@pytest.mark.parametrize("kind", NOT_QUOTED)
+def test_quotes_of_texts_stay(read: Reader, kind: str) -> None:
+    found = read(NOT_QUOTED[kind], "a.tsv")
+    assert not any("double quotes" in detail for detail in found.details)
+    assert '"' in str(found.rows)
 
 
 def test_misfits_of_a_tsv(read: Reader) -> None:

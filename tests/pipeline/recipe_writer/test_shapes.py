@@ -124,6 +124,15 @@ def test_what_comes_with_pairs() -> None:
             "question_answer",
         ),
         ({"anchor": LIKE, "positive": LIKE[::-1]}, "triples", "retrieval", "input_output"),
+        (
+            {
+                "messages": [[{"role": "user", "content": one}] for one in ASKED],
+                "positive_messages": [[[{"role": "user", "content": one}]] for one in ANSWERED],
+            },
+            "triples",
+            "retrieval",
+            "question_answer",
+        ),
     ],
 )
 def test_shapes_that_readers_know(columns: dict[str, list[Any]], read: str, task: str, format_: str) -> None:
