@@ -14,7 +14,7 @@ from .pipeline.corpus import catalog
 from .pipeline.corpus.lock import locked
 from .pipeline.corpus.pools import read_candidates
 from .pipeline.corpus.saved_recipe import load_recipe as load_saved_recipe
-from .pipeline.corpus.uris import find_folder, refuse_elsewhere
+from .pipeline.corpus.uris import find_folder
 from .pipeline.engine.calls import Engine
 from .pipeline.engine.local import close_workers
 from .pipeline.plugins import load_plugins
@@ -167,8 +167,6 @@ def load_encoder(model: str | Path, **options: Any) -> Encoder:
 @contextmanager
 def _engine(corpus: Path, workers: int, address: str | None) -> Iterator[Engine]:
     """Lock the corpus and give an engine; its workers end with the block."""
-    if address is not None:
-        refuse_elsewhere(corpus, "a Ray cluster")
     with locked(corpus):
         try:
             yield Engine(workers, address=address)

@@ -363,12 +363,10 @@ def cluster_of(engine: EngineName, address: str | None) -> str | None:
 def work(corpus: Path, workers: int = 1, cluster: str | None = None) -> Iterator["Engine"]:
     """Lock the corpus and give an engine that shows its progress."""
     from .pipeline.corpus.lock import locked
-    from .pipeline.corpus.uris import refuse_elsewhere, shown
+    from .pipeline.corpus.uris import shown
     from .pipeline.engine.calls import Engine
     from .pipeline.engine.local import close_workers
 
-    if cluster is not None:
-        refuse_elsewhere(corpus, "--engine ray")
     with locked(corpus), display.progress() as show, shown(corpus, show):
         try:
             yield Engine(workers, show, cluster)

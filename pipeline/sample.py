@@ -17,7 +17,7 @@ from ..schemas.errors import CorpusError
 from ..schemas.outcomes import Summary
 from .corpus.atomic import clear_temporaries, commit
 from .corpus.folder import FOLDERS, HELD_OUT, HOLDOUT, committed, fingerprint, read_footer, rejects, shards
-from .corpus.judgements import copy_rows, list_parts, scan
+from .corpus.judgements import FOLDER, copy_rows, list_parts, scan
 from .corpus.pools import FILE as POOLS_FILE
 from .corpus.pools import TABLES, check_version, has_pools, open_pools, write_pools
 from .corpus.shard_writer import ShardWriter
@@ -276,7 +276,8 @@ def _cut_pools(connection: duckdb.DuckDBPyConnection, corpus: Path, records: Seq
             f"FROM ({scan(corpus)}) SEMI JOIN asked ON query_hash = md5(asked.text) "
             "SEMI JOIN told ON passage_hash = md5(told.text) ORDER BY ALL"
         )
-        copy_rows(connection, out, fingerprint("sample", [part.name for part in parts], judged), judged)
+        name = fingerprint("sample", [part.name for part in parts], judged)
+        copy_rows(connection, out / FOLDER / f"{name}.parquet", judged)
     write_pools(out, tables, ceiling_sql())
     queries = tables["queries"].num_rows
     return Summary("pools", queries, queries, notes={"passages": tables["passages"].num_rows})

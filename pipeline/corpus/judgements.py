@@ -45,31 +45,40 @@ def scan(corpus: Path) -> str:
     )
 
 
+def name_part(corpus: Path) -> Path:
+    """Return the path of a file to add."""
+    return corpus / FOLDER / f"{uuid4().hex}.parquet"
+
+
 def add(corpus: Path, judge: str, pairs: pl.DataFrame) -> None:
     """Add what a judge says about pairs, columns `query, passage, score` and, if it gives verdicts, `verdict`."""
+    write_part(name_part(corpus), judge, pairs)
+
+
+def write_part(file: Path, judge: str, pairs: pl.DataFrame) -> None:
+    """Write a file of the store, as in `add`."""
     with duckdb.connect(":memory:") as connection:
         connection.register("pairs", pairs.to_arrow())
-        add_from(connection, corpus, judge, "pairs")
+        write_from(connection, file, judge, "pairs")
 
 
-def add_from(connection: duckdb.DuckDBPyConnection, corpus: Path, judge: str, pairs: str) -> None:
-    """Add the rows of an SQL table, as in `add`; they are not all loaded into memory."""
+def write_from(connection: duckdb.DuckDBPyConnection, file: Path, judge: str, pairs: str) -> None:
+    """Write the rows of an SQL table, as in `add`; they are not all loaded into memory."""
     verdict = "verdict" if "verdict" in connection.table(pairs).columns else "CAST(NULL AS VARCHAR)"
     now = datetime.now(UTC).replace(tzinfo=None)
     copy_rows(
         connection,
-        corpus,
-        uuid4().hex,
+        file,
         f"SELECT md5(query) AS query_hash, md5(passage) AS passage_hash, {quote(judge)} AS judge, "
         f"CAST(score AS FLOAT) AS score, {verdict} AS verdict, TIMESTAMP {quote(str(now))} AS created_at "
         f"FROM {pairs} ORDER BY ALL",
     )
 
 
-def copy_rows(connection: duckdb.DuckDBPyConnection, corpus: Path, name: str, select: str) -> None:
-    """Write the rows of a SELECT, in the columns of the store, as a file of this name."""
-    (corpus / FOLDER).mkdir(parents=True, exist_ok=True)
-    with replacing(corpus / FOLDER / f"{name}.parquet") as temporary:
+def copy_rows(connection: duckdb.DuckDBPyConnection, file: Path, select: str) -> None:
+    """Write the rows of a SELECT, in the columns of the store, as a file of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
         connection.execute(f"COPY ({select}) TO {quote(temporary)} (FORMAT parquet, COMPRESSION zstd)")
 
 

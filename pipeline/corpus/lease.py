@@ -9,7 +9,9 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic
@@ -63,11 +65,12 @@ class Lease:
         self.over, self.writing = Event(), Lock()
         self.etag: str | None = None
         self.until = 0.0
+        self.token = uuid4().hex
         self.owner = {
             "process": os.getpid(),
             "machine": socket.gethostname(),
             "since": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "token": uuid4().hex,
+            "token": self.token,
             "seconds": SECONDS,
         }
 
@@ -83,7 +86,7 @@ class Lease:
                 f"{owner['since']}; wait for it or stop it (the lock of a process that was killed ends after "
                 f"{owner['seconds']:.0f} s; this one was renewed {age:.0f} s ago)"
             )
-        self.own.write_text(str(self.owner["token"]), encoding="utf-8")
+        self.own.write_text(self.token, encoding="utf-8")
         try:
             self._write(self.owner)
         except ChangedError as error:
@@ -128,6 +131,11 @@ class Lease:
                 "from there"
             )
 
+    @staticmethod
+    def name_write(path: str) -> str:
+        """Return an id for the next write of an object."""
+        return uuid4().hex
+
     def release(self) -> None:
         """Free the lock, unless it was lost."""
         if monotonic() <= self.until:
@@ -146,3 +154,27 @@ class Lease:
     def _content(owner: dict[str, Any]) -> bytes:
         # Each content differs from all others, as an ETag is a hash of it: a renewal must not look like what it renews.
         return json.dumps(owner and owner | {"write": uuid4().hex}).encode()
+
+
+@dataclass(frozen=True)
+class BorrowedLease:
+    """The lock as a process uses it that works for its owner on another machine, by the owner's token.
+
+    `work` is what the process does. It names the writes, so that a second process that does the same, since the first
+    seemed lost, finds that they are done.
+    """
+
+    store: ObjectStore
+    token: str
+    work: str
+
+    def check(self) -> None:
+        """Raise LeaseLostError unless the owner holds the lock."""
+        content, _, age = self.store.read_with_age(LOCK) or (b"{}", "", 0.0)
+        owner = json.loads(content)
+        if owner.get("token") != self.token or age > owner["seconds"]:
+            raise LeaseLostError(f"{self.store.uri}: the command that gave out this work no longer holds the lock")
+
+    def name_write(self, path: str) -> str:
+        """Return the id of the write of an object."""
+        return sha256(f"{self.token} {self.work} {path}".encode()).hexdigest()[:32]

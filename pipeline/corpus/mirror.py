@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from .atomic import replacing
-from .lease import Lease, LeaseLostError, lease
+from .lease import BorrowedLease, Lease, LeaseLostError, lease
 from .object_store import THREADS, ChangedError, ObjectStore, Stored, StoreError
 
 LISTED_WITHIN = 30.0
@@ -39,6 +39,8 @@ _SMALL = re.compile(
     r"recipe\.yaml|holdout/questions/.*|evaluation/metrics\.json|train/[^/]*/(done|job\.json|log\.jsonl)|.*/\.incomplete"
 )
 """Files that are fetched when a mirror is opened."""
+_WORK = re.compile(r"(dedup/\.work|score/\.parts|\.search\.\d+\.tmp|vectors)/.*", re.DOTALL)
+"""Files that calls on a cluster share (see shipping.py); they are in the store only while a command runs."""
 _LOCAL = ("catalog.duckdb", "*.wal", "vectors/*", "train/*/checkpoints/*", "train/*/data/*")
 """Files that are never uploaded, besides names that begin with a dot: they can be made again from the rest."""
 
@@ -54,9 +56,8 @@ class _Copy(NamedTuple):
 def open_mirror(uri: str, root: Path) -> "Mirror":
     """Return the mirror of a URI below `root`, in the first folder of its own that no other process uses."""
     store = ObjectStore(uri)
-    name = re.sub(r"[^\w.-]+", "-", uri.removeprefix("s3://")) + "-" + hashlib.sha256(uri.encode()).hexdigest()[:8]
     for number in count():
-        folder = root / "corpora" / name / str(number)
+        folder = find_place(uri, root) / str(number)
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / _LOCK).open("a", encoding="utf-8")
         try:
@@ -68,6 +69,12 @@ def open_mirror(uri: str, root: Path) -> "Mirror":
     return Mirror(store, root, folder, file)
 
 
+def find_place(uri: str, root: Path) -> Path:
+    """Return the folder below `root` for all mirrors of a URI."""
+    name = re.sub(r"[^\w.-]+", "-", uri.removeprefix("s3://")) + "-" + hashlib.sha256(uri.encode()).hexdigest()[:8]
+    return root / "corpora" / name
+
+
 class Mirror:
     """The folder, what the store listed when it was last asked, and which files are copies of which objects.
 
@@ -77,7 +84,7 @@ class Mirror:
 
     def __init__(self, store: ObjectStore, root: Path, folder: Path, in_use: IO[str]) -> None:
         self.store, self.root, self.folder, self.in_use = store, root, folder, in_use
-        self.lease: Lease | None = None
+        self.lease: Lease | BorrowedLease | None = None
         self.progress: Callable[[str, int, int, int], None] = lambda *_: None
         self.remote: dict[str, Stored] = {}
         self.copies: dict[str, _Copy] = {}
@@ -88,17 +95,16 @@ class Mirror:
         Other files than shards stay if they were written here and the store has not changed since: the run that wrote
         them could not upload them, and the end of the next one will.
         """
-        self.remote, self.copies = self.store.list_all(), self._read_copies()
+        self.remote = self.store.list_all()
+        self.read_copies()
         for path, file in self._list_files():
             copy, stored = self.copies.get(path), self.remote.get(path)
             same_object = _etag(copy) == _etag(stored)
             is_copy = copy is not None and _describe(file, copy.etag) == copy
             if not same_object or (_SHARD.fullmatch(path) and not is_copy):
                 file.unlink()
-        self.copies = {path: copy for path, copy in self.copies.items() if (self.folder / path).exists()}
-        with replacing(self.folder / _COPIES) as temporary, temporary.open("w", encoding="utf-8") as lines:
-            lines.writelines(_write_copy(path, copy) for path, copy in self.copies.items())
-        for parent in {path.rpartition("/")[0] for path in self.remote}:
+        self.write_copies()
+        for parent in {path.rpartition("/")[0] for path in self.remote if not _is_local(path)}:
             (self.folder / parent).mkdir(parents=True, exist_ok=True)
         self._fetch(filter(_SMALL.fullmatch, self.remote))
 
@@ -108,6 +114,7 @@ class Mirror:
         with lease(self.store, self.folder / _LOCK) as self.lease:
             try:
                 self.refresh()
+                self._delete_work()  # of a run that was killed
                 try:
                     yield
                 except (StoreError, LeaseLostError):  # to try again would only take time
@@ -116,12 +123,13 @@ class Mirror:
                     self.upload("")
                     raise
                 self.upload("")
+                self._delete_work()
             finally:
                 self.lease = None
 
     def fetch(self, path: str) -> None:
-        """Fetch the file at a path, or all files below it."""
-        self._fetch(each for each in self.remote if _is_below(each, path))
+        """Fetch the file at a path, or all files below it but those that are only for other machines."""
+        self._fetch(each for each in self.remote if _is_below(each, path) and not _is_local(each))
 
     def fetch_shards(self, folder: str) -> None:
         """Fetch the shards of a stage and their rejects."""
@@ -138,11 +146,30 @@ class Mirror:
 
     def put_all(self, paths: Iterable[str]) -> None:
         """Put the files that have changed: rejects before shards, after deleting the shards that they replace."""
-        shards, rejected, others, markers = _divide(path for path in paths if not self._is_copy(path))
+        changed = (path for path in paths if path not in self.remote or not self.is_copy(path))
+        shards, rejected, others, markers = _divide(changed)
         self._for_each(markers, self._put)
         self._for_each([path for path in shards if path in self.remote], self._delete)
         for kind in (others, rejected, shards):
             self._for_each(kind, self._put, "upload")
+
+    def receive(self, objects: Mapping[str, Stored]) -> None:
+        """Fetch objects, unless they are here already; what is here in their place is replaced."""
+        self.remote.update(objects)
+        there = {path for path in objects if self.is_copy(path) and self.copies[path].etag == objects[path].etag}
+        for path in objects.keys() - there:
+            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / path).unlink(missing_ok=True)
+        self._for_each(objects.keys() - there, self.fetch_one)
+
+    def list_again(self, folder: str) -> None:
+        """List what is below a folder now, as other machines may have put and deleted objects there."""
+        others = {path: stored for path, stored in self.remote.items() if not _is_below(path, folder)}
+        self.remote = others | self.store.list_all(folder)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete objects."""
+        self._for_each(paths, self._delete)
 
     def settle(self, folder: str) -> None:
         """Put what has changed in a stage's folder, and wait until the store lists it all.
@@ -167,7 +194,7 @@ class Mirror:
                     "again later, and it continues from there"
                 )
             time.sleep(0.2)
-        self._for_each(listed.keys() - known.keys(), self._delete)
+        self.delete(listed.keys() - known.keys())
 
     def _list_files(self, path: str = "") -> Iterator[tuple[str, Path]]:
         """List the files at and below a path that belong into the store, with their paths."""
@@ -175,7 +202,7 @@ class Mirror:
         for file in [place] if place.is_file() else sorted(place.rglob("*")):
             name = file.relative_to(self.folder).as_posix()
             is_hidden = any(part.startswith(".") and part != _MARKER for part in name.split("/"))
-            if not is_hidden and file.is_file() and not any(fnmatch(name, local) for local in _LOCAL):
+            if not is_hidden and file.is_file() and not _is_local(name):
                 yield name, file
 
     def _check_folder(self) -> None:
@@ -189,17 +216,21 @@ class Mirror:
                 f"{self.store.uri}: its copy in the cache was deleted while this command used it; run the command again"
             )
 
-    def _is_copy(self, path: str) -> bool:
+    def is_copy(self, path: str) -> bool:
         """Whether a file is still as it was when it was fetched or put."""
-        copy = self.copies.get(path)
-        return copy is not None and _describe(self.folder / path, copy.etag) == copy
+        copy, file = self.copies.get(path), self.folder / path
+        return copy is not None and file.exists() and _describe(file, copy.etag) == copy
+
+    def _delete_work(self) -> None:
+        self.delete(list(filter(_WORK.fullmatch, self.remote)))
 
     def _fetch(self, paths: Iterable[str]) -> None:
         """Fetch the objects that are missing here. What a stage has written or deleted since is left alone."""
         wanted = [path for path in paths if path not in self.copies and not (self.folder / path).exists()]
-        self._for_each(wanted, self._fetch_one, "fetch")
+        self._for_each(wanted, self.fetch_one, "fetch")
 
-    def _fetch_one(self, path: str) -> None:
+    def fetch_one(self, path: str) -> None:
+        """Fetch an object. Raises ChangedError if it is no longer what was listed."""
         stored, file = self.remote[path], self.folder / path
         file.with_name(f"{file.name}.wal").unlink(missing_ok=True)  # DuckDB's, of an earlier database of this name
         try:
@@ -215,15 +246,15 @@ class Mirror:
 
     def _put(self, path: str) -> None:
         assert self.lease is not None, f"{path} was written without the lock"
-        check, file = self.lease.check, self.folder / path
+        check, file, write = self.lease.check, self.folder / path, self.lease.name_write(path)
         try:
-            etag = self.store.upload(path, file, _etag(self.remote.get(path)), check)
+            etag = self.store.upload(path, file, _etag(self.remote.get(path)), check, write)
         except ChangedError:
             # The owner of the lock decides which shards count. Another may be there: of a writer that lost the lock, or
             # one that was not listed.
-            if not _SHARD.fullmatch(path):
+            if not _SHARD.fullmatch(path) and not _WORK.fullmatch(path):
                 raise
-            etag = self.store.upload(path, file, _etag(self.store.find(path)), check)
+            etag = self.store.upload(path, file, _etag(self.store.find(path)), check, write)
         self.remote[path] = Stored(file.stat().st_size, etag)
         self._note(path, etag)
 
@@ -263,21 +294,30 @@ class Mirror:
         with (self.folder / _COPIES).open("a", encoding="utf-8") as file:
             file.write(_write_copy(path, copy))
 
-    def _read_copies(self) -> dict[str, _Copy]:
+    def read_copies(self) -> None:
         """Read which files are copies. A line that a killed process left incomplete makes none."""
-        copies: dict[str, _Copy] = {}
+        self.copies = {}
         file = self.folder / _COPIES
         for line in file.read_text("utf-8").splitlines() if file.exists() else []:
             try:
                 path, *values = json.loads(line)
-                copies[path] = _Copy(*values)
+                self.copies[path] = _Copy(*values)
             except (ValueError, TypeError):
                 continue
-        return copies
+
+    def write_copies(self) -> None:
+        """Write which files are copies, without those that are gone and what was noted more than once."""
+        self.copies = {path: copy for path, copy in self.copies.items() if (self.folder / path).exists()}
+        with replacing(self.folder / _COPIES) as temporary, temporary.open("w", encoding="utf-8") as lines:
+            lines.writelines(_write_copy(path, copy) for path, copy in self.copies.items())
 
 
 def _etag(found: _Copy | Stored | None) -> str | None:
     return None if found is None else found.etag
+
+
+def _is_local(path: str) -> bool:
+    return any(fnmatch(path, local) for local in _LOCAL)
 
 
 def _write_copy(path: str, copy: _Copy) -> str:

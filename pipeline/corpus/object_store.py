@@ -137,20 +137,22 @@ class ObjectStore:
                 if failures == READS:
                     raise
 
-    def put(self, path: str, data: bytes, before: str | None) -> str:
+    def put(self, path: str, data: bytes, before: str | None, write: str = "") -> str:
         """Put a small object, and return its ETag. `before` is the ETag of what it replaces, None if there is nothing.
+
+        `write` is an id. A write that finds an object with its own id counts as done.
 
         Raises:
             ChangedError: something else is stored there now.
         """
-        write = uuid4().hex
+        write = write or uuid4().hex
         with self._decided(path, write) as decided:
             answer = self._ask("put_object", path, Body=data, Metadata={_ID: write}, **_condition(before))
             decided.append(answer["ETag"])
         return decided[0]
 
-    def upload(self, path: str, file: Path, before: str | None, check: Callable[[], None]) -> str:
-        """Put a file, which becomes visible as a whole, and return its ETag; `before` is as in `put`.
+    def upload(self, path: str, file: Path, before: str | None, check: Callable[[], None], write: str = "") -> str:
+        """Put a file, which becomes visible as a whole, and return its ETag; `before` and `write` are as in `put`.
 
         `check` is called right before the object would appear; nothing appears if it raises.
 
@@ -161,8 +163,8 @@ class ObjectStore:
         if size <= PART:
             data = file.read_bytes()
             check()
-            return self.put(path, data, before)
-        write = uuid4().hex
+            return self.put(path, data, before, write)
+        write = write or uuid4().hex
         with self._explained():
             upload = self._ask("create_multipart_upload", path, Metadata={_ID: write})["UploadId"]
         try:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:[:/]+(.*))?")  # two letters or more: `C:/` is a drive
 
 _mirrors: dict[Path, "Mirror"] = {}
-"""The mirrors that this process has opened, by folder. Its workers have none: they work on what is there."""
+"""The mirrors that this process has opened, by folder. Its workers have none: they work on what is there; those on
+other machines have one for what they are sent (see shipping.py)."""
 
 
 def find_folder(corpus: str | Path) -> Path:
@@ -45,11 +46,21 @@ def find_folder(corpus: str | Path) -> Path:
     uri = f"s3://{place}"
     mirror = next((each for each in _mirrors.values() if each.store.uri == uri and each.root == find_cache()), None)
     if mirror is None:
-        mirror = open_mirror(uri, find_cache())
-        _mirrors[mirror.folder] = mirror
+        mirror = register(open_mirror(uri, find_cache()))
     if mirror.lease is None:
         mirror.refresh()
     return mirror.folder
+
+
+def register(mirror: "Mirror") -> "Mirror":
+    """Note that this process has opened a mirror, and return it."""
+    _mirrors[mirror.folder] = mirror
+    return mirror
+
+
+def find_leased() -> "Mirror | None":
+    """Return the mirror whose lock this process holds, if any."""
+    return next((mirror for mirror in _mirrors.values() if mirror.lease is not None), None)
 
 
 def refuse_uri(folder: Path) -> None:

@@ -122,15 +122,17 @@ def fit_engine(engine: Engine, pairs: Pairs) -> Engine:
     return engine if pairs.rows >= _FEW else replace(engine, workers=1, address=None)
 
 
-def write_buckets(pairs: Pairs, column: str, compared: Path, part: int, parts: int, file: Path) -> None:
+def write_buckets(
+    signed: Sequence[Path], starts: Sequence[int], column: str, compared: Path, part: int, parts: int, file: Path
+) -> None:
     """Write a band's buckets to `file`: int64[2, e], leaders and members (see `find_buckets`).
 
     The work is split into `parts`: this one has the band hashes h with h % parts = part.
     """
-    bits = pairs.rows.bit_length()
+    bits = starts[-1].bit_length()
     chosen = np.load(compared)
     packed = []
-    for shard, start, stop in zip(pairs.signed, pairs.starts, pairs.starts[1:], strict=False):
+    for shard, start, stop in zip(signed, starts, starts[1:], strict=False):
         hashes = read_column(shard, column)
         rows = np.flatnonzero(chosen[start:stop] & (hashes != NO_BUCKET) & (hashes % np.uint64(parts) == part))
         packed.append(pack(hashes[rows], rows + start, bits))
@@ -143,7 +145,7 @@ def _write_all_buckets(pairs: Pairs, side: Side, compared: Path, bands: int, eng
     for column in band_columns(side, bands):
         for part in range(parts):
             file = pairs.work / f"{column}_{part}.npy"
-            calls.append((str(file), (pairs, column, compared, part, parts, file)))
+            calls.append((str(file), (pairs.signed, pairs.starts, column, compared, part, parts, file)))
     call_all(f"buckets of {side}", write_buckets, calls, engine)
     return [Path(name) for name, _ in calls]
 

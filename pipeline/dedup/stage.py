@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ...schemas.recipe import Recipe
 from ...schemas.settings import DedupSettings
 from ..corpus.folder import HOLDOUT, begin, fingerprint, is_begun, read_batches, read_footer, shards
 from ..corpus.shard_writer import ShardWriter
+from ..corpus.uris import is_mirror
 from ..engine.calls import Engine
 from ..engine.stage import Task, find_finished, run_stage
 from . import signatures
@@ -31,6 +33,7 @@ from .survivors import choose_duplicates, describe_rejected, find_duplicates
 
 VERSION = 4
 _WORK = ".work"
+_IDS = "positive_ids.npy"
 _GROUP = 1 << 14
 """Chosen here: rejects that are read together."""
 
@@ -64,10 +67,7 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
     decided_by = holdout.fingerprint if holdout else decided_by
     work = corpus / "dedup" / _WORK
     starts = find_row_starts(inputs)
-    tasks = [
-        Task((shard, start, work), fingerprint(decided_by, shard.name))
-        for shard, start in zip(inputs, starts, strict=False)
-    ]
+    tasks = [Task((), fingerprint(decided_by, shard.name)) for shard in inputs]
     sets = plan_sets(recipe, Pairs(tuple(inputs), (), starts, work), decided_by)
     bands, rows = choose_bands(settings.recall, settings.threshold)
     try:
@@ -88,9 +88,16 @@ def dedup(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:
             clusters = decide(pairs, kinds, sides, known, priorities, settings, (bands, rows), engine)
             if holdout:
                 hold_out(corpus, pairs, clusters, holdout, settings.threshold, (bands, rows), engine)
+        decided = work / _IDS, sorted(work.glob("rejected-*.parquet"))
+        tasks = [
+            replace(task, arguments=(shard, start, *decided))
+            for task, shard, start in zip(tasks, inputs, starts, strict=False)
+        ]
         summary = run_stage(corpus, "dedup", dedup_shard, tasks, engine)
         if sets or is_begun(corpus, HOLDOUT):
-            run_stage(corpus, HOLDOUT, write_set, sets, engine)
+            # A set is made from shards here and there; of a corpus at a URI, only this machine has all of them.
+            here = replace(engine, address=None) if is_mirror(corpus) else engine
+            run_stage(corpus, HOLDOUT, write_set, sets, here)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     summary.seconds = time.monotonic() - started  # including the decision, which takes most of the time
@@ -180,12 +187,17 @@ def _read_task_numbers(shard: Path) -> NDArray[np.uint8]:
     return tasks.replace_strict(TASKS, range(len(TASKS)), return_dtype=pl.UInt8).to_numpy()
 
 
-def dedup_shard(filtered: Path, start: int, work: Path, fingerprint: str, shard: Path) -> None:
-    """Write a shard's kept rows and its rejected ones with reasons; the shard's first row has the number `start`."""
+def dedup_shard(
+    filtered: Path, start: int, ids_file: Path, rejected_files: list[Path], fingerprint: str, shard: Path
+) -> None:
+    """Write a shard's kept rows and its rejected ones with reasons; the shard's first row has the number `start`.
+
+    The files, which `decide` has written, have the positives' cluster ids and the rejected rows of all shards.
+    """
     rows = pq.read_metadata(filtered).num_rows
-    ids = np.load(work / "positive_ids.npy", mmap_mode="r")[start : start + rows]
+    ids = np.load(ids_file, mmap_mode="r")[start : start + rows]
     is_here = pl.col("row").is_between(start, start + rows, closed="left")
-    all_rejected = pl.scan_parquet(work / "rejected-*.parquet").filter(is_here).sort("row").collect()
+    all_rejected = pl.scan_parquet(rejected_files).filter(is_here).sort("row").collect()
     all_rejected = all_rejected.with_columns(pl.col("row") - start)
     at = 0
     with ShardWriter(

@@ -123,7 +123,8 @@ def _write_parts(
     size = min(PART, max(LEAST, -(-len(missing) // 16)))
     for part, start in enumerate(range(0, len(missing), size), start=max(_parts(folder), default=-1) + 1):
         chosen = texts.take(missing[start : start + size].to_numpy())
-        calls.append((str(_vectors_file(folder, part)), (folder, part, chosen, weights, settings, prompt)))
+        files = _texts_file(folder, part), _vectors_file(folder, part)
+        calls.append((str(files[1]), (*files, chosen, weights, settings, prompt)))
     engine.progress("vectors", 0, len(calls), 0)
     outcomes = run_calls(write_part, calls, replace(engine, one_a_device=True))
     for done, (file, error) in enumerate(outcomes, start=1):
@@ -132,18 +133,20 @@ def _write_parts(
         engine.progress("vectors", done, len(calls), min(done * size, len(missing)))
 
 
-def write_part(folder: Path, part: int, texts: pa.Array, weights: str, settings: EncoderSettings, prompt: str) -> None:
+def write_part(
+    texts_file: Path, vectors_file: Path, texts: pa.Array, weights: str, settings: EncoderSettings, prompt: str
+) -> None:
     """Encode texts and write their vectors as a part of a space."""
     from .encoder import encode, loaded
 
     encoder = loaded(settings, weights)
     before = encoder.truncated
     vectors = encode(encoder, texts, prompt)
-    with replacing(_texts_file(folder, part)) as temporary:
+    with replacing(texts_file) as temporary:
         _hashes(texts).write_parquet(temporary, metadata={_TRUNCATED: str(encoder.truncated - before)})
     whole = io.BytesIO()
     np.save(whole, vectors)
-    with replacing(_vectors_file(folder, part)) as temporary:
+    with replacing(vectors_file) as temporary:
         temporary.write_bytes(whole.getbuffer())
 
 

@@ -83,13 +83,16 @@ def pack_call(function: Callable[..., None], arguments: tuple[Any, ...]) -> byte
     return pickle.dumps((loaded_plugins(), pickle.dumps((function, arguments))))
 
 
-def attempt_packed(call: bytes) -> str | None:
-    """In a worker, run a packed call; return its error, also if the function or a plugin can't be imported."""
-    return attempt(_run_packed, call)
+def attempt_packed(call: bytes, *more: Any) -> str | None:
+    """In a worker, run a packed call; return its error, also if the function or a plugin can't be imported.
+
+    `more` arguments follow those of the call.
+    """
+    return attempt(_run_packed, call, *more)
 
 
-def _run_packed(call: bytes) -> None:
+def _run_packed(call: bytes, *more: Any) -> None:
     plugins, packed = pickle.loads(call)
     load_plugins(plugins)
     function, arguments = pickle.loads(packed)
-    function(*arguments)
+    function(*arguments, *more)

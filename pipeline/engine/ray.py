@@ -1,6 +1,7 @@
 """Run the calls of a stage on a Ray cluster. Imported only for that; only trainer.launch.cluster imports Ray, too.
 
-Every node needs this package in its own Python environment, and the corpus on a file system shared with the driver.
+Every node needs this package in its own Python environment. A corpus is in a folder that all nodes share, or at a URI:
+then a node fetches what a call reads, and puts what it writes (see corpus/shipping.py).
 Calls are tasks of one CPU; calls that run a model go to actors, one per device, which keep the model loaded. What only
 waits for other machines is sent by actors that take no CPU, one per node.
 """
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import __version__
 from ...schemas.errors import ConanError, MissingExtraError
+from ..corpus.uris import find_leased, name_uris
 from .calls import ATTEMPTS, THREAD_VARIABLES, Call, Engine, Outcome, attempt_packed, pack_call
 from .nodes import Sender
 
@@ -31,6 +33,10 @@ try:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as missing:
     raise MissingExtraError("the engine ray", "ray") from missing
+
+
+if TYPE_CHECKING:
+    from ..corpus.mirror import Mirror
 
 
 class ClusterError(ConanError):
@@ -45,13 +51,19 @@ QUEUED = 2
 """Chosen here: tasks in flight per CPU, so that no CPU waits for the driver between two tasks."""
 
 
-def _attempt(version: str, folder: str, call: bytes) -> str | None:
+Result = tuple[str | None, dict[str, Any]]
+"""The error of a call, if it failed, and the objects that it has put into the store of a corpus at a URI."""
+
+
+def _attempt(version: str, folder: str, call: bytes, is_shipped: bool) -> Result:
     """On a node, run calls.attempt_packed in the driver's working directory, as paths may be relative to it."""
     if problem := find_version_error(version):
-        return problem
+        return problem, {}
     with suppress(OSError):  # the node has no such folder; absolute paths still work
         os.chdir(folder)
-    return attempt_packed(call)
+    written: dict[str, Any] = {}
+    error = attempt_packed(call, *([written] if is_shipped else []))
+    return error and name_uris(error), written
 
 
 def find_version_error(version: str) -> str | None:
@@ -64,8 +76,8 @@ def find_version_error(version: str) -> str | None:
 class _Device:
     """An actor for one device; its process keeps the model loaded between calls."""
 
-    def attempt(self, version: str, folder: str, call: bytes) -> str | None:
-        return _attempt(version, folder, call)
+    def attempt(self, *arguments: Any) -> Result:
+        return _attempt(*arguments)
 
 
 class _SenderActor:
@@ -109,6 +121,7 @@ def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine:
     """
     assert engine.address is not None
     connect(engine.address)
+    mirror = find_leased()
     waiting = deque(calls)
     deaths: Counter[str] = Counter()
     devices: dict[_Place, Any] = {}  # actors
@@ -119,7 +132,7 @@ def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine:
             taken = {place for place, _ in running.values()}
             for place in [place for place in _places(engine) if place not in taken][: len(waiting)]:
                 call = waiting.popleft()
-                running[_submit(place, devices, pack_call(function, call[1]))] = place, call
+                running[_submit(place, devices, _pack(mirror, function, call[1]), mirror is not None)] = place, call
 
     try:
         while waiting or running:
@@ -130,8 +143,9 @@ def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine:
             for reference in ready:
                 place, call = running.pop(reference)
                 name = call[0]
+                written = {}
                 try:
-                    error = ray.get(reference)
+                    error, written = ray.get(reference)
                 except RayTaskError as raised:  # the call never started; an error that it raises itself is its outcome
                     error = f"a node can't use conan-embedding: {said(raised)}"
                 except RayError as died:
@@ -143,6 +157,8 @@ def run_on_cluster(function: Callable[..., None], calls: Sequence[Call], engine:
                         continue
                     error = f"its worker died {ATTEMPTS} times ({type(died).__name__}: {said(died)})"
                 start()  # before the driver looks at the outcome
+                if mirror is not None:
+                    mirror.receive(written)
                 yield name, error
     finally:
         for reference, (place, _) in running.items():
@@ -206,9 +222,18 @@ def list_nodes() -> list[tuple[str, int, int]]:
     return [(name, int(has.get("CPU", 0)), int(has.get("GPU", 0))) for name, has in found]
 
 
-def _submit(place: _Place, devices: dict[_Place, Any], call: bytes) -> Any:
-    """Start a call at a free place; return Ray's reference to its outcome."""
-    arguments = __version__, str(Path.cwd()), call
+def _pack(mirror: "Mirror | None", function: Callable[..., None], arguments: tuple[Any, ...]) -> bytes:
+    """Pack a call; one about a corpus at a URI is shipped."""
+    if mirror is None:
+        return pack_call(function, arguments)
+    from ..corpus.shipping import run_shipped, ship  # imports botocore, which corpora in folders don't need
+
+    return pack_call(run_shipped, (ship(mirror, function, arguments),))
+
+
+def _submit(place: _Place, devices: dict[_Place, Any], call: bytes, is_shipped: bool) -> Any:
+    """Start a call at a free place; return Ray's reference to its result."""
+    arguments = __version__, str(Path.cwd()), call, is_shipped
     threads = {name: os.environ.get(name) or str(max(1, place.cpus)) for name in THREAD_VARIABLES}
     debug = {name: value for name, value in os.environ.items() if name == "CONAN_DEBUG"}
     options = {"num_cpus": place.cpus, "num_gpus": place.gpus, "runtime_env": {"env_vars": threads | debug}}

@@ -13,7 +13,8 @@ from ...schemas.judge_settings import JudgeSettings
 from ...schemas.prompts import Prompts, Side
 from ...schemas.settings import SourcePrompts
 from ..corpus.folder import fingerprint
-from ..corpus.judgements import add
+from ..corpus.judgements import add, name_part, write_part
+from ..corpus.pools import FILE as POOLS
 from ..corpus.pools import open_pools
 from ..encoder.finite import check_finite
 from ..encoder.model_folder import find_model, weights_fingerprint
@@ -67,7 +68,10 @@ def _ask_cross_encoder(
     if pairs.height:
         loaded(settings, folder, weights, "cpu")  # fail once if the model can't be loaded, instead of in every part
     parts = enumerate(pairs.iter_slices(PART))
-    calls = [(f"part {number}", (corpus, part, name, settings, folder, weights)) for number, part in parts]
+    calls = [
+        (f"part {number}", (corpus / POOLS, part, name_part(corpus), name, settings, folder, weights))
+        for number, part in parts
+    ]
     engine.progress("judge", 0, len(calls), 0)
     for done, (part, error) in enumerate(run_calls(judge_part, calls, replace(engine, one_a_device=True)), start=1):
         if error:
@@ -76,14 +80,14 @@ def _ask_cross_encoder(
 
 
 def judge_part(
-    corpus: Path, pairs: pl.DataFrame, name: str, settings: JudgeSettings, folder: Path, weights: str
+    pools: Path, pairs: pl.DataFrame, file: Path, name: str, settings: JudgeSettings, folder: Path, weights: str
 ) -> None:
-    """Score some pairs with a cross-encoder, and add the scores to the store."""
+    """Score some pairs of the pools with a cross-encoder, and write the scores to a file of the store."""
     from .cross_encoder import loaded, score_pairs
 
-    texts = read_texts(corpus, pairs)
+    texts = read_texts(pools.parent, pairs)
     scores = score_pairs(loaded(settings, folder, weights), texts["query"], texts["passage"])
-    add(corpus, name, texts.with_columns(score=pl.Series(scores)))
+    write_part(file, name, texts.with_columns(score=pl.Series(scores)))
 
 
 def _ask_bi_encoder(

@@ -6,7 +6,7 @@ from pathlib import Path
 import duckdb
 
 from ...schemas.errors import RecipeError
-from ..corpus.judgements import add_from, scan
+from ..corpus.judgements import name_part, scan, write_from
 from ..corpus.sql import quote
 
 COLUMNS = {"query": "VARCHAR", "passage": "VARCHAR", "score": "DOUBLE"}
@@ -44,7 +44,7 @@ def add_scores(corpus: Path, file: Path, judge: str) -> None:
             raise RecipeError(f"judge.scores: {file}: a passage has two scores for the query {twice[0][0][:80]!r}")
         if not connection.sql(f"FROM ({scan(corpus)}) WHERE judge = {quote(judge)} LIMIT 1").fetchall():
             connection.execute("CREATE VIEW pairs AS SELECT DISTINCT * FROM scores")
-            add_from(connection, corpus, judge, "pairs")
+            write_from(connection, name_part(corpus), judge, "pairs")
 
 
 def check_scores_file(file: Path, place: str) -> None:

@@ -70,24 +70,25 @@ def search_stored(
         )
         return
     with _work_folder(corpus) as work:
-        _save(work, queries, passages, rules)
-        edges = _edges(len(passages), index, block)
-        calls: list[Call] = [
-            (str(file), (file, queries.files, passages.files, top_k, index, between, block))
-            for file, between in ((work / f"keys-{start}", [start, end]) for start, end in pairwise(edges))
-        ]
+        arrays = _save(work, queries, passages, rules)
+        calls: list[Call] = []
+        for start, end in pairwise(_edges(len(passages), index, block)):
+            found, used = work / f"keys-{start}", set(passages.places[start:end].tolist())
+            of_block = [each if number in used else Path() for number, each in enumerate(passages.files)]
+            calls.append((str(found), (found, arrays, queries.files, of_block, top_k, index, [start, end], block)))
         best = work / "best"
         with best.open("wb") as file:
             file.truncate(8 * len(queries) * top_k)
         for asked in blocks_of(0, len(queries), QUERIES):
             map_keys(best, asked, top_k)[:] = NONE
         outcomes = run_calls(search_block, calls, replace(engine, one_a_device=True))
-        for done, (found, error) in enumerate(outcomes, start=1):
-            if error or not Path(found).exists():
+        for done, (file_name, error) in enumerate(outcomes, start=1):
+            found = Path(file_name)
+            if error or not found.exists():
                 raise StageError(f"{found}: {error or 'written on a node that does not share this folder'}")
             for asked in blocks_of(0, len(queries), QUERIES):
-                merge(map_keys(best, asked, top_k), map_keys(Path(found), asked, top_k))
-            Path(found).unlink()
+                merge(map_keys(best, asked, top_k), map_keys(found, asked, top_k))
+            found.unlink()
             progress(done, len(calls))
         for asked in blocks_of(0, len(queries), QUERIES):
             yield rank(map_keys(best, asked, top_k))
@@ -95,6 +96,7 @@ def search_stored(
 
 def search_block(
     file: Path,
+    arrays: dict[str, Path],
     query_files: list[Path],
     passage_files: list[Path],
     top_k: int,
@@ -104,16 +106,15 @@ def search_block(
 ) -> None:
     """Search the passages between two edges for all queries; write the keys of the best to a file in the work folder.
 
-    The rest of the arguments are in the work folder, as `_save` has written them.
+    `arrays` are the files that `_save` has written. In `passage_files`, those that have none of these are left out.
     """
-    work = file.parent
     queries, passages = (
-        StoredVectors(files, *(_load(work, f"{side}_{name}") for name in ("places", "rows")))
+        StoredVectors(files, *(_load(arrays[f"{side}_{name}"]) for name in ("places", "rows")))
         for side, files in (("query", query_files), ("passage", passage_files))
     )
-    rules = Rules(*(_load(work, name) for name in Rules._fields))
+    rules = Rules(*(_load(arrays[name]) for name in Rules._fields))
     with replacing(file) as temporary, temporary.open("wb") as written:
-        for keys in find_keys(queries.take, passages.take, rules, top_k, index, edges, block, work):
+        for keys in find_keys(queries.take, passages.take, rules, top_k, index, edges, block, file.parent):
             keys.tofile(written)
 
 
@@ -143,15 +144,17 @@ def _work_folder(corpus: Path) -> Iterator[Path]:
         clear_temporaries(corpus, "search")
 
 
-def _save(work: Path, queries: StoredVectors, passages: StoredVectors, rules: Rules) -> None:
-    """Write what each call needs of all queries and passages."""
+def _save(work: Path, queries: StoredVectors, passages: StoredVectors, rules: Rules) -> dict[str, Path]:
+    """Write what each call needs of all queries and passages; return the files."""
     arrays = rules._asdict()
     for side, stored in (("query", queries), ("passage", passages)):
         arrays |= {f"{side}_places": stored.places, f"{side}_rows": stored.rows}
+    files = {name: work / f"{name}.npy" for name in arrays}
     for name, array in arrays.items():
-        np.save(work / f"{name}.npy", array)
+        np.save(files[name], array)
+    return files
 
 
-def _load(work: Path, name: str) -> np.ndarray:
+def _load(file: Path) -> np.ndarray:
     """Map what `_save` has written; in a copy that may be changed, as the kernels are compiled for such arrays."""
-    return np.asarray(np.load(work / f"{name}.npy", mmap_mode="c"))
+    return np.asarray(np.load(file, mmap_mode="c"))

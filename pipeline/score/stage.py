@@ -54,7 +54,8 @@ class Scoring(NamedTuple):
 
     `scores` is the fingerprint of all that cosines depend on, `sample` that of the passages that positives are ranked
     among. `earlier` is a finished shard with these scores but other cuts, or None. `parts` is the folder of scores that
-    are set aside until their shard is written, and of the sample.
+    are set aside until their shard is written; `whole` is the file there with all of this shard's, `sample_file` that
+    with the sample and its vectors, which is written only if scores are missing.
     """
 
     dedup_shard: Path
@@ -65,11 +66,8 @@ class Scoring(NamedTuple):
     scores: str
     sample: str
     parts: Path
-
-    @property
-    def sample_file(self) -> Path:
-        """The sample with its vectors; written only if scores are missing."""
-        return self.parts / f"sample-{self.sample}.parquet"
+    whole: Path
+    sample_file: Path
 
     def part(self, name: str) -> Path:
         """Return a file of scores; "*" matches all of this shard's."""
@@ -98,11 +96,11 @@ def score(corpus: Path, settings: ScoreSettings, engine: Engine, sources: Mappin
     drawn = draw_sample(inputs, settings.among)
     sample = fingerprint("sample", drawn["pair_id"].to_list())
     earlier = {_read_notes(shard).get("scores"): shard for shard in committed(corpus, "score")}
-    scorings = []
+    scorings, parts = [], corpus / "score" / _PARTS
     for shard in inputs:
         scores = fingerprint("score", VERSION, weights, encoding, shard.name, read_footer(shard).content)
-        known = (shard, earlier.get(scores), settings, prompts, weights, scores, sample, corpus / "score" / _PARTS)
-        scorings.append(Scoring(*known))
+        files = (parts, parts / f"{scores}-{sample}-whole.parquet", parts / f"sample-{sample}.parquet")
+        scorings.append(Scoring(shard, earlier.get(scores), settings, prompts, weights, scores, sample, *files))
     tasks = _list_tasks(scorings, settings, {}, len(drawn))
     there = find_finished(corpus, "score", tasks)
     pending = [one for one, task in zip(scorings, tasks, strict=True) if task.fingerprint not in there]
@@ -116,7 +114,7 @@ def score(corpus: Path, settings: ScoreSettings, engine: Engine, sources: Mappin
     if settings.quantile is not None and pending:
         tasks = _list_tasks(scorings, settings, _find_thresholds(scorings, settings.quantile, engine), len(drawn))
     summary = run_stage(corpus, "score", score_shard, tasks, engine)
-    shutil.rmtree(corpus / "score" / _PARTS, ignore_errors=True)
+    shutil.rmtree(parts, ignore_errors=True)
     summary.notes |= _add_up_notes(read_footer(shard).notes for shard in committed(corpus, "score"))
     if warnings := warn(settings, summary.rejected, summary.notes["scored"]):
         summary.notes["warnings"] = warnings
@@ -137,13 +135,13 @@ def _list_tasks(
 
 def _find_thresholds(scorings: Sequence[Scoring], share: float, engine: Engine) -> dict[str, float]:
     """Compute the scores of all shards that are missing, and from all of them the quantile of each source."""
-    calls = [(str(one.part("whole")), (one,)) for one in scorings]
+    calls = [(str(one.whole), (one,)) for one in scorings]
     engine.progress("score", 0, len(calls), 0)
     for done, (name, error) in enumerate(run_calls(set_whole_aside, calls, engine), start=1):
         if error or not Path(name).exists():
             raise StageError(f"{name}: {error or 'written on a node that does not share this folder'}")
         engine.progress("score", done, len(calls), 0)
-    scored = pl.concat(pl.scan_parquet(one.part("whole")).select("source", "score") for one in scorings)
+    scored = pl.concat(pl.scan_parquet(one.whole).select("source", "score") for one in scorings)
     finite = scored.filter(pl.col("score").is_finite())
     found = finite.group_by("source").agg(pl.col("score").cast(pl.Float64).quantile(share, "linear")).collect()
     return {str(source): float(threshold) for source, threshold in found.iter_rows()}
@@ -151,7 +149,7 @@ def _find_thresholds(scorings: Sequence[Scoring], share: float, engine: Engine) 
 
 def set_whole_aside(scoring: Scoring) -> None:
     """Compute the scores of a shard that are missing, and set all of them aside in one file."""
-    _set_aside(scoring.part("whole"), *_complete_scores(scoring))
+    _set_aside(scoring.whole, *_complete_scores(scoring))
 
 
 def _read_notes(shard: Path) -> dict[str, Any]:
@@ -222,7 +220,7 @@ def _complete_scores(scoring: Scoring) -> tuple[pl.DataFrame, int]:
 
     What is computed is set aside by row group.
     """
-    earlier = None if scoring.part("whole").exists() else scoring.earlier
+    earlier = None if scoring.whole.exists() else scoring.earlier
     if earlier is not None and _read_notes(earlier).get("scores") == scoring.scores:
         _set_aside(scoring.part("earlier"), *_read_shard(earlier, scoring.sample))  # another shard may take its place
     known, truncated = _read_parts(scoring)
@@ -252,8 +250,7 @@ def _read_parts(scoring: Scoring) -> tuple[pl.DataFrame, int]:
 
     If pairs are cut by rank, those whose rank is missing are left out.
     """
-    whole = scoring.part("whole")
-    files = [whole] if whole.exists() else sorted(scoring.parts.glob(scoring.part("*").name))
+    files = [scoring.whole] if scoring.whole.exists() else sorted(scoring.parts.glob(scoring.part("*").name))
     known = pl.concat([pl.DataFrame(schema=_KNOWN), *(pl.read_parquet(file).select(*_KNOWN) for file in files)])
     if scoring.settings.rank is not None:
         known = known.filter(pl.col("rank").is_not_null() | ~pl.col("score").is_finite().fill_null(False))

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import fsspec
 import pytest
 
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
 
 @contextmanager
 def serve_s3() -> Iterator[dict[str, str]]:
@@ -17,12 +19,7 @@ def serve_s3() -> Iterator[dict[str, str]]:
     # fsspec keeps its file systems, which remember the address of a server that a test of the same process stopped.
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     try:
-        yield {
-            "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+        yield {"AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()), **CREDENTIALS}
     finally:
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         server.stop()

@@ -5,9 +5,14 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Lock, Thread
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
+
+import pytest
+from object_store import serve_s3
 
 Fault = Callable[[str, str], str | None]
 """Given method and path with query, say what fails: None, or `503`, `refuse` (it is not done, nor answered) or `forget`
@@ -15,17 +20,23 @@ Fault = Callable[[str, str], str | None]
 
 
 class S3Proxy:
-    """Counts the writes that come through, and fails as `fault` says. `hidden` are keys that listings leave out."""
+    """Counts the writes that come through, and fails as `fault` says. `hidden` are keys that listings leave out.
+
+    `watch` is called before each request with its User-Agent, which has the sender's AWS_SDK_UA_APP_ID, and with method
+    and path.
+    """
 
     def __init__(self, url: str) -> None:
         self.server = urlsplit(url).netloc
         self.writes: list[str] = []
         self.fault: Fault = lambda method, path: None
+        self.watch: Callable[[str, str], None] = lambda sender, request: None
         self.hidden: set[str] = set()
         self.alone = Lock()  # moto looks whether a condition holds, then writes: two requests at once would both pass
 
     def answer(self, handler: "_Handler") -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        self.watch(handler.headers.get("User-Agent", ""), f"{handler.command} {unquote(handler.path)}")
         with self.alone:
             fault = self.fault(handler.command, unquote(handler.path))
             if fault == "503":
@@ -83,10 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve_proxy(url: str) -> Iterator[tuple[S3Proxy, str]]:
-    """Run a proxy in front of a server; yield it and its address."""
+def serve_proxy(url: str, port: int = 0) -> Iterator[tuple[S3Proxy, str]]:
+    """Run a proxy in front of a server, by default at any free port; yield it and its address."""
     proxy = S3Proxy(url)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"proxy": proxy}))
     server.daemon_threads = True
     Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -94,3 +105,16 @@ def serve_proxy(url: str) -> Iterator[tuple[S3Proxy, str]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def serve_bucket(monkeypatch: pytest.MonkeyPatch, cache: Path, port: int) -> Iterator[Bucket]:
+    """Run a server and its proxy, at a port, and make a bucket. This process uses it, with a cache of its own."""
+    from botocore import session
+
+    with serve_s3() as server, serve_proxy(server["AWS_ENDPOINT_URL"], port) as (proxy, address):
+        for name, value in (server | {"AWS_ENDPOINT_URL": address, "CONAN_CACHE": str(cache)}).items():
+            monkeypatch.setenv(name, value)
+        name = f"bucket-{uuid4().hex}"
+        session.get_session().create_client("s3").create_bucket(Bucket=name)
+        yield Bucket(f"s3://{name}", proxy)

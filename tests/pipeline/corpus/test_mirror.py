@@ -158,8 +158,5 @@ def test_command_line(bucket: Bucket, tmp_path: Path, conan: Conan, recipe: Path
     code, _, error = conan("sql", f"{uri}-other", "FROM ingest")
     assert code == 1
     assert f"{uri}-other: no such folder; name the corpus" in error.replace("\n", " ")
-    code, _, error = conan("dedup", uri, "--engine", "ray")
-    assert code == 1
-    assert f"{uri}: --engine ray needs a corpus in a folder that all machines share" in error
     assert conan("ingest", f"file://{tmp_path}/local", "--recipe", recipe, "--json")[0] == 0
     assert pl.read_parquet(tmp_path / "local" / "ingest" / "*.parquet").height == 3

@@ -35,7 +35,7 @@ from conan_embedding.schemas.outcomes import Summary
 from conan_embedding.schemas.recipe import Recipe
 from conan_embedding.schemas.server_settings import ServerSettings
 from llm_server import LLMProcess, llm_process
-from ray_nodes import Nodes
+from ray_nodes import Nodes, find_children
 from reader_plugin import PAIRS, python_path, read_corpus, write_plugin, write_plugin_recipe
 from rule_plugin import write_rule_plugin, write_rule_recipe
 from searched_vectors import drawn_rules, store, unit
@@ -294,14 +294,8 @@ def test_a_node_that_dies_loses_at_most_what_it_was_sending(nodes: Nodes, server
 def find_actors(nodes: Nodes, name: bytes) -> list[int]:
     """List the processes of this cluster that are actors of a class."""
     started = [each for node in nodes.cluster.list_all_nodes() for each in node.all_processes["raylet"]]
-    raylets = {str(raylet.process.pid) for raylet in started}
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            if parent in raylets and name in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-    return found
+    workers = [worker for raylet in started for worker in find_children(raylet.process.pid)]
+    return [worker for worker in workers if name in Path(f"/proc/{worker}/cmdline").read_bytes()]
 
 
 def test_blocks_are_searched_by_nodes_and_a_killed_one_is_searched_again(nodes: Nodes, tmp_path: Path) -> None:

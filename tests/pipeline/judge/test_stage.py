@@ -141,7 +141,8 @@ def test_a_killed_run_loses_at_most_a_part(
     with monkeypatch.context() as patch:
         patch.setattr(store, "replacing", killed)
         if when == "after":
-            patch.setattr(module, "add", lambda *given: (store.add(*given), stopped(corpus)))
+            write = store.write_part
+            patch.setattr(module, "write_part", lambda *given: (write(*given), stopped(corpus)))
         with pytest.raises(KeyboardInterrupt):
             run(corpus, model=reranker, candidates=3)
     kept = 4 * (parts + (when == "after"))
