@@ -168,8 +168,8 @@ def train(stage: str, corpus: Path, recipe: Recipe, where: "int | Sequence[Host]
     from .pipeline.engine.local import close_workers
     from .trainer.launch.launcher import run_job
 
-    if not isinstance(where, int):
-        refuse_elsewhere(corpus, "--hostfile" if isinstance(where, Sequence) else "--engine ray")
+    if isinstance(where, Sequence):
+        refuse_elsewhere(corpus, "--hostfile")
     job = training_job(stage, corpus, recipe)
     close_workers()  # training needs the whole machine
     trained = run_job(job, where)

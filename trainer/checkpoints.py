@@ -12,17 +12,21 @@ import torch.distributed as dist
 from ..pipeline.corpus.atomic import commit, write_text
 from .dhnm.miner import HardNegativeMiner
 from .job import Job, TrainingError, check_processes
+from .launch.shipped_job import STATE, folder_rank, put_checkpoint, put_results
 from .loss.cbb import Batch
 
 
 def save(engine: Any, job: Job, step: int, miner: HardNegativeMiner | None) -> None:
-    """Save weights, optimizer and DHNM's state under a temporary name; rename it once all ranks have written."""
+    """Save weights, optimizer and DHNM's state under a temporary name; rename it once all ranks have written.
+
+    Where machines share no folder, each has the files of its own ranks, and they are put together in the store.
+    """
     folder = job.folder / "checkpoints"
     place, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
-    if dist.get_rank() == 0:
+    if folder_rank() == 0:
         for leftover in folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover)
-        folder.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir(parents=True)
     dist.barrier()
     # A checkpoint of LoRA leaves the frozen weights out: they are those of the model that the run starts from.
     lora = job.settings.lora is not None
@@ -32,9 +36,9 @@ def save(engine: Any, job: Job, step: int, miner: HardNegativeMiner | None) -> N
             miner.write(step, whole=False)
             np.savez(temporary / "windows.npz", **miner.state())
         state = {"step": step, "world_size": dist.get_world_size(), "fingerprint": job.fingerprint}
-        (temporary / "state.json").write_text(json.dumps(state), "utf-8")
+        (temporary / STATE).write_text(json.dumps(state), "utf-8")
     dist.barrier()
-    if dist.get_rank() == 0:
+    if folder_rank() == 0:
         for file in temporary.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
@@ -42,6 +46,7 @@ def save(engine: Any, job: Job, step: int, miner: HardNegativeMiner | None) -> N
         for old in job.checkpoints[: -job.settings.keep_checkpoints]:
             shutil.rmtree(old)
     dist.barrier()
+    put_checkpoint(job, place)
 
 
 def resume(engine: Any, job: Job, miner: HardNegativeMiner | None) -> int:
@@ -55,7 +60,7 @@ def resume(engine: Any, job: Job, miner: HardNegativeMiner | None) -> int:
     if found := job.checkpoints:
         whole = job.settings.lora is None
         engine.load_checkpoint(str(found[-1].parent), tag=found[-1].name, load_module_strict=whole)
-        step = int(json.loads((found[-1] / "state.json").read_text("utf-8"))["step"])
+        step = int(json.loads((found[-1] / STATE).read_text("utf-8"))["step"])
         if miner is not None:
             with np.load(found[-1] / "windows.npz") as arrays:
                 miner.restore(dict(arrays))
@@ -90,6 +95,7 @@ def give_up(job: Job, step: int, batch: Batch) -> NoReturn:
         tensors = {name: value.tolist() for name, value in vars(batch).items() if name != "texts"}
         tensors = json.loads(json.dumps(tensors), parse_constant=lambda _: None)  # JSON has no NaN
         write_text(file, json.dumps({"step": step, "texts": batch.texts} | tensors, ensure_ascii=False))
+        put_results(job)
     dist.barrier()  # the first rank to raise ends the others, so wait until the batch is saved
     raise TrainingError(
         f"gradients were NaN or infinite at step {step} and the steps before it; its batch is in {file}; try a lower "

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
-import torch.distributed as dist
 from torch import Tensor
 
 from ..schemas.loss_settings import DistillSettings
@@ -22,6 +21,7 @@ from .dhnm.negative_miner import NegativeMiner
 from .dhnm.refresh import write_mined
 from .dhnm.window_miner import WindowMiner
 from .job import Job
+from .launch.shipped_job import folder_rank
 from .loss.cbb import Batch, Losses, cbb_loss, pretrain_loss
 from .loss.distillation import DISTILLATION_LOSSES, distillation_loss
 from .loss.terms import LossTerm, find_terms
@@ -59,7 +59,7 @@ def build_task(job: Job, world_size: int, prompts: Prompts) -> Task:
 def _pretraining(job: Job, settings: PretrainSettings, world_size: int, prompts: Prompts) -> Task:
     """Build the task of pre-training: pairs with in-batch negatives."""
     folder = job.data
-    build_once(folder, partial(write_pairs, shards=job.shards["pairs"]), dist.get_rank())
+    build_once(folder, partial(write_pairs, shards=job.shards["pairs"]), folder_rank())
     data = read_pairs(folder)
     check_mixing(settings.mixing, data.sources)
     size = settings.batch_size * world_size
@@ -98,7 +98,7 @@ def _finetuning(job: Job, settings: FinetuneSettings, world_size: int, prompts: 
         if settings.hard_negative_mining.refresh != "static":
             write_mined(temporary, job.corpus)
 
-    build_once(folder, write, dist.get_rank())
+    build_once(folder, write, folder_rank())
     data = read_finetune(folder)
     check_mixing(settings.mixing, data.sources, data.sentence_sources)
     sentences = settings.sts_batch if len(data.sentences) else 0

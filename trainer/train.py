@@ -34,6 +34,7 @@ from .dhnm.refresh import vectors_of
 from .evaluation.validation import validate_and_keep_best, validation_sets
 from .job import Job, check_dimensions
 from .launch.process import asked_to_stop, join_process_group, run_process
+from .launch.shipped_job import folder_rank, put_results
 from .loss.cbb import Losses
 from .loss.collectives import all_gather_with_grad, all_reduce_max, all_reduce_sum
 from .loss.gradcache import backward
@@ -147,8 +148,10 @@ def main(job: Job) -> bool:
         checkpoints.finish(job, task.steps, task.miner)
     log.write(event="end", step=task.steps)
     log.close(succeeded=True)
-    dist.barrier()
     if is_main:
+        put_results(job)
+    dist.barrier()
+    if folder_rank() == 0:
         shutil.rmtree(job.data, ignore_errors=True)  # NFS keeps a placeholder for each file that other ranks still map
     dist.destroy_process_group()
     return True

@@ -45,13 +45,13 @@ class Nodes:
         self.cluster.remove_node(node, allow_graceful=False)
 
     def kill_with_workers(self, node: Any) -> None:
-        """Kill a node with its processes, which would outlive it for some seconds."""
+        """Kill a node with its processes and theirs, which would outlive it for a moment."""
         (raylet,) = node.all_processes["raylet"]
         workers = find_children(raylet.process.pid)
-        self.kill(node)
-        for each in workers:
-            with suppress(ProcessLookupError):  # it has noticed
+        for each in [*(child for worker in workers for child in find_children(worker)), *workers]:
+            with suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
+        self.kill(node)
 
     def alive(self) -> int:
         import ray

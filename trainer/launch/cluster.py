@@ -1,7 +1,8 @@
 """Run the processes of a training run on a Ray cluster, one per GPU. Imported only for that.
 
 Ray gives each process its place: a GPU and a CPU, or a CPU where no node has a GPU. A place has an actor, whose child
-the process is; both end together. All nodes must have the corpus and the models under the same paths.
+the process is; both end together. All nodes must have the corpus and the models under the same paths, or the corpus is
+at a URI (see shipped_job.py).
 """
 
 import os
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -24,6 +25,10 @@ from ... import __version__
 from ...pipeline.engine.calls import cores
 from ...pipeline.engine.ray import ClusterError, connect, find_version_error, list_nodes, said
 from .hosts import LOST, PARENT, PASSED_ON, Cluster, count_threads
+from .shipped_job import OWNER
+
+if TYPE_CHECKING:
+    from ...pipeline.corpus.shipping import Shipment
 
 PLACED_WITHIN = 600.0
 """Chosen here: seconds to wait for places, in which an autoscaler can start nodes."""
@@ -32,7 +37,7 @@ TOLD_AFTER = 5.0
 LOST_WITHIN = 120.0
 """Chosen here: seconds to wait for a node that does not answer. Ray takes some 15 s to notice that one is lost."""
 
-OF_THE_NODE = ("PATH", "LD_LIBRARY_PATH", "PYTHON", "CUDA_VISIBLE_DEVICES", PARENT)
+OF_THE_NODE = ("PATH", "LD_LIBRARY_PATH", "PYTHON", "CUDA_VISIBLE_DEVICES", "CONAN_CACHE", PARENT)
 """Prefixes of the variables in PASSED_ON that a node has its own values for."""
 
 
@@ -60,6 +65,11 @@ class _Actor:
     def find_port(self) -> int:
         with socket.create_server(("", 0)) as probe:
             return int(probe.getsockname()[1])
+
+    def receive(self, shipment: "Shipment") -> str:
+        from ...pipeline.corpus.shipping import run_shipped
+
+        return str(run_shipped(shipment, {}))
 
     def start(self, folder: str, arguments: Sequence[str], environment: dict[str, str]) -> None:
         with suppress(OSError):  # the node has no such folder; absolute paths still work
@@ -146,11 +156,16 @@ def count_places(cluster: Cluster) -> int:
 
 @contextmanager
 def started(
-    cluster: Cluster, count: int, arguments: Sequence[str], environment: Mapping[str, str]
+    cluster: Cluster,
+    count: int,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    shipment: "Shipment | None" = None,
 ) -> Iterator[tuple[list[RemoteProcess], list[str]]]:
     """Start Python with these arguments once per rank; yield the processes, and their nodes' addresses, by rank.
 
-    `environment` is added to that of the node.
+    `environment` is added to that of the node. The last argument is the file of a job. If the job is shipped, the file
+    that each node writes takes its place.
 
     Raises:
         ClusterError: the cluster has fewer free GPUs (or CPUs, if it has no GPU), or a node has another version.
@@ -169,7 +184,7 @@ def started(
             for number in range(count)
         ]
         try:
-            yield _start(actors, arguments, environment)
+            yield _start(actors, arguments, environment, shipment)
         finally:
             for actor in actors:
                 ray.kill(actor)
@@ -191,7 +206,7 @@ def _await_places(cluster: Cluster, group: Any, count: int, unit: str) -> None:
 
 
 def _start(
-    actors: Sequence[Any], arguments: Sequence[str], environment: Mapping[str, str]
+    actors: Sequence[Any], arguments: Sequence[str], environment: Mapping[str, str], shipment: "Shipment | None"
 ) -> tuple[list[RemoteProcess], list[str]]:
     looked = ray.get([actor.look_around.remote() for actor in actors])
     if problem := next((each for each in looked if isinstance(each, str)), None):
@@ -201,8 +216,14 @@ def _start(
     common = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
     common = {name: value for name, value in common.items() if not name.startswith(OF_THE_NODE)} | dict(environment)
     common |= {"MASTER_ADDR": looked[numbered[0][0]].address, "MASTER_PORT": str(ray.get(first.find_port.remote()))}
-    ranks = [(actors[place], common | own) for place, own in numbered]
-    ray.get([actor.start.remote(str(Path.cwd()), arguments, own) for actor, own in ranks])
+    ranks = [(actors[place], own) for place, own in numbered]
+    of_ranks = [arguments] * len(ranks)
+    if shipment is not None:
+        common[OWNER] = f"{shipment.uri} {shipment.token}"
+        files = ray.get([actor.receive.remote(shipment) for actor, _ in ranks])
+        of_ranks = [[*arguments[:-1], file] for file in files]
+    starting = zip(ranks, of_ranks, strict=True)
+    ray.get([actor.start.remote(str(Path.cwd()), of_rank, common | own) for (actor, own), of_rank in starting])
     return [RemoteProcess(actor) for actor, _ in ranks], [looked[place].address for place, _ in numbered]
 
 

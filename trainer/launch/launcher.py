@@ -18,6 +18,7 @@ from ...pipeline.engine.calls import ATTEMPTS, cores
 from ..job import Job, TrainingError, check_processes
 from . import hosts
 from .hosts import LOST, STOPPED, Cluster, Host, Process
+from .shipped_job import list_saved, ship_job, take_results
 
 _ENVIRONMENT = {
     # Huge pages for large tensors: without them, page faults take a tenth of each step on a CPU.
@@ -108,13 +109,16 @@ def _run_on_cluster(job: Job, cluster: Cluster, count: int, command: Sequence[st
 
     losses: Counter[str] = Counter()
     while True:
-        with started(cluster, count, command, _ENVIRONMENT) as (ranks, addresses):
+        shipment = ship_job(job)
+        with started(cluster, count, command, _ENVIRONMENT, shipment) as (ranks, addresses):
             names = [f"{number} on {address}" for number, address in enumerate(addresses)]
             try:
                 _end_together(job, names, ranks)
+                take_results(job)
                 return
             except _LostNodeError as error:
-                last = job.checkpoints[-1].name if job.checkpoints else "the start"
+                saved = list_saved(job)
+                last = saved[-1] if saved else "the start"
                 losses[last] += 1
                 if losses[last] == ATTEMPTS:
                     raise TrainingError(
@@ -152,9 +156,10 @@ def _end_together(job: Job, names: Sequence[str], starting: Iterable[Process]) -
         Console(stderr=True).show_cursor()  # a process killed while it showed a progress bar has left it hidden
     if LOST in codes:  # whichever process noticed first
         raise _LostNodeError(f"lost the node of training process {names[codes.index(LOST)]}")
-    if STOPPED in codes and job.checkpoints:
+    if STOPPED in codes and (saved := list_saved(job)):
+        place = job.folder / "checkpoints" / saved[-1]
         raise TrainingError(
-            f"training was asked to stop and saved its step in {job.checkpoints[-1]}; run the same command to continue"
+            f"training was asked to stop and saved its step in {place}; run the same command to continue"
         )
     ends = ", ".join(
         f"process {names[number]} was killed by signal {-codes[number]}"
