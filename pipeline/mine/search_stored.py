@@ -5,7 +5,7 @@ merges the files as they come. Vectors, rules and keys lie in files that all sha
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -24,6 +24,7 @@ from .search import (
     QUERIES,
     Best,
     Integers,
+    Rows,
     Rules,
     block_edges,
     blocks_of,
@@ -72,26 +73,20 @@ def search_stored(
     with _work_folder(corpus) as work:
         arrays = _save(work, queries, passages, rules)
         calls: list[Call] = []
-        for start, end in pairwise(_edges(len(passages), index, block)):
-            found, used = work / f"keys-{start}", set(passages.places[start:end].tolist())
+        for start, end in divide_passages(len(passages), index, block):
+            keys, used = work / f"keys-{start}", set(passages.places[start:end].tolist())
             of_block = [each if number in used else Path() for number, each in enumerate(passages.files)]
-            calls.append((str(found), (found, arrays, queries.files, of_block, top_k, index, [start, end], block)))
-        best = work / "best"
-        with best.open("wb") as file:
-            file.truncate(8 * len(queries) * top_k)
-        for asked in blocks_of(0, len(queries), QUERIES):
-            map_keys(best, asked, top_k)[:] = NONE
-        outcomes = run_calls(search_block, calls, replace(engine, one_a_device=True))
-        for done, (file_name, error) in enumerate(outcomes, start=1):
-            found = Path(file_name)
-            if error or not found.exists():
-                raise StageError(f"{found}: {error or 'written on a node that does not share this folder'}")
-            for asked in blocks_of(0, len(queries), QUERIES):
-                merge(map_keys(best, asked, top_k), map_keys(found, asked, top_k))
-            found.unlink()
-            progress(done, len(calls))
-        for asked in blocks_of(0, len(queries), QUERIES):
-            yield rank(map_keys(best, asked, top_k))
+            calls.append((str(keys), (keys, arrays, queries.files, of_block, top_k, index, (start, end), block)))
+
+        def found() -> Iterator[Path]:
+            outcomes = run_calls(search_block, calls, replace(engine, one_a_device=True))
+            for done, (file, error) in enumerate(outcomes, start=1):
+                if error or not Path(file).exists():
+                    raise StageError(f"{file}: {error or 'written on a node that does not share this folder'}")
+                yield Path(file)
+                progress(done, len(calls))
+
+        yield from merge_keys(work / "best", found(), len(queries), top_k)
 
 
 def search_block(
@@ -113,9 +108,40 @@ def search_block(
         for side, files in (("query", query_files), ("passage", passage_files))
     )
     rules = Rules(*(_load(arrays[name]) for name in Rules._fields))
+    write_keys(file, queries.take, passages.take, rules, top_k, index, edges, block)
+
+
+def write_keys(
+    file: Path,
+    queries: Rows,
+    passages: Rows,
+    rules: Rules,
+    top_k: int,
+    index: str | None,
+    edges: Sequence[int],
+    block: int = FLAT_LIMIT,
+) -> None:
+    """Search the passages between two edges for all queries; write the keys of the best, int64 [queries, top_k]."""
     with replacing(file) as temporary, temporary.open("wb") as written:
-        for keys in find_keys(queries.take, passages.take, rules, top_k, index, edges, block, file.parent):
+        for keys in find_keys(queries, passages, rules, top_k, index, edges, block, file.parent):
             keys.tofile(written)
+
+
+def merge_keys(best: Path, files: Iterable[Path], queries: int, top_k: int) -> Iterator[Best]:
+    """Yield the best of all parts of the passages, QUERIES queries at a time.
+
+    `files` are those of `write_keys`; each is deleted once it has been merged into the file `best`.
+    """
+    with best.open("wb") as file:
+        file.truncate(8 * queries * top_k)
+    for asked in blocks_of(0, queries, QUERIES):
+        map_keys(best, asked, top_k)[:] = NONE
+    for part in files:
+        for asked in blocks_of(0, queries, QUERIES):
+            merge(map_keys(best, asked, top_k), map_keys(part, asked, top_k))
+        part.unlink()
+    for asked in blocks_of(0, queries, QUERIES):
+        yield rank(map_keys(best, asked, top_k))
 
 
 def merge(best: Integers, more: Integers) -> None:
@@ -124,12 +150,12 @@ def merge(best: Integers, more: Integers) -> None:
     best[:] = np.partition(np.concatenate([best, more], axis=1), top_k, axis=1)[:, top_k:]
 
 
-def _edges(passages: int, index: str | None, block: int) -> list[int]:
-    """Return the edges of the blocks that are searched by a call each: those of indexes, or such as change no score."""
+def divide_passages(passages: int, index: str | None, block: int = FLAT_LIMIT) -> list[tuple[int, int]]:
+    """Return the edges of the parts that are searched one by one: those of indexes, or such as change no score."""
     if (index or default_index(passages, block)) != "Flat":
-        return block_edges(passages, block)
+        return list(pairwise(block_edges(passages, block)))
     size = max(1, min(COMPARED, block) // PASSAGES) * PASSAGES
-    return [*range(0, passages, size), passages]
+    return list(pairwise([*range(0, passages, size), passages]))
 
 
 @contextmanager

@@ -166,9 +166,9 @@ def remine(
     """Rebuild every pool with the current weights, in a file that is written atomically; return data with new pools.
 
     The ranks encode all queries and passages, divided by the batches of their files, into vectors in the run's data
-    folder. Rank 0 then searches as `conan mine` does, under the same rules. The other ranks poll for the new pools
-    instead of waiting at a barrier, which would time out on large data. Earlier pools are deleted, except those of step
-    `keep`, the last checkpoint, which a killed run resumes from.
+    folder. Each then searches a share of the passages as `conan mine` does, under the same rules, and rank 0 merges
+    what they find. The ranks poll for each other's files instead of waiting at a barrier, which would time out on large
+    data. Earlier pools are deleted, except those of step `keep`, the last checkpoint, which a killed run resumes from.
     """
     rank, world_size = world()
     file, vectors = pools_file(folder, step), folder / "vectors"
@@ -187,26 +187,34 @@ def remine(
             if number % world_size == rank:
                 with replacing(_part(vectors / side, number)) as temporary, temporary.open("wb") as part:
                     np.save(part, encode(batch[column], side, batch["source"]))
+    for side, (records, _) in sides.items():
+        for number in range(-(-len(records) // ROWS)):
+            _wait_for(_part(vectors / side, number))
+    threads = torch.get_num_threads()
+    pools = _searched(folder, data, mined)
     if rank == 0:
-        for side, (records, _) in sides.items():
-            for number in range(-(-len(records) // ROWS)):
-                _wait_for(_part(vectors / side, number))
-        threads = torch.get_num_threads()
         with replacing(file) as temporary:
-            write_records(temporary, POOLS, _searched(folder, data, mined))
-        torch.set_num_threads(threads)  # Numba changes OpenMP's number of threads, on which rounding depends
+            write_records(temporary, POOLS, pools)
         shutil.rmtree(vectors)
         for earlier in set(folder.glob("pools-*.arrow")) - {file, pools_file(folder, keep)}:
             earlier.unlink()
+    torch.set_num_threads(threads)  # Numba changes OpenMP's number of threads, on which rounding depends
     _wait_for(file)
     return with_pools(data, file)
 
 
 def _searched(folder: Path, data: FinetuneData, mined: MineSettings) -> Iterator[pa.RecordBatch]:
-    """Yield the pools of all queries, in their order."""
-    from ...pipeline.mine.methods import ceilings, skipped_ranks
-    from ...pipeline.mine.search import Rules, pair_cosines, search
+    """Search this rank's share of the passages; return the pools of all queries, in their order, for rank 0 to write.
 
+    FAISS takes all GPUs of a machine, so where it sees any, rank 0 searches alone.
+    """
+    import faiss
+
+    from ...pipeline.mine.methods import ceilings, skipped_ranks
+    from ...pipeline.mine.search import Rules, pair_cosines
+    from ...pipeline.mine.search_stored import divide_passages, merge_keys, write_keys
+
+    rank, world_size = world()
     queries, passages = (_vectors(folder / "vectors" / side) for side in ("query", "passage"))
     with np.load(folder / "mined.npz") as arrays:
         known = dict(arrays)
@@ -214,9 +222,18 @@ def _searched(folder: Path, data: FinetuneData, mined: MineSettings) -> Iterator
     ceiling = ceilings(owner, pair_cosines(queries, owner, passages, passage), len(data.query_ids), mined)
     rules = Rules(ceiling, *(known[name] for name in ("own_starts", "own", "member_starts", "members")))
     shift = skipped_ranks(mined)
-    for best in search(queries, passages, rules, mined.top_k + shift, mined.index, folder=folder):
-        ids = best.ids[:, shift:]
-        yield pa.record_batch({"pool": as_lists(ids[ids >= 0], (ids >= 0).sum(axis=1))})
+    depth, parts = mined.top_k + shift, divide_passages(len(data.passages), mined.index)
+    files = [folder / "vectors" / f"keys-{start}" for start, _ in parts]
+    for number, (part, keys) in enumerate(zip(parts, files, strict=True)):
+        if rank == (0 if faiss.get_num_gpus() else number % world_size):
+            write_keys(keys, queries, passages, rules, depth, mined.index, part)
+
+    def pools() -> Iterator[pa.RecordBatch]:
+        for best in merge_keys(folder / "vectors" / "best", map(_wait_for, files), len(data.query_ids), depth):
+            ids = best.ids[:, shift:]
+            yield pa.record_batch({"pool": as_lists(ids[ids >= 0], (ids >= 0).sum(axis=1))})
+
+    return pools()
 
 
 def _vectors(folder: Path) -> Rows:
@@ -242,9 +259,10 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06d}.npy"
 
 
-def _wait_for(file: Path) -> None:
+def _wait_for(file: Path) -> Path:
     while not file.exists():
         time.sleep(0.1)
+    return file
 
 
 def _ranks(owner: Integers) -> Integers:

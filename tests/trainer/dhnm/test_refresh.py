@@ -142,6 +142,30 @@ def test_with_the_same_weights_remine_makes_the_pools_of_mine(
     assert not (folder / "vectors").exists()
 
 
+def test_ranks_share_the_search(
+    training_corpus: Path, shards: Shards, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conan_embedding.pipeline.mine.search.PASSAGES", 16)
+    monkeypatch.setattr("conan_embedding.pipeline.mine.search_stored.PASSAGES", 16)
+    monkeypatch.setattr("conan_embedding.pipeline.mine.search_stored.COMPARED", 16)
+    settings = MineSettings(model=str(tiny), passages=["retrieval", "pretrain"], max_length=32, top_k=12)
+    mine(training_corpus, settings, Engine(workers=1))
+    data, folder = written(training_corpus, shards), job_of(training_corpus).data
+    encoder = load_encoder(EncoderSettings(model=str(tiny), max_length=32))
+    for side, texts in (("query", column(data.queries, "query")), ("passage", column(data.passages, "text"))):
+        (folder / "vectors" / side).mkdir(parents=True)
+        np.save(folder / "vectors" / side / "part-000000.npy", encode(encoder, texts))
+    searched = []
+    for rank in (2, 1, 0):
+        monkeypatch.setattr(refresh, "world", lambda rank=rank: (rank, 3))
+        pools = refresh._searched(folder, data, read_mined(folder))
+        searched.append({file.name for file in (folder / "vectors").glob("keys-*")})
+    assert searched[0] < searched[1] < searched[2]
+    assert len(searched[2]) == -(-len(data.passages) // 16) >= 3
+    found = [pool for batch in pools for pool in batch["pool"].to_pylist()]
+    assert found == read_candidates(training_corpus)["passage_ids"].to_list()
+
+
 def test_rerank_and_remine_encode_each_text_after_the_prompt_of_its_source(
     training_corpus: Path, shards: Shards, tiny: Path
 ) -> None:
