@@ -1,6 +1,6 @@
 """Fast float32 matrix products on a CPU: oneDNN, with one side repacked for it beforehand.
 
-PyTorch uses MKL and NumPy uses OpenBLAS, which are half as fast on recent CPUs that are not Intel's.
+PyTorch uses MKL and NumPy uses OpenBLAS, which are half as fast on CPUs with AVX-512 that are not Intel's.
 """
 # ruff: noqa: N803 (capital letters are shapes: rows_MD is [M, D])
 
@@ -39,11 +39,11 @@ class PackedLinear(nn.Module):
 def pack_linear_layers(model: Model) -> Model:
     """Replace the linear layers of a float32 model in place; after this, the model is for inference only.
 
-    Does nothing if PyTorch was built without oneDNN.
+    Does nothing where PyTorch's own layers are faster.
     """
     from transformers.activations import GELUActivation  # here, as the search uses this module without it
 
-    if not has_onednn():
+    if not is_onednn_faster():
         return model
     for module in list(model.modules()):
         # In BERT and similar models, the first linear layer of the feed-forward block is followed by its activation.
@@ -68,6 +68,11 @@ def inner_products(rows_MD: Floats) -> Callable[[Floats], Floats]:
             return np.asarray(torch.ops.mkldnn._linear_pointwise(vectors, packed, None, "none", [], "").numpy())
 
     return products
+
+
+def is_onednn_faster() -> bool:
+    """Whether linear layers are faster with oneDNN: not on CPUs with AVX2 alone, where MKL is by a quarter (Zen 3)."""
+    return has_onednn() and torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 def has_onednn() -> bool:

@@ -1,7 +1,7 @@
 """Linear layers for training on a CPU that compute their float32 products (one forward, two backward) with oneDNN.
 
-PyTorch uses MKL for these, which is half as fast on recent CPUs of makers other than Intel. pipeline/encoder/onednn.py
-uses oneDNN for inference, where weights are constant and can be reordered in advance.
+PyTorch uses MKL for these, which is half as fast on CPUs with AVX-512 of makers other than Intel.
+pipeline/encoder/onednn.py uses oneDNN for inference, where weights are constant and can be reordered in advance.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ...pipeline.encoder.onednn import has_onednn
+from ...pipeline.encoder.onednn import is_onednn_faster
 
 
 class FastLinear(nn.Linear):
@@ -30,8 +30,8 @@ class FastLinear(nn.Linear):
 
 
 def use_onednn_linear(model: nn.Module) -> None:
-    """Turn the linear layers of a model into FastLinear, in place, if PyTorch has oneDNN. Weights are kept."""
-    if has_onednn():
+    """Turn the linear layers of a model into FastLinear, in place, where that is faster. Weights are kept."""
+    if is_onednn_faster():
         for module in model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = FastLinear

@@ -332,11 +332,15 @@ def test_truncated_texts_are_counted_once_each(bge: Path, monkeypatch: pytest.Mo
 def test_a_cpu_infers_with_packed_layers_that_give_the_same(bge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch._C._has_mkldnn:
         pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     packed = load(bge)
     layers = [layer for layer in packed.model.modules() if isinstance(layer, PackedLinear)]
     assert sorted({layer.activation for layer in layers}) == ["gelu", "none"]
     assert not any(isinstance(layer, torch.nn.Linear) for layer in packed.model.modules())
-    monkeypatch.setattr(torch._C, "_has_mkldnn", False)
+    with monkeypatch.context() as without:
+        without.setattr(torch._C, "_has_mkldnn", False)
+        assert not any(isinstance(layer, PackedLinear) for layer in load(bge).model.modules())
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
     plain = load(bge)
     assert not any(isinstance(layer, PackedLinear) for layer in plain.model.modules())
     assert np.allclose(encode(packed, TEXTS), encode(plain, TEXTS), rtol=0, atol=1e-6)

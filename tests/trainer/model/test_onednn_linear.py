@@ -23,6 +23,19 @@ SHAPES: dict[str, Callable[[], Tensor]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def with_avx_512(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use oneDNN on CPUs that are faster without it, too."""
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+
+
+def test_cpus_with_avx2_alone_keep_their_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    layer = nn.Linear(INPUTS, OUTPUTS)
+    use_onednn_linear(layer)
+    assert type(layer) is nn.Linear
+
+
 def made(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
     layer = nn.Linear(INPUTS, OUTPUTS, bias=bias, dtype=dtype)
     use_onednn_linear(layer)
