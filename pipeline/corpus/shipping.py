@@ -123,7 +123,8 @@ def run_shipped(shipment: Shipment, written: dict[str, Stored]) -> Any:
     # What is there no longer was replaced by a process that did the same work: its shard must not be deleted.
     mirror.remote = {path: stored for path, stored in before.items() if mirror.store.find(path) == stored}
     mirror.put_all(changed)
-    written |= mirror.remote
+    # Asked for, as an earlier attempt may have put a file of another size: footers have times.
+    written |= {path: stored for path in mirror.remote if (stored := mirror.store.find(path))}
     return result
 
 
@@ -133,11 +134,22 @@ def put(uri: str, token: str, paths: Iterable[str]) -> None:
     Raises:
         LeaseLostError: the driver no longer holds the lock.
     """
-    mirror, listed = _open(uri, find_cache()), list(paths)
-    mirror.lease = BorrowedLease(mirror.store, token, uuid4().hex)
+    mirror, listed = _borrow(uri, token), list(paths)
     mirror.read_copies()
     mirror.remote = {path: stored for path in listed if (stored := mirror.store.find(path))}
     mirror.put_all(path for path in listed if (mirror.folder / path).is_file())
+
+
+def keep_only(uri: str, token: str, folder: str, name: str) -> None:
+    """On another machine, delete the objects below a folder except those in its folder `name`; raises as `put` does."""
+    mirror = _borrow(uri, token)
+    mirror.delete([path for path in mirror.store.list_all(folder) if not path.startswith(f"{folder}/{name}/")])
+
+
+def _borrow(uri: str, token: str) -> Mirror:
+    mirror = _open(uri, find_cache())
+    mirror.lease = BorrowedLease(mirror.store, token, uuid4().hex)
+    return mirror
 
 
 class _SharedMirror(Mirror):

@@ -67,6 +67,7 @@ class _Actor:
             return int(probe.getsockname()[1])
 
     def receive(self, shipment: "Shipment") -> str:
+        """Fetch what a job needs, for all processes of this node; return the job's file."""
         from ...pipeline.corpus.shipping import run_shipped
 
         return str(run_shipped(shipment, {}))
@@ -220,8 +221,11 @@ def _start(
     of_ranks = [arguments] * len(ranks)
     if shipment is not None:
         common[OWNER] = f"{shipment.uri} {shipment.token}"
-        files = ray.get([actor.receive.remote(shipment) for actor, _ in ranks])
-        of_ranks = [[*arguments[:-1], file] for file in files]
+        nodes = [looked[place].node for place, _ in numbered]
+        one_each = {node: actor for node, (actor, _) in zip(nodes, ranks, strict=True)}
+        files = ray.get([actor.receive.remote(shipment) for actor in one_each.values()])
+        of_nodes = dict(zip(one_each, files, strict=True))
+        of_ranks = [[*arguments[:-1], of_nodes[node]] for node in nodes]
     starting = zip(ranks, of_ranks, strict=True)
     ray.get([actor.start.remote(str(Path.cwd()), of_rank, common | own) for (actor, own), of_rank in starting])
     return [RemoteProcess(actor) for actor, _ in ranks], [looked[place].address for place, _ in numbered]

@@ -18,7 +18,7 @@ from ...pipeline.engine.calls import ATTEMPTS, cores
 from ..job import Job, TrainingError, check_processes
 from . import hosts
 from .hosts import LOST, STOPPED, Cluster, Host, Process
-from .shipped_job import list_saved, ship_job, take_results
+from .shipped_job import delete_checkpoints, list_saved, ship_job, take_results
 
 _ENVIRONMENT = {
     # Huge pages for large tensors: without them, page faults take a tenth of each step on a CPU.
@@ -46,6 +46,7 @@ def run_job(job: Job, where: int | Sequence[Host] | Cluster) -> bool:
     """
     if job.model_folder.is_dir() and job.done.exists() and job.done.read_text("utf-8") == job.fingerprint:
         shutil.rmtree(job.data, ignore_errors=True)  # left if a run was killed just before this
+        delete_checkpoints(job)  # as above
         return False
     if job.folder.exists() and _fingerprint(job.file) != job.fingerprint:
         if job.checkpoints or job.model_folder.is_dir():

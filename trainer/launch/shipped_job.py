@@ -60,7 +60,10 @@ def ship_job(job: Job) -> "Shipment | None":
 
 
 def write_job(job: Job, fetched: Iterable[Path]) -> str:
-    """On another machine, write the file of a job, whose paths are those there; return its path."""
+    """On another machine, write the file of a job, whose paths are those there; return its path.
+
+    `fetched` are the files that its processes need besides.
+    """
     job.folder.mkdir(parents=True, exist_ok=True)
     write_text(job.file, job.model_dump_json(indent=1))
     return str(job.file)
@@ -82,12 +85,16 @@ def list_saved(job: Job) -> list[str]:
 
 def take_results(job: Job) -> None:
     """On the driver, fetch what a run that has ended has put, and delete its checkpoints."""
-    mirror = _find_mirror(job)
-    if mirror is None:
-        return
-    _list_again(mirror, job)
-    mirror.receive({path: mirror.remote[path] for path in _list_results(mirror, job)})
-    mirror.delete([path for path in mirror.remote if path.startswith(_checkpoint(job, ""))])
+    if mirror := _find_mirror(job):
+        _list_again(mirror, job)
+        mirror.receive({path: mirror.remote[path] for path in _list_results(mirror, job)})
+        delete_checkpoints(job)
+
+
+def delete_checkpoints(job: Job) -> None:
+    """On the driver, delete the checkpoints in the store of a run that has ended."""
+    if mirror := _find_mirror(job):
+        mirror.delete([path for path in mirror.remote if path.startswith(_checkpoint(job, ""))])
 
 
 def folder_rank() -> int:
@@ -107,8 +114,11 @@ def put_checkpoint(job: Job, place: Path) -> None:
         _put(f"{folder}/{file.name}" for file in place.iterdir() if file.name != STATE)
     dist.barrier()
     if dist.get_rank() == 0:
+        from ...pipeline.corpus.shipping import keep_only
+
         put_results(job)
         _put([f"{folder}/{STATE}"])
+        keep_only(*_read_owner(), _checkpoint(job, "").rstrip("/"), place.name)
     dist.barrier()
 
 
@@ -122,8 +132,12 @@ def put_results(job: Job) -> None:
 def _put(paths: Iterable[str]) -> None:
     from ...pipeline.corpus.shipping import put
 
-    uri, token = os.environ[OWNER].rsplit(" ", 1)
-    put(uri, token, paths)
+    put(*_read_owner(), paths)
+
+
+def _read_owner() -> tuple[str, str]:
+    uri, _, token = os.environ[OWNER].rpartition(" ")
+    return uri, token
 
 
 def _find_mirror(job: Job) -> "Mirror | None":

@@ -1,5 +1,6 @@
 """A corpus at s3:// on a Ray cluster whose nodes share no folder: the rows of a local one, whichever node dies."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,9 +9,14 @@ from threading import Lock
 import pytest
 from conan_embedding.api import Corpus, run_stage
 from conan_embedding.pipeline.corpus import folder as folders
+from conan_embedding.pipeline.corpus.lock import locked
 from conan_embedding.pipeline.corpus.object_store import ObjectStore
 from conan_embedding.pipeline.corpus.uris import find_folder
 from conan_embedding.schemas.judge_settings import JudgeSettings
+from conan_embedding.schemas.recipe import Recipe
+from conan_embedding.schemas.training_settings import FinetuneSettings
+from conan_embedding.trainer.launch.hosts import Cluster
+from conan_embedding.workflow import export, train
 from cross_encoders import write_cross_encoder
 from properties import FUZZ
 from ray_nodes import Nodes
@@ -56,6 +62,17 @@ def a_node_killed_at(nodes: Nodes, bucket: Bucket, write: str) -> Iterator[None]
     assert killed
 
 
+def train_and_export(corpus: str | Path, recipe: Recipe, where: int | Cluster) -> list[float]:
+    """Return the losses of fine-tuning."""
+    folder = find_folder(corpus)
+    with locked(folder):
+        train("finetune", folder, recipe, where)
+        export(folder, recipe)
+    assert next((folder / recipe.export.folder).rglob("model.safetensors")).exists()
+    entries = map(json.loads, (folder / "train" / "finetune" / "log.jsonl").read_text("utf-8").splitlines())
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
 @pytest.mark.fuzz
 def test_the_rows_of_a_local_corpus_though_a_node_dies(
     nodes: Nodes, bucket: Bucket, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
@@ -64,7 +81,9 @@ def test_the_rows_of_a_local_corpus_though_a_node_dies(
     monkeypatch.setattr("conan_embedding.pipeline.encoder.vector_cache.LEAST", 1)  # or there is one part for all nodes
     monkeypatch.setattr("conan_embedding.pipeline.judge.scorers.PART", 9)
     judge = JudgeSettings(model=str(write_cross_encoder(tmp_path / "judge")))
-    recipe = make_recipe(tmp_path, sources=5, model=tiny).model_copy(update={"judge": judge})
+    tuning = {"checkpoint_every": 3, "log_every": 1, "negatives": 1, "retrieval_batch": 4, "sts_batch": 0}
+    finetune = FinetuneSettings(model=str(tiny), steps=8, max_length=32, matryoshka_dims=[16], **tuning)
+    recipe = make_recipe(tmp_path, sources=5, model=tiny).model_copy(update={"judge": judge, "finetune": finetune})
     local, uri = tmp_path / "local", f"{bucket.uri}/corpora/zh"
     for stage in KILLED_AT if FUZZ else ("ingest", "filter", "dedup"):
         run_stage(stage, local, recipe, workers=1)
@@ -79,7 +98,11 @@ def test_the_rows_of_a_local_corpus_though_a_node_dies(
         assert read_rows(mirror, folder) == read_rows(local, folder), folder
     if FUZZ:
         assert Corpus(uri).pools().equals(Corpus(local).pools())
+        trained = train_and_export(local, recipe, 2)
+        with a_node_killed_at(nodes, bucket, "/checkpoints/step-00000006/"):
+            assert train_and_export(uri, recipe, Cluster(nodes.address, 2)) == pytest.approx(trained, abs=1e-6)
         judged = "SELECT query_id, passage_id, score FROM pools.judgements ORDER BY ALL"
         assert Corpus(uri).sql(judged).equals(Corpus(local).sql(judged))
-    assert [path for path in ObjectStore(uri).list_all() if "/." in path or path.startswith("vectors")] == []
+    shared = (".work/", ".parts/", ".search.", "vectors/", "checkpoints/")
+    assert [path for path in ObjectStore(uri).list_all() if any(part in path for part in shared)] == []
     assert not list(nodes.caches.glob("*/corpora/*/0"))
