@@ -15,6 +15,7 @@ from conan_embedding.trainer.job import TrainingError
 from conan_embedding.trainer.launch import hosts
 from conan_embedding.trainer.launch.hosts import Cluster
 from conan_embedding.trainer.launch.launcher import run_job
+from properties import FUZZ
 from ray_nodes import Nodes
 from s3_proxy import Bucket, serve_bucket
 from training_runs import EASILY, FINETUNE, LONG, REMINE, job_of, log_of, losses_of, replacements, weights_of, windows
@@ -30,6 +31,8 @@ def bucket(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield bucket
 
 
+@pytest.mark.fuzz
+@pytest.mark.skipif(not FUZZ, reason="takes two minutes: make fuzz")
 def test_a_lost_node_changes_no_loss(
     nodes: Nodes,
     bucket: Bucket,
