@@ -58,6 +58,7 @@ ARROWS = {
         "pipeline.ingest.stage",
         "pipeline.mine.methods",  # DHNM refreshes pools with the methods and the search of `conan mine`
         "pipeline.mine.search",
+        "pipeline.mine.search_stored",
         "pipeline.mine.texts",
         "pipeline.needed_extras",  # the extras of trackers
         "pipeline.plugins",  # training processes import what a recipe names

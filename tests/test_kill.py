@@ -95,8 +95,9 @@ def kill_halfway(arguments: list[str], output: Path, corpus: Path, stage: str) -
 
 
 def rows(corpus: Path) -> dict[str, list[dict[str, Any]]]:
-    """All rows and columns of every shard and of its rejects."""
-    return {str(file.relative_to(corpus)): pq.read_table(file).to_pylist() for file in corpus.rglob("*.parquet")}
+    """All rows and columns of every shard and of its rejects; judgements, which have times, are in the pools."""
+    shards = (file for file in corpus.rglob("*.parquet") if file.parent != corpus / "judgements")
+    return {str(file.relative_to(corpus)): pq.read_table(file).to_pylist() for file in shards}
 
 
 def pools(corpus: Path) -> dict[str, list[Any]]:
@@ -122,7 +123,9 @@ def losses(corpus: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def files(corpus: Path) -> set[str]:
-    return {str(place.relative_to(corpus)) for place in corpus.rglob("*")}
+    """The files and folders; those of judgements have names of their own in each corpus."""
+    named = (str(place.relative_to(corpus)) for place in corpus.rglob("*"))
+    return {"judgements/…" if name.startswith("judgements/") else name for name in named}
 
 
 def ask(corpus: Path, sql: str) -> list[dict[str, Any]]:

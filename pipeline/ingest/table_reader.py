@@ -59,6 +59,11 @@ def read_table(split: FileSplit, source: Source, default: Dialect) -> Iterator[F
         FileError: the header can't be read, or has another delimiter; or see text_encodings.read_blocks.
     """
     options = source.options
+    if (line := _find_quoted(split, source, default)) is not None:
+        if split.start:
+            return  # the file's first split has told it
+        cure = "set `options: {quote: '\"'}`, or `quote: ''` if the quotes belong to the texts"
+        raise FileError("columns", f"fields are in double quotes: {cure}", line)
     has_header = options.header if options.header is not None else options.columns is None
     names, header = options.columns, None
     start = FileSplit(split.path, end=split.start, encoding=split.encoding) if split.start else split
@@ -116,8 +121,6 @@ def _read_names(records: pl.DataFrame, dialect: Dialect, options: ReaderOptions)
     found = record.split(dialect.delimiter) if fields is None else fields.to_list()
     if len(found) == 1 and options.columns is None and options.delimiter is None:
         _check_delimiter(good.head(_COMPARED), dialect)
-    if not dialect.quote and options.quote is None:
-        _check_quotes(good, dialect)
     names = options.columns or (found if is_header else [""] * len(found))
     clean = (name.strip(_BLANK).removeprefix(dialect.quote).removesuffix(dialect.quote).strip(_BLANK) for name in names)
     return make_distinct([name or f"column{index}" for index, name in enumerate(clean)]), record
@@ -135,19 +138,25 @@ def _check_delimiter(records: pl.DataFrame, dialect: Dialect) -> None:
             raise FileError("columns", detail, records["_line"][0])
 
 
-def _check_quotes(records: pl.DataFrame, dialect: Dialect) -> None:
-    """Raise FileError if a table without quoting has quotes that must be the file's.
+def _find_quoted(split: FileSplit, source: Source, default: Dialect) -> int | None:
+    """Return the first line of a file if it is read without quoting, but has quotes that must be the file's.
 
-    They stand around fields, as CSV has them, and nowhere else; or they make records that fit of lines that don't.
+    They stand around fields, as CSV has them, and nowhere else; or they make records that fit of lines that don't. All
+    splits of a file look at its first block.
     """
-    fields = records["text"].str.split(dialect.delimiter).explode()
+    records, dialect = _open_records(FileSplit(split.path, encoding=split.encoding), source, default)
+    if dialect.quote or source.options.quote is not None:
+        return None
+    good = next((good for good, _ in map(fitting, records) if good.height), None)
+    if good is None:
+        return None
+    fields = good["text"].str.split(dialect.delimiter).explode()
     quoted = fields.filter(fields.str.contains('"', literal=True))
-    are_around = len(quoted) > 0 and quoted.str.contains(f'^"{_INSIDE}"$').all()
+    are_around = quoted.str.contains(f'^"{_INSIDE}"$').all()
     are_usual = len(quoted) >= _USUAL * len(fields.filter(fields != ""))
     are_doubled = quoted.str.contains(f'^"{_INSIDE}""{_INSIDE}"$').any()
-    if (are_around and (are_usual or are_doubled)) or (len(quoted) and _make_records(records["text"], dialect)):
-        cure = "set `options: {quote: '\"'}`, or `quote: ''` if the quotes belong to the texts"
-        raise FileError("columns", f"fields are in double quotes: {cure}", records["_line"][0])
+    is_quoted = (are_around and (are_usual or are_doubled)) or _make_records(good["text"], dialect)
+    return int(good["_line"][0]) if len(quoted) and is_quoted else None
 
 
 def _make_records(texts: pl.Series, dialect: Dialect) -> bool:
@@ -156,8 +165,10 @@ def _make_records(texts: pl.Series, dialect: Dialect) -> bool:
     delimiters = texts.str.count_matches(dialect.delimiter, literal=True)
     if len(dialect.delimiter) > 1 or delimiters.n_unique() == 1:
         return False
-    rows = list(csv.reader((f"{text}\n" for text in texts), delimiter=dialect.delimiter))[:-1]  # the last may be cut
-    return len(rows) > 1 and {len(row) for row in rows} == {delimiters[0] + 1}
+    reader = csv.reader((f"{text}\n" for text in texts), delimiter=dialect.delimiter)
+    rows = [(len(row), reader.line_num) for row in reader][:-1]  # the last may be cut
+    is_divided = bool(rows) and delimiters.head(rows[-1][1]).n_unique() > 1
+    return is_divided and {fields for fields, _ in rows} == {delimiters[0] + 1}
 
 
 def _doubt_header(header: pl.DataFrame, names: Sequence[str], dialect: Dialect, source: Source) -> pl.DataFrame:

@@ -187,9 +187,6 @@ def remine(
             if number % world_size == rank:
                 with replacing(_part(vectors / side, number)) as temporary, temporary.open("wb") as part:
                     np.save(part, encode(batch[column], side, batch["source"]))
-    for side, (records, _) in sides.items():
-        for number in range(-(-len(records) // ROWS)):
-            _wait_for(_part(vectors / side, number))
     threads = torch.get_num_threads()
     pools = _searched(folder, data, mined)
     if rank == 0:
@@ -206,7 +203,8 @@ def remine(
 def _searched(folder: Path, data: FinetuneData, mined: MineSettings) -> Iterator[pa.RecordBatch]:
     """Search this rank's share of the passages; return the pools of all queries, in their order, for rank 0 to write.
 
-    FAISS takes all GPUs of a machine, so where it sees any, rank 0 searches alone.
+    FAISS takes all GPUs of a machine, so where it sees any, rank 0 searches alone. A rank without a share must not look
+    for the vectors, which rank 0 deletes in the end.
     """
     import faiss
 
@@ -215,6 +213,14 @@ def _searched(folder: Path, data: FinetuneData, mined: MineSettings) -> Iterator
     from ...pipeline.mine.search_stored import divide_passages, merge_keys, write_keys
 
     rank, world_size = world()
+    parts = divide_passages(len(data.passages), mined.index)
+    files = {part: folder / "vectors" / f"keys-{part[0]}" for part in parts}
+    own = [part for number, part in enumerate(parts) if rank == (0 if faiss.get_num_gpus() else number % world_size)]
+    if rank != 0 and not own:
+        return iter(())
+    for side, records in (("query", data.queries), ("passage", data.passages)):
+        for number in range(-(-len(records) // ROWS)):
+            _wait_for(_part(folder / "vectors" / side, number))
     queries, passages = (_vectors(folder / "vectors" / side) for side in ("query", "passage"))
     with np.load(folder / "mined.npz") as arrays:
         known = dict(arrays)
@@ -222,14 +228,12 @@ def _searched(folder: Path, data: FinetuneData, mined: MineSettings) -> Iterator
     ceiling = ceilings(owner, pair_cosines(queries, owner, passages, passage), len(data.query_ids), mined)
     rules = Rules(ceiling, *(known[name] for name in ("own_starts", "own", "member_starts", "members")))
     shift = skipped_ranks(mined)
-    depth, parts = mined.top_k + shift, divide_passages(len(data.passages), mined.index)
-    files = [folder / "vectors" / f"keys-{start}" for start, _ in parts]
-    for number, (part, keys) in enumerate(zip(parts, files, strict=True)):
-        if rank == (0 if faiss.get_num_gpus() else number % world_size):
-            write_keys(keys, queries, passages, rules, depth, mined.index, part)
+    depth = mined.top_k + shift
+    for part in own:
+        write_keys(files[part], queries, passages, rules, depth, mined.index, part)
 
     def pools() -> Iterator[pa.RecordBatch]:
-        for best in merge_keys(folder / "vectors" / "best", map(_wait_for, files), len(data.query_ids), depth):
+        for best in merge_keys(folder / "vectors" / "best", map(_wait_for, files.values()), len(data.query_ids), depth):
             ids = best.ids[:, shift:]
             yield pa.record_batch({"pool": as_lists(ids[ids >= 0], (ids >= 0).sum(axis=1))})
 
