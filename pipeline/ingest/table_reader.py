@@ -166,7 +166,10 @@ def _make_records(texts: pl.Series, dialect: Dialect) -> bool:
     if len(dialect.delimiter) > 1 or delimiters.n_unique() == 1:
         return False
     reader = csv.reader((f"{text}\n" for text in texts), delimiter=dialect.delimiter)
-    rows = [(len(row), reader.line_num) for row in reader][:-1]  # the last may be cut
+    try:
+        rows = [(len(row), reader.line_num) for row in reader][:-1]  # the last may be cut
+    except csv.Error:  # a carriage return outside quotes, or a field of 128 KB, as after a stray quote
+        return False
     is_divided = bool(rows) and delimiters.head(rows[-1][1]).n_unique() > 1
     return is_divided and {fields for fields, _ in rows} == {delimiters[0] + 1}
 

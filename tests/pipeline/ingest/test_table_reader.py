@@ -193,6 +193,8 @@ NOT_QUOTED = {
     "one title in quotes": "q\ta\n" + "甲\t乙\n" * 9 + '"丙"\t丁\n',
     "quotes left open": 'q\ta\n"甲\t乙\n"丙"\t丁\n',
     "json": 'q\ta\n甲\t{"a": "b"}\n乙\t["c"]\n',
+    "a carriage return": 'q\ta\n甲\t"乙\r丙\n丁\t戊\t己\n',
+    "a quote before much": 'q\ta\n甲\t"乙\n丙\t丁\t戊\n' + f"丁\t{'戊' * 200}\n" * 2_000,
     "misfits": 'q\ta\n甲\t"乙\t丙\n丁\t戊\n己\t庚"\n',
 }
 
