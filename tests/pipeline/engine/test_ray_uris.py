@@ -102,7 +102,10 @@ def test_the_rows_of_a_local_corpus_though_a_node_dies(
         with a_node_killed_at(nodes, bucket, "/checkpoints/step-00000006/"):
             assert train_and_export(uri, recipe, Cluster(nodes.address, 2)) == pytest.approx(trained, abs=1e-6)
         judged = "SELECT query_id, passage_id, score FROM pools.judgements ORDER BY ALL"
-        assert Corpus(uri).sql(judged).equals(Corpus(local).sql(judged))
+        ours, theirs = (Corpus(place).sql(judged) for place in (uri, local))
+        assert ours.drop("score").equals(theirs.drop("score"))
+        # Nodes have other numbers of threads, on which rounding depends.
+        assert ours["score"].to_list() == pytest.approx(theirs["score"].to_list(), abs=1e-6)
     shared = (".work/", ".parts/", ".search.", "vectors/", "checkpoints/")
     assert [path for path in ObjectStore(uri).list_all() if any(part in path for part in shared)] == []
     assert not list(nodes.caches.glob("*/corpora/*/0"))
