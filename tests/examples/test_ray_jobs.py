@@ -34,7 +34,7 @@ def test_the_script_for_slurm_starts_ray_on_all_nodes_and_the_command_once(
 ) -> None:
     stand_ins = {
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-        "scontrol": "printf 'worker-1\\nworker-2\\n'",
+        "scontrol": "printf 'worker-%d\\n' {1..20000}",  # more than a pipe holds
         "hostname": "echo 10.0.0.1 192.168.0.1",
         "ray": 'printf "%s\\n" "$@"',
         "activate": "",
