@@ -93,7 +93,7 @@ def read_blocks(split: FileSplit, declared: str | None = None, quote: str = "") 
     if encoding.startswith(("utf-16", "utf-32")):  # a line feed is more than one byte there
         chunks, encoding = _transcode(chunks, encoding), "utf-8"
     line, before = split.first_line, b"\n"
-    carriage_returns = False if split.start else None  # a file that was split has line feeds
+    carriage_returns = False if split.start or split.end is not None else None  # a file that was split has line feeds
     for offset, data in _cut_pieces(chunks, encoding, split.start):
         text = decode(data, encoding, offset)
         if carriage_returns is None:  # carriage returns end lines only in a file without line feeds

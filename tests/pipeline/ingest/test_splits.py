@@ -101,12 +101,13 @@ def test_lines_of_json_in_splits(size: int, expected: int, tmp_path: Path) -> No
     assert [(row[1], row[2]) for row in rows] == [(number + 1, number) for number in range(60)]
 
 
-def test_a_carriage_return_in_the_last_line_means_what_it_means_in_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lines", [["one", "two", "th\rree"], ["o\rne", "two", "three"]], ids=["last", "first"])
+def test_a_carriage_return_in_a_line_means_what_it_means_in_the_file(lines: list[str], tmp_path: Path) -> None:
     path = tmp_path / "a.text"
-    path.write_bytes(b"one\ntwo\nth\rree")
+    path.write_text("\n".join(lines), newline="")
     some = cut(path, 1)
     assert len(some) == 3
-    assert [row[2] for row in read(path, some)[0]] == ["one", "two", "th\rree"]
+    assert [row[2] for row in read(path, some)[0]] == lines
     assert read(path, some) == read(path, [FileSplit(str(path))])
 
 
