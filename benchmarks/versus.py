@@ -6,8 +6,9 @@ with sentence-transformers 6.2, FlagEmbedding 1.4 and accelerate. Each run leave
 `benchmarks/results.py` does, and a run that has its metrics.json is not repeated.
 
 Each tool trains on all pairs of the corpus as its documentation says: it mines its own negatives with the model that it
-starts from, and what is not named here is its default. All take STEPS steps of about TEXTS texts of at most 96 tokens,
-with e5's prompts. Learning rate and temperature are chosen on the validation halves, among the same values for each.
+starts from, once for all runs, and what is not named here is its default. All take as many steps of about TEXTS texts,
+which are cut to 96 tokens, with e5's prompts. Learning rate and temperature are chosen on the validation halves, among
+the same values for each. Seconds are those of one processor, because runs may share the machine.
 
 - conan: `conan train` with the recipe's `finetune:`, the defaults: CBB and DHNM
 - sentence-transformers: its trainer, MultipleNegativesRankingLoss on triplets of mine_hard_negatives and CoSENTLoss on
@@ -17,11 +18,13 @@ with e5's prompts. Learning rate and temperature are chosen on the validation ha
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +32,19 @@ import polars as pl
 from conan_embedding.pipeline.corpus.folder import shards
 from conan_embedding.pipeline.corpus.pools import stored_fingerprint
 from conan_embedding.pipeline.encoder.model_folder import find_model
+from conan_embedding.pipeline.engine.calls import Engine
+from conan_embedding.pipeline.mine.stage import mine
 from conan_embedding.schemas.recipe import load
+from conan_embedding.schemas.settings import MineSettings
 from conan_embedding.schemas.training_settings import FinetuneSettings
 from conan_embedding.trainer.job import make_job
 from conan_embedding.trainer.launch.launcher import run_job
 from results import evaluate
 
-STEPS, TEXTS = 120, 96
+TEXTS = 96
 """Chosen here: as in an arm of benchmarks/results.py."""
+CHOSEN = ("learning_rate", "temperature", "steps", "seed")
+"""The settings that are the same for all tools."""
 RELATIVE_MARGIN = 0.05
 """NV-Retriever (arXiv 2407.15831), §4: TopK-PercPos at 95 %."""
 TOOLS: dict[str, tuple[str, float | None]] = {
@@ -58,59 +66,83 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("docs/results/data"), help="folder for the results")
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--temperature", type=float, default=0.02)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--peers", default=sys.executable, help="interpreter with the other libraries")
     options = parser.parse_args()
-    changes = [f"learning_rate={options.learning_rate:g}", f"temperature={options.temperature:g}"]
-    changes += [f"steps={options.steps}"] if options.steps != STEPS else []
+    chosen = {name: vars(options)[name] for name in CHOSEN}
+    changes = [f"{name}={value:g}" for name, value in chosen.items() if name != "seed"]
     name = "-".join(["versus", options.tool, str(options.seed), *changes])
-    folder, place = options.runs / name, options.work / name
+    folder, place, mined = options.runs / name, options.work / name, options.work / f"mined-{options.tool}"
     if (folder / "metrics.json").exists():
         print(f"{folder}: finished before")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    settings = load(options.corpus / "recipe.yaml").finetune
-    assert settings is not None
-    chosen = {name: vars(options)[name] for name in ("learning_rate", "temperature", "steps", "seed")}
-    if options.tool == "conan":
-        took = train_with_conan(options.corpus, place, settings.model_copy(update=chosen))
-    else:
-        given = chosen | {"max_length": settings.max_length, "texts": TEXTS}
-        took = train_with_peer(options.tool, options.peers, options.corpus, place, settings.model, given)
+    recipe = load(options.corpus / "recipe.yaml")
+    assert recipe.finetune is not None and recipe.mine is not None
+    settings = recipe.finetune.model_copy(update=chosen)
+    function, relative_margin = TOOLS[options.tool]
+    script = Path(__file__).parent / "peers" / "finetune.py"
+    took: dict[str, Any] = {}
+    if not (mined / "took.json").exists():  # the same for every learning rate and seed
+        shutil.rmtree(mined, ignore_errors=True)
+        with processor_time(took, "mining_seconds"):
+            if options.tool == "conan":
+                mine_with_conan(options.corpus, mined, recipe.mine)
+            else:
+                mined.mkdir(parents=True)
+                write_data(options.corpus, mined, settings, relative_margin)
+                subprocess.run([options.peers, script, "mine", function, mined], check=True)
+        (mined / "took.json").write_text(json.dumps(took))
+    took = json.loads((mined / "took.json").read_text())
+    with processor_time(took, "training_seconds"):
+        if options.tool == "conan":
+            train_with_conan(mined, place, settings)
+        else:
+            place.mkdir(parents=True, exist_ok=True)
+            write_data(options.corpus, place, settings, relative_margin)
+            shutil.copy(mined / "mined.jsonl", place)
+            subprocess.run([options.peers, script, "train", function, place], check=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     facts = {"arm": options.tool, "seed": options.seed, "changes": changes, **took, "peak_mb": used.ru_maxrss // 1024}
     evaluate(options.corpus, str(place / "model"), settings.max_length, folder, facts)
 
 
-def train_with_conan(corpus: Path, place: Path, settings: FinetuneSettings) -> dict[str, Any]:
+def mine_with_conan(corpus: Path, place: Path, settings: MineSettings) -> None:
+    """Mine as `conan mine` does, in a corpus of its own."""
+    place.mkdir(parents=True)
+    (place / "convert").symlink_to((corpus / "convert").resolve())
+    mine(place, settings, Engine(1))
+
+
+def train_with_conan(mined: Path, place: Path, settings: FinetuneSettings) -> None:
     """Train as `conan train` does, unless it is done, in a corpus of its own, because training writes to the pools."""
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "pools.duckdb").exists():
-        (place / "convert").symlink_to((corpus / "convert").resolve())
-        shutil.copy(corpus / "pools.duckdb", place)
+        (place / "convert").symlink_to((mined / "convert").resolve())
+        shutil.copy(mined / "pools.duckdb", place)
     found = {kind: shards(place, f"convert/{kind}") for kind in ("retrieval", "sts")}
     job = make_job(place, "finetune", settings.model, settings, found, stored_fingerprint(place))
-    start = time.monotonic()
     run_job(job, 1)
     shutil.copytree(job.model_folder, place / "model", dirs_exist_ok=True)
-    return {"training_seconds": time.monotonic() - start}
 
 
-def train_with_peer(
-    tool: str, python: str, corpus: Path, place: Path, model: str, given: dict[str, Any]
-) -> dict[str, Any]:
-    """Train with another library, in its own process."""
-    function, relative_margin = TOOLS[tool]
-    shutil.copytree(find_model(model), place / "start", dirs_exist_ok=True)
+def write_data(corpus: Path, place: Path, settings: FinetuneSettings, relative_margin: float | None) -> None:
+    """Write what peers/finetune.py reads: the model to start from, pairs, sentence pairs and settings."""
+    shutil.copytree(find_model(settings.model), place / "start", dirs_exist_ok=True)
     records = pl.concat(pl.read_parquet(shard) for shard in shards(corpus, "convert/retrieval"))
     records.select("query", positive=pl.col("positives").list.first()).write_ndjson(place / "pairs.jsonl")
     pairs = pl.concat(pl.read_parquet(shard) for shard in shards(corpus, "convert/sts"))
     pairs.select(sentence1="text_a", sentence2="text_b", score="label").write_ndjson(place / "sentences.jsonl")
-    (place / "settings.json").write_text(json.dumps(given | {"relative_margin": relative_margin}))
-    script = Path(__file__).parent / "peers" / "finetune.py"
-    answer = subprocess.run([python, script, function, place], check=True, stdout=subprocess.PIPE, text=True).stdout
-    took: dict[str, Any] = json.loads(answer.splitlines()[-1])
-    return took
+    given = {name: getattr(settings, name) for name in (*CHOSEN, "max_length")}
+    (place / "settings.json").write_text(json.dumps(given | {"texts": TEXTS, "relative_margin": relative_margin}))
+
+
+@contextmanager
+def processor_time(took: dict[str, Any], name: str) -> Iterator[None]:
+    """Put the seconds of one processor that the block takes into `took`, those of child processes included."""
+    before = os.times()
+    yield
+    took[name] = round(sum(os.times()[:4]) - sum(before[:4]))
 
 
 if __name__ == "__main__":

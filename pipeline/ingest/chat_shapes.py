@@ -122,8 +122,24 @@ def _unwrap(field: str) -> str:
 
 def _list_messages(role: str, field: str) -> str:
     """Return the messages in a field as a list of JSON values; text is one message with this role."""
-    return f"""CASE WHEN {begin(field)} IN ('[', '{{') THEN {items_of(field)} WHEN {field} IS NULL THEN []
+    return f"""CASE WHEN {_is_columns(field)} THEN {_read_columns(field)}
+        WHEN {begin(field)} IN ('[', '{{') THEN {items_of(field)} WHEN {field} IS NULL THEN []
         ELSE [json_object('role', '{role}', 'content', {field})] END"""
+
+
+def _is_columns(field: str) -> str:
+    """Return whether messages are written by column, as by datasets' Sequence: `{"role": […], "content": […]}`."""
+    return f"""CASE {begin(field)} WHEN '{{' THEN len(json_keys({field})) > 1
+        AND list_has_all(['ARRAY'], list_transform(json_keys({field}), lambda key: json_type({field}, '/' || key)))
+        ELSE false END"""
+
+
+def _read_columns(field: str) -> str:
+    """Return the messages that are written by column, as many as the longest column has."""
+    keys = f"json_keys({field})"
+    longest = f"list_max(list_transform({keys}, lambda key: json_array_length({field}, '/' || key)))"
+    return f"""list_transform(range(CAST({longest} AS BIGINT)), lambda place: to_json(map_from_entries(list_transform(
+        {keys}, lambda key: {{'key': key, 'value': json_extract({field}, '/' || key || '/' || place)}}))))"""
 
 
 def _role_of(message: str) -> str:

@@ -51,6 +51,13 @@ CHATS = {
     "lists of two": ({"conversations": [["问", "答"]]}, PAIR),
     "JSON in a string": ({"messages": json.dumps(CHAT)}, PAIR),
     "a list around it": ({"messages": [CHAT]}, PAIR),
+    "columns": ({"conversations": {"from": ["human", "gpt"], "value": ["问", "答"]}}, PAIR),
+    "columns of exchanges": (
+        {"conversation": {"human": ["问", "再"], "assistant": ["答", "复"]}},
+        [("问", "答", []), ("问\n答\n再", "复", [])],
+    ),
+    "columns and a reply": dpo(messages={"role": ["user"], "content": ["问"]}, chosen="答", rejected="错"),
+    "columns of parts": ({"messages": {"role": ["user", "assistant"], "content": [[part("问")], "答"]}}, PAIR),
     "nulls": ({"messages": [None, *CHAT, None]}, PAIR),
     "assistants by name": (
         {"conversations": [{"from": "human", "value": "问"}, {"from": "bing", "value": "答"}]},
@@ -132,9 +139,6 @@ REFUSED_CHATS = {
     "no_pair: expected a list of messages, found 5": {"messages": 5},
     f"no_pair: message 1: {NOT_A_MESSAGE} a string": {"messages": ["问", "答"]},
     f"no_pair: message 1: {NOT_A_MESSAGE} a list": {"messages": [CHAT, CHAT]},
-    'no_pair: message 1: expected a role such as user or assistant, found ["human"]': {
-        "conversations": {"from": ["human"], "value": ["问"]}
-    },
 }
 
 
