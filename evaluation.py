@@ -44,10 +44,11 @@ def evaluate(
         RecipeError: the conditions can't be judged with these models and sets.
     """
     from .pipeline.corpus.catalog import RESULTS
+    from .pipeline.corpus.uris import fetch
     from .pipeline.encoder.encoder import dimension
     from .pipeline.encoder.model_folder import ModelError
     from .trainer.evaluation.bm25 import BM25
-    from .trainer.evaluation.evaluate import judge, judge_bm25, widths, write_results
+    from .trainer.evaluation.evaluate import drop_results, judge, judge_bm25, widths, write_results
     from .trainer.evaluation.evaluation_sets import find_own_sets, hash_set, read_sets
     from .trainer.evaluation.gate import check_conditions, judge_models
 
@@ -102,7 +103,11 @@ def evaluate(
             write_results(results_folder, name, judgements)
     if corpus_of_sets:
         versions = {one.name: hash_set(one) for one in evaluation_sets}
-        _keep_metrics(corpus_of_sets / "evaluation" / "metrics.json", rows, versions)
+        outdated = _keep_metrics(corpus_of_sets / "evaluation" / "metrics.json", rows, versions)
+        if outdated and results_folder == corpus_of_sets / RESULTS:
+            fetch(corpus_of_sets, RESULTS)
+            for model, their_sets in outdated.items():
+                drop_results(results_folder, model, their_sets)
     return Evaluated(rows, judge_models(conditions, models, judged) if conditions else None)
 
 
@@ -149,10 +154,11 @@ def _load_encoder(model: str, recipe: Recipe) -> "Encoder":
     )
 
 
-def _keep_metrics(file: Path, rows: list[dict[str, Any]], versions: dict[str, str]) -> None:
+def _keep_metrics(file: Path, rows: list[dict[str, Any]], versions: dict[str, str]) -> dict[str, set[str]]:
     """Save metrics on the corpus's own sets for the report; they replace earlier ones of the same models.
 
     `versions` are hashes of the sets, by name. Metrics of other models stay if they were measured on the same records.
+    Returns the sets on which those of other models did not stay, by model.
     """
     from .pipeline.corpus.atomic import write_text
     from .pipeline.corpus.lock import alone_in
@@ -161,9 +167,14 @@ def _keep_metrics(file: Path, rows: list[dict[str, Any]], versions: dict[str, st
     measured = [{**row, "set_version": versions[row["set"]]} for row in rows]
     with alone_in(file.parent):
         before = json.loads(file.read_text("utf-8")) if file.exists() else []
-        others = (row for row in before if model_of(row) not in evaluated)
+        others = [row for row in before if model_of(row) not in evaluated]
         kept = [row for row in others if row.get("set_version") == versions.get(row["set"], "")]
         write_text(file, json.dumps([*kept, *measured], indent=1))
+    outdated: dict[str, set[str]] = defaultdict(set)
+    for row in others:
+        if row not in kept:
+            outdated[model_of(row)].add(row["set"])
+    return outdated
 
 
 def model_of(row: dict[str, Any]) -> str:

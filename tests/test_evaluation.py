@@ -120,7 +120,9 @@ def test_metrics_on_other_records_are_not_kept(evaluation_corpus: Path) -> None:
 
     def evaluate(model: str) -> set[str]:
         evaluation.evaluate(evaluation_corpus, Recipe(), [model], [])
-        return {row["model"] for row in json.loads(file.read_text())}
+        found = {row["model"] for row in json.loads(file.read_text())}
+        assert set(catalog.query(evaluation_corpus, "SELECT model FROM results")["model"].to_pylist()) == found
+        return found
 
     assert evaluate("pretrain") == {"pretrain", "bm25"}
     assert evaluate("finetune") == {"pretrain", "finetune", "bm25"}

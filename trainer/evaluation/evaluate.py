@@ -1,7 +1,7 @@
 """`conan evaluate`: evaluate models on retrieval sets, sentence pairs and labelled texts."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...pipeline.corpus.atomic import replacing
@@ -250,7 +251,7 @@ def _rescored(nearness: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]
 def write_results(folder: Path, model: str, judgements: Sequence[Judgement]) -> Path:
     """Write the results per query behind a model's metrics to `folder/MODEL.parquet`, with the columns of RESULT."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / (re.sub(r"[^\w.-]+", "_", model) + ".parquet")
+    file = _results_file(folder, model)
     settings = {"compression": "zstd", "dictionary_pagesize_limit": _PASSAGES}
     with replacing(file) as temporary, pq.ParquetWriter(temporary, RESULT, **settings) as writer:
         for each in judgements:
@@ -258,6 +259,23 @@ def write_results(folder: Path, model: str, judgements: Sequence[Judgement]) -> 
             frame = each.results.with_columns(pl.lit(value).alias(column) for column, value in named.items())
             writer.write_table(_as_results(frame))
     return file
+
+
+def drop_results(folder: Path, model: str, sets: Collection[str]) -> None:
+    """Delete a model's results on these sets."""
+    file = _results_file(folder, model)
+    if not file.exists():
+        return
+    kept = pq.read_table(file, filters=~pc.field("set").isin(sorted(sets)))
+    if kept.num_rows:
+        with replacing(file) as temporary:
+            pq.write_table(kept, temporary, compression="zstd", dictionary_pagesize_limit=_PASSAGES)
+    else:
+        file.unlink()
+
+
+def _results_file(folder: Path, model: str) -> Path:
+    return folder / (re.sub(r"[^\w.-]+", "_", model) + ".parquet")
 
 
 def _as_results(frame: pl.DataFrame) -> pa.Table:
