@@ -4,8 +4,8 @@ Run: `python benchmarks/train_cross_encoder.py CORPUS FOLDER [--model intfloat/m
 CORPUS has been mined. FOLDER gets a Hugging Face sequence classifier with one label, as `conan judge --model` takes it;
 `benchmarks/false_negatives.py --judge FOLDER` says what it is worth.
 
-Each query brings its positive and NEGATIVES of its first RANKS candidates, which are classified one by one. 4,000
-queries take about 20 minutes of one core that has instructions for bf16.
+Each query brings its positive, NEGATIVES of its first RANKS candidates and another query's positive, which are
+classified one by one. 4,000 queries take about 20 minutes of one core that has instructions for bf16.
 """
 
 import argparse
@@ -21,8 +21,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-NEGATIVES, RANKS = 3, 20
-"""Chosen here: as many as listwise rerankers get, from where `conan judge` looks and a little beyond."""
+NEGATIVES, RANKS = 2, 20
+"""Chosen here: of where `conan judge` looks and a little beyond. With hard negatives alone, the model learns nothing in
+its first hundreds of steps."""
 PAIRS_OF_A_STEP, LEARNING_RATE, WARMUP, MAX_LENGTH = 32, 5e-5, 0.1, 128
 """Chosen here: the usual ones for classifiers of this size."""
 
@@ -32,9 +33,11 @@ asked AS (FROM positive ORDER BY hash(query_id) LIMIT $queries),
 candidate AS (
     SELECT query_id, unnest(passage_ids[:$ranks]) AS passage_id FROM candidates SEMI JOIN asked USING (query_id)),
 negative AS (
-    FROM candidate QUALIFY row_number() OVER (PARTITION BY query_id ORDER BY hash(query_id, passage_id)) <= $negatives)
+    FROM candidate QUALIFY row_number() OVER (PARTITION BY query_id ORDER BY hash(query_id, passage_id)) <= $negatives),
+other AS (SELECT query_id, lead(passage_id) OVER (ORDER BY hash(query_id)) AS passage_id FROM asked)
 SELECT queries.text AS query, passages.text AS passage, label
-FROM (SELECT query_id, passage_id, 1.0 AS label FROM asked UNION ALL SELECT query_id, passage_id, 0.0 FROM negative)
+FROM (SELECT query_id, passage_id, 1.0 AS label FROM asked
+      UNION ALL SELECT query_id, passage_id, 0.0 FROM negative UNION ALL SELECT query_id, passage_id, 0.0 FROM other)
 JOIN queries USING (query_id) JOIN passages USING (passage_id) ORDER BY hash(queries.text, passages.text)
 """
 
