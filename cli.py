@@ -8,20 +8,35 @@ import logging
 import os
 import sys
 import traceback
+from typing import Annotated
 
 import typer
 
-from . import collect_garbage_seldom, display
+from . import __version__, collect_garbage_seldom, display
 from .commands import data, inspection, training, whole
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Curate text pairs, mine hard negatives, train text-embedding models.",
     epilog="Start with `conan demo`. `conan COMMAND --help` shows the options and examples of a command.",
 )
 for panel in (whole, data, training, inspection):
     app.add_typer(panel.app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"conan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Curate text pairs, mine hard negatives, train text-embedding models."""
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,11 @@ def test_examples_are_valid_commands_and_fit_a_terminal(
         group.commands[command].make_context(command, arguments)  # raises UsageError
         assert len(example) <= 78
     assert list(tmp_path.iterdir()) == [tmp_path / "hosts"]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"conan {version('conan-embedding')}\n")
 
 
 def test_completion_for_bash_names_the_commands(tmp_path: Path) -> None:
