@@ -36,8 +36,7 @@ ARMS: dict[str, tuple[Threshold | None, Threshold | None, DistillSettings | None
     "distilled": (None, None, DistillSettings(temperature=0.1)),
     "both": (RELABEL, SET_ASIDE, DistillSettings(temperature=0.1)),
 }
-"""What becomes of candidates (`relabel`, `set_aside`), and the further term of the loss, at the temperature that its
-documentation gives for probabilities."""
+"""The rules `relabel` and `set_aside`, and the term of the loss; 0.1 is the temperature for probabilities."""
 
 
 def main() -> None:
