@@ -1,7 +1,7 @@
 """Conan's fine-tuning against that of sentence-transformers and FlagEmbedding: same model, pairs, steps and texts.
 
 Run: `python benchmarks/versus.py TOOL SEED --corpus CORPUS --work FOLDER [--learning-rate 2e-5] [--temperature 0.02]
-[--peers PYTHON]`. CORPUS was made by `conan run recipes/zh-results.yaml`. TOOL is one of TOOLS; PYTHON is a Python
+[--peers PYTHON]`. CORPUS was made by `conan run recipes/zh-results.yaml`. TOOL is one of CONAN or PEERS; PYTHON is one
 with sentence-transformers 6.2, FlagEmbedding 1.4 and accelerate. Each run leaves a folder in docs/results/data, as
 `benchmarks/results.py` does, and a run that has its metrics.json is not repeated.
 
@@ -10,7 +10,8 @@ starts from, once for all runs, and what is not named here is its default. All t
 which are cut to 96 tokens, with e5's prompts. Learning rate and temperature are chosen on the validation halves, among
 the same values for each. Seconds are those of one processor, because runs may share the machine.
 
-- conan: `conan train` with the recipe's `finetune:`, the defaults: CBB and DHNM
+- conan: `conan train` with the recipe's `finetune:`, the defaults: CBB and DHNM, 4 queries in a step
+- conan-init: the same with what `conan init` drafts: in-batch positives, one negative, the full width alone
 - sentence-transformers: its trainer, MultipleNegativesRankingLoss on triplets of mine_hard_negatives and CoSENTLoss on
   the sentence pairs; -nv: with NV-Retriever's margin of 5 % (relative_margin), which its documentation recommends
 - flag-embedding: its finetune, with negatives from ranks 10 to 210, and no sentence pairs, as it has no loss for them
@@ -36,7 +37,7 @@ from conan_embedding.pipeline.engine.calls import Engine
 from conan_embedding.pipeline.mine.stage import mine
 from conan_embedding.schemas.recipe import load
 from conan_embedding.schemas.settings import MineSettings
-from conan_embedding.schemas.training_settings import FinetuneSettings
+from conan_embedding.schemas.training_settings import FinetuneSettings, HardNegativeMining
 from conan_embedding.trainer.job import make_job
 from conan_embedding.trainer.launch.launcher import run_job
 from results import evaluate
@@ -47,8 +48,19 @@ CHOSEN = ("learning_rate", "temperature", "steps", "seed")
 """The settings that are the same for all tools."""
 RELATIVE_MARGIN = 0.05
 """NV-Retriever (arXiv 2407.15831), §4: TopK-PercPos at 95 %."""
-TOOLS: dict[str, tuple[str, float | None]] = {
-    "conan": ("", None),
+CONAN: dict[str, dict[str, Any]] = {
+    "conan": {},
+    "conan-init": {
+        "retrieval_batch": 20,  # with the sentence pairs TEXTS texts, in place of 32
+        "sts_batch": 18,
+        "in_batch_positives": True,
+        "negatives": 1,
+        "matryoshka_dims": [],
+        "hard_negative_mining": HardNegativeMining(enabled=False),
+    },
+}
+"""What is changed in the recipe's `finetune:`."""
+PEERS: dict[str, tuple[str, float | None]] = {
     "sentence-transformers": ("sentence_transformers", None),
     "sentence-transformers-nv": ("sentence_transformers", RELATIVE_MARGIN),
     "flag-embedding": ("flag_embedding", None),
@@ -59,7 +71,7 @@ TOOLS: dict[str, tuple[str, float | None]] = {
 def main() -> None:
     """Make one run, unless its metrics are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tool", choices=TOOLS)
+    parser.add_argument("tool", choices=[*CONAN, *PEERS])
     parser.add_argument("seed", type=int)
     parser.add_argument("--corpus", type=Path, required=True, help="made by recipes/zh-results.yaml")
     parser.add_argument("--work", type=Path, required=True, help="folder for data and models")
@@ -72,21 +84,22 @@ def main() -> None:
     chosen = {name: vars(options)[name] for name in CHOSEN}
     changes = [f"{name}={value:g}" for name, value in chosen.items() if name != "seed"]
     name = "-".join(["versus", options.tool, str(options.seed), *changes])
-    folder, place, mined = options.runs / name, options.work / name, options.work / f"mined-{options.tool}"
+    folder, place = options.runs / name, options.work / name
+    mined = options.work / ("mined-conan" if options.tool in CONAN else f"mined-{options.tool}")
     if (folder / "metrics.json").exists():
         print(f"{folder}: finished before")
         return
     folder.mkdir(parents=True, exist_ok=True)
     recipe = load(options.corpus / "recipe.yaml")
     assert recipe.finetune is not None and recipe.mine is not None
-    settings = recipe.finetune.model_copy(update=chosen)
-    function, relative_margin = TOOLS[options.tool]
+    settings = recipe.finetune.model_copy(update=chosen | CONAN.get(options.tool, {}))
+    function, relative_margin = PEERS.get(options.tool, ("", None))
     script = Path(__file__).parent / "peers" / "finetune.py"
     took: dict[str, Any] = {}
     if not (mined / "took.json").exists():  # the same for every learning rate and seed
         shutil.rmtree(mined, ignore_errors=True)
         with processor_time(took, "mining_seconds"):
-            if options.tool == "conan":
+            if options.tool in CONAN:
                 mine_with_conan(options.corpus, mined, recipe.mine)
             else:
                 mined.mkdir(parents=True)
@@ -95,7 +108,7 @@ def main() -> None:
         (mined / "took.json").write_text(json.dumps(took))
     took = json.loads((mined / "took.json").read_text())
     with processor_time(took, "training_seconds"):
-        if options.tool == "conan":
+        if options.tool in CONAN:
             train_with_conan(mined, place, settings)
         else:
             place.mkdir(parents=True, exist_ok=True)
