@@ -59,7 +59,7 @@ CONAN: dict[str, dict[str, Any]] = {
         "hard_negative_mining": HardNegativeMining(enabled=False),
     },
 }
-"""What is changed in the recipe's `finetune:`."""
+"""Changes in the recipe's `finetune:`."""
 PEERS: dict[str, tuple[str, float | None]] = {
     "sentence-transformers": ("sentence_transformers", None),
     "sentence-transformers-nv": ("sentence_transformers", RELATIVE_MARGIN),
