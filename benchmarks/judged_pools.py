@@ -60,7 +60,7 @@ def main() -> None:
     assert recipe.finetune is not None
     relabel, set_aside, distill = ARMS[options.arm]
     settings = settings_of("cbb", options.seed, recipe.finetune, options.set).model_copy(update={"distill": distill})
-    judging = JudgeSettings(model=options.judge, max_length=128, candidates=CANDIDATES)
+    judging = JudgeSettings(model=options.judge, max_length=96, candidates=CANDIDATES)
     sample = options.work / "sample"
     if not (sample / "judged").exists():
         shutil.rmtree(sample, ignore_errors=True)

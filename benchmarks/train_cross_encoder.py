@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 EASY, NEGATIVES, RANKS = 1200, 2, 20
-"""Chosen here: from where `conan judge` looks and a little beyond. With hard negatives from the start, the loss stays at
+"""Chosen here: from where `conan judge` looks and a little beyond. With hard negatives from the start, the loss stays
 that of a constant for hundreds of steps; with easy ones it falls after 40."""
 PAIRS_OF_A_STEP, LEARNING_RATE, WARMUP, MAX_LENGTH = 32, 2e-4, 0.05, 96
 """Chosen here: at 5e-5, nothing is learnt in the first 125 steps."""
