@@ -59,9 +59,12 @@ def _are_times_readable(values: pl.Series) -> bool:
         return all(_are_times_readable(values.struct.field(field.name)) for field in kind.fields)
     if isinstance(kind, pl.List | pl.Array):
         return _are_times_readable(values.explode())
-    if not isinstance(kind, pl.Date | pl.Datetime) or kind == pl.Datetime("ns", "*"):
+    if isinstance(kind, pl.Datetime) and kind.time_unit in _PER_DAY:
+        unit = _PER_DAY[kind.time_unit]
+    elif isinstance(kind, pl.Date):
+        unit = 1
+    else:
         return True
-    unit = _PER_DAY[kind.time_unit] if isinstance(kind, pl.Datetime) else 1
     return bool(values.to_physical().is_between(_DAYS[0] * unit, (_DAYS[1] + 1) * unit - 1).all())
 
 

@@ -8,6 +8,7 @@ telephones and a camera in an icon font.
 from unicodedata import normalize
 
 _KANGXI_RADICALS = {chr(point): normalize("NFKC", chr(point)) for point in range(0x2F00, 0x2FD6)}
+_KANGXI_RADICALS["⼾"] = "户"  # Unicode's 戶 is Traditional; fonts for Simplified Chinese show 户, as in ⽤⼾
 
 # EquivalentUnifiedIdeograph.txt of Unicode 14, in its order. NFKC knows only two of them.
 _OTHER_RADICALS = dict(

@@ -11,6 +11,7 @@ import polars as pl
 from ...schemas.errors import MissingExtraError
 from .glyphs import ANY_GLYPH, GLYPHS, LIST_MARK
 from .kernel_loading import kernels_pay
+from .references import join_halves
 
 DEEPEST = 16
 """The number of passes in which `normalise` decodes markup within markup."""
@@ -26,6 +27,7 @@ _ENTITIES |= {"&apos;": "'"}
 """HTML 4's named entities. Pages don't use the 2,000 others of HTML 5, and some look like C code (`&in;`)."""
 
 _NUMERIC_ENTITY = r"&#(?:[0-9]{1,7}|[xX][0-9a-fA-F]{1,6});"
+_HALF = "&#(?:5[5-7]|[xX][dD])"  # of a surrogate pair
 
 _BLOCK_TAGS = (
     "article aside blockquote body br center dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 "
@@ -65,10 +67,11 @@ _GENERIC = r"[A-Za-z0-9_]<[abiqsuABIPQSU]>"
 
 _LINE_BREAK = r"\r\n?|[\x0b\x0c\x{85}\x{2028}\x{2029}]"
 _INVISIBLE = (
+    r"\x1b\[[0-9;?]*[A-Za-z]|"  # colours of a terminal
     r"[\x00-\x08\x0e-\x1f\x7f-\x{9f}\x{ad}\x{61c}\x{180e}\x{200b}-\x{200f}\x{202a}-\x{202e}\x{2060}-\x{206f}"
     r"\x{feff}\x{fff9}-\x{fffb}\x{e0000}-\x{e007f}]"
 )
-"""Control characters, soft hyphen, zero-width characters, bidi marks, byte-order mark, tag characters."""
+"""Control characters and sequences, soft hyphen, zero-width characters, bidi marks, byte-order mark, tag characters."""
 
 _FULL_WIDTH = [chr(0xFEE0 + ord(character)) for character in "0123456789"] + [
     chr(0xFEE0 + ord(first) + step) for first in "Aa" for step in range(26)
@@ -99,7 +102,8 @@ def normalise(column: pl.Expr) -> pl.Expr:
     - HTML tags (of a list of names) are removed: a block tag becomes a line break, a cell a space, an inline tag
       nothing. Scripts, styles and comments are removed with their content. `a < b and c > d`, `List<String>` and
       `vector<int>` stay.
-    - Line breaks of every kind become `\\n`. Control, zero-width, bidi and other invisible characters are removed.
+    - Line breaks of every kind become `\\n`. Control, zero-width, bidi and other invisible characters are removed, and
+      the colours of a terminal.
     - Full-width letters and digits become ASCII. Chinese punctuation is kept.
     - Radicals become the ideographs that they look like (⽂ → 文), private-use characters what `glyphs` knows of them.
       A glyph of a symbol font that begins a line becomes `•`. Other private-use characters stay.
@@ -149,10 +153,12 @@ def _find_changeable(texts: pl.Series) -> pl.Series:
 
 
 def _one_pass(texts: pl.Series) -> pl.Series:
-    entities = _ENTITIES | _numeric_entities(texts)
     text = pl.col("text").str
     texts = _change(texts, _UNUSUAL, text.normalize("NFC"))
-    decoded = text.replace_all("&(?:amp;)+", "&").str.replace_many(list(entities), list(entities.values()))
+    texts = _change(texts, "&amp;", text.replace_all("&(?:amp;)+", "&"))
+    texts = _change(texts, _HALF, pl.col("text").map_elements(join_halves, pl.String))
+    entities = _ENTITIES | _numeric_entities(texts)
+    decoded = text.replace_many(list(entities), list(entities.values()))
     texts = _change(texts, "&", decoded)
     texts = _change(
         texts,
@@ -160,7 +166,7 @@ def _one_pass(texts: pl.Series) -> pl.Series:
         text.replace_all(_UNSEEN, "")
         .str.replace_all(_BLOCK, "\n")
         .str.replace_all(_CELL, " ")
-        .str.replace_all(r"<(?:sup|SUP)>([0-9])", "^$1")  # 10<sup>6</sup> is not 106
+        .str.replace_all(r"<(?:sup|SUP)>\s*([-−–+]?[0-9])", "^$1")  # 10<sup>6</sup> is not 106
         .str.replace_all(f"({_GENERIC})|{_INLINE}", "$1"),
     )
     texts = _change(

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_the_record_is_the_text_that_was_read(
 def test_a_row_of_parquet_shows_all_its_columns(tmp_path: Path) -> None:
     frame = pl.DataFrame(
         {"q": [None], "p": ["答"], "image": [{"bytes": b"\x89PNG", "path": "a.png"}], "n": [float("nan")]}
-    )
+    ).with_columns(pl.lit(datetime(2024, 1, 2)).dt.cast_time_unit("ns").alias("at"))  # as pandas writes it
     frame.write_parquet(tmp_path / "b.parquet")
     (record,) = reject(tmp_path / "a.parquet", (tmp_path / "b.parquet").read_bytes(), query="q", positive="p")
     assert json.loads(record, parse_constant=str) == {
@@ -51,6 +52,7 @@ def test_a_row_of_parquet_shows_all_its_columns(tmp_path: Path) -> None:
         "p": "答",
         "image": {"bytes": "iVBORw==", "path": "a.png"},
         "n": "NaN",
+        "at": "2024-01-02 00:00:00",
     }
 
 

@@ -33,8 +33,9 @@ def normalised(*texts: str | None) -> list[str | None]:
         ("cafe\u0301", "caf\u00e9"),
         ("ＡＢＣｘｙｚ０９，。！（）", "ABCxyz09，。！（）"),
         ("\ufeff零\u200b宽\u00ad字\u202e符\x00\x07", "零宽字符"),
+        ("\x1b[1;31m错误\x1b[0m \x1b[2K[3m]", "错误 [3m]"),
         # Glyphs.
-        ("⽂⽋⼀⾼⽅⾏ ⻓⻔⻛⺟⻩⻝⻰", "文欠一高方行 长门风母黄食龙"),
+        ("⽂⽋⼀⾼⽅⾏ ⻓⻔⻛⺟⻩⻝⻰ ⽤⼾", "文欠一高方行 长门风母黄食龙 用户"),
         ("李\ufa0e", "李\ufa0e"),  # the first is compatible, the second an ideograph among those that are
         (bytes.fromhex("fe59a6d9a8bcfe51").decode("gb18030"), "龴︐ḿ𠂇"),
         ("\uf0b7 甲\r\n\u3000\uf06c\uf020乙\uf0b7丙<br>\uf0fc丁", "• 甲\n• 乙•丙\n•丁"),
@@ -48,6 +49,7 @@ def normalised(*texts: str | None) -> list[str | None]:
         ("AT&amp;T &lt; &#20013;&#x6587;&nbsp;&quot;", 'AT&T < 中文 "'),
         ("&copy;2024 &unknown; &in; R&D; a &b", "©2024 &unknown; &in; R&D; a &b"),
         ("&amp;amp;lt;", "<"),
+        ("&#55357;&#56832;&amp;#xD83D;&amp;#xDE00; &#55357;", "😀😀 \ufffd"),
         ("&amp;lt;br&amp;gt;", ""),
         # Tags.
         ("<p>第一段</p><P class='x'>第二段</P>", "第一段\n\n第二段"),
@@ -55,7 +57,8 @@ def normalised(*texts: str | None) -> list[str | None]:
         ('<a href="http://x.cn/?a=1">链接</a>和<b>粗</b>', "链接和粗"),
         ("<tr><td>1</td><td>2</td></tr>", "1 2"),
         ("<ruby>注音<rt>zhu yin</rt></ruby>", "注音 zhu yin"),
-        ("10<sup>6</sup> 和 H<sub>2</sub>O", "10^6 和 H2O"),
+        ("10<sup>6</sup>、5×10<sup>-6</sup>、s<SUP> −1</SUP> 和 H<sub>2</sub>O", "10^6、5×10^-6、s^−1 和 H2O"),
+        ("第1<sup>st</sup>", "第1st"),
         ("前<script type=\"x\">if (a < b) {}</script><style>p {}</style><!-- 注\n释 -->后", "前后"),
     ],
 )  # fmt: skip
