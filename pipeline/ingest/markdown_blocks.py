@@ -11,7 +11,7 @@ from markdown_it.rules_block import StateBlock
 from markdown_it.tree import SyntaxTreeNode
 
 from .chunks import Block
-from .markdown_reader import ATTRIBUTES, WITHOUT_SPACE
+from .markdown_reader import ATTRIBUTES, WITHOUT_SPACE, read_inline
 
 LONGEST_FORMULA = 200
 """Chosen here: lines; without a limit, a text full of opening signs would be searched to its end from each of them."""
@@ -92,9 +92,9 @@ def _source(node: SyntaxTreeNode, lines: list[str]) -> str:
 def _plain(node: SyntaxTreeNode) -> str:
     """Return the text of a heading without its markup."""
     return "".join(
-        " " if each.type in ("softbreak", "hardbreak") else each.content
+        read_inline(each.type, each.content)
         for each in node.walk()
-        if each.type in ("text", "code_inline", "softbreak", "hardbreak")
+        if each.type in ("text", "code_inline", "softbreak", "hardbreak", "html_inline")
     ).strip()
 
 

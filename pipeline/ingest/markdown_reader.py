@@ -9,6 +9,7 @@ import polars as pl
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from ..text.normalise import TAG_NAMES
 from ..text.references import join_halves
 from .files import FileSplit
 from .front_matter import find_title, split_front_matter
@@ -22,6 +23,7 @@ SEARCHED = 1 << 20
 LONGEST_TITLE = 1_000
 """Chosen here: characters. A longer heading is a paragraph with a rule right below it."""
 
+_TAG_NAME = re.compile(r"</?([A-Za-z][A-Za-z0-9-]*)")
 _BEGINNINGS = (512, 8_192)  # characters that are searched before the others: nearly all first headings are there
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 ATTRIBUTES = re.compile(r"\s*\{[#.:][^{}]*\}$")  # of a heading, in the dialects of kramdown and Pandoc
@@ -112,9 +114,21 @@ def _load_parser() -> MarkdownIt:
 
 def _get_text(tokens: list[Token]) -> str:
     """Return the text of inline tokens without markup; the descriptions of images only if there is nothing else."""
-    breaks, markup = ("softbreak", "hardbreak"), ("html_inline", "image")
-    text = "".join(" " if one.type in breaks else "" if one.type in markup else one.content for one in tokens)
+    text = "".join(read_inline(one.type, one.content) for one in tokens if one.type != "image")
     return text.strip() or " ".join(token.content for token in tokens if token.type == "image")
+
+
+def read_inline(kind: str, content: str) -> str:
+    """Return the text of an inline token without markup: tags of HTML are, but not code such as `vector<int>`."""
+    if kind in ("softbreak", "hardbreak"):
+        return " "
+    if kind != "html_inline":
+        return content
+    tag = _TAG_NAME.match(content)
+    name = tag[1] if tag else ""
+    if name.lower() == "br":
+        return " "
+    return "" if not tag or (name.lower() in TAG_NAMES and name in (name.lower(), name.upper())) else content
 
 
 def _find_html_heading(html: str) -> tuple[str, int]:

@@ -39,6 +39,9 @@ _INLINE_TAGS = (
     "small span strike strong sub sup svg textarea tt u video wbr rb rp ruby"
 )
 _CELL_TAGS = "td th rt"  # become a space, which keeps two cells, or a word and its gloss, apart
+TAG_NAMES = frozenset(f"{_BLOCK_TAGS} {_INLINE_TAGS} {_CELL_TAGS} script style".split())
+"""The names of tags that `normalise` removes, in lower case; in text, others are code, as in `vector<int>`."""
+
 # An attribute has a value, or is one of the few that need none: so `a<b and c>d` is not a tag.
 _ATTRIBUTES = (
     r"""(?:\s+(?:[a-zA-Z:_-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""

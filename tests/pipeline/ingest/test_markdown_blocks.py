@@ -14,6 +14,7 @@ from conan_embedding.pipeline.ingest.markdown_blocks import parse_markdown
         ("#没有空格\n##二\n文", [("heading", "没有空格", 1), ("heading", "二", 2), ("prose", "文", 0)]),
         ("#标签 #二\n文", [("prose", "#标签 #二\n文", 0)]),
         ("# 一 {#id .x}\n", [("heading", "一", 1)]),
+        ("# <a id=x></a>List<String> <!-- x -->的 vector<int>\n", [("heading", "List<String> 的 vector<int>", 1)]),
         ('<h1 align="center">一 &amp; <b>二</b></h1>\n文', [("heading", "一 & 二", 1), ("prose", "文", 0)]),
         ("<div>\n<h2>一</h2>\n<img>\n</div>\n\n文", [("heading", "一", 2), ("prose", "文", 0)]),
         (

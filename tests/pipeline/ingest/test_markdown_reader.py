@@ -62,6 +62,7 @@ TITLES = [
     ("# [题][1]\n文\n\n[1]: http://a.cn", "题", "文\n\n[1]: http://a.cn"),
     ("# 甲 &amp; 乙 &#55357;&#56832; \\*\n文", "甲 & 乙 😀 *", "文"),
     ("# <a name='a'></a>题 <!-- omit in toc -->\n文", "题", "文"),
+    ("# List<String> 与 vector<int><sup>2</sup><BR>题\n文", "List<String> 与 vector<int>2 题", "文"),
     ("# 题 {#id .class}\n文", "题", "文"),
     # without the space
     ("#题目\n\n文", "题目", "文"),
