@@ -30,8 +30,9 @@ _CREDENTIALS = r"://[^\s/@＠]*@"  # ssh://git@host
 _VALUE = rf"(?:{_ADDRESS}(?:{_PATH})?|[0-9]+(?:\.[0-9]+)*)"
 
 # Words that announce an account; they are kept. An ASCII word must start at a word boundary: 加qq, not aqq.
-_QQ = r"(?:(?-u:\b)(?i:qq)|扣扣|企鹅)[ :：号码群是为加吧（(\[]{0,6}"
-_WECHAT = r"(?:微信|(?-u:\b)(?i:wx|vx))(?:[ :：号码账帐是为]|(?i:id)){1,6}|加我?[vV][:：] ?"
+_QQ = r"(?:(?-u:\b)(?i:qq|q群)|扣扣|企鹅)[ :：号码群是为加吧（(\[]{0,6}|\[QQ号\] ?[、/或和] ?"
+_ANY_WECHAT = "微信|(?-u:\\b)(?i:wx|vx|wechat|weixin)"
+_WECHAT = rf"(?:{_ANY_WECHAT})(?:[ :：号码账帐是为]|(?i:id)){{1,6}}|薇信[ :：号码是为]{{0,6}}|加我?[vV][:：] ?"
 _IDENTITY = "身份证[件号码 :：是为（(]{0,6}"
 _ACCOUNT = "[a-zA-Z][-_a-zA-Z0-9]{5,}"
 _UNIT = "[a-zA-Z_%万亿元块人个只位名年月]?"  # QQ 10000人 is not an account
@@ -42,7 +43,8 @@ _ACCOUNTS = (
 # Fast prefilters, searched for in every text: a text with personal data matches at least one of them.
 _WORTH_READING = (
     r"@[\p{L}0-9-]+[.．]",
-    r"(?:微信|扣扣|企鹅|(?i:qq|wx|vx)|[vV][:：])[ :：号码账帐群是为加吧（(\[idID]{0,12}[a-zA-Z0-9][-_a-zA-Z0-9]{4}"
+    r"(?:微信|薇信|扣扣|企鹅|(?i:qq|q群|wx|vx|wechat|weixin)|[vV][:：])[ :：号码账帐群是为加吧（(\[\]、/或和idID]{0,12}"
+    r"[a-zA-Z0-9][-_a-zA-Z0-9]{4}"
     "|身份证[件号码 :：是为（(]{0,6}[0-9]{15}",
     MAYBE_NUMBERS,
     "[０-９]|＠|﹫",
@@ -51,8 +53,10 @@ _WORTH_READING = (
 FindMasks: TypeAlias = Callable[[pl.Series], pl.DataFrame]
 """Finds the tokens that hold personal data: columns `token` and `masked` (the token with its masks)."""
 
-# Names of SSH algorithms (RFC 4251 §6), units of systemd, images of a resolution: icon@2x.png.
-_NO_ADDRESS = r"[@＠﹫](?:openssh\.com|libssh\.org|.*\.(?:service|socket|timer|png|jpe?g|gif|svg|webp))$"
+# Names of SSH algorithms (RFC 4251 §6), units of systemd, images of a resolution (icon@2x.png), a server of Git.
+_NO_ADDRESS = (
+    r"[@＠﹫](?:openssh\.com|libssh\.org|[1-4]x\..*|.*\.(?:service|socket|timer|png|jpe?g|gif|svg|webp))$|^git[@＠﹫]"
+)
 _QQ_NUMBER = "^[1-9][0-9]{4,10}$"
 _WECHAT_ID = "^[a-zA-Z][-_a-zA-Z0-9]{5,19}$"  # Weixin's own rule
 _OLD_IDENTITY = "^[1-8][0-9]{7}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])[0-9]{3}$"  # of 15 digits, until 1999
@@ -165,7 +169,7 @@ def _mask_accounts(tokens: pl.Series) -> pl.DataFrame:
     value = pl.col("value")
     account = (pl.col("unit") == "") & ~value.str.contains(MOBILE)
     # 微信：Android is not an account, 微信号：Android may be one.
-    announced = pl.col("wechat").str.contains("(?i)号|账|帐|id") | (
+    announced = pl.col("wechat").str.contains("(?i)薇|号|账|帐|id") | (
         pl.col("wechat").str.contains("[:：]") & value.str.contains("[0-9]")
     )
     kind = (

@@ -20,10 +20,11 @@ _DOT = ".．·•・"
 _CLOSING = r")）\]】"
 _TEN = "XxＸｘⅩⅹ×"  # the check digit 10 of an identity card; GB 11643 means the Roman numeral
 _UNITS = "万亿元块人个只位名年月"  # 13800-138000元 is a range of prices
-_LINK = r"(?:://|www\.)[!#-;=?-~]*"  # ids in links stay: one in ten of those as long as a card number passes its check
+_LINK = r"(?:://|www\.|\.(?:com|cn|net|org)/)[!#-;=?-~]*"  # ids in links stay: one in ten as long as a card passes its check
+_HASH = "[0-9a-f]{32,}|[0-9A-F]{32,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"  # and of hashes and UUIDs
 
 NUMBERS = (
-    rf"{_LINK}|[A-Za-z_/$¥￥(（\[【]?{_DIGIT}+(?:(?:[A-Za-z_/{_DOT}{_TEN}]|[{_SPACE}{_CLOSING}{_DASH}]{{1,3}}){_DIGIT}+)*"
+    rf"{_LINK}|{_HASH}|[A-Za-z_/$¥￥(（\[【]?{_DIGIT}+(?:(?:[A-Za-z_/{_DOT}{_TEN}]|[{_SPACE}{_CLOSING}{_DASH}]{{1,3}}){_DIGIT}+)*"
     rf"(?:[{_SPACE}{_DASH}]{{0,3}}[{_TEN}])?[A-Za-z_/%{_UNITS}]?"
 )
 """The tokens that may hold numbers."""
@@ -40,13 +41,13 @@ _DATED = "^19[0-9]{2,}[ -]|^[0-9]{3}[ -]+(?:19|20)[0-9]{2}[01][0-9][0-3][0-9]$" 
 _IDENTITY = "^[1-9][0-9]{5}(?:18|19|20)[0-9]{9}[0-9X]$"
 _ANY_IDENTITY = "^[0-9]+(?:[ -]+[0-9]+){0,5}[ -]*X?$|^[0-9](?:[ -]+[0-9]){16}[ -]+[0-9X]$"
 
-# UnionPay, Visa, Mastercard (2221 to 2720 since 2017), American Express, JCB (ISO/IEC 7812 issuer numbers), and ICBC's
-# cards from before UnionPay.
+# UnionPay, Visa, Mastercard (2221 to 2720 since 2017), American Express, JCB (ISO/IEC 7812 issuer numbers), and cards
+# of 19 digits from before UnionPay: of ICBC (9558), ABC (95599), Bank of China (456351) and CCB (436742).
 _CARD = (
     "^(?:62[0-9]{14,17}|4[0-9]{15}|5[1-5][0-9]{14}|2(?:22[1-9]|2[3-9][0-9]|[3-6][0-9]{2}|7[01][0-9]|720)[0-9]{12}"
-    "|3[47][0-9]{13}|35[0-9]{14}|9558[0-9]{15})$"
+    "|3[47][0-9]{13}|35[0-9]{14}|(?:9558[0-9]{2}|95599[0-9]|456351|436742)[0-9]{13})$"
 )
-_USUAL_CARD = "^[0-9]{15,19}$|^[0-9]{4}(?:[ -]+[0-9]{4}){3}(?:[ -]+[0-9]{1,3})?$"
+_USUAL_CARD = r"^[0-9]{15,19}$|^[0-9]{4}(?:(?:[ -]+|\.)[0-9]{4}){3}(?:(?:[ -]+|\.)[0-9]{1,3})?$"
 _UNUSUAL_CARD = "^[0-9]{4,6}(?:[ -]+[0-9]{2,}){1,4}$"  # 62751234-62751235 is two landlines
 
 _MAYBE_NUMBER = "|".join(pattern.strip("^$") for pattern in (MOBILE, _IDENTITY, _CARD))
@@ -58,8 +59,8 @@ _FEWEST_DIGITS, _MOST_DIGITS, _MOST_GROUPS = 11, 19, 18
 
 def mask_numbers(tokens: pl.Series, masks: Mapping[str, str]) -> pl.DataFrame:
     """Find the tokens that hold numbers: columns `token` and `masked`, where each number is the mask of its kind."""
-    link = tokens.str.starts_with("://") | tokens.str.starts_with("www.")
-    tokens = tokens.filter(~link & (tokens.str.count_matches(_DIGIT) >= _FEWEST_DIGITS))
+    tokens = tokens.filter(tokens.str.count_matches(_DIGIT) >= _FEWEST_DIGITS)
+    tokens = tokens.filter(~tokens.str.contains(f"^(?:{_LINK}|{_HASH})$"))
     texts = tokens.to_frame("text").select(_to_ascii(pl.col("text"))).to_series()
     likely = texts.str.replace_all("[^0-9X]", "").str.contains(_MAYBE_NUMBER)
     tokens, texts = tokens.filter(likely), texts.filter(likely)

@@ -65,7 +65,7 @@ def is_date(year: int, month: int, day: int) -> bool:
 
 CARD_LENGTHS = {"62": (16, 17, 18, 19), "34": (15,), "37": (15,), "35": (16,), "4": (16,)}
 CARD_LENGTHS |= {f"5{second}": (16,) for second in range(1, 6)}
-CARD_LENGTHS |= {str(first): (16,) for first in range(2221, 2721)} | {"9558": (19,)}
+CARD_LENGTHS |= {str(first): (16,) for first in range(2221, 2721)} | {"9558": (19,), "95599": (19,), "456351": (16, 19), "436742": (16, 19)}
 
 
 def kind_of(number: str) -> str | None:
@@ -78,7 +78,7 @@ def kind_of(number: str) -> str | None:
         year, month, day = int(number[6:10]), int(number[10:12]), int(number[12:14])
         if 1800 <= year <= 2099 and is_date(year, month, day):
             return "identity_card"
-    lengths = next((CARD_LENGTHS[number[:size]] for size in (4, 2, 1) if number[:size] in CARD_LENGTHS), ())
+    lengths = next((CARD_LENGTHS[number[:size]] for size in (6, 5, 4, 2, 1) if number[:size] in CARD_LENGTHS), ())
     return "bank_card" if len(number) in lengths and number[-1] == luhn_check(number[:-1]) else None
 
 
@@ -196,6 +196,12 @@ def test_a_text_is_masked_whatever_stands_around_it(texts: list[str]) -> None:
         ("110105 19491231 002X 电话 1 3 8 1 2 3 4 5 6 7 8", "[身份证号] 电话 [手机号]"),
         ("13812345678x2，X13912345678", "[手机号]x2，X[手机号]"),
         ("621758 640000 1046 190阳阳，中国银行", "[银行卡号]阳阳，中国银行"),
+        ("中行4563510100888888884，农行9559980012345678903", "中行[银行卡号]，农行[银行卡号]"),
+        ("卡号4111.1111.1111.1111。", "卡号[银行卡号]。"),
+        ("a@b.cn/13812345678，[致电](tel:13812345678)", "[邮箱]/[手机号]，[致电](tel:[手机号])"),
+        ("QQ群：123456789、987654321或 98765", "QQ群：[QQ号]、[QQ号]或 [QQ号]"),
+        ("加Q群:123456789", "加Q群:[QQ号]"),
+        ("WeChat: zhang_88，weixin号：zhang-san，加薇信：frqq23，薇信1771443606", "WeChat: [微信号]，weixin号：[微信号]，加薇信：[微信号]，薇信[微信号]"),
     ],
 )
 def test_masks_what_people_write(text: str, expected: str) -> None:
@@ -231,7 +237,12 @@ def test_masks_what_people_write(text: str, expected: str) -> None:
         "http://example.com/item/13812345678.html?id=4111111111111111",
         "www.example.com/8613812345678",
         "https://user:pass@github.com ssh://git@git.example.com:22/a",
-        "getty@tty1.service icon@2x.png",
+        "getty@tty1.service icon@2x.png logo@3x.psd",
+        "ssh -T git@github.com",
+        "m.weibo.cn/detail/4111111111111111，example.com/13812345678",
+        "md5 e13812345678abcdef13812345678abc，9F86D081884C7D659A2FEAA0C55AD015A3BF4F1B2B0B822C13812345678D15D6",
+        "uuid 4111111a-1381-4567-8138-13812345678a",
+        "微信服务/ WeChat service，WeChat: Android，QQ：[QQ号]、2019年，[QQ号]、13元",
         "110105194902300021，110105 19490230 0021",
         "13812345678.50元",
         "13812345678元，$13812345678，￥13812345678，涨13812345678%",
