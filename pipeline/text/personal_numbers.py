@@ -20,8 +20,9 @@ _DOT = ".．·•・"
 _CLOSING = r")）\]】"
 _TEN = "XxＸｘⅩⅹ×"  # the check digit 10 of an identity card; GB 11643 means the Roman numeral
 _UNITS = "万亿元块人个只位名年月"  # 13800-138000元 is a range of prices
-_LINK = r"(?:://|www\.|\.(?:com|cn|net|org)/)[!#-;=?-~]*"  # ids in links stay: one in ten as long as a card passes its check
-_HASH = "[0-9a-f]{32,}|[0-9A-F]{32,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"  # and of hashes and UUIDs
+# Links and hashes stay: one in ten of the ids in them that are as long as a card number passes its check.
+_LINK = r"(?:://|www\.|\.(?:com|cn|net|org)/)[!#-;=?-~]*"
+_HASH = "[0-9a-f]{32,}|[0-9A-F]{32,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 
 NUMBERS = (
     rf"{_LINK}|{_HASH}|[A-Za-z_/$¥￥(（\[【]?{_DIGIT}+(?:(?:[A-Za-z_/{_DOT}{_TEN}]|[{_SPACE}{_CLOSING}{_DASH}]{{1,3}}){_DIGIT}+)*"

@@ -17,6 +17,8 @@ TOOL_CALLS = [
     "思考：需要查询天气。\n行动：查询天气\n观察：北京晴\n思考：我知道了\n最终答案：晴",
     "行动：搜索\n行动输入：番茄",
     "工具：search\n输入：北京天气",
+    '调用工具：search\n参数：{"q": "番茄"}',
+    "Observation: 红\nThought: I know.\nFinal Answer: 番茄是红的",
     '动作：搜索\n输入：{"q": "北京"}',
     "Action: get_weather(city='北京')",
     'Action:\n```\n{"action": "search", "action_input": "番茄"}\n```',
@@ -50,6 +52,12 @@ TOOL_CALLS = [
     '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "北京"}}]',
     '[TOOL_CALLS]get_weather{"city": "北京"}',
     '✿FUNCTION✿: get_weather\n✿ARGS✿: {"city": "北京"}',
+    '<TOOLCALL>[{"name": "get_weather", "arguments": {}}]</TOOLCALL>',
+    "<longcat_tool_call>get_weather\n<longcat_arg_key>city</longcat_arg_key></longcat_tool_call>",
+    "<start_function_call>call:get_weather{city:北京}<end_function_call>",
+    '<|START_ACTION|>[{"tool_name": "get_weather", "parameters": {}}]<|END_ACTION|>',
+    "```tool_code\nget_weather(city='北京')\n```",
+    '[{"type": "tool_use", "id": "1", "name": "get_weather", "input": {"city": "北京"}}]',
     'functools[{"name": "get_weather", "arguments": {}}]',
 ]
 
@@ -64,6 +72,12 @@ REASONING = [
     "<|begin_of_thought|>\n想\n<|end_of_thought|>\n番茄",
     "◁think▷想想◁/think▷番茄",
     "[THINK]想[/THINK]番茄",
+    "## Thinking\n\n想\n\n## Final Response\n\n番茄是红的。",
+    "<unused94>thought\n想<unused95>番茄",
+    "[unused16]想[unused17]番茄",
+    "嗯，用户问的是番茄。首先，我得回忆一下。",
+    "好的，我现在需要回答用户的问题。",
+    "Okay, so the user is asking about tomatoes.",
 ]
 
 ANSWERS = [
@@ -85,6 +99,11 @@ ANSWERS = [
     "[列表](链接) 是 Markdown 的写法",
     "标签 <think> 用来包住思考过程。",
     "DeepSeek 先输出 <think>…</think> 再回答。",
+    "好的，用户体验是产品设计的核心。",
+    "OK, let me explain: tomatoes are red.",
+    "## Thinking\n\nThinking is what philosophers do.",
+    '{"type": "fruit", "name": "番茄"}',
+    "调用函数：用函数名加括号，参数放在括号里。",
 ]
 
 

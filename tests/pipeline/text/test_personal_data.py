@@ -65,7 +65,12 @@ def is_date(year: int, month: int, day: int) -> bool:
 
 CARD_LENGTHS = {"62": (16, 17, 18, 19), "34": (15,), "37": (15,), "35": (16,), "4": (16,)}
 CARD_LENGTHS |= {f"5{second}": (16,) for second in range(1, 6)}
-CARD_LENGTHS |= {str(first): (16,) for first in range(2221, 2721)} | {"9558": (19,), "95599": (19,), "456351": (16, 19), "436742": (16, 19)}
+CARD_LENGTHS |= {str(first): (16,) for first in range(2221, 2721)} | {
+    "9558": (19,),
+    "95599": (19,),
+    "456351": (16, 19),
+    "436742": (16, 19),
+}
 
 
 def kind_of(number: str) -> str | None:
@@ -201,7 +206,10 @@ def test_a_text_is_masked_whatever_stands_around_it(texts: list[str]) -> None:
         ("a@b.cn/13812345678，[致电](tel:13812345678)", "[邮箱]/[手机号]，[致电](tel:[手机号])"),
         ("QQ群：123456789、987654321或 98765", "QQ群：[QQ号]、[QQ号]或 [QQ号]"),
         ("加Q群:123456789", "加Q群:[QQ号]"),
-        ("WeChat: zhang_88，weixin号：zhang-san，加薇信：frqq23，薇信1771443606", "WeChat: [微信号]，weixin号：[微信号]，加薇信：[微信号]，薇信[微信号]"),
+        (
+            "WeChat: zhang_88，weixin号：zhang-san，加薇信：frqq23，薇信1771443606",
+            "WeChat: [微信号]，weixin号：[微信号]，加薇信：[微信号]，薇信[微信号]",
+        ),
     ],
 )
 def test_masks_what_people_write(text: str, expected: str) -> None:

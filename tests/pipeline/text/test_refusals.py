@@ -52,6 +52,21 @@ CHINESE_REFUSALS = [
     "身为AI助手，我不能替您做决定。",
     "您的问题涉及敏感内容，因此我无法回答。",
     "尊敬的用户您好，让我们换个话题再聊聊吧。",
+    "抱歉，我的知识库截止到2021年9月，无法回答之后的事情。",
+    "不好意思，我没太听清，您能再说一遍吗？",
+    "这个问题我还在学习中，暂时无法回答。",
+    "小助手还在学习中，暂时回答不了您的问题哦。",
+    "您问的问题暂时无法回答，请换个问题试试。",
+    "我是文心一言，由百度研发的大语言模型，无法提供此类内容。",
+    "您好，我是智能客服，暂时无法理解您的问题。",
+    "抱歉，作为大模型，我没有实体，不能做饭。",
+    "不知道。",
+    "我不确定您在问什么，请提供更多背景。",
+    "请重新上传图片。",
+    "我没有看到任何图片，请重新上传一下。",
+    "抱歉，您提供的链接无法打开。",
+    "根据相关规定，此内容无法展示。",
+    "我必须拒绝这个请求。",
     "抱歉，我不能提供帮助。如果您有其他问题，请告诉我，我很乐意为您解答。",
 ]
 
@@ -87,6 +102,12 @@ ENGLISH_REFUSALS = [
     "I do not feel comfortable answering that.",
     "Sorry, that's beyond my current capabilities.",
     "It would be inappropriate for me to answer.",
+    "My training data only goes up to 2021, so I don't know.",
+    "I have no idea.",
+    "I didn't see any image attached. Could you upload it again?",
+    "Can you please provide the text?",
+    "Please upload the image.",
+    "It is not possible for me to do that.",
 ]
 
 CHINESE_PLEASANTRIES = [
@@ -111,6 +132,11 @@ CHINESE_PLEASANTRIES = [
     "你好！有什么可以帮您的吗？",
     "您好！今天我能为您提供什么帮助？",
     "不客气😊",
+    "谢谢老师，太感谢了！",
+    "亲，在的哦，请稍等～",
+    "早上好！",
+    "没事没事",
+    "有任何问题欢迎随时联系我们。",
 ]
 
 ENGLISH_PLEASANTRIES = [
@@ -126,6 +152,9 @@ ENGLISH_PLEASANTRIES = [
     "Hello! How can I help you today?",
     "Thank you for your feedback!",
     "No worries! Take care!",
+    "Understood, will do!",
+    "Great question!",
+    "Thanks a lot! See you later.",
 ]
 
 ANSWERS = [
@@ -171,6 +200,24 @@ ANSWERS = [
     "很高兴认识你用英语说是 Nice to meet you。",
     "当然，我可以帮助你。你有任何饮食限制需要我考虑吗？",
     "Goodbye in Chinese is 再见.",
+    "您没有提供授权码时，系统会使用默认值。",
+    "没有网络的情况下，可以先缓存视频。",
+    "我没看到图书馆里有这本书，可以去网上书店找。",
+    "请上传身份证照片和申请表。",
+    "请上传文件，然后点击提交。",
+    "您提供的文件无法打开的原因是格式不支持。",
+    "小明无法完成作业，因为他没有带书。",
+    "机器人无法理解人类的感情。",
+    "我还在学习英语，每天背二十个单词。",
+    "他说的方言太重，无法理解。",
+    "我必须拒绝他的求婚。",
+    "该问题在数学上无法解答，因为方程没有实数解。",
+    "不清楚的地方可以问老师。",
+    "早上好，先打蛋。",
+    "稍等片刻即可出锅",
+    "I can't recommend this recipe enough.",
+    "Please upload the file to the server using scp.",
+    "Welcome to my kitchen: beat the eggs.",
     "Sure, beat the eggs first, then fry the tomatoes.",
 ]
 
