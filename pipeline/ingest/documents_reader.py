@@ -43,7 +43,11 @@ _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 """The first bytes of Office's files before 2007, and of those with a password."""
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
 _SOFT_BREAK = re.compile(rf"(?<={HAN})\n(?={HAN})")  # within a Chinese paragraph, not for a space
-_ESCAPED = re.compile(r"\\([*_#])")
+_ESCAPED = re.compile(
+    r"(?P<kept>\$\$[^$]{1,1000}\$\$|\$(?!\s)[^$\n]+(?<!\s)\$|`[^`\n]+`)|"
+    r"(?P<slashes>(?:\\\\)*)\\(?P<sign>[*_`~\[\]<])|(?m:^(?P<begin> *\d*)\\(?P<mark>[-#>+.)]))"
+)
+"""What trafilatura escapes in prose, with twice the backslashes that stand before it; formulas and code stay."""
 _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
 _ANCHOR = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(#[^)]*\)")  # a link within the document, such as [图 1](#_Ref1)
 _SLIDE_LINE = re.compile(r"(?<!\|)\n(?!\|)")  # outside a table: lines of a slide are paragraphs
@@ -115,17 +119,27 @@ def _parse_markdown(split: FileSplit, source: Source) -> Document:
 def _parse_html(split: FileSplit, source: Source) -> Document:
     title, markdown = extract_markdown(_read_file(split), source.encoding)
     blocks = [
-        block._replace(text=_ESCAPED.sub(r"\1", block.text)) if block.kind != "whole" or block.text[0] == "|" else block
+        block._replace(text=_ESCAPED.sub(_unescape, block.text))
+        if block.kind == "prose" or block.text[0] == "|"
+        else block
         for block in _parse_converted(markdown)
     ]
     has_headings = any(block.kind == "heading" for block in blocks)
     return Document(None if has_headings else title, blocks, [])
 
 
-def _parse_docx(split: FileSplit, _: Source) -> Document:
-    from .docx_styles import read_style_map
+def _unescape(found: re.Match[str]) -> str:
+    if found["kept"]:
+        return found["kept"]
+    if found["sign"]:
+        return found["slashes"][::2] + found["sign"]
+    return found["begin"] + found["mark"]
 
-    data = _read_office_file(split)
+
+def _parse_docx(split: FileSplit, _: Source) -> Document:
+    from .docx_styles import mark_outline_levels, read_style_map
+
+    data = mark_outline_levels(_read_office_file(split))
     markdown = _convert("DocxConverter", ".docx", data, style_map=read_style_map(data))
     return Document(None, _parse_converted(_EMPTY_HEADER.sub(r"\2\n\1", markdown)), [])
 
@@ -193,6 +207,7 @@ def _convert(name: str, extension: str, data: bytes, **options: str) -> str:
     except ImportError as error:
         raise MissingExtraError("reading DOCX and PPTX files", "documents") from error
     unescaped = {f"escape_{what}": False for what in ("asterisks", "underscores", "misc")}
+    unescaped["sup_symbol"] = "<sup>"  # 10<sup>6</sup> is not 106
     try:
         converter = getattr(converters, name)()
         return str(converter.convert(BytesIO(data), StreamInfo(extension=extension), **unescaped, **options).markdown)

@@ -1,9 +1,12 @@
-"""Tell the converter of DOCX files which paragraph styles are headings."""
+"""Tell the converter of DOCX files which paragraphs are headings."""
 
 import zipfile
 from io import BytesIO
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_DOCUMENT = "word/document.xml"
+_OWN_LEVEL = "conan-heading-"
+"""Begins the styles of paragraphs with an outline level of their own; the level follows."""
 _DEEPEST = 6  # levels of headings in HTML
 _TITLES = ("Title", "标题", "標題")
 _OTHERS = [*(f"p[style-name='toc {level}'] => !" for level in range(1, 10)), "b => span", "i => span"]
@@ -17,7 +20,36 @@ def read_style_map(data: bytes) -> str:
     """
     found = dict.fromkeys(_TITLES, 1) | _read_outline_levels(data)
     quoted = {name.replace("\\", "\\\\").replace("'", "\\'"): level for name, level in found.items()}
-    return "\n".join([*(f"p[style-name='{name}'] => h{level}:fresh" for name, level in quoted.items()), *_OTHERS])
+    own = (f"p.{_OWN_LEVEL}{level} => h{level}:fresh" for level in range(1, _DEEPEST + 1))
+    return "\n".join([*own, *(f"p[style-name='{name}'] => h{level}:fresh" for name, level in quoted.items()), *_OTHERS])
+
+
+def mark_outline_levels(data: bytes) -> bytes:
+    """Give each paragraph with an outline level of its own a style for that level: mammoth only looks at styles."""
+    from lxml import etree
+
+    try:
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            members = {member: archive.read(member) for member in archive.infolist()}
+        document = next(content for member, content in members.items() if member.filename == _DOCUMENT)
+        if b"outlineLvl" not in document:
+            return data
+        root = etree.fromstring(document, etree.XMLParser(resolve_entities=False))
+    except Exception:  # damaged in one of many ways, which the converter will report
+        return data
+    for level in root.iterfind(f".//{_W}p/{_W}pPr/{_W}outlineLvl"):
+        number, properties = level.get(f"{_W}val", ""), level.getparent()
+        if number.isdecimal() and int(number) < 9:
+            style = properties.find(f"{_W}pStyle")
+            if style is None:
+                style = etree.Element(f"{_W}pStyle")
+                properties.insert(0, style)
+            style.set(f"{_W}val", f"{_OWN_LEVEL}{min(int(number) + 1, _DEEPEST)}")
+    marked = BytesIO()
+    with zipfile.ZipFile(marked, "w") as archive:
+        for member, content in members.items():
+            archive.writestr(member, etree.tostring(root) if member.filename == _DOCUMENT else content)
+    return marked.getvalue()
 
 
 def _read_outline_levels(data: bytes) -> dict[str, int]:

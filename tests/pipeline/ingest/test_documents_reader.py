@@ -16,6 +16,7 @@ from document_files import PICTURE, docx, formula, link, paragraph, pdf, table, 
 from ingested import Ingested
 from read_files import Read
 
+RAISED = '<w:r><w:rPr><w:vertAlign w:val="superscript"/></w:rPr><w:t>{}</w:t></w:r>'
 STYLES = [
     ("a", "Title", "", ""),
     ("1", "heading 1", "", "0"),
@@ -81,13 +82,16 @@ def test_docx(tmp_path: Path) -> None:
         paragraph("自己的标题", "own"),
         table(("项目", "规格"), ("电压", "5V")),
         paragraph("更深", "deep"),
+        paragraph("约 10").replace("</w:p>", f"{RAISED.format(-6)}</w:p>"),
+        paragraph("附录", "body").replace("</w:pPr>", '<w:outlineLvl w:val="0"/></w:pPr>'),
         paragraph("末尾。"),
         styles=STYLES,
     )
     assert read(tmp_path, "a.docx", data).values("query", "positive") == [
         ("产品手册 > 第一章", "价格是 5*3 元，snake_case 与 [括号]。\n\n$$a=b$$\n\n环\n\n见图 [1]"),
         ("产品手册 > 自己的标题", "| 项目 | 规格 |\n| --- | --- |\n| 电压 | 5V |"),
-        ("产品手册 > 自己的标题 > 更深", "末尾。"),
+        ("产品手册 > 自己的标题 > 更深", "约 10<sup>-6</sup>"),
+        ("产品手册 > 附录", "末尾。"),
     ]
 
 
@@ -129,12 +133,14 @@ def test_html(tmp_path: Path) -> None:
     pytest.importorskip("trafilatura", reason="needs the extra web")
     page = """<html><head><title>安装手册 - 某公司</title></head><body><nav><a href="/">首页</a></nav><main>
     <h1>安装手册</h1><p>本手册说明如何安装设备。请在安装之前阅读全部内容，并准备好所需的工具。</p><h2>接线</h2>
-    <p>红线接正极，5*3 是算式，snake_case 是名称。</p><pre><code># x_y
+    <p>红线接正极，5*3 是算式，snake_case 是名称。</p>
+    <p># 参见[1]与 a[0]，C:\\[x]，&lt;b&gt;、`c`、~~d~~ 和 \\(x_1\\[2\\]\\)。</p><p>1. 不是列表</p><pre><code># x_y
 z</code></pre><table><tr><th>项目</th><th>规格</th></tr><tr><td>电压</td><td>5*3</td></tr></table></main></body>"""
     found = read(tmp_path, "a.html", page.encode("gb18030")).values("query", "positive")
     assert [query for query, _ in found] == ["安装手册", "安装手册 > 接线"]
     assert found[1][1].startswith(
-        "红线接正极，5*3 是算式，snake_case 是名称。\n\n```\n# x_y\nz\n```\n\n| 项目 | 规格 |"
+        "红线接正极，5*3 是算式，snake_case 是名称。\n\n"
+        "# 参见[1]与 a[0]，C:\\[x]，<b>、`c`、~~d~~ 和 $x_1\\[2\\]$。\n\n1. 不是列表\n\n```\n# x_y\nz\n```\n\n| 项目 | 规格 |"
     )
     assert found[1][1].endswith("| 电压 | 5*3 |")
 
