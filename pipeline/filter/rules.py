@@ -212,10 +212,14 @@ def _boilerplate() -> pl.Expr:
     return _share_matched("positive", rf"\[{mask[1:-1]}\]|{_BOILERPLATE}") - masked
 
 
-# Missing values as programs write them, answers left out, traces of pictures in chats. 无 and 没有 are answers.
+# Missing values as programs write them, answers left out, traces of pictures in chats, what platforms write in place of
+# people. 无 and 没有 are answers.
 _NULL_WORD = (
     r"^(?:(?i:nan|none|null|nil|n/a|undefined|<na>|\(null\))|N(?:A|aT)|#(?:N/A|REF!|VALUE!|NAME\?|NULL!|DIV/0!)"
     r"|\[object Object\]|\[(?:UNK|PAD)\]|[暂暫][无無](?:答案|回答|[内內]容|信息|资料|資料)?"
+    r"|\\N|[转轉][发發]微博|分享(?:[图圖]片|[视視][频頻])|(?:此|[该該])用[户戶](?:[没沒]有|未)(?:及[时時])?填[写寫][评評][价價论論]?(?:[内內]容)?"
+    r"|[评評][价價]方未及[时時][做作]出[评評][价價][,，]?系[统統]默[认認]好[评評]"
+    r"|(?:抱歉[,，])?(?:此|[该該])(?:微博|[内內]容|[评評][论論]|回答|帖子)已(?:被[^\s\p{P}]{0,4})?[删刪]除"
     r"|[（(]?(?:答案?[:：]?)?略[)）]?|!\[[^\]]*\]\([^()\s]*\)"
     r"|(?:[\[［【(（] ?(?:[图圖]片?|照片|[视視][频頻]|[语語]音|文件|附件|[链鏈]接|(?:[动動][画畫])?表情|位置|名片"
     r"|(?i:image|photo|video)) ?[)）\]］】]\s*)+)[。.！!]?$"

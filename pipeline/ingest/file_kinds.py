@@ -21,6 +21,12 @@ _FORMATS = {
     rb"ARROW1": "an Arrow file: `read: hf`",
     rb"%PDF-": "a PDF file, not text",
     rb"\x89PNG|\xff\xd8\xff|GIF8[79]a": "a picture",
+    rb"\{\\rtf": "an RTF document: save it as text or DOCX",
+    rb"(?si)(from: .{1,99}?\n)?(subject: .{1,999}?\n)?(date: .{1,99}?\n)?"
+    rb"mime-version: 1\.0\s+content-type: multipart/related": "a web page saved as MHTML: save it as HTML",
+    rb"Obj\x01|ORC\n[\x00-\x1f]": "an Avro or ORC file: convert it to Parquet",
+    rb"\x93NUMPY|\x89HDF\r\n|\x80[\x02-\x05]": "arrays or objects of Python (NumPy, HDF5, pickle): write them as JSONL",
+    rb"\xff\x06\0\0sNaPpY": "compressed with snappy, which can't be read: unpack it",
     rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an Excel or Word file of the old kind: save it as CSV or text",
     rb"SQLite format 3\x00": "an SQLite database: export its tables as CSV",
     rb"(?s).{257}ustar": "a tar archive that is compressed: unpack it with `tar xf`, or recompress only its files",

@@ -44,6 +44,8 @@ _INVALID = (
     .then(pl.lit("not valid JSON: texts are in single quotes, as Python prints them; write them with json.dumps"))
     .when(pl.col("text").str.contains(r"^[\s\[]*\{\s*\w+\s*:"))
     .then(pl.lit("not valid JSON: keys without quotes, as in JavaScript; write them with JSON.stringify"))
+    .when(pl.col("text").str.contains(r"[:\[,]\s*(?:None|True|False)\s*[,}\]]"))
+    .then(pl.lit("not valid JSON: None, True and False are Python's; write them with json.dumps"))
     .otherwise(pl.lit("not valid JSON"))
 )
 _ARRAY_ADVICE = "; for the recipe's SQL it is the column `json`, as in `query: json[1]`"

@@ -259,6 +259,12 @@ def _mark_offsets_from(offset: int) -> None:
     codecs.register_error("conan.mark", mark)
 
 
+_OTHER = "neither UTF-8, GB18030 nor Big5; it looks like {0}: declare it with `encoding: {0}`"
+_SHIFTED = {b"B": "iso-2022-jp", b"@": "iso-2022-jp", b")C": "iso-2022-kr"}
+_SHIFTS = re.compile(rb"\x1b\$(B|@|\)C)")
+"""The shifts by which the codes of 7 bits (ISO 2022) begin their own characters; all else in them is ASCII."""
+
+
 def find_encoding(chunks: Iterable[bytes], declared: str | None = None, path: str | None = None) -> str:
     """Check the declared encoding of a file, or detect it, from the first megabytes that are not ASCII.
 
@@ -274,6 +280,9 @@ def find_encoding(chunks: Iterable[bytes], declared: str | None = None, path: st
         for chunk in chunks:
             if not begin and (advice := find_format(chunk)):
                 raise FileError("unreadable", advice)
+            if not begin and not declared and (found := _SHIFTS.search(chunk)):
+                likely = _SHIFTED[found[1]]
+                raise FileError("encoding", _OTHER.format(likely))
             begin = (begin + chunk)[:4]
             if not sample and chunk.isascii() and b"\0" not in chunk:
                 offset += len(chunk)
@@ -298,8 +307,7 @@ def _choose_encoding(sample: bytes, path: str | None) -> str:
         votes = _ask_neighbours(path).most_common()
         encoding = next((vote for vote, _ in votes if find_fault(sample, vote) is None), encoding)
     if encoding not in _DETECTED:
-        detail = f"neither UTF-8, GB18030 nor Big5; it looks like {encoding}: declare it with `encoding: {encoding}`"
-        raise FileError("encoding", detail)
+        raise FileError("encoding", _OTHER.format(encoding))
     return encoding
 
 

@@ -134,13 +134,15 @@ def test_html(tmp_path: Path) -> None:
     page = """<html><head><title>安装手册 - 某公司</title></head><body><nav><a href="/">首页</a></nav><main>
     <h1>安装手册</h1><p>本手册说明如何安装设备。请在安装之前阅读全部内容，并准备好所需的工具。</p><h2>接线</h2>
     <p>红线接正极，5*3 是算式，snake_case 是名称。</p>
-    <p># 参见[1]与 a[0]，C:\\[x]，&lt;b&gt;、`c`、~~d~~ 和 \\(x_1\\[2\\]\\)。</p><p>1. 不是列表</p><pre><code># x_y
+    <p># 参见[1]与 a[0]，C:\\[x]，&lt;b&gt;、`c`、~~d~~ 和 \\(x_1\\[2\\]\\)。</p><p>1. 不是列表</p>
+    <pre><code># x_y
 z</code></pre><table><tr><th>项目</th><th>规格</th></tr><tr><td>电压</td><td>5*3</td></tr></table></main></body>"""
     found = read(tmp_path, "a.html", page.encode("gb18030")).values("query", "positive")
     assert [query for query, _ in found] == ["安装手册", "安装手册 > 接线"]
     assert found[1][1].startswith(
         "红线接正极，5*3 是算式，snake_case 是名称。\n\n"
-        "# 参见[1]与 a[0]，C:\\[x]，<b>、`c`、~~d~~ 和 $x_1\\[2\\]$。\n\n1. 不是列表\n\n```\n# x_y\nz\n```\n\n| 项目 | 规格 |"
+        "# 参见[1]与 a[0]，C:\\[x]，<b>、`c`、~~d~~ 和 $x_1\\[2\\]$。\n\n"
+        "1. 不是列表\n\n```\n# x_y\nz\n```\n\n| 项目 | 规格 |"
     )
     assert found[1][1].endswith("| 电压 | 5*3 |")
 

@@ -60,6 +60,15 @@ FILES = {
     "packed twice": (gzip.compress(zstandard.compress(b"{}")), "packed twice: unpack it once"),
     "lz4": (b"\x04\x22\x4d\x18\x64\x40", "compressed with lz4"),
     "png": (b"\x89PNG\r\n\x1a\n\0", "a picture"),
+    "rtf": (b"{\\rtf1\\ansi\\ansicpg936 \\'d6\\'d0}", "an RTF document: save it as text or DOCX"),
+    "mhtml": (
+        b"From: <Saved by Blink>\r\nSubject: a\r\nMIME-Version: 1.0\r\nContent-Type: multipart/related;\r\n",
+        "a web page saved as MHTML: save it as HTML",
+    ),
+    "avro": (b"Obj\x01\x04\x14avro.codec\x08null", "an Avro or ORC file: convert it to Parquet"),
+    "numpy": (b"\x93NUMPY\x01\0v\0{'descr': '<f4'}\n\0\0", "arrays or objects of Python (NumPy, HDF5, pickle)"),
+    "pickle": (b"\x80\x04\x95\x0b\0\0\0\0\0\0\0]\x94.", "arrays or objects of Python (NumPy, HDF5, pickle)"),
+    "snappy": (b"\xff\x06\0\0sNaPpY\0\x10\0\0", "compressed with snappy, which can't be read"),
     "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z or rar archive"),
 }
 

@@ -78,6 +78,7 @@ def test_an_object_that_is_keyed_by_data_stays_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "detail"),
     [
+        ('{"q": "甲", "a": [None]}', "None, True and False are Python's; write them with json.dumps"),
         ("{'q': '甲', 'a': None}", "texts are in single quotes, as Python prints them; write them with json.dumps"),
         ("{q: '甲'}", "keys without quotes, as in JavaScript; write them with JSON.stringify"),
         ('{"q": "甲"', ""),

@@ -147,6 +147,8 @@ FRENCH = "Aujourd’hui, il fait très beau et nous sommes allés à la forêt. 
     [
         (JAPANESE, "cp932"),
         (JAPANESE, "euc_jp"),
+        (JAPANESE, "iso-2022-jp"),
+        (KOREAN, "iso-2022-kr"),
         (KOREAN, "cp949"),
         (RUSSIAN, "cp1251"),
         (RUSSIAN, "koi8_r"),
