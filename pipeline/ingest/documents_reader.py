@@ -47,7 +47,7 @@ _ESCAPED = re.compile(
     r"(?P<kept>\$\$[^$]{1,1000}\$\$|\$(?!\s)[^$\n]+(?<!\s)\$|`[^`\n]+`)|"
     r"(?P<slashes>(?:\\\\)*)\\(?P<sign>[*_`~\[\]<])|(?m:^(?P<begin> *\d*)\\(?P<mark>[-#>+.)]))"
 )
-"""What trafilatura escapes in prose, with twice the backslashes that stand before it; formulas and code stay."""
+"""The escapes of trafilatura in prose, which double the backslashes before a sign; formulas and code have none."""
 _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
 _ANCHOR = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(#[^)]*\)")  # a link within the document, such as [图 1](#_Ref1)
 _SLIDE_LINE = re.compile(r"(?<!\|)\n(?!\|)")  # outside a table: lines of a slide are paragraphs
@@ -140,7 +140,7 @@ def _parse_docx(split: FileSplit, _: Source) -> Document:
     from .docx_styles import mark_outline_levels, read_style_map
 
     data = mark_outline_levels(_read_office_file(split))
-    markdown = _convert("DocxConverter", ".docx", data, style_map=read_style_map(data))
+    markdown = _convert("DocxConverter", ".docx", data, style_map=read_style_map(data), sup_symbol="<sup>")
     return Document(None, _parse_converted(_EMPTY_HEADER.sub(r"\2\n\1", markdown)), [])
 
 
@@ -207,7 +207,6 @@ def _convert(name: str, extension: str, data: bytes, **options: str) -> str:
     except ImportError as error:
         raise MissingExtraError("reading DOCX and PPTX files", "documents") from error
     unescaped = {f"escape_{what}": False for what in ("asterisks", "underscores", "misc")}
-    unescaped["sup_symbol"] = "<sup>"  # 10<sup>6</sup> is not 106
     try:
         converter = getattr(converters, name)()
         return str(converter.convert(BytesIO(data), StreamInfo(extension=extension), **unescaped, **options).markdown)
