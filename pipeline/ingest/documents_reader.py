@@ -48,6 +48,9 @@ _ESCAPED = re.compile(
     r"(?P<slashes>(?:\\\\)*)\\(?P<sign>[*_`~\[\]<])|(?m:^(?P<begin> *\d*)\\(?P<mark>[-#>+.)]))"
 )
 """The escapes of trafilatura in prose, which double the backslashes before a sign; formulas and code have none."""
+_ESCAPED_IN_WORD = re.compile(r"\\([\[\]\\&<`>~=+|#.)-])")
+_ESCAPED_CELL = re.compile(r"\\([\[\]\\&<`>~=+#.)-])")
+"""The escapes of markdownify; in tables, `\\|` stays."""
 _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
 _ANCHOR = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(#[^)]*\)")  # a link within the document, such as [图 1](#_Ref1)
 _SLIDE_LINE = re.compile(r"(?<!\|)\n(?!\|)")  # outside a table: lines of a slide are paragraphs
@@ -140,8 +143,16 @@ def _parse_docx(split: FileSplit, _: Source) -> Document:
     from .docx_styles import mark_outline_levels, read_style_map
 
     data = mark_outline_levels(_read_office_file(split))
-    markdown = _convert("DocxConverter", ".docx", data, style_map=read_style_map(data), sup_symbol="<sup>")
-    return Document(None, _parse_converted(_EMPTY_HEADER.sub(r"\2\n\1", markdown)), [])
+    # Escaped, as a command line of root is no heading: # systemctl start nginx
+    options = {"style_map": read_style_map(data), "sup_symbol": "<sup>"}
+    markdown = _convert("DocxConverter", ".docx", data, escape_misc=True, **options)
+    blocks = [
+        block
+        if block.kind == "heading"
+        else block._replace(text=(_ESCAPED_CELL if block.text[0] == "|" else _ESCAPED_IN_WORD).sub(r"\1", block.text))
+        for block in _parse_converted(_EMPTY_HEADER.sub(r"\2\n\1", markdown))
+    ]
+    return Document(None, blocks, [])
 
 
 def _parse_pptx(split: FileSplit, _: Source) -> Document:
@@ -200,16 +211,16 @@ def _read_office_file(split: FileSplit) -> bytes:
     return data
 
 
-def _convert(name: str, extension: str, data: bytes, **options: str) -> str:
+def _convert(name: str, extension: str, data: bytes, escape_misc: bool = False, **options: str) -> str:
     """Convert a file to Markdown with one of markitdown's converters."""
     try:
         from markitdown import StreamInfo, converters
     except ImportError as error:
         raise MissingExtraError("reading DOCX and PPTX files", "documents") from error
-    unescaped = {f"escape_{what}": False for what in ("asterisks", "underscores", "misc")}
+    escapes = {"escape_asterisks": False, "escape_underscores": False, "escape_misc": escape_misc}
     try:
         converter = getattr(converters, name)()
-        return str(converter.convert(BytesIO(data), StreamInfo(extension=extension), **unescaped, **options).markdown)
+        return str(converter.convert(BytesIO(data), StreamInfo(extension=extension), **escapes, **options).markdown)
     except Exception as error:  # on broken files, the libraries may raise anything
         raise FileError("unreadable", f"{type(error).__name__}: {error}") from error
 

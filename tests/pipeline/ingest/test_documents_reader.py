@@ -76,6 +76,8 @@ def test_docx(tmp_path: Path) -> None:
         paragraph("第一章\t1", "t1"),
         paragraph("第一章", "1"),
         paragraph("价格是 5*3 元，snake_case 与 [括号]。", "body"),
+        paragraph("# systemctl start", "body"),
+        paragraph("- a\\b [1] <c> 1. d~e|f", "body"),
         formula("a=b"),
         paragraph("环", "loop"),
         link("见图 [1]", "_Ref1"),
@@ -88,7 +90,11 @@ def test_docx(tmp_path: Path) -> None:
         styles=STYLES,
     )
     assert read(tmp_path, "a.docx", data).values("query", "positive") == [
-        ("产品手册 > 第一章", "价格是 5*3 元，snake_case 与 [括号]。\n\n$$a=b$$\n\n环\n\n见图 [1]"),
+        (
+            "产品手册 > 第一章",
+            "价格是 5*3 元，snake_case 与 [括号]。\n\n# systemctl start\n\n"
+            "- a\\b [1] <c> 1. d~e|f\n\n$$a=b$$\n\n环\n\n见图 [1]",
+        ),
         ("产品手册 > 自己的标题", "| 项目 | 规格 |\n| --- | --- |\n| 电压 | 5V |"),
         ("产品手册 > 自己的标题 > 更深", "约 10<sup>-6</sup>"),
         ("产品手册 > 附录", "末尾。"),
