@@ -15,7 +15,7 @@ from ...schemas.outcomes import JudgingPlan, Summary
 from ...schemas.settings import SourcePrompts
 from ..corpus.atomic import clear_temporaries
 from ..corpus.judgements import FOLDER
-from ..corpus.pools import refresh_judgements
+from ..corpus.pools import check_judging, refresh_judgements
 from ..engine.calls import Engine
 from ..engine.stage import StageError
 from .decisions import decide
@@ -79,10 +79,14 @@ def label_pairs(
 ) -> Summary:
     """Take the grades of a person for up to `number` undecided pairs (see `label`), and follow them.
 
-    Asks no model. Raises as `judge` does, as far as it reads.
+    Asks no model, so `judge` must have run before. Raises as `judge` does, as far as it reads.
+
+    Raises:
+        CorpusError: there are no pools, or they are not judged with these settings.
     """
     started = time.monotonic()
     refresh_judgements(corpus)
+    check_judging(corpus, settings.decisive)
     name, _ = find_scorer(settings, sources)
     labels = label(corpus, settings, name, number, ask)
     refresh_judgements(corpus)

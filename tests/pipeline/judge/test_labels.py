@@ -9,8 +9,10 @@ from click.testing import CliRunner
 from conan_embedding import display
 from conan_embedding.pipeline.corpus.catalog import query
 from conan_embedding.pipeline.corpus.judgements import add, list_parts
+from conan_embedding.pipeline.corpus.pools import read_judging
 from conan_embedding.pipeline.judge.language_model import name_model
 from conan_embedding.pipeline.judge.stage import label_pairs
+from conan_embedding.schemas.errors import CorpusError
 from conan_embedding.schemas.judge_settings import JudgeSettings
 from judged_pools import read_judgements, write_judged_pools
 
@@ -75,15 +77,30 @@ def test_a_person_counts_more_than_a_language_model(corpus: Path) -> None:
     assert given.llm
     rows = {"query": ["天气怎样"], "passage": ["上海天气"], "score": [3.0]}
     add(corpus, name_model(given.llm), pl.DataFrame(rows))
+    judged(corpus, given)
+    decided = "SELECT text FROM pools.decisions JOIN pools.passages USING (passage_id) ORDER BY text"
+    assert [row["text"] for row in query(corpus, decided).to_pylist()] == ["上海天气", "北京天气好"]
     label_pairs(corpus, given, 99, lambda pair: "1" if pair["passage"] == "上海天气" else "s")
-    assert query(corpus, "SELECT count(*) AS n FROM pools.decisions").to_pylist() == [{"n": 0}]
+    assert [row["text"] for row in query(corpus, decided).to_pylist()] == ["北京天气好"]
 
 
 def test_keys_skip_and_end(corpus: Path) -> None:
-    keys = iter("s2q3")
-    assert label_pairs(corpus, settings(corpus, None), 99, lambda _: next(keys)).rows_out == 1
+    keys, given = iter("s2q3"), settings(corpus, None)
+    judged(corpus, given)
+    assert label_pairs(corpus, given, 99, lambda _: next(keys)).rows_out == 1
     assert next(keys) == "3"  # was not asked for
     assert len(read_parts(corpus, "person")) == 1
+
+
+def test_labels_do_not_make_judged_pools(corpus: Path) -> None:
+    """Or training would take pools that nobody has judged for those that the recipe asks for."""
+    given = settings(corpus, None)
+    with pytest.raises(CorpusError, match="the pools are not judged; run `conan judge"):
+        label_pairs(corpus, given, 99, lambda _: "3")
+    judged(corpus, given)
+    with pytest.raises(CorpusError, match="judged with other settings than the recipe's"):
+        label_pairs(corpus, given.model_copy(update={"candidates": 2}), 99, lambda _: "3")
+    assert read_parts(corpus, "person") == [] and read_judging(corpus) == given.decisive
 
 
 def test_a_pair_is_shown_with_its_positives(capsys: pytest.CaptureFixture[str]) -> None:
