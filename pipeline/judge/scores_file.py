@@ -21,7 +21,9 @@ def name_file(file: Path) -> str:
 
 
 def add_scores(corpus: Path, file: Path, judge: str) -> None:
-    """Add a file's scores to the store as those of `judge`, unless they are there already.
+    """Add those of a file's scores to the store, as scores of `judge`, that are not there yet.
+
+    A store that `conan sample` has cut has some of them.
 
     Raises:
         RecipeError: the file can't be read, lacks a column, or has a row without a text or a finite score, or two
@@ -31,6 +33,11 @@ def add_scores(corpus: Path, file: Path, judge: str) -> None:
         connection.execute("SET enable_progress_bar = false")
         try:
             connection.execute(f"CREATE VIEW scores AS SELECT {', '.join(COLUMNS)} FROM {_reader(file)}")
+            connection.execute(
+                "CREATE VIEW pairs AS SELECT DISTINCT * FROM scores "
+                f"ANTI JOIN (FROM ({scan(corpus)}) WHERE judge = {quote(judge)}) "
+                "ON query_hash = md5(query) AND passage_hash = md5(passage)"
+            )
             bad = connection.sql(f"FROM scores WHERE NOT ({_WHOLE})").count("*").fetchall()[0][0]
             twice = connection.sql(
                 "SELECT query FROM scores GROUP BY query, passage HAVING min(score) < max(score) LIMIT 1"
@@ -42,8 +49,7 @@ def add_scores(corpus: Path, file: Path, judge: str) -> None:
             raise RecipeError(f"judge.scores: {file}: {bad} rows have no query, no passage or no finite score")
         if twice:
             raise RecipeError(f"judge.scores: {file}: a passage has two scores for the query {twice[0][0][:80]!r}")
-        if not connection.sql(f"FROM ({scan(corpus)}) WHERE judge = {quote(judge)} LIMIT 1").fetchall():
-            connection.execute("CREATE VIEW pairs AS SELECT DISTINCT * FROM scores")
+        if connection.sql("FROM pairs LIMIT 1").fetchall():
             write_from(connection, name_part(corpus), judge, "pairs")
 
 

@@ -44,11 +44,11 @@ def judge(corpus: Path, settings: JudgeSettings, engine: Engine, sources: Mappin
     unknown = find_missing(corpus, settings, name)
     ask(corpus, unknown, engine)
     refresh_judgements(corpus)
-    pairs = count_rows(corpus, f"FROM ({asked_pairs(settings)})")
+    asked = asked_pairs(settings)
     missing = find_missing(corpus, settings, name).height
     if settings.scores is None and missing:
         raise StageError(f"{missing} judgements were written on a node that does not share {corpus}")
-    if pairs and missing == pairs:
+    if missing and missing == count_rows(corpus, f"FROM ({asked})"):
         raise CorpusError(
             f"judge.scores: {settings.scores} has no pair of the pools; its texts must be those of pools.queries and "
             "pools.passages to the letter, as `conan sql` prints them"
@@ -57,10 +57,12 @@ def judge(corpus: Path, settings: JudgeSettings, engine: Engine, sources: Mappin
     grader = ""
     if settings.llm is not None:
         grader = name_model(settings.llm)
-        undecided = find_undecided(corpus, asked_pairs(settings), settings.llm, name)
+        undecided = find_undecided(corpus, asked, settings.llm, name)
         notes["llm"] = {"judge": grader, **grade(corpus, undecided, settings.llm, engine)._asdict()}
         refresh_judgements(corpus)
     decided = decide(corpus, settings, name, grader)
+    deeper = "SELECT query_id, passage_id FROM decisions WHERE decision <> 'near_duplicate'"  # scored before, or in a file
+    pairs = count_rows(corpus, f"FROM ({asked} UNION {deeper})")
     rejected = Counter({reason: decided[reason] for reason in ("ambiguous", "irrelevant") if decided[reason]})
     notes |= {
         "relabelled": decided["positive"],

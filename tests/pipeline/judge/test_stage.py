@@ -209,6 +209,17 @@ def test_a_file_of_scores_judges(suffix: str, corpus: Path, tmp_path: Path) -> N
     assert len(list_parts(corpus)) == 1
     write_judged_pools(corpus, {"他": (["别"], [])})
     assert read_judgements(corpus) == {("他", "别"): 1.0}  # kept although there was no such query
+    (part,) = list_parts(corpus)
+    pl.read_parquet(part).head(4).write_parquet(part)  # as `conan sample` takes a part of them over
+    write_judged_pools(corpus)
+    assert run(corpus, scores=file, candidates=2).notes["without_score"] == 1
+
+
+def test_deeper_candidates_with_scores_are_decided_on_and_counted(corpus: Path, tmp_path: Path) -> None:
+    rows = [{"query": query, "passage": text, "score": 0.9} for query, text in asked_pairs(3)]
+    file = write_scores(tmp_path / "scores.parquet", rows)
+    summary = run(corpus, scores=file, candidates=1, set_aside={"margin": 0})
+    assert (summary.rows_in, summary.rows_out, summary.rejected) == (14, 5, {"ambiguous": 9})
 
 
 @pytest.mark.parametrize(
@@ -231,6 +242,12 @@ def test_other_files_are_refused(name: str, content: str | None, message: str, c
         (tmp_path / name).write_text(content, "utf-8")
     with pytest.raises(ConanError, match=message):
         run(corpus, scores=tmp_path / name)
+
+
+def test_numbers_in_place_of_texts_are_refused(corpus: Path, tmp_path: Path) -> None:
+    file = write_scores(tmp_path / "scores.parquet", [{"query": 1, "passage": "a", "score": 0.5}])
+    with pytest.raises(ConanError, match="expected the columns query, passage"):
+        run(corpus, scores=file)
 
 
 def test_from_the_command_line(conan: Conan, corpus: Path, reranker: Path, tmp_path: Path) -> None:
