@@ -48,7 +48,7 @@ PROMPTS = {
 
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
-_GRADE = re.compile(r"\D*([0-3])\D*")
+_GRADE = re.compile(r"(?!\s*<think>)\D*([0-3])\D*")  # a thought that was cut off has come to no grade
 
 
 def build_messages(query: str, passage: str, positives: Sequence[str]) -> list[dict[str, str]]:

@@ -138,6 +138,7 @@ def test_another_model_or_positive_is_asked_again_only_where_it_must(server: LLM
         (" 0\n", 0),
         ("分数：2。", 2),
         ("<think>1 or 2\n3</think>\n\n1", 1),
+        ("<think>\nIt could be a 2, but", None),
         ("4", None),
         ("2 or 3", None),
         ("", None),
