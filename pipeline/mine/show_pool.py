@@ -27,6 +27,13 @@ BLOCK = 16_384
 _ROUNDING = 1e-6
 """Allowed difference: in another block of queries, the last bits of a product may differ."""
 
+_DECIDED = """
+SELECT passage_id, coalesce('judged ' || replace(decision, '_', ' '), 'set aside with the query') AS decision
+FROM (SELECT unnest(passage_ids) AS passage_id FROM mined_candidates ANTI JOIN queries USING (query_id)
+      WHERE query_id = $query)
+FULL JOIN (FROM decisions WHERE query_id = $query) USING (passage_id)
+"""
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -76,7 +83,7 @@ def show_pool(
             "FROM candidates WHERE query_id = ?",
             params=[query_id],
         ).pl()
-        decided = pools.sql("SELECT passage_id, decision FROM decisions WHERE query_id = ?", params=[query_id]).pl()
+        decided = pools.sql(_DECIDED, params={"query": query_id}).pl()
         passages = pools.sql("SELECT passage_id, text, source, vectors FROM passages ORDER BY passage_id").pl()
         scores = _scores(corpus, asked, passages, settings, sources)
         ranked = (
@@ -187,7 +194,7 @@ def _verdict(
     is_kept, first = pl.col("rank").is_not_null(), pl.col("place").filter(pl.col("rank") == 0).first()
     return (
         pl.when(pl.col("decision").is_not_null())
-        .then("judged " + pl.col("decision").str.replace("_", " "))
+        .then(pl.col("decision"))
         .when(is_kept)
         .then(pl.lit("kept"))
         .when(pl.col("passage_id").is_in(positives["passage_id"].implode()))

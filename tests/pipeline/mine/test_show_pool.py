@@ -161,5 +161,10 @@ def test_what_a_judge_decided(converted_corpus: Path, bge: Path) -> None:
     others_left = {row["passage_id"]: row["rank"] for row in [second, *others]}
     kept = {passage: rank for passage, (verdict, rank) in verdicts.items() if verdict == "kept"}
     assert kept == {passage: rank - 1 for passage, rank in others_left.items()}
+    bad = [rows[1] | {"passage_id": row["passage_id"]} for row in before.positives]
+    write_decisions(converted_corpus, pa.Table.from_pylist([rows[0], *bad]), "{}")
+    aside = {row["passage_id"]: row["verdict"] for row in show_pool(converted_corpus, "问", mined).passages}
+    assert aside[first["passage_id"]] == "judged ambiguous"
+    assert {aside[row["passage_id"]] for row in (second, *others)} == {"set aside with the query"}
     mine(converted_corpus, mined, Engine(workers=1))  # leaves the pools as mined
     assert show_pool(converted_corpus, "问", mined) == before
