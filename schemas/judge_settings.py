@@ -27,7 +27,8 @@ class LLMJudgeSettings(ServerSettings):
     """A language model that grades pairs from 0 to 3."""
 
     max_tokens: int = Field(
-        description="Budget: tokens of prompts and answers that may be paid for, earlier runs in this corpus included.",
+        description="Budget: tokens of prompts and answers that may be paid for, earlier runs of this model in this"
+        " corpus included.",
         ge=0,
     )
     band: tuple[float, float] | None = setting(
