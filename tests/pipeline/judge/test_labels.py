@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from conan_embedding import display
 from conan_embedding.pipeline.corpus.catalog import query
 from conan_embedding.pipeline.corpus.judgements import add, list_parts
-from conan_embedding.pipeline.corpus.pools import read_judging
+from conan_embedding.pipeline.corpus.pools import read_judging, refresh_judgements
 from conan_embedding.pipeline.judge.language_model import name_model
 from conan_embedding.pipeline.judge.stage import label_pairs
 from conan_embedding.schemas.errors import CorpusError
@@ -82,6 +82,14 @@ def test_a_person_counts_more_than_a_language_model(corpus: Path) -> None:
     assert [row["text"] for row in query(corpus, decided).to_pylist()] == ["上海天气", "北京天气好"]
     label_pairs(corpus, given, 99, lambda pair: "1" if pair["passage"] == "上海天气" else "s")
     assert [row["text"] for row in query(corpus, decided).to_pylist()] == ["北京天气好"]
+
+
+def test_the_last_grade_of_a_pair_counts(corpus: Path) -> None:
+    """A store has two of a pair if it has the files of two corpora."""
+    for grade in (1.0, 3.0, 2.0):
+        add(corpus, "person", pl.DataFrame({"query": ["股市"], "passage": ["今天股市"], "score": [grade]}))
+    refresh_judgements(corpus)
+    assert read_judgements(corpus) == {("股市", "今天股市"): 2.0}
 
 
 def test_keys_skip_and_end(corpus: Path) -> None:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 from conan_embedding.pipeline.corpus.catalog import query
+from conan_embedding.pipeline.corpus.folder import fingerprint
 from conan_embedding.pipeline.corpus.judgements import add
 from conan_embedding.pipeline.engine.calls import Engine
-from conan_embedding.pipeline.judge.grades import build_messages, read_grade
+from conan_embedding.pipeline.judge import language_model
+from conan_embedding.pipeline.judge.grades import PROMPT_VERSION, PROMPTS, build_messages, read_grade
 from conan_embedding.pipeline.judge.language_model import name_model
 from conan_embedding.pipeline.judge.stage import judge, plan
 from conan_embedding.pipeline.llm_client import client
-from conan_embedding.schemas.judge_settings import JudgeSettings
+from conan_embedding.schemas.judge_settings import JudgeSettings, LLMJudgeSettings
 from conan_embedding.schemas.outcomes import Summary
 from judged_pools import read_judgements, write_judged_pools
 from llm_server import TOKENS, LLMServer, serve_llm
@@ -115,7 +117,10 @@ def test_the_budget_is_told_and_kept(server: LLMServer, corpus: Path) -> None:
     assert run(server, corpus).notes["llm"]["graded"] == 2 and len(server.requests) == 4
 
 
-def test_without_a_band_all_are_graded_and_what_is_no_grade_is_counted(server: LLMServer, corpus: Path) -> None:
+def test_without_a_band_all_are_graded_and_what_is_no_grade_is_counted(
+    server: LLMServer, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language_model, "PART", 3)
     server.answer = lambda prompt: "relevant" if "茶" in judged_text(prompt) else "2"
     summary = run(server, corpus, band=None)
     assert summary.notes["llm"]["unclear"] == 4
@@ -155,3 +160,12 @@ def test_a_grade_by_another_judge_counts_for_nothing(server: LLMServer, corpus: 
     run(server, corpus)
     found = query(corpus, "SELECT count(*) AS n FROM pools.decisions WHERE judge = 'llm-other'").to_pylist()
     assert found == [{"n": 0}]
+
+
+def test_another_prompt_is_another_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails as PROMPTS have changed, raise PROMPT_VERSION: the grades in people's corpora are by other ones."""
+    assert (PROMPT_VERSION, fingerprint(PROMPTS)[:8]) == (1, "d2c690af")
+    given = LLMJudgeSettings(model="m", max_tokens=1)
+    before = language_model.name_model(given)
+    monkeypatch.setattr(language_model, "PROMPT_VERSION", 2)
+    assert language_model.name_model(given) != before

@@ -109,8 +109,10 @@ def test_a_second_corpus_takes_the_files_over(
 
 
 def test_another_model_is_another_judge(corpus: Path, reranker: Path, tmp_path: Path) -> None:
-    first = run(corpus, model=reranker).notes["judge"]
-    second = run(corpus, model=write_cross_encoder(tmp_path / "second", seed=1)).notes["judge"]
+    folder = Path(shutil.copytree(reranker, tmp_path / "model"))
+    first = run(corpus, model=folder).notes["judge"]
+    write_cross_encoder(folder, seed=1)  # in its place
+    second = run(corpus, model=folder).notes["judge"]
     third = run(corpus, model=reranker, max_length=8).notes["judge"]
     assert len({first, second, third}) == 3
     each = [read_judgements(corpus, name) for name in (first, second, third)]
@@ -172,7 +174,8 @@ def test_a_model_that_fails_keeps_what_it_has_judged(
     assert run(corpus, model=reranker).notes["scored"] == len(asked_pairs(3)) - 4
 
 
-def test_a_bi_encoder_judges_by_its_cosines(corpus: Path, tmp_path: Path) -> None:
+def test_a_bi_encoder_judges_by_its_cosines(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART", 4)
     folder = add_modules(write_plain(tmp_path / "bi"), {"pooling_mode_mean_tokens": True})
     prompts = {"query": "问：", "passage": "答："}
     summary = run(corpus, model=folder, candidates=2, prompts=prompts)
