@@ -20,7 +20,7 @@ from .class_records import build_class_records, judge_classes
 from .query_records import build_query_records, count_parts
 from .response_rules import find_broken_rule
 
-VERSION = 6
+VERSION = 7
 
 
 def convert(corpus: Path, recipe: Recipe, engine: Engine) -> Summary:

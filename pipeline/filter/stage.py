@@ -22,7 +22,7 @@ from ..text.personal_data import mask_personal_data
 from .rules import Rule, find_first_failing, judge, select_rules
 from .titles import strip_title
 
-VERSION = 8
+VERSION = 9
 
 Group = tuple[str, str]
 """A source and its category. The same thresholds apply to all pairs of a group."""

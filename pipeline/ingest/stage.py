@@ -31,7 +31,7 @@ from .readers import check_readers, open_sandbox, read_batches
 from .shown_records import mask_problems
 from .splits import list_source_files, plan_splits
 
-VERSION = 5
+VERSION = 6
 
 _LATER = {"priority", "licence", "holdout", "label_range", "prompts", "instruction", "synthesize"}
 """Settings of a source that only other stages use."""

@@ -61,7 +61,8 @@ def judge(corpus: Path, settings: JudgeSettings, engine: Engine, sources: Mappin
         notes["llm"] = {"judge": grader, **grade(corpus, undecided, settings.llm, engine)._asdict()}
         refresh_judgements(corpus)
     decided = decide(corpus, settings, name, grader)
-    deeper = "SELECT query_id, passage_id FROM decisions WHERE decision <> 'near_duplicate'"  # scored before, or in a file
+    # Candidates that were scored before, or in a file, count too.
+    deeper = "SELECT query_id, passage_id FROM decisions WHERE decision <> 'near_duplicate'"
     pairs = count_rows(corpus, f"FROM ({asked} UNION {deeper})")
     rejected = Counter({reason: decided[reason] for reason in ("ambiguous", "irrelevant") if decided[reason]})
     notes |= {
