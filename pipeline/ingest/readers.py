@@ -24,6 +24,7 @@ from .hf_reader import list_dataset_files, read_dataset
 from .html_reader import read_html, read_warc
 from .json_columns import select_from_records, select_objects
 from .json_reader import read_chats, read_json, read_json_lines, split_json_lines
+from .json_rows import has_rows, read_rows, split_rows
 from .listing import Listing, list_files
 from .markdown_reader import read_markdown
 from .misfits import cast_columns, find_misfits
@@ -96,8 +97,15 @@ def _make_table_reader(default: Dialect) -> Reader:
 def _make_shape_reader(
     read: Callable[[FileSplit, Source, duckdb.DuckDBPyConnection], Iterator[Frames]], select: Callable[[Source], str]
 ) -> Reader:
-    """Return a reader of JSON records in a well-known shape; `select` gives SQL over the table `records`."""
-    return Reader(read, lambda source: select_from_records(select(source)), is_json=True)
+    """Return a reader of records in a well-known shape, of JSON or of rows with such columns.
+
+    `select` gives SQL over the table `records`.
+    """
+
+    def read_records(split: FileSplit, source: Source, connection: duckdb.DuckDBPyConnection) -> Iterator[Frames]:
+        return read_rows(split) if has_rows(split.path) else read(split, source, connection)
+
+    return Reader(read_records, lambda source: select_from_records(select(source)), split_rows, is_json=True)
 
 
 READERS: Registry[Reader] = Registry("reader")

@@ -37,12 +37,13 @@ def show_rows(frame: pl.DataFrame, numbers: pl.Series) -> pl.Series:
     wanted = numbers.cast(pl.UInt32).alias("_row").to_frame()
     chosen = wanted.unique().join(frame, on="_row", how="inner")
     columns = [name for name in frame.columns if name not in PLACE]
-    record = chosen[RECORD] if RECORD in frame.columns else _show_columns(chosen.select(columns))
+    record = chosen[RECORD] if RECORD in frame.columns else show_columns(chosen.select(columns))
     shown = chosen.select("_row").with_columns(record=record)
     return wanted.join(shown, on="_row", how="left", maintain_order="left")["record"]
 
 
-def _show_columns(rows: pl.DataFrame) -> pl.Series:
+def show_columns(rows: pl.DataFrame) -> pl.Series:
+    """Return the columns of each row as JSON; bytes are shown in base64."""
     readable = rows.with_columns(
         column.cast(_store_times(column.dtype)) for column in rows if not _are_times_readable(column)
     )

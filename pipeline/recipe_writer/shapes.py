@@ -12,7 +12,7 @@ from .samples import Sample
 
 _CHATS = ("conversations", "messages", "conversation")
 _COLLECTED = "`task: pretrain` if the pairs were collected rather than judged: then they are filtered and scored"
-_JSON = ("json", "jsonl")
+_HOLD_SHAPES = ("json", "jsonl", "parquet")
 _ITEM = "item"
 """The name that `select` gives to an element of a list."""
 _ENTAILMENT = {"entailment": 1, "neutral": 0.5, "contradiction": 0, "蕴含": 1, "中立": 0.5, "矛盾": 0}
@@ -118,7 +118,7 @@ def _passages(read: str, column: str | None, why: str) -> Shape:
 
 
 def _known_shape(sample: Sample, columns: Sequence[Column]) -> Shape | None:
-    if sample.read not in _JSON:
+    if sample.read not in _HOLD_SHAPES:
         return None
     keys = {column.path[0] for column in columns}
     kinds = {column.path: column.kind for column in columns}

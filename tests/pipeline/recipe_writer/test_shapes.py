@@ -101,7 +101,7 @@ def test_what_comes_with_pairs() -> None:
     assert (*sql(judged), judged.where) == ("retrieval", "question_answer", "query", "passage", "label::INT = 1")
     hard = look("csv", query=ASKED, positive=ANSWERED, negative_1=LIKE, negative_2=TITLES)
     assert (hard.task, hard.negatives) == ("retrieval", "[negative_1] || [negative_2]")
-    lists = look("parquet", query=ASKED, pos=[[answer] for answer in ANSWERED], neg=[LIKE[:2]] * ROWS)
+    lists = look("hf", query=ASKED, pos=[[answer] for answer in ANSWERED], neg=[LIKE[:2]] * ROWS)
     assert (lists.select, lists.positive, lists.negatives) == ("unnest(pos) AS item", "item", "neg")
     split = look("csv", sentence1=LIKE, sentence2=ASKED, score=BITS, split=["train", "train", "test"] * 10)
     assert split.where == "split <> 'test'"
@@ -136,8 +136,9 @@ def test_what_comes_with_pairs() -> None:
     ],
 )
 def test_shapes_that_readers_know(columns: dict[str, list[Any]], read: str, task: str, format_: str) -> None:
-    shape = look(**columns)
-    assert (shape.read, shape.task, shape.format, shape.query, shape.positive) == (read, task, format_, None, None)
+    for file in ("jsonl", "parquet"):
+        shape = look(file, **columns)
+        assert (shape.read, shape.task, shape.format, shape.query, shape.positive) == (read, task, format_, None, None)
 
 
 def test_lists_of_objects() -> None:
