@@ -26,7 +26,7 @@ from .pairs import read_texts
 from .scores_file import add_scores, name_file
 
 PART = 16_384
-"""Chosen here: pairs per file of the store, which is the most that a killed run loses."""
+"""Chosen here: pairs per file of the store, which is the most that each process of a killed run loses."""
 
 Ask = Callable[[Path, pl.DataFrame, Engine], None]
 """Asks a judge about pairs, `query_id, passage_id`, and adds what it says to the store."""

@@ -59,6 +59,8 @@ def check_scores_file(file: Path, place: str) -> None:
         raise RecipeError(f"{place}: {file}: expected a file that ends in .parquet or .jsonl")
     if not file.is_file():
         raise RecipeError(f"{place}: there is no file {file}")
+    if found := sorted(set("*?[") & set(str(file))):  # DuckDB would read the files that match
+        raise RecipeError(f"{place}: {file}: the path must not contain {found[0]}; move or rename the file")
 
 
 def _reader(file: Path) -> str:

@@ -238,6 +238,7 @@ def test_deeper_candidates_with_scores_are_decided_on_and_counted(corpus: Path, 
         ),
         ("scores.jsonl", '{"query": "a", "passage": "b", "score": 1}', "has no pair of the pools"),
         ("gone.jsonl", None, "there is no file"),
+        ("scores[12].jsonl", "", r"must not contain \[; move or rename"),
     ],
 )
 def test_other_files_are_refused(name: str, content: str | None, message: str, corpus: Path, tmp_path: Path) -> None:
