@@ -70,7 +70,7 @@ TITLED = ("pretrain", "title_content")
     ],
 )
 def test_columns(columns: dict[str, list[Any]], expected: tuple[str, ...]) -> None:
-    assert sql(look("parquet", **columns)) == expected
+    assert sql(look("hf", **columns)) == expected
 
 
 def test_two_sentences() -> None:
