@@ -17,15 +17,18 @@ from .grades import PROMPT_VERSION, VERDICTS, build_body, build_messages, read_g
 
 FOLDER = "llm_answers"
 """The folder of the answers, a file for each judge."""
+PATIENCE = 4
+"""Chosen here: requests in a row that may fail. Vendors refuse single texts, by filters of what they call unsafe."""
 PART = 4_096
 """Chosen here: pairs whose texts and grades are in memory at a time; a killed run finds their answers in the cache."""
 
 
 class Graded(NamedTuple):
-    """Numbers of pairs: graded now, answered by something else than a grade, and left out as the budget was spent."""
+    """Numbers of pairs: graded now, answered by something else than a grade, failed, and left out by the budget."""
 
     graded: int
     unclear: int
+    failed: int
     over_budget: int
     tokens: int
 
@@ -82,9 +85,9 @@ def grade(corpus: Path, pairs: pl.DataFrame, settings: LLMJudgeSettings, engine:
     """Ask for the grades of pairs, as far as the budget allows, and add them to the store.
 
     Raises:
-        LLMError: the server can't be reached or refuses a request; what it has answered is kept.
+        LLMError: the server can't be reached, or refuses request after request; what it has answered is kept.
     """
-    name, found = name_model(settings), Graded(0, 0, 0, 0)
+    name, found = name_model(settings), Graded(0, 0, 0, 0, 0)
     engine.progress("judge: llm", 0, pairs.height, 0)
     fetch(corpus, FOLDER)
     for start in range(0, pairs.height, PART):
@@ -95,14 +98,16 @@ def grade(corpus: Path, pairs: pl.DataFrame, settings: LLMJudgeSettings, engine:
             engine.progress("judge: llm", min(start + done, pairs.height), pairs.height, start + done)
 
         cache = corpus / FOLDER / f"{name}.jsonl"
-        asked = ask(requests, settings, Budget(settings.max_tokens), cache, progress, engine=engine)
+        asked = ask(requests, settings, Budget(settings.max_tokens), cache, progress, PATIENCE, engine)
         grades = [None if answer is None else read_grade(answer.text) for answer in asked.answers]
         known = texts.with_columns(score=pl.Series(grades, dtype=pl.Int64)).drop_nulls("score")
         if known.height:
             verdicts = known["score"].replace_strict(dict(enumerate(VERDICTS)), return_dtype=pl.String)
             add(corpus, name, known.with_columns(verdict=verdicts))
         upload(corpus, FOLDER)
-        over = asked.answers.count(None)
-        now = Graded(known.height, texts.height - over - known.height, over, asked.tokens)
+        failed = sum(request.key in asked.problems for request in requests)
+        over = asked.answers.count(None) - failed
+        unclear = texts.height - known.height - failed - over
+        now = Graded(known.height, unclear, failed, over, asked.tokens)
         found = Graded(*(before + more for before, more in zip(found, now, strict=True)))
     return found

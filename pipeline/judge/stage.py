@@ -35,7 +35,7 @@ def judge(corpus: Path, settings: JudgeSettings, engine: Engine, sources: Mappin
         RecipeError: the file of scores can't be read.
         ModelError: the model can't be read, or gives a score that is NaN or infinite.
         StageError: some pairs could not be judged; the others are in the store.
-        LLMError: the language model can't be reached, or refuses a request; its answers so far are kept.
+        LLMError: the language model can't be reached, or refuses request after request; its answers are kept.
     """
     started = time.monotonic()
     clear_temporaries(corpus / FOLDER)

@@ -77,7 +77,7 @@ def test_the_undecided_are_graded_and_the_grades_followed(server: LLMServer, cor
     assert sorted(map(judged_text, server.prompts)) == sorted(text for _, text in UNDECIDED)
     assert read_judgements(corpus, name_model(asked)) == dict(zip(UNDECIDED, [3, 2, 1, 0], strict=True))
     assert summary.notes["llm"] == {
-        "judge": name_model(asked), "graded": 4, "unclear": 0, "over_budget": 0, "tokens": 4 * TOKENS
+        "judge": name_model(asked), "graded": 4, "unclear": 0, "failed": 0, "over_budget": 0, "tokens": 4 * TOKENS
     }  # fmt: skip
     verdicts = query(
         corpus, "SELECT verdict FROM pools.judgements WHERE verdict IS NOT NULL ORDER BY score"
@@ -95,6 +95,16 @@ def test_the_undecided_are_graded_and_the_grades_followed(server: LLMServer, cor
         "茶": ("positive", "file"),
     }
     assert run(server, corpus).notes["llm"]["tokens"] == 0 and len(server.requests) == 4
+
+
+def test_a_pair_that_is_refused_costs_only_itself(server: LLMServer, corpus: Path) -> None:
+    """A filter of the vendor's refuses one text; when only that one is left, it doesn't end the run either."""
+    server.faults = [(200, ""), (400, "data_inspection_failed")]
+    notes = run(server, corpus, concurrency=1).notes["llm"]
+    assert (notes["graded"], notes["failed"], notes["over_budget"]) == (3, 1, 0)
+    server.faults = [(400, "data_inspection_failed")]
+    notes = run(server, corpus, concurrency=1).notes["llm"]
+    assert (notes["graded"], notes["failed"]) == (0, 1)
 
 
 def test_the_prompt_shows_the_positives_but_never_a_text_to_itself(server: LLMServer, corpus: Path) -> None:
