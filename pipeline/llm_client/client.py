@@ -110,8 +110,8 @@ def ask(
 
     Args:
         patience: How many requests in a row may fail; with one more, the server is given up. If any may, refusals of
-            single requests count only as long as nothing has been answered, in an earlier run neither. If nothing is
-            answered at all, and not for such refusals alone, the server is given up, too.
+            single requests count only as long as the cache has no answer. If nothing is answered at all, and not for
+            such refusals alone, the server is given up, too.
 
     Raises:
         LLMError: the server is given up, or refuses all requests; the answers so far are in the cache.
@@ -135,7 +135,7 @@ def ask(
     ):
         running: dict[Future[Answer], Request] = {}
         failed: BaseException | None = None
-        in_a_row, answered, has_answered = 0, False, bool(known)
+        in_a_row, answered = 0, False
         is_away: BaseException | None = None
 
         def is_affordable(request: Request) -> bool:
@@ -156,7 +156,7 @@ def ask(
                     problems[request.key] = str(error)
                     in_a_row += 1
                     is_refusal = isinstance(error, RefusedRequestError)
-                    is_bearable = patience and has_answered and is_refusal
+                    is_bearable = patience and known and is_refusal
                     is_away = is_away if is_refusal else error
                     if (in_a_row > patience and not is_bearable) or not isinstance(error, LLMError):
                         failed = error
@@ -165,7 +165,7 @@ def ask(
                 file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
                 known[answer.request] = answer
                 spent += answer.tokens
-                in_a_row, answered, has_answered = 0, True, True
+                in_a_row, answered = 0, True
             file.flush()
             progress(len(known) - paid + len(problems), total)
         os.fsync(file.fileno())
