@@ -167,13 +167,13 @@ def _keep_metrics(file: Path, rows: list[dict[str, Any]], versions: dict[str, st
     measured = [{**row, "set_version": versions[row["set"]]} for row in rows]
     with alone_in(file.parent):
         before = json.loads(file.read_text("utf-8")) if file.exists() else []
-        others = [row for row in before if model_of(row) not in evaluated]
-        kept = [row for row in others if row.get("set_version") == versions.get(row["set"], "")]
+        kept, outdated = [], defaultdict[str, set[str]](set)
+        for row in (row for row in before if model_of(row) not in evaluated):
+            if row.get("set_version") == versions.get(row["set"], ""):
+                kept.append(row)
+            else:
+                outdated[model_of(row)].add(row["set"])
         write_text(file, json.dumps([*kept, *measured], indent=1))
-    outdated: dict[str, set[str]] = defaultdict(set)
-    for row in others:
-        if row not in kept:
-            outdated[model_of(row)].add(row["set"])
     return outdated
 
 

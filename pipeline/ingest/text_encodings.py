@@ -59,6 +59,10 @@ _MARK = "\ufeff".encode()
 _MARKS_AT_STARTS = re.compile(b"(?m)^(?:%b)+" % _MARK)
 _RETURNS = re.compile(rb"\r+\n")
 _END_OF_DOS = b"\x1a"  # Ctrl-Z
+_OTHER = "neither UTF-8, GB18030 nor Big5; it looks like {0}: declare it with `encoding: {0}`"
+_SHIFTED = {b"B": "iso-2022-jp", b"@": "iso-2022-jp", b")C": "iso-2022-kr"}
+_SHIFTS = re.compile(rb"\x1b\$(B|@|\)C)")
+"""The shifts by which the codes of 7 bits (ISO 2022) begin their own characters; all else in them is ASCII."""
 
 
 @dataclass(frozen=True)
@@ -259,12 +263,6 @@ def _mark_offsets_from(offset: int) -> None:
     codecs.register_error("conan.mark", mark)
 
 
-_OTHER = "neither UTF-8, GB18030 nor Big5; it looks like {0}: declare it with `encoding: {0}`"
-_SHIFTED = {b"B": "iso-2022-jp", b"@": "iso-2022-jp", b")C": "iso-2022-kr"}
-_SHIFTS = re.compile(rb"\x1b\$(B|@|\)C)")
-"""The shifts by which the codes of 7 bits (ISO 2022) begin their own characters; all else in them is ASCII."""
-
-
 def find_encoding(chunks: Iterable[bytes], declared: str | None = None, path: str | None = None) -> str:
     """Check the declared encoding of a file, or detect it, from the first megabytes that are not ASCII.
 
@@ -280,9 +278,8 @@ def find_encoding(chunks: Iterable[bytes], declared: str | None = None, path: st
         for chunk in chunks:
             if not begin and (advice := find_format(chunk)):
                 raise FileError("unreadable", advice)
-            if not begin and not declared and (found := _SHIFTS.search(chunk)):
-                likely = _SHIFTED[found[1]]
-                raise FileError("encoding", _OTHER.format(likely))
+            if not begin and not declared and (shift := _SHIFTS.search(chunk)):
+                raise FileError("encoding", _OTHER.format(_SHIFTED[shift[1]]))
             begin = (begin + chunk)[:4]
             if not sample and chunk.isascii() and b"\0" not in chunk:
                 offset += len(chunk)
