@@ -25,7 +25,7 @@ from conan_embedding.schemas.training_settings import PretrainSettings
 from conan_embedding.trainer.job import make_job
 from conan_embedding.trainer.launch.launcher import run_job
 from measures import PRECISION
-from results import evaluate
+from results import begin_run, evaluate
 
 STAGES = ["ingest", "filter", "dedup", "score"]
 STEPS, PAIRS_OF_A_STEP, LEARNING_RATE = 120, 48, 5e-5
@@ -46,8 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     name = "-".join(["curation", options.stage, str(options.seed), *([str(options.steps)][: options.steps != STEPS])])
     folder, place = options.runs / name, options.work / name
-    if (folder / "metrics.json").exists():
-        print(f"{folder}: finished before")
+    if not begin_run(folder):
         return
     recipe = load(options.corpus / "recipe.yaml")
     assert recipe.pretrain is not None
@@ -71,7 +70,6 @@ def main() -> None:
     job = make_job(place, "pretrain", model, settings, {"pairs": [shard]})
     start = time.monotonic()
     run_job(job, 1)
-    folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(job.folder / "log.jsonl", folder)
     facts = {
         "arm": f"pairs of {options.stage}",

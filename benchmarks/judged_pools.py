@@ -9,10 +9,10 @@ that has its metrics.json is not repeated: `benchmarks/results_tables.py --runs 
 """
 
 import argparse
-import os
 import resource
 import shutil
 from pathlib import Path
+from typing import Any
 
 from conan_embedding.pipeline.corpus.folder import shards
 from conan_embedding.pipeline.corpus.pools import decided_fingerprint, open_pools
@@ -24,7 +24,8 @@ from conan_embedding.schemas.training_settings import DistillSettings
 from conan_embedding.trainer.data.teacher_scores import fingerprint_scores
 from conan_embedding.trainer.job import make_job
 from conan_embedding.trainer.launch.launcher import run_job
-from results import evaluate, prepare, settings_of
+from measures import processor_time
+from results import begin_run, evaluate, prepare, settings_of
 
 QUERIES_OF_A_SOURCE, CANDIDATES = 100, 20
 """Chosen here: of five sources, as many as a run of 120 steps draws; the window of 16 and what may move up into it."""
@@ -52,10 +53,8 @@ def main() -> None:
     options = parser.parse_args()
     name = "-".join([options.arm, str(options.seed), *options.set])
     folder, place = options.runs / name, options.work / name
-    if (folder / "metrics.json").exists():
-        print(f"{folder}: finished before")
+    if not begin_run(folder):
         return
-    folder.mkdir(parents=True, exist_ok=True)
     recipe = load(options.corpus / "recipe.yaml")
     assert recipe.finetune is not None
     relabel, set_aside, distill = ARMS[options.arm]
@@ -71,20 +70,14 @@ def main() -> None:
     if not place.exists():
         shutil.copytree(sample, copied := options.work / f".{name}", dirs_exist_ok=True)
         copied.rename(place)
-    before = sum(os.times()[:4])
+    facts: dict[str, Any] = {"arm": options.arm, "seed": options.seed, "changes": options.set}
     decided = judge(place, judging.model_copy(update={"relabel": relabel, "set_aside": set_aside}), Engine(1))
     found = {kind: shards(place, f"convert/{kind}") for kind in ("retrieval", "sts")}
     pools = f"{decided_fingerprint(place)}{fingerprint_scores(place, None) if distill else ''}"
     job = make_job(place, "finetune", settings.model, settings, found, pools)
-    run_job(job, 1)
-    facts = {
-        "arm": options.arm,
-        "seed": options.seed,
-        "changes": options.set,
-        "judged": decided.notes,
-        "training_seconds": round(sum(os.times()[:4]) - before),
-        "peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
-    }
+    with processor_time(facts, "training_seconds"):
+        run_job(job, 1)
+    facts |= {"judged": decided.notes, "peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024}
     evaluate(options.corpus, str(job.model_folder), settings.max_length, folder, facts)
 
 

@@ -1,9 +1,11 @@
-"""Shared by several benchmarks: model shapes, operation counts of matrix products, the matrix rate, memory."""
+"""Shared by benchmarks: model shapes, operations of matrix products, the matrix rate, memory, processor time."""
 
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -54,3 +56,11 @@ def memory(when: Literal["now", "peak"]) -> float:
     name = "VmRSS" if when == "now" else "VmHWM"
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status[name].split()[0]) * 1024 / 1e6
+
+
+@contextmanager
+def processor_time(took: dict[str, Any], name: str) -> Iterator[None]:
+    """Put the seconds of one processor that the block takes into `took`, those of child processes included."""
+    before = os.times()
+    yield
+    took[name] = round(sum(os.times()[:4]) - sum(before[:4]))

@@ -106,10 +106,8 @@ def main() -> None:
     changes += options.set
     name = "-".join([options.arm, *([str(options.seed)] if options.arm in ARMS else []), *changes])
     folder = options.runs / name
-    if (folder / "metrics.json").exists():
-        print(f"{folder}: finished before")
+    if not begin_run(folder):
         return
-    folder.mkdir(parents=True, exist_ok=True)
     recipe = load(options.corpus / "recipe.yaml")
     assert recipe.pretrain is not None and recipe.finetune is not None
     facts: dict[str, Any] = {"arm": options.arm, "seed": options.seed, "changes": changes}
@@ -120,6 +118,15 @@ def main() -> None:
         facts |= train_arm(job, ARMS[options.arm], folder) | {"settings": settings.model_dump(mode="json")}
         model = str(job.model_folder)
     evaluate(options.corpus, model, recipe.finetune.max_length, folder, facts)
+
+
+def begin_run(folder: Path) -> bool:
+    """Make the folder of a run's results; return False, and say so, if the run is finished."""
+    if (folder / "metrics.json").exists():
+        print(f"{folder}: finished before")
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    return True
 
 
 def evaluate(corpus: Path, model: str | None, max_length: int, folder: Path, facts: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The tables and plots of docs/results from the runs that are there: Table 4 of the paper, and its Figures 2 and 4.
 
 Run: `python benchmarks/results_tables.py [--half validation] > docs/results/tables.md`. The runs are those that
-`benchmarks/results.py` and `benchmarks/versus.py` left in docs/results/data; those of `benchmarks/curation.py` are in a
-folder of their own: `--runs docs/results/curation --baseline "pairs of ingest"`. Plots are written to the folder of the
+`benchmarks/results.py` left in docs/results/data; those of other scripts are in folders of their own, such as
+`--runs docs/results/curation --baseline "pairs of ingest"`. Plots are written to the folder of the
 page; they need matplotlib and are left out without it.
 
 A metric is that of the questions of one half, each question's value being the mean over the seeds of an arm. Whether an

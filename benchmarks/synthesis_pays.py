@@ -27,7 +27,7 @@ from conan_embedding.trainer.evaluation.paired_bootstrap import bound, resample_
 from conan_embedding.trainer.job import make_job
 from conan_embedding.trainer.launch.launcher import run_job
 from measures import PRECISION
-from results import evaluate
+from results import begin_run, evaluate
 
 ARMS = ["untrained", "without", "kept", "rejected"]
 STEPS, PAIRS_OF_A_STEP, LEARNING_RATE = 30, 32, 2e-5
@@ -47,10 +47,8 @@ def main() -> None:
         compare(options.runs)
         return
     folder, place = (root / f"{options.arm}-{options.seed}" for root in (options.runs, options.work))
-    if (folder / "metrics.json").exists():
-        print(f"{folder}: finished before")
+    if not begin_run(folder):
         return
-    folder.mkdir(parents=True, exist_ok=True)
     recipe = load(options.corpus / "recipe.yaml")
     assert recipe.pretrain is not None
     settings = PretrainSettings(

@@ -5,8 +5,8 @@ CORPUS has been mined. FOLDER gets a Hugging Face sequence classifier with one l
 `benchmarks/false_negatives.py --judge FOLDER` says what it is worth.
 
 The first EASY queries bring their positive and another query's; each later one its positive, NEGATIVES of its first
-RANKS candidates and another query's positive. All are classified one by one. 4,000 queries take about 20 minutes of one
-core that has instructions for bf16.
+RANKS candidates and another query's positive. All are classified one by one. 3,000 queries take a model of 6 layers 20
+minutes of one core of an AMD EPYC, in fp32.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Run: `python benchmarks/versus.py TOOL SEED --corpus CORPUS --work FOLDER [--learning-rate 2e-5] [--temperature 0.02]
 [--peers PYTHON]`. CORPUS was made by `conan run recipes/zh-results.yaml`. TOOL is one of CONAN or PEERS; PYTHON is one
-with sentence-transformers 6.2, FlagEmbedding 1.4 and accelerate. Each run leaves a folder in docs/results/data, as
+with sentence-transformers 6.2, FlagEmbedding 1.4 and accelerate. Each run leaves a folder in docs/results/peers, as
 `benchmarks/results.py` does, and a run that has its metrics.json is not repeated.
 
 Each tool trains on all pairs of the corpus as its documentation says: it mines its own negatives with the model that it
@@ -19,13 +19,10 @@ the same values for each. Seconds are those of one processor, because runs may s
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +37,8 @@ from conan_embedding.schemas.settings import MineSettings
 from conan_embedding.schemas.training_settings import FinetuneSettings, HardNegativeMining
 from conan_embedding.trainer.job import make_job
 from conan_embedding.trainer.launch.launcher import run_job
-from results import evaluate
+from measures import processor_time
+from results import begin_run, evaluate
 
 TEXTS = 96
 """Chosen here: as in an arm of benchmarks/results.py."""
@@ -75,7 +73,7 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("--corpus", type=Path, required=True, help="made by recipes/zh-results.yaml")
     parser.add_argument("--work", type=Path, required=True, help="folder for data and models")
-    parser.add_argument("--runs", type=Path, default=Path("docs/results/data"), help="folder for the results")
+    parser.add_argument("--runs", type=Path, default=Path("docs/results/peers"), help="folder for the results")
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--temperature", type=float, default=0.02)
     parser.add_argument("--steps", type=int, default=120)
@@ -86,10 +84,8 @@ def main() -> None:
     name = "-".join(["versus", options.tool, str(options.seed), *changes])
     folder, place = options.runs / name, options.work / name
     mined = options.work / ("mined-conan" if options.tool in CONAN else f"mined-{options.tool}")
-    if (folder / "metrics.json").exists():
-        print(f"{folder}: finished before")
+    if not begin_run(folder):
         return
-    folder.mkdir(parents=True, exist_ok=True)
     recipe = load(options.corpus / "recipe.yaml")
     assert recipe.finetune is not None and recipe.mine is not None
     settings = recipe.finetune.model_copy(update=chosen | CONAN.get(options.tool, {}))
@@ -148,14 +144,6 @@ def write_data(corpus: Path, place: Path, settings: FinetuneSettings, relative_m
     pairs.select(sentence1="text_a", sentence2="text_b", score="label").write_ndjson(place / "sentences.jsonl")
     given = {name: getattr(settings, name) for name in (*CHOSEN, "max_length")}
     (place / "settings.json").write_text(json.dumps(given | {"texts": TEXTS, "relative_margin": relative_margin}))
-
-
-@contextmanager
-def processor_time(took: dict[str, Any], name: str) -> Iterator[None]:
-    """Put the seconds of one processor that the block takes into `took`, those of child processes included."""
-    before = os.times()
-    yield
-    took[name] = round(sum(os.times()[:4]) - sum(before[:4]))
 
 
 if __name__ == "__main__":

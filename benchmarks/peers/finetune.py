@@ -131,4 +131,7 @@ def load_start(place: Path, given: dict[str, Any]) -> Any:
 if __name__ == "__main__":
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     step, tool, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    globals()[f"{step}_with_{tool}"](folder, json.loads((folder / "settings.json").read_text("utf-8")))
+    mines = (mine_with_sentence_transformers, mine_with_flag_embedding)
+    trains = (train_with_sentence_transformers, train_with_flag_embedding)
+    functions = {each.__name__: each for each in (*mines, *trains)}
+    functions[f"{step}_with_{tool}"](folder, json.loads((folder / "settings.json").read_text("utf-8")))
